@@ -1,0 +1,40 @@
+"""How close is close: one table for the tests of the physics, each entry with its reason."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+TOLERANCES: dict[str, tuple[float, str]] = {
+    "copied": (0.0, "numbers are moved, or multiplied by 0 and 1 only: not one bit may change"),
+    "double": (1e-12, "sums of up to 1e5 terms of order 1 in float64 lose at most a few hundred of its 2e-16"),
+    "single": (2e-6, "sums of up to 1e4 terms in float32 (6e-8), accumulated pairwise"),
+    "single_fft": (5e-6, "a 2-D FFT of up to 256 px and a square in float32"),
+    "stored_single": (1e-7, "computed in double, stored once in float32 or complex64: half a unit in the last place"),
+    "order": (1e-12, "the same float64 sum in another order; the promise of the canvas"),
+    "devices": (1e-6, "the same formula on CPU and GPU, whose FFTs and sums run in another order"),
+    "first_order": (0.02, "a formula linear in a perturbation of 1 %, whose square is left out"),
+    "high_dose": (1e-4, "half a count added to 1e4 and more of them"),
+    "two_percent": (0.02, "statistics of 2e5 draws: five standard errors of a variance are 1.6 %"),
+}
+"""Largest relative L2 distance, and why this much is needed and no more."""
+
+
+def tolerance(name: str) -> float:
+    return TOLERANCES[name][0]
+
+
+def relative_l2(a: Tensor, b: Tensor) -> float:
+    """|a - b| / |b| over all elements in double precision; |a| where b is zero."""
+    assert a.shape == b.shape, f"shapes differ: {tuple(a.shape)} and {tuple(b.shape)}"
+    wide = torch.complex128 if a.is_complex() or b.is_complex() else torch.float64
+    a, b = a.detach().cpu().to(wide), b.detach().cpu().to(wide)
+    distance, norm = float((a - b).abs().square().sum().sqrt()), float(b.abs().square().sum().sqrt())
+    return distance / norm if norm > 0 else distance
+
+
+def assert_close(a: Tensor, b: Tensor, name: str) -> None:
+    """Fail unless a is within the named tolerance of b; NaN is never close."""
+    limit, reason = TOLERANCES[name]
+    error = relative_l2(a, b)
+    assert error <= limit, f"relative L2 distance {error:.3g} exceeds '{name}' {limit:g} ({reason})"

@@ -1,0 +1,109 @@
+"""The canvas at its edges: what it touches, what it refuses, and what it says about its own result."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from strategies import normal
+from tolerances import assert_close
+from torch import Tensor
+
+from torchptycho.stitch import MIN_COVERAGE, Canvas
+
+N = 6
+
+
+def at(*places: tuple[float, float]) -> Tensor:
+    return torch.tensor(places, dtype=torch.float64)
+
+
+def ones(count: int) -> Tensor:
+    return torch.ones(count, N, N, dtype=torch.complex64)
+
+
+@pytest.mark.contract("stitch.origin")
+def test_origin_is_the_object_pixel_of_the_first_canvas_pixel() -> None:
+    canvas = Canvas.for_positions(at((10, 20.5), (13, -4.25)), N)
+    assert canvas.origin_px == (7, -8)
+    assert tuple(canvas.weight.shape) == (3 + N + 1, 25 + N + 1)
+    patch = torch.zeros(1, N, N, dtype=torch.complex64)
+    patch[0, N // 2, N // 2] = 1
+    canvas.add(patch, at((13, 17)), torch.ones(N, N))
+    assert np.argwhere(canvas.numerator.numpy() != 0).tolist() == [[13 - 7, 17 + 8]]
+
+
+@pytest.mark.contract("stitch.average")
+def test_overlap_is_the_weighted_average() -> None:
+    patches = torch.stack([torch.full((N, N), 2 + 0j), torch.full((N, N), 1j)]).to(torch.complex64)
+    weights = torch.stack([torch.full((N, N), 3.0), torch.ones(N, N)])
+    canvas = Canvas.for_positions(at((0, 0), (0, 2)), N)
+    canvas.add(patches, at((0, 0), (0, 2)), weights)
+    row = torch.from_numpy(canvas.finish().object)[2, : N + 2]
+    assert_close(row, torch.tensor([2, 2, *[(6 + 1j) / 4] * (N - 2), 1j, 1j]), "stored_single")
+
+
+@pytest.mark.contract("stitch.local")
+def test_adding_touches_only_the_pixels_of_the_patches() -> None:
+    canvas = Canvas.for_positions(at((0, 0), (40, 40)), N)
+    canvas.add(normal((2, N, N), 1), at((0, 0), (40, 40)), torch.ones(N, N))
+    numerator, weight = canvas.numerator.clone(), canvas.weight.clone()
+    canvas.add(normal((1, N, N), 2), at((20.5, 10)), torch.ones(N, N))
+    touched = torch.zeros_like(weight, dtype=torch.bool)
+    touched[20 : 20 + N + 1, 10 : 10 + N] = True
+    assert torch.equal(canvas.weight != weight, touched)
+    assert torch.equal(canvas.numerator != numerator, touched)
+
+
+@pytest.mark.contract("stitch.outside")
+@pytest.mark.parametrize("place", [(-0.01, 5.0), (5.0, -0.01), (11.5, 5.0), (5.0, 10.5), (100.0, 5.0), (np.nan, 5.0)])
+def test_patch_outside_the_canvas_is_refused_and_leaves_it_as_it_was(place: tuple[float, float]) -> None:
+    canvas = Canvas.for_positions(at((0, 0), (10, 9)), N)
+    with pytest.raises(ValueError, match=r"1 patches fall outside the canvas, the first at \(y, x\)"):
+        canvas.add(ones(2), at((3, 3), place), torch.ones(N, N))
+    assert not bool(canvas.weight.any())
+
+
+@pytest.mark.contract("stitch.add.same")
+@pytest.mark.parametrize("other", [((0, 0), (9, 9)), ((1, 0), (9, 8))])
+def test_canvases_of_unlike_frames_of_reference_do_not_add(other: tuple[tuple[int, int], ...]) -> None:
+    canvas = Canvas.for_positions(at((0, 0), (8, 8)), N)
+    with pytest.raises(ValueError, match="do not cover the same pixels"):
+        canvas + Canvas.for_positions(at(*other), N)
+
+
+@pytest.mark.contract("stitch.coverage")
+def test_coverage_is_the_weight_relative_to_its_maximum_and_valid_says_where_it_suffices() -> None:
+    canvas = Canvas.for_positions(at((0, 0), (0, 20), (0, 40)), N)
+    weights = torch.tensor([1.0, 1.1 * MIN_COVERAGE, 0.9 * MIN_COVERAGE])[:, None, None].expand(3, N, N)
+    canvas.add(ones(3), at((0, 0), (0, 20), (0, 40)), weights)
+    result = canvas.finish()
+    middle = N // 2
+    found = result.coverage[middle, [middle, 20 + middle, 40 + middle, 15]]
+    np.testing.assert_allclose(found, [1, 1.1 * MIN_COVERAGE, 0.9 * MIN_COVERAGE, 0], rtol=1e-6, atol=0)
+    assert result.valid[middle, [middle, 20 + middle, 40 + middle, 15]].tolist() == [True, True, False, False]
+    assert result.coverage.max() == 1
+
+
+@pytest.mark.contract("stitch.coverage")
+def test_pixels_that_no_frame_reached_are_zero_and_not_nan() -> None:
+    canvas = Canvas.for_positions(at((0, 0), (0, 20)), N)
+    canvas.add(ones(2), at((0, 0), (0, 20)), torch.ones(N, N))
+    result = canvas.finish()
+    assert np.isfinite(result.object).all()
+    assert not result.object[result.coverage == 0].any()
+
+
+@pytest.mark.contract("stitch.empty")
+def test_empty_canvas_has_no_image() -> None:
+    with pytest.raises(ValueError, match="nothing was placed"):
+        Canvas.for_positions(at((0, 0)), N).finish()
+
+
+@pytest.mark.contract("stitch.result")
+def test_reconstruction_carries_what_was_said_about_it() -> None:
+    canvas = Canvas.for_positions(at((3, 4)), N)
+    canvas.add(ones(1), at((3, 4)), torch.ones(N, N))
+    result = canvas.finish(object_pixel_m=2e-8, provenance={"seed": 1})
+    assert (result.object.dtype, result.coverage.dtype, result.valid.dtype) == (np.complex64, np.float32, np.bool_)
+    assert (result.origin_px, result.object_pixel_m, result.provenance) == ((0, 1), 2e-8, {"seed": 1})

@@ -1,0 +1,276 @@
+"""Networks: their shape, where they start, and how they are found."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from strategies import beam, normal
+from tolerances import assert_close, relative_l2, tolerance
+from torch import Tensor
+
+from torchptycho.config import ModelConfig
+from torchptycho.errors import ConfigError
+from torchptycho.nn import Generator, build_generator, find_generator
+from torchptycho.nn.cnn import CNN
+from torchptycho.nn.resunet import ResUNet, first_estimate
+from torchptycho.physics.diffraction import expected_counts
+
+NETWORKS = [
+    ("cnn", 64),
+    ("cnn", 128),
+    ("cnn", 256),
+    ("resunet", 32),
+    ("resunet", 64),
+    ("resunet", 128),
+    ("resunet", 256),
+]
+
+# N, n_filters_scale, gridsize, probe_big -> trainable parameters of the original TensorFlow network.
+CNN_PARAMETERS = {
+    (64, 1, 1, True): 585_244,
+    (64, 1, 1, False): 563_802,
+    (64, 1, 2, True): 589_360,
+    (64, 1, 2, False): 566_184,
+    (64, 2, 1, True): 2_331_772,
+    (64, 2, 1, False): 2_252_026,
+    (64, 2, 2, True): 2_340_208,
+    (64, 2, 2, False): 2_257_000,
+    (128, 1, 1, True): 1_167_052,
+    (128, 1, 1, False): 1_160_938,
+    (128, 2, 1, True): 4_661_212,
+    (128, 2, 2, False): 4_643_880,
+    (256, 1, 1, True): 3_229_924,
+    (256, 1, 2, True): 3_232_096,
+}
+
+
+def seeded(config: ModelConfig, n_px: int, gridsize: int = 1) -> Generator:
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        return build_generator(config, n_px, gridsize)
+
+
+def unit_beam(n_px: int, modes: int = 1, dtype: torch.dtype = torch.complex64) -> Tensor:
+    """[1, P, N, N] in the units of the network's input."""
+    return beam(n_px, modes, photons=(n_px / 2) ** 2, dtype=dtype)[None]
+
+
+def diffraction(patches: Tensor, probe: Tensor) -> Tensor:
+    """Amplitudes in the units of the network's input."""
+    return expected_counts(patches, probe[:, None]).sqrt()
+
+
+def weak_object(n_px: int, strength: float, seed: int = 0) -> Tensor:
+    """[1, 1, N, N] 1 + strength * (complex structure of about 4 px), without symmetry."""
+    k = torch.fft.fftfreq(n_px, dtype=torch.float64)
+    low_pass = torch.exp(-((k[:, None] ** 2 + k**2) / (2 * 0.08**2)))
+    structure = torch.fft.ifft2(torch.fft.fft2(normal((1, 1, n_px, n_px), seed)) * low_pass)
+    return 1 + strength * structure / structure.abs().square().mean().sqrt()
+
+
+class TestOutput:
+    @pytest.mark.contract("generator.output")
+    @pytest.mark.parametrize(("name", "n_px"), NETWORKS)
+    def test_output_is_one_complex_patch_per_frame(self, name: str, n_px: int) -> None:
+        network = seeded(ModelConfig(generator=name, n_filters_scale=1), n_px, gridsize=2)
+        amplitude = diffraction(torch.ones(1, 4, n_px, n_px, dtype=torch.complex64), unit_beam(n_px))
+        with torch.no_grad():
+            patches = network(amplitude, unit_beam(n_px))
+        assert patches.shape == (1, 4, n_px, n_px)
+        assert patches.dtype == torch.complex64
+        assert bool(torch.view_as_real(patches).isfinite().all())
+
+    @pytest.mark.contract("generator.autocast")
+    @pytest.mark.parametrize("name", ["cnn", "resunet"])
+    def test_output_is_complex64_under_bf16_autocast_and_trains(self, name: str) -> None:
+        network = seeded(ModelConfig(generator=name, n_filters_scale=1), 64)
+        probe = unit_beam(64)
+        amplitude = diffraction(weak_object(64, 0.1).to(torch.complex64), probe)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            patches = network(amplitude, probe)
+        assert patches.dtype == torch.complex64
+        patches.abs().square().sum().backward()
+        for parameter in network.parameters():
+            assert parameter.grad is not None
+            assert bool(parameter.grad.isfinite().all())
+
+    @pytest.mark.contract("generator.batch")
+    @pytest.mark.parametrize("name", ["cnn", "resunet"])
+    def test_patches_of_a_group_do_not_depend_on_its_batch(self, name: str) -> None:
+        network = seeded(ModelConfig(generator=name, n_filters_scale=1), 64).double()
+        probes = torch.cat([unit_beam(64, dtype=torch.complex128), unit_beam(64, dtype=torch.complex128).flip(-1)])
+        field = torch.cat([weak_object(64, 0.3, seed) for seed in (1, 2)])
+        amplitude = diffraction(field, probes)
+        with torch.no_grad():
+            both = network(amplitude, probes)
+            alone = torch.cat([network(amplitude[i : i + 1], probes[i : i + 1]) for i in range(2)])
+        # The heads return float32.
+        assert_close(both, alone, "single")
+
+
+class TestCNN:
+    @pytest.mark.contract("generator.cnn.parameters")
+    @pytest.mark.parametrize("case", CNN_PARAMETERS, ids=str)
+    def test_parameters_are_as_many_as_in_the_original_network(self, case: tuple[int, int, int, bool]) -> None:
+        n_px, scale, gridsize, probe_big = case
+        config = ModelConfig(generator="cnn", n_filters_scale=scale, probe_big=probe_big)
+        with torch.device("meta"):
+            network = build_generator(config, n_px, gridsize)
+        assert sum(p.numel() for p in network.parameters() if p.requires_grad) == CNN_PARAMETERS[case]
+
+    @pytest.mark.contract("generator.cnn.border")
+    @pytest.mark.parametrize("probe_big", [False, True])
+    def test_border_is_predicted_only_when_the_probe_is_big(self, probe_big: bool) -> None:
+        network = seeded(ModelConfig(generator="cnn", n_filters_scale=1, probe_big=probe_big), 64)
+        with torch.no_grad():
+            patch = network(normal((1, 1, 64, 64), 1, torch.float32).abs(), unit_beam(64))[0, 0]
+        border = torch.ones(64, 64, dtype=torch.bool)
+        border[16:48, 16:48] = False
+        assert bool(patch[border].any()) == probe_big
+        assert bool(patch[~border].all())
+
+    @pytest.mark.contract("generator.cnn.bounds")
+    def test_sigmoid_bounds_the_central_amplitude_by_one(self) -> None:
+        network = seeded(ModelConfig(generator="cnn", n_filters_scale=1, probe_big=False), 64)
+        with torch.no_grad():
+            patch = network(100 * normal((2, 1, 64, 64), 1, torch.float32).abs(), unit_beam(64))
+        assert float(patch.abs().max()) <= 1 + tolerance("single")
+
+    @pytest.mark.contract("generator.cnn.bounds")
+    @pytest.mark.parametrize(
+        ("activation", "value"),
+        [
+            ("sigmoid", 1 / (1 + math.e)),
+            ("swish", -1 / (1 + math.e)),
+            ("softplus", math.log(1 + 1 / math.e)),
+            ("relu", 0),
+        ],
+    )
+    def test_amplitude_and_phase_go_through_their_activations(self, activation: str, value: float) -> None:
+        network = seeded(ModelConfig(generator="cnn", n_filters_scale=1, amplitude_activation=activation), 64)  # type: ignore[arg-type]
+        assert isinstance(network, CNN)
+        with torch.no_grad():
+            for half, level in ((network.amplitude, -1.0), (network.phase, 0.3)):
+                half.central.weight.zero_()
+                half.central.bias.fill_(level)
+            patch = network(torch.ones(1, 1, 64, 64), unit_beam(64))[0, 0, 16:48, 16:48]
+        phase = torch.tensor(math.pi * math.tanh(0.3))
+        assert_close(patch, torch.full((32, 32), value) * torch.polar(torch.ones(()), phase), "single")
+
+
+class TestResUNet:
+    @pytest.mark.contract("generator.resunet.start")
+    @pytest.mark.parametrize("n_px", [32, 64, 128])
+    def test_untrained_network_sees_a_transparent_object(self, n_px: int) -> None:
+        probe = unit_beam(n_px)
+        amplitude = diffraction(weak_object(n_px, 0.5).to(torch.complex64), probe)
+        with torch.no_grad():
+            patches = seeded(ModelConfig(), n_px)(amplitude, probe)
+        assert 0 < relative_l2(patches, torch.ones_like(patches)) < 0.05
+
+    @pytest.mark.contract("generator.resunet.start")
+    def test_residual_blocks_begin_as_the_identity(self) -> None:
+        network = ResUNet(32, 1, (8, 16, 16, 16))
+        x = normal((1, 8, 4, 4), 1, torch.float32)
+        with torch.no_grad():
+            assert torch.equal(network.encoder[0](x), x)
+
+    @pytest.mark.contract("generator.resunet.estimate-transparent")
+    @pytest.mark.parametrize("modes", [1, 3])
+    def test_first_estimate_of_a_transparent_object_is_transparent(self, modes: int) -> None:
+        probe = unit_beam(32, modes, torch.complex128)
+        amplitude = diffraction(torch.ones(1, 2, 32, 32, dtype=torch.complex128), probe)
+        assert float(first_estimate(amplitude, probe).abs().max()) <= tolerance("double")
+
+    @pytest.mark.contract("generator.resunet.estimate-weak")
+    @pytest.mark.parametrize("seed", [0, 1, 2])
+    def test_first_estimate_shows_a_weak_object_where_the_beam_is(self, seed: int) -> None:
+        probe = unit_beam(64, dtype=torch.complex128)
+        field = weak_object(64, 0.01, seed)
+        estimate = first_estimate(diffraction(field, probe), probe)
+        weight = probe[0].abs().square().sum(0).sqrt()
+        truth, found = weight * (field[0, 0] - 1), weight * estimate[0, 0]
+        correlation = complex((truth.conj() * found).sum()) / float(truth.norm() * found.norm())
+        assert correlation.real > 0.5
+        assert abs(correlation.imag) < 0.2
+
+    @pytest.mark.contract("generator.resunet.estimate-weak")
+    def test_first_estimate_follows_the_object_and_not_its_mirror_image(self) -> None:
+        probe = unit_beam(64, dtype=torch.complex128)
+        field = torch.ones(1, 1, 64, 64, dtype=torch.complex128)
+        field[..., 24:30, 36:41] = 1.01
+        found = first_estimate(diffraction(field, probe), probe)[0, 0].real
+        inside = float(found[24:30, 36:41].mean())
+        for mirrored in (found.T, found.flip(0), found.flip(1), found.flip(0, 1)):
+            assert inside > 2 * float(mirrored[24:30, 36:41].mean())
+        # At most half of the change: one step of phase retrieval cannot tell the object from its twin.
+        assert 0.001 < inside < 0.01
+
+
+class TestRegistry:
+    @pytest.mark.contract("generator.registry.names")
+    def test_unknown_name_is_refused_with_the_known_ones(self) -> None:
+        with pytest.raises(ConfigError, match=r"expected one of cnn, resunet, or package.module:Class; found 'unet'"):
+            find_generator("unet")
+
+    @pytest.mark.contract("generator.registry.names")
+    def test_known_names_give_their_classes(self) -> None:
+        assert (find_generator("cnn"), find_generator("resunet")) == (CNN, ResUNet)
+
+    @pytest.mark.contract("generator.registry.own")
+    def test_network_of_a_user_is_found_by_module_and_class(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.install_user_network(tmp_path, monkeypatch)
+        network = build_generator(ModelConfig(generator="beamline_networks:Flat"), 48, 2)
+        assert type(network).__name__ == "Flat"
+        assert network(torch.ones(1, 4, 48, 48), unit_beam(48)).shape == (1, 4, 48, 48)
+
+    @pytest.mark.contract("generator.registry.own")
+    def test_network_of_a_user_is_found_by_its_entry_point(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.install_user_network(tmp_path, monkeypatch)
+        assert find_generator("flat").__name__ == "Flat"
+        with pytest.raises(ConfigError, match="cnn, flat, resunet"):
+            find_generator("unet")
+
+    @pytest.mark.contract("generator.registry.refused")
+    @pytest.mark.parametrize("name", ["math:pi", "torch.nn:Conv2d", "torchptycho.nn:build_generator"])
+    def test_what_is_no_generator_is_refused(self, name: str) -> None:
+        with pytest.raises(ConfigError, match="expected a class derived from"):
+            find_generator(name)
+
+    @pytest.mark.contract("generator.registry.refused")
+    @pytest.mark.parametrize("name", ["no_such_module_anywhere:Net", "torchptycho.nn:Transformer"])
+    def test_what_cannot_be_imported_is_refused_by_its_name(self, name: str) -> None:
+        with pytest.raises(ConfigError, match=f"generator '{name}' cannot be imported"):
+            find_generator(name)
+
+    @pytest.mark.contract("generator.sizes")
+    @pytest.mark.parametrize(("name", "n_px"), [("cnn", 32), ("cnn", 96), ("resunet", 48)])
+    def test_unsupported_frame_size_is_refused_with_the_supported_ones(self, name: str, n_px: int) -> None:
+        with pytest.raises(ConfigError, match=rf"takes frames of N = .*64, 128, 256 px; found N = {n_px}"):
+            build_generator(ModelConfig(generator=name), n_px, 1)
+
+    @staticmethod
+    def install_user_network(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (folder / "beamline_networks.py").write_text(
+            "import torch\n"
+            "from torchptycho.nn import Generator\n"
+            "class Flat(Generator):\n"
+            "    supported_n_px = (48,)\n"
+            "    @classmethod\n"
+            "    def from_config(cls, config, n_px, channels):\n"
+            "        return cls()\n"
+            "    def forward(self, amplitude, probe):\n"
+            "        return torch.complex(torch.ones_like(amplitude), torch.zeros_like(amplitude))\n"
+        )
+        info = folder / "beamline_networks-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: beamline-networks\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text("[torchptycho.generators]\nflat = beamline_networks:Flat\n")
+        monkeypatch.syspath_prepend(folder)

@@ -1,0 +1,178 @@
+"""Figures: that they are written, that they show what they say, and that nothing else changes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from torchptycho import plot
+from torchptycho.evaluation import Metrics, evaluate
+from torchptycho.reconstruction import Reconstruction
+from torchptycho.scan import ArrayFrames, Scan
+
+
+def make_object(shape: tuple[int, int] = (96, 110), phase_rad: float = 0.8) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    fields = [gaussian_filter(rng.normal(size=shape), 3) for _ in range(2)]
+    amplitude, phase = (field / np.abs(field).max() for field in fields)
+    return ((0.75 + 0.25 * amplitude) * np.exp(1j * phase_rad * phase)).astype(np.complex64)
+
+
+def make_reconstruction(image: np.ndarray, pixel_m: float | None = None) -> Reconstruction:
+    coverage = np.zeros(image.shape, dtype=np.float32)
+    coverage[10:-10, 12:-12] = 1
+    return Reconstruction(
+        object=np.where(coverage > 0, image, 0).astype(np.complex64),
+        coverage=coverage,
+        valid=coverage > 0,
+        origin_px=(0, 0),
+        object_pixel_m=pixel_m,
+    )
+
+
+def make_scan(*, truth: np.ndarray | None = None, n_frames: int = 30) -> Scan:
+    rng = np.random.default_rng(1)
+    n = 16
+    y, x = np.indices((n, n)) - n // 2
+    pattern = 4e4 * np.exp(-np.hypot(y, x) / 2)
+    return Scan(
+        frames=ArrayFrames(rng.poisson(pattern, (n_frames, n, n)).astype(np.uint16)),
+        domain="counts",
+        positions_px=rng.uniform(12, 80, (n_frames, 2)),
+        probe=np.exp(-(y**2 + x**2) / 20 + 0.05j * (y**2 + x**2)).astype(np.complex64)[None],
+        mask=np.hypot(y, x) > 1,
+        scan_id=np.zeros(n_frames, dtype=np.int64),
+        truth=truth,
+    )
+
+
+def is_picture(path: Path) -> bool:
+    content = path.read_bytes()
+    return content.startswith(b"\x89PNG") and 4_000 < len(content) < 500_000
+
+
+@functools.cache
+def compared() -> tuple[Reconstruction, Metrics]:
+    truth = make_object()
+    found = make_reconstruction(gaussian_filter(truth.real, 1) + 1j * gaussian_filter(truth.imag, 1), 12e-9)
+    return found, evaluate(found, truth)
+
+
+HISTORY = {
+    "train_loss": [(i, 50.0 / (1 + i)) for i in range(50)],
+    "val/loss": [(0, 5.0), (49, float("nan"))],
+    "rate": [(0, 1e-3)],
+}
+FIGURES: dict[str, Callable[[Path], Path]] = {
+    "plain": lambda path: plot.plot_reconstruction(compared()[0], path, title="scan_0042.npz"),
+    "truth": lambda path: plot.plot_reconstruction(compared()[0], path, truth=make_object(), metrics=compared()[1]),
+    "frc": lambda path: plot.plot_frc(compared()[1], str(path)),
+    "history": lambda path: plot.plot_history(HISTORY, path),
+    "scan": lambda path: plot.plot_scan(make_scan(), path),
+    "overview": lambda path: plot.plot_overview(make_scan(truth=make_object()), *compared(), path),
+}
+
+
+@pytest.mark.contract("plot.files")
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_is_a_small_png_where_it_was_asked_for(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "new" / "folder" / f"{name}.png"
+    assert FIGURES[name](path) == path
+    assert is_picture(path)
+
+
+def test_figure_of_a_large_noisy_object_stays_small(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    image = 1 + 0.3 * (rng.normal(size=(500, 500)) + 1j * rng.normal(size=(500, 500)))
+    assert is_picture(plot.plot_reconstruction(make_reconstruction(image), tmp_path / "noise.png"))
+
+
+def test_an_image_without_a_valid_pixel_is_drawn(tmp_path: Path) -> None:
+    nothing = dataclasses.replace(make_reconstruction(make_object()), valid=np.zeros((96, 110), dtype=bool))
+    assert is_picture(plot.plot_reconstruction(nothing, tmp_path / "nothing.png"))
+
+
+def test_an_image_without_contrast_is_drawn(tmp_path: Path) -> None:
+    assert is_picture(plot.plot_reconstruction(make_reconstruction(np.ones((96, 110))), tmp_path / "flat.png"))
+
+
+def test_one_dark_frame_and_an_empty_history_are_drawn(tmp_path: Path) -> None:
+    dark = dataclasses.replace(make_scan(n_frames=1), frames=ArrayFrames(np.zeros((1, 16, 16), np.uint16)))
+    assert is_picture(plot.plot_scan(dark, tmp_path / "dark.png"))
+    assert plot.plot_history({}, tmp_path / "no_history.png").is_file()
+
+
+def test_overview_needs_a_truth(tmp_path: Path) -> None:
+    found = make_reconstruction(make_object())
+    with pytest.raises(ValueError, match="truth"):
+        plot.plot_overview(make_scan(), found, evaluate(found, make_object()), tmp_path / "x.png")
+
+
+@pytest.mark.contract("plot.no-global-state")
+def test_drawing_changes_no_global_setting_and_needs_no_pyplot(tmp_path: Path) -> None:
+    code = (
+        "import sys, matplotlib\n"
+        "before = matplotlib.rcParams.copy()\n"
+        "from torchptycho.plot import plot_history\n"
+        f"plot_history({{'train_loss': [(0, 1.0), (1, 0.5)]}}, {str(tmp_path / 'x.png')!r})\n"
+        "assert matplotlib.rcParams.copy() == before\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.contract("plot.phase-map")
+def test_phases_that_span_more_than_pi_have_a_cyclic_map() -> None:
+    everywhere = np.ones((96, 110), dtype=bool)
+    name, limits = plot._phase_map(make_object(phase_rad=3.1), everywhere)
+    assert (name, limits) == ("twilight", (-math.pi, math.pi))
+    name, (low, high) = plot._phase_map(make_object(phase_rad=0.8), everywhere)
+    assert name == "viridis"
+    assert -0.8 <= low < high <= 0.8
+
+
+@pytest.mark.contract("plot.scale-bar")
+@pytest.mark.parametrize(
+    ("width_px", "pixel_m", "label"),
+    [
+        (276, 12e-9, "500 nm"),
+        (400, None, "100 px"),
+        (64, None, "10 px"),
+        (1000, 12e-9, "2 µm"),
+        (200, 1e-6, "50 µm"),
+        (400, 10e-9, "1 µm"),
+        (90, 1e-11, "200 pm"),
+    ],
+)
+def test_scale_bar_has_a_round_length(width_px: int, pixel_m: float | None, label: str) -> None:
+    length_px, found = plot._nice_length(width_px, pixel_m)
+    assert found == label
+    assert width_px / 10.1 <= length_px <= width_px / 4 * (1 + 1e-9)
+
+
+@pytest.mark.contract("plot.counts")
+def test_amplitudes_and_counts_give_the_same_mean_pattern() -> None:
+    counts = make_scan()
+    frames = counts.frames[:]
+    assert int(frames.max()) ** 2 > 65535
+    amplitude = dataclasses.replace(
+        counts, frames=ArrayFrames(np.sqrt(frames.astype(np.float64)).astype(np.float32)), domain="amplitude"
+    )
+    integers = dataclasses.replace(counts, frames=ArrayFrames(frames), domain="amplitude")
+    index, mean, totals = plot._mean_counts(counts, 1000)
+    np.testing.assert_allclose(plot._mean_counts(amplitude, 1000)[1], mean, rtol=1e-5)
+    np.testing.assert_allclose(mean, frames.mean(axis=0, dtype=np.float64), rtol=1e-12)
+    np.testing.assert_allclose(totals, frames[:, counts.mask].sum(axis=1, dtype=np.float64), rtol=1e-12)
+    np.testing.assert_array_equal(index, np.arange(30))
+    squared = plot._mean_counts(integers, 1000)[1]
+    np.testing.assert_allclose(squared, (frames.astype(np.float64) ** 2).mean(axis=0), rtol=1e-12)
+    assert len(plot._mean_counts(counts, 7)[0]) == 7

@@ -1,0 +1,98 @@
+"""The command line: `torchptycho COMMAND`, a thin layer over the Python functions of the same names."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.metadata
+import logging
+import sys
+from collections.abc import Sequence
+
+import tyro
+
+from torchptycho.commands import COMMANDS, Command
+from torchptycho.config import RunConfig, load_config
+from torchptycho.errors import ConfigError, TorchptychoError
+
+__all__ = ["main"]
+
+_EPILOGUE = """
+torchptycho COMMAND --help tells about one command.
+--debug shows tracebacks and what is going on; --version prints the version."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code is 0, 1 for a user's mistake (one line says which), 2 for a bad option."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [argument for argument in given if argument != "--debug"]
+    if not given or given[0] in ("-h", "--help"):
+        sys.stdout.write(_overview())
+        return 0
+    if given[0] == "--version":
+        sys.stdout.write(f"torchptycho {importlib.metadata.version('torchptycho')}\n")
+        return 0
+    logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        _parse(given).run()
+    except (TorchptychoError, OSError, FloatingPointError) as error:
+        if debug:
+            raise
+        sys.stderr.write(f"torchptycho: {' '.join(str(error).split())}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("torchptycho: interrupted\n")
+        return 130
+    return 0
+
+
+def _overview() -> str:
+    lines = ["Ptychography in PyTorch: from a scan file to an image.", "", "usage: torchptycho COMMAND ...", ""]
+    for name, kind in COMMANDS.items():
+        lines.append(f"  {name:<12} {(kind.__doc__ or '').splitlines()[0]}")
+    return "\n".join(lines) + "\n" + _EPILOGUE + "\n"
+
+
+def _parse(given: Sequence[str]) -> Command:
+    """Flags override the configuration file, which overrides the defaults."""
+    name, rest = given[0], list(given[1:])
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"Did you mean '{near[0]}'?" if near else f"Commands: {', '.join(COMMANDS)}."
+        raise ConfigError(f"unknown command '{name}'. {hint}")
+    kind = COMMANDS[name]
+    config = _config_file(rest)
+    return tyro.cli(  # type: ignore[return-value]
+        kind,
+        args=rest,
+        prog=f"torchptycho {name}",
+        default=None if config is None else _with_defaults(kind, config),
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+
+
+def _with_defaults(kind: type[Command], config: RunConfig) -> Command:
+    """The command with the sections of a configuration file, its other fields as they would be without."""
+    values = {}
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if field.name != "config" and hasattr(config, field.name):
+            values[field.name] = getattr(config, field.name)
+        elif field.default is not dataclasses.MISSING:
+            values[field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            values[field.name] = field.default_factory()
+        else:
+            values[field.name] = tyro.MISSING
+    return kind(**values)
+
+
+def _config_file(arguments: Sequence[str]) -> RunConfig | None:
+    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+        if argument.startswith("--config="):
+            return load_config(argument.partition("=")[2])
+        if argument == "--config":
+            if following is None:
+                raise ConfigError("--config: expected a file; found nothing.")
+            return load_config(following)
+    return None

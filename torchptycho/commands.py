@@ -1,0 +1,271 @@
+"""The commands of the command line: what each is told, and the calls that it makes."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import Positional, arg
+
+from torchptycho.config import (
+    GroupConfig,
+    LossConfig,
+    ModelConfig,
+    PrepareConfig,
+    ReconstructConfig,
+    RunConfig,
+    SimulateConfig,
+    TrainConfig,
+)
+from torchptycho.errors import ConfigError
+from torchptycho.tables import json_text, metrics_table, show
+
+__all__ = ["COMMANDS", "Command"]
+
+# The package's heavy half (torch, lightning, matplotlib) is imported inside `run`: help and errors come at once.
+
+
+class Command:
+    """One command; a dataclass derives from it, its fields become arguments and options.
+
+    Fields named as sections of `RunConfig` take their defaults from the file given with `--config`.
+    """
+
+    def run(self) -> None:
+        raise NotImplementedError
+
+    @property
+    def console(self) -> Console:
+        return Console(highlight=False, soft_wrap=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Inspect(Command):
+    """Tell what is in a scan file and whether it is usable.
+
+    torchptycho inspect scan.npz --plot scan.png
+    """
+
+    scan: Positional[Path]
+    """Scan file (NPZ)."""
+    domain: Annotated[str | None, arg(metavar="counts|amplitude")] = None
+    """What the frames hold, when the file does not say."""
+    plot: Path | None = None
+    """Draw mean pattern, probe, positions and dose into this PNG."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+    def run(self) -> None:
+        from torchptycho.inspection import inspect_scan
+        from torchptycho.io import read_scan
+
+        if self.domain not in (None, "counts", "amplitude"):
+            raise ConfigError(f"--domain: expected counts or amplitude; found {self.domain!r}.")
+        scan = read_scan(self.scan, domain=self.domain)  # type: ignore[arg-type]
+        summary = inspect_scan(scan)
+        if self.plot:
+            from torchptycho.plot import plot_scan
+
+            plot_scan(scan, self.plot)
+        if self.json:
+            self.console.print_json(json_text(summary.to_dict()))
+            return
+        table = Table(title=str(self.scan), show_header=False)
+        for name, value in summary.to_dict().items():
+            if name not in ("problems", "metadata"):
+                table.add_row(name, show(value))
+        self.console.print(table)
+        for problem in summary.problems:
+            self.console.print(f"! {problem}")
+        self.console.print("usable" if summary.usable else "not usable as it is")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Simulate(Command):
+    """Simulate an experiment and write it as a scan file with its truth.
+
+    torchptycho simulate scan.npz --object-kind siemens_star --photons-per-frame 1e5
+    """
+
+    out: Positional[Path]
+    """Scan file to write (NPZ)."""
+    simulation: SimulateConfig = dataclasses.field(default_factory=SimulateConfig)
+
+    def run(self) -> None:
+        from torchptycho.io import write_scan
+        from torchptycho.simulation import simulate
+
+        scan = simulate(self.simulation)
+        write_scan(scan, self.out)
+        self.console.print(f"{self.out}: {scan!r}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prepare(Command):
+    """Check scans and write them as a store that training reads; `train` does this by itself.
+
+    torchptycho prepare day1.npz day2.npz --out store --gridsize 2
+    """
+
+    scans: Positional[tuple[Path, ...]]
+    """Scan files."""
+    out: Path
+    """Folder to make."""
+    config: Path | None = None
+    """YAML or TOML file with the sections prepare, group, model, loss, train, reconstruct; flags override it."""
+    prepare: PrepareConfig = dataclasses.field(default_factory=PrepareConfig)
+    group: GroupConfig = dataclasses.field(default_factory=GroupConfig)
+
+    def run(self) -> None:
+        _require_scans(self.scans)
+        from torchptycho.data.store import prepare
+        from torchptycho.io import read_scan
+
+        config = RunConfig(prepare=self.prepare, group=self.group)
+        store = prepare([read_scan(path, domain=self.prepare.domain) for path in self.scans], config, self.out)
+        train, val = (len(store.groups(split)) for split in ("train", "val"))
+        self.console.print(f"{self.out}: {store.n_frames} frames, {train} groups for training, {val} held out")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train(Command):
+    """Train the physics-informed network on scans, without labels.
+
+    torchptycho train scan.npz --out run
+    torchptycho train scan.npz --out run --probe refined.npz --steps 2000
+    """
+
+    scans: Positional[tuple[Path, ...]]
+    """Scan files, or one prepared store."""
+    out: Path
+    """Folder of the run: configuration, store, checkpoints, metrics."""
+    resume: bool = False
+    """Continue the run in this folder from its last checkpoint."""
+    config: Path | None = None
+    """YAML or TOML file with the sections prepare, group, model, loss, train, reconstruct; flags override it."""
+    prepare: PrepareConfig = dataclasses.field(default_factory=PrepareConfig)
+    group: GroupConfig = dataclasses.field(default_factory=GroupConfig)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+
+    def run(self) -> None:
+        _require_scans(self.scans)
+        from torchptycho.plot import plot_history
+        from torchptycho.workflows import read_history, train
+
+        config = RunConfig(prepare=self.prepare, group=self.group, model=self.model, loss=self.loss, train=self.train)
+        result = train(self.scans, config, self.out, resume=self.resume)
+        plot_history(read_history(self.out), self.out / "history.png")
+        self.console.print(
+            f"{result.checkpoint}: trained in {result.seconds:.0f} s, "
+            + ", ".join(f"{name} {value:.4g}" for name, value in sorted(result.metrics.items()) if "/nll" in name)
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reconstruct(Command):
+    """Reconstruct a scan with a trained network and stitch the image.
+
+    torchptycho reconstruct run scan.npz --out image.npz
+    """
+
+    checkpoint: Positional[Path]
+    """Checkpoint, or the folder of a run (its best checkpoint)."""
+    scan: Positional[Path]
+    """Scan file."""
+    out: Path = Path("reconstruction.npz")
+    """Image file to write (NPZ); a PNG of the same name is drawn beside it."""
+    accelerator: str = "auto"
+    """Where to compute: auto, cpu, gpu."""
+    config: Path | None = None
+    """YAML or TOML file whose section reconstruct is used; flags override it."""
+    reconstruct: ReconstructConfig = dataclasses.field(default_factory=ReconstructConfig)
+
+    def run(self) -> None:
+        from torchptycho.io import read_scan, write_reconstruction
+        from torchptycho.plot import plot_reconstruction
+        from torchptycho.workflows import find_checkpoint, load_checkpoint, reconstruct
+
+        path = find_checkpoint(self.checkpoint)
+        module = load_checkpoint(path)
+        scan = read_scan(self.scan, domain=module.domain)
+        image = reconstruct(path, scan, self.reconstruct, accelerator=self.accelerator)
+        write_reconstruction(image, self.out)
+        picture = plot_reconstruction(image, self.out.with_suffix(".png"))
+        self.console.print(
+            f"{self.out}, {picture}: {image.object.shape[0]}x{image.object.shape[1]} px from {scan.n_frames} frames "
+            f"in {image.provenance['seconds']:.1f} s"
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluate(Command):
+    """Compare a reconstruction with a true or reference object.
+
+    torchptycho evaluate image.npz scan.npz
+    """
+
+    reconstruction: Positional[Path]
+    """Image file written by `reconstruct`."""
+    truth: Positional[Path]
+    """Scan with `objectGuess`, or any image file with `object`."""
+    min_coverage: float = 0.1
+    """Look only where at least this part of the largest weight met."""
+    plot: Path | None = None
+    """Draw both and their errors into this PNG."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+    def run(self) -> None:
+        from torchptycho.evaluation import evaluate
+        from torchptycho.io import read_reconstruction
+
+        image, truth = read_reconstruction(self.reconstruction), read_reconstruction(self.truth)
+        metrics = evaluate(image, truth.object, truth_origin_px=truth.origin_px, min_coverage=self.min_coverage)
+        if self.plot:
+            from torchptycho.plot import plot_reconstruction
+
+            plot_reconstruction(image, self.plot, truth=truth.object, truth_origin_px=truth.origin_px, metrics=metrics)
+        if self.json:
+            self.console.print_json(json_text(metrics.to_dict()))
+        else:
+            self.console.print(metrics_table(metrics))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Demo(Command):
+    """Go the whole way on a simulated experiment: simulate, inspect, train, reconstruct, evaluate, draw.
+
+    torchptycho demo --out demo
+    """
+
+    out: Path = Path("demo")
+    """Folder for everything that it makes."""
+    steps: int = 1500
+    """Optimiser steps of the training."""
+    simulation: SimulateConfig = dataclasses.field(default_factory=SimulateConfig)
+
+    def run(self) -> None:
+        from torchptycho.demo import demo
+
+        demo(self.out, self.simulation, steps=self.steps, console=self.console)
+
+
+def _require_scans(scans: tuple[Path, ...]) -> None:
+    if not scans:
+        raise ConfigError("expected at least one scan file; found none.")
+
+
+COMMANDS: dict[str, type[Command]] = {
+    "inspect": Inspect,
+    "simulate": Simulate,
+    "prepare": Prepare,
+    "train": Train,
+    "reconstruct": Reconstruct,
+    "evaluate": Evaluate,
+    "demo": Demo,
+}

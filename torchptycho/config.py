@@ -1,0 +1,326 @@
+"""Frozen, strict configuration: one dataclass per step, validated when it is built.
+
+Python, a YAML or TOML file and the command line all construct these same objects. Field names are unique over all
+sections, so that the command line can offer them without a prefix.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, cast, dataclass_transform
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
+from torchptycho.errors import ConfigError
+
+__all__ = [
+    "SUPPORTED_N_PX",
+    "GroupConfig",
+    "LossConfig",
+    "ModelConfig",
+    "PrepareConfig",
+    "ReconstructConfig",
+    "RunConfig",
+    "SimulateConfig",
+    "TrainConfig",
+    "from_dict",
+    "load_config",
+    "save_config",
+    "to_dict",
+]
+
+SUPPORTED_N_PX = (32, 64, 128, 256)
+"""Frame sizes for which networks exist."""
+
+T = TypeVar("T")
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def _config(kind: type[T]) -> type[T]:
+    """A frozen, validated dataclass whose errors are ConfigErrors of one line."""
+    strict = ConfigDict(extra="forbid", allow_inf_nan=False)
+    built = pydantic_dataclass(frozen=True, kw_only=True, config=strict)(kind)
+    construct = built.__init__
+
+    @functools.wraps(construct)
+    def checked(self: Any, *args: Any, **values: Any) -> None:
+        try:
+            construct(self, *args, **values)
+        except ValidationError as error:
+            raise _one_line(error, kind.__name__) from None
+
+    built.__init__ = checked  # type: ignore[method-assign]
+    return cast(type[T], built)
+
+
+def _one_line(error: ValidationError, source: str) -> ConfigError:
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    return ConfigError(f"{source}: '{name}': {first['msg']}; found {first['input']!r}.")
+
+
+Domain = Literal["counts", "amplitude"]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+@_config
+class SimulateConfig:
+    """A simulated experiment: object, probe, scan positions, dose."""
+
+    n_px: Annotated[int, Field(ge=8, multiple_of=2)] = 64
+    """Frame size N in pixels."""
+    object_kind: Literal["dead_leaves", "lines", "gaussian_field", "siemens_star", "natural"] = "dead_leaves"
+    """What is looked at."""
+    object_px: Count = 256
+    """Edge of the square object in object pixels."""
+    amplitude_min: Fraction = 0.5
+    """Lowest transmission |O|; the highest is 1."""
+    phase_range_rad: NonNegative = 1.6
+    """Difference between the largest and the smallest phase of the object."""
+    probe_kind: Literal["disk", "gaussian", "zone_plate"] = "zone_plate"
+    """Shape of the beam."""
+    probe_diameter_px: Positive | None = None
+    """Width of the beam (disk: diameter; gaussian, zone plate: full width at half maximum); None takes 0.4 N."""
+    probe_defocus_waves: float = 2.0
+    """Zone plate only: defocus phase at the edge of the aperture, in waves."""
+    probe_modes: Count = 1
+    """Number of incoherent modes."""
+    probe_file: str | None = None
+    """NPZ whose `probeGuess` (or `probe`) replaces the simulated beam."""
+    position_kind: Literal["raster", "fermat", "random"] = "fermat"
+    """How the beam is moved over the object."""
+    n_frames: Count = 1000
+    """Number of frames (raster: at least this many)."""
+    position_jitter_px: NonNegative = 1.0
+    """Uniform random displacement of each raster position, each way."""
+    photons_per_frame: Positive = 1e6
+    """Expected photons in a frame through a fully transparent object."""
+    noise: bool = True
+    """Draw Poisson counts; without it the frames are the expected counts in float32."""
+    simulation_seed: int = 0
+    """Seed of everything that is drawn."""
+
+
+@_config
+class GroupConfig:
+    """How frames are gathered into groups of gridsize^2 overlapping neighbours (sample, then group)."""
+
+    gridsize: Annotated[int, Field(ge=1, le=5)] = 1
+    """Groups hold gridsize x gridsize frames."""
+    n_groups: Count | None = None
+    """Groups wanted (frames, with gridsize 1); None takes one per frame."""
+    n_subsample: Count | None = None
+    """Frames kept before grouping, drawn at random; None keeps all."""
+    subsample_seed: int = 0
+    """Seed of that draw."""
+    neighbor_count: Count = 7
+    """K: nearest neighbours considered for each seed, itself excluded."""
+    sequential: bool = False
+    """Take the first frames in order as seeds instead of drawing them."""
+    oversample: bool = False
+    """Allow more groups than frames, as different combinations of the neighbours."""
+    min_distance_px: NonNegative = 0.0
+    """Neighbours closer to the seed than this are not used."""
+    max_distance_px: Positive | None = None
+    """Neighbours farther from the seed than this are not used."""
+    quadrants: bool = False
+    """Spread the neighbours evenly over the four quadrants around the seed."""
+    bounds: tuple[Fraction, Fraction, Fraction, Fraction] = (0.0, 1.0, 0.0, 1.0)
+    """Part of the scan that seeds may come from: y start, y stop, x start, x stop as fractions of its extent."""
+    group_seed: int = 0
+    """Seed of the choice of seeds and neighbours."""
+
+    def __post_init__(self) -> None:
+        y0, y1, x0, x1 = self.bounds
+        if not (y0 < y1 and x0 < x1):
+            raise ConfigError(f"bounds: expected start < stop in (y0, y1, x0, x1); found {self.bounds}.")
+        if self.max_distance_px is not None and self.max_distance_px <= self.min_distance_px:
+            raise ConfigError(
+                f"max_distance_px: expected more than min_distance_px = {self.min_distance_px}; "
+                f"found {self.max_distance_px}."
+            )
+
+
+@_config
+class PrepareConfig:
+    """How scans become a store."""
+
+    domain: Domain | None = None
+    """What the frames hold; None follows the file's metadata, then its dtype (integers are counts)."""
+    nphotons: Positive | None = None
+    """Photons per frame of amplitude data; None follows the file's metadata, then 1e9."""
+    probe: str | None = None
+    """NPZ whose `probeGuess` or `probe` replaces the scan's own."""
+    val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Part of the frames that is held out for validation."""
+    split_seed: int = 0
+    """Seed of the choice of held-out frames."""
+
+
+@_config
+class ModelConfig:
+    """The generator and the model of the experiment around it."""
+
+    generator: str = "resunet"
+    """Registered network: `resunet`, `cnn`, or one of your own."""
+    n_filters_scale: Annotated[int, Field(ge=1, le=16)] = 2
+    """Width of the network (cnn: multiplies all filter counts; resunet: 2 is 32 to 128 channels)."""
+    amplitude_activation: Literal["sigmoid", "swish", "softplus", "relu"] = "sigmoid"
+    """cnn only: what bounds its amplitude."""
+    probe_big: bool = True
+    """cnn only: predict the border of the patch too, not just its central half."""
+    merge_weight: Literal["probe", "central"] = "probe"
+    """How patches of a group are averaged before diffraction: by |P|^2, or evenly over the central half."""
+    probe_trainable: bool = False
+    """Let training improve the probe."""
+
+
+@_config
+class LossConfig:
+    """Weights of the terms of the loss."""
+
+    nll_weight: NonNegative = 1.0
+    """Poisson likelihood of the measured counts."""
+    mae_weight: NonNegative = 0.0
+    """Mean absolute error of the diffraction amplitudes, both scaled as the network's input is."""
+    tv_weight: NonNegative = 0.0
+    """Total variation of the object patches."""
+    realspace_weight: NonNegative = 0.0
+    """Mean squared error of the patches against `truth` (simulated scans)."""
+    realspace_mae_weight: NonNegative = 0.0
+    """Mean absolute error of the patches against `truth` (simulated scans)."""
+
+
+@_config
+class TrainConfig:
+    """The optimisation."""
+
+    steps: Count = 3500
+    """Optimiser steps; epochs follow from the size of the scan."""
+    epochs: Count | None = None
+    """Passes over the scan; overrides `steps`."""
+    batch_size: Count = 16
+    """Frames per optimiser step (groups, with gridsize > 1: batch_size / gridsize^2, at least 1)."""
+    optimizer: Literal["adam", "adamw"] = "adam"
+    """Update rule."""
+    learning_rate: Positive = 2e-3
+    """Peak learning rate."""
+    probe_learning_rate: Positive = 1e-3
+    """Learning rate of a trainable probe, relative to its root-mean-square value."""
+    schedule: Literal["plateau", "cosine", "constant"] = "plateau"
+    """How the learning rate falls."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    """Steps over which the learning rate rises from zero."""
+    gradient_clip: NonNegative = 1.0
+    """Largest norm of the gradient; 0 switches clipping off."""
+    seed: int = 0
+    """Seed of the weights and of the order of the frames."""
+    num_workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that load batches."""
+    accelerator: str = "auto"
+    """Where to compute: auto, cpu, gpu."""
+    devices: Count = 1
+    """Number of devices."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    """Arithmetic of the network; the physics is always float32."""
+
+
+@_config
+class ReconstructConfig:
+    """Prediction and stitching."""
+
+    stitch_weight: Literal["probe", "central"] = "probe"
+    """How overlapping patches are averaged: by |P|^2, or evenly over the central half."""
+    input_scale: Literal["training", "scan"] = "training"
+    """Scale the network's input as in training, or anew from this scan (when its dose differs)."""
+    training_scan: Annotated[int, Field(ge=0)] = 0
+    """Which training scan's probe and scale to use, when there were several."""
+    predict_batch_size: Count = 64
+    """Frames per forward pass."""
+
+
+@_config
+class RunConfig:
+    """Everything that a run from scan to image can be told."""
+
+    prepare: PrepareConfig = Field(default_factory=PrepareConfig)
+    group: GroupConfig = Field(default_factory=GroupConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    loss: LossConfig = Field(default_factory=LossConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    reconstruct: ReconstructConfig = Field(default_factory=ReconstructConfig)
+
+
+_SECTIONS: dict[str, type] = {
+    "prepare": PrepareConfig,
+    "group": GroupConfig,
+    "model": ModelConfig,
+    "loss": LossConfig,
+    "train": TrainConfig,
+    "reconstruct": ReconstructConfig,
+}
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as plain str/int/float/bool/None/list/dict, for checkpoints and files."""
+    plain = TypeAdapter(type(config)).dump_python(config, mode="json")
+    assert isinstance(plain, dict)
+    return plain
+
+
+def from_dict(kind: type[T], values: dict[str, Any], *, source: str = "configuration") -> T:
+    """Build `kind` from plain data, strictly.
+
+    Raises:
+        ConfigError: a key is unknown (the nearest valid one is named) or a value is out of range.
+    """
+    _refuse_unknown_keys(kind, values, source, "")
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        raise _one_line(error, source) from None
+
+
+def _refuse_unknown_keys(kind: Any, values: Any, source: str, prefix: str) -> None:
+    if not isinstance(values, dict):
+        raise ConfigError(f"{source}: '{prefix.rstrip('.') or 'top level'}': expected a table; found {values!r}.")
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    for key, value in values.items():
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1)
+            hint = f" Did you mean '{prefix}{near[0]}'?" if near else f" Valid keys: {', '.join(sorted(fields))}."
+            raise ConfigError(f"{source}: unknown key '{prefix}{key}'.{hint}")
+        if kind is RunConfig:
+            _refuse_unknown_keys(_SECTIONS[key], value, source, f"{prefix}{key}.")
+
+
+def load_config(path: str | Path) -> RunConfig:
+    """Read a YAML (.yaml, .yml) or TOML (.toml) file with the sections of `RunConfig`.
+
+    Raises:
+        ConfigError: unreadable, not a table, an unknown key or a bad value.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from None
+    except (tomllib.TOMLDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path}: expected YAML or TOML; {reason}.") from None
+    return from_dict(RunConfig, values or {}, source=str(path))
+
+
+def save_config(config: RunConfig, path: str | Path) -> None:
+    """Write the fully resolved configuration as YAML that `load_config` reads back."""
+    Path(path).write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")

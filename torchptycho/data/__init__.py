@@ -1,0 +1,1 @@
+"""From scans to batches: the store, the data set, the data module."""

@@ -1,0 +1,357 @@
+"""The store: a directory with every frame once, as a memory-mapped TensorDict, and tables of groups over them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import MemoryMappedTensor, TensorDict
+
+from torchptycho.config import SUPPORTED_N_PX, RunConfig, to_dict
+from torchptycho.errors import ScanError, StoreError
+from torchptycho.grouping import Groups, group
+from torchptycho.io import checked_chunks, read_probe
+from torchptycho.physics.scaling import Scaling, gauge_factor, measure_scaling
+from torchptycho.scan import Scan
+
+__all__ = ["SCHEMA", "ScanEntry", "Store", "prepare"]
+
+_log = logging.getLogger(__name__)
+
+SCHEMA = 1
+"""Version of the layout on disk; a store of another version is refused, not guessed at."""
+
+_MANIFEST = "store.json"
+_CHUNK_BYTES = 16 << 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScanEntry:
+    """One scan of a store.
+
+    Arguments:
+        source: file or origin.
+        first_frame, n_frames: its rows in the store's frames.
+        scaling: how its frames become counts and network input.
+        probe_factor: what the file's probe was multiplied by to reach the counts gauge; divide to undo.
+        object_pixel_m: edge of an object pixel, or None.
+    """
+
+    source: str
+    first_frame: int
+    n_frames: int
+    scaling: Scaling
+    probe_factor: float
+    object_pixel_m: float | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Store:
+    """An opened store.
+
+    `tensors` holds: frames [M, N, N], positions_px f64 [M, 2], frame_scan i64 [M], probes c64 [S, P, N, N],
+    masks bool [S, N, N], group tables `train` and `val` (members, center_px, offset_px) and, for simulated scans,
+    `truth` with one c64 [H, W] per scan.
+    """
+
+    path: Path
+    tensors: TensorDict
+    scans: tuple[ScanEntry, ...]
+    gridsize: int
+    config: dict[str, Any]
+    fingerprint: dict[str, str]
+
+    @property
+    def n_px(self) -> int:
+        return int(self.tensors["frames"].shape[-1])
+
+    @property
+    def n_frames(self) -> int:
+        return int(self.tensors["frames"].shape[0])
+
+    @property
+    def has_truth(self) -> bool:
+        return len(self.tensors["truth"].keys()) == len(self.scans)
+
+    def groups(self, split: str) -> Groups:
+        """The table of groups of "train" or "val"."""
+        table = self.tensors[split]
+        return Groups(
+            members=table["members"].numpy(),
+            center_px=table["center_px"].numpy(),
+            offset_px=table["offset_px"].numpy(),
+            frames_used=table["frames_used"].numpy(),
+        )
+
+    @property
+    def max_offset_px(self) -> float:
+        """Largest distance of a frame from its group's centre, along an axis."""
+        tables = (self.tensors[split]["offset_px"] for split in ("train", "val"))
+        return max(float(offsets.abs().max()) for offsets in tables if offsets.numel())
+
+    @classmethod
+    def open(cls, path: str | Path) -> Store:
+        """Open a store read-only.
+
+        Raises:
+            StoreError: not a store, of another version, or incomplete.
+        """
+        path = Path(path)
+        manifest_path = path / _MANIFEST
+        if not manifest_path.is_file():
+            raise StoreError(
+                f"{path}: expected a store (a folder with {_MANIFEST}); make one with `torchptycho prepare`."
+            )
+        try:
+            manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise StoreError(f"{manifest_path}: expected JSON; {error}. Prepare the store again.") from None
+        if manifest.get("schema") != SCHEMA:
+            raise StoreError(
+                f"{manifest_path}: 'schema': expected {SCHEMA}; found {manifest.get('schema')}. "
+                "It was written by another version: prepare the store again."
+            )
+        for name, size in manifest["bytes"].items():
+            found = (path / name).stat().st_size if (path / name).is_file() else 0
+            if found != size:
+                raise StoreError(f"{path / name}: expected {size} bytes; found {found}. Prepare the store again.")
+        scans = tuple(ScanEntry(**{**entry, "scaling": Scaling(**entry["scaling"])}) for entry in manifest["scans"])
+        # mode "r": the store is shared by runs, and a memory map is otherwise writable in place.
+        tensors = TensorDict.load_memmap(path / "tensors", mode="r", allow_pickle=False)
+        return cls(path, tensors, scans, manifest["gridsize"], manifest["config"], manifest["fingerprint"])
+
+
+def prepare(scans: Sequence[Scan], config: RunConfig, path: str | Path) -> Store:
+    """Check scans and write them as a store; a store of the same scans and configuration is reopened as it is.
+
+    Uses the sections `prepare` and `group`. Frames are streamed in their own dtype. The store appears under its name
+    only when it is complete.
+
+    Arguments:
+        scans: at least one, of one frame size, dtype family and domain.
+        path: folder to make.
+
+    Raises:
+        ScanError: a scan is unusable, or the scans do not fit together.
+        GroupingError: the configured groups cannot be formed.
+        StoreError: `path` is something else, or a store of other scans or of another configuration.
+    """
+    path = Path(path)
+    scans = [_with_probe(scan, config) for scan in scans]
+    _check_together(scans)
+    fingerprint = _fingerprint(scans, config)
+    if path.exists():
+        return _reopen(path, fingerprint)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        _write(draft, scans, config, fingerprint)
+        os.replace(draft, path)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return Store.open(path)
+
+
+def _with_probe(scan: Scan, config: RunConfig) -> Scan:
+    if config.prepare.probe is None:
+        return scan
+    probe = read_probe(config.prepare.probe, scan.n_px)
+    return dataclasses.replace(scan, probe=probe, probe_is_calibrated=False)
+
+
+def _check_together(scans: Sequence[Scan]) -> None:
+    if not scans:
+        raise StoreError("expected at least one scan; found none.")
+    first = scans[0]
+    for scan in scans:
+        if scan.n_px not in SUPPORTED_N_PX:
+            near = min(SUPPORTED_N_PX, key=lambda n: abs(n - scan.n_px))
+            verb = "crop" if near < scan.n_px else "pad with zeros"
+            raise ScanError(
+                scan.source, "diffraction",
+                expected=f"frames of N = {', '.join(map(str, SUPPORTED_N_PX))} px",
+                found=f"N = {scan.n_px}",
+                remedy=f"Centre the pattern on [N/2, N/2] and {verb} the frames and the probe to {near}x{near}.",
+            )  # fmt: skip
+        if (scan.n_px, scan.domain) != (first.n_px, first.domain):
+            raise ScanError(
+                scan.source, "diffraction",
+                expected=f"N = {first.n_px} and {first.domain} as in {first.source}",
+                found=f"N = {scan.n_px} and {scan.domain}",
+                remedy="Prepare scans of another size or domain into a store of their own.",
+            )  # fmt: skip
+
+
+def _fingerprint(scans: Sequence[Scan], config: RunConfig) -> dict[str, str]:
+    """What the store depends on, in parts, so that a difference can be named."""
+    parts = {"schema": str(SCHEMA)}
+    for index, scan in enumerate(scans):
+        digest = hashlib.sha256()
+        for array in (scan.positions_px, scan.probe, scan.mask, scan.scan_id, scan.truth):
+            if array is not None:
+                digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(repr((scan.domain, scan.frames.shape, str(scan.frames.dtype), scan.metadata)).encode())
+        source = Path(scan.source)
+        if source.is_file():
+            status = source.stat()
+            digest.update(repr((status.st_size, status.st_mtime_ns)).encode())
+        else:
+            for chunk in scan.frames.chunks(_frames_per_chunk(scan)):
+                digest.update(np.ascontiguousarray(chunk).tobytes())
+        parts[f"scan {index} ({scan.source})"] = digest.hexdigest()
+    for section in ("prepare", "group"):
+        for key, value in to_dict(getattr(config, section)).items():
+            parts[f"{section}.{key}"] = json.dumps(value)
+    return parts
+
+
+def _reopen(path: Path, fingerprint: dict[str, str]) -> Store:
+    store = Store.open(path)
+    differs = [
+        key for key in fingerprint.keys() | store.fingerprint if fingerprint.get(key) != store.fingerprint.get(key)
+    ]
+    if differs:
+        raise StoreError(
+            f"{path}: is a store of something else: {', '.join(sorted(differs))} differ. "
+            "Choose another folder, or remove this one."
+        )
+    _log.info("%s: is complete and up to date", path)
+    return store
+
+
+def _frames_per_chunk(scan: Scan) -> int:
+    return max(1, _CHUNK_BYTES // (scan.n_px**2 * scan.frames.dtype.itemsize))
+
+
+def _write(draft: Path, scans: Sequence[Scan], config: RunConfig, fingerprint: dict[str, str]) -> None:
+    folder = draft / "tensors"
+    folder.mkdir()
+    first_frames = np.cumsum([0, *(scan.n_frames for scan in scans)])
+    frames, sums = _write_frames(folder / "frames.memmap", scans, first_frames)
+    positions = np.concatenate([scan.positions_px for scan in scans])
+    frame_scan = np.concatenate([np.full(scan.n_frames, i, np.int64) for i, scan in enumerate(scans)])
+    # Groups mix neither files nor the scans within a file.
+    kind = np.concatenate([scan.scan_id for scan in scans])
+    _, separate = np.unique(np.stack([frame_scan, kind], 1), axis=0, return_inverse=True)
+    separate = separate.reshape(-1).astype(np.int64)
+    training, held_out = _split(
+        frame_scan, config.prepare.val_fraction, config.prepare.split_seed, config.group.gridsize
+    )
+    train = group(positions, config.group, scan_id=separate, candidates=training)
+    # A held-out frame is judged among its neighbours, whether these were held out or not.
+    val = (
+        group(positions, _without_draws(config), scan_id=separate, seeds=held_out)
+        if len(held_out)
+        else _no_groups(train)
+    )
+
+    entries, probes = [], []
+    modes = max(scan.probe.shape[0] for scan in scans)
+    for index, scan in enumerate(scans):
+        of_training = training[frame_scan[training] == index]
+        scaling = measure_scaling(
+            float(sums[of_training].mean()), scan.n_px, scan.domain, config.prepare.nphotons or scan.photons_per_frame
+        )
+        probe = torch.from_numpy(scan.probe)
+        factor = 1.0 if scan.probe_is_calibrated else gauge_factor(probe, scaling.photons_per_frame)
+        probes.append(torch.nn.functional.pad(probe * factor, (0, 0, 0, 0, 0, modes - len(probe))))
+        entries.append(
+            ScanEntry(
+                source=scan.source,
+                first_frame=int(first_frames[index]),
+                n_frames=scan.n_frames,
+                scaling=scaling,
+                probe_factor=factor,
+                object_pixel_m=scan.geometry.with_object_pixel(scan.n_px).object_pixel_m,
+            )
+        )
+    truths = {str(i): torch.from_numpy(scan.truth) for i, scan in enumerate(scans) if scan.truth is not None}
+    tensors = TensorDict(
+        {
+            "frames": frames,
+            "positions_px": torch.from_numpy(positions),
+            "frame_scan": torch.from_numpy(frame_scan),
+            "frame_sums": torch.from_numpy(sums),
+            "separate": torch.from_numpy(separate),
+            "probes": torch.stack(probes),
+            "masks": torch.from_numpy(np.stack([scan.mask for scan in scans])),
+            "train": _table(train),
+            "val": _table(val),
+            "truth": truths,
+        },
+        batch_size=[],
+    )
+    tensors.memmap(folder)
+    manifest = {
+        "schema": SCHEMA,
+        "gridsize": config.group.gridsize,
+        "scans": [dataclasses.asdict(entry) for entry in entries],
+        "config": {section: to_dict(getattr(config, section)) for section in ("prepare", "group")},
+        "fingerprint": fingerprint,
+        "bytes": {str(f.relative_to(draft)): f.stat().st_size for f in sorted(folder.rglob("*")) if f.is_file()},
+    }
+    (draft / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
+def _write_frames(file: Path, scans: Sequence[Scan], first_frames: np.ndarray) -> tuple[MemoryMappedTensor, np.ndarray]:
+    """Stream all frames into one file; also the intensity of each frame over its good pixels, in float64."""
+    dtype = np.result_type(*(scan.frames.dtype for scan in scans))
+    shape = (int(first_frames[-1]), *scans[0].frames.shape[1:])
+    target = np.memmap(file, dtype=dtype, mode="w+", shape=shape)
+    sums = np.empty(shape[0], np.float64)
+    for scan, start in zip(scans, first_frames[:-1], strict=True):
+        for chunk in checked_chunks(scan, _frames_per_chunk(scan)):
+            stop = start + len(chunk)
+            target[start:stop] = chunk
+            values = chunk.astype(np.float64) * scan.mask
+            sums[start:stop] = (values if scan.domain == "counts" else values**2).sum(axis=(1, 2))
+            start = stop
+    target.flush()
+    del target
+    torch_dtype = torch.from_numpy(np.empty(0, dtype)).dtype
+    return MemoryMappedTensor.from_filename(file, dtype=torch_dtype, shape=torch.Size(shape)), sums
+
+
+def _split(frame_scan: np.ndarray, fraction: float, seed: int, gridsize: int) -> tuple[np.ndarray, np.ndarray]:
+    """Frames for training and for validation, drawn per scan; a scan keeps at least one group for training."""
+    rng = np.random.default_rng(seed)
+    held_out = []
+    for index in range(int(frame_scan[-1]) + 1):
+        frames = np.flatnonzero(frame_scan == index)
+        count = min(round(fraction * len(frames)), max(0, len(frames) - gridsize**2))
+        held_out.append(rng.choice(frames, size=count, replace=False))
+    val = np.sort(np.concatenate(held_out))
+    return np.setdiff1d(np.arange(len(frame_scan)), val), val
+
+
+def _without_draws(config: RunConfig) -> Any:
+    """Grouping for given seeds: the options that choose seeds do not apply."""
+    return dataclasses.replace(
+        config.group, n_groups=None, n_subsample=None, sequential=False, oversample=False, bounds=(0.0, 1.0, 0.0, 1.0)
+    )
+
+
+def _no_groups(like: Groups) -> Groups:
+    return dataclasses.replace(
+        like, members=like.members[:0], center_px=like.center_px[:0], offset_px=like.offset_px[:0],
+        frames_used=like.frames_used[:0],
+    )  # fmt: skip
+
+
+def _table(groups: Groups) -> dict[str, torch.Tensor]:
+    return {
+        "members": torch.from_numpy(groups.members),
+        "center_px": torch.from_numpy(groups.center_px),
+        "offset_px": torch.from_numpy(groups.offset_px),
+        "frames_used": torch.from_numpy(groups.frames_used),
+    }

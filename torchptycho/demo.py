@@ -1,0 +1,111 @@
+"""The whole way on a simulated experiment, as `make demo` shows it."""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from torchptycho.config import RunConfig, SimulateConfig, TrainConfig, to_dict
+from torchptycho.errors import ConfigError
+from torchptycho.tables import json_text, metrics_table, show
+
+__all__ = ["demo"]
+
+_MARK = "demo.json"
+
+
+@dataclasses.dataclass
+class _Steps:
+    """Seconds of each step, and the process's peak memory after it."""
+
+    console: Console
+    rows: list[tuple[str, float, float]] = dataclasses.field(default_factory=list)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        self.console.print(f"{name} ...")
+        start = time.perf_counter()
+        yield
+        # Kilobytes on Linux, bytes on macOS.
+        unit = 2**30 if sys.platform == "darwin" else 2**20
+        peak_GB = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+        self.rows.append((name, time.perf_counter() - start, peak_GB))
+
+
+def demo(out: Path, simulation: SimulateConfig, *, steps: int, console: Console) -> None:
+    """Simulate, inspect, train, reconstruct, evaluate and draw into `out`.
+
+    Writes scan.npz, scan.png, run/, image.npz, image.png, frc.png, overview.png, report.md and demo.json. An earlier
+    demo in the folder is replaced; any other folder is left alone.
+
+    Raises:
+        ConfigError: `out` exists and is not an earlier demo.
+    """
+    if out.exists() and any(out.iterdir()) and not (out / _MARK).exists():
+        raise ConfigError(f"{out}: exists and is not an earlier demo. Choose another folder with --out.")
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    (out / _MARK).write_text("{}", encoding="utf-8")
+    timed = _Steps(console)
+    with timed.step("start (import torch and lightning)"):
+        from torchptycho.evaluation import evaluate
+        from torchptycho.inspection import inspect_scan
+        from torchptycho.io import read_scan, write_reconstruction, write_scan
+        from torchptycho.plot import plot_frc, plot_history, plot_overview, plot_reconstruction, plot_scan
+        from torchptycho.simulation import simulate
+        from torchptycho.workflows import read_history, reconstruct, train, versions
+    config = RunConfig(train=TrainConfig(steps=steps))
+    with timed.step("simulate"):
+        write_scan(simulate(simulation), out / "scan.npz")
+    with timed.step("inspect"):
+        scan = read_scan(out / "scan.npz")
+        summary = inspect_scan(scan)
+        plot_scan(scan, out / "scan.png")
+    with timed.step(f"train ({steps} steps)"):
+        result = train(scan, config, out / "run")
+        plot_history(read_history(out / "run"), out / "run" / "history.png")
+    with timed.step("reconstruct"):
+        image = reconstruct(result.checkpoint, scan)
+        write_reconstruction(image, out / "image.npz")
+    with timed.step("evaluate"):
+        assert scan.truth is not None
+        metrics = evaluate(image, scan.truth)
+    with timed.step("draw"):
+        plot_reconstruction(image, out / "image.png", truth=scan.truth, metrics=metrics)
+        plot_frc(metrics, out / "frc.png")
+        overview = plot_overview(scan, image, metrics, out / "overview.png")
+
+    table = Table("step", "seconds", "peak memory so far (GB)")
+    for name, seconds, peak_GB in timed.rows:
+        table.add_row(name, f"{seconds:.1f}", f"{peak_GB:.2f}")
+    console.print(table)
+    console.print(metrics_table(metrics))
+    report = {
+        "steps": [{"name": n, "seconds": round(s, 2), "peak_GB": round(m, 3)} for n, s, m in timed.rows],
+        "metrics": metrics.to_dict(),
+        "scan": summary.to_dict(),
+        "simulation": to_dict(simulation),
+        "config": to_dict(config),
+        "versions": versions(),
+    }
+    (out / _MARK).write_text(json_text(report), encoding="utf-8")
+    (out / "report.md").write_text(_report(timed, metrics.to_dict()), encoding="utf-8")
+    console.print(f"picture: {overview}   report: {out / 'report.md'}")
+
+
+def _report(timed: _Steps, metrics: dict[str, object]) -> str:
+    lines = ["# torchptycho demo", "", "![overview](overview.png)", "", "| step | seconds | peak memory so far (GB) |"]
+    lines += ["|---|---|---|", *(f"| {n} | {s:.1f} | {m:.2f} |" for n, s, m in timed.rows), ""]
+    lines += ["| metric | value |", "|---|---|"]
+    lines += [f"| {name} | {show(value)} |" for name, value in metrics.items() if isinstance(value, (int, float))]
+    lines += ["", "![image](image.png)", "", "![frc](frc.png)", "", "![scan](scan.png)", ""]
+    return "\n".join(lines)

@@ -1,0 +1,47 @@
+"""What goes wrong because of a user's input, as opposed to a fault of this package.
+
+The command line prints these as one line and exits with 1; anything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["ConfigError", "GroupingError", "ScanError", "StoreError", "TorchptychoError"]
+
+
+class TorchptychoError(Exception):
+    """Base of all errors that a user can cause and mend."""
+
+
+class ConfigError(TorchptychoError):
+    """An option has a wrong name or value.
+
+    Not a ValueError, which libraries that parse values would take for one of their own.
+    """
+
+
+class GroupingError(TorchptychoError, ValueError):
+    """The requested groups cannot be formed from these positions."""
+
+
+class StoreError(TorchptychoError):
+    """A store or a checkpoint is incomplete, altered or of another version."""
+
+
+class ScanError(TorchptychoError, ValueError):
+    """A scan or one of its arrays breaks the file contract.
+
+    Arguments:
+        source: file (or description of the origin) that is at fault.
+        key: array or entry inside it; None when the file as a whole is at fault.
+        expected: what the contract asks for.
+        found: what is there.
+        remedy: what the user can do about it.
+    """
+
+    def __init__(self, source: str | Path, key: str | None, *, expected: str, found: str, remedy: str) -> None:
+        self.source, self.key = str(source), key
+        self.expected, self.found, self.remedy = expected, found, remedy
+        where = f"{source}: '{key}'" if key else f"{source}"
+        super().__init__(f"{where}: expected {expected}; found {found}. {remedy}")

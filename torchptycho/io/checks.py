@@ -1,0 +1,187 @@
+"""What a scan must satisfy: shapes and positions when a file is opened, values while the frames stream by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from torchptycho.errors import ScanError
+from torchptycho.geometry import Geometry
+from torchptycho.io.frames import CastFrames, SelectedFrames, frames_in
+from torchptycho.scan import Frames, Scan
+
+__all__ = ["check_frame_shape", "check_positions", "checked_chunks", "crop_advice", "raw_checked_chunks"]
+
+_CHUNK_BYTES = 16 * 2**20
+_METRES_BELOW_PX = 1e-2
+_FEW = 5
+
+
+def crop_advice(size: int, wanted: int) -> str:
+    """How an axis of `size` pixels gets `wanted` of them while its centre [size//2] becomes [wanted//2]."""
+    if size >= wanted:
+        start = size // 2 - wanted // 2
+        return f"crop to {start}:{start + wanted}"
+    before = wanted // 2 - size // 2
+    after = wanted - size - before
+    return f"pad by {before} zeros on each side" if before == after else f"pad by {before} zeros before, {after} after"
+
+
+def check_frame_shape(source: Path, key: str, height: int, width: int) -> None:
+    """Frames must be square with an even edge, or the zero frequency cannot lie at [N//2, N//2].
+
+    Raises:
+        ScanError: with the rows and columns to keep.
+    """
+    n = min(height, width) // 2 * 2
+    if height == width == n:
+        return
+    expected = "square frames (M, N, N)" if height != width else "frames with an even edge N"
+    remedy = f"Keep the centre: rows {crop_advice(height, n)}, columns {crop_advice(width, n)}."
+    raise ScanError(source, key, expected=expected, found=f"frames of {height}x{width} pixels", remedy=remedy)
+
+
+def check_positions(
+    source: Path, positions_px: Float64[np.ndarray, "m 2"], geometry: Geometry, keys: tuple[str, str]
+) -> None:
+    """Positions must be finite, differ, and be in pixels.
+
+    Arguments:
+        positions_px: (y, x) of each frame.
+        geometry: names the factor when the positions turn out to be metres.
+        keys: the arrays they came from, (y, x).
+
+    Raises:
+        ScanError: naming the entries at fault.
+    """
+    for axis, key in enumerate(keys):
+        bad = np.flatnonzero(~np.isfinite(positions_px[:, axis]))
+        if bad.size:
+            raise ScanError(
+                source,
+                key,
+                expected="finite positions",
+                found=f"NaN or infinity for {_frames_named(bad.tolist(), bad.size)}",
+                remedy="Drop these frames, or repair the file.",
+            )
+    extent = float(np.ptp(positions_px, axis=0).max())
+    both = f"{keys[1]}', '{keys[0]}"
+    if extent == 0:
+        raise ScanError(
+            source,
+            both,
+            expected="positions that differ",
+            found=f"all {len(positions_px)} frames at (y, x) = ({positions_px[0, 0]:g}, {positions_px[0, 1]:g})",
+            remedy="Ptychography needs a beam that moves; save the positions of the scan in object pixels.",
+        )
+    if extent < _METRES_BELOW_PX:
+        how = "wavelength * distance / (N * detector pixel)"
+        pixel_m = geometry.object_pixel_m
+        known = f", here {pixel_m:.4g} m: multiply by {1 / pixel_m:.4g}" if pixel_m else ""
+        raise ScanError(
+            source,
+            both,
+            expected="positions in object pixels",
+            found=f"positions that span {extent:.2g}",
+            remedy=f"They look like metres; divide them by the object pixel size, {how}{known}.",
+        )
+
+
+def checked_chunks(scan: Scan, frames_per_chunk: int | None = None) -> Iterator[np.ndarray]:
+    """Stream the frames [K, N, N] in order and refuse values that no detector gives.
+
+    What lies under the scan's mask is neither judged nor passed on: it is set to 0. From the first frame at fault on
+    nothing more is yielded; the rest is read only to say how many there are.
+
+    Arguments:
+        frames_per_chunk: None takes about 16 MiB at a time.
+
+    Raises:
+        ScanError: NaN, infinite or negative values, all frames zero or all equal, or a damaged file.
+    """
+    for _, checked in _checked(scan, frames_per_chunk):
+        yield checked
+
+
+def raw_checked_chunks(scan: Scan, frames_per_chunk: int | None = None) -> Iterator[np.ndarray]:
+    """As `checked_chunks`, but with what lies under the mask left as it is, for writing a scan again."""
+    for raw, _ in _checked(scan, frames_per_chunk):
+        yield raw
+
+
+def _checked(scan: Scan, frames_per_chunk: int | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    frames = scan.frames
+    not_finite, negative = _Offenders(), _Offenders()
+    first: np.ndarray | None = None
+    start, all_equal, all_zero = 0, True, True
+    masked = ~scan.mask
+    for raw in frames.chunks(frames_per_chunk or frames_in(_CHUNK_BYTES, frames)):
+        chunk = raw
+        if masked.any():
+            chunk = raw.copy()
+            chunk[:, masked] = 0
+        if chunk.dtype.kind == "f":
+            not_finite.add(start, np.any(~np.isfinite(chunk), axis=(1, 2)))
+        if chunk.dtype.kind in "if":
+            with np.errstate(invalid="ignore"):
+                negative.add(start, (chunk < 0).any(axis=(1, 2)))
+        first = chunk[0].copy() if first is None else first
+        all_equal = all_equal and bool((chunk == first).all())
+        all_zero = all_zero and not chunk.any()
+        start += len(chunk)
+        if not (not_finite.total or negative.total):
+            yield raw, chunk
+    key = _key_of(frames)
+    if not_finite.total or negative.total:
+        worst, what = (not_finite, "NaN or infinity") if not_finite.total else (negative, "negative values")
+        raise ScanError(
+            scan.source,
+            key,
+            expected="finite values of at least 0" if worst is not_finite else f"{scan.domain} of at least 0",
+            found=f"{what} in {_frames_named(_in_file(frames, worst.first), worst.total)}",
+            remedy="Drop these frames, or mark the pixels as bad with an array 'bad_pixels' (True = bad).",
+        )
+    if start != scan.n_frames:
+        found = f"a stream that ended after {start}"
+        raise ScanError(scan.source, key, expected=f"{scan.n_frames} frames", found=found, remedy="Export it again.")
+    if all_zero or all_equal:
+        raise ScanError(
+            scan.source,
+            key,
+            expected="frames with counts" if all_zero else "frames that differ",
+            found=f"{start} frames that are all zero" if all_zero else f"{start} frames that are all equal",
+            remedy="The detector or the shutter did not work, or one frame was exported many times; record it again.",
+        )
+
+
+class _Offenders:
+    """The first few frames at fault, and how many there are in all."""
+
+    def __init__(self) -> None:
+        self.first: list[int] = []
+        self.total = 0
+
+    def add(self, start: int, at_fault: Any) -> None:
+        where = np.flatnonzero(at_fault) + start
+        self.total += where.size
+        self.first += where[: _FEW - len(self.first)].tolist()
+
+
+def _frames_named(first: list[int], total: int) -> str:
+    names = ", ".join(str(index) for index in first[:_FEW])
+    more = f" and {total - _FEW} more" if total > _FEW else ""
+    return f"{total} frame{'s' if total != 1 else ''}: {names}{more} (counted from 0)"
+
+
+def _key_of(frames: Frames) -> str:
+    return str(getattr(frames, "key", "diffraction"))
+
+
+def _in_file(frames: Any, indices: list[int]) -> list[int]:
+    # A scan cut by `frames=` still names the frames as the file counts them.
+    inner = frames.inner if isinstance(frames, CastFrames) else frames
+    return [inner.rows[i] for i in indices] if isinstance(inner, SelectedFrames) else indices

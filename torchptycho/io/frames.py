@@ -1,0 +1,208 @@
+"""Stacks of frames that stay in their file: memory-mapped where stored plainly, streamed where compressed."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from torchptycho.errors import ScanError
+from torchptycho.io.archive import Member, NpzArchive, fill
+from torchptycho.scan import ArrayFrames, Frames
+
+__all__ = ["CastFrames", "FileFrames", "SelectedFrames", "StoredFrames", "ZippedFrames", "open_stack", "select"]
+
+_CHUNK_BYTES = 16 * 2**20
+
+
+def frames_in(n_bytes: int, frames: Frames) -> int:
+    """Frames of this stack that fit into so many bytes, at least one."""
+    _, height, width = frames.shape
+    return max(1, n_bytes // (height * width * frames.dtype.itemsize))
+
+
+class FileFrames:
+    """What the stacks in an NPZ share: bytes in the order (frame, row, column), or (frame, column, row)."""
+
+    def __init__(self, member: Member, shape: tuple[int, int, int], *, transposed: bool) -> None:
+        self.member, self._stored_shape, self._transposed = member, shape, transposed
+
+    @property
+    def key(self) -> str:
+        return self.member.key
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        m, first, second = self._stored_shape
+        return (m, second, first) if self._transposed else (m, first, second)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.member.dtype
+
+    def _oriented(self, stack: np.ndarray) -> np.ndarray:
+        return stack.swapaxes(-1, -2) if self._transposed else stack
+
+
+class StoredFrames(FileFrames):
+    """Frames of an uncompressed NPZ, mapped read-only; a whole pass verifies the archive's checksum."""
+
+    def __init__(self, member: Member, shape: tuple[int, int, int], *, transposed: bool) -> None:
+        super().__init__(member, shape, transposed=transposed)
+        assert member.file_offset is not None
+        self._map = np.memmap(member.path, member.dtype, mode="r", offset=member.file_offset, shape=shape)
+
+    def chunks(self, frames_per_chunk: int) -> Iterator[np.ndarray]:
+        crc = self.member.header_crc
+        for start in range(0, len(self._map), frames_per_chunk):
+            chunk = np.asarray(self._map[start : start + frames_per_chunk])
+            crc = zlib.crc32(chunk.data, crc)
+            yield self._oriented(chunk)
+        if crc != self.member.crc:
+            raise ScanError(
+                self.member.path,
+                self.key,
+                expected=f"data with the checksum {self.member.crc:08x}",
+                found=f"{crc:08x}: the data changed since they were written",
+                remedy="Copy or export the file again.",
+            )
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return self._oriented(np.array(self._map[index]))
+
+
+class ZippedFrames(FileFrames):
+    """Frames of a compressed NPZ. Only forward reading is possible: `chunks` is cheap, scattered indices are not."""
+
+    def chunks(self, frames_per_chunk: int) -> Iterator[np.ndarray]:
+        m, height, width = self._stored_shape
+        with self.member.open_values() as stream:
+            for start in range(0, m, frames_per_chunk):
+                chunk = np.empty((min(frames_per_chunk, m - start), height, width), self.dtype)
+                fill(stream, chunk)
+                yield self._oriented(chunk)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        wanted = np.arange(self.shape[0])[index]
+        flat = np.ravel(wanted)
+        out = np.empty((flat.size, *self.shape[1:]), self.dtype)
+        last, start = int(flat.max(initial=-1)), 0
+        if last >= 0:
+            for chunk in self.chunks(min(last + 1, frames_in(_CHUNK_BYTES, self))):
+                here = np.flatnonzero((flat >= start) & (flat < start + len(chunk)))
+                out[here] = chunk[flat[here] - start]
+                start += len(chunk)
+                if start > last:
+                    break
+        return out.reshape(*np.shape(wanted), *self.shape[1:])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ViewFrames(ArrayFrames):
+    """Frames whose axes lie in another order in the file; a view of the file's map, or a copy in memory."""
+
+    key: str = "diffraction"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SelectedFrames:
+    """The frames `rows` of another stack, in its order."""
+
+    inner: Frames
+    rows: range
+
+    @property
+    def key(self) -> str:
+        return str(getattr(self.inner, "key", "diffraction"))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (len(self.rows), *self.inner.shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.inner.dtype
+
+    def chunks(self, frames_per_chunk: int) -> Iterator[np.ndarray]:
+        if not isinstance(self.inner, ZippedFrames):
+            for start in range(0, len(self.rows), frames_per_chunk):
+                part = self.rows[start : start + frames_per_chunk]
+                yield self.inner[part.start : part.stop : part.step]
+            return
+        start = taken = 0
+        for chunk in self.inner.chunks(frames_per_chunk):
+            stop = start + len(chunk)
+            end = taken + len(range(self.rows[taken], min(stop, self.rows.stop), self.rows.step))
+            if end > taken:
+                yield chunk[self.rows[taken] - start :: self.rows.step][: end - taken]
+            start, taken = stop, end
+            if taken == len(self.rows):
+                return
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return self.inner[np.asarray(self.rows)[index]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CastFrames:
+    """Another stack, converted as it is read."""
+
+    inner: Frames
+    dtype: np.dtype[Any]
+
+    @property
+    def key(self) -> str:
+        return str(getattr(self.inner, "key", "diffraction"))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.inner.shape
+
+    def chunks(self, frames_per_chunk: int) -> Iterator[np.ndarray]:
+        for chunk in self.inner.chunks(frames_per_chunk):
+            yield self._cast(chunk)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return self._cast(self.inner[index])
+
+    def _cast(self, values: np.ndarray) -> np.ndarray:
+        # What does not fit becomes infinite, which the checks of the values report with its frame.
+        with np.errstate(over="ignore"):
+            return values.astype(self.dtype)
+
+
+def working_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype that values of a file get in memory: float32, complex64, or the detector's own integers."""
+    return np.dtype({"f": np.float32, "c": np.complex64}.get(dtype.kind, dtype.newbyteorder("=")))
+
+
+def select(frames: Frames, rows: range) -> Frames:
+    """Only the frames `rows` of a stack, in working dtype; the stack itself when nothing needs to change."""
+    selected = frames if rows == range(frames.shape[0]) else SelectedFrames(frames, rows)
+    dtype = working_dtype(frames.dtype)
+    return selected if dtype == frames.dtype else CastFrames(selected, dtype)
+
+
+def open_stack(archive: NpzArchive, member: Member, frame_axis: int) -> Frames:
+    """The stack in a 3-D member whose frames lie along `frame_axis` (0, or 2 in old files), without reading it.
+
+    Only a compressed stack whose frames do not lie one after the other in the file is read into memory.
+    """
+    order = "F" if member.fortran_order else "C"
+    # In C order the first axis is the slowest in the file, in Fortran order the last one.
+    if (order, frame_axis) in {("C", 0), ("F", 2)}:
+        a, b, c = member.shape
+        shape, transposed = ((a, b, c), False) if order == "C" else ((c, b, a), True)
+        kind = ZippedFrames if member.file_offset is None else StoredFrames
+        return kind(member, shape, transposed=transposed)
+    if member.file_offset is None:
+        array = archive.load(member.key)
+    else:
+        array = np.memmap(
+            member.path, member.dtype, mode="r", offset=member.file_offset, shape=member.shape,
+            order="F" if member.fortran_order else "C",
+        )  # fmt: skip
+    return ViewFrames(np.moveaxis(array, frame_axis, 0), key=member.key)

@@ -1,0 +1,127 @@
+"""Reconstructions in NPZ files."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from torchptycho.errors import ScanError
+from torchptycho.io.archive import NpzArchive, write_array
+from torchptycho.io.files import dump_json, replaced_atomically
+from torchptycho.reconstruction import Reconstruction
+
+__all__ = ["read_reconstruction", "write_reconstruction"]
+
+_FORMAT, _FORMAT_VERSION = "torchptycho-reconstruction", 1
+_VALID_COVERAGE = 0.1
+
+
+def write_reconstruction(reconstruction: Reconstruction, path: str | Path) -> None:
+    """Write a reconstruction as NPZ; the file appears only when it is whole.
+
+    Arrays: `object`, `coverage`, `valid`, `origin_px`, `object_pixel_m` (when known), `_metadata` (JSON, provenance).
+
+    Raises:
+        ScanError: the provenance is not plain data, or the place cannot be written to.
+    """
+    path = Path(path)
+    metadata = {"format": _FORMAT, "format_version": _FORMAT_VERSION, "provenance": reconstruction.provenance}
+    arrays = {
+        "object": reconstruction.object.astype(np.complex64, copy=False),
+        "coverage": reconstruction.coverage.astype(np.float32, copy=False),
+        "valid": reconstruction.valid.astype(bool, copy=False),
+        "origin_px": np.array(reconstruction.origin_px, np.int64),
+        "_metadata": np.array(dump_json(metadata, path, "provenance")),
+    }
+    if reconstruction.object_pixel_m is not None:
+        arrays["object_pixel_m"] = np.array(reconstruction.object_pixel_m, np.float64)
+    with replaced_atomically(path) as target, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        for key, array in arrays.items():
+            write_array(archive, key, array)
+
+
+def read_reconstruction(path: str | Path) -> Reconstruction:
+    """Read a reconstruction, or any NPZ with a complex `object` (else `objectGuess`: a scan that brings its truth).
+
+    What a foreign file lacks is filled in: coverage 1 everywhere, valid where coverage exceeds 0.1, origin (0, 0).
+
+    Raises:
+        ScanError: no object, or arrays that do not fit it.
+    """
+    archive = NpzArchive(path)
+    key = next((name for name in ("object", "objectGuess") if name in archive), None)
+    if key is None:
+        raise archive.missing("object", "a complex object (H, W)")
+    values = _object(archive, key)
+    height, width = values.shape
+    # A scan's own arrays of these names would describe the scan, not its object.
+    own = key == "object"
+    coverage = _like_object(archive, "coverage", values.shape, "f") if own and "coverage" in archive else None
+    coverage = np.ones((height, width), np.float32) if coverage is None else coverage.astype(np.float32)
+    valid = _like_object(archive, "valid", values.shape, "b") if own and "valid" in archive else None
+    metadata = archive.load_metadata()
+    if metadata.get("format") == _FORMAT:
+        version = metadata.get("format_version")
+        if not isinstance(version, int) or version > _FORMAT_VERSION:
+            raise ScanError(
+                path, "_metadata", expected=f"{_FORMAT} version {_FORMAT_VERSION} or older",
+                found=f"version {version}", remedy="Update torchptycho.",
+            )  # fmt: skip
+        metadata = metadata.get("provenance", {})
+    return Reconstruction(
+        object=values,
+        coverage=coverage,
+        valid=coverage > _VALID_COVERAGE if valid is None else valid,
+        origin_px=_origin(archive) if own and "origin_px" in archive else (0, 0),
+        object_pixel_m=_pixel(archive) if "object_pixel_m" in archive else None,
+        provenance=metadata,
+    )
+
+
+def _object(archive: NpzArchive, key: str) -> np.ndarray:
+    member = archive.member(key)
+    shape = member.shape[1:] if len(member.shape) == 3 and member.shape[0] == 1 else member.shape
+    if len(shape) != 2 or member.dtype.kind != "c":
+        raise ScanError(
+            archive.path, key, expected="a complex object (H, W)", found=f"{member.dtype} {member.shape}",
+            remedy="Save amplitude * exp(1j * phase) under this key.",
+        )  # fmt: skip
+    with np.errstate(over="ignore"):
+        values = archive.load(key).reshape(shape).astype(np.complex64)
+    bad = int((~np.isfinite(values)).sum())
+    if bad:
+        remedy = "Set them to 0, and mark them False in 'valid'."
+        raise ScanError(archive.path, key, expected="finite values", found=f"{bad} that are not", remedy=remedy)
+    return values
+
+
+def _like_object(archive: NpzArchive, key: str, shape: tuple[int, ...], kind: str) -> np.ndarray:
+    member = archive.member(key)
+    if member.shape != shape or member.dtype.kind != kind:
+        expected = f"{'real' if kind == 'f' else 'boolean'} {shape}, as the object"
+        found, remedy = f"{member.dtype} {member.shape}", "Correct it or leave it out."
+        raise ScanError(archive.path, key, expected=expected, found=found, remedy=remedy)
+    return archive.load(key)
+
+
+def _origin(archive: NpzArchive) -> tuple[int, int]:
+    member = archive.member("origin_px")
+    if member.shape != (2,) or member.dtype.kind not in "iu":
+        found = f"{member.dtype} {member.shape}"
+        remedy = "Save the (y, x) position of pixel [0, 0] as two integers."
+        raise ScanError(archive.path, "origin_px", expected="two integers (y, x)", found=found, remedy=remedy)
+    y, x = archive.load("origin_px").tolist()
+    return (y, x)
+
+
+def _pixel(archive: NpzArchive) -> float:
+    key = "object_pixel_m"
+    member = archive.member(key)
+    value = float(archive.load(key).reshape(-1)[0]) if member.shape in ((), (1,)) and member.dtype.kind == "f" else 0.0
+    if not 0 < value < float("inf"):
+        remedy = "Correct it or leave it out."
+        found = f"{member.dtype} {member.shape}"
+        raise ScanError(archive.path, key, expected="one positive number in metres", found=found, remedy=remedy)
+    return value

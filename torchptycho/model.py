@@ -1,0 +1,250 @@
+"""PtychoPINN as a LightningModule: it wires the generator, the physics and the loss together, and logs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from jaxtyping import Bool, Complex, Float
+from torch import Tensor, nn
+
+from torchptycho.config import RunConfig, from_dict, to_dict
+from torchptycho.data.batch import GroupBatch
+from torchptycho.data.store import Store
+from torchptycho.errors import ConfigError, StoreError
+from torchptycho.losses import Comparison, Loss
+from torchptycho.nn import build_generator
+from torchptycho.physics.diffraction import expected_counts
+from torchptycho.physics.merging import central_weight, merge, merge_canvas_px, probe_weight
+from torchptycho.physics.scaling import intensity
+
+__all__ = ["PtychoPINN", "learning_rate_shape"]
+
+# Steps without a better validation loss after which the plateau schedule halves the learning rate.
+_PLATEAU_STEPS = 300
+
+
+class PtychoPINN(L.LightningModule):
+    """Trains a generator without labels: patches -> expected counts -> Poisson likelihood of the measured counts.
+
+    Reference: Hoidn, Mishra, Mehta, Scientific Reports 13, 22789 (2023).
+
+    All arguments are plain data, and a checkpoint brings them along with the statistics and the probe, so
+    `PtychoPINN.load_from_checkpoint(path, weights_only=True)` needs nothing else. Build one with `for_store`.
+
+    Arguments:
+        config: a `RunConfig` as a dict.
+        n_px: frame edge N.
+        n_scans, n_modes: scans and incoherent probe modes that it was made for.
+        domain: what the frames hold.
+        max_offset_px: largest distance of a frame from its group's centre, which sizes the merging canvas.
+        has_validation: whether there are held-out frames to watch.
+    """
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        n_px: int,
+        n_scans: int = 1,
+        n_modes: int = 1,
+        domain: Literal["counts", "amplitude"] = "counts",
+        max_offset_px: float = 0.0,
+        has_validation: bool = True,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(
+            {
+                "config": config, "n_px": n_px, "n_scans": n_scans, "n_modes": n_modes, "domain": domain,
+                "max_offset_px": max_offset_px, "has_validation": has_validation,
+            }
+        )  # fmt: skip
+        self.config = from_dict(RunConfig, config, source="checkpoint")
+        self.gridsize = self.config.group.gridsize
+        self.n_px, self.domain, self.has_validation = n_px, domain, has_validation
+        self.generator = build_generator(self.config.model, n_px, self.gridsize)
+        self.loss = Loss(self.config.loss)
+        self._canvas_px = merge_canvas_px(n_px, max_offset_px)
+        # Real and imaginary part apart: DDP, GradScaler and fused optimisers do not take complex parameters.
+        self.probe_parts = nn.Parameter(
+            torch.zeros(n_scans, n_modes, n_px, n_px, 2), requires_grad=self.config.model.probe_trainable
+        )
+        # NaN until `set_statistics` or a checkpoint fills them in: a module without its statistics must not guess.
+        self.register_buffer("input_scale", torch.full((n_scans,), math.nan, dtype=torch.float64))
+        self.register_buffer("photons_per_frame", torch.full((n_scans,), math.nan, dtype=torch.float64))
+        self.register_buffer("masks", torch.ones(n_scans, n_px, n_px, dtype=torch.bool))
+        self.input_scale: Tensor
+        self.photons_per_frame: Tensor
+        self.masks: Tensor
+
+    @classmethod
+    def for_store(cls, store: Store, config: RunConfig) -> PtychoPINN:
+        """A module with the statistics, probes and masks of a store.
+
+        Raises:
+            ConfigError: the configuration does not fit the store.
+        """
+        if config.group.gridsize != store.gridsize:
+            raise ConfigError(f"gridsize: expected {store.gridsize} as in {store.path}; found {config.group.gridsize}.")
+        probes = store.tensors["probes"]
+        module = cls(
+            to_dict(config),
+            n_px=store.n_px,
+            n_scans=len(store.scans),
+            n_modes=int(probes.shape[1]),
+            domain=store.scans[0].scaling.domain,
+            max_offset_px=store.max_offset_px,
+            has_validation=len(store.groups("val")) > 0,
+        )
+        if module.loss.needs_truth and not store.has_truth:
+            raise ConfigError(f"realspace_weight, realspace_mae_weight: {store.path} has scans without a truth.")
+        scalings = [entry.scaling for entry in store.scans]
+        module.probe_parts.data = torch.view_as_real(probes.clone()).contiguous()
+        module.input_scale = torch.tensor([s.input_scale for s in scalings], dtype=torch.float64)
+        module.photons_per_frame = torch.tensor([s.photons_per_frame for s in scalings], dtype=torch.float64)
+        module.masks = store.tensors["masks"].clone()
+        return module
+
+    @property
+    def probe(self) -> Complex[Tensor, "s p n n"]:
+        """Probe modes of each scan in sqrt(photons)."""
+        return torch.view_as_complex(self.probe_parts)
+
+    def require_statistics(self) -> None:
+        """Raise StoreError when neither a store nor a checkpoint has given the module its statistics."""
+        if bool(self.input_scale.isnan().any()):
+            raise StoreError(
+                "this module has no statistics (input scale, photons per frame, probe): "
+                "build it with PtychoPINN.for_store or load a checkpoint."
+            )
+
+    def forward(self, batch: GroupBatch) -> Complex[Tensor, "b c n n"]:
+        """Object patches of the frames of each group, as the generator sees them, before any merging."""
+        amplitude = intensity(batch.frames, self.domain).sqrt() * self._per_group(self.input_scale, batch)
+        return self.generator(amplitude * self._mask(batch), self._input_probe(batch))  # type: ignore[no-any-return]
+
+    def expected_counts(self, patches: Complex[Tensor, "b c n n"], batch: GroupBatch) -> Float[Tensor, "b c n n"]:
+        """Photon counts that the detector is expected to see, after the patches of a group agreed on one object."""
+        probe = self._probe_of(batch)
+        with torch.autocast(device_type=self.device.type, enabled=False):
+            if self.gridsize > 1:
+                if self.config.model.merge_weight == "probe":
+                    weight = probe_weight(probe.detach())
+                else:
+                    weight = central_weight(self.n_px, patches)
+                patches = merge(patches, batch.offset_px, weight, self._canvas_px)
+            return expected_counts(patches, probe[:, None])
+
+    def measured_counts(self, batch: GroupBatch) -> Float[Tensor, "b c n n"]:
+        """The frames in photon counts."""
+        counts = intensity(batch.frames, self.domain)
+        if self.domain == "counts":
+            return counts
+        return counts * self._per_group(self.photons_per_frame * (self.input_scale * 2 / self.n_px).square(), batch)
+
+    def _per_group(self, values: Tensor, batch: GroupBatch) -> Float[Tensor, "b 1 1 1"]:
+        return values[batch.scan].float()[:, None, None, None]
+
+    def _probe_of(self, batch: GroupBatch) -> Complex[Tensor, "probe_b p n n"]:
+        """The probe of each group, or once when all groups share it."""
+        return self.probe if len(self.probe) == 1 else self.probe[batch.scan]
+
+    def _input_probe(self, batch: GroupBatch) -> Complex[Tensor, "probe_b p n n"]:
+        """The probe in the units of the network's input; the network does not train it."""
+        probe = self._probe_of(batch).detach()
+        power = (probe.real.square() + probe.imag.square()).sum(dim=(-3, -2, -1), keepdim=True)
+        return probe * (self.n_px / 2 / power.sqrt())
+
+    def _mask(self, batch: GroupBatch) -> Bool[Tensor, "b 1 n n"]:
+        return self.masks[batch.scan][:, None]
+
+    def _step(self, batch: GroupBatch) -> dict[str, Tensor]:
+        patches = self(batch)
+        return self.loss(
+            Comparison(
+                expected=self.expected_counts(patches, batch),
+                counts=self.measured_counts(batch),
+                mean_count=(self.photons_per_frame[batch.scan] / self.n_px**2).float(),
+                mask=self._mask(batch),
+                patches=patches,
+                truth=batch.truth,
+                real_space=self._real_space(patches),
+            )
+        )
+
+    def _real_space(self, patches: Tensor) -> Tensor:
+        if self.config.model.probe_big:
+            return patches.real.new_ones(self.n_px, self.n_px)
+        return central_weight(self.n_px, patches)
+
+    def training_step(self, batch: GroupBatch, batch_index: int) -> Tensor:
+        self.require_statistics()
+        terms = self._step(batch)
+        if not bool(terms["loss"].isfinite()):
+            frames = batch.members.flatten().tolist()
+            raise FloatingPointError(f"the loss is {float(terms['loss'])} at step {self.global_step}, frames {frames}")
+        size = batch.batch_size[0]
+        self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()}, batch_size=size)
+        self.log("train/loss_epoch", terms["loss"].detach(), on_step=False, on_epoch=True, batch_size=size)
+        return terms["loss"]
+
+    def validation_step(self, batch: GroupBatch, batch_index: int) -> None:
+        terms = self._step(batch)
+        size = batch.batch_size[0]
+        self.log_dict({f"val/{name}": value for name, value in terms.items()}, batch_size=size, sync_dist=True)
+
+    def predict_step(self, batch: GroupBatch, batch_index: int) -> Complex[Tensor, "b c n n"]:
+        self.require_statistics()
+        return self(batch)  # type: ignore[no-any-return]
+
+    def stitch_weight(self, kind: Literal["probe", "central"], scan: int = 0) -> Float[Tensor, "n n"]:
+        """Weight of each pixel of a patch in the stitched image: |P|^2 of a training scan, or its central half."""
+        if kind == "probe":
+            return probe_weight(self.probe[scan].detach())
+        return central_weight(self.n_px, self.probe_parts)
+
+    @property
+    def monitor(self) -> str:
+        """Name of the metric that says how good the module is; lower is better."""
+        return "val/nll" if self.has_validation else "train/loss_epoch"
+
+    def configure_optimizers(self) -> Any:
+        config = self.config.train
+        kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+        groups: list[dict[str, Any]] = [{"params": list(self.generator.parameters()), "lr": config.learning_rate}]
+        if self.probe_parts.requires_grad:
+            size = float(self.probe_parts.detach().square().mean().sqrt())
+            groups.append({"params": [self.probe_parts], "lr": config.probe_learning_rate * size, "weight_decay": 0.0})
+        steps = int(self.trainer.estimated_stepping_batches)
+        shape = learning_rate_shape(config.schedule, min(config.warmup_steps, steps // 10), steps)
+        for group in groups:
+            group["lr"] *= shape(0)
+        optimizer = kind(groups)
+        # Multiplicative, because a schedule that sets the rate outright would undo what the plateau took off.
+        follow = torch.optim.lr_scheduler.MultiplicativeLR(optimizer, lambda step: shape(step) / shape(step - 1))
+        schedulers: list[dict[str, Any]] = [{"scheduler": follow, "interval": "step", "name": "learning_rate"}]
+        if config.schedule == "plateau":
+            # Asking for the number of steps has made Lightning count the batches.
+            every = self.trainer.check_val_every_n_epoch or 1
+            steps_between = every * int(self.trainer.num_training_batches)
+            plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+                optimizer, factor=0.5, patience=max(2, round(_PLATEAU_STEPS / steps_between)), min_lr=1e-6
+            )
+            watch = {"scheduler": plateau, "interval": "epoch", "frequency": every, "monitor": self.monitor}
+            schedulers.append(watch | {"name": "plateau"})
+        return [optimizer], schedulers
+
+
+def learning_rate_shape(schedule: str, warmup: int, steps: int) -> Callable[[int], float]:
+    """Learning rate after `step` optimiser steps relative to its peak; what a plateau takes off comes on top."""
+
+    def shape(step: int) -> float:
+        rise = min(1.0, (step + 1) / max(1, warmup))
+        if schedule != "cosine":
+            return rise
+        done = min(1.0, max(0.0, (step - warmup) / max(1, steps - warmup)))
+        return rise * max(1e-3, 0.5 * (1 + math.cos(math.pi * done)))
+
+    return shape

@@ -1,0 +1,85 @@
+"""What a generator is, and how one is found by its name."""
+
+from __future__ import annotations
+
+import abc
+import importlib
+import importlib.metadata
+from typing import ClassVar
+
+from jaxtyping import Complex, Float
+from torch import Tensor, nn
+
+from torchptycho.config import ModelConfig
+from torchptycho.errors import ConfigError
+
+__all__ = ["Generator", "build_generator", "find_generator"]
+
+_BUILT_IN = {"resunet": "torchptycho.nn.resunet:ResUNet", "cnn": "torchptycho.nn.cnn:CNN"}
+_ENTRY_POINTS = "torchptycho.generators"
+
+
+class Generator(nn.Module, abc.ABC):
+    """Maps the diffraction of a group to its object patches.
+
+    To add your own, derive from this class and name it in the configuration as `package.module:Class`, or under a
+    short name by an entry point of the group `torchptycho.generators`.
+    """
+
+    supported_n_px: ClassVar[tuple[int, ...]]
+    """Frame sizes that the network can be built for."""
+
+    @classmethod
+    @abc.abstractmethod
+    def from_config(cls, config: ModelConfig, n_px: int, channels: int) -> Generator:
+        """Build the network for groups of `channels` frames of n_px pixels."""
+
+    @abc.abstractmethod
+    def forward(
+        self, amplitude: Float[Tensor, "b c n n"], probe: Complex[Tensor, "probe_b p n n"]
+    ) -> Complex[Tensor, "b c n n"]:
+        """Complex object patches, complex64 also under autocast.
+
+        Arguments:
+            amplitude: diffraction amplitudes scaled so that a mean frame has sum A^2 = (N/2)^2.
+            probe: the beam in the same units, sum |P|^2 = (N/2)^2; probe_b is 1 or b. A network may use it or not.
+        """
+
+
+def find_generator(name: str) -> type[Generator]:
+    """The class that a configuration means by `name`.
+
+    Raises:
+        ConfigError: no such generator, or it does not derive from `Generator`.
+    """
+    entry_points = {entry.name: entry.value for entry in importlib.metadata.entry_points(group=_ENTRY_POINTS)}
+    target = _BUILT_IN.get(name) or entry_points.get(name) or name
+    module, _, attribute = target.partition(":")
+    if not attribute:
+        known = ", ".join(sorted(_BUILT_IN | entry_points))
+        raise ConfigError(f"generator: expected one of {known}, or package.module:Class; found '{name}'.")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"generator '{name}' cannot be imported: {error}.") from None
+    if not (isinstance(found, type) and issubclass(found, Generator)):
+        raise ConfigError(
+            f"generator '{name}': expected a class derived from torchptycho.nn.Generator; found {found!r}."
+        )
+    return found
+
+
+def build_generator(config: ModelConfig, n_px: int, gridsize: int) -> Generator:
+    """Build the configured generator.
+
+    Raises:
+        ConfigError: unknown name, or a frame size that it was not made for.
+    """
+    kind = find_generator(config.generator)
+    if n_px not in kind.supported_n_px:
+        sizes = ", ".join(map(str, kind.supported_n_px))
+        raise ConfigError(
+            f"generator '{config.generator}' takes frames of N = {sizes} px; found N = {n_px}. "
+            "Crop or pad the frames, or choose another generator."
+        )
+    return kind.from_config(config, n_px, gridsize * gridsize)

@@ -1,0 +1,54 @@
+"""Photon noise: drawing counts, and the likelihood of measured ones."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+__all__ = ["poisson_deviance", "poisson_nll", "poisson_sample"]
+
+# Expected counts below this are taken as this: log(0) at a pixel that did count would be infinite.
+MIN_EXPECTED = 1e-8
+# Far below any count in any unit, and its quotients are still normal float32 numbers.
+_TINY = 1e-30
+
+
+def poisson_sample(expected: Float[Tensor, "*shape"], generator: torch.Generator) -> Float[Tensor, "*shape"]:
+    """Counts drawn from a Poisson distribution with the given mean, in the dtype of the mean."""
+    return torch.poisson(expected, generator=generator)
+
+
+def poisson_nll(
+    expected: Float[Tensor, "*batch n n"],
+    counts: Float[Tensor, "*batch n n"],
+    mask: Bool[Tensor, "*mask_batch n n"] | None = None,
+) -> Float[Tensor, ""]:
+    """Negative log-likelihood I - y log I, mean over the good pixels; the constant log y! is left out."""
+    expected = expected.clamp_min(MIN_EXPECTED)
+    return _mean(expected - torch.xlogy(counts, expected), mask)
+
+
+def poisson_deviance(
+    expected: Float[Tensor, "*batch n n"],
+    counts: Float[Tensor, "*batch n n"],
+    mask: Bool[Tensor, "*mask_batch n n"] | None = None,
+    offset: float | Float[Tensor, "*offset_batch 1 1"] = 0.5,
+) -> Float[Tensor, ""]:
+    """Twice the excess of the negative log-likelihood over that of a perfect fit, mean over the good pixels.
+
+    `offset` counts are added to both sides: without them a pixel that counted nothing pulls on the logarithm of
+    vanishing expectations, and training chases the dark part of the detector. Counts may be given in any unit, the
+    offset then in the same: the result scales with the unit.
+    Reference: McCullagh and Nelder, Generalized Linear Models, sec. 2.3.
+    """
+    measured, model = counts + offset, expected + offset
+    # Not xlogy, whose gradient is 0/0 where nothing was counted and the offset is 0.
+    ratio = measured.clamp_min(_TINY) / model.clamp_min(_TINY)
+    return _mean(2 * (model - measured + measured * ratio.log()), mask)
+
+
+def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return values.mean()
+    return (values * mask).sum() / mask.expand(values.shape).sum().clamp_min(1)

@@ -1,0 +1,77 @@
+"""The one place where units change: file units <-> photon counts <-> the network's input.
+
+With A the amplitude in the file's own unit, X = a A is the network's input, and s X = sqrt(counts).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal
+
+import torch
+from jaxtyping import Complex, Float, Shaped
+from torch import Tensor
+
+__all__ = ["DEFAULT_NPHOTONS", "Scaling", "gauge_factor", "measure_scaling"]
+
+DEFAULT_NPHOTONS = 1e9
+"""Photons per frame that normalised amplitudes stand for, when nobody says."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scaling:
+    """How the frames of one scan become counts and network input.
+
+    Arguments:
+        domain: what the frames hold.
+        input_scale: a, from the root of a frame's intensity in file units to the network's input.
+        photons_per_frame: mean photons in a frame.
+        n_px: frame edge N.
+    """
+
+    domain: Literal["counts", "amplitude"]
+    input_scale: float
+    photons_per_frame: float
+    n_px: int
+
+    @property
+    def intensity_scale(self) -> float:
+        """s = sqrt(photons per frame) / (N/2)."""
+        return math.sqrt(self.photons_per_frame) / (self.n_px / 2)
+
+    @property
+    def counts_per_intensity(self) -> float:
+        """Counts that one unit of the file's intensity (amplitude squared) stands for: exactly 1 for counts."""
+        return 1.0 if self.domain == "counts" else (self.intensity_scale * self.input_scale) ** 2
+
+
+def measure_scaling(
+    mean_intensity: float, n_px: int, domain: Literal["counts", "amplitude"], nphotons: float | None = None
+) -> Scaling:
+    """Scaling of a scan from the mean over its training frames of the summed intensity, in float64.
+
+    a = sqrt((N/2)^2 / mean_frames(sum_pixels A^2)).
+
+    Arguments:
+        mean_intensity: mean of the sum over good pixels of A^2 (of the counts, for counts).
+        nphotons: photons that a mean frame of amplitudes stands for; counts say it themselves.
+    """
+    if not 0 < mean_intensity < math.inf:
+        raise ValueError(f"mean_intensity: expected a positive number; found {mean_intensity}")
+    photons = mean_intensity if domain == "counts" else (nphotons or DEFAULT_NPHOTONS)
+    return Scaling(
+        domain=domain, input_scale=n_px / 2 / math.sqrt(mean_intensity), photons_per_frame=photons, n_px=n_px
+    )
+
+
+def intensity(frames: Shaped[Tensor, "*shape"], domain: Literal["counts", "amplitude"]) -> Float[Tensor, "*shape"]:
+    """Frames of any dtype as float32 intensity in file units. The cast comes first: uint16 squared overflows."""
+    values = frames.to(torch.float32)
+    return values if domain == "counts" else values.square()
+
+
+def gauge_factor(probe: Complex[Tensor, "p n n"], photons_per_frame: float) -> float:
+    """Factor that brings a probe of unknown power into the counts gauge: sum |f P|^2 = photons per frame."""
+    power = float(probe.to(torch.complex128).abs().square().sum())
+    return math.sqrt(photons_per_frame / power)

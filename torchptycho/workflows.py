@@ -1,0 +1,344 @@
+"""The verbs of a run: read, train, reconstruct. Each writes what it did beside what it made."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import hashlib
+import importlib.metadata
+import logging
+import math
+import pickle
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+
+from torchptycho.config import ReconstructConfig, RunConfig, save_config, to_dict
+from torchptycho.data.module import PtychoDataModule
+from torchptycho.data.store import Store, prepare
+from torchptycho.errors import ConfigError, ScanError, StoreError
+from torchptycho.io import read_scan
+from torchptycho.model import PtychoPINN
+from torchptycho.nn import find_generator
+from torchptycho.predict import CanvasWriter
+from torchptycho.progress import StepProgress
+from torchptycho.reconstruction import Reconstruction
+from torchptycho.scan import Scan
+
+__all__ = ["TrainResult", "find_checkpoint", "load_checkpoint", "read_history", "reconstruct", "train", "versions"]
+
+_log = logging.getLogger(__name__)
+
+# Dose of a scan relative to the training scan's beyond which its patches are no longer what the network was taught.
+_DOSE_TOLERANCE = 1.2
+_VALIDATE_EVERY_STEPS = 100
+_LOGS = "logs"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What training leaves.
+
+    Arguments:
+        checkpoint: the best module by its monitored metric.
+        last: the module at the end, from which training resumes.
+        metrics: final values of all logged metrics.
+        seconds: wall time of the optimisation.
+    """
+
+    checkpoint: Path
+    last: Path
+    metrics: dict[str, float]
+    seconds: float
+
+
+def train(
+    source: Store | Scan | str | Path | Sequence[Scan | str | Path],
+    config: RunConfig | None = None,
+    out: str | Path = "runs/train",
+    *,
+    resume: bool = False,
+    progress: bool = True,
+    callbacks: Sequence[Callback] = (),
+) -> TrainResult:
+    """Train the physics-informed network on scans, without labels.
+
+    Writes into `out`: config.yaml (fully resolved), store/, logs/, checkpoints/best.ckpt and last.ckpt.
+
+    Arguments:
+        source: a prepared store, or scans or files to prepare into `out`/store.
+        config: everything; None takes the defaults.
+        out: folder of the run.
+        resume: continue from checkpoints/last.ckpt of this folder.
+        progress: show a progress bar.
+        callbacks: more Lightning callbacks.
+
+    Raises:
+        TorchptychoError: scans, configuration or folder do not allow it; nothing was written then.
+    """
+    config = config or RunConfig()
+    out = Path(out)
+    last = out / "checkpoints" / "last.ckpt"
+    if last.exists() and not resume:
+        raise ConfigError(
+            f"{out}: holds a finished or interrupted run. Continue it with --resume, or choose another --out."
+        )
+    if resume and not last.exists():
+        raise StoreError(f"{last}: expected a checkpoint to resume from; found none.")
+    store = source if isinstance(source, Store) else _prepare_for(source, config, out / "store")
+    # Weights are drawn from torch's global generator: seed it, and give it back as it was.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        module = PtychoPINN.for_store(store, config)
+    data = PtychoDataModule(
+        store,
+        batch_size=config.train.batch_size,
+        num_workers=config.train.num_workers,
+        seed=config.train.seed,
+        with_truth=module.loss.needs_truth,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    save_config(config, out / "config.yaml")
+    keep = ModelCheckpoint(
+        dirpath=out / "checkpoints",
+        filename="best",
+        monitor=module.monitor,
+        save_last=True,
+        enable_version_counter=False,
+    )
+    start = time.perf_counter()
+    with _quiet_lightning():
+        trainer = _trainer(config, out, data, [keep, *callbacks], progress=progress)
+        trainer.fit(module, data, ckpt_path=str(last) if resume else None, weights_only=True)
+    seconds = time.perf_counter() - start
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return TrainResult(checkpoint=Path(keep.best_model_path), last=last, metrics=metrics, seconds=seconds)
+
+
+def _prepare_for(source: Scan | str | Path | Sequence[Scan | str | Path], config: RunConfig, path: Path) -> Store:
+    given = [source] if isinstance(source, (Scan, str, Path)) else list(source)
+    folders = [item for item in given if not isinstance(item, Scan) and Path(item).is_dir()]
+    if folders and len(given) == 1:
+        return Store.open(folders[0])
+    scans = [item if isinstance(item, Scan) else read_scan(item, domain=config.prepare.domain) for item in given]
+    sizes = find_generator(config.model.generator).supported_n_px
+    for scan in scans:
+        if scan.n_px not in sizes:
+            raise ScanError(
+                scan.source, "diffraction",
+                expected=f"frames of N = {', '.join(map(str, sizes))} px for the generator '{config.model.generator}'",
+                found=f"N = {scan.n_px}",
+                remedy="Crop or pad the frames and the probe about the beam centre, or choose another --generator.",
+            )  # fmt: skip
+    return prepare(scans, config, path)
+
+
+def _trainer(
+    config: RunConfig, out: Path, data: PtychoDataModule, callbacks: Sequence[Callback], *, progress: bool
+) -> L.Trainer:
+    """A trainer that runs whole epochs, so that it ends with a validation, and validates about every 100 steps."""
+    steps_per_epoch = len(data.train_dataloader())
+    batches = steps_per_epoch if config.train.epochs else min(steps_per_epoch, config.train.steps)
+    epochs = config.train.epochs or math.ceil(config.train.steps / batches)
+    validate_every = min(epochs, max(1, round(_VALIDATE_EVERY_STEPS / batches)))
+    if not config.train.epochs:
+        epochs = math.ceil(epochs / validate_every) * validate_every
+    return L.Trainer(
+        accelerator=config.train.accelerator,
+        devices=config.train.devices,
+        precision=config.train.precision,
+        max_epochs=epochs,
+        limit_train_batches=batches,
+        check_val_every_n_epoch=validate_every,
+        gradient_clip_val=config.train.gradient_clip or None,
+        logger=CSVLogger(out, name=_LOGS, flush_logs_every_n_steps=100),
+        log_every_n_steps=min(10, batches),
+        callbacks=[*callbacks, LearningRateMonitor("step"), *([StepProgress()] if progress else [])],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+
+
+def load_checkpoint(path: str | Path) -> PtychoPINN:
+    """A trained module from its checkpoint alone; nothing in the file is executed.
+
+    Raises:
+        StoreError: not there, not a checkpoint, or not one of this package.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise StoreError(f"{path}: expected a checkpoint (.ckpt); found {'a folder' if path.is_dir() else 'nothing'}.")
+    try:
+        module = PtychoPINN.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, KeyError, EOFError, TypeError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise StoreError(
+            f"{path}: expected a torchptycho checkpoint; it does not load ({reason}). Train again."
+        ) from error
+    module.require_statistics()
+    return module
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The checkpoint that a user means: a file as it is, or the best one of a run's folder.
+
+    Raises:
+        StoreError: the folder holds none.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    for candidate in (path / "checkpoints" / "best.ckpt", path / "checkpoints" / "last.ckpt"):
+        if candidate.is_file():
+            return candidate
+    raise StoreError(
+        f"{path}: expected a run with checkpoints/best.ckpt; found none. Train first, or name a .ckpt file."
+    )
+
+
+def read_history(run: str | Path) -> dict[str, list[tuple[int, float]]]:
+    """Logged metrics of a run by name, as (optimiser step, value); a resumed run has one log after the other."""
+    history: dict[str, list[tuple[int, float]]] = {}
+    for log in sorted((Path(run) / _LOGS).glob("version_*/metrics.csv"), key=lambda path: path.stat().st_mtime_ns):
+        with log.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                for name, value in row.items():
+                    if value and name not in ("step", "epoch"):
+                        history.setdefault(name, []).append((int(row["step"]), float(value)))
+    return history
+
+
+def reconstruct(
+    checkpoint: str | Path | PtychoPINN,
+    scan: Scan | str | Path,
+    config: ReconstructConfig | None = None,
+    *,
+    accelerator: str = "auto",
+    progress: bool = True,
+) -> Reconstruction:
+    """One forward pass over every frame of a scan, stitched.
+
+    Arguments:
+        checkpoint: a trained module or its file.
+        scan: what to reconstruct; it need not be the training scan.
+        config: None takes what the module was trained with.
+
+    Raises:
+        TorchptychoError: the scan is unusable, or does not fit the module.
+    """
+    start = time.perf_counter()
+    module = checkpoint if isinstance(checkpoint, PtychoPINN) else load_checkpoint(checkpoint)
+    config = config or module.config.reconstruct
+    scan = scan if isinstance(scan, Scan) else read_scan(scan, domain=module.domain)
+    which = config.training_scan
+    if which >= len(module.probe):
+        raise ConfigError(f"training_scan: expected 0 to {len(module.probe) - 1}; found {which}.")
+    _check_fits(module, scan)
+    with tempfile.TemporaryDirectory(prefix="torchptycho-") as folder:
+        store = prepare([scan], _for_prediction(module.config), Path(folder) / "store")
+        scaling = store.scans[0].scaling
+        trained_scale = module.input_scale.clone()
+        if config.input_scale == "scan":
+            module.input_scale[which] = scaling.input_scale
+        else:
+            _compare_dose(float(module.photons_per_frame[which]), scaling.photons_per_frame, scan.source)
+        writer = CanvasWriter(store.tensors["positions_px"], config.stitch_weight, which)
+        data = PtychoDataModule(store, predict_batch_size=config.predict_batch_size, training_scan=which)
+        with _quiet_lightning():
+            trainer = L.Trainer(
+                accelerator=accelerator, devices=1, logger=False, enable_checkpointing=False,
+                enable_model_summary=False, enable_progress_bar=False,
+                callbacks=[writer, *([StepProgress()] if progress else [])],
+            )  # fmt: skip
+            trainer.predict(module, data, return_predictions=False)
+        module.input_scale = trained_scale
+        object_pixel_m = store.scans[0].object_pixel_m
+    if writer.n_placed != scan.n_frames:
+        raise StoreError(f"{scan.source}: {scan.n_frames} frames, but {writer.n_placed} were placed.")
+    provenance: dict[str, Any] = {
+        "source": scan.source,
+        "frames": scan.n_frames,
+        "checkpoint": None if isinstance(checkpoint, PtychoPINN) else str(checkpoint),
+        "checkpoint_sha256": None if isinstance(checkpoint, PtychoPINN) else _sha256(Path(checkpoint)),
+        "config": to_dict(module.config) | {"reconstruct": to_dict(config)},
+        "versions": versions(),
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+    return writer.canvas.finish(object_pixel_m, provenance)
+
+
+def _for_prediction(config: RunConfig) -> RunConfig:
+    """Preparation of all frames as they are: the choices of training do not apply."""
+    prediction = dataclasses.replace(config.prepare, val_fraction=0.0, probe=None)
+    whole = dataclasses.replace(
+        config.group, n_groups=None, n_subsample=None, oversample=False, bounds=(0.0, 1.0, 0.0, 1.0),
+        min_distance_px=0.0, max_distance_px=None, quadrants=False,
+    )  # fmt: skip
+    return dataclasses.replace(config, prepare=prediction, group=whole)
+
+
+def _check_fits(module: PtychoPINN, scan: Scan) -> None:
+    if (scan.n_px, scan.domain) != (module.n_px, module.domain):
+        raise ScanError(
+            scan.source, "diffraction",
+            expected=f"{module.n_px}x{module.n_px} frames of {module.domain}, as the checkpoint was trained on",
+            found=f"{scan.n_px}x{scan.n_px} frames of {scan.domain}",
+            remedy="Train on a scan of this kind, or crop, pad or convert the frames.",
+        )  # fmt: skip
+
+
+def _compare_dose(trained: float, found: float, source: str) -> None:
+    ratio = found / trained
+    if not 1 / _DOSE_TOLERANCE < ratio < _DOSE_TOLERANCE:
+        _log.warning(
+            "%s: %.3g photons per frame, but the network was trained at %.3g. "
+            "If the beam differs and not the sample, use --input-scale scan.",
+            source, found, trained,
+        )  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes the image."""
+    found = {}
+    for name in ("torchptycho", "torch", "lightning", "tensordict", "numpy"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Keep Lightning's advice (number of workers, tips, device list) from the user; its warnings of faults pass."""
+    loggers = [
+        logging.getLogger(name)
+        for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
+    ]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in (".*does not have many workers.*", ".*treespec.*", ".*Checkpoint directory.*exists.*",
+                            ".*LeafSpec.*"):  # fmt: skip
+                warnings.filterwarnings("ignore", message=message)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib.metadata
+import itertools
 import logging
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import tyro
 
@@ -31,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.write(_overview())
         return 0
     if given[0] == "--version":
-        sys.stdout.write(f"torchptycho {importlib.metadata.version('torchptycho')}\n")
+        sys.stdout.write(f"torchptycho {_version()}\n")
         return 0
     logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(levelname)s: %(message)s")
     try:
@@ -45,6 +47,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write("torchptycho: interrupted\n")
         return 130
     return 0
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("torchptycho")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
 
 
 def _overview() -> str:
@@ -74,21 +83,22 @@ def _parse(given: Sequence[str]) -> Command:
 
 def _with_defaults(kind: type[Command], config: RunConfig) -> Command:
     """The command with the sections of a configuration file, its other fields as they would be without."""
-    values = {}
+    # Not by the initialiser, whose types have no room for tyro's placeholder.
+    command = object.__new__(kind)
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        value: Any = tyro.MISSING
         if field.name != "config" and hasattr(config, field.name):
-            values[field.name] = getattr(config, field.name)
+            value = getattr(config, field.name)
         elif field.default is not dataclasses.MISSING:
-            values[field.name] = field.default
+            value = field.default
         elif field.default_factory is not dataclasses.MISSING:
-            values[field.name] = field.default_factory()
-        else:
-            values[field.name] = tyro.MISSING
-    return kind(**values)
+            value = field.default_factory()
+        object.__setattr__(command, field.name, value)
+    return command
 
 
 def _config_file(arguments: Sequence[str]) -> RunConfig | None:
-    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+    for argument, following in itertools.zip_longest(arguments, arguments[1:]):
         if argument.startswith("--config="):
             return load_config(argument.partition("=")[2])
         if argument == "--config":

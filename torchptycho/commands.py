@@ -193,7 +193,7 @@ class Reconstruct(Command):
         path = find_checkpoint(self.checkpoint)
         module = load_checkpoint(path)
         scan = read_scan(self.scan, domain=module.domain)
-        image = reconstruct(path, scan, self.reconstruct, accelerator=self.accelerator)
+        image = reconstruct(path, scan, self.reconstruct, accelerator=self.accelerator, scratch=self.out.parent)
         write_reconstruction(image, self.out)
         picture = plot_reconstruction(image, self.out.with_suffix(".png"))
         self.console.print(

@@ -122,8 +122,8 @@ class GroupConfig:
     """Frames kept before grouping, drawn at random; None keeps all."""
     subsample_seed: int = 0
     """Seed of that draw."""
-    neighbor_count: Count = 7
-    """K: nearest neighbours considered for each seed, itself excluded."""
+    neighbor_count: Count | None = None
+    """K: nearest neighbours considered for each seed, itself excluded; None takes 7, or C + 3 when that is more."""
     sequential: bool = False
     """Take the first frames in order as seeds instead of drawing them."""
     oversample: bool = False
@@ -318,7 +318,9 @@ def load_config(path: str | Path) -> RunConfig:
     except (tomllib.TOMLDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{path}: expected YAML or TOML; {reason}.") from None
-    return from_dict(RunConfig, values or {}, source=str(path))
+    values = {} if values is None else values
+    _refuse_unknown_keys(RunConfig, values, str(path), "")
+    return from_dict(RunConfig, values, source=str(path))
 
 
 def save_config(config: RunConfig, path: str | Path) -> None:

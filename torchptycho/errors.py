@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["ConfigError", "GroupingError", "ScanError", "StoreError", "TorchptychoError"]
+__all__ = ["ConfigError", "EvaluationError", "GroupingError", "ScanError", "StoreError", "TorchptychoError"]
 
 
 class TorchptychoError(Exception):
@@ -19,6 +19,10 @@ class ConfigError(TorchptychoError):
 
     Not a ValueError, which libraries that parse values would take for one of their own.
     """
+
+
+class EvaluationError(TorchptychoError):
+    """A reconstruction and a truth cannot be compared."""
 
 
 class GroupingError(TorchptychoError, ValueError):

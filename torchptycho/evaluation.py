@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
 from typing import Any
 
@@ -11,20 +10,14 @@ import numpy as np
 from jaxtyping import Bool, Complex, Float64, Int64
 
 from torchptycho import metrics as m
-from torchptycho.errors import TorchptychoError
+from torchptycho.errors import EvaluationError
 from torchptycho.reconstruction import Reconstruction
-from torchptycho.registration import MAX_SHIFT_PX, align, largest_square
+from torchptycho.registration import MAX_SHIFT_PX, align
 
-__all__ = ["AlignedPair", "EvaluationError", "FrcCurve", "Metrics", "align_to_truth", "evaluate"]
-
-_log = logging.getLogger(__name__)
+__all__ = ["AlignedPair", "FrcCurve", "Metrics", "align_to_truth", "evaluate"]
 
 MIN_SQUARE_PX = 16
 """Smallest square of comparable pixels from which a ring correlation means something."""
-
-
-class EvaluationError(TorchptychoError):
-    """A reconstruction and a truth cannot be compared."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -56,7 +49,7 @@ class Metrics:
         region_px: their bounding box, (y start, y stop, x start, x stop) in object pixels.
         frc_square_px: the square of the ring correlation, in the same way.
         shift_px, ramp_rad_per_px, amplitude_factor, phase_rad: what was applied to the reconstruction.
-        registered: False when no translation within the bound fitted and none was applied.
+        registered: False when the best translation or phase plane lay beyond its bound; none was applied then.
     """
 
     amplitude_mae: float
@@ -135,7 +128,7 @@ class AlignedPair:
 
 def align_to_truth(
     reconstruction: Reconstruction,
-    truth: Complex[np.ndarray, "h w"],
+    truth: Complex[np.ndarray, "..."],
     *,
     truth_origin_px: tuple[int, int] = (0, 0),
     min_coverage: float = 0.1,
@@ -209,7 +202,7 @@ def align_to_truth(
 
 def evaluate(
     reconstruction: Reconstruction,
-    truth: Complex[np.ndarray, "h w"],
+    truth: Complex[np.ndarray, "..."],
     *,
     truth_origin_px: tuple[int, int] = (0, 0),
     min_coverage: float = 0.1,
@@ -224,7 +217,7 @@ def evaluate(
         truth_origin_px: (y, x) object pixel of truth[0, 0].
         min_coverage: pixels with less coverage are left out.
         region_px: (y start, y stop, x start, x stop) in object pixels, to look at a part; None takes all.
-        max_shift_px: largest translation that is searched for and taken out.
+        max_shift_px: largest translation that is taken out; 0 looks for none.
 
     Raises:
         EvaluationError: the two do not overlap, no pixel can be compared, or too few lie together for a resolution.
@@ -238,7 +231,7 @@ def evaluate(
         max_shift_px=max_shift_px,
     )
     mask = pair.mask
-    square = largest_square(mask)
+    square = m.largest_square(mask)
     edge = (square[0].stop - square[0].start) // 2 * 2
     square = slice(square[0].start, square[0].start + edge), slice(square[1].start, square[1].start + edge)
     if edge < MIN_SQUARE_PX:

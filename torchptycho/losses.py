@@ -40,9 +40,10 @@ class Comparison:
 
 
 def _nll(batch: Comparison) -> Tensor:
-    # Dividing counts by their mean gives the learning rate the same meaning at any dose; the gradient is the NLL's.
+    # Half the deviance is the NLL less its smallest possible value: the gradient is the same, and 0 is a perfect fit.
+    # Dividing counts by their mean gives the learning rate the same meaning at any dose.
     scale = batch.mean_count[:, None, None, None]
-    return poisson_deviance(batch.expected / scale, batch.counts / scale, batch.mask, offset=0.5 / scale)
+    return 0.5 * poisson_deviance(batch.expected / scale, batch.counts / scale, batch.mask, offset=0.5 / scale)
 
 
 def _mae(batch: Comparison) -> Tensor:

@@ -13,6 +13,7 @@ __all__ = [
     "correlation",
     "fourier_ring_correlation",
     "frc_crossing",
+    "largest_square",
     "masked_ssim",
     "psnr_db",
     "snr_threshold",
@@ -173,3 +174,16 @@ def frc_crossing(
     part = excess[j - 1] / (excess[j - 1] - excess[j])
     f0, f1 = frequency_cycles_per_px[j - 1 : j + 1]
     return float(f0 + part * (f1 - f0))
+
+
+def largest_square(mask: Bool[np.ndarray, "h w"]) -> tuple[slice, slice]:
+    """The largest square of odd edge that lies wholly in the mask; of several, the one nearest its centroid."""
+    from scipy.ndimage import distance_transform_cdt
+
+    distance = distance_transform_cdt(np.pad(mask, 1), metric="chessboard")[1:-1, 1:-1]
+    radius = int(distance.max())
+    rows, columns = np.nonzero(distance == radius)
+    centroid = [float(c.mean()) for c in np.nonzero(mask)]
+    best = int(np.argmin((rows - centroid[0]) ** 2 + (columns - centroid[1]) ** 2))
+    y, x = int(rows[best]), int(columns[best])
+    return slice(y - radius + 1, y + radius), slice(x - radius + 1, x + radius)

@@ -122,8 +122,8 @@ class PtychoPINN(L.LightningModule):
 
     def forward(self, batch: GroupBatch) -> Complex[Tensor, "b c n n"]:
         """Object patches of the frames of each group, as the generator sees them, before any merging."""
-        amplitude = intensity(batch.frames, self.domain).sqrt() * self._per_group(self.input_scale, batch)
-        return self.generator(amplitude * self._mask(batch), self._input_probe(batch))  # type: ignore[no-any-return]
+        amplitude = self._intensity(batch).sqrt() * self._per_group(self.input_scale, batch)
+        return self.generator(amplitude, self._input_probe(batch))  # type: ignore[no-any-return]
 
     def expected_counts(self, patches: Complex[Tensor, "b c n n"], batch: GroupBatch) -> Float[Tensor, "b c n n"]:
         """Photon counts that the detector is expected to see, after the patches of a group agreed on one object."""
@@ -138,11 +138,15 @@ class PtychoPINN(L.LightningModule):
             return expected_counts(patches, probe[:, None])
 
     def measured_counts(self, batch: GroupBatch) -> Float[Tensor, "b c n n"]:
-        """The frames in photon counts."""
-        counts = intensity(batch.frames, self.domain)
+        """The frames in photon counts, 0 under the mask."""
+        counts = self._intensity(batch)
         if self.domain == "counts":
             return counts
         return counts * self._per_group(self.photons_per_frame * (self.input_scale * 2 / self.n_px).square(), batch)
+
+    def _intensity(self, batch: GroupBatch) -> Float[Tensor, "b c n n"]:
+        # Not a product: what lies under the mask may be NaN.
+        return torch.where(self._mask(batch), intensity(batch.frames, self.domain), 0.0)
 
     def _per_group(self, values: Tensor, batch: GroupBatch) -> Float[Tensor, "b 1 1 1"]:
         return values[batch.scan].float()[:, None, None, None]
@@ -184,7 +188,7 @@ class PtychoPINN(L.LightningModule):
         terms = self._step(batch)
         if not bool(terms["loss"].isfinite()):
             frames = batch.members.flatten().tolist()
-            raise FloatingPointError(f"the loss is {float(terms['loss'])} at step {self.global_step}, frames {frames}")
+            raise FloatingPointError(f"the loss is {terms['loss'].item()} at step {self.global_step}, frames {frames}")
         size = batch.batch_size[0]
         self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()}, batch_size=size)
         self.log("train/loss_epoch", terms["loss"].detach(), on_step=False, on_epoch=True, batch_size=size)

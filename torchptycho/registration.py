@@ -1,10 +1,9 @@
 """Bringing a reconstruction onto a truth: what ptychography leaves free, and only that.
 
 Free are a complex factor (global phase, amplitude scale), a phase plane (the diffraction centre) and a translation
-(the absolute position of the scan). All three are found as peaks of |DFT|, refined by Newton's method to far below a
-pixel: the plane as the peak of the spectrum of reconstruction * conj(truth), which is the exact complex least-squares
-plane and knows no phase wraps; the translation as the peak of their cross-correlation.
-Reference: Guizar-Sicairos, Thurman, Fienup, Opt. Lett. 33, 156 (2008), here with a bounded search.
+(the absolute position of the scan). Translation and plane both come from scikit-image's sub-pixel registration: a
+phase plane is a translation in Fourier space, so that its slope knows no phase wraps.
+Reference: Guizar-Sicairos, Thurman, Fienup, Opt. Lett. 33, 156 (2008).
 """
 
 from __future__ import annotations
@@ -17,19 +16,21 @@ import scipy.fft
 import scipy.ndimage
 from jaxtyping import Bool, Complex
 
-__all__ = ["MAX_RAMP_RAD_PER_PX", "MAX_SHIFT_PX", "Alignment", "align", "flatten", "fourier_shift", "largest_square"]
+__all__ = ["MAX_RAMP_RAD_PER_PX", "MAX_SHIFT_PX", "Alignment", "align", "flatten", "fourier_shift"]
 
 _log = logging.getLogger(__name__)
 
 MAX_SHIFT_PX = 5.0
-"""Translations beyond this are not looked for: a periodic object would match anywhere."""
+"""Translations beyond this are refused: a periodic object would match anywhere."""
 MAX_RAMP_RAD_PER_PX = np.pi / 8
-"""Phase planes steeper than this are not looked for; over 300 px it is 19 full turns."""
+"""Phase planes steeper than this are refused; over 300 px it is 19 full turns."""
 
-_ITERATIONS = 10
-_SHIFT_DONE_PX = 1e-3
+_ITERATIONS = 8
+_PARTS = 100  # of a pixel, or of a turn over the field: the step to which the library's search goes down
+_FINE_PARTS = 500  # for the plane at last: 3 mrad are left at the edges of the field
+_STILL_PX = 0.05  # brings in next to nothing of a neighbour
+_DISPLAY_TURNS = 4
 _PAD_PX = 32
-_CONTRAST = 1e-6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,7 +45,7 @@ class Alignment:
         amplitude_factor: least-squares factor between the moduli. The complex least-squares factor is smaller where
             the phases disagree, and would charge a wrong phase to the amplitude a second time.
         phase_rad: constant phase that was added, that of the complex least-squares factor.
-        registered: False when no translation within the bound was found and `shift_px` is therefore 0.
+        registered: False when the best translation or plane lay beyond its bound; that one is then 0.
     """
 
     object: Complex[np.ndarray, "h w"]
@@ -66,8 +67,8 @@ def align(
 ) -> Alignment:
     """Remove translation, phase plane and complex factor from a reconstruction.
 
-    Plane and translation are found in turn until both stand still: each is biased while the other is wrong, and the
-    rim of the mask biases the translation towards zero until the two images lie on each other.
+    Plane and translation are found in turn until the image stands still: each is biased while the other is wrong, and
+    the rim of the mask biases the translation towards zero until the two images lie on each other.
 
     Arguments:
         reconstruction, truth: [H, W] on one grid.
@@ -77,46 +78,34 @@ def align(
         max_shift_px: largest translation, each way; 0 switches registration off. A larger one is refused with a
             warning and taken as 0.
     """
-    original = np.asarray(reconstruction, dtype=np.complex128)
     truth = np.asarray(truth, dtype=np.complex128)
     known = mask if known is None else known | mask
-    nearest = scipy.ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
-    original = original[nearest[0], nearest[1]]  # no step at the rim, which a Fourier shift would ring from
-    rows, columns = (np.arange(n) - n // 2 for n in original.shape)
+    # Continued over what is not known: a step at its rim would ring in a Fourier shift. The plane is removed where a
+    # value was measured, not where it was copied to.
+    y, x = scipy.ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
+    original = np.asarray(reconstruction, dtype=np.complex128)[y, x]
 
     def moved(ramp: np.ndarray, shift: np.ndarray) -> np.ndarray:
-        flat = original * np.exp(-1j * ramp[0] * nearest_rows - 1j * ramp[1] * nearest_columns)
-        return fourier_shift(flat, (shift[0], shift[1])) if np.abs(shift).max() >= _SHIFT_DONE_PX else flat
+        flat = original * np.exp(-1j * (ramp[0] * (y - len(y) // 2) + ramp[1] * (x - x.shape[1] // 2)))
+        return fourier_shift(flat, (shift[0], shift[1])) if shift.any() else flat
 
-    # The plane is removed where the value was measured, not where it was copied to.
-    nearest_rows, nearest_columns = rows[nearest[0]], columns[nearest[1]]
-
-    def settle(search: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]:
-        ramp, shift = np.zeros(2), np.zeros(2)
-        for _ in range(_ITERATIONS):
-            inside = _inside(mask, shift)
-            image = moved(ramp, shift)
-            ramp_step = _peak_rad_per_px(np.where(inside, image * truth.conj(), 0), (MAX_RAMP_RAD_PER_PX,) * 2)
-            ramp += ramp_step
-            image = moved(ramp, shift)
-            if search == 0:
-                return ramp, shift, image, inside, True
-            shift_step = _translation_px(image, truth, inside, search + 1)
-            if np.abs(shift + shift_step).max() > search:
-                return ramp, shift, image, inside, False
-            shift += shift_step
-            if np.abs(shift_step).max() < _SHIFT_DONE_PX:
-                break
-        return ramp, shift, moved(ramp, shift), _inside(mask, shift), True
-
-    ramp, shift, image, inside, registered = settle(max_shift_px)
-    if not registered:
-        _log.warning(
-            "No translation within %.1f px brings the reconstruction onto the truth; they are compared unshifted. "
-            "Check the origin of the truth, or raise max_shift_px.",
-            max_shift_px,
-        )
-        ramp, shift, image, inside, _ = settle(0.0)
+    ramp, shift, shift_fits = np.zeros(2), np.zeros(2), True
+    for _ in range(_ITERATIONS if max_shift_px else 0):
+        inside = _inside(mask, shift)
+        ramp, _ = _bounded(ramp + _plane_rad_per_px(moved(ramp, shift), truth, inside), MAX_RAMP_RAD_PER_PX)
+        step = _translation_px(moved(ramp, shift), truth, inside)
+        shift, shift_fits = _bounded(shift + step, max_shift_px)
+        if not shift_fits or np.abs(step).max() < 1.5 / _PARTS:
+            break
+    inside = _inside(mask, shift)
+    step = _plane_rad_per_px(moved(ramp, shift), truth, inside, _FINE_PARTS)
+    ramp, ramp_fits = _bounded(ramp + step, MAX_RAMP_RAD_PER_PX)
+    refused = "The %s that fits best is beyond %.2f %s; none is removed. Check the origin of the truth."
+    if not shift_fits:
+        _log.warning(refused, "translation", max_shift_px, "px (max_shift_px)")
+    if not ramp_fits:
+        _log.warning(refused, "phase plane", MAX_RAMP_RAD_PER_PX, "rad per px")
+    image = moved(ramp, shift)
     moduli = np.abs(image[inside])
     power = float(np.sum(moduli**2))
     amplitude_factor = float(np.sum(moduli * np.abs(truth[inside])) / power) if power > 0 else 1.0
@@ -128,19 +117,21 @@ def align(
         ramp_rad_per_px=(float(ramp[0]), float(ramp[1])),
         amplitude_factor=amplitude_factor,
         phase_rad=phase_rad,
-        registered=registered,
+        registered=shift_fits and ramp_fits,
     )
 
 
 def flatten(object: Complex[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"]) -> Complex[np.ndarray, "h w"]:
     """Remove constant phase and phase plane without a truth, for display: the object at its most constant.
 
-    At most four turns over the field are removed, so that a periodic object does not lose its own period.
+    A plane of more than four turns over the field stays, so that a periodic object does not lose its own period.
     """
-    inside = np.where(mask, object, 0).astype(np.complex128)
-    rows, columns = (np.arange(n) - n // 2 for n in inside.shape)
-    k = _peak_rad_per_px(inside, (8 * np.pi / inside.shape[0], 8 * np.pi / inside.shape[1]))
-    flat = object * np.exp(-1j * k[0] * rows)[:, None] * np.exp(-1j * k[1] * columns)[None, :]
+    if not np.any(object[mask]):
+        return object
+    slope = _plane_rad_per_px(object, np.ones_like(object), mask)
+    slope, _ = _bounded(slope, 2 * np.pi * _DISPLAY_TURNS / np.array(object.shape))
+    y, x = np.indices(object.shape)
+    flat = object * np.exp(-1j * (slope[0] * y + slope[1] * x))
     return np.asarray(flat * np.exp(-1j * np.angle(flat[mask].sum())))
 
 
@@ -150,92 +141,40 @@ def fourier_shift(image: Complex[np.ndarray, "h w"], shift_px: tuple[float, floa
     The image is continued by a linear descent to its mean, so that what leaves one side does not come in at the other.
     """
     pad = _PAD_PX + int(np.ceil(np.abs(shift_px).max()))
-    padded = _pad_to_mean(np.asarray(image, dtype=np.complex128), pad)
-    qy = scipy.fft.fftfreq(padded.shape[0])[:, None]
-    qx = scipy.fft.fftfreq(padded.shape[1])[None, :]
-    phase = np.exp(-2j * np.pi * (qy * shift_px[0] + qx * shift_px[1]))
-    return scipy.fft.ifft2(scipy.fft.fft2(padded) * phase)[pad:-pad, pad:-pad]
-
-
-def largest_square(mask: Bool[np.ndarray, "h w"]) -> tuple[slice, slice]:
-    """The largest square of odd edge that lies wholly in the mask; of several, the one nearest its centroid."""
-    distance = scipy.ndimage.distance_transform_cdt(np.pad(mask, 1), metric="chessboard")[1:-1, 1:-1]
-    radius = int(distance.max())
-    rows, columns = np.nonzero(distance == radius)
-    centroid = [float(c.mean()) for c in np.nonzero(mask)]
-    best = int(np.argmin((rows - centroid[0]) ** 2 + (columns - centroid[1]) ** 2))
-    y, x = int(rows[best]), int(columns[best])
-    return slice(y - radius + 1, y + radius), slice(x - radius + 1, x + radius)
-
-
-def _pad_to_mean(image: np.ndarray, pad: int) -> np.ndarray:
-    out = np.pad(image, pad, mode="edge")
-    for axis, n in enumerate(image.shape):
-        distance = np.maximum(0, np.abs(np.arange(n + 2 * pad) - pad - (n - 1) / 2) - (n - 1) / 2)
-        weight = np.expand_dims(1 - distance / pad, 1 - axis)
-        out = out * weight + image.mean() * (1 - weight)
-    return out
+    padded = np.pad(image, pad, mode="linear_ramp", end_values=image.mean())
+    spectrum = scipy.ndimage.fourier_shift(scipy.fft.fft2(padded), shift_px)
+    return np.asarray(scipy.fft.ifft2(spectrum)[pad:-pad, pad:-pad])
 
 
 def _inside(mask: np.ndarray, shift: np.ndarray) -> np.ndarray:
     """Pixels whose value still comes from the mask after a shift."""
-    rim = [0 if abs(s) < _SHIFT_DONE_PX else int(np.ceil(abs(s))) + 1 for s in shift]
-    if not any(rim):
-        return mask
-    window = np.ones((2 * rim[0] + 1, 2 * rim[1] + 1), dtype=bool)
-    smaller: np.ndarray = scipy.ndimage.binary_erosion(mask, window)
+    rim = [int(np.ceil(abs(s))) + 1 if abs(s) > _STILL_PX else 0 for s in shift]
+    smaller: np.ndarray = scipy.ndimage.binary_erosion(mask, np.ones((2 * rim[0] + 1, 2 * rim[1] + 1), dtype=bool))
     return smaller if smaller.any() else mask
 
 
-def _translation_px(image: np.ndarray, truth: np.ndarray, mask: np.ndarray, bound_px: float) -> np.ndarray:
-    """Shift that brings `image` onto `truth`, from the peak of the modulus of their cross-correlation."""
-    spectra = []
-    for array in (image, truth):
-        contrast = np.where(mask, array - array[mask].mean(), 0)
-        if np.abs(contrast).max() <= _CONTRAST * np.abs(array[mask]).max():
-            return np.zeros(2)  # a flat image lies anywhere
-        spectra.append(scipy.fft.fft2(contrast))
-    cross = scipy.fft.fftshift(spectra[0] * spectra[1].conj())
-    scale = 2 * np.pi / np.array(cross.shape)
-    return _peak_rad_per_px(cross, (bound_px * scale[0], bound_px * scale[1])) / scale
+def _bounded(value: np.ndarray, bound: float | np.ndarray) -> tuple[np.ndarray, bool]:
+    """The value and True within the bound, zero and False beyond."""
+    fits = bool(np.all(np.abs(value) <= bound))
+    return (value if fits else np.zeros_like(value)), fits
 
 
-def _peak_rad_per_px(a: np.ndarray, bound: tuple[float, float]) -> np.ndarray:
-    """(ky, kx) that maximises |sum a exp(-i k.r)| for |k| <= bound, with r counted from the centre pixel.
-
-    Whole-bin search by FFT, then quarter bins, then Newton steps on the squared modulus.
-    """
-    coarse = np.abs(scipy.fft.fft2(a))
-    grids = [2 * np.pi * scipy.fft.fftfreq(n) for n in a.shape]
-    for axis, grid in enumerate(grids):
-        coarse[(slice(None),) * axis + (np.abs(grid) > bound[axis],)] = 0
-    if coarse.max() <= 1e-12 * np.abs(a).sum() or coarse.max() == 0:
-        return np.zeros(2)
-    iy, ix = np.unravel_index(int(np.argmax(coarse)), coarse.shape)
-    bins = 2 * np.pi / np.array(a.shape)
-    k = np.array([grids[0][iy], grids[1][ix]])
-    r = [np.arange(n) - n // 2 for n in a.shape]
-    fine = np.arange(-3, 4) / 4
-    waves = [np.exp(-1j * np.outer(k[i] + fine * bins[i], r[i])) for i in range(2)]
-    j, i = np.unravel_index(int(np.argmax(np.abs(waves[0] @ a @ waves[1].T))), (fine.size, fine.size))
-    k += np.array([fine[j], fine[i]]) * bins
-    for _ in range(20):
-        gradient, hessian = _gradient_and_hessian(a, k, r)
-        if np.linalg.eigvalsh(hessian).max() >= 0:  # not (yet) at a maximum: a flat or empty spectrum
-            break
-        step = -np.linalg.solve(hessian, gradient)
-        k += np.clip(step, -bins / 4, bins / 4)
-        if np.all(np.abs(step) < 1e-9 * bins):
-            break
-    return k
+def _translation_px(image: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Shift that brings the contrast of `image` onto that of `truth`."""
+    contrasts = [np.where(mask, array - array[mask].mean(), 0) for array in (truth, image)]
+    if any(np.abs(c).max() <= 1e-6 * np.abs(a[mask]).max() for c, a in zip(contrasts, (truth, image), strict=True)):
+        return np.zeros(2)  # a flat image lies anywhere
+    return _registration_px(*contrasts)
 
 
-def _gradient_and_hessian(a: np.ndarray, k: np.ndarray, r: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """First and second derivatives of |S(k)|^2, S = sum a exp(-i k.r), from the moments of a exp(-i k.r)."""
-    powers = [np.stack([np.ones(len(x)), x, x**2]) * np.exp(-1j * k[i] * x) for i, x in enumerate(r)]
-    moment = powers[0] @ a @ powers[1].T
-    s, first = moment[0, 0], -1j * np.array([moment[1, 0], moment[0, 1]])
-    second = -np.array([[moment[2, 0], moment[1, 1]], [moment[1, 1], moment[0, 2]]])
-    gradient = 2 * np.real(np.conj(s) * first)
-    hessian = 2 * np.real(np.outer(first, first.conj()) + np.conj(s) * second)
-    return gradient, hessian
+def _plane_rad_per_px(image: np.ndarray, truth: np.ndarray, mask: np.ndarray, parts: int = _PARTS) -> np.ndarray:
+    """Slope of the phase plane by which `image` differs from `truth`: a translation of the spectrum."""
+    # Pixels are counted from the centre, as frequencies are.
+    fields = (scipy.fft.ifftshift(np.where(mask, array, 0)) for array in (truth, image))
+    return np.asarray(2 * np.pi * _registration_px(*fields, space="fourier", parts=parts) / np.array(image.shape))
+
+
+def _registration_px(truth: np.ndarray, image: np.ndarray, *, space: str = "real", parts: int = _PARTS) -> np.ndarray:
+    from skimage.registration import phase_cross_correlation
+
+    return np.asarray(phase_cross_correlation(truth, image, space=space, normalization=None, upsample_factor=parts)[0])  # type: ignore[no-untyped-call]

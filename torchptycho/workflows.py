@@ -10,23 +10,26 @@ import importlib.metadata
 import logging
 import math
 import pickle
+import signal
 import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from torchptycho.config import ReconstructConfig, RunConfig, save_config, to_dict
 from torchptycho.data.module import PtychoDataModule
 from torchptycho.data.store import Store, prepare
 from torchptycho.errors import ConfigError, ScanError, StoreError
 from torchptycho.io import read_scan
+from torchptycho.losses import Loss
 from torchptycho.model import PtychoPINN
 from torchptycho.nn import find_generator
 from torchptycho.predict import CanvasWriter
@@ -42,6 +45,9 @@ _log = logging.getLogger(__name__)
 _DOSE_TOLERANCE = 1.2
 _VALIDATE_EVERY_STEPS = 100
 _LOGS = "logs"
+_CONFIG = "config.yaml"
+# Fields of TrainConfig that say how long and where to compute, not what.
+_FREE_ON_RESUME = ("steps", "epochs", "num_workers", "accelerator", "devices")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,8 +98,9 @@ def train(
         raise ConfigError(
             f"{out}: holds a finished or interrupted run. Continue it with --resume, or choose another --out."
         )
-    if resume and not last.exists():
-        raise StoreError(f"{last}: expected a checkpoint to resume from; found none.")
+    if resume:
+        _check_resumes(last, config)
+    _check_machine(config.train.accelerator, config.train.devices)
     store = source if isinstance(source, Store) else _prepare_for(source, config, out / "store")
     # Weights are drawn from torch's global generator: seed it, and give it back as it was.
     with torch.random.fork_rng(devices=[]):
@@ -107,17 +114,22 @@ def train(
         with_truth=module.loss.needs_truth,
     )
     out.mkdir(parents=True, exist_ok=True)
-    save_config(config, out / "config.yaml")
-    keep = ModelCheckpoint(
-        dirpath=out / "checkpoints",
-        filename="best",
-        monitor=module.monitor,
-        save_last=True,
-        enable_version_counter=False,
+    save_config(config, out / _CONFIG)
+    # Two, because save_last copies the best, which may be long past.
+    keep, keep_last = (
+        ModelCheckpoint(
+            dirpath=last.parent,
+            filename=name,
+            monitor=monitor,
+            every_n_epochs=1 if module.has_validation else _rhythm(config, data).validate_every,
+            save_on_train_epoch_end=not module.has_validation,
+            enable_version_counter=False,
+        )
+        for name, monitor in (("best", module.monitor), ("last", None))
     )
     start = time.perf_counter()
-    with _quiet_lightning():
-        trainer = _trainer(config, out, data, [keep, *callbacks], progress=progress)
+    with _quiet_lightning(), _interruptible():
+        trainer = _trainer(config, out, data, [keep, keep_last, *callbacks], progress=progress)
         trainer.fit(module, data, ckpt_path=str(last) if resume else None, weights_only=True)
     seconds = time.perf_counter() - start
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -130,6 +142,7 @@ def _prepare_for(source: Scan | str | Path | Sequence[Scan | str | Path], config
     if folders and len(given) == 1:
         return Store.open(folders[0])
     scans = [item if isinstance(item, Scan) else read_scan(item, domain=config.prepare.domain) for item in given]
+    needs_truth = Loss(config.loss).needs_truth
     sizes = find_generator(config.model.generator).supported_n_px
     for scan in scans:
         if scan.n_px not in sizes:
@@ -139,29 +152,73 @@ def _prepare_for(source: Scan | str | Path | Sequence[Scan | str | Path], config
                 found=f"N = {scan.n_px}",
                 remedy="Crop or pad the frames and the probe about the beam centre, or choose another --generator.",
             )  # fmt: skip
+        if needs_truth and scan.truth is None:
+            raise ConfigError(f"realspace_weight, realspace_mae_weight: {scan.source} has no truth to compare with.")
     return prepare(scans, config, path)
+
+
+def _check_resumes(last: Path, config: RunConfig) -> None:
+    """Refuse to go on from another configuration; only how long and where to compute may change."""
+    if not last.exists():
+        raise StoreError(f"{last}: expected a checkpoint to resume from; found none.")
+    trained, wanted = to_dict(load_checkpoint(last).config), to_dict(config)
+    differs = [
+        f"{section}.{key} was {trained[section][key]!r}, is {value!r}"
+        for section in ("group", "model", "loss", "train")
+        for key, value in wanted[section].items()
+        if key not in _FREE_ON_RESUME and trained[section][key] != value
+    ]
+    if differs:
+        raise ConfigError(
+            f"{last}: cannot be continued with other options: {'; '.join(differs)}. "
+            f"Use --config {last.parents[1] / _CONFIG}."
+        )
+
+
+def _check_machine(accelerator: str, devices: int) -> None:
+    try:
+        with _quiet_lightning():
+            L.Trainer(accelerator=accelerator, devices=devices, logger=False, enable_checkpointing=False)
+    except (MisconfigurationException, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"accelerator '{accelerator}', devices {devices}: not on this machine ({reason}).") from None
+
+
+class _Rhythm(NamedTuple):
+    """Optimiser steps per epoch, epochs, and epochs from one validation to the next."""
+
+    steps: int
+    epochs: int
+    validate_every: int
+
+
+def _rhythm(config: RunConfig, data: PtychoDataModule) -> _Rhythm:
+    """Whole epochs, validations about every 100 steps, the last one at the end."""
+    in_epoch = len(data.train_dataloader())
+    if config.train.epochs:
+        epochs = config.train.epochs
+        wanted = max(1, round(_VALIDATE_EVERY_STEPS / in_epoch))
+        return _Rhythm(in_epoch, epochs, max(n for n in range(1, min(epochs, wanted) + 1) if epochs % n == 0))
+    steps = min(in_epoch, config.train.steps)
+    epochs = math.ceil(config.train.steps / steps)
+    every = min(epochs, max(1, round(_VALIDATE_EVERY_STEPS / steps)))
+    return _Rhythm(steps, math.ceil(epochs / every) * every, every)
 
 
 def _trainer(
     config: RunConfig, out: Path, data: PtychoDataModule, callbacks: Sequence[Callback], *, progress: bool
 ) -> L.Trainer:
-    """A trainer that runs whole epochs, so that it ends with a validation, and validates about every 100 steps."""
-    steps_per_epoch = len(data.train_dataloader())
-    batches = steps_per_epoch if config.train.epochs else min(steps_per_epoch, config.train.steps)
-    epochs = config.train.epochs or math.ceil(config.train.steps / batches)
-    validate_every = min(epochs, max(1, round(_VALIDATE_EVERY_STEPS / batches)))
-    if not config.train.epochs:
-        epochs = math.ceil(epochs / validate_every) * validate_every
+    rhythm = _rhythm(config, data)
     return L.Trainer(
         accelerator=config.train.accelerator,
         devices=config.train.devices,
         precision=config.train.precision,
-        max_epochs=epochs,
-        limit_train_batches=batches,
-        check_val_every_n_epoch=validate_every,
+        max_epochs=rhythm.epochs,
+        limit_train_batches=rhythm.steps,
+        check_val_every_n_epoch=rhythm.validate_every,
         gradient_clip_val=config.train.gradient_clip or None,
         logger=CSVLogger(out, name=_LOGS, flush_logs_every_n_steps=100),
-        log_every_n_steps=min(10, batches),
+        log_every_n_steps=min(10, rhythm.steps),
         callbacks=[*callbacks, LearningRateMonitor("step"), *([StepProgress()] if progress else [])],
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -180,8 +237,12 @@ def load_checkpoint(path: str | Path) -> PtychoPINN:
         raise StoreError(f"{path}: expected a checkpoint (.ckpt); found {'a folder' if path.is_dir() else 'nothing'}.")
     try:
         module = PtychoPINN.load_from_checkpoint(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, KeyError, EOFError, TypeError) as error:
-        reason = str(error).splitlines()[0][:200]
+    except pickle.UnpicklingError as error:
+        # torch's own message recommends to load it unsafely.
+        reason = "it is another kind of file, or holds Python objects, which are never unpickled because they run code"
+        raise StoreError(f"{path}: expected a torchptycho checkpoint; {reason}. Train again.") from error
+    except (RuntimeError, LookupError, EOFError, TypeError, AttributeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
         raise StoreError(
             f"{path}: expected a torchptycho checkpoint; it does not load ({reason}). Train again."
         ) from error
@@ -225,6 +286,7 @@ def reconstruct(
     *,
     accelerator: str = "auto",
     progress: bool = True,
+    scratch: str | Path | None = None,
 ) -> Reconstruction:
     """One forward pass over every frame of a scan, stitched.
 
@@ -232,6 +294,9 @@ def reconstruct(
         checkpoint: a trained module or its file.
         scan: what to reconstruct; it need not be the training scan.
         config: None takes what the module was trained with.
+        accelerator: where to compute.
+        progress: show a progress bar.
+        scratch: folder with room for an uncompressed copy of the frames while it runs; None takes the system's.
 
     Raises:
         TorchptychoError: the scan is unusable, or does not fit the module.
@@ -244,7 +309,8 @@ def reconstruct(
     if which >= len(module.probe):
         raise ConfigError(f"training_scan: expected 0 to {len(module.probe) - 1}; found {which}.")
     _check_fits(module, scan)
-    with tempfile.TemporaryDirectory(prefix="torchptycho-") as folder:
+    _check_machine(accelerator, 1)
+    with tempfile.TemporaryDirectory(prefix=".torchptycho-", dir=scratch) as folder:
         store = prepare([scan], _for_prediction(module.config), Path(folder) / "store")
         scaling = store.scans[0].scaling
         trained_scale = module.input_scale.clone()
@@ -321,6 +387,17 @@ def versions() -> dict[str, str]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Lightning answers Ctrl+C with sys.exit and leaves the signal ignored; the caller gets its KeyboardInterrupt."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from error
 
 
 @contextlib.contextmanager

@@ -60,6 +60,6 @@ def test_expected_counts_are_the_same_on_cpu_and_gpu() -> None:
 @pytest.mark.contract("physics.devices")
 def test_merged_patches_are_the_same_on_cpu_and_gpu() -> None:
     patches, offset = normal((8, 4, 64, 64), 7, torch.complex64), scattered(32, 16, 8).reshape(8, 4, 2).float()
-    weight, canvas_px = probe_weight(beam(64, dtype=torch.complex64)), merge_canvas_px(64, 20)
+    weight, canvas_px = probe_weight(beam(64, dtype=torch.complex64)), merge_canvas_px(64, 20.0)
     merged = merge(patches.to(CUDA), offset.to(CUDA), weight.to(CUDA), canvas_px)
     assert_close(merged, merge(patches, offset, weight, canvas_px), "devices")

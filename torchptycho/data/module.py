@@ -92,5 +92,7 @@ class PtychoDataModule(L.LightningDataModule):
             drop_last=drop_last,
             num_workers=self._num_workers,
             persistent_workers=self._num_workers > 0,
+            # Workers get a seed even where nothing is random; without a generator it would be drawn from torch's own.
+            generator=torch.Generator().manual_seed(self._seed),
             collate_fn=identity,
         )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 import os
+import secrets
 import shutil
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,21 +115,26 @@ class Store:
             )
         try:
             manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise StoreError(f"{manifest_path}: expected JSON; {error}. Prepare the store again.") from None
-        if manifest.get("schema") != SCHEMA:
+        schema = manifest.get("schema") if isinstance(manifest, dict) else None
+        if schema != SCHEMA:
             raise StoreError(
-                f"{manifest_path}: 'schema': expected {SCHEMA}; found {manifest.get('schema')}. "
+                f"{manifest_path}: 'schema': expected {SCHEMA}; found {schema}. "
                 "It was written by another version: prepare the store again."
             )
-        for name, size in manifest["bytes"].items():
-            found = (path / name).stat().st_size if (path / name).is_file() else 0
-            if found != size:
-                raise StoreError(f"{path / name}: expected {size} bytes; found {found}. Prepare the store again.")
-        scans = tuple(ScanEntry(**{**entry, "scaling": Scaling(**entry["scaling"])}) for entry in manifest["scans"])
+        try:
+            for name, size in manifest["bytes"].items():
+                found = (path / name).stat().st_size if (path / name).is_file() else 0
+                if found != size:
+                    raise StoreError(f"{path / name}: expected {size} bytes; found {found}. Prepare the store again.")
+            scans = tuple(ScanEntry(**{**entry, "scaling": Scaling(**entry["scaling"])}) for entry in manifest["scans"])
+            told = {name: manifest[name] for name in ("gridsize", "config", "fingerprint")}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise StoreError(f"{manifest_path}: incomplete ({error!r}). Prepare the store again.") from None
         # mode "r": the store is shared by runs, and a memory map is otherwise writable in place.
         tensors = TensorDict.load_memmap(path / "tensors", mode="r", allow_pickle=False)
-        return cls(path, tensors, scans, manifest["gridsize"], manifest["config"], manifest["fingerprint"])
+        return cls(path, tensors, scans, **told)
 
 
 def prepare(scans: Sequence[Scan], config: RunConfig, path: str | Path) -> Store:
@@ -152,14 +158,30 @@ def prepare(scans: Sequence[Scan], config: RunConfig, path: str | Path) -> Store
     fingerprint = _fingerprint(scans, config)
     if path.exists():
         return _reopen(path, fingerprint)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        _write(draft, scans, config, fingerprint)
-        os.replace(draft, path)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    with _folder_for(path):
+        # Named by hand rather than by tempfile, so that the umask decides who may read the store.
+        draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        draft.mkdir()
+        try:
+            _write(draft, scans, config, fingerprint)
+            os.replace(draft, path)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
     return Store.open(path)
+
+
+@contextlib.contextmanager
+def _folder_for(path: Path) -> Iterator[None]:
+    """The folders above `path`; those that had to be made are gone again when the block fails."""
+    missing = [folder for folder in path.parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for folder in missing:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def _with_probe(scan: Scan, config: RunConfig) -> Scan:

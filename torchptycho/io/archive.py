@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import io
 import json
 import math
 import struct
@@ -12,7 +13,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -74,13 +75,15 @@ class Member:
     header_crc: int
 
     @contextmanager
-    def open_values(self) -> Iterator[IO[bytes]]:
+    def open_values(self) -> Iterator[io.BufferedIOBase]:
         """The member's uncompressed bytes, past the .npy header."""
         with (
             member_damage(self.path, self.key),
             zipfile.ZipFile(self.path) as archive,
             archive.open(self.filename) as stream,
         ):
+            # typeshed promises less than zipfile gives.
+            assert isinstance(stream, io.BufferedIOBase)
             stream.read(self.data_offset)
             yield stream
 
@@ -247,7 +250,7 @@ class NpzArchive:
         return start
 
 
-def fill(stream: IO[bytes], out: np.ndarray) -> None:
+def fill(stream: io.BufferedIOBase, out: np.ndarray) -> None:
     """Read into a C-contiguous array until it is full.
 
     Raises:
@@ -256,13 +259,13 @@ def fill(stream: IO[bytes], out: np.ndarray) -> None:
     view = memoryview(out.reshape(-1).view(np.uint8).data)
     done = 0
     while done < view.nbytes:
-        got = stream.readinto(view[done:])  # type: ignore[attr-defined]
+        got = stream.readinto(view[done:])
         if not got:
             raise EOFError(f"the data ended after {done} of {view.nbytes} bytes")
         done += got
 
 
-def write_header(stream: IO[bytes], dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+def write_header(stream: io.BufferedIOBase, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
     """The .npy header of a C-ordered array, so that its values can follow in pieces."""
     description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(stream, description)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -74,7 +75,7 @@ def foreign_content(path: Path, head: bytes) -> ScanError:
 
 
 @contextmanager
-def replaced_atomically(path: Path) -> Iterator[IO[bytes]]:
+def replaced_atomically(path: Path) -> Iterator[io.BufferedWriter]:
     """A stream that becomes the file `path` when the block ends well, and leaves no trace otherwise.
 
     Raises:

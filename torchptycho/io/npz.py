@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import logging
 import zipfile
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -99,10 +100,11 @@ def write_scan(scan: Scan, path: str | Path, *, compressed: bool = True) -> None
         info = zipfile.ZipInfo("diffraction.npy")
         info.compress_type = method
         with archive.open(info, "w", force_zip64=True) as stream:
+            assert isinstance(stream, io.BufferedIOBase)
             _stream_frames(scan, stream)
 
 
-def _stream_frames(scan: Scan, stream: IO[bytes]) -> None:
+def _stream_frames(scan: Scan, stream: io.BufferedIOBase) -> None:
     dtype = working_dtype(scan.frames.dtype)
     write_header(stream, dtype, scan.frames.shape)
     for chunk in raw_checked_chunks(scan):

@@ -14,7 +14,7 @@ __all__ = ["corner", "extract", "place", "place_into", "spread"]
 
 
 def corner(
-    position_px: Float[Tensor, "*lead 2"], n_px: int, origin_px: tuple[float, float] = (0.0, 0.0)
+    position_px: Float[Tensor, "*lead 2"], n_px: int, origin_px: tuple[int, int] = (0, 0)
 ) -> Float[Tensor, "*lead 2"]:
     """Place of patch pixel [0, 0] on a canvas that begins at `origin_px`: patch pixel N/2 sits on the position."""
     return position_px - position_px.new_tensor([origin_px[0] + n_px // 2, origin_px[1] + n_px // 2])

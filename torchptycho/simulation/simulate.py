@@ -48,7 +48,8 @@ def simulate(
     Arguments:
         config: what to simulate; None takes the defaults.
         object: complex [H, W] that replaces the drawn object, taken as it is.
-        probe: complex [N, N] or [P, N, N] that replaces the beam; it is scaled to `config.photons_per_frame`.
+        probe: complex [N, N] or [P, N, N] that replaces the beam, `config.probe_file` included; it is scaled to
+            `config.photons_per_frame`, as is the probe of such a file.
         positions_px: [M, 2] as (y, x) in object pixels that replace the drawn positions; each patch must lie within
             the object: N/2 <= y <= H - N/2, x alike.
 
@@ -63,10 +64,8 @@ def simulate(
     config = SimulateConfig() if config is None else config
     if config.simulation_seed < 0:
         raise ConfigError(f"simulation_seed: expected 0 or more; found {config.simulation_seed}.")
-    if config.probe_file is not None and probe is None:
-        probe = read_probe(config.probe_file, config.n_px)
     object_seed, position_seed, noise_seed = np.random.SeedSequence(config.simulation_seed).spawn(3)
-    modes = make_probe(config) if probe is None else _given_probe(probe, config)
+    modes = _beam(probe, config)
     if object is None:
         truth = make_object(config, np.random.default_rng(object_seed))
     else:
@@ -152,6 +151,14 @@ def _check_countable(brightest: float) -> None:
             f"photons_per_frame: {brightest:.3g} photons in a pixel are more than the {limit} that uint32 holds. "
             "Lower photons_per_frame, or take noise=False."
         )
+
+
+def _beam(given: ArrayLike | None, config: SimulateConfig) -> np.ndarray:
+    if given is not None:
+        return _given_probe(given, config)
+    if config.probe_file is not None:
+        return to_gauge(read_probe(config.probe_file, config.n_px), config.photons_per_frame)
+    return make_probe(config)
 
 
 def _given_probe(probe: ArrayLike, config: SimulateConfig) -> np.ndarray:

@@ -1,0 +1,411 @@
+"""Training and prediction from end to end on tiny scans: what a run leaves, and that it can be trusted."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import json
+import math
+import pickle
+import shutil
+import signal
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from tiny import TINY, TINY_SIMULATION
+from lightning.pytorch.callbacks import Callback
+from tolerances import relative_l2
+
+from torchptycho.config import (
+    GroupConfig,
+    ModelConfig,
+    PrepareConfig,
+    ReconstructConfig,
+    RunConfig,
+    SimulateConfig,
+    TrainConfig,
+    load_config,
+)
+from torchptycho.errors import ConfigError, ScanError, StoreError
+from torchptycho.io import read_scan
+from torchptycho.model import PtychoPINN
+from torchptycho.simulation import simulate
+from torchptycho.workflows import TrainResult, find_checkpoint, load_checkpoint, read_history, reconstruct, train
+
+
+def tiny(**sections: Any) -> RunConfig:
+    """The tiny configuration with some fields of its sections replaced."""
+    return dataclasses.replace(
+        TINY, **{name: dataclasses.replace(getattr(TINY, name), **values) for name, values in sections.items()}
+    )
+
+
+def run(source: Any, config: RunConfig, out: Path, **options: Any) -> TrainResult:
+    return train(source, config, out, progress=False, **options)
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["state_dict"]
+    return state
+
+
+def assert_same_weights(a: Path, b: Path) -> None:
+    one, other = weights(a), weights(b)
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+class TestRun:
+    @pytest.mark.contract("train.run.files")
+    def test_run_leaves_configuration_store_checkpoints_and_history(
+        self, tiny_run: Path, tiny_result: TrainResult
+    ) -> None:
+        assert load_config(tiny_run / "config.yaml") == TINY
+        assert (tiny_run / "store" / "store.json").is_file()
+        assert tiny_result.checkpoint == tiny_run / "checkpoints" / "best.ckpt"
+        assert tiny_result.last == tiny_run / "checkpoints" / "last.ckpt"
+        assert tiny_result.last.is_file()
+        history = read_history(tiny_run)
+        assert {"train/nll", "train/loss", "val/nll", "learning_rate"} <= set(history)
+        assert math.isfinite(history["val/nll"][-1][1])
+        assert tiny_result.metrics["val/nll"] == pytest.approx(history["val/nll"][-1][1], rel=1e-6)
+
+    @pytest.mark.contract("train.steps")
+    def test_run_takes_at_least_the_steps_that_were_asked_for(self, tiny_result: TrainResult) -> None:
+        steps = torch.load(tiny_result.last, weights_only=True)["global_step"]
+        # Whole epochs of 61 // 8 batches, so that the run ends with a validation.
+        assert 12 <= steps < 12 + 61 // 8
+
+    @pytest.mark.contract("train.steps")
+    @pytest.mark.parametrize(
+        ("train", "held_out"),
+        [({"epochs": 5, "batch_size": 16}, 0.05), ({"steps": 7, "batch_size": 16}, 0.05), ({"epochs": 5}, 0.0)],
+    )
+    def test_last_checkpoint_is_the_module_at_the_end_and_best_the_best_before(
+        self, tiny_scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train: dict[str, Any], held_out: float
+    ) -> None:
+        monkeypatch.setattr("torchptycho.workflows._VALIDATE_EVERY_STEPS", 6)
+        # So fast that it gets worse, and the best is not the last.
+        config = tiny(train={**train, "learning_rate": 0.5, "warmup_steps": 0}, prepare={"val_fraction": held_out})
+        result = run(tiny_scan, config, tmp_path / "run")
+        history = read_history(tmp_path / "run")
+        losses = dict(history["val/nll" if held_out else "train/loss_epoch"])
+        # Lightning logs the step before the one that it counts.
+        saved = {name: torch.load(path, weights_only=True)["global_step"] - 1
+                 for name, path in (("best", result.checkpoint), ("last", result.last))}  # fmt: skip
+        assert saved["last"] == max(losses)
+        assert losses[saved["best"]] == min(losses.values())
+        assert saved["best"] < saved["last"]
+
+    @pytest.mark.contract("train.learns")
+    def test_loss_falls(self, tiny_scan: Path, tmp_path: Path) -> None:
+        config = tiny(train={"steps": 40, "learning_rate": 2e-3})
+        run(tiny_scan, config, tmp_path / "run")
+        losses = [value for _, value in read_history(tmp_path / "run")["train/loss_epoch"]]
+        assert losses[-1] < 0.8 * losses[0]
+
+    @pytest.mark.contract("train.seed")
+    def test_same_seed_gives_the_same_weights_to_the_bit(
+        self, tiny_scan: Path, tiny_result: TrainResult, tmp_path: Path
+    ) -> None:
+        torch.manual_seed(123)
+        before = torch.get_rng_state()
+        again = run(tiny_scan, TINY, tmp_path / "again")
+        assert torch.equal(torch.get_rng_state(), before)
+        assert_same_weights(again.last, tiny_result.last)
+        other = run(tiny_scan, tiny(train={"seed": 1, "steps": 1}), tmp_path / "other")
+        assert not torch.equal(weights(other.last)["generator.stem.weight"],
+                               weights(tiny_result.last)["generator.stem.weight"])  # fmt: skip
+
+    @pytest.mark.contract("train.probe")
+    @pytest.mark.parametrize("trainable", [True, False])
+    def test_trainable_probe_moves_and_a_fixed_one_does_not(
+        self, tiny_scan: Path, tmp_path: Path, trainable: bool
+    ) -> None:
+        config = tiny(
+            model={"probe_trainable": trainable}, group={"gridsize": 2, "n_groups": 24}, train={"steps": 3}
+        )
+        result = run(tiny_scan, config, tmp_path / "run")
+        given = torch.from_numpy(read_scan(tiny_scan).probe)
+        moved = relative_l2(load_checkpoint(result.last).probe[0], given)
+        assert (moved > 1e-5) if trainable else (moved == 0)
+
+    @pytest.mark.contract("train.history")
+    def test_existing_run_is_not_overwritten(self, tiny_run: Path, tiny_scan: Path) -> None:
+        with pytest.raises(ConfigError, match=r"holds a finished or interrupted run.*--resume"):
+            run(tiny_scan, TINY, tiny_run)
+
+    @pytest.mark.contract("train.scans")
+    def test_two_scans_train_together_and_either_is_reconstructed(self, tiny_scan: Path, tmp_path: Path) -> None:
+        other = simulate(dataclasses.replace(TINY_SIMULATION, simulation_seed=1, probe_kind="gaussian"))
+        result = run([tiny_scan, other], tiny(train={"steps": 2}), tmp_path / "run")
+        module = load_checkpoint(result.checkpoint)
+        assert len(module.probe) == 2
+        images = [
+            reconstruct(module, other, ReconstructConfig(training_scan=which), accelerator="cpu", progress=False)
+            for which in (0, 1)
+        ]
+        assert not np.array_equal(images[0].object, images[1].object)
+        with pytest.raises(ConfigError, match="training_scan: expected 0 to 1; found 2"):
+            reconstruct(module, other, ReconstructConfig(training_scan=2), accelerator="cpu", progress=False)
+
+
+class _StopAfter(Callback):
+    """Ends a run after an epoch, as a user would: politely, or by Ctrl+C."""
+
+    def __init__(self, epoch: int, *, interrupt: bool = False) -> None:
+        self._epoch, self._interrupt = epoch, interrupt
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.current_epoch == self._epoch and self._interrupt:
+            raise KeyboardInterrupt
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.current_epoch == self._epoch - 1 and not self._interrupt:
+            trainer.should_stop = True
+
+
+class TestResume:
+    # An epoch is one step.
+    CONFIG = tiny(train={"epochs": 4, "batch_size": 57, "warmup_steps": 2})
+
+    @pytest.fixture
+    def every_epoch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Validate after each epoch, not only about every 100 steps."""
+        monkeypatch.setattr("torchptycho.workflows._VALIDATE_EVERY_STEPS", 1)
+
+    @pytest.mark.contract("train.resume")
+    @pytest.mark.parametrize(
+        ("schedule", "interrupt", "held_out"), [("cosine", False, 0.05), ("plateau", True, 0.05), ("plateau", True, 0.0)]
+    )
+    def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
+        self, tiny_scan: Path, tmp_path: Path, every_epoch: None, schedule: str, interrupt: bool, held_out: float
+    ) -> None:
+        config = dataclasses.replace(
+            self.CONFIG,
+            prepare=PrepareConfig(val_fraction=held_out),
+            train=dataclasses.replace(self.CONFIG.train, schedule=schedule),
+        )
+        whole = run(tiny_scan, config, tmp_path / "whole")
+        stop, last = _StopAfter(2, interrupt=interrupt), tmp_path / "parts" / "checkpoints" / "last.ckpt"
+        # Lightning would end the process; the caller gets the KeyboardInterrupt instead.
+        with pytest.raises(KeyboardInterrupt) if interrupt else contextlib.nullcontext():
+            run(tiny_scan, config, tmp_path / "parts", callbacks=[stop])
+        assert torch.load(last, weights_only=True)["global_step"] == 2
+        resumed = run(tiny_scan, config, tmp_path / "parts", resume=True)
+        assert torch.load(last, weights_only=True)["global_step"] == 4
+        assert_same_weights(resumed.last, whole.last)
+        name = "val/nll" if held_out else "train/loss_epoch"
+        assert read_history(tmp_path / "parts")[name] == read_history(tmp_path / "whole")[name]
+
+    @pytest.mark.contract("train.interrupt")
+    def test_interrupt_reaches_the_caller_and_stays_possible(self, tiny_scan: Path, tmp_path: Path) -> None:
+        before = signal.getsignal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            run(tiny_scan, TINY, tmp_path / "run", callbacks=[_StopAfter(0, interrupt=True)])
+        assert signal.getsignal(signal.SIGINT) is before
+        # Nothing to resume from yet: the same command begins anew.
+        assert run(tiny_scan, tiny(train={"steps": 1}), tmp_path / "run").last.is_file()
+
+    @pytest.mark.contract("train.resume.same")
+    @pytest.mark.parametrize(
+        ("config", "words"),
+        [
+            (tiny(model={"n_filters_scale": 2}), "model.n_filters_scale was 1, is 2"),
+            (tiny(train={"batch_size": 4}), "train.batch_size was 8, is 4"),
+            (tiny(loss={"tv_weight": 1.0}), "loss.tv_weight was 0.0, is 1.0"),
+        ],
+    )
+    def test_run_is_not_continued_with_other_options(
+        self, tiny_run: Path, tiny_scan: Path, config: RunConfig, words: str
+    ) -> None:
+        with pytest.raises(ConfigError, match=rf"cannot be continued with other options: {words}.*config\.yaml"):
+            run(tiny_scan, config, tiny_run, resume=True)
+        assert load_config(tiny_run / "config.yaml") == TINY
+
+    @pytest.mark.contract("train.resume.same")
+    def test_there_must_be_something_to_resume_from(self, tiny_scan: Path, tmp_path: Path) -> None:
+        with pytest.raises(StoreError, match=r"last\.ckpt: expected a checkpoint to resume from"):
+            run(tiny_scan, TINY, tmp_path / "run", resume=True)
+        assert not (tmp_path / "run").exists()
+
+
+class _Payload:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.path,))
+
+
+class TestCheckpoint:
+    @pytest.mark.contract("train.checkpoint.self-sufficient")
+    def test_checkpoint_alone_gives_the_same_image(
+        self, tiny_result: TrainResult, tiny_scan: Path, tmp_path: Path
+    ) -> None:
+        shutil.copy(tiny_result.checkpoint, tmp_path / "model.ckpt")
+        module = PtychoPINN.load_from_checkpoint(tmp_path / "model.ckpt", weights_only=True)
+        assert module.config == TINY
+        assert not bool(module.input_scale.isnan().any())
+        assert_image = [
+            reconstruct(given, tiny_scan, accelerator="cpu", progress=False).object
+            for given in (module, tiny_result.checkpoint)
+        ]
+        assert np.array_equal(*assert_image)
+
+    @pytest.mark.contract("train.checkpoint.plain")
+    def test_checkpoint_holds_tensors_and_plain_data_only(self, tiny_result: TrainResult) -> None:
+        told = torch.load(tiny_result.checkpoint, weights_only=True)["hyper_parameters"]
+        assert json.loads(json.dumps(told)) == told
+        with zipfile.ZipFile(tiny_result.checkpoint) as archive:
+            [name] = [name for name in archive.namelist() if name.endswith("data.pkl")]
+            assert b"torchptycho" not in archive.read(name).replace(b"torchptycho.ckpt", b"")
+
+    @pytest.mark.contract("train.checkpoint.no-code")
+    @pytest.mark.parametrize("where", ["top", "hyper_parameters", "state_dict"])
+    def test_checkpoint_with_a_payload_is_refused_and_not_executed(
+        self, tiny_result: TrainResult, tiny_scan: Path, tmp_path: Path, where: str
+    ) -> None:
+        content = torch.load(tiny_result.checkpoint, weights_only=True)
+        (content if where == "top" else content[where])["extra"] = _Payload(tmp_path / "executed")
+        torch.save(content, tmp_path / "model.ckpt")
+        for load in (load_checkpoint, lambda path: reconstruct(path, tiny_scan, accelerator="cpu", progress=False)):
+            with pytest.raises(StoreError, match=r"model\.ckpt: expected a torchptycho checkpoint.*never unpickled"):
+                load(tmp_path / "model.ckpt")
+        assert not (tmp_path / "executed").exists()
+
+    @pytest.mark.contract("train.checkpoint.no-code")
+    def test_resuming_refuses_a_payload_too(self, tiny_run: Path, tiny_scan: Path, tmp_path: Path) -> None:
+        shutil.copytree(tiny_run, tmp_path / "run")
+        last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+        content = torch.load(last, weights_only=True)
+        content["callbacks"]["extra"] = _Payload(tmp_path / "executed")
+        torch.save(content, last)
+        with pytest.raises(StoreError, match=r"last\.ckpt.*never unpickled"):
+            run(tiny_scan, TINY, tmp_path / "run", resume=True)
+        assert not (tmp_path / "executed").exists()
+
+    @pytest.mark.contract("train.checkpoint.refused")
+    @pytest.mark.parametrize(
+        "content",
+        [
+            pytest.param(b"", id="empty"),
+            pytest.param(b"not a checkpoint", id="text"),
+            pytest.param(pickle.dumps([1]), id="pickle"),
+            pytest.param({}, id="no entries"),
+            pytest.param([1], id="list"),
+            pytest.param(torch.ones(2), id="tensor"),
+            pytest.param({"pytorch-lightning_version": "2.6.6", "state_dict": {}}, id="no configuration"),
+            pytest.param(
+                {"pytorch-lightning_version": "2.6.6", "state_dict": {}, "hyper_parameters": {"config": {}, "n_px": 32}},
+                id="no weights",
+            ),
+        ],
+    )
+    def test_what_is_no_checkpoint_is_a_store_error_of_one_line(self, tmp_path: Path, content: Any) -> None:
+        path = tmp_path / "model.ckpt"
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            torch.save(content, path)
+        with pytest.raises(StoreError, match=r"model\.ckpt: expected a torchptycho checkpoint") as caught:
+            load_checkpoint(path)
+        assert "\n" not in str(caught.value)
+        assert "weights_only" not in str(caught.value)
+
+    @pytest.mark.contract("train.checkpoint.refused")
+    def test_truncated_checkpoint_is_a_store_error(self, tiny_result: TrainResult, tmp_path: Path) -> None:
+        (tmp_path / "model.ckpt").write_bytes(tiny_result.checkpoint.read_bytes()[:-1000])
+        with pytest.raises(StoreError, match=r"model\.ckpt: expected a torchptycho checkpoint"):
+            load_checkpoint(tmp_path / "model.ckpt")
+
+    @pytest.mark.contract("train.checkpoint.found")
+    def test_folder_of_a_run_stands_for_its_best_checkpoint(self, tiny_run: Path, tmp_path: Path) -> None:
+        assert find_checkpoint(tiny_run) == tiny_run / "checkpoints" / "best.ckpt"
+        with pytest.raises(StoreError, match="expected a run with checkpoints"):
+            find_checkpoint(tmp_path)
+        with pytest.raises(StoreError, match="found nothing"):
+            load_checkpoint(tmp_path / "absent.ckpt")
+
+
+class TestReconstruct:
+    @pytest.mark.contract("predict.all-frames")
+    @pytest.mark.parametrize("batch_size", [7, 64])
+    def test_image_does_not_depend_on_the_batch_size(
+        self, tiny_result: TrainResult, tiny_scan: Path, batch_size: int
+    ) -> None:
+        module = load_checkpoint(tiny_result.checkpoint)
+        reference = reconstruct(module, tiny_scan, accelerator="cpu", progress=False)
+        image = reconstruct(
+            module, tiny_scan, ReconstructConfig(predict_batch_size=batch_size), accelerator="cpu", progress=False
+        )
+        # The canvas is exact; convolutions of another batch size may round differently in float32.
+        assert relative_l2(torch.from_numpy(image.object), torch.from_numpy(reference.object)) < 2e-6
+        assert np.array_equal(image.valid, reference.valid)
+
+    @pytest.mark.contract("predict.provenance")
+    def test_image_knows_where_it_comes_from(self, tiny_result: TrainResult, tiny_scan: Path) -> None:
+        image = reconstruct(tiny_result.checkpoint, tiny_scan, accelerator="cpu", progress=False)
+        told = image.provenance
+        assert told["source"] == str(tiny_scan)
+        assert told["frames"] == TINY_SIMULATION.n_frames
+        assert len(told["checkpoint_sha256"]) == 64
+        assert told["config"]["train"]["steps"] == TINY.train.steps
+        assert set(told["versions"]) >= {"torchptycho", "torch", "lightning", "numpy"}
+        assert json.loads(json.dumps(told)) == told
+
+    @pytest.mark.contract("predict.refuse")
+    def test_scan_that_the_network_was_not_trained_for_is_refused(self, tiny_result: TrainResult) -> None:
+        large = simulate(SimulateConfig(n_px=64, object_px=100, n_frames=4))
+        with pytest.raises(ScanError, match="expected 32x32 frames of counts.*found 64x64 frames of counts"):
+            reconstruct(tiny_result.checkpoint, large, accelerator="cpu", progress=False)
+
+    @pytest.mark.contract("predict.dose")
+    def test_another_dose_is_told_and_can_be_scaled_away(
+        self, tiny_result: TrainResult, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        module = load_checkpoint(tiny_result.checkpoint)
+        options: dict[str, Any] = {"accelerator": "cpu", "progress": False}
+        strong = simulate(dataclasses.replace(TINY_SIMULATION, photons_per_frame=1e8))
+        same = reconstruct(module, simulate(dataclasses.replace(TINY_SIMULATION, photons_per_frame=1e5)), **options)
+        assert not caplog.records
+        before = module.input_scale.clone()
+        reconstruct(module, strong, **options)
+        assert "photons per frame" in caplog.text
+        assert "--input-scale scan" in caplog.text
+        rescaled = reconstruct(module, strong, ReconstructConfig(input_scale="scan"), **options)
+        assert torch.equal(module.input_scale, before)
+        valid = torch.from_numpy(same.valid)
+        # The noise of 1e5 photons is all that differs.
+        assert relative_l2(torch.from_numpy(rescaled.object)[valid], torch.from_numpy(same.object)[valid]) < 0.05
+
+
+@pytest.mark.contract("phys.dose")
+def test_object_comes_out_with_the_same_amplitude_at_any_dose(tmp_path: Path) -> None:
+    config = tiny(train={"steps": 90, "batch_size": 8, "learning_rate": 2e-3})
+    amplitude = []
+    for photons in (1e4, 1e6):
+        scan = simulate(dataclasses.replace(TINY_SIMULATION, photons_per_frame=photons))
+        result = run(scan, config, tmp_path / f"{photons:g}")
+        image = reconstruct(result.checkpoint, scan, accelerator="cpu", progress=False)
+        covered = image.coverage > 0.3
+        amplitude.append(float(np.abs(image.object[covered]).mean()))
+    print(amplitude)
+    assert amplitude[0] == pytest.approx(amplitude[1], rel=0.02)
+
+
+def test_history_of_a_run_without_logs_is_empty(tmp_path: Path) -> None:
+    assert read_history(tmp_path) == {}
+    (tmp_path / "logs" / "version_0").mkdir(parents=True)
+    with (tmp_path / "logs" / "version_0" / "metrics.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["epoch", "step", "val/nll"], [0, 7, 0.5], [1, 15, ""]])
+    assert read_history(tmp_path) == {"val/nll": [(7, 0.5)]}

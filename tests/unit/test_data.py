@@ -1,0 +1,156 @@
+"""Batches: whole groups gathered at once, in an order that can be told beforehand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tolerances import assert_close
+
+from torchptycho.config import GroupConfig, PrepareConfig, RunConfig, SimulateConfig
+from torchptycho.data.batch import GroupBatch
+from torchptycho.data.dataset import GroupDataset
+from torchptycho.data.module import PtychoDataModule
+from torchptycho.data.store import Store, prepare
+from torchptycho.physics.patches import corner, extract
+from torchptycho.scan import Scan
+from torchptycho.simulation import simulate
+
+M, N = 30, 32
+
+
+def scan(**options: Any) -> Scan:
+    defaults = {"n_px": N, "object_px": 72, "n_frames": M, "photons_per_frame": 1e4}
+    return simulate(SimulateConfig(**(defaults | options)))
+
+
+def store_in(folder: Path, gridsize: int = 1, scans: int = 1) -> Store:
+    config = RunConfig(prepare=PrepareConfig(val_fraction=0.2), group=GroupConfig(gridsize=gridsize))
+    return prepare([scan(simulation_seed=seed) for seed in range(scans)], config, folder / f"store{gridsize}{scans}")
+
+
+def members_by_epoch(module: PtychoDataModule, epochs: int) -> list[torch.Tensor]:
+    loader = module.train_dataloader()
+    found = []
+    for epoch in range(epochs):
+        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        found.append(torch.cat([batch.members for batch in loader]))
+    return found
+
+
+class TestBatch:
+    @pytest.mark.contract("data.batch.whole")
+    @pytest.mark.parametrize("gridsize", [1, 2])
+    def test_batch_is_gathered_whole_in_the_dtype_of_the_detector(self, tmp_path: Path, gridsize: int) -> None:
+        store = store_in(tmp_path, gridsize)
+        dataset = GroupDataset(store, "train")
+        batch = dataset.__getitems__([3, 0, 5])
+        assert isinstance(batch, GroupBatch)
+        groups, count = store.groups("train"), gridsize**2
+        assert batch.frames.shape == (3, count, N, N)
+        assert batch.frames.dtype == torch.uint16
+        np.testing.assert_array_equal(batch.members.numpy(), groups.members[[3, 0, 5]])
+        np.testing.assert_array_equal(batch.frames.numpy(), store.tensors["frames"].numpy()[batch.members.numpy()])
+        assert (batch.center_px.dtype, batch.offset_px.dtype) == (torch.float64, torch.float32)
+        places = batch.center_px[:, None] + batch.offset_px
+        assert_close(places, store.tensors["positions_px"][batch.members], "single")
+        assert bool(batch.fresh.all())
+        assert batch.truth is None
+
+    @pytest.mark.contract("data.batch.whole")
+    def test_loader_yields_batches_as_the_dataset_makes_them(self, tmp_path: Path) -> None:
+        module = PtychoDataModule(store_in(tmp_path, 2), batch_size=16, predict_batch_size=32)
+        assert {tuple(batch.frames.shape) for batch in module.train_dataloader()} == {(4, 4, N, N)}
+        assert [batch.frames.shape[0] for batch in module.val_dataloader()] == [6]
+        assert [batch.frames.shape[0] for batch in module.predict_dataloader()] == [8]
+
+    @pytest.mark.contract("data.batch.copy")
+    def test_batch_can_be_changed_without_changing_the_store(self, tmp_path: Path) -> None:
+        store = store_in(tmp_path)
+        before = store.tensors["frames"].clone()
+        batch = GroupDataset(store, "train").__getitems__([0, 1])
+        batch.frames.zero_()
+        assert torch.equal(store.tensors["frames"], before)
+
+    @pytest.mark.contract("data.batch.scan")
+    def test_batch_says_which_scan_its_groups_are_of(self, tmp_path: Path) -> None:
+        store = store_in(tmp_path, scans=2)
+        dataset = GroupDataset(store, "train")
+        batch = dataset.__getitems__(range(len(dataset)))
+        assert torch.equal(batch.scan, (batch.members[:, 0] >= M).long())
+        predicted = GroupDataset(store, "predict", training_scan=1).__getitems__([0, 1])
+        assert predicted.scan.tolist() == [1, 1]
+
+    @pytest.mark.contract("data.truth")
+    @pytest.mark.parametrize("gridsize", [1, 2])
+    def test_truth_patches_are_those_that_extraction_gives(self, tmp_path: Path, gridsize: int) -> None:
+        store = store_in(tmp_path, gridsize, scans=2)
+        dataset = GroupDataset(store, "train", with_truth=True)
+        batch = dataset.__getitems__([0, len(dataset) - 1, 3])
+        assert batch.truth is not None
+        for row, (which, members) in enumerate(zip(batch.scan.tolist(), batch.members, strict=True)):
+            truth = scan(simulation_seed=which).truth
+            assert truth is not None
+            places = corner(store.tensors["positions_px"][members], N)
+            # Positions went through a centre and a float32 offset.
+            assert_close(batch.truth[row], extract(torch.from_numpy(truth), places, N), "single")
+
+
+class TestSplits:
+    @pytest.mark.contract("data.predict.once")
+    @pytest.mark.parametrize("gridsize", [1, 2, 3])
+    @pytest.mark.parametrize("scans", [1, 2])
+    def test_prediction_covers_every_frame_exactly_once(self, tmp_path: Path, gridsize: int, scans: int) -> None:
+        store = store_in(tmp_path, gridsize, scans)
+        batches = list(PtychoDataModule(store, predict_batch_size=12).predict_dataloader())
+        fresh = torch.cat([batch.members[batch.fresh] for batch in batches])
+        assert sorted(fresh.tolist()) == list(range(M * scans))
+
+    @pytest.mark.contract("data.split")
+    @pytest.mark.parametrize("gridsize", [1, 2])
+    def test_validation_groups_are_seeded_by_held_out_frames(self, tmp_path: Path, gridsize: int) -> None:
+        store = store_in(tmp_path, gridsize)
+        trained = set(store.groups("train").members.ravel().tolist())
+        batches = list(PtychoDataModule(store).val_dataloader())
+        held_out = torch.cat([batch.members[:, 0] for batch in batches]).tolist()
+        assert len(set(held_out)) == round(0.2 * M)
+        assert not set(held_out) & trained
+
+
+class TestOrder:
+    @pytest.mark.contract("data.order")
+    def test_order_depends_on_seed_and_epoch_alone(self, tmp_path: Path) -> None:
+        store = store_in(tmp_path)
+        first, second = members_by_epoch(PtychoDataModule(store, batch_size=6, seed=3), 2)
+        assert not torch.equal(first, second)
+        torch.manual_seed(99)
+        again = members_by_epoch(PtychoDataModule(store, batch_size=6, seed=3), 2)
+        assert torch.equal(torch.stack(again), torch.stack([first, second]))
+        other = members_by_epoch(PtychoDataModule(store, batch_size=6, seed=4), 1)[0]
+        assert not torch.equal(other, first)
+        assert sorted(first.flatten().tolist()) == sorted(store.groups("train").members[:, 0].tolist())
+
+    @pytest.mark.contract("data.order")
+    def test_global_generator_is_left_alone(self, tmp_path: Path) -> None:
+        module = PtychoDataModule(store_in(tmp_path), batch_size=6)
+        torch.manual_seed(5)
+        before = torch.get_rng_state()
+        members_by_epoch(module, 1)
+        assert torch.equal(torch.get_rng_state(), before)
+
+    @pytest.mark.contract("data.last-batch")
+    def test_ragged_last_batch_is_dropped_unless_it_is_the_only_one(self, tmp_path: Path) -> None:
+        store = store_in(tmp_path)
+        sizes = [batch.batch_size[0] for batch in PtychoDataModule(store, batch_size=7).train_dataloader()]
+        assert sizes == [7, 7, 7]
+        assert [b.batch_size[0] for b in PtychoDataModule(store, batch_size=100).train_dataloader()] == [24]
+
+    @pytest.mark.contract("data.workers")
+    def test_two_workers_give_the_same_batches_as_none(self, tmp_path: Path) -> None:
+        store = store_in(tmp_path, 2)
+        alone, helped = (PtychoDataModule(store, batch_size=16, num_workers=n) for n in (0, 2))
+        for a, b in zip(alone.train_dataloader(), helped.train_dataloader(), strict=True):
+            assert bool((a == b).all())

@@ -1,6 +1,6 @@
 """Train with your own Lightning Trainer: nothing of the package stands between you and it.
 
-    python examples/train_with_lightning.py scan.npz
+python examples/train_with_lightning.py scan.npz
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main() -> None:
     store = tp.prepare([scan], config, f"{given.out}/store")
 
     module = tp.PtychoPINN.for_store(store, config)
-    data = tp.PtychoDataModule(store, batch_size=16)
+    data = tp.PtychoDataModule(store, batch_size=64)
     keep = ModelCheckpoint(dirpath=given.out, filename="best", monitor=module.monitor)
     trainer = L.Trainer(max_epochs=given.epochs, gradient_clip_val=1.0, callbacks=[keep], default_root_dir=given.out)
     trainer.fit(module, data)

@@ -245,7 +245,7 @@ class Demo(Command):
 
     out: Path = Path("demo")
     """Folder for everything that it makes."""
-    steps: int = 1500
+    steps: int = 600
     """Optimiser steps of the training."""
     simulation: SimulateConfig = dataclasses.field(default_factory=SimulateConfig)
 

@@ -114,8 +114,8 @@ class SimulateConfig:
 class GroupConfig:
     """How frames are gathered into groups of gridsize^2 overlapping neighbours (sample, then group)."""
 
-    gridsize: Annotated[int, Field(ge=1, le=5)] = 1
-    """Groups hold gridsize x gridsize frames."""
+    gridsize: Annotated[int, Field(ge=1, le=5)] = 2
+    """Groups hold gridsize x gridsize frames, whose patches must agree on one object; 1 asks for no agreement."""
     n_groups: Count | None = None
     """Groups wanted (frames, with gridsize 1); None takes one per frame."""
     n_subsample: Count | None = None
@@ -204,12 +204,12 @@ class LossConfig:
 class TrainConfig:
     """The optimisation."""
 
-    steps: Count = 3500
+    steps: Count = 1000
     """Optimiser steps; epochs follow from the size of the scan."""
     epochs: Count | None = None
     """Passes over the scan; overrides `steps`."""
-    batch_size: Count = 16
-    """Frames per optimiser step (groups, with gridsize > 1: batch_size / gridsize^2, at least 1)."""
+    batch_size: Count = 64
+    """Frames per optimiser step, in batch_size / gridsize^2 groups, at least 1."""
     optimizer: Literal["adam", "adamw"] = "adam"
     """Update rule."""
     learning_rate: Positive = 2e-3

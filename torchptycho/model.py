@@ -23,6 +23,9 @@ from torchptycho.physics.scaling import intensity
 
 __all__ = ["PtychoPINN", "learning_rate_shape"]
 
+# With the usual 0.999 the step size lags behind a sudden rise of the gradient by a thousand steps, and training on a
+# measured scan once jumped from a nearly finished image to a flat one, from which it did not return.
+_BETAS = (0.9, 0.95)
 # Steps without a better validation loss after which the plateau schedule halves the learning rate.
 _PLATEAU_STEPS = 300
 
@@ -225,7 +228,7 @@ class PtychoPINN(L.LightningModule):
         shape = learning_rate_shape(config.schedule, min(config.warmup_steps, steps // 10), steps)
         for group in groups:
             group["lr"] *= shape(0)
-        optimizer = kind(groups)
+        optimizer = kind(groups, betas=_BETAS)
         # Multiplicative, because a schedule that sets the rate outright would undo what the plateau took off.
         follow = torch.optim.lr_scheduler.MultiplicativeLR(optimizer, lambda step: shape(step) / shape(step - 1))
         schedulers: list[dict[str, Any]] = [{"scheduler": follow, "interval": "step", "name": "learning_rate"}]

@@ -44,9 +44,11 @@ class CanvasWriter(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: GroupBatch, *_: Any
     ) -> None:
         assert self._weight is not None
-        positions_px = batch.center_px[:, None] + batch.offset_px
         fresh = batch.fresh
-        self.canvas.add(outputs[fresh], positions_px[fresh], self._weight)
+        # Not center + offset, whose rounding can put a patch at the edge a hair outside the canvas.
+        members = batch.members[fresh].to(self._positions_px.device)
+        positions_px = self._positions_px[members].to(outputs.device)
+        self.canvas.add(outputs[fresh], positions_px, self._weight)
         self.n_placed += int(fresh.sum())
 
     @property

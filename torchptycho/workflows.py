@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from torchptycho.config import ReconstructConfig, RunConfig, save_config, to_dict
 from torchptycho.data.module import PtychoDataModule
@@ -116,7 +116,7 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     save_config(config, out / _CONFIG)
     # Two, because save_last copies the best, which may be long past.
-    keep, keep_last = (
+    keep = [
         ModelCheckpoint(
             dirpath=last.parent,
             filename=name,
@@ -126,14 +126,14 @@ def train(
             enable_version_counter=False,
         )
         for name, monitor in (("best", module.monitor), ("last", None))
-    )
+    ]
     start = time.perf_counter()
     with _quiet_lightning(), _interruptible():
-        trainer = _trainer(config, out, data, [keep, keep_last, *callbacks], progress=progress)
+        trainer = _trainer(config, out, data, [*keep, *callbacks], progress=progress)
         trainer.fit(module, data, ckpt_path=str(last) if resume else None, weights_only=True)
     seconds = time.perf_counter() - start
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    return TrainResult(checkpoint=Path(keep.best_model_path), last=last, metrics=metrics, seconds=seconds)
+    return TrainResult(checkpoint=last.with_name("best.ckpt"), last=last, metrics=metrics, seconds=seconds)
 
 
 def _prepare_for(source: Scan | str | Path | Sequence[Scan | str | Path], config: RunConfig, path: Path) -> Store:
@@ -413,7 +413,7 @@ def _quiet_lightning() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             for message in (".*does not have many workers.*", ".*treespec.*", ".*Checkpoint directory.*exists.*",
-                            ".*LeafSpec.*"):  # fmt: skip
+                            ".*LeafSpec.*", ".*across ranks is zero.*"):  # fmt: skip
                 warnings.filterwarnings("ignore", message=message)
             yield
     finally:

@@ -18,18 +18,15 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from tiny import TINY, TINY_SIMULATION
 from lightning.pytorch.callbacks import Callback
+from tiny import TINY, TINY_SIMULATION
 from tolerances import relative_l2
 
 from torchptycho.config import (
-    GroupConfig,
-    ModelConfig,
     PrepareConfig,
     ReconstructConfig,
     RunConfig,
     SimulateConfig,
-    TrainConfig,
     load_config,
 )
 from torchptycho.errors import ConfigError, ScanError, StoreError
@@ -62,6 +59,15 @@ def assert_same_weights(a: Path, b: Path) -> None:
         assert torch.equal(one[name], other[name]), name
 
 
+class _Spoiler(Callback):
+    """Makes the network worse after two epochs, so that the best is not the last."""
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.current_epoch >= 2:
+            assert isinstance(pl_module, PtychoPINN)
+            pl_module.generator.head.bias.data += 3  # type: ignore[operator,union-attr]
+
+
 class TestRun:
     @pytest.mark.contract("train.run.files")
     def test_run_leaves_configuration_store_checkpoints_and_history(
@@ -92,9 +98,8 @@ class TestRun:
         self, tiny_scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train: dict[str, Any], held_out: float
     ) -> None:
         monkeypatch.setattr("torchptycho.workflows._VALIDATE_EVERY_STEPS", 6)
-        # So fast that it gets worse, and the best is not the last.
-        config = tiny(train={**train, "learning_rate": 0.5, "warmup_steps": 0}, prepare={"val_fraction": held_out})
-        result = run(tiny_scan, config, tmp_path / "run")
+        config = tiny(train=train, prepare={"val_fraction": held_out})
+        result = run(tiny_scan, config, tmp_path / "run", callbacks=[_Spoiler()])
         history = read_history(tmp_path / "run")
         losses = dict(history["val/nll" if held_out else "train/loss_epoch"])
         # Lightning logs the step before the one that it counts.
@@ -129,9 +134,7 @@ class TestRun:
     def test_trainable_probe_moves_and_a_fixed_one_does_not(
         self, tiny_scan: Path, tmp_path: Path, trainable: bool
     ) -> None:
-        config = tiny(
-            model={"probe_trainable": trainable}, group={"gridsize": 2, "n_groups": 24}, train={"steps": 3}
-        )
+        config = tiny(model={"probe_trainable": trainable}, group={"gridsize": 2, "n_groups": 24}, train={"steps": 3})
         result = run(tiny_scan, config, tmp_path / "run")
         given = torch.from_numpy(read_scan(tiny_scan).probe)
         moved = relative_l2(load_checkpoint(result.last).probe[0], given)
@@ -183,7 +186,8 @@ class TestResume:
 
     @pytest.mark.contract("train.resume")
     @pytest.mark.parametrize(
-        ("schedule", "interrupt", "held_out"), [("cosine", False, 0.05), ("plateau", True, 0.05), ("plateau", True, 0.0)]
+        ("schedule", "interrupt", "held_out"),
+        [("cosine", False, 0.05), ("plateau", True, 0.05), ("plateau", True, 0.0)],
     )
     def test_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
         self, tiny_scan: Path, tmp_path: Path, every_epoch: None, schedule: str, interrupt: bool, held_out: float
@@ -306,7 +310,11 @@ class TestCheckpoint:
             pytest.param(torch.ones(2), id="tensor"),
             pytest.param({"pytorch-lightning_version": "2.6.6", "state_dict": {}}, id="no configuration"),
             pytest.param(
-                {"pytorch-lightning_version": "2.6.6", "state_dict": {}, "hyper_parameters": {"config": {}, "n_px": 32}},
+                {
+                    "pytorch-lightning_version": "2.6.6",
+                    "state_dict": {},
+                    "hyper_parameters": {"config": {}, "n_px": 32},
+                },
                 id="no weights",
             ),
         ],
@@ -352,6 +360,20 @@ class TestReconstruct:
         assert relative_l2(torch.from_numpy(image.object), torch.from_numpy(reference.object)) < 2e-6
         assert np.array_equal(image.valid, reference.valid)
 
+    @pytest.mark.contract("predict.edge")
+    def test_patch_at_the_very_edge_is_placed_in_groups_too(self, tmp_path: Path) -> None:
+        # The offset of a frame from the centre of its group is float32: center + offset misses 16 by 1e-8.
+        y, x = np.meshgrid(np.linspace(16, 64, 7), np.linspace(16, 64, 7), indexing="ij")
+        places = np.stack([y, x], axis=-1).reshape(-1, 2)
+        rng = np.random.default_rng(0)
+        places[:, 1] += np.where((places[:, 1] > 16) & (places[:, 1] < 64), rng.uniform(-3, 3, len(places)), 0)
+        places[:, 0] += np.where((places[:, 0] > 16) & (places[:, 0] < 64), rng.uniform(-3, 3, len(places)), 0)
+        scan = simulate(TINY_SIMULATION, positions_px=places)
+        result = run(scan, tiny(group={"gridsize": 2}, train={"steps": 1}), tmp_path / "run")
+        image = reconstruct(result.last, scan, accelerator="cpu", progress=False)
+        assert image.origin_px[0] <= 0
+        assert image.coverage.max() == 1
+
     @pytest.mark.contract("predict.provenance")
     def test_image_knows_where_it_comes_from(self, tiny_result: TrainResult, tiny_scan: Path) -> None:
         image = reconstruct(tiny_result.checkpoint, tiny_scan, accelerator="cpu", progress=False)
@@ -366,7 +388,7 @@ class TestReconstruct:
     @pytest.mark.contract("predict.refuse")
     def test_scan_that_the_network_was_not_trained_for_is_refused(self, tiny_result: TrainResult) -> None:
         large = simulate(SimulateConfig(n_px=64, object_px=100, n_frames=4))
-        with pytest.raises(ScanError, match="expected 32x32 frames of counts.*found 64x64 frames of counts"):
+        with pytest.raises(ScanError, match=r"expected 32x32 frames of counts.*found 64x64 frames of counts"):
             reconstruct(tiny_result.checkpoint, large, accelerator="cpu", progress=False)
 
     @pytest.mark.contract("predict.dose")
@@ -391,15 +413,16 @@ class TestReconstruct:
 
 @pytest.mark.contract("phys.dose")
 def test_object_comes_out_with_the_same_amplitude_at_any_dose(tmp_path: Path) -> None:
-    config = tiny(train={"steps": 90, "batch_size": 8, "learning_rate": 2e-3})
+    # A rate that falls to nothing, because the steps of a constant one leave the scale wandering by some percent.
+    config = tiny(train={"steps": 90, "learning_rate": 2e-3, "schedule": "cosine"})
     amplitude = []
     for photons in (1e4, 1e6):
         scan = simulate(dataclasses.replace(TINY_SIMULATION, photons_per_frame=photons))
         result = run(scan, config, tmp_path / f"{photons:g}")
-        image = reconstruct(result.checkpoint, scan, accelerator="cpu", progress=False)
+        image = reconstruct(result.last, scan, accelerator="cpu", progress=False)
         covered = image.coverage > 0.3
         amplitude.append(float(np.abs(image.object[covered]).mean()))
-    print(amplitude)
+    # Counting noise moves the mean by some 0.1 %, 90 steps on other noise by up to 1 %; an error of units by a factor.
     assert amplitude[0] == pytest.approx(amplitude[1], rel=0.02)
 
 

@@ -64,10 +64,11 @@ steps = 77
 learning_rate = 3e-4
 schedule = "cosine"
 """
-FLAGS = (
-    "--domain counts --val-fraction 0.2 --gridsize 2 --neighbor-count 9 --bounds 0.1 0.9 0.0 0.5 --generator cnn "
-    "--n-filters-scale 1 --tv-weight 1e-4 --steps 77 --learning-rate 3e-4 --schedule cosine"
-).split()
+FLAGS = [
+    "--domain", "counts", "--val-fraction", "0.2", "--gridsize", "2", "--neighbor-count", "9",
+    "--bounds", "0.1", "0.9", "0.0", "0.5", "--generator", "cnn", "--n-filters-scale", "1",
+    "--tv-weight", "1e-4", "--steps", "77", "--learning-rate", "3e-4", "--schedule", "cosine",
+]  # fmt: skip
 
 
 def written(path: Path, text: str) -> Path:

@@ -20,13 +20,18 @@ from torchptycho.data.batch import GroupBatch
 from torchptycho.data.dataset import GroupDataset
 from torchptycho.data.store import Store, prepare
 from torchptycho.errors import ConfigError, StoreError
-from torchptycho.physics.diffraction import expected_counts
 from torchptycho.model import PtychoPINN, learning_rate_shape
+from torchptycho.physics.diffraction import expected_counts
 from torchptycho.scan import ArrayFrames, Scan
 from torchptycho.simulation import simulate
 
 M, N = 24, 32
 SMALL = ModelConfig(n_filters_scale=1)
+
+
+def run_config(**sections: Any) -> RunConfig:
+    """A small network for single frames, unless the sections say otherwise."""
+    return RunConfig(**({"group": GroupConfig(gridsize=1), "model": SMALL} | sections))
 
 
 def scan(**options: Any) -> Scan:
@@ -51,7 +56,7 @@ def made(
     folder: Path, config: RunConfig | None = None, scans: Scan | list[Scan] = SCAN, groups: int = 6
 ) -> tuple[PtychoPINN, GroupBatch]:
     """A module for a store of these scans, and its first training groups."""
-    config = config or RunConfig(model=SMALL)
+    config = config or run_config(model=SMALL)
     store = prepare(scans if isinstance(scans, list) else [scans], config, folder / "store")
     module = module_for(store, config)
     return module, GroupDataset(store, "train", with_truth=module.loss.needs_truth).__getitems__(range(groups))
@@ -68,14 +73,14 @@ class TestStatistics:
     @pytest.mark.contract("train.statistics.required")
     def test_module_without_statistics_refuses_to_predict_and_to_train(self, tmp_path: Path) -> None:
         _, batch = made(tmp_path)
-        bare = PtychoPINN(plain(RunConfig(model=SMALL)), n_px=N)
+        bare = PtychoPINN(plain(run_config(model=SMALL)), n_px=N)
         for step in (bare.predict_step, bare.training_step):
             with pytest.raises(StoreError, match=r"no statistics.*for_store or load a checkpoint"):
                 step(batch, 0)
 
     @pytest.mark.contract("train.checkpoint.plain")
     def test_hyper_parameters_are_plain_data(self, tmp_path: Path) -> None:
-        config = RunConfig(model=SMALL, train=TrainConfig(learning_rate=1e-4))
+        config = run_config(model=SMALL, train=TrainConfig(learning_rate=1e-4))
         module, _ = made(tmp_path, config)
         told = dict(module.hparams)
         assert json.loads(json.dumps(told)) == told
@@ -110,13 +115,16 @@ class TestStatistics:
     @pytest.mark.contract("train.scans")
     def test_each_group_uses_the_scale_and_the_probe_of_its_scan(self, tmp_path: Path) -> None:
         bright = scan(photons_per_frame=1e6, probe_kind="gaussian", simulation_seed=1)
-        config = RunConfig(model=SMALL)
+        config = run_config(model=SMALL)
         store = prepare([SCAN, bright], config, tmp_path / "both")
         module, dataset = module_for(store, config), GroupDataset(store, "train")
         rows = [0, 1, len(dataset) - 1]
         together = module._step(dataset.__getitems__(rows))["nll"]
         apart = [module._step(dataset.__getitems__([row]))["nll"] for row in rows]
         assert_close(together, torch.stack(apart).mean(), "single_fft")
+        transparent = torch.ones(3, 1, N, N, dtype=torch.complex64)
+        photons = module.expected_counts(transparent, dataset.__getitems__(rows)).sum(dim=(1, 2, 3))
+        assert_close(photons, torch.tensor([1e5, 1e5, 1e6]), "single_fft")
         swapped = dataset.__getitems__(rows)
         swapped.scan = 1 - swapped.scan
         assert relative_l2(module._step(swapped)["nll"], together) > 0.1
@@ -152,7 +160,7 @@ class TestPhysics:
 
     @pytest.mark.contract("train.fit")
     def test_loss_of_the_true_patches_is_the_photon_noise_alone(self, tmp_path: Path) -> None:
-        config = RunConfig(model=SMALL, loss=LossConfig(realspace_weight=1.0))
+        config = run_config(model=SMALL, loss=LossConfig(realspace_weight=1.0))
         module, batch = made(tmp_path, config)
         assert batch.truth is not None
         counts, expected = module.measured_counts(batch), module.expected_counts(batch.truth, batch)
@@ -166,7 +174,7 @@ class TestPhysics:
         for gridsize in (1, 2):
             counts = []
             for weight in ("probe", "central"):
-                config = RunConfig(
+                config = run_config(
                     model=dataclasses.replace(SMALL, merge_weight=weight), group=GroupConfig(gridsize=gridsize)
                 )
                 module, batch = made(tmp_path / f"{gridsize}{weight}", config)
@@ -177,7 +185,7 @@ class TestPhysics:
     @pytest.mark.contract("train.merge")
     @pytest.mark.parametrize("gridsize", [2, 3])
     def test_largest_offset_of_the_store_fits_the_canvas(self, tmp_path: Path, gridsize: int) -> None:
-        config = RunConfig(model=SMALL, group=GroupConfig(gridsize=gridsize, neighbor_count=M - 5))
+        config = run_config(model=SMALL, group=GroupConfig(gridsize=gridsize, neighbor_count=M - 5))
         module, batch = made(tmp_path, config, groups=20)
         assert float(batch.offset_px.abs().max()) > 8
         # What a canvas cuts off comes back as 0, and a transparent object shows every pixel that is missing.
@@ -192,11 +200,11 @@ class TestGenerators:
     @pytest.mark.parametrize(
         ("config", "n_px"),
         [
-            (RunConfig(model=ModelConfig(generator="cnn", n_filters_scale=1)), 64),
-            (RunConfig(model=ModelConfig(generator="cnn", n_filters_scale=1, probe_big=False)), 64),
-            (RunConfig(model=SMALL, group=GroupConfig(gridsize=2)), 32),
-            (RunConfig(model=SMALL, loss=LossConfig(nll_weight=0.0, mae_weight=1.0, tv_weight=1e-3)), 32),
-            (RunConfig(model=SMALL, loss=LossConfig(nll_weight=0.0, realspace_weight=1.0)), 32),
+            (run_config(model=ModelConfig(generator="cnn", n_filters_scale=1)), 64),
+            (run_config(model=ModelConfig(generator="cnn", n_filters_scale=1, probe_big=False)), 64),
+            (run_config(model=SMALL, group=GroupConfig(gridsize=2)), 32),
+            (run_config(model=SMALL, loss=LossConfig(nll_weight=0.0, mae_weight=1.0, tv_weight=1e-3)), 32),
+            (run_config(model=SMALL, loss=LossConfig(nll_weight=0.0, realspace_weight=1.0)), 32),
         ],
         ids=["cnn", "cnn, centre only", "groups", "amplitude loss", "supervised"],
     )
@@ -223,7 +231,7 @@ class TestProbe:
     @pytest.mark.contract("train.probe")
     @pytest.mark.parametrize("trainable", [True, False])
     def test_only_a_trainable_probe_gets_a_gradient(self, tmp_path: Path, trainable: bool) -> None:
-        module, batch = made(tmp_path, RunConfig(model=dataclasses.replace(SMALL, probe_trainable=trainable)))
+        module, batch = made(tmp_path, run_config(model=dataclasses.replace(SMALL, probe_trainable=trainable)))
         module._step(batch)["loss"].backward()
         if trainable:
             assert module.probe_parts.grad is not None
@@ -237,16 +245,16 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("config", "words"),
         [
-            (RunConfig(loss=LossConfig(mae_weight=1.0)), "nll_weight compares counts and mae_weight amplitudes"),
-            (RunConfig(loss=LossConfig(nll_weight=0.0, tv_weight=1.0)), "expected a term that looks at the data"),
-            (RunConfig(model=ModelConfig(generator="resnet")), "one of cnn, resunet"),
-            (RunConfig(model=ModelConfig(generator="cnn")), "takes frames of N = 64, 128, 256 px; found N = 32"),
-            (RunConfig(group=GroupConfig(gridsize=2)), r"gridsize: expected 1 as in .*store; found 2"),
-            (RunConfig(loss=LossConfig(realspace_weight=1.0)), "without a truth"),
+            (run_config(loss=LossConfig(mae_weight=1.0)), "nll_weight compares counts and mae_weight amplitudes"),
+            (run_config(loss=LossConfig(nll_weight=0.0, tv_weight=1.0)), "expected a term that looks at the data"),
+            (run_config(model=ModelConfig(generator="resnet")), "one of cnn, resunet"),
+            (run_config(model=ModelConfig(generator="cnn")), "takes frames of N = 64, 128, 256 px; found N = 32"),
+            (run_config(group=GroupConfig(gridsize=2)), r"gridsize: expected 1 as in .*store; found 2"),
+            (run_config(loss=LossConfig(realspace_weight=1.0)), "without a truth"),
         ],
     )
     def test_configuration_that_does_not_fit_is_refused(self, tmp_path: Path, config: RunConfig, words: str) -> None:
-        store = prepare([dataclasses.replace(SCAN, truth=None)], RunConfig(), tmp_path / "store")
+        store = prepare([dataclasses.replace(SCAN, truth=None)], run_config(), tmp_path / "store")
         with pytest.raises(ConfigError, match=words):
             PtychoPINN.for_store(store, config)
 
@@ -282,7 +290,7 @@ class TestSchedule:
 
     @pytest.mark.contract("train.plateau")
     def test_plateau_halves_the_rate_and_the_warm_up_does_not_undo_it(self, tmp_path: Path) -> None:
-        config = RunConfig(model=SMALL, train=TrainConfig(learning_rate=1e-3, warmup_steps=50))
+        config = run_config(model=SMALL, train=TrainConfig(learning_rate=1e-3, warmup_steps=50))
         module, _ = made(tmp_path, config)
         module._trainer = SimpleNamespace(  # type: ignore[assignment]
             estimated_stepping_batches=2000, check_val_every_n_epoch=1, num_training_batches=100
@@ -308,7 +316,7 @@ class TestSchedule:
 
     @pytest.mark.contract("train.probe")
     def test_rate_of_a_trainable_probe_is_relative_to_its_size(self, tmp_path: Path) -> None:
-        config = RunConfig(
+        config = run_config(
             model=dataclasses.replace(SMALL, probe_trainable=True),
             train=TrainConfig(probe_learning_rate=0.01, schedule="constant", warmup_steps=0),
         )

@@ -41,7 +41,7 @@ def changed(**fields: Any) -> Scan:
 
 
 def run_config(val_fraction: float = 0.2, **group: Any) -> RunConfig:
-    return RunConfig(prepare=PrepareConfig(val_fraction=val_fraction), group=GroupConfig(**group))
+    return RunConfig(prepare=PrepareConfig(val_fraction=val_fraction), group=GroupConfig(**({"gridsize": 1} | group)))
 
 
 def frames_of(store: Store) -> np.ndarray:
@@ -136,7 +136,7 @@ class TestStatistics:
             frames=ArrayFrames(np.sqrt(FRAMES).astype(np.float32)), domain="amplitude",
             metadata={} if in_file is None else {"nphotons": in_file},
         )  # fmt: skip
-        config = RunConfig(prepare=PrepareConfig(nphotons=configured))
+        config = RunConfig(prepare=PrepareConfig(nphotons=configured), group=GroupConfig(gridsize=1))
         assert prepare([given], config, tmp_path / "store").scans[0].scaling.photons_per_frame == expected
 
 
@@ -162,7 +162,11 @@ class TestSplit:
     def test_another_seed_holds_out_other_frames(self, tmp_path: Path) -> None:
         held_out = [
             tuple(
-                prepare([SCAN], RunConfig(prepare=PrepareConfig(val_fraction=0.3, split_seed=s)), tmp_path / str(s))
+                prepare(
+                    [SCAN],
+                    RunConfig(prepare=PrepareConfig(val_fraction=0.3, split_seed=s), group=GroupConfig(gridsize=1)),
+                    tmp_path / str(s),
+                )
                 .groups("val")
                 .members[:, 0]
             )
@@ -190,7 +194,7 @@ class TestProbe:
     @pytest.mark.contract("data.probe.calibrated")
     def test_replaced_probe_is_brought_into_the_gauge(self, tmp_path: Path) -> None:
         np.savez(tmp_path / "probe.npz", probe=SCAN.probe * np.complex64(1e-3))
-        config = RunConfig(prepare=PrepareConfig(probe=str(tmp_path / "probe.npz")))
+        config = RunConfig(prepare=PrepareConfig(probe=str(tmp_path / "probe.npz")), group=GroupConfig(gridsize=1))
         store = prepare([SCAN], config, tmp_path / "store")
         assert store.scans[0].probe_factor > 100
         shape = store.tensors["probes"][0] / store.scans[0].probe_factor
@@ -245,7 +249,7 @@ class TestSeveralScans:
         ids=["size", "domain"],
     )
     def test_scans_of_another_size_or_domain_are_refused(self, tmp_path: Path, other: Scan) -> None:
-        with pytest.raises(ScanError, match="expected N = 32 and counts as in simulate.*store of their own"):
+        with pytest.raises(ScanError, match=r"expected N = 32 and counts as in simulate.*store of their own"):
             prepare([SCAN, other], run_config(), tmp_path / "store")
         assert not everything_under(tmp_path)
 

@@ -50,7 +50,7 @@ class PtychoDataModule(L.LightningDataModule):
         self,
         store: Store,
         *,
-        batch_size: int = 16,
+        batch_size: int = 64,
         predict_batch_size: int = 64,
         num_workers: int = 0,
         seed: int = 0,

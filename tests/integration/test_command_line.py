@@ -1,0 +1,314 @@
+"""The command line from end to end, on tiny data: every command writes what it says, and says what went wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import TINY, TINY_FLAGS, Command
+
+from torchptycho.commands import COMMANDS
+from torchptycho.config import load_config, save_config
+from torchptycho.io import read_reconstruction, read_scan
+
+PNG = b"\x89PNG\r\n\x1a\n"
+SIMULATE = ["--n-px", "32", "--object-px", "80", "--n-frames", "30", "--photons-per-frame", "1e5"]
+IN_A_PROCESS = "import sys; from torchptycho.cli import main; sys.exit(main())"
+
+
+def is_picture(path: Path) -> bool:
+    return path.read_bytes().startswith(PNG)
+
+
+@pytest.fixture(scope="session")
+def tiny_image(tiny_run: Path, tiny_scan: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image that `reconstruct` wrote from the tiny run."""
+    from torchptycho.cli import main
+
+    out = tmp_path_factory.mktemp("images") / "image.npz"
+    assert main(["reconstruct", str(tiny_run), str(tiny_scan), "--out", str(out), "--accelerator", "cpu"]) == 0
+    return out
+
+
+class TestHelp:
+    @pytest.mark.contract("cli.help")
+    @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+    def test_overview_names_every_command(self, command: Command, arguments: list[str]) -> None:
+        answer = command(*arguments)
+        assert answer.code == 0
+        for name in COMMANDS:
+            assert f"  {name} " in answer.out
+
+    @pytest.mark.contract("cli.help")
+    @pytest.mark.parametrize(
+        ("name", "options"),
+        [
+            ("inspect", ["--plot", "--json", "--domain"]),
+            ("simulate", ["--object-kind", "--photons-per-frame", "--simulation-seed", "zone_plate"]),
+            ("prepare", ["--out", "--config", "--gridsize", "--val-fraction"]),
+            ("train", ["--out", "--resume", "--config", "--steps", "--generator", "--nll-weight", "--probe"]),
+            ("reconstruct", ["--out", "--accelerator", "--stitch-weight", "--input-scale"]),
+            ("evaluate", ["--min-coverage", "--plot", "--json"]),
+            ("demo", ["--out", "--steps", "--n-px"]),
+        ],
+    )
+    def test_each_command_shows_its_options(self, command: Command, name: str, options: list[str]) -> None:
+        answer = command(name, "--help")
+        assert answer.code == 0
+        for option in options:
+            assert option in answer.out
+
+    def test_every_command_is_tested_above(self) -> None:
+        assert set(COMMANDS) == {"inspect", "simulate", "prepare", "train", "reconstruct", "evaluate", "demo"}
+
+    @pytest.mark.contract("cli.help")
+    def test_version_is_told(self, command: Command) -> None:
+        answer = command("--version")
+        assert answer.code == 0
+        assert answer.out.startswith("torchptycho ")
+
+
+class TestExitCodes:
+    @pytest.mark.contract("cli.exit-codes")
+    @pytest.mark.parametrize(
+        ("typed", "meant"), [("trian", "'train'"), ("reconstuct", "'reconstruct'"), ("x", "Commands")]
+    )
+    def test_unknown_command_is_a_mistake_that_names_the_nearest(
+        self, command: Command, typed: str, meant: str
+    ) -> None:
+        answer = command(typed)
+        assert (answer.code, answer.out) == (1, "")
+        assert answer.err.startswith(f"torchptycho: unknown command '{typed}'.")
+        assert meant in answer.err
+
+    @pytest.mark.contract("cli.exit-codes")
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["train", "x.npz", "--out", "y", "--stps", "3"], ["--stps", "--steps"]),
+            (["train", "x.npz", "--out", "y", "--steps", "many"], ["--steps", "many"]),
+            (["train", "x.npz"], ["--out"]),
+            (["train"], ["--out"]),
+            (["inspect"], ["PATH"]),
+            (["simulate", "x.npz", "--object-kind", "cat"], ["dead_leaves"]),
+        ],
+    )
+    def test_bad_option_is_another_exit_code(self, command: Command, arguments: list[str], words: list[str]) -> None:
+        answer = command(*arguments)
+        assert (answer.code, answer.out) == (2, "")
+        for word in words:
+            assert word in answer.err
+
+    @pytest.mark.contract("cli.exit-codes")
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["train", "--out", "absent"], "at least one scan file"),
+            (["train", "x.npz", "--out", "absent", "--config"], "--config: expected a file"),
+            (["train", "x.npz", "--out", "absent", "--config", "absent.yaml"], "absent.yaml: cannot be read"),
+            (["train", "absent.npz", "--out", "absent"], "absent.npz: expected a file; found nothing"),
+            (["train", "absent.npz", "--out", "absent", "--resume"], "expected a checkpoint to resume from"),
+            (["reconstruct", "absent", "x.npz"], "absent: expected a checkpoint"),
+            (["evaluate", "absent.npz", "x.npz"], "absent.npz: expected a file"),
+            (["inspect", "x.npz", "--domain", "photons"], "expected counts or amplitude; found 'photons'"),
+            (["simulate", "absent/x.npz", *SIMULATE], "no folder absent"),
+            (["simulate", "x.npz", *SIMULATE, "--object-px", "20"], "object"),
+        ],
+    )
+    def test_mistake_of_the_user_is_one_line(
+        self, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        answer = command(*arguments)
+        assert (answer.code, answer.out) == (1, "")
+        assert len(answer.err.splitlines()) == 1
+        assert words in answer.err
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.contract("cli.exit-codes")
+    def test_interrupt_is_told_by_its_own_code(
+        self, command: Command, tiny_scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupted(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("torchptycho.model.PtychoPINN.training_step", interrupted)
+        answer = command("train", tiny_scan, "--out", tmp_path / "run", *TINY_FLAGS)
+        assert (answer.code, answer.err) == (130, "torchptycho: interrupted\n")
+
+    @pytest.mark.contract("cli.exit-codes")
+    def test_fault_of_the_program_keeps_its_traceback(
+        self, command: Command, tiny_scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def broken(*_: object) -> None:
+            raise AssertionError("a fault of ours")
+
+        monkeypatch.setattr("torchptycho.data.store._check_together", broken)
+        with pytest.raises(AssertionError, match="a fault of ours"):
+            command("prepare", tiny_scan, "--out", tmp_path / "store")
+
+    @pytest.mark.contract("cli.exit-codes")
+    @pytest.mark.parametrize(("arguments", "code"), [(["--version"], 0), (["trian"], 1), (["train", "--stps"], 2)])
+    def test_exit_code_reaches_the_shell(self, arguments: list[str], code: int) -> None:
+        done = subprocess.run([sys.executable, "-c", IN_A_PROCESS, *arguments], capture_output=True, check=False)
+        assert done.returncode == code
+
+
+class TestInspect:
+    @pytest.mark.contract("cli.inspect")
+    def test_simulated_scan_is_usable_and_drawn(self, command: Command, tmp_path: Path) -> None:
+        assert command("simulate", tmp_path / "scan.npz", *SIMULATE, "--object-kind", "siemens_star").code == 0
+        assert read_scan(tmp_path / "scan.npz").n_frames == 30
+        answer = command("inspect", tmp_path / "scan.npz", "--plot", tmp_path / "scan.png")
+        assert answer.code == 0
+        assert answer.out.rstrip().endswith("usable")
+        assert is_picture(tmp_path / "scan.png")
+
+    @pytest.mark.contract("cli.json")
+    def test_json_of_an_inspection_parses(self, command: Command, tiny_scan: Path) -> None:
+        answer = command("inspect", tiny_scan, "--json")
+        told = json.loads(answer.out)
+        assert (told["n_frames"], told["n_px"], told["domain"]) == (64, 32, "counts")
+        assert answer.err == ""
+
+
+class TestTrain:
+    @pytest.mark.contract("cli.whole-way")
+    def test_prepared_store_is_trained_on_and_its_scan_reconstructed(
+        self, command: Command, tiny_scan: Path, tmp_path: Path
+    ) -> None:
+        answer = command("prepare", tiny_scan, "--out", tmp_path / "store", "--gridsize", "1", "--val-fraction", "0.25")
+        assert (answer.code, answer.err) == (0, "")
+        assert "64 frames, 48 groups for training, 16 held out" in answer.out
+        answer = command("train", tmp_path / "store", "--out", tmp_path / "run", *TINY_FLAGS)
+        assert (answer.code, answer.err) == (0, "")
+        assert "val/nll" in answer.out
+        assert is_picture(tmp_path / "run" / "history.png")
+        assert not (tmp_path / "run" / "store").exists()
+        out = tmp_path / "image.npz"
+        answer = command("reconstruct", tmp_path / "run", tiny_scan, "--out", out, "--accelerator", "cpu")
+        assert (answer.code, answer.err) == (0, "")
+        assert f"{out}, {tmp_path / 'image.png'}" in answer.out
+        assert is_picture(tmp_path / "image.png")
+
+    @pytest.mark.contract("cli.config")
+    def test_flags_override_the_file_and_the_run_keeps_the_whole_configuration(
+        self, command: Command, tiny_scan: Path, tmp_path: Path
+    ) -> None:
+        save_config(TINY, tmp_path / "mine.yaml")
+        arguments = ["train", tiny_scan, "--out", tmp_path / "run", "--config", tmp_path / "mine.yaml"]
+        assert command(*arguments, "--steps", "2", "--tv-weight", "1e-5").code == 0
+        kept = load_config(tmp_path / "run" / "config.yaml")
+        assert (kept.train.steps, kept.loss.tv_weight) == (2, 1e-5)
+        assert (kept.train.batch_size, kept.model) == (TINY.train.batch_size, TINY.model)
+
+    @pytest.mark.contract("cli.resume")
+    def test_existing_run_is_refused_until_it_is_to_be_resumed(
+        self, command: Command, tiny_run: Path, tiny_scan: Path, tmp_path: Path
+    ) -> None:
+        run = tmp_path / "run"
+        shutil.copytree(tiny_run, run)
+        answer = command("train", tiny_scan, "--out", run, *TINY_FLAGS)
+        assert answer.code == 1
+        assert "--resume" in answer.err
+        answer = command("train", tiny_scan, "--out", run, "--resume", "--config", run / "config.yaml", "--steps", "15")
+        assert (answer.code, answer.err) == (0, "")
+        answer = command("train", tiny_scan, "--out", run, "--resume", "--steps", "15")
+        assert answer.code == 1
+        assert f"--config {run / 'config.yaml'}" in answer.err
+
+    @pytest.mark.contract("cli.whole-way")
+    def test_store_of_another_gridsize_is_refused(self, command: Command, tiny_scan: Path, tmp_path: Path) -> None:
+        assert command("prepare", tiny_scan, "--out", tmp_path / "store", "--gridsize", "1").code == 0
+        answer = command("train", tmp_path / "store", "--out", tmp_path / "run", *TINY_FLAGS, "--gridsize", "2")
+        assert answer.code == 1
+        assert "gridsize: expected 1" in answer.err
+        assert not (tmp_path / "run").exists()
+
+
+class TestReconstruct:
+    @pytest.mark.contract("cli.provenance")
+    def test_image_file_tells_configuration_checkpoint_and_versions(
+        self, tiny_image: Path, tiny_run: Path, tiny_scan: Path
+    ) -> None:
+        image = read_reconstruction(tiny_image)
+        told = image.provenance
+        assert told["config"]["train"]["steps"] == TINY.train.steps
+        assert told["checkpoint"] == str(tiny_run / "checkpoints" / "best.ckpt")
+        assert int(told["checkpoint_sha256"], 16) > 0
+        assert told["source"] == str(tiny_scan)
+        assert set(told["versions"]) >= {"torchptycho", "torch", "lightning"}
+        assert image.valid.any()
+        assert np.isfinite(image.object).all()
+
+    @pytest.mark.contract("cli.bad-input.nothing-written")
+    def test_scan_of_another_size_is_refused(self, command: Command, tiny_run: Path, tmp_path: Path) -> None:
+        other = [*SIMULATE, "--n-px", "64", "--object-px", "120", "--n-frames", "6"]
+        assert command("simulate", tmp_path / "scan.npz", *other).code == 0
+        answer = command("reconstruct", tiny_run, tmp_path / "scan.npz", "--out", tmp_path / "image.npz")
+        assert answer.code == 1
+        assert "expected 32x32 frames of counts" in answer.err
+        assert [path.name for path in tmp_path.iterdir()] == ["scan.npz"]
+
+
+class TestEvaluate:
+    @pytest.mark.contract("cli.json")
+    def test_json_of_an_evaluation_parses(self, command: Command, tiny_image: Path, tiny_scan: Path) -> None:
+        answer = command("evaluate", tiny_image, tiny_scan, "--json")
+        assert (answer.code, answer.err) == (0, "")
+        told = json.loads(answer.out)
+        assert 0 < told["complex_nrmse"] < 1
+        assert told["n_pixels"] > 100
+
+    @pytest.mark.contract("cli.evaluate")
+    def test_table_and_picture_compare_with_the_truth(
+        self, command: Command, tiny_image: Path, tiny_scan: Path, tmp_path: Path
+    ) -> None:
+        answer = command("evaluate", tiny_image, tiny_scan, "--plot", tmp_path / "compared.png")
+        assert (answer.code, answer.err) == (0, "")
+        assert "phase_ssim" in answer.out
+        assert is_picture(tmp_path / "compared.png")
+
+    @pytest.mark.contract("cli.evaluate")
+    def test_truth_compared_with_itself_has_no_error(self, command: Command, tiny_scan: Path) -> None:
+        told = json.loads(command("evaluate", tiny_scan, tiny_scan, "--json").out)
+        assert told["complex_nrmse"] < 1e-6
+
+
+class TestDemo:
+    @pytest.mark.contract("cli.demo")
+    def test_demo_goes_the_whole_way_and_replaces_only_its_own(self, command: Command, tmp_path: Path) -> None:
+        out = tmp_path / "demo"
+        arguments = ["demo", "--out", out, *["--steps", "4", "--n-frames", "60", "--n-px", "32", "--object-px", "96"]]
+        answer = command(*arguments)
+        assert (answer.code, answer.err) == (0, "")
+        assert is_picture(out / "overview.png")
+        assert "overview.png" in (out / "report.md").read_text()
+        told = json.loads((out / "demo.json").read_text())
+        assert told["metrics"]["n_pixels"] > 100
+        assert [step["name"] for step in told["steps"]][-1] == "draw"
+        for name in ("scan.npz", "scan.png", "image.npz", "image.png", "frc.png", "run/config.yaml"):
+            assert (out / name).is_file(), name
+
+    @pytest.mark.contract("cli.demo")
+    def test_folder_of_something_else_is_left_alone(self, command: Command, tmp_path: Path) -> None:
+        (tmp_path / "notes.txt").write_text("mine")
+        answer = command("demo", "--out", tmp_path)
+        assert answer.code == 1
+        assert "not an earlier demo" in answer.err
+        assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+    @pytest.mark.contract("cli.demo")
+    def test_earlier_demo_is_replaced(self, command: Command, tmp_path: Path) -> None:
+        out = tmp_path / "demo"
+        out.mkdir()
+        (out / "demo.json").write_text("{}")
+        (out / "old.txt").write_text("from the demo before")
+        answer = command("demo", "--out", out, "--n-px", "32", "--object-px", "20")
+        assert answer.code == 1
+        assert not (out / "old.txt").exists()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
-from tyro.conf import Positional, arg
+from tyro.conf import Positional
 
 from torchptycho.config import (
     GroupConfig,
@@ -19,6 +19,10 @@ from torchptycho.config import (
     RunConfig,
     SimulateConfig,
     TrainConfig,
+    frame_slice,
+    from_dict,
+    load_config,
+    to_dict,
 )
 from torchptycho.errors import ConfigError
 from torchptycho.tables import json_text, metrics_table, show
@@ -51,8 +55,12 @@ class Inspect(Command):
 
     scan: Positional[Path]
     """Scan file (NPZ)."""
-    domain: Annotated[str | None, arg(metavar="counts|amplitude")] = None
+    domain: Literal["counts", "amplitude"] | None = None
     """What the frames hold, when the file does not say."""
+    probe: Path | None = None
+    """NPZ with a probe that replaces the scan's own."""
+    frames: str | None = None
+    """Frames to look at, as start:stop."""
     plot: Path | None = None
     """Draw mean pattern, probe, positions and dose into this PNG."""
     json: bool = False
@@ -62,9 +70,9 @@ class Inspect(Command):
         from torchptycho.inspection import inspect_scan
         from torchptycho.io import read_scan
 
-        if self.domain not in (None, "counts", "amplitude"):
-            raise ConfigError(f"--domain: expected counts or amplitude; found {self.domain!r}.")
-        scan = read_scan(self.scan, domain=self.domain)  # type: ignore[arg-type]
+        probe = None if self.probe is None else str(self.probe)
+        chosen = PrepareConfig(domain=self.domain, probe=probe, frames=self.frames)
+        scan = read_scan(self.scan, domain=self.domain, probe=probe, frames=frame_slice(chosen.frames))
         summary = inspect_scan(scan)
         if self.plot:
             from torchptycho.plot import plot_scan
@@ -122,10 +130,10 @@ class Prepare(Command):
     def run(self) -> None:
         _require_scans(self.scans)
         from torchptycho.data.store import prepare
-        from torchptycho.io import read_scan
+        from torchptycho.workflows import open_scan
 
         config = RunConfig(prepare=self.prepare, group=self.group)
-        store = prepare([read_scan(path, domain=self.prepare.domain) for path in self.scans], config, self.out)
+        store = prepare([open_scan(path, self.prepare) for path in self.scans], config, self.out)
         train, val = (len(store.groups(split)) for split in ("train", "val"))
         self.console.print(f"{self.out}: {store.n_frames} frames, {train} groups for training, {val} held out")
 
@@ -157,12 +165,24 @@ class Train(Command):
         from torchptycho.plot import plot_history
         from torchptycho.workflows import read_history, train
 
-        config = RunConfig(prepare=self.prepare, group=self.group, model=self.model, loss=self.loss, train=self.train)
+        later = load_config(self.config).reconstruct if self.config else ReconstructConfig()
+        config = RunConfig(
+            prepare=self.prepare,
+            group=self.group,
+            model=self.model,
+            loss=self.loss,
+            train=self.train,
+            reconstruct=later,
+        )
         result = train(self.scans, config, self.out, resume=self.resume)
         plot_history(read_history(self.out), self.out / "history.png")
         self.console.print(
             f"{result.checkpoint}: trained in {result.seconds:.0f} s, "
-            + ", ".join(f"{name} {value:.4g}" for name, value in sorted(result.metrics.items()) if "/nll" in name)
+            + ", ".join(
+                f"{name} {value:.4g}"
+                for name, value in sorted(result.metrics.items())
+                if name in ("train/loss", "val/loss")
+            )
         )
 
 
@@ -181,19 +201,35 @@ class Reconstruct(Command):
     """Image file to write (NPZ); a PNG of the same name is drawn beside it."""
     accelerator: str = "auto"
     """Where to compute: auto, cpu, gpu."""
-    config: Path | None = None
-    """YAML or TOML file whose section reconstruct is used; flags override it."""
-    reconstruct: ReconstructConfig = dataclasses.field(default_factory=ReconstructConfig)
+    domain: Literal["counts", "amplitude"] | None = None
+    """What the frames hold, when the file does not say."""
+    frames: str | None = None
+    """Frames to use, as start:stop."""
+    stitch_weight: Literal["probe", "central"] | None = None
+    """How overlapping patches are averaged: by |P|^2, or evenly over the central half; None as trained."""
+    input_scale: Literal["training", "scan"] | None = None
+    """Scale the network's input as in training, or anew from this scan (when its dose differs); None as trained."""
+    training_scan: int | None = None
+    """Which training scan's probe and scale to use, when there were several; None as trained."""
+    predict_batch_size: int | None = None
+    """Frames per forward pass; None as trained."""
 
     def run(self) -> None:
+        if self.out.suffix.lower() != ".npz" or self.out.resolve() == self.scan.resolve():
+            raise ConfigError(f"--out: expected a new file whose name ends in .npz; found {self.out}.")
         from torchptycho.io import read_scan, write_reconstruction
         from torchptycho.plot import plot_reconstruction
         from torchptycho.workflows import find_checkpoint, load_checkpoint, reconstruct
 
         path = find_checkpoint(self.checkpoint)
-        module = load_checkpoint(path)
-        scan = read_scan(self.scan, domain=module.domain)
-        image = reconstruct(path, scan, self.reconstruct, accelerator=self.accelerator, scratch=self.out.parent)
+        trained = to_dict(load_checkpoint(path).config.reconstruct)
+        asked = {name: getattr(self, name) for name in trained if getattr(self, name) is not None}
+        config = from_dict(ReconstructConfig, trained | asked, source="reconstruct")
+        chosen = PrepareConfig(frames=self.frames)
+        scan = read_scan(self.scan, domain=self.domain, frames=frame_slice(chosen.frames))
+        room = self.out.parent if self.out.parent.is_dir() else None
+        image = reconstruct(path, scan, config, accelerator=self.accelerator, scratch=room)
+        self.out.parent.mkdir(parents=True, exist_ok=True)
         write_reconstruction(image, self.out)
         picture = plot_reconstruction(image, self.out.with_suffix(".png"))
         self.console.print(
@@ -221,15 +257,19 @@ class Evaluate(Command):
     """Print JSON instead of a table."""
 
     def run(self) -> None:
+        import numpy as np
+
         from torchptycho.evaluation import evaluate
         from torchptycho.io import read_reconstruction
 
         image, truth = read_reconstruction(self.reconstruction), read_reconstruction(self.truth)
-        metrics = evaluate(image, truth.object, truth_origin_px=truth.origin_px, min_coverage=self.min_coverage)
+        # Where a reference is not valid itself there is nothing to compare with.
+        known = np.where(truth.valid, truth.object, np.nan).astype(np.complex64)
+        metrics = evaluate(image, known, truth_origin_px=truth.origin_px, min_coverage=self.min_coverage)
         if self.plot:
             from torchptycho.plot import plot_reconstruction
 
-            plot_reconstruction(image, self.plot, truth=truth.object, truth_origin_px=truth.origin_px, metrics=metrics)
+            plot_reconstruction(image, self.plot, truth=known, truth_origin_px=truth.origin_px, metrics=metrics)
         if self.json:
             self.console.print_json(json_text(metrics.to_dict()))
         else:

@@ -29,6 +29,7 @@ __all__ = [
     "RunConfig",
     "SimulateConfig",
     "TrainConfig",
+    "frame_slice",
     "from_dict",
     "load_config",
     "save_config",
@@ -39,6 +40,14 @@ SUPPORTED_N_PX = (32, 64, 128, 256)
 """Frame sizes for which networks exist."""
 
 T = TypeVar("T")
+
+
+def frame_slice(text: str | None) -> slice | None:
+    """The frames that `PrepareConfig.frames` means."""
+    if text is None:
+        return None
+    start, _, stop = text.partition(":")
+    return slice(int(start) if start else None, int(stop) if stop else None)
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
@@ -160,6 +169,8 @@ class PrepareConfig:
     """Photons per frame of amplitude data; None follows the file's metadata, then 1e9."""
     probe: str | None = None
     """NPZ whose `probeGuess` or `probe` replaces the scan's own."""
+    frames: Annotated[str | None, Field(pattern=r"^-?\d*:-?\d*$")] = None
+    """Frames to keep, as start:stop, like :721 for the first 721; None keeps all."""
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Part of the frames that is held out for validation."""
     split_seed: int = 0
@@ -177,7 +188,7 @@ class ModelConfig:
     amplitude_activation: Literal["sigmoid", "swish", "softplus", "relu"] = "sigmoid"
     """cnn only: what bounds its amplitude."""
     probe_big: bool = True
-    """cnn only: predict the border of the patch too, not just its central half."""
+    """cnn: predict the border of the patch too; real-space losses: compare it too, not just the central half."""
     merge_weight: Literal["probe", "central"] = "probe"
     """How patches of a group are averaged before diffraction: by |P|^2, or evenly over the central half."""
     probe_trainable: bool = False
@@ -189,7 +200,7 @@ class LossConfig:
     """Weights of the terms of the loss."""
 
     nll_weight: NonNegative = 1.0
-    """Poisson likelihood of the measured counts."""
+    """Poisson likelihood of the measured counts: half the deviance over the mean count, 0 for a perfect fit."""
     mae_weight: NonNegative = 0.0
     """Mean absolute error of the diffraction amplitudes, both scaled as the network's input is."""
     tv_weight: NonNegative = 0.0

@@ -52,9 +52,7 @@ def demo(out: Path, simulation: SimulateConfig, *, steps: int, console: Console)
     """
     if out.exists() and any(out.iterdir()) and not (out / _MARK).exists():
         raise ConfigError(f"{out}: exists and is not an earlier demo. Choose another folder with --out.")
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    (out / _MARK).write_text("{}", encoding="utf-8")
+    config = RunConfig(train=TrainConfig(steps=steps))
     timed = _Steps(console)
     with timed.step("start (import torch and lightning)"):
         from torchptycho.evaluation import evaluate
@@ -63,9 +61,13 @@ def demo(out: Path, simulation: SimulateConfig, *, steps: int, console: Console)
         from torchptycho.plot import plot_frc, plot_history, plot_overview, plot_reconstruction, plot_scan
         from torchptycho.simulation import simulate
         from torchptycho.workflows import read_history, reconstruct, train, versions
-    config = RunConfig(train=TrainConfig(steps=steps))
     with timed.step("simulate"):
-        write_scan(simulate(simulation), out / "scan.npz")
+        simulated = simulate(simulation)
+        # Not before: what cannot be simulated leaves an earlier demo as it was.
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
+        (out / _MARK).write_text("{}", encoding="utf-8")
+        write_scan(simulated, out / "scan.npz")
     with timed.step("inspect"):
         scan = read_scan(out / "scan.npz")
         summary = inspect_scan(scan)

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Complex64, Float64
 
+from torchptycho.config import SUPPORTED_N_PX
 from torchptycho.io import checked_chunks
+from torchptycho.io.checks import network_size_advice
 from torchptycho.scan import Scan
 
 __all__ = ["ScanSummary", "inspect_scan", "probe_diameter_px"]
@@ -222,6 +224,10 @@ def _steps(scan: Scan) -> tuple[float, int]:
 
 
 def _fatal_problems(summary: ScanSummary, summed: np.ndarray) -> Iterator[str]:
+    advice = network_size_advice(summary.n_px)
+    if advice is not None:
+        sizes = ", ".join(map(str, SUPPORTED_N_PX))
+        yield f"No network takes frames of {summary.n_px} px, only of N = {sizes} px. {advice}"
     if summary.overlap == 0:
         yield (
             f"Neighbouring frames do not overlap: the step is {summary.step_px:.3g} px, the beam "

@@ -215,7 +215,7 @@ class PtychoPINN(L.LightningModule):
     @property
     def monitor(self) -> str:
         """Name of the metric that says how good the module is; lower is better."""
-        return "val/nll" if self.has_validation else "train/loss_epoch"
+        return "val/loss" if self.has_validation else "train/loss_epoch"
 
     def configure_optimizers(self) -> Any:
         config = self.config.train

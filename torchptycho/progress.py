@@ -42,7 +42,7 @@ class StepProgress(Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         # Reading the loss waits for the device, so not at every step.
         if trainer.global_step % 10 == 0:
-            shown = {name: trainer.callback_metrics.get(name) for name in ("train/loss", "val/nll")}
+            shown = {name: trainer.callback_metrics.get(name) for name in ("train/loss", "val/loss")}
             note = "  ".join(f"{name} {float(value):.4g}" for name, value in shown.items() if value is not None)
             self._update(trainer.global_step, note)
 

@@ -12,12 +12,9 @@ from jaxtyping import Complex, Complex128, Float, Float64
 from torch import Tensor
 
 from torchptycho.physics.patches import corner, place_into
-from torchptycho.reconstruction import Reconstruction
+from torchptycho.reconstruction import MIN_COVERAGE, Reconstruction
 
 __all__ = ["MIN_COVERAGE", "Canvas"]
-
-MIN_COVERAGE = 0.02
-"""A pixel that got less than this part of the largest weight is not an image of anything."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -19,12 +19,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
-from torchptycho.config import ReconstructConfig, RunConfig, save_config, to_dict
+from torchptycho.config import (
+    PrepareConfig,
+    ReconstructConfig,
+    RunConfig,
+    frame_slice,
+    from_dict,
+    save_config,
+    to_dict,
+)
 from torchptycho.data.module import PtychoDataModule
 from torchptycho.data.store import Store, prepare
 from torchptycho.errors import ConfigError, ScanError, StoreError
@@ -47,7 +56,8 @@ _VALIDATE_EVERY_STEPS = 100
 _LOGS = "logs"
 _CONFIG = "config.yaml"
 # Fields of TrainConfig that say how long and where to compute, not what.
-_FREE_ON_RESUME = ("steps", "epochs", "num_workers", "accelerator", "devices")
+_LENGTH = ("steps", "epochs")
+_MACHINE = ("num_workers", "accelerator", "devices")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,6 +102,9 @@ def train(
         TorchptychoError: scans, configuration or folder do not allow it; nothing was written then.
     """
     config = config or RunConfig()
+    store = source if isinstance(source, Store) else _given_store(source)
+    if store is not None:
+        config = _as_prepared(config, store)
     out = Path(out)
     last = out / "checkpoints" / "last.ckpt"
     if last.exists() and not resume:
@@ -101,7 +114,9 @@ def train(
     if resume:
         _check_resumes(last, config)
     _check_machine(config.train.accelerator, config.train.devices)
-    store = source if isinstance(source, Store) else _prepare_for(source, config, out / "store")
+    if store is None:
+        assert not isinstance(source, Store)
+        store = _prepare_for(source, config, out / "store")
     # Weights are drawn from torch's global generator: seed it, and give it back as it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
@@ -136,12 +151,39 @@ def train(
     return TrainResult(checkpoint=last.with_name("best.ckpt"), last=last, metrics=metrics, seconds=seconds)
 
 
+def open_scan(path: str | Path, config: PrepareConfig) -> Scan:
+    """A scan file as the configuration says: its domain, probe and frames."""
+    return read_scan(path, domain=config.domain, probe=config.probe, frames=frame_slice(config.frames))
+
+
+def _given_store(source: Scan | str | Path | Sequence[Scan | str | Path]) -> Store | None:
+    given = [source] if isinstance(source, (Scan, str, Path)) else list(source)
+    only = given[0] if len(given) == 1 else None
+    return Store.open(only) if isinstance(only, (str, Path)) and Path(only).is_dir() else None
+
+
+def _as_prepared(config: RunConfig, store: Store) -> RunConfig:
+    """The configuration with the store's own sections prepare and group, which are decided.
+
+    Raises:
+        ConfigError: an option of these sections was set to something else.
+    """
+    decided, default = {}, RunConfig()
+    for section in ("prepare", "group"):
+        wanted, usual = getattr(config, section), getattr(default, section)
+        decided[section] = from_dict(type(wanted), store.config[section], source=str(store.path))
+        for field in dataclasses.fields(wanted):
+            value, was = getattr(wanted, field.name), getattr(decided[section], field.name)
+            if value not in (getattr(usual, field.name), was):
+                raise ConfigError(
+                    f"{field.name}: {store.path} was prepared with {was!r}; found {value!r}. Prepare another store."
+                )
+    return dataclasses.replace(config, **decided)
+
+
 def _prepare_for(source: Scan | str | Path | Sequence[Scan | str | Path], config: RunConfig, path: Path) -> Store:
     given = [source] if isinstance(source, (Scan, str, Path)) else list(source)
-    folders = [item for item in given if not isinstance(item, Scan) and Path(item).is_dir()]
-    if folders and len(given) == 1:
-        return Store.open(folders[0])
-    scans = [item if isinstance(item, Scan) else read_scan(item, domain=config.prepare.domain) for item in given]
+    scans = [item if isinstance(item, Scan) else open_scan(item, config.prepare) for item in given]
     needs_truth = Loss(config.loss).needs_truth
     sizes = find_generator(config.model.generator).supported_n_px
     for scan in scans:
@@ -158,15 +200,17 @@ def _prepare_for(source: Scan | str | Path | Sequence[Scan | str | Path], config
 
 
 def _check_resumes(last: Path, config: RunConfig) -> None:
-    """Refuse to go on from another configuration; only how long and where to compute may change."""
+    """Refuse to go on from another configuration; where and (but for cosine) how long to compute may change."""
     if not last.exists():
         raise StoreError(f"{last}: expected a checkpoint to resume from; found none.")
     trained, wanted = to_dict(load_checkpoint(last).config), to_dict(config)
+    # The rate of the cosine depends on how long it takes: a longer one would go on from the end of a shorter one.
+    free = () if config.train.schedule == "cosine" else _LENGTH
     differs = [
         f"{section}.{key} was {trained[section][key]!r}, is {value!r}"
         for section in ("group", "model", "loss", "train")
         for key, value in wanted[section].items()
-        if key not in _FREE_ON_RESUME and trained[section][key] != value
+        if key not in (*free, *_MACHINE) and trained[section][key] != value
     ]
     if differs:
         raise ConfigError(
@@ -304,12 +348,14 @@ def reconstruct(
     start = time.perf_counter()
     module = checkpoint if isinstance(checkpoint, PtychoPINN) else load_checkpoint(checkpoint)
     config = config or module.config.reconstruct
-    scan = scan if isinstance(scan, Scan) else read_scan(scan, domain=module.domain)
+    scan = scan if isinstance(scan, Scan) else read_scan(scan)
     which = config.training_scan
     if which >= len(module.probe):
         raise ConfigError(f"training_scan: expected 0 to {len(module.probe) - 1}; found {which}.")
     _check_fits(module, scan)
     _check_machine(accelerator, 1)
+    if len(np.unique(scan.scan_id)) > 1:
+        _log.warning("%s: holds %d scans; they are placed onto one image.", scan.source, len(np.unique(scan.scan_id)))
     with tempfile.TemporaryDirectory(prefix=".torchptycho-", dir=scratch) as folder:
         store = prepare([scan], _for_prediction(module.config), Path(folder) / "store")
         scaling = store.scans[0].scaling
@@ -317,7 +363,7 @@ def reconstruct(
         if config.input_scale == "scan":
             module.input_scale[which] = scaling.input_scale
         else:
-            _compare_dose(float(module.photons_per_frame[which]), scaling.photons_per_frame, scan.source)
+            _compare_dose(float(trained_scale[which]), scaling.input_scale, scan.source)
         writer = CanvasWriter(store.tensors["positions_px"], config.stitch_weight, which)
         data = PtychoDataModule(store, predict_batch_size=config.predict_batch_size, training_scan=which)
         with _quiet_lightning():
@@ -326,8 +372,10 @@ def reconstruct(
                 enable_model_summary=False, enable_progress_bar=False,
                 callbacks=[writer, *([StepProgress()] if progress else [])],
             )  # fmt: skip
-            trainer.predict(module, data, return_predictions=False)
-        module.input_scale = trained_scale
+            try:
+                trainer.predict(module, data, return_predictions=False)
+            finally:
+                module.input_scale.copy_(trained_scale)
         object_pixel_m = store.scans[0].object_pixel_m
     if writer.n_placed != scan.n_frames:
         raise StoreError(f"{scan.source}: {scan.n_frames} frames, but {writer.n_placed} were placed.")
@@ -345,7 +393,7 @@ def reconstruct(
 
 def _for_prediction(config: RunConfig) -> RunConfig:
     """Preparation of all frames as they are: the choices of training do not apply."""
-    prediction = dataclasses.replace(config.prepare, val_fraction=0.0, probe=None)
+    prediction = dataclasses.replace(config.prepare, val_fraction=0.0, probe=None, domain=None, frames=None)
     whole = dataclasses.replace(
         config.group, n_groups=None, n_subsample=None, oversample=False, bounds=(0.0, 1.0, 0.0, 1.0),
         min_distance_px=0.0, max_distance_px=None, quadrants=False,
@@ -359,17 +407,17 @@ def _check_fits(module: PtychoPINN, scan: Scan) -> None:
             scan.source, "diffraction",
             expected=f"{module.n_px}x{module.n_px} frames of {module.domain}, as the checkpoint was trained on",
             found=f"{scan.n_px}x{scan.n_px} frames of {scan.domain}",
-            remedy="Train on a scan of this kind, or crop, pad or convert the frames.",
+            remedy="Say what the frames hold with --domain, crop or pad them, or train on a scan of this kind.",
         )  # fmt: skip
 
 
-def _compare_dose(trained: float, found: float, source: str) -> None:
-    ratio = found / trained
+def _compare_dose(trained_scale: float, found_scale: float, source: str) -> None:
+    ratio = (trained_scale / found_scale) ** 2
     if not 1 / _DOSE_TOLERANCE < ratio < _DOSE_TOLERANCE:
         _log.warning(
-            "%s: %.3g photons per frame, but the network was trained at %.3g. "
+            "%s: its frames are %.3g times as bright as those that the network was trained on. "
             "If the beam differs and not the sample, use --input-scale scan.",
-            source, found, trained,
+            source, ratio,
         )  # fmt: skip
 
 

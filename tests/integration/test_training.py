@@ -402,7 +402,7 @@ class TestReconstruct:
         assert not caplog.records
         before = module.input_scale.clone()
         reconstruct(module, strong, **options)
-        assert "photons per frame" in caplog.text
+        assert "times as bright" in caplog.text
         assert "--input-scale scan" in caplog.text
         rescaled = reconstruct(module, strong, ReconstructConfig(input_scale="scan"), **options)
         assert torch.equal(module.input_scale, before)

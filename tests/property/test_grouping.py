@@ -183,7 +183,7 @@ def test_sequential_seeds_are_the_first_frames(seed: int, gridsize: int) -> None
 @given(seeds)
 def test_single_frames_are_their_own_groups(seed: int) -> None:
     positions_px, _ = draw_scan(seed)
-    groups = group(positions_px)
+    groups = group(positions_px, GroupConfig(gridsize=1))
     np.testing.assert_array_equal(groups.members, np.arange(len(positions_px))[:, None])
     np.testing.assert_array_equal(groups.center_px, positions_px)
     assert not groups.offset_px.any()

@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from torchptycho.config import RunConfig
+from torchptycho.data.store import prepare
+from torchptycho.errors import ScanError
 from torchptycho.geometry import Geometry
 from torchptycho.inspection import inspect_scan, probe_diameter_px
 from torchptycho.io import read_scan, write_scan
@@ -114,6 +117,24 @@ def test_coarse_scan_tells_step_and_beam() -> None:
     assert apart.overlap == 0
     assert not apart.usable
     assert "object pixels" in apart.problems[0]
+
+
+@pytest.mark.contract("inspect.size")
+def test_frames_that_no_network_takes_are_unusable_and_the_way_out_is_told(tmp_path: Path) -> None:
+    scan = scan_of()
+    inner = slice(N // 2 - 12, N // 2 + 12)
+    small = with_frames(
+        scan, scan.frames[:][:, inner, inner], probe=scan.probe[:, inner, inner], mask=scan.mask[inner, inner]
+    )
+    summary = inspect_scan(small)
+    assert not summary.usable
+    problem = summary.problems[0]
+    assert "24 px" in problem
+    assert "pad with zeros the frames to 32x32" in problem
+    assert "positions by 1.33333" in problem
+    with pytest.raises(ScanError) as refused:
+        prepare([small], RunConfig(), tmp_path / "store")
+    assert problem.endswith(refused.value.remedy)
 
 
 @pytest.mark.contract("inspect.shifted")

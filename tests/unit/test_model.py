@@ -296,7 +296,7 @@ class TestSchedule:
             estimated_stepping_batches=2000, check_val_every_n_epoch=1, num_training_batches=100
         )
         [optimizer], [follow, plateau] = module.configure_optimizers()
-        assert plateau["monitor"] == "val/nll"
+        assert plateau["monitor"] == "val/loss"
         rates = []
         for _ in range(6):
             for _ in range(100):
@@ -310,7 +310,7 @@ class TestSchedule:
     @pytest.mark.contract("train.plateau")
     def test_without_held_out_frames_the_training_loss_is_watched(self, tmp_path: Path) -> None:
         module, _ = made(tmp_path)
-        assert module.monitor == "val/nll"
+        assert module.monitor == "val/loss"
         module.has_validation = False
         assert module.monitor == "train/loss_epoch"
 

@@ -16,6 +16,8 @@ from scipy.ndimage import gaussian_filter
 
 from torchptycho import plot
 from torchptycho.evaluation import Metrics, evaluate
+from torchptycho.io import read_scan, write_scan
+from torchptycho.io.frames import ZippedFrames
 from torchptycho.plot.panels import limits_of, nice_length, phase_map_of
 from torchptycho.plot.scans import mean_counts
 from torchptycho.reconstruction import Reconstruction
@@ -160,7 +162,8 @@ def test_amplitudes_and_counts_give_the_same_mean_pattern() -> None:
         counts, frames=ArrayFrames(np.sqrt(frames.astype(np.float64)).astype(np.float32)), domain="amplitude"
     )
     integers = dataclasses.replace(counts, frames=ArrayFrames(frames), domain="amplitude")
-    index, mean, totals = mean_counts(counts, 1000)
+    index, mean, totals, shown = mean_counts(counts, 1000, 17)
+    np.testing.assert_array_equal(shown, frames[17])
     np.testing.assert_allclose(mean_counts(amplitude, 1000)[1], mean, rtol=1e-5)
     np.testing.assert_allclose(mean, frames.mean(axis=0, dtype=np.float64), rtol=1e-12)
     np.testing.assert_allclose(totals, frames[:, counts.mask].sum(axis=1, dtype=np.float64), rtol=1e-12)
@@ -168,3 +171,20 @@ def test_amplitudes_and_counts_give_the_same_mean_pattern() -> None:
     squared = mean_counts(integers, 1000)[1]
     np.testing.assert_allclose(squared, (frames.astype(np.float64) ** 2).mean(axis=0), rtol=1e-12)
     assert len(mean_counts(counts, 7)[0]) == 7
+
+
+@pytest.mark.contract("plot.counts")
+def test_a_compressed_file_is_read_once_and_gives_the_same_pattern(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = make_scan(n_frames=200)
+    write_scan(scan, tmp_path / "scan.npz")
+    zipped = read_scan(tmp_path / "scan.npz")
+    expected, found = (mean_counts(one, 90, 130) for one in (scan, zipped))
+    for a, b in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_allclose(expected[1], scan.frames[expected[0]].mean(axis=0, dtype=np.float64), rtol=1e-12)
+    passes, chunks = [], ZippedFrames.chunks
+    monkeypatch.setattr(ZippedFrames, "chunks", lambda frames, k: passes.append(k) or chunks(frames, k))
+    plot.plot_scan(zipped, tmp_path / "scan.png")
+    assert len(passes) == 1

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from torchptycho.errors import ScanError
 from torchptycho.geometry import Geometry
@@ -22,7 +23,8 @@ from torchptycho.io import (
     write_reconstruction,
     write_scan,
 )
-from torchptycho.reconstruction import Reconstruction
+from torchptycho.reconstruction import MIN_COVERAGE, Reconstruction
+from torchptycho.stitch import Canvas
 
 M, N = 6, 8
 
@@ -264,6 +266,29 @@ def test_slice_rescues_a_file_whose_last_frame_has_no_position(tmp_path: Path) -
     np.testing.assert_array_equal(scan.truth_patches, patches[[1, 3]].astype(np.complex64))
 
 
+@pytest.mark.contract("files.read.frames-slice")
+@pytest.mark.parametrize("compressed", [True, False])
+@pytest.mark.parametrize("order", [0, 2])
+def test_stop_cuts_every_array_that_counts_frames(tmp_path: Path, compressed: bool, order: int) -> None:
+    short = M - 1
+    patches = np.arange(short * N * N).reshape(short, N, N) * 1j
+    vectors = ("xcoords", "ycoords", "xcoords_start", "ycoords_start")
+    path = saved(
+        tmp_path / "scan.npz", compressed=compressed, Y=np.moveaxis(patches, 0, order), scan_index=np.arange(short),
+        **{key: 10 * i + np.arange(short) for i, key in enumerate(vectors)},
+    )  # fmt: skip
+    for stop in (short, short - 2):
+        scan = read_scan(path, frames=slice(None, stop))
+        np.testing.assert_array_equal(all_frames(scan), arrays()["diffraction"][:stop])
+        assert scan.frames.shape == (stop, N, N)
+        np.testing.assert_array_equal(scan.positions_px, [(10 + i, i) for i in range(stop)])
+        np.testing.assert_array_equal(scan.nominal_positions_px, scan.positions_px + 20)
+        np.testing.assert_array_equal(scan.scan_id, np.arange(stop))
+        np.testing.assert_array_equal(scan.truth_patches, patches[:stop].astype(np.complex64))
+    with pytest.raises(ScanError, match="complex object patches"):
+        read_scan(saved(tmp_path / "few.npz", compressed=compressed, Y=patches[:3]), frames=slice(None, 4))
+
+
 @pytest.mark.contract("files.write.atomic")
 def test_bad_frames_leave_no_file_and_an_older_one_untouched(tmp_path: Path) -> None:
     frames = np.sqrt(arrays()["diffraction"].astype(np.float32))
@@ -315,6 +340,15 @@ def test_scan_with_truth_can_be_the_truth_file(tmp_path: Path) -> None:
     assert read.origin_px == (0, 0)
     assert read.valid.all()
     assert (read.coverage == 1).all()
+
+
+@pytest.mark.contract("files.reconstruction.foreign")
+def test_without_valid_the_coverage_decides_as_it_does_for_a_stitched_image(tmp_path: Path) -> None:
+    coverage = np.array([[1, MIN_COVERAGE, 0.99 * MIN_COVERAGE, 0]], np.float32)
+    np.savez(tmp_path / "foreign.npz", object=np.ones((1, 4), np.complex64), coverage=coverage)
+    read = read_reconstruction(tmp_path / "foreign.npz")
+    canvas = Canvas(torch.ones(1, 4).to(torch.complex128), torch.from_numpy(coverage).double(), (0, 0))
+    assert read.valid.tolist() == canvas.finish().valid.tolist() == [[True, True, False, False]]
 
 
 @pytest.mark.contract("files.reconstruction.foreign")

@@ -14,7 +14,7 @@ from strategies import probes, seeds
 from tolerances import assert_close
 from torch import Tensor
 
-from torchptycho.physics.diffraction import expected_counts
+from torchptycho.physics.diffraction import expected_counts, far_field
 from torchptycho.physics.scaling import DEFAULT_NPHOTONS, Scaling, gauge_factor, intensity, measure_scaling
 
 N = 16
@@ -123,6 +123,27 @@ def test_gauged_probe_brings_the_photons_of_a_frame_through_a_transparent_object
     gauged = gauge_factor(probe, photons) * probe
     counts = expected_counts(torch.ones(N, N, dtype=torch.complex128), gauged)
     assert float(counts.sum()) == pytest.approx(photons, rel=1e-12)
+
+
+@pytest.mark.contract("physics.units.gauge")
+@given(probe=probes(N), photons=st.floats(1, 1e12))
+def test_gauged_probe_brings_the_photons_of_the_good_pixels_past_a_beam_stop(probe: Tensor, photons: float) -> None:
+    mask = torch.ones(N, N, dtype=torch.bool)
+    mask[N // 2 - 2 : N // 2 + 2, N // 2 - 2 :] = False
+    gauged = gauge_factor(probe, photons, mask) * probe
+    counts = expected_counts(torch.ones(N, N, dtype=torch.complex128), gauged)
+    assert float(counts[mask].sum()) == pytest.approx(photons, rel=1e-12)
+    assert gauge_factor(probe, photons, torch.ones_like(mask)) == gauge_factor(probe, photons)
+
+
+@pytest.mark.contract("physics.units.gauge")
+def test_a_beam_that_the_stop_hides_has_no_gauge() -> None:
+    mask = torch.ones(N, N, dtype=torch.bool)
+    mask[N // 2, N // 2] = False
+    flat = torch.ones(1, N, N, dtype=torch.complex64)
+    assert float(far_field(flat)[0, mask].abs().max()) < 1e-5
+    with pytest.raises(ValueError, match="good pixels"):
+        gauge_factor(flat, 1e6, mask)
 
 
 @pytest.mark.contract("physics.units.gauge")

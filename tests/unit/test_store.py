@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from tolerances import assert_close
 from torchptycho.config import GroupConfig, PrepareConfig, RunConfig, SimulateConfig
 from torchptycho.data import store as store_module
 from torchptycho.data.store import Store, prepare
-from torchptycho.errors import GroupingError, ScanError, StoreError
+from torchptycho.errors import ConfigError, GroupingError, ScanError, StoreError
+from torchptycho.geometry import Geometry
 from torchptycho.io import read_scan, write_scan
+from torchptycho.physics.diffraction import far_field, measurement
 from torchptycho.scan import ArrayFrames, Scan
 from torchptycho.simulation import simulate
 
@@ -73,7 +76,10 @@ class TestFrames:
         frames[3, 4, 5] = 65535
         store = prepare([changed(frames=ArrayFrames(frames))], run_config(), tmp_path / "store")
         assert int(frames_of(store)[3, 4, 5]) == 65535
-        assert float(store.tensors["frame_sums"][3]) == frames[3].sum(dtype=np.uint64)
+        training = np.unique(store.groups("train").members)
+        assert 3 in training
+        mean = frames[training].sum(axis=(1, 2), dtype=np.uint64).mean()
+        assert store.scans[0].scaling.photons_per_frame == pytest.approx(mean, rel=1e-12)
 
     @pytest.mark.contract("data.frames.masked")
     def test_what_lies_under_the_mask_is_stored_as_zero_and_not_counted(self, tmp_path: Path) -> None:
@@ -174,6 +180,36 @@ class TestSplit:
         ]
         assert len(set(held_out)) == 3
 
+    @pytest.mark.contract("data.split.constraints")
+    def test_held_out_frames_without_neighbours_leave_a_good_scan_without_validation(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        config = RunConfig(
+            prepare=PrepareConfig(val_fraction=1 / M), group=GroupConfig(gridsize=2, max_distance_px=10.0)
+        )
+        (alone,) = prepare([SCAN], run_config(val_fraction=1 / M), tmp_path / "single").groups("val").members[:, 0]
+        positions_px = np.stack(np.divmod(np.arange(M), 6), 1) * 3.0
+        apart = positions_px.copy()
+        apart[alone] += 1000
+        assert len(prepare([changed(positions_px=positions_px)], config, tmp_path / "near").groups("val")) == 1
+        with caplog.at_level(logging.WARNING):
+            store = prepare([changed(positions_px=apart)], config, tmp_path / "apart")
+        assert len(store.groups("val")) == 0
+        assert len(store.groups("train")) == M - 1
+        assert store.max_offset_px < 10
+        assert "no validation, although 1 frames are held out" in caplog.text
+
+    @pytest.mark.contract("data.split.told")
+    @pytest.mark.parametrize("group", [{"n_groups": M}, {"n_subsample": M}, {"gridsize": 4}])
+    def test_groups_that_the_held_out_frames_prevent_say_so(self, tmp_path: Path, group: dict[str, Any]) -> None:
+        two = changed(scan_id=(np.arange(M) >= 16).astype(np.int64)) if "gridsize" in group else SCAN
+        with pytest.raises(GroupingError, match=r"6 of 30 frames are held out for validation \(val_fraction 0\.2\)"):
+            prepare([two], run_config(**group), tmp_path / "store")
+        prepare([two], run_config(val_fraction=0, **group), tmp_path / "store")
+        with pytest.raises(GroupingError) as caught:
+            prepare([two], run_config(n_groups=99), tmp_path / "other")
+        assert "held out" not in str(caught.value)
+
 
 class TestProbe:
     @pytest.mark.contract("data.probe.gauge")
@@ -184,6 +220,39 @@ class TestProbe:
         power = float(probe.to(torch.complex128).abs().square().sum())
         assert power == pytest.approx(entry.scaling.photons_per_frame, rel=1e-6)
         assert_close(probe / entry.probe_factor, torch.from_numpy(given.probe), "single")
+
+    @pytest.mark.contract("data.probe.gauge")
+    def test_power_behind_a_beam_stop_is_not_missing_from_the_probe(self, tmp_path: Path) -> None:
+        mask = np.hypot(*(np.indices((N, N)) - N // 2)) > 3
+        store = prepare([changed(probe_is_calibrated=False, mask=mask)], run_config(), tmp_path / "store")
+        probe = store.tensors["probes"][0].to(torch.complex128)
+        photons = store.scans[0].scaling.photons_per_frame
+        assert photons < 0.9 * FRAMES.sum(axis=(1, 2)).mean()
+        assert float(measurement(far_field(probe))[torch.from_numpy(mask)].sum()) == pytest.approx(photons, rel=1e-6)
+
+    @pytest.mark.contract("data.probe.gauge")
+    def test_probe_that_only_the_beam_stop_sees_is_refused(self, tmp_path: Path) -> None:
+        mask = np.ones((N, N), bool)
+        mask[N // 2, N // 2] = False
+        flat = changed(probe=np.ones((1, N, N), np.complex64), probe_is_calibrated=False, mask=mask)
+        with pytest.raises(ScanError, match=r"'probeGuess'.*good pixels.*--probe"):
+            prepare([flat], run_config(), tmp_path / "store")
+
+    @pytest.mark.contract("data.probe.dose")
+    @pytest.mark.parametrize(
+        ("stated", "configured", "factor"), [(1e4, 4e4, 2.0), (1e4, 1e4, 1.0), (1e4, None, 1.0), (None, 1e7, 0.1)]
+    )
+    def test_calibrated_probe_of_amplitudes_follows_the_configured_dose(
+        self, tmp_path: Path, stated: float | None, configured: float | None, factor: float
+    ) -> None:
+        given = changed(
+            frames=ArrayFrames(np.sqrt(FRAMES).astype(np.float32)), domain="amplitude",
+            metadata={} if stated is None else {"nphotons": stated},
+        )  # fmt: skip
+        config = RunConfig(prepare=PrepareConfig(nphotons=configured), group=GroupConfig(gridsize=1))
+        store = prepare([given], config, tmp_path / "store")
+        assert store.scans[0].probe_factor == pytest.approx(factor, rel=1e-12)
+        assert_close(store.tensors["probes"][0], factor * torch.from_numpy(SCAN.probe), "single")
 
     @pytest.mark.contract("data.probe.calibrated")
     def test_calibrated_probe_is_left_as_it_is(self, tmp_path: Path) -> None:
@@ -253,6 +322,13 @@ class TestSeveralScans:
             prepare([SCAN, other], run_config(), tmp_path / "store")
         assert not everything_under(tmp_path)
 
+    @pytest.mark.contract("data.scans.domain")
+    def test_configured_domain_of_another_kind_is_refused(self, tmp_path: Path) -> None:
+        config = RunConfig(prepare=PrepareConfig(domain="amplitude"), group=GroupConfig(gridsize=1))
+        with pytest.raises(ConfigError, match=r"expected 'counts', which the frames of simulate.* found 'amplitude'"):
+            prepare([SCAN], config, tmp_path / "store")
+        assert not everything_under(tmp_path)
+
 
 class TestReopening:
     @pytest.mark.contract("data.store.reopened")
@@ -288,13 +364,45 @@ class TestReopening:
             changed(probe=SCAN.probe * np.complex64(2)),
             changed(frames=ArrayFrames(FRAMES + np.uint16(1))),
             changed(mask=np.arange(N * N).reshape(N, N) > 0),
+            changed(probe_is_calibrated=False),
+            changed(geometry=Geometry(object_pixel_m=1e-8)),
         ],
-        ids=["positions", "probe", "frames", "mask"],
+        ids=["positions", "probe", "frames", "mask", "calibration", "geometry"],
     )
     def test_another_scan_is_an_error_that_names_it(self, tmp_path: Path, other: Scan) -> None:
         prepare([SCAN], run_config(), tmp_path / "store")
         with pytest.raises(StoreError, match=r"something else: scan 0 \(simulate\(dead_leaves, seed 0\)\) differ"):
             prepare([other], run_config(), tmp_path / "store")
+
+    @pytest.mark.contract("data.store.fingerprint.frames")
+    @pytest.mark.parametrize("compressed", [True, False])
+    def test_other_frames_of_the_same_file_are_another_scan(self, tmp_path: Path, compressed: bool) -> None:
+        frames = np.concatenate([FRAMES, FRAMES + np.uint16(1)])
+        twice = changed(
+            frames=ArrayFrames(frames), positions_px=np.tile(SCAN.positions_px, (2, 1)),
+            scan_id=np.tile(SCAN.scan_id, 2),
+        )  # fmt: skip
+        write_scan(twice, tmp_path / "scan.npz", compressed=compressed)
+        first, second = (read_scan(tmp_path / "scan.npz", frames=cut) for cut in (slice(None, M), slice(M, None)))
+        prepare([first], run_config(), tmp_path / "store")
+        for other in (second, dataclasses.replace(first, frames=ArrayFrames(first.frames[:] // 2))):
+            with pytest.raises(StoreError, match=r"scan 0 \(.*scan.npz\) differ"):
+                prepare([other], run_config(), tmp_path / "store")
+
+    @pytest.mark.contract("data.store.fingerprint.frames")
+    @pytest.mark.parametrize("compressed", [True, False])
+    def test_frames_that_stay_in_their_file_are_not_read_to_know_them(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compressed: bool
+    ) -> None:
+        write_scan(SCAN, tmp_path / "scan.npz", compressed=compressed)
+        given = read_scan(tmp_path / "scan.npz", frames=slice(2, None))
+        prepare([given], run_config(), tmp_path / "store")
+
+        def unwanted(*_: Any) -> Any:
+            raise AssertionError("the frames were read")
+
+        monkeypatch.setattr(type(given.frames), "chunks", unwanted)
+        prepare([given], run_config(), tmp_path / "store")
 
     @pytest.mark.contract("data.store.fingerprint")
     def test_folder_of_something_else_is_left_alone(self, tmp_path: Path) -> None:

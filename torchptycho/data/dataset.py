@@ -34,7 +34,7 @@ class GroupDataset(Dataset[GroupBatch]):
         split: Literal["train", "val", "predict"],
         *,
         with_truth: bool = False,
-        training_scan: int = 0,
+        training_scan: int | None = None,
     ) -> None:
         self.store = store
         self.with_truth = with_truth

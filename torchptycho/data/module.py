@@ -43,7 +43,7 @@ class PtychoDataModule(L.LightningDataModule):
         num_workers: loading processes; 0 loads in the training process.
         seed: of the order of the groups, which is drawn anew each epoch.
         with_truth: add object patches (real-space losses).
-        training_scan: whose probe and scale prediction uses.
+        training_scan: whose probe and scale prediction uses; None takes each frame's own, for the training store.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class PtychoDataModule(L.LightningDataModule):
         num_workers: int = 0,
         seed: int = 0,
         with_truth: bool = False,
-        training_scan: int = 0,
+        training_scan: int | None = None,
     ) -> None:
         super().__init__()
         self.store = store

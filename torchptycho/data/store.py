@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
 import os
 import secrets
 import shutil
@@ -19,10 +20,12 @@ import torch
 from tensordict import MemoryMappedTensor, TensorDict
 
 from torchptycho.config import SUPPORTED_N_PX, RunConfig, to_dict
-from torchptycho.errors import ScanError, StoreError
+from torchptycho.errors import ConfigError, GroupingError, ScanError, StoreError
 from torchptycho.grouping import Groups, group
 from torchptycho.io import checked_chunks, read_probe
-from torchptycho.physics.scaling import Scaling, gauge_factor, measure_scaling
+from torchptycho.io.checks import network_size_advice
+from torchptycho.io.frames import backing_file
+from torchptycho.physics.scaling import DEFAULT_NPHOTONS, Scaling, gauge_factor, measure_scaling
 from torchptycho.scan import Scan
 
 __all__ = ["SCHEMA", "ScanEntry", "Store", "prepare"]
@@ -44,7 +47,8 @@ class ScanEntry:
         source: file or origin.
         first_frame, n_frames: its rows in the store's frames.
         scaling: how its frames become counts and network input.
-        probe_factor: what the file's probe was multiplied by to reach the counts gauge; divide to undo.
+        probe_factor: what the file's probe was multiplied by to reach the counts gauge, 1 for a calibrated one unless
+            the configuration states another dose than its file; divide to undo.
         object_pixel_m: edge of an object pixel, or None.
     """
 
@@ -144,17 +148,19 @@ def prepare(scans: Sequence[Scan], config: RunConfig, path: str | Path) -> Store
     only when it is complete.
 
     Arguments:
-        scans: at least one, of one frame size, dtype family and domain.
+        scans: at least one, of one frame size, dtype family and domain. The calibrated probe of amplitudes follows
+            `nphotons` when that differs from the scan's own dose.
         path: folder to make.
 
     Raises:
+        ConfigError: `domain` is set, and a scan holds something else.
         ScanError: a scan is unusable, or the scans do not fit together.
         GroupingError: the configured groups cannot be formed.
         StoreError: `path` is something else, or a store of other scans or of another configuration.
     """
     path = Path(path)
     scans = [_with_probe(scan, config) for scan in scans]
-    _check_together(scans)
+    _check_together(scans, config)
     fingerprint = _fingerprint(scans, config)
     if path.exists():
         return _reopen(path, fingerprint)
@@ -191,19 +197,23 @@ def _with_probe(scan: Scan, config: RunConfig) -> Scan:
     return dataclasses.replace(scan, probe=probe, probe_is_calibrated=False)
 
 
-def _check_together(scans: Sequence[Scan]) -> None:
+def _check_together(scans: Sequence[Scan], config: RunConfig) -> None:
     if not scans:
         raise StoreError("expected at least one scan; found none.")
     first = scans[0]
     for scan in scans:
-        if scan.n_px not in SUPPORTED_N_PX:
-            near = min(SUPPORTED_N_PX, key=lambda n: abs(n - scan.n_px))
-            verb = "crop" if near < scan.n_px else "pad with zeros"
+        if config.prepare.domain not in (None, scan.domain):
+            raise ConfigError(
+                f"domain: expected '{scan.domain}', which the frames of {scan.source} hold; found "
+                f"'{config.prepare.domain}'. Leave it out, or read the scan with domain='{config.prepare.domain}'."
+            )
+        advice = network_size_advice(scan.n_px)
+        if advice is not None:
             raise ScanError(
                 scan.source, "diffraction",
                 expected=f"frames of N = {', '.join(map(str, SUPPORTED_N_PX))} px",
                 found=f"N = {scan.n_px}",
-                remedy=f"Centre the pattern on [N/2, N/2] and {verb} the frames and the probe to {near}x{near}.",
+                remedy=advice,
             )  # fmt: skip
         if (scan.n_px, scan.domain) != (first.n_px, first.domain):
             raise ScanError(
@@ -222,11 +232,13 @@ def _fingerprint(scans: Sequence[Scan], config: RunConfig) -> dict[str, str]:
         for array in (scan.positions_px, scan.probe, scan.mask, scan.scan_id, scan.truth):
             if array is not None:
                 digest.update(np.ascontiguousarray(array).tobytes())
-        digest.update(repr((scan.domain, scan.frames.shape, str(scan.frames.dtype), scan.metadata)).encode())
-        source = Path(scan.source)
-        if source.is_file():
-            status = source.stat()
-            digest.update(repr((status.st_size, status.st_mtime_ns)).encode())
+        told = (scan.domain, scan.frames.shape, str(scan.frames.dtype), scan.metadata, scan.geometry)
+        digest.update(repr((*told, scan.probe_is_calibrated)).encode())
+        backing = backing_file(scan.frames)
+        if backing is not None:
+            file, part = backing
+            status = file.stat()
+            digest.update(repr((status.st_size, status.st_mtime_ns, part)).encode())
         else:
             for chunk in scan.frames.chunks(_frames_per_chunk(scan)):
                 digest.update(np.ascontiguousarray(chunk).tobytes())
@@ -269,13 +281,8 @@ def _write(draft: Path, scans: Sequence[Scan], config: RunConfig, fingerprint: d
     training, held_out = _split(
         frame_scan, config.prepare.val_fraction, config.prepare.split_seed, config.group.gridsize
     )
-    train = group(positions, config.group, scan_id=separate, candidates=training)
-    # A held-out frame is judged among its neighbours, whether these were held out or not.
-    val = (
-        group(positions, _without_draws(config), scan_id=separate, seeds=held_out)
-        if len(held_out)
-        else _no_groups(train)
-    )
+    train = _training_groups(positions, separate, training, config)
+    val = _validation_groups(positions, separate, held_out, config)
 
     entries, probes = [], []
     modes = max(scan.probe.shape[0] for scan in scans)
@@ -285,7 +292,7 @@ def _write(draft: Path, scans: Sequence[Scan], config: RunConfig, fingerprint: d
             float(sums[of_training].mean()), scan.n_px, scan.domain, config.prepare.nphotons or scan.photons_per_frame
         )
         probe = torch.from_numpy(scan.probe)
-        factor = 1.0 if scan.probe_is_calibrated else gauge_factor(probe, scaling.photons_per_frame)
+        factor = _probe_factor(scan, probe, scaling)
         probes.append(torch.nn.functional.pad(probe * factor, (0, 0, 0, 0, 0, modes - len(probe))))
         entries.append(
             ScanEntry(
@@ -303,12 +310,11 @@ def _write(draft: Path, scans: Sequence[Scan], config: RunConfig, fingerprint: d
             "frames": frames,
             "positions_px": torch.from_numpy(positions),
             "frame_scan": torch.from_numpy(frame_scan),
-            "frame_sums": torch.from_numpy(sums),
             "separate": torch.from_numpy(separate),
             "probes": torch.stack(probes),
             "masks": torch.from_numpy(np.stack([scan.mask for scan in scans])),
             "train": _table(train),
-            "val": _table(val),
+            "val": _table(_no_groups(train) if val is None else val),
             "truth": truths,
         },
         batch_size=[],
@@ -356,11 +362,57 @@ def _split(frame_scan: np.ndarray, fraction: float, seed: int, gridsize: int) ->
     return np.setdiff1d(np.arange(len(frame_scan)), val), val
 
 
-def _without_draws(config: RunConfig) -> Any:
-    """Grouping for given seeds: the options that choose seeds do not apply."""
-    return dataclasses.replace(
+def _training_groups(positions: np.ndarray, separate: np.ndarray, training: np.ndarray, config: RunConfig) -> Groups:
+    """Groups of frames that are not held out; an error tells when these are what is missing."""
+    try:
+        return group(positions, config.group, scan_id=separate, candidates=training)
+    except GroupingError as error:
+        n_held_out = len(positions) - len(training)
+        try:
+            group(positions, config.group, scan_id=separate)
+        except GroupingError:
+            raise error from None
+        raise GroupingError(
+            f"{error} {n_held_out} of {len(positions)} frames are held out for validation "
+            f"(val_fraction {config.prepare.val_fraction}); with val_fraction 0 these groups can be formed."
+        ) from None
+
+
+def _validation_groups(
+    positions: np.ndarray, separate: np.ndarray, held_out: np.ndarray, config: RunConfig
+) -> Groups | None:
+    """One group for each held-out frame, or None.
+
+    A held-out frame is judged among its neighbours, whether these were held out or not. The options that choose seeds
+    do not apply. The constraints on neighbours do, so that no group reaches farther than those of training: frames
+    with too few neighbours are left out, and when that leaves none there is no validation.
+    """
+    if not len(held_out):
+        return None
+    for_seeds = dataclasses.replace(
         config.group, n_groups=None, n_subsample=None, sequential=False, oversample=False, bounds=(0.0, 1.0, 0.0, 1.0)
     )
+    try:
+        return group(positions, for_seeds, scan_id=separate, seeds=held_out)
+    except GroupingError as error:
+        _log.warning("no validation, although %d frames are held out: %s", len(held_out), error)
+        return None
+
+
+def _probe_factor(scan: Scan, probe: torch.Tensor, scaling: Scaling) -> float:
+    """What brings the scan's probe into the counts gauge."""
+    if not scan.probe_is_calibrated:
+        try:
+            return gauge_factor(probe, scaling.photons_per_frame, torch.from_numpy(scan.mask))
+        except ValueError as error:
+            raise ScanError(
+                scan.source, "probeGuess", expected="a probe whose far field reaches good pixels", found=str(error),
+                remedy="Give another probe with --probe FILE, or a calibrated one.",
+            ) from None  # fmt: skip
+    if scan.domain == "counts":
+        return 1.0
+    # Its power belongs to the dose that its own file states.
+    return math.sqrt(scaling.photons_per_frame / (scan.photons_per_frame or DEFAULT_NPHOTONS))
 
 
 def _no_groups(like: Groups) -> Groups:

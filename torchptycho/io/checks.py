@@ -9,12 +9,20 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
+from torchptycho.config import SUPPORTED_N_PX
 from torchptycho.errors import ScanError
 from torchptycho.geometry import Geometry
 from torchptycho.io.frames import CastFrames, SelectedFrames, frames_in
 from torchptycho.scan import Frames, Scan
 
-__all__ = ["check_frame_shape", "check_positions", "checked_chunks", "crop_advice", "raw_checked_chunks"]
+__all__ = [
+    "check_frame_shape",
+    "check_positions",
+    "checked_chunks",
+    "crop_advice",
+    "network_size_advice",
+    "raw_checked_chunks",
+]
 
 _CHUNK_BYTES = 16 * 2**20
 _METRES_BELOW_PX = 1e-2
@@ -29,6 +37,23 @@ def crop_advice(size: int, wanted: int) -> str:
     before = wanted // 2 - size // 2
     after = wanted - size - before
     return f"pad by {before} zeros on each side" if before == after else f"pad by {before} zeros before, {after} after"
+
+
+def network_size_advice(n_px: int) -> str | None:
+    """How frames of an edge that no network takes become frames of one that they take; None when they take it.
+
+    Cropping the detector makes the object pixel, wavelength * distance / (N * detector pixel), larger. Probe and
+    positions must follow.
+    """
+    if n_px in SUPPORTED_N_PX:
+        return None
+    near = min(SUPPORTED_N_PX, key=lambda n: abs(n - n_px))
+    verb = "crop" if near < n_px else "pad with zeros"
+    return (
+        f"Centre the pattern on [N/2, N/2] and {verb} the frames to {near}x{near}, and likewise the Fourier "
+        f"transform of the probe; multiply the positions by {near / n_px:.6g}, as the object pixel becomes "
+        f"{n_px / near:.4g} times as large."
+    )
 
 
 def check_frame_shape(source: Path, key: str, height: int, width: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,16 @@ from torchptycho.errors import ScanError
 from torchptycho.io.archive import Member, NpzArchive, fill
 from torchptycho.scan import ArrayFrames, Frames
 
-__all__ = ["CastFrames", "FileFrames", "SelectedFrames", "StoredFrames", "ZippedFrames", "open_stack", "select"]
+__all__ = [
+    "CastFrames",
+    "FileFrames",
+    "SelectedFrames",
+    "StoredFrames",
+    "ZippedFrames",
+    "backing_file",
+    "open_stack",
+    "select",
+]
 
 _CHUNK_BYTES = 16 * 2**20
 
@@ -172,6 +182,23 @@ class CastFrames:
         # What does not fit becomes infinite, which the checks of the values report with its frame.
         with np.errstate(over="ignore"):
             return values.astype(self.dtype)
+
+
+def backing_file(frames: Frames) -> tuple[Path, str] | None:
+    """The file that these frames are read from as they are needed, and which part of it they are.
+
+    None for frames in memory, and for all that did not come from here: a view of a file's map may have been turned.
+    """
+    if isinstance(frames, CastFrames):
+        return backing_file(frames.inner)
+    if isinstance(frames, SelectedFrames):
+        inner = backing_file(frames.inner)
+        return None if inner is None else (inner[0], f"{inner[1]}{frames.rows}")
+    if isinstance(frames, FileFrames):
+        return frames.member.path, frames.key
+    if isinstance(frames, ViewFrames) and isinstance(frames.array, np.memmap) and frames.array.filename is not None:
+        return Path(frames.array.filename), frames.key
+    return None
 
 
 def working_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -62,7 +62,7 @@ def read_npz_scan(
         geometry=geometry,
         source=str(path),
         truth=_truth(archive),
-        truth_patches=_truth_patches(archive, n_in_file, n_px, axis, rows),
+        truth_patches=_truth_patches(archive, n_in_file, n_px, axis, rows, cut=frames is not None),
         nominal_positions_px=_nominal_positions(archive, rows, n_in_file, cut=frames is not None),
         metadata={key: value for key, value in metadata.items() if key not in _RESERVED},
         probe_is_calibrated=probe is None and metadata.get("probe_is_calibrated") is True,
@@ -163,11 +163,12 @@ def _rows(path: Path, key: str, n_in_file: int, frames: slice | None) -> range:
     if frames is not None and frames.step is not None and frames.step < 1:
         raise ScanError(
             path, key, expected="frames in the order of the file", found=f"a step of {frames.step}",
-            remedy="Use a positive step in --frames.",
+            remedy="Use a slice with a positive step.",
         )  # fmt: skip
     rows = range(n_in_file) if frames is None else range(n_in_file)[frames]
     if len(rows) < 2:
-        cut = f" after --frames {frames.start or ''}:{frames.stop or ''}" if frames is not None else ""
+        start, stop = ("", "") if frames is None else ("" if at is None else at for at in (frames.start, frames.stop))
+        cut = f" after --frames {start}:{stop}" if frames is not None else ""
         raise ScanError(
             path, key, expected="at least 2 overlapping frames", found=f"{len(rows)} of {n_in_file}{cut}",
             remedy="Ptychography needs many frames with overlap; keep or record more.",
@@ -258,18 +259,23 @@ def _truth(archive: NpzArchive) -> np.ndarray | None:
     return truth
 
 
-def _truth_patches(archive: NpzArchive, n_in_file: int, n_px: int, frames_axis: int, rows: range) -> np.ndarray | None:
+def _truth_patches(
+    archive: NpzArchive, n_in_file: int, n_px: int, frames_axis: int, rows: range, *, cut: bool
+) -> np.ndarray | None:
     key = "Y"
     if key not in archive:
         return None
     member = archive.member(key)
     # Old files transposed the frames and not always the patches.
-    shapes = {0: (n_in_file, n_px, n_px), 2: (n_px, n_px, n_in_file)}
-    axis = next((axis for axis in (frames_axis, 0, 2) if member.shape == shapes[axis]), None)
+    of_patch = {0: member.shape[1:], 2: member.shape[:-1]} if len(member.shape) == 3 else {}
+    stacks = [axis for axis in (frames_axis, 0, 2) if of_patch.get(axis) == (n_px, n_px)]
+    axis = next((axis for axis in stacks if member.shape[axis] == n_in_file), None)
+    if axis is None and cut:
+        axis = next((axis for axis in stacks if member.shape[axis] > rows[-1]), None)
     if axis is None or member.dtype.kind != "c":
         raise ScanError(
-            archive.path, key, expected=f"complex object patches {shapes[0]}", found=f"{member.dtype} {member.shape}",
-            remedy="Leave it out: it is optional.",
+            archive.path, key, expected=f"complex object patches {(n_in_file, n_px, n_px)}",
+            found=f"{member.dtype} {member.shape}", remedy="Leave it out: it is optional.",
         )  # fmt: skip
     return select(open_stack(archive, member, axis), rows)[:]
 

@@ -10,12 +10,11 @@ import numpy as np
 from torchptycho.errors import ScanError
 from torchptycho.io.archive import NpzArchive, write_array
 from torchptycho.io.files import dump_json, replaced_atomically
-from torchptycho.reconstruction import Reconstruction
+from torchptycho.reconstruction import MIN_COVERAGE, Reconstruction
 
 __all__ = ["read_reconstruction", "write_reconstruction"]
 
 _FORMAT, _FORMAT_VERSION = "torchptycho-reconstruction", 1
-_VALID_COVERAGE = 0.1
 
 
 def write_reconstruction(reconstruction: Reconstruction, path: str | Path) -> None:
@@ -45,7 +44,7 @@ def write_reconstruction(reconstruction: Reconstruction, path: str | Path) -> No
 def read_reconstruction(path: str | Path) -> Reconstruction:
     """Read a reconstruction, or any NPZ with a complex `object` (else `objectGuess`: a scan that brings its truth).
 
-    What a foreign file lacks is filled in: coverage 1 everywhere, valid where coverage exceeds 0.1, origin (0, 0).
+    What a foreign file lacks is filled in: coverage 1 everywhere, valid where it reaches `MIN_COVERAGE`, origin (0, 0).
 
     Raises:
         ScanError: no object, or arrays that do not fit it.
@@ -73,7 +72,7 @@ def read_reconstruction(path: str | Path) -> Reconstruction:
     return Reconstruction(
         object=values,
         coverage=coverage,
-        valid=coverage > _VALID_COVERAGE if valid is None else valid,
+        valid=coverage >= MIN_COVERAGE if valid is None else valid,
         origin_px=_origin(archive) if own and "origin_px" in archive else (0, 0),
         object_pixel_m=_pixel(archive) if "object_pixel_m" in archive else None,
         provenance=metadata,

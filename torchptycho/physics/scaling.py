@@ -10,13 +10,17 @@ import math
 from typing import Literal
 
 import torch
-from jaxtyping import Complex, Float, Shaped
+from jaxtyping import Bool, Complex, Float, Shaped
 from torch import Tensor
+
+from torchptycho.physics.diffraction import far_field, measurement
 
 __all__ = ["DEFAULT_NPHOTONS", "Scaling", "gauge_factor", "measure_scaling"]
 
 DEFAULT_NPHOTONS = 1e9
 """Photons per frame that normalised amplitudes stand for, when nobody says."""
+
+_LEAST_SEEN = 1e-6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +30,7 @@ class Scaling:
     Arguments:
         domain: what the frames hold.
         input_scale: a, from the root of a frame's intensity in file units to the network's input.
-        photons_per_frame: mean photons in a frame.
+        photons_per_frame: mean photons in a frame, over its good pixels.
         n_px: frame edge N.
     """
 
@@ -42,8 +46,12 @@ class Scaling:
 
     @property
     def counts_per_intensity(self) -> float:
-        """Counts that one unit of the file's intensity (amplitude squared) stands for: exactly 1 for counts."""
-        return 1.0 if self.domain == "counts" else (self.intensity_scale * self.input_scale) ** 2
+        """Photon counts that one unit of the file's intensity (amplitude squared) stands for, (s a)^2.
+
+        Exactly 1 for counts. For amplitudes photons_per_frame / mean intensity, in float64 to rounding: the mean frame
+        then has `photons_per_frame`.
+        """
+        return 1.0 if self.domain == "counts" else self.photons_per_frame * (self.input_scale / (self.n_px / 2)) ** 2
 
 
 def measure_scaling(
@@ -71,7 +79,27 @@ def intensity(frames: Shaped[Tensor, "*shape"], domain: Literal["counts", "ampli
     return values if domain == "counts" else values.square()
 
 
-def gauge_factor(probe: Complex[Tensor, "p n n"], photons_per_frame: float) -> float:
-    """Factor that brings a probe of unknown power into the counts gauge: sum |f P|^2 = photons per frame."""
-    power = float(probe.to(torch.complex128).abs().square().sum())
+def gauge_factor(
+    probe: Complex[Tensor, "p n n"], photons_per_frame: float, mask: Bool[Tensor, "n n"] | None = None
+) -> float:
+    """Factor f that brings a probe of unknown power into the counts gauge.
+
+    Through a transparent object f P gives the good pixels the photons that they counted:
+    sum_good sum_m |F(f P_m)|^2 = photons per frame. When all pixels are good this is sum |f P|^2, by Parseval.
+
+    Arguments:
+        photons_per_frame: photons that good pixels count in a mean frame.
+        mask: True where the detector pixel can be trusted; None for everywhere.
+
+    Raises:
+        ValueError: hardly any of the probe's light (a part below 1e-6) reaches a good pixel, so that they cannot tell
+            its power.
+    """
+    wide = probe.to(torch.complex128)
+    power = float(wide.abs().square().sum())
+    if mask is not None and not bool(mask.all()):
+        seen = float(measurement(far_field(wide))[mask].sum())
+        if not seen > _LEAST_SEEN * power:
+            raise ValueError(f"mask: expected good pixels in the probe's far field; they get {seen / power:.1e} of it")
+        power = seen
     return math.sqrt(photons_per_frame / power)

@@ -24,12 +24,12 @@ def plot_scan(scan: Scan, path: str | Path, *, title: str | None = None, max_fra
     """
     figure = new_figure(10.6, 6.9)
     axes = figure.subplots(2, 3)
-    index, mean, total = mean_counts(scan, max_frames)
+    middle = scan.n_frames // 2
+    index, mean, total, frame = mean_counts(scan, max_frames, middle)
     unit = "photons" if scan.domain == "counts" else "amplitude²"
     of = f" of {len(index)} frames" if len(index) < scan.n_frames else ""
     draw_pattern(axes[0, 0], mean, scan.mask, f"mean pattern{of}", f"{unit} / px")
-    middle = scan.n_frames // 2
-    draw_pattern(axes[0, 1], counts_of(scan, scan.frames[middle : middle + 1])[0], scan.mask, f"frame {middle}", unit)
+    draw_pattern(axes[0, 1], frame, scan.mask, f"frame {middle}", unit)
     draw_positions(axes[0, 2], scan)
     axes[0, 2].set_title(f"{scan.n_frames} positions", fontsize=TEXT)
     probe = scan.probe[0]
@@ -86,16 +86,25 @@ def counts_of(scan: Scan, frames: np.ndarray) -> np.ndarray:
     return values if scan.domain == "counts" else values**2
 
 
-def mean_counts(scan: Scan, max_frames: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Frame indices, their mean pattern, and their sums over good pixels."""
+def mean_counts(scan: Scan, max_frames: int, shown: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Frame indices, their mean pattern, their sums over good pixels, and the frame `shown`, in one pass.
+
+    One pass, because a compressed file can only be read from its beginning.
+    """
     index = np.unique(np.linspace(0, scan.n_frames - 1, min(max_frames, scan.n_frames)).round().astype(np.int64))
     mean = np.zeros((scan.n_px, scan.n_px))
+    frame = np.zeros((scan.n_px, scan.n_px))
     totals = []
-    for start in range(0, len(index), _FRAMES_PER_CHUNK):
-        counts = counts_of(scan, scan.frames[index[start : start + _FRAMES_PER_CHUNK]])
+    start = 0
+    for chunk in scan.frames.chunks(_FRAMES_PER_CHUNK):
+        stop = start + len(chunk)
+        counts = counts_of(scan, chunk[index[(index >= start) & (index < stop)] - start])
         mean += counts.sum(axis=0)
         totals.append(counts[:, scan.mask].sum(axis=1))
-    return index, mean / len(index), np.concatenate(totals)
+        if start <= shown < stop:
+            frame = counts_of(scan, chunk[shown - start])
+        start = stop
+    return index, mean / len(index), np.concatenate(totals), frame
 
 
 def _source_name(scan: Scan) -> str:

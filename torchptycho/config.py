@@ -215,7 +215,7 @@ class LossConfig:
 class TrainConfig:
     """The optimisation."""
 
-    steps: Count = 1000
+    steps: Count = 600
     """Optimiser steps; epochs follow from the size of the scan."""
     epochs: Count | None = None
     """Passes over the scan; overrides `steps`."""

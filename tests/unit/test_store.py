@@ -223,7 +223,7 @@ class TestProbe:
 
     @pytest.mark.contract("data.probe.gauge")
     def test_power_behind_a_beam_stop_is_not_missing_from_the_probe(self, tmp_path: Path) -> None:
-        mask = np.hypot(*(np.indices((N, N)) - N // 2)) > 3
+        mask = np.hypot(*(np.indices((N, N)) - N // 2)) > 8
         store = prepare([changed(probe_is_calibrated=False, mask=mask)], run_config(), tmp_path / "store")
         probe = store.tensors["probes"][0].to(torch.complex128)
         photons = store.scans[0].scaling.photons_per_frame

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
+from rich.status import Status
 from rich.table import Table
 from tyro.conf import Positional
 
@@ -45,6 +46,10 @@ class Command:
     def console(self) -> Console:
         return Console(highlight=False, soft_wrap=True)
 
+    def working(self, what: str) -> Status:
+        """A sign of life on standard error, where that is a terminal, for work whose length is not known beforehand."""
+        return Console(stderr=True).status(what)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Inspect(Command):
@@ -73,7 +78,8 @@ class Inspect(Command):
         probe = None if self.probe is None else str(self.probe)
         chosen = PrepareConfig(domain=self.domain, probe=probe, frames=self.frames)
         scan = read_scan(self.scan, domain=self.domain, probe=probe, frames=frame_slice(chosen.frames))
-        summary = inspect_scan(scan)
+        with self.working(f"reading {self.scan}"):
+            summary = inspect_scan(scan)
         if self.plot:
             from torchptycho.plot import plot_scan
 
@@ -106,8 +112,9 @@ class Simulate(Command):
         from torchptycho.io import write_scan
         from torchptycho.simulation import simulate
 
-        scan = simulate(self.simulation)
-        write_scan(scan, self.out)
+        with self.working("simulating"):
+            scan = simulate(self.simulation)
+            write_scan(scan, self.out)
         self.console.print(f"{self.out}: {scan!r}")
 
 
@@ -133,7 +140,9 @@ class Prepare(Command):
         from torchptycho.workflows import open_scan
 
         config = RunConfig(prepare=self.prepare, group=self.group)
-        store = prepare([open_scan(path, self.prepare) for path in self.scans], config, self.out)
+        scans = [open_scan(path, self.prepare) for path in self.scans]
+        with self.working(f"preparing {sum(scan.n_frames for scan in scans)} frames"):
+            store = prepare(scans, config, self.out)
         train, val = (len(store.groups(split)) for split in ("train", "val"))
         self.console.print(f"{self.out}: {store.n_frames} frames, {train} groups for training, {val} held out")
 

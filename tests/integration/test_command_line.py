@@ -224,7 +224,9 @@ class TestTrain:
         assert f"--config {run / 'config.yaml'}" in answer.err
 
     @pytest.mark.contract("cli.whole-way")
-    def test_store_prepared_with_another_option_is_refused(self, command: Command, tiny_scan: Path, tmp_path: Path) -> None:
+    def test_store_prepared_with_another_option_is_refused(
+        self, command: Command, tiny_scan: Path, tmp_path: Path
+    ) -> None:
         assert command("prepare", tiny_scan, "--out", tmp_path / "store", "--val-fraction", "0.25").code == 0
         answer = command("train", tmp_path / "store", "--out", tmp_path / "run", *TINY_FLAGS, "--val-fraction", "0.5")
         assert answer.code == 1

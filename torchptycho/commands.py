@@ -294,7 +294,7 @@ class Demo(Command):
 
     out: Path = Path("demo")
     """Folder for everything that it makes."""
-    steps: int = 600
+    steps: int = 1000
     """Optimiser steps of the training."""
     simulation: SimulateConfig = dataclasses.field(default_factory=SimulateConfig)
 

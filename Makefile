@@ -5,7 +5,7 @@ VENV ?= .venv
 TYPECHECKER := beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint install format bench-grouping clean
+.PHONY: demo test lint install format bench-grouping bench-steps clean
 
 demo: $(VENV)/.installed
 	$(BIN)/torchptycho demo --out demo
@@ -36,6 +36,9 @@ format: $(VENV)/.installed-test
 
 bench-grouping: $(VENV)/.installed
 	$(BIN)/python benchmarks/grouping.py
+
+bench-steps: $(VENV)/.installed
+	$(BIN)/python benchmarks/steps.py
 
 clean:
 	rm -rf $(VENV) demo build dist

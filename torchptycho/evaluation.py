@@ -61,7 +61,7 @@ class Metrics:
     amplitude_correlation: float
     phase_correlation: float
     complex_nrmse: float
-    frc: FrcCurve
+    frc: FrcCurve = dataclasses.field(repr=False)
     frc_half_cycles_per_px: float
     frc_one_bit_cycles_per_px: float
     frc_half_bit_cycles_per_px: float

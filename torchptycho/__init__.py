@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torchptycho.checkpoints import load_checkpoint as load_checkpoint
     from torchptycho.config import (
         GroupConfig as GroupConfig,
     )
@@ -74,9 +75,6 @@ if TYPE_CHECKING:
         TrainResult as TrainResult,
     )
     from torchptycho.workflows import (
-        load_checkpoint as load_checkpoint,
-    )
-    from torchptycho.workflows import (
         reconstruct as reconstruct,
     )
     from torchptycho.workflows import (
@@ -84,6 +82,7 @@ if TYPE_CHECKING:
     )
 
 _HOME = {
+    "checkpoints": ["load_checkpoint"],
     "config": [
         "GroupConfig", "LossConfig", "ModelConfig", "PrepareConfig", "ReconstructConfig", "RunConfig", "SimulateConfig",
         "TrainConfig", "load_config",
@@ -105,7 +104,7 @@ _HOME = {
     "scan": ["Scan"],
     "simulation": ["simulate"],
     "stitch": ["Canvas"],
-    "workflows": ["TrainResult", "load_checkpoint", "reconstruct", "train"],
+    "workflows": ["TrainResult", "reconstruct", "train"],
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

@@ -226,9 +226,10 @@ class Reconstruct(Command):
     def run(self) -> None:
         if self.out.suffix.lower() != ".npz" or self.out.resolve() == self.scan.resolve():
             raise ConfigError(f"--out: expected a new file whose name ends in .npz; found {self.out}.")
+        from torchptycho.checkpoints import find_checkpoint, load_checkpoint
         from torchptycho.io import read_scan, write_reconstruction
         from torchptycho.plot import plot_reconstruction
-        from torchptycho.workflows import find_checkpoint, load_checkpoint, reconstruct
+        from torchptycho.workflows import reconstruct
 
         path = find_checkpoint(self.checkpoint)
         trained = to_dict(load_checkpoint(path).config.reconstruct)

@@ -55,12 +55,13 @@ def demo(out: Path, simulation: SimulateConfig, *, steps: int, console: Console)
     config = RunConfig(train=TrainConfig(steps=steps))
     timed = _Steps(console)
     with timed.step("start (import torch and lightning)"):
+        from torchptycho.checkpoints import versions
         from torchptycho.evaluation import evaluate
         from torchptycho.inspection import inspect_scan
         from torchptycho.io import read_scan, write_reconstruction, write_scan
         from torchptycho.plot import plot_frc, plot_history, plot_overview, plot_reconstruction, plot_scan
         from torchptycho.simulation import simulate
-        from torchptycho.workflows import read_history, reconstruct, train, versions
+        from torchptycho.workflows import read_history, reconstruct, train
     with timed.step("simulate"):
         simulated = simulate(simulation)
         # Not before: what cannot be simulated leaves an earlier demo as it was.

@@ -19,7 +19,7 @@ from torchptycho.losses import Comparison, Loss
 from torchptycho.nn import build_generator
 from torchptycho.physics.diffraction import expected_counts
 from torchptycho.physics.merging import central_weight, merge, merge_canvas_px, probe_weight
-from torchptycho.physics.scaling import intensity
+from torchptycho.physics.scaling import counts_per_squared_amplitude, intensity
 
 __all__ = ["PtychoPINN", "learning_rate_shape"]
 
@@ -145,7 +145,8 @@ class PtychoPINN(L.LightningModule):
         counts = self._intensity(batch)
         if self.domain == "counts":
             return counts
-        return counts * self._per_group(self.photons_per_frame * (self.input_scale * 2 / self.n_px).square(), batch)
+        factor = counts_per_squared_amplitude(self.photons_per_frame, self.input_scale, self.n_px)
+        return counts * self._per_group(factor, batch)
 
     def _intensity(self, batch: GroupBatch) -> Float[Tensor, "b c n n"]:
         # Not a product: what lies under the mask may be NaN.

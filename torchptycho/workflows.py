@@ -5,11 +5,8 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
-import hashlib
-import importlib.metadata
 import logging
 import math
-import pickle
 import signal
 import tempfile
 import time
@@ -25,6 +22,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
+from torchptycho.checkpoints import load_checkpoint, sha256, versions
 from torchptycho.config import (
     PrepareConfig,
     ReconstructConfig,
@@ -46,7 +44,7 @@ from torchptycho.progress import StepProgress
 from torchptycho.reconstruction import Reconstruction
 from torchptycho.scan import Scan
 
-__all__ = ["TrainResult", "find_checkpoint", "load_checkpoint", "read_history", "reconstruct", "train", "versions"]
+__all__ = ["TrainResult", "open_scan", "read_history", "reconstruct", "train"]
 
 _log = logging.getLogger(__name__)
 
@@ -270,47 +268,6 @@ def _trainer(
     )
 
 
-def load_checkpoint(path: str | Path) -> PtychoPINN:
-    """A trained module from its checkpoint alone; nothing in the file is executed.
-
-    Raises:
-        StoreError: not there, not a checkpoint, or not one of this package.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise StoreError(f"{path}: expected a checkpoint (.ckpt); found {'a folder' if path.is_dir() else 'nothing'}.")
-    try:
-        module = PtychoPINN.load_from_checkpoint(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # torch's own message recommends to load it unsafely.
-        reason = "it is another kind of file, or holds Python objects, which are never unpickled because they run code"
-        raise StoreError(f"{path}: expected a torchptycho checkpoint; {reason}. Train again.") from error
-    except (RuntimeError, LookupError, EOFError, TypeError, AttributeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise StoreError(
-            f"{path}: expected a torchptycho checkpoint; it does not load ({reason}). Train again."
-        ) from error
-    module.require_statistics()
-    return module
-
-
-def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint that a user means: a file as it is, or the best one of a run's folder.
-
-    Raises:
-        StoreError: the folder holds none.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        return path
-    for candidate in (path / "checkpoints" / "best.ckpt", path / "checkpoints" / "last.ckpt"):
-        if candidate.is_file():
-            return candidate
-    raise StoreError(
-        f"{path}: expected a run with checkpoints/best.ckpt; found none. Train first, or name a .ckpt file."
-    )
-
-
 def read_history(run: str | Path) -> dict[str, list[tuple[int, float]]]:
     """Logged metrics of a run by name, as (optimiser step, value); a resumed run has one log after the other."""
     history: dict[str, list[tuple[int, float]]] = {}
@@ -383,7 +340,7 @@ def reconstruct(
         "source": scan.source,
         "frames": scan.n_frames,
         "checkpoint": None if isinstance(checkpoint, PtychoPINN) else str(checkpoint),
-        "checkpoint_sha256": None if isinstance(checkpoint, PtychoPINN) else _sha256(Path(checkpoint)),
+        "checkpoint_sha256": None if isinstance(checkpoint, PtychoPINN) else sha256(Path(checkpoint)),
         "config": to_dict(module.config) | {"reconstruct": to_dict(config)},
         "versions": versions(),
         "seconds": round(time.perf_counter() - start, 3),
@@ -419,22 +376,6 @@ def _compare_dose(trained_scale: float, found_scale: float, source: str) -> None
             "If the beam differs and not the sample, use --input-scale scan.",
             source, ratio,
         )  # fmt: skip
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computes the image."""
-    found = {}
-    for name in ("torchptycho", "torch", "lightning", "tensordict", "numpy"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import Callback
 from tiny import TINY, TINY_SIMULATION
 from tolerances import relative_l2
 
+from torchptycho.checkpoints import find_checkpoint, load_checkpoint
 from torchptycho.config import (
     PrepareConfig,
     ReconstructConfig,
@@ -33,7 +34,7 @@ from torchptycho.errors import ConfigError, ScanError, StoreError
 from torchptycho.io import read_scan
 from torchptycho.model import PtychoPINN
 from torchptycho.simulation import simulate
-from torchptycho.workflows import TrainResult, find_checkpoint, load_checkpoint, read_history, reconstruct, train
+from torchptycho.workflows import TrainResult, read_history, reconstruct, train
 
 
 def tiny(**sections: Any) -> RunConfig:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from jaxtyping import Bool, Complex, Float, Shaped
@@ -15,7 +15,9 @@ from torch import Tensor
 
 from torchptycho.physics.diffraction import far_field, measurement
 
-__all__ = ["DEFAULT_NPHOTONS", "Scaling", "gauge_factor", "measure_scaling"]
+__all__ = ["DEFAULT_NPHOTONS", "Scaling", "counts_per_squared_amplitude", "gauge_factor", "measure_scaling"]
+
+Number = TypeVar("Number", float, Tensor)
 
 DEFAULT_NPHOTONS = 1e9
 """Photons per frame that normalised amplitudes stand for, when nobody says."""
@@ -51,7 +53,14 @@ class Scaling:
         Exactly 1 for counts. For amplitudes photons_per_frame / mean intensity, in float64 to rounding: the mean frame
         then has `photons_per_frame`.
         """
-        return 1.0 if self.domain == "counts" else self.photons_per_frame * (self.input_scale / (self.n_px / 2)) ** 2
+        if self.domain == "counts":
+            return 1.0
+        return counts_per_squared_amplitude(self.photons_per_frame, self.input_scale, self.n_px)
+
+
+def counts_per_squared_amplitude(photons_per_frame: Number, input_scale: Number, n_px: int) -> Number:
+    """(s a)^2, for one scan or for a tensor of several."""
+    return photons_per_frame * (input_scale / (n_px / 2)) ** 2
 
 
 def measure_scaling(

@@ -1,0 +1,71 @@
+"""Trained modules on disk: finding, loading and naming them."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import pickle
+from pathlib import Path
+
+from torchptycho.errors import StoreError
+from torchptycho.model import PtychoPINN
+
+__all__ = ["find_checkpoint", "load_checkpoint", "sha256", "versions"]
+
+
+def load_checkpoint(path: str | Path) -> PtychoPINN:
+    """A trained module from its checkpoint alone; nothing in the file is executed.
+
+    Raises:
+        StoreError: not there, not a checkpoint, or not one of this package.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise StoreError(f"{path}: expected a checkpoint (.ckpt); found {'a folder' if path.is_dir() else 'nothing'}.")
+    try:
+        module = PtychoPINN.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # torch's own message recommends to load it unsafely.
+        reason = "it is another kind of file, or holds Python objects, which are never unpickled because they run code"
+        raise StoreError(f"{path}: expected a torchptycho checkpoint; {reason}. Train again.") from error
+    except (RuntimeError, LookupError, EOFError, TypeError, AttributeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise StoreError(
+            f"{path}: expected a torchptycho checkpoint; it does not load ({reason}). Train again."
+        ) from error
+    module.require_statistics()
+    return module
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The checkpoint that a user means: a file as it is, or the best one of a run's folder.
+
+    Raises:
+        StoreError: the folder holds none.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    for candidate in (path / "checkpoints" / "best.ckpt", path / "checkpoints" / "last.ckpt"):
+        if candidate.is_file():
+            return candidate
+    raise StoreError(
+        f"{path}: expected a run with checkpoints/best.ckpt; found none. Train first, or name a .ckpt file."
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes the image."""
+    found = {}
+    for name in ("torchptycho", "torch", "lightning", "tensordict", "numpy"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def sha256(path: Path) -> str:
+    """Checksum of a file, by which an image names the checkpoint that it came from."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -125,3 +125,25 @@ def patches_of(scan: Scan) -> np.ndarray:
     half = scan.n_px // 2
     corners = scan.positions_px.astype(np.int64) - half
     return np.stack([scan.truth[y : y + scan.n_px, x : x + scan.n_px] for y, x in corners])
+
+
+@st.composite
+def scan_positions(draw: st.DrawFn, min_frames: int, max_frames: int, tied: bool = True) -> np.ndarray:
+    """[M, 2] places (y, x) of frames: scattered, or (`tied`) also on a raster, with some on top of each other."""
+    count, seed = draw(st.integers(min_frames, max_frames)), draw(seeds)
+    kind = draw(st.sampled_from(["scattered", "raster", "crowded"] if tied else ["scattered"]))
+    if kind == "raster":
+        columns = draw(st.integers(1, count))
+        return np.stack(np.divmod(np.arange(count), columns), axis=1) * draw(coordinates(1, 20))
+    places = np.random.default_rng(seed).uniform(-40, 90, (count, 2))
+    return np.round(places / 30) * 30 if kind == "crowded" else places
+
+
+@st.composite
+def centred_offsets(draw: st.DrawFn, groups: int, members: int, max_offset_px: float) -> Tensor:
+    """[groups, members, 2] offsets in 1/256 px whose mean over each group is zero, to the bit also in float32."""
+    reach = math.floor(max_offset_px * 256 / (2 * max(members - 1, 1)))
+    size = groups * members * 2
+    values = draw(st.lists(st.integers(-reach, reach), min_size=size, max_size=size))
+    places = torch.tensor(values, dtype=torch.float64).reshape(groups, members, 2)
+    return (members * places - places.sum(1, keepdim=True)) / 256

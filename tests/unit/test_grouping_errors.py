@@ -29,6 +29,10 @@ FAR_APART_PX = np.stack([np.arange(30) * 50.0, np.zeros(30)], 1)
         ({"gridsize": 2, "n_subsample": 3}, r"needs 4 frames .* at most 3 .* smaller gridsize"),
         ({"gridsize": 2, "max_distance_px": 1e-6}, r"none of 30 seeds has the 3 .* best has 0 of its 7 .* relax"),
         ({"gridsize": 2, "n_groups": 20, "bounds": (0.0, 0.3, 0.0, 1.0)}, r"n_groups 20 .* \d+ frames that can be"),
+        ({"sampler": "oracle", "n_groups": 31}, r"n_groups 31 is more than the 30 frames .* set oversample"),
+        ({"sampler": "oracle", "neighbor_count": 30}, r"neighbor_count 30 .* 29 other frames.* Lower"),
+        ({"sampler": "oracle", "quadrants": True}, r"quadrants: expected False .* found True. Leave it out"),
+        ({"sampler": "oracle", "group_seed": 2**32}, r"group_seed: expected 0 to 4294967295"),
     ],
 )  # fmt: skip
 def test_impossible_groups_are_refused_with_the_numbers(options: dict[str, Any], message: str) -> None:
@@ -113,3 +117,20 @@ def test_oversampling_of_many_neighbours_repeats_nothing() -> None:
     groups = group(POSITIONS_PX, config)
     rows = np.column_stack([groups.members[:, 0], np.sort(groups.members[:, 1:], axis=1)])
     assert len(np.unique(rows, axis=0)) == 3000
+
+
+@pytest.mark.contract("grouping.errors")
+def test_the_original_draws_do_not_mix_scans() -> None:
+    with pytest.raises(GroupingError, match=r"expected one scan; found 2"):
+        group(POSITIONS_PX, GroupConfig(sampler="oracle"), scan_id=np.arange(30) // 15)
+
+
+@pytest.mark.contract("grouping.sampler.oracle")
+@pytest.mark.parametrize("options", [{}, {"sequential": True, "n_groups": 5}, {"oversample": True, "n_groups": 70}])
+def test_the_original_draws_repeat_and_stay_among_the_candidates(options: dict[str, Any]) -> None:
+    candidates = np.arange(2, 28)
+    config = GroupConfig(sampler="oracle", **options)
+    first, again = (group(POSITIONS_PX, config, candidates=candidates) for _ in range(2))
+    np.testing.assert_array_equal(first.members, again.members)
+    assert np.isin(first.members, candidates).all()
+    assert len(first) == options.get("n_groups", len(candidates))

@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import math
 import os
 import secrets
 import shutil
@@ -25,7 +24,7 @@ from torchptycho.grouping import Groups, group
 from torchptycho.io import checked_chunks, read_probe
 from torchptycho.io.checks import network_size_advice
 from torchptycho.io.frames import backing_file
-from torchptycho.physics.scaling import DEFAULT_NPHOTONS, Scaling, gauge_factor, measure_scaling
+from torchptycho.physics.scaling import Scaling, frame_sums, measure_scaling, probe_factor
 from torchptycho.scan import Scan
 
 __all__ = ["SCHEMA", "ScanEntry", "Store", "prepare"]
@@ -292,7 +291,7 @@ def _write(draft: Path, scans: Sequence[Scan], config: RunConfig, fingerprint: d
             float(sums[of_training].mean()), scan.n_px, scan.domain, config.prepare.nphotons or scan.photons_per_frame
         )
         probe = torch.from_numpy(scan.probe)
-        factor = _probe_factor(scan, probe, scaling)
+        factor = probe_factor(scan, scaling)
         probes.append(torch.nn.functional.pad(probe * factor, (0, 0, 0, 0, 0, modes - len(probe))))
         entries.append(
             ScanEntry(
@@ -341,8 +340,7 @@ def _write_frames(file: Path, scans: Sequence[Scan], first_frames: np.ndarray) -
         for chunk in checked_chunks(scan, _frames_per_chunk(scan)):
             stop = start + len(chunk)
             target[start:stop] = chunk
-            values = chunk.astype(np.float64) * scan.mask
-            sums[start:stop] = (values if scan.domain == "counts" else values**2).sum(axis=(1, 2))
+            sums[start:stop] = frame_sums(chunk, scan.domain)
             start = stop
     target.flush()
     del target
@@ -397,22 +395,6 @@ def _validation_groups(
     except GroupingError as error:
         _log.warning("no validation, although %d frames are held out: %s", len(held_out), error)
         return None
-
-
-def _probe_factor(scan: Scan, probe: torch.Tensor, scaling: Scaling) -> float:
-    """What brings the scan's probe into the counts gauge."""
-    if not scan.probe_is_calibrated:
-        try:
-            return gauge_factor(probe, scaling.photons_per_frame, torch.from_numpy(scan.mask))
-        except ValueError as error:
-            raise ScanError(
-                scan.source, "probeGuess", expected="a probe whose far field reaches good pixels", found=str(error),
-                remedy="Give another probe with --probe FILE, or a calibrated one.",
-            ) from None  # fmt: skip
-    if scan.domain == "counts":
-        return 1.0
-    # Its power belongs to the dose that its own file states.
-    return math.sqrt(scaling.photons_per_frame / (scan.photons_per_frame or DEFAULT_NPHOTONS))
 
 
 def _no_groups(like: Groups) -> Groups:

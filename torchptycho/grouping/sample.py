@@ -10,6 +10,7 @@ from torchptycho.errors import GroupingError
 from torchptycho.grouping.combinations import choose, oversampled
 from torchptycho.grouping.groups import Groups, table
 from torchptycho.grouping.neighbours import find_neighbours, neighbor_count
+from torchptycho.grouping.original import original_members
 from torchptycho.grouping.scans import checked_scan_id, scan_size
 from torchptycho.grouping.seeds import draw_seeds, eligible, given_seeds, seeds_within_bounds, usable_frames
 
@@ -36,7 +37,7 @@ def group(
         scan_id: [M], groups do not mix scans; None for one scan.
         candidates: the only frames that may be used, as seeds or members; None for all.
         seeds: one group for each of these frames, in this order. `n_groups`, `sequential`, `oversample` and `bounds`
-            choose seeds and then do not apply.
+            choose seeds and then do not apply, and neither does `sampler`.
 
     Raises:
         GroupingError: the groups cannot be formed; the message has the numbers and the remedy.
@@ -52,6 +53,13 @@ def group(
             f"({len(pool)} usable frames in {len(scan_sizes)} scan(s)). Use a smaller gridsize or more frames."
         )
     explicit = seeds is not None
+    if config.sampler == "oracle" and not explicit:
+        if len(scan_sizes) > 1:
+            raise GroupingError(
+                f'sampler "oracle": expected one scan; found {len(scan_sizes)}, which it would mix. '
+                'Take sampler "fast", or one scan at a time.'
+            )
+        return table(positions_px, pool[original_members(positions_px[pool], config)], pool)
     seeds = seeds_within_bounds(positions_px, scan_id, pool, config) if seeds is None else given_seeds(seeds, pool)
     rng = np.random.default_rng(config.group_seed)
     if size == 1:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
         ReconstructConfig as ReconstructConfig,
     )
     from torchptycho.config import (
+        RefineConfig as RefineConfig,
+    )
+    from torchptycho.config import (
         RunConfig as RunConfig,
     )
     from torchptycho.config import (
@@ -48,6 +51,12 @@ if TYPE_CHECKING:
     from torchptycho.geometry import Geometry as Geometry
     from torchptycho.grouping import Groups as Groups
     from torchptycho.grouping import group as group
+    from torchptycho.halves import (
+        Resolution as Resolution,
+    )
+    from torchptycho.halves import (
+        resolution as resolution,
+    )
     from torchptycho.inspection import inspect_scan as inspect_scan
     from torchptycho.io import (
         read_probe as read_probe,
@@ -68,6 +77,7 @@ if TYPE_CHECKING:
     from torchptycho.plot import plot_reconstruction as plot_reconstruction
     from torchptycho.predict import CanvasWriter as CanvasWriter
     from torchptycho.reconstruction import Reconstruction as Reconstruction
+    from torchptycho.refinement import refine as refine
     from torchptycho.scan import Scan as Scan
     from torchptycho.simulation import simulate as simulate
     from torchptycho.stitch import Canvas as Canvas
@@ -84,8 +94,8 @@ if TYPE_CHECKING:
 _HOME = {
     "checkpoints": ["load_checkpoint"],
     "config": [
-        "GroupConfig", "LossConfig", "ModelConfig", "PrepareConfig", "ReconstructConfig", "RunConfig", "SimulateConfig",
-        "TrainConfig", "load_config",
+        "GroupConfig", "LossConfig", "ModelConfig", "PrepareConfig", "ReconstructConfig", "RefineConfig", "RunConfig",
+        "SimulateConfig", "TrainConfig", "load_config",
     ],
     "data.batch": ["GroupBatch"],
     "data.dataset": ["GroupDataset"],
@@ -95,12 +105,14 @@ _HOME = {
     "evaluation": ["Metrics", "evaluate"],
     "geometry": ["Geometry"],
     "grouping": ["Groups", "group"],
+    "halves": ["Resolution", "resolution"],
     "inspection": ["inspect_scan"],
     "io": ["read_probe", "read_reconstruction", "read_scan", "write_reconstruction", "write_scan"],
     "model": ["PtychoPINN"],
     "plot": ["plot_reconstruction"],
     "predict": ["CanvasWriter"],
     "reconstruction": ["Reconstruction"],
+    "refinement": ["refine"],
     "scan": ["Scan"],
     "simulation": ["simulate"],
     "stitch": ["Canvas"],

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import pickle
 from pathlib import Path
 
 from torchptycho.errors import StoreError
 from torchptycho.model import PtychoPINN
 
-__all__ = ["find_checkpoint", "load_checkpoint", "sha256", "versions"]
+__all__ = ["find_checkpoint", "load_checkpoint", "sha256"]
 
 
 def load_checkpoint(path: str | Path) -> PtychoPINN:
@@ -52,17 +51,6 @@ def find_checkpoint(path: str | Path) -> Path:
     raise StoreError(
         f"{path}: expected a run with checkpoints/best.ckpt; found none. Train first, or name a .ckpt file."
     )
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computes the image."""
-    found = {}
-    for name in ("torchptycho", "torch", "lightning", "tensordict", "numpy"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 def sha256(path: Path) -> str:

@@ -17,6 +17,7 @@ from torchptycho.config import (
     ModelConfig,
     PrepareConfig,
     ReconstructConfig,
+    RefineConfig,
     RunConfig,
     SimulateConfig,
     TrainConfig,
@@ -137,10 +138,14 @@ class Prepare(Command):
     def run(self) -> None:
         _require_scans(self.scans)
         from torchptycho.data.store import prepare
-        from torchptycho.workflows import open_scan
+        from torchptycho.workflows import bootstrapped, open_scan
 
-        config = RunConfig(prepare=self.prepare, group=self.group)
-        scans = [open_scan(path, self.prepare) for path in self.scans]
+        later = load_config(self.config).refine if self.config else RefineConfig()
+        config = RunConfig(prepare=self.prepare, group=self.group, refine=later)
+        scans = [
+            bootstrapped(open_scan(path, self.prepare), config, self.out.with_name(f"{self.out.name}-{number}.npz"))
+            for number, path in enumerate(self.scans)
+        ]
         with self.working(f"preparing {sum(scan.n_frames for scan in scans)} frames"):
             store = prepare(scans, config, self.out)
         train, val = (len(store.groups(split)) for split in ("train", "val"))
@@ -174,14 +179,9 @@ class Train(Command):
         from torchptycho.plot import plot_history
         from torchptycho.workflows import read_history, train
 
-        later = load_config(self.config).reconstruct if self.config else ReconstructConfig()
-        config = RunConfig(
-            prepare=self.prepare,
-            group=self.group,
-            model=self.model,
-            loss=self.loss,
-            train=self.train,
-            reconstruct=later,
+        later = load_config(self.config) if self.config else RunConfig()
+        config = dataclasses.replace(
+            later, prepare=self.prepare, group=self.group, model=self.model, loss=self.loss, train=self.train
         )
         result = train(self.scans, config, self.out, resume=self.resume)
         plot_history(read_history(self.out), self.out / "history.png")
@@ -222,10 +222,13 @@ class Reconstruct(Command):
     """Which training scan's probe and scale to use, when there were several; None as trained."""
     predict_batch_size: int | None = None
     """Frames per forward pass; None as trained."""
+    refine: int = 0
+    """Epochs of refinement after it, with the options that the network was trained with in the section refine."""
 
     def run(self) -> None:
-        if self.out.suffix.lower() != ".npz" or self.out.resolve() == self.scan.resolve():
-            raise ConfigError(f"--out: expected a new file whose name ends in .npz; found {self.out}.")
+        _require_new_npz(self.out, self.scan)
+        if self.refine < 0:
+            raise ConfigError(f"--refine: expected a number of epochs, 0 for none; found {self.refine}.")
         from torchptycho.checkpoints import find_checkpoint, load_checkpoint
         from torchptycho.io import read_scan, write_reconstruction
         from torchptycho.plot import plot_reconstruction
@@ -238,13 +241,118 @@ class Reconstruct(Command):
         chosen = PrepareConfig(frames=self.frames)
         scan = read_scan(self.scan, domain=self.domain, frames=frame_slice(chosen.frames))
         room = self.out.parent if self.out.parent.is_dir() else None
-        image = reconstruct(path, scan, config, accelerator=self.accelerator, scratch=room)
+        image = reconstruct(path, scan, config, accelerator=self.accelerator, scratch=room, refine_epochs=self.refine)
         self.out.parent.mkdir(parents=True, exist_ok=True)
         write_reconstruction(image, self.out)
         picture = plot_reconstruction(image, self.out.with_suffix(".png"))
         self.console.print(
             f"{self.out}, {picture}: {image.object.shape[0]}x{image.object.shape[1]} px from {scan.n_frames} frames "
             f"in {image.provenance['seconds']:.1f} s"
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Refine(Command):
+    """Fit the image to the counts, from nothing or from an earlier image; no training is needed.
+
+    torchptycho refine scan.npz --out refined.npz
+    torchptycho refine scan.npz --start image.npz --out refined.npz --position-update frames
+    """
+
+    scan: Positional[Path]
+    """Scan file."""
+    start: Path | None = None
+    """Image to begin with, as `reconstruct` or `refine` wrote it; None begins with nothing."""
+    out: Path = Path("refined.npz")
+    """Image file to write (NPZ), with the refined probe and positions; a PNG of the same name is drawn beside it."""
+    resume: bool = False
+    """Go on from where an earlier refinement into this file ended, up to the epochs asked for."""
+    device: str = "auto"
+    """Where to compute: auto, cpu, cuda."""
+    domain: Literal["counts", "amplitude"] | None = None
+    """What the frames hold, when the file does not say."""
+    frames: str | None = None
+    """Frames to use, as start:stop."""
+    probe: Path | None = None
+    """NPZ with a probe that replaces the scan's own."""
+    config: Path | None = None
+    """YAML or TOML file with the section refine; flags override it."""
+    refine: RefineConfig = dataclasses.field(default_factory=RefineConfig)
+
+    def run(self) -> None:
+        _require_new_npz(self.out, self.scan)
+        from torchptycho.io import read_reconstruction, read_scan, write_reconstruction
+        from torchptycho.plot import plot_reconstruction
+        from torchptycho.progress import EpochProgress
+        from torchptycho.refinement import refine
+
+        probe = None if self.probe is None else str(self.probe)
+        chosen = PrepareConfig(domain=self.domain, probe=probe, frames=self.frames)
+        scan = read_scan(self.scan, domain=self.domain, probe=probe, frames=frame_slice(chosen.frames))
+        start = None if self.start is None else read_reconstruction(self.start)
+        if start is not None and self.probe is not None:
+            start = dataclasses.replace(start, probe=None)
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        with EpochProgress("refining", self.refine.epochs) as told:
+            image = refine(
+                scan, start, config=self.refine, device=self.device, resume=self.resume, on_epoch=told,
+                state_file=self.out.with_suffix(".state.npz"), scratch=self.out.parent,
+            )  # fmt: skip
+        write_reconstruction(image, self.out)
+        picture = plot_reconstruction(image, self.out.with_suffix(".png"))
+        epochs, seconds = len(image.history["misfit"]), image.history["seconds"][-1]
+        self.console.print(
+            f"{self.out}, {picture}: {image.object.shape[0]}x{image.object.shape[1]} px, misfit "
+            f"{image.history['misfit'][-1]:.4g} (1 is the photon noise) after {epochs} epochs in {seconds:.1f} s"
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Resolution(Command):
+    """Tell how fine an image the data allow, without a truth: refine two halves of the frames and correlate them.
+
+    torchptycho resolution scan.npz --plot frc.png
+    """
+
+    scan: Positional[Path]
+    """Scan file."""
+    plot: Path | None = None
+    """Draw the ring correlation into this PNG."""
+    json: bool = False
+    """Print JSON instead of a sentence."""
+    device: str = "auto"
+    """Where to compute: auto, cpu, cuda."""
+    domain: Literal["counts", "amplitude"] | None = None
+    """What the frames hold, when the file does not say."""
+    frames: str | None = None
+    """Frames to use, as start:stop."""
+    probe: Path | None = None
+    """NPZ with a probe that replaces the scan's own."""
+    config: Path | None = None
+    """YAML or TOML file with the section refine; flags override it."""
+    refine: RefineConfig = dataclasses.field(default_factory=RefineConfig)
+
+    def run(self) -> None:
+        from torchptycho.halves import resolution
+        from torchptycho.io import read_scan
+
+        probe = None if self.probe is None else str(self.probe)
+        chosen = PrepareConfig(domain=self.domain, probe=probe, frames=self.frames)
+        scan = read_scan(self.scan, domain=self.domain, probe=probe, frames=frame_slice(chosen.frames))
+        with self.working("refining two halves of the frames"):
+            found = resolution(scan, config=self.refine, device=self.device)
+        if self.plot:
+            from torchptycho.plot import plot_frc
+
+            plot_frc(found.metrics, self.plot, halves=True)
+        if self.json:
+            told = {"half_period_px": found.half_period_px, "half_period_m": found.half_period_m}
+            self.console.print_json(json_text(told | {"metrics": found.metrics.to_dict()}))
+            return
+        metres = "" if found.half_period_m is None else f" ({found.half_period_m * 1e9:.3g} nm)"
+        self.console.print(
+            f"{self.scan}: half period {found.half_period_px:.3g} px{metres} at the 1/2-bit threshold, from two halves "
+            f"of {scan.n_frames} frames"
         )
 
 
@@ -305,6 +413,11 @@ class Demo(Command):
         demo(self.out, self.simulation, steps=self.steps, console=self.console)
 
 
+def _require_new_npz(out: Path, scan: Path) -> None:
+    if out.suffix.lower() != ".npz" or out.resolve() == scan.resolve():
+        raise ConfigError(f"--out: expected a new file whose name ends in .npz; found {out}.")
+
+
 def _require_scans(scans: tuple[Path, ...]) -> None:
     if not scans:
         raise ConfigError("expected at least one scan file; found none.")
@@ -316,6 +429,8 @@ COMMANDS: dict[str, type[Command]] = {
     "prepare": Prepare,
     "train": Train,
     "reconstruct": Reconstruct,
+    "refine": Refine,
     "evaluate": Evaluate,
+    "resolution": Resolution,
     "demo": Demo,
 }

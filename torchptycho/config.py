@@ -26,6 +26,7 @@ __all__ = [
     "ModelConfig",
     "PrepareConfig",
     "ReconstructConfig",
+    "RefineConfig",
     "RunConfig",
     "SimulateConfig",
     "TrainConfig",
@@ -147,6 +148,8 @@ class GroupConfig:
     """Part of the scan that seeds may come from: y start, y stop, x start, x stop as fractions of its extent."""
     group_seed: int = 0
     """Seed of the choice of seeds and neighbours."""
+    sampler: Literal["fast", "oracle"] = "fast"
+    """fast draws all groups at once; oracle repeats the draws of the original PtychoPINN, without the constraints."""
 
     def __post_init__(self) -> None:
         y0, y1, x0, x1 = self.bounds
@@ -175,6 +178,10 @@ class PrepareConfig:
     """Part of the frames that is held out for validation."""
     split_seed: int = 0
     """Seed of the choice of held-out frames."""
+    bootstrap_probe: Annotated[int, Field(ge=0)] = 0
+    """Epochs of refinement that make the probe good before anything else is done with it; 0 takes it as it is."""
+    bootstrap_positions: bool = False
+    """Take over the positions that this refinement found, too."""
 
 
 @_config
@@ -260,6 +267,58 @@ class ReconstructConfig:
 
 
 @_config
+class RefineConfig:
+    """How an image is fitted to the counts: object, and if wanted probe, positions and background."""
+
+    method: Literal["rpie", "lsqml", "gradient"] = "rpie"
+    """rpie: projections in mini-batches; lsqml: with step lengths by least squares; gradient: automatic derivatives."""
+    epochs: Count = 100
+    """Passes over the frames, at most."""
+    batch_size: Count = 64
+    """Frames computed at once; also the frames of an update, before polishing."""
+    polish: Annotated[float, Field(ge=0, le=1)] = 0.4
+    """Last part of the epochs, in which updates gather more and more frames, so that their noise averages out."""
+    likelihood: Literal["poisson", "amplitude"] = "poisson"
+    """Noise of the counts: Poisson's, or the same at every pixel of the amplitude."""
+    alpha: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """How much weakly lit pixels are held back, 0 not at all, 1 as the gradient does (rpie, lsqml)."""
+    step: Annotated[float, Field(gt=0, lt=2)] = 1.0
+    """Length of the updates (rpie), or what the best length is multiplied by (lsqml)."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Part of the last movement that is kept up (rpie, lsqml)."""
+    probe_update: bool = True
+    """Refine the probe as well."""
+    probe_start_epoch: Annotated[int, Field(ge=0)] = 2
+    """Epochs before the probe moves."""
+    n_modes: Annotated[int, Field(ge=1, le=64)] | None = None
+    """Incoherent modes of the probe; None takes the scan's."""
+    background: bool = False
+    """Fit counts that do not come from the sample, the same in every frame."""
+    position_update: Literal["none", "affine", "frames", "both"] = "none"
+    """Correct the positions: all by one linear map (scale, rotation, shear), each frame by itself, or both."""
+    position_start_epoch: Annotated[int, Field(ge=0)] = 5
+    """Epochs before positions move."""
+    position_step_px: Positive = 0.5
+    """Longest step of a frame in one epoch; it becomes shorter towards the end."""
+    position_limit_px: Positive = 8.0
+    """Farthest that a frame may move from where it was said to be, along each axis."""
+    smoothness_weight: NonNegative = 0.0
+    """Weight of the squared differences between neighbouring object pixels."""
+    tv_weight: NonNegative = 0.0
+    """Weight of the total variation of the object."""
+    optimizer: Literal["adam", "lbfgs"] = "adam"
+    """Of the method gradient."""
+    learning_rate: Positive = 0.05
+    """Of Adam, in the method gradient; the object's unit is 1, the probe's its own size."""
+    patience: Count | None = 20
+    """Epochs without a better fit after which polishing begins, and then the end; None goes on to the last epoch."""
+    min_improvement: Annotated[float, Field(ge=0, lt=1)] = 1e-3
+    """What counts as better, relative."""
+    refine_seed: int = 0
+    """Seed of the order of the frames."""
+
+
+@_config
 class RunConfig:
     """Everything that a run from scan to image can be told."""
 
@@ -269,6 +328,7 @@ class RunConfig:
     loss: LossConfig = Field(default_factory=LossConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     reconstruct: ReconstructConfig = Field(default_factory=ReconstructConfig)
+    refine: RefineConfig = Field(default_factory=RefineConfig)
 
 
 _SECTIONS: dict[str, type] = {
@@ -278,6 +338,7 @@ _SECTIONS: dict[str, type] = {
     "loss": LossConfig,
     "train": TrainConfig,
     "reconstruct": ReconstructConfig,
+    "refine": RefineConfig,
 }
 
 

@@ -42,10 +42,11 @@ class _Steps:
 
 
 def demo(out: Path, simulation: SimulateConfig, *, steps: int, console: Console) -> None:
-    """Simulate, inspect, train, reconstruct, evaluate and draw into `out`.
+    """Simulate, inspect, train, reconstruct, refine, evaluate and draw into `out`.
 
-    Writes scan.npz, scan.png, run/, image.npz, image.png, frc.png, overview.png, report.md and demo.json. An earlier
-    demo in the folder is replaced; any other folder is left alone.
+    Writes scan.npz, scan.png, run/, the network's image.npz and the refined refined.npz with their PNGs, frc.png of the
+    refined one, overview.png, report.md and demo.json. An earlier demo in the folder is replaced; any other folder is
+    left alone.
 
     Raises:
         ConfigError: `out` exists and is not an earlier demo.
@@ -55,12 +56,13 @@ def demo(out: Path, simulation: SimulateConfig, *, steps: int, console: Console)
     config = RunConfig(train=TrainConfig(steps=steps))
     timed = _Steps(console)
     with timed.step("start (import torch and lightning)"):
-        from torchptycho.checkpoints import versions
         from torchptycho.evaluation import evaluate
         from torchptycho.inspection import inspect_scan
         from torchptycho.io import read_scan, write_reconstruction, write_scan
         from torchptycho.plot import plot_frc, plot_history, plot_overview, plot_reconstruction, plot_scan
+        from torchptycho.refinement import refine
         from torchptycho.simulation import simulate
+        from torchptycho.versions import versions
         from torchptycho.workflows import read_history, reconstruct, train
     with timed.step("simulate"):
         simulated = simulate(simulation)
@@ -79,36 +81,56 @@ def demo(out: Path, simulation: SimulateConfig, *, steps: int, console: Console)
     with timed.step("reconstruct"):
         image = reconstruct(result.checkpoint, scan)
         write_reconstruction(image, out / "image.npz")
+    with timed.step("refine"):
+        refined = refine(scan, image, config=config.refine)
+        write_reconstruction(refined, out / "refined.npz")
     with timed.step("evaluate"):
         assert scan.truth is not None
-        metrics = evaluate(image, scan.truth)
+        images = {name: (made, evaluate(made, scan.truth)) for name, made in (("network", image), ("refined", refined))}
     with timed.step("draw"):
-        plot_reconstruction(image, out / "image.png", truth=scan.truth, metrics=metrics)
-        plot_frc(metrics, out / "frc.png")
-        overview = plot_overview(scan, image, metrics, out / "overview.png")
+        for name, (made, metrics) in zip(("image", "refined"), images.values(), strict=True):
+            plot_reconstruction(made, out / f"{name}.png", truth=scan.truth, metrics=metrics)
+        plot_frc(images["refined"][1], out / "frc.png")
+        overview = plot_overview(scan, images, out / "overview.png")
 
     table = Table("step", "seconds", "peak memory so far (GB)")
     for name, seconds, peak_GB in timed.rows:
         table.add_row(name, f"{seconds:.1f}", f"{peak_GB:.2f}")
     console.print(table)
-    console.print(metrics_table(metrics))
+    for name, (_, metrics) in images.items():
+        console.print(f"{name}:")
+        console.print(metrics_table(metrics))
     report = {
         "steps": [{"name": n, "seconds": round(s, 2), "peak_GB": round(m, 3)} for n, s, m in timed.rows],
-        "metrics": metrics.to_dict(),
+        "metrics": {name: metrics.to_dict() for name, (_, metrics) in images.items()},
         "scan": summary.to_dict(),
         "simulation": to_dict(simulation),
         "config": to_dict(config),
         "versions": versions(),
     }
     (out / _MARK).write_text(json_text(report), encoding="utf-8")
-    (out / "report.md").write_text(_report(timed, metrics.to_dict()), encoding="utf-8")
+    (out / "report.md").write_text(
+        _report(timed, {name: metrics.to_dict() for name, (_, metrics) in images.items()}), encoding="utf-8"
+    )
     console.print(f"picture: {overview}   report: {out / 'report.md'}")
 
 
-def _report(timed: _Steps, metrics: dict[str, object]) -> str:
+def _report(timed: _Steps, metrics: dict[str, dict[str, object]]) -> str:
     lines = ["# torchptycho demo", "", "![overview](overview.png)", "", "| step | seconds | peak memory so far (GB) |"]
     lines += ["|---|---|---|", *(f"| {n} | {s:.1f} | {m:.2f} |" for n, s, m in timed.rows), ""]
-    lines += ["| metric | value |", "|---|---|"]
-    lines += [f"| {name} | {show(value)} |" for name, value in metrics.items() if isinstance(value, (int, float))]
-    lines += ["", "![image](image.png)", "", "![frc](frc.png)", "", "![scan](scan.png)", ""]
+    lines += [f"| metric | {' | '.join(metrics)} |", "|---|" + "---|" * len(metrics)]
+    for name, value in next(iter(metrics.values())).items():
+        if isinstance(value, (int, float)):
+            lines.append(f"| {name} | {' | '.join(show(of_image[name]) for of_image in metrics.values())} |")
+    lines += [
+        "",
+        "![image](image.png)",
+        "",
+        "![refined](refined.png)",
+        "",
+        "![frc](frc.png)",
+        "",
+        "![scan](scan.png)",
+        "",
+    ]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""A progress bar that counts optimiser steps (training) or batches (prediction)."""
+"""Progress bars: of optimiser steps (training), batches (prediction), or epochs (refinement)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,35 @@ from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-__all__ = ["StepProgress"]
+__all__ = ["EpochProgress", "StepProgress"]
+
+
+def _bar() -> Progress:
+    """On standard error, and only where that is a terminal."""
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console, transient=True,
+        disable=not console.is_terminal,
+    )  # fmt: skip
+
+
+class EpochProgress:
+    """Shows how far a refinement is: a context, and inside it what `refine(on_epoch=...)` is given."""
+
+    def __init__(self, what: str, epochs: int) -> None:
+        self._bar = _bar()
+        self._task = self._bar.add_task(what, total=epochs, note="")
+
+    def __enter__(self) -> EpochProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, epoch: int, misfit: float) -> None:
+        self._bar.update(self._task, completed=epoch, note=f"misfit {misfit:.4g}")
 
 
 class StepProgress(Callback):
@@ -19,11 +47,7 @@ class StepProgress(Callback):
         self._bar: Progress | None = None
 
     def _start(self, what: str, total: int) -> None:
-        self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=Console(stderr=True), transient=True,
-            disable=not Console(stderr=True).is_terminal,
-        )  # fmt: skip
+        self._bar = _bar()
         self._bar.start()
         self._bar.add_task(what, total=total, note="")
 

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Complex64, Float32
+from jaxtyping import Bool, Complex64, Float32, Float64
 
 __all__ = ["MIN_COVERAGE", "Reconstruction"]
 
@@ -25,6 +25,10 @@ class Reconstruction:
         origin_px: (y, x) position of pixel [0, 0] in the scan's object pixels.
         object_pixel_m: edge of a pixel, or None when only pixels are known.
         provenance: plain data: configuration, checkpoint hash, source, versions, timings.
+        probe: [P, N, N] refined modes in sqrt(photons); refinement only, as all that follows.
+        positions_px: [M, 2] (y, x) where the frames were found to be.
+        background: [N, N] counts that do not come from the sample, zero frequency at [N//2, N//2]; when it was fitted.
+        history: figures of each epoch, by name.
     """
 
     object: Complex64[np.ndarray, "h w"]
@@ -33,3 +37,7 @@ class Reconstruction:
     origin_px: tuple[int, int]
     object_pixel_m: float | None = None
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
+    probe: Complex64[np.ndarray, "p n n"] | None = None
+    positions_px: Float64[np.ndarray, "m 2"] | None = None
+    background: Float32[np.ndarray, "n n"] | None = None
+    history: dict[str, list[float]] = dataclasses.field(default_factory=dict)

@@ -22,7 +22,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
-from torchptycho.checkpoints import load_checkpoint, sha256, versions
+from torchptycho.checkpoints import load_checkpoint, sha256
 from torchptycho.config import (
     PrepareConfig,
     ReconstructConfig,
@@ -35,16 +35,18 @@ from torchptycho.config import (
 from torchptycho.data.module import PtychoDataModule
 from torchptycho.data.store import Store, prepare
 from torchptycho.errors import ConfigError, ScanError, StoreError
-from torchptycho.io import read_scan
+from torchptycho.io import read_reconstruction, read_scan, write_reconstruction
 from torchptycho.losses import Loss
 from torchptycho.model import PtychoPINN
 from torchptycho.nn import find_generator
 from torchptycho.predict import CanvasWriter
-from torchptycho.progress import StepProgress
+from torchptycho.progress import EpochProgress, StepProgress
 from torchptycho.reconstruction import Reconstruction
+from torchptycho.refinement import refine
 from torchptycho.scan import Scan
+from torchptycho.versions import versions
 
-__all__ = ["TrainResult", "open_scan", "read_history", "reconstruct", "train"]
+__all__ = ["TrainResult", "bootstrapped", "open_scan", "read_history", "reconstruct", "train"]
 
 _log = logging.getLogger(__name__)
 
@@ -149,6 +151,40 @@ def train(
     return TrainResult(checkpoint=last.with_name("best.ckpt"), last=last, metrics=metrics, seconds=seconds)
 
 
+def bootstrapped(scan: Scan, config: RunConfig, keep: Path, *, progress: bool = True) -> Scan:
+    """The scan with the probe that a short refinement of it found, and its positions when asked for.
+
+    Arguments:
+        config: `prepare.bootstrap_probe` epochs by the section `refine`; with 0 of them the scan is returned as it is.
+        keep: file for the image that is found on the way; one of the same scan and configuration is read instead.
+    """
+    epochs = config.prepare.bootstrap_probe
+    if not epochs:
+        return scan
+    moves = config.refine.position_update
+    if config.prepare.bootstrap_positions and moves == "none":
+        moves = "frames"
+    settings = dataclasses.replace(
+        config.refine, epochs=epochs, probe_update=True,
+        position_update=moves if config.prepare.bootstrap_positions else "none",
+    )  # fmt: skip
+    asked = {"refine": to_dict(settings), "source": scan.source, "frames": scan.n_frames}
+    image = read_reconstruction(keep) if keep.is_file() else None
+    if image is None or {name: image.provenance.get(name) for name in asked} != asked:
+        with EpochProgress("probe", epochs) if progress else contextlib.nullcontext() as told:
+            image = refine(scan, config=settings, on_epoch=told)
+        keep.parent.mkdir(parents=True, exist_ok=True)
+        write_reconstruction(image, keep)
+    assert image.probe is not None
+    positions_px = image.positions_px if config.prepare.bootstrap_positions else None
+    return dataclasses.replace(
+        scan,
+        probe=image.probe,
+        probe_is_calibrated=True,
+        positions_px=scan.positions_px if positions_px is None else positions_px,
+    )
+
+
 def open_scan(path: str | Path, config: PrepareConfig) -> Scan:
     """A scan file as the configuration says: its domain, probe and frames."""
     return read_scan(path, domain=config.domain, probe=config.probe, frames=frame_slice(config.frames))
@@ -194,6 +230,11 @@ def _prepare_for(source: Scan | str | Path | Sequence[Scan | str | Path], config
             )  # fmt: skip
         if needs_truth and scan.truth is None:
             raise ConfigError(f"realspace_weight, realspace_mae_weight: {scan.source} has no truth to compare with.")
+    single = len(scans) == 1
+    scans = [
+        bootstrapped(scan, config, path.with_name("bootstrap.npz" if single else f"bootstrap-{number}.npz"))
+        for number, scan in enumerate(scans)
+    ]
     return prepare(scans, config, path)
 
 
@@ -288,8 +329,9 @@ def reconstruct(
     accelerator: str = "auto",
     progress: bool = True,
     scratch: str | Path | None = None,
+    refine_epochs: int = 0,
 ) -> Reconstruction:
-    """One forward pass over every frame of a scan, stitched.
+    """One forward pass over every frame of a scan, stitched; and refined, when epochs are given for it.
 
     Arguments:
         checkpoint: a trained module or its file.
@@ -298,6 +340,8 @@ def reconstruct(
         accelerator: where to compute.
         progress: show a progress bar.
         scratch: folder with room for an uncompressed copy of the frames while it runs; None takes the system's.
+        refine_epochs: epochs of `refine` that follow, from this image and with the module's probe, by the section
+            `refine` of the module's configuration.
 
     Raises:
         TorchptychoError: the scan is unusable, or does not fit the module.
@@ -345,7 +389,31 @@ def reconstruct(
         "versions": versions(),
         "seconds": round(time.perf_counter() - start, 3),
     }
-    return writer.canvas.finish(object_pixel_m, provenance)
+    image = writer.canvas.finish(object_pixel_m, provenance)
+    if not refine_epochs:
+        return image
+    return _refined(image, module, scan, which, refine_epochs, accelerator, progress, scratch)
+
+
+def _refined(
+    image: Reconstruction,
+    module: PtychoPINN,
+    scan: Scan,
+    training_scan: int,
+    epochs: int,
+    accelerator: str,
+    progress: bool,
+    scratch: str | Path | None,
+) -> Reconstruction:
+    """The network's image, fitted to the counts with the probe of the training scan."""
+    settings = dataclasses.replace(module.config.refine, epochs=epochs)
+    probe = module.probe[training_scan].detach().cpu().numpy()
+    device = {"gpu": "cuda"}.get(accelerator, accelerator)
+    with EpochProgress("refining", epochs) if progress else contextlib.nullcontext() as told:
+        refined = refine(scan, image, probe=probe, config=settings, device=device, on_epoch=told, scratch=scratch)
+    provenance = {**image.provenance, "refinement": refined.provenance}
+    provenance["seconds"] = round(image.provenance["seconds"] + refined.provenance["seconds"], 3)
+    return dataclasses.replace(refined, provenance=provenance)
 
 
 def _for_prediction(config: RunConfig) -> RunConfig:

@@ -85,7 +85,7 @@ FIGURES: dict[str, Callable[[Path], Path]] = {
     "frc": lambda path: plot.plot_frc(compared()[1], str(path)),
     "history": lambda path: plot.plot_history(HISTORY, path),
     "scan": lambda path: plot.plot_scan(make_scan(), path),
-    "overview": lambda path: plot.plot_overview(make_scan(truth=make_object()), *compared(), path),
+    "overview": lambda path: plot.plot_overview(make_scan(truth=make_object()), {"refined": compared()}, path),
 }
 
 
@@ -121,7 +121,7 @@ def test_one_dark_frame_and_an_empty_history_are_drawn(tmp_path: Path) -> None:
 
 def test_overview_needs_a_truth(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="truth"):
-        plot.plot_overview(make_scan(), *compared(), tmp_path / "x.png")
+        plot.plot_overview(make_scan(), {"refined": compared()}, tmp_path / "x.png")
 
 
 @pytest.mark.contract("plot.phase-map")

@@ -10,6 +10,7 @@ import numpy as np
 from torchptycho.errors import ScanError
 from torchptycho.io.archive import NpzArchive, write_array
 from torchptycho.io.files import dump_json, replaced_atomically
+from torchptycho.io.probes import load_probe
 from torchptycho.reconstruction import MIN_COVERAGE, Reconstruction
 
 __all__ = ["read_reconstruction", "write_reconstruction"]
@@ -20,13 +21,17 @@ _FORMAT, _FORMAT_VERSION = "torchptycho-reconstruction", 1
 def write_reconstruction(reconstruction: Reconstruction, path: str | Path) -> None:
     """Write a reconstruction as NPZ; the file appears only when it is whole.
 
-    Arrays: `object`, `coverage`, `valid`, `origin_px`, `object_pixel_m` (when known), `_metadata` (JSON, provenance).
+    Arrays: `object`, `coverage`, `valid`, `origin_px`, `object_pixel_m` (when known), `_metadata` (JSON: provenance and
+    history), and of a refinement `probe`, `ycoords` and `xcoords` (the refined positions), `background`.
 
     Raises:
         ScanError: the provenance is not plain data, or the place cannot be written to.
     """
     path = Path(path)
-    metadata = {"format": _FORMAT, "format_version": _FORMAT_VERSION, "provenance": reconstruction.provenance}
+    metadata = {
+        "format": _FORMAT, "format_version": _FORMAT_VERSION, "provenance": reconstruction.provenance,
+        "history": reconstruction.history,
+    }  # fmt: skip
     arrays = {
         "object": reconstruction.object.astype(np.complex64, copy=False),
         "coverage": reconstruction.coverage.astype(np.float32, copy=False),
@@ -36,6 +41,12 @@ def write_reconstruction(reconstruction: Reconstruction, path: str | Path) -> No
     }
     if reconstruction.object_pixel_m is not None:
         arrays["object_pixel_m"] = np.array(reconstruction.object_pixel_m, np.float64)
+    if reconstruction.probe is not None:
+        arrays["probe"] = reconstruction.probe.astype(np.complex64, copy=False)
+    if reconstruction.positions_px is not None:
+        arrays["ycoords"], arrays["xcoords"] = reconstruction.positions_px.astype(np.float64).T
+    if reconstruction.background is not None:
+        arrays["background"] = reconstruction.background.astype(np.float32, copy=False)
     with replaced_atomically(path) as target, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
         for key, array in arrays.items():
             write_array(archive, key, array)
@@ -61,6 +72,8 @@ def read_reconstruction(path: str | Path) -> Reconstruction:
     coverage = np.ones((height, width), np.float32) if coverage is None else coverage.astype(np.float32)
     valid = _like_object(archive, "valid", values.shape, "b") if own and "valid" in archive else None
     metadata = archive.load_metadata()
+    history: dict[str, list[float]] = {}
+    refined = False
     if metadata.get("format") == _FORMAT:
         version = metadata.get("format_version")
         if not isinstance(version, int) or version > _FORMAT_VERSION:
@@ -68,6 +81,7 @@ def read_reconstruction(path: str | Path) -> Reconstruction:
                 path, "_metadata", expected=f"{_FORMAT} version {_FORMAT_VERSION} or older",
                 found=f"version {version}", remedy="Update torchptycho.",
             )  # fmt: skip
+        refined, history = True, metadata.get("history", {})
         metadata = metadata.get("provenance", {})
     return Reconstruction(
         object=values,
@@ -76,7 +90,28 @@ def read_reconstruction(path: str | Path) -> Reconstruction:
         origin_px=_origin(archive) if own and "origin_px" in archive else (0, 0),
         object_pixel_m=_pixel(archive) if "object_pixel_m" in archive else None,
         provenance=metadata,
+        probe=_probe(archive) if refined and "probe" in archive else None,
+        positions_px=_positions(archive) if refined and "ycoords" in archive else None,
+        background=archive.load("background").astype(np.float32) if refined and "background" in archive else None,
+        history=history,
     )
+
+
+def _probe(archive: NpzArchive) -> np.ndarray:
+    member = archive.member("probe")
+    if len(member.shape) != 3 or member.shape[1] != member.shape[2]:
+        remedy = "Save the modes as one stack, or leave them out."
+        raise ScanError(archive.path, "probe", expected="modes (P, N, N)", found=str(member.shape), remedy=remedy)
+    return load_probe(archive, "probe", member.shape[1])
+
+
+def _positions(archive: NpzArchive) -> np.ndarray:
+    columns = [archive.load(key).astype(np.float64) for key in ("ycoords", "xcoords")]
+    if columns[0].ndim != 1 or columns[0].shape != columns[1].shape:
+        found = f"{columns[0].shape} and {columns[1].shape}"
+        remedy = "Save one number per frame under each key, or leave both out."
+        raise ScanError(archive.path, "ycoords, xcoords", expected="two arrays (M,)", found=found, remedy=remedy)
+    return np.stack(columns, axis=-1)
 
 
 def _object(archive: NpzArchive, key: str) -> np.ndarray:

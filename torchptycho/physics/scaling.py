@@ -9,13 +9,24 @@ import dataclasses
 import math
 from typing import Literal, TypeVar
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Complex, Float, Shaped
+from jaxtyping import Bool, Complex, Float, Float64, Shaped
 from torch import Tensor
 
+from torchptycho.errors import ScanError
 from torchptycho.physics.diffraction import far_field, measurement
+from torchptycho.scan import Scan
 
-__all__ = ["DEFAULT_NPHOTONS", "Scaling", "counts_per_squared_amplitude", "gauge_factor", "measure_scaling"]
+__all__ = [
+    "DEFAULT_NPHOTONS",
+    "Scaling",
+    "counts_per_squared_amplitude",
+    "frame_sums",
+    "gauge_factor",
+    "measure_scaling",
+    "probe_factor",
+]
 
 Number = TypeVar("Number", float, Tensor)
 
@@ -88,6 +99,15 @@ def intensity(frames: Shaped[Tensor, "*shape"], domain: Literal["counts", "ampli
     return values if domain == "counts" else values.square()
 
 
+def frame_sums(
+    frames: Shaped[np.ndarray, "k n n"], domain: Literal["counts", "amplitude"]
+) -> Float64[np.ndarray, " k"]:
+    """Intensity of each frame in file units, summed in float64 without a float64 copy of the frames."""
+    if domain == "counts":
+        return np.asarray(frames.sum(axis=(1, 2), dtype=np.float64))
+    return np.array([np.square(frame, dtype=np.float64).sum() for frame in frames])
+
+
 def gauge_factor(
     probe: Complex[Tensor, "p n n"], photons_per_frame: float, mask: Bool[Tensor, "n n"] | None = None
 ) -> float:
@@ -112,3 +132,23 @@ def gauge_factor(
             raise ValueError(f"mask: expected good pixels in the probe's far field; they get {seen / power:.1e} of it")
         power = seen
     return math.sqrt(photons_per_frame / power)
+
+
+def probe_factor(scan: Scan, scaling: Scaling) -> float:
+    """What a scan's probe is multiplied by to reach the counts gauge at this scaling.
+
+    Raises:
+        ScanError: the probe's far field misses the good pixels.
+    """
+    if not scan.probe_is_calibrated:
+        try:
+            return gauge_factor(torch.from_numpy(scan.probe), scaling.photons_per_frame, torch.from_numpy(scan.mask))
+        except ValueError as error:
+            raise ScanError(
+                scan.source, "probeGuess", expected="a probe whose far field reaches good pixels", found=str(error),
+                remedy="Give another probe with --probe FILE, or a calibrated one.",
+            ) from None  # fmt: skip
+    if scan.domain == "counts":
+        return 1.0
+    # Its power belongs to the dose that its own file states.
+    return math.sqrt(scaling.photons_per_frame / (scan.photons_per_frame or DEFAULT_NPHOTONS))

@@ -14,17 +14,32 @@ from torchptycho.plot.panels import length_unit
 __all__ = ["half_period_text", "plot_frc", "plot_history"]
 
 
-def plot_frc(metrics: Metrics, path: str | Path) -> Path:
-    """The Fourier ring correlation with its thresholds, and the resolutions where they cross."""
+def plot_frc(metrics: Metrics, path: str | Path, *, halves: bool = False) -> Path:
+    """The Fourier ring correlation with its thresholds, and the resolutions where they cross.
+
+    Arguments:
+        halves: the correlation is of two halves of the data, whose threshold is half a bit, not against a truth.
+    """
     figure = new_figure(6.2, 4.2)
     axis = figure.subplots()
     frc, pixel_m = metrics.frc, metrics.object_pixel_m
     f = frc.frequency_cycles_per_px
     axis.axhline(0, color="0.8", linewidth=0.8)
-    axis.plot(f, frc.correlation, color=BLUE, linewidth=1.8, label="reconstruction against truth")
+    axis.plot(
+        f,
+        frc.correlation,
+        color=BLUE,
+        linewidth=1.8,
+        label="half against half" if halves else "reconstruction against truth",
+    )
+    bits = (
+        (frc.half_bit, metrics.frc_half_bit_cycles_per_px, GREEN, "1/2 bit")
+        if halves
+        else (frc.one_bit, metrics.frc_one_bit_cycles_per_px, GREEN, "1 bit")
+    )
     for threshold, crossing, colour, name in (
         (np.full_like(f, 0.5), metrics.frc_half_cycles_per_px, ORANGE, "0.5"),
-        (frc.one_bit, metrics.frc_one_bit_cycles_per_px, GREEN, "1 bit"),
+        bits,
     ):
         label = f"{name}: {half_period_text(crossing, float(f[-1]), pixel_m)}"
         axis.plot(f, threshold, color=colour, linewidth=1.2, linestyle="--", label=label)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -89,41 +90,49 @@ def plot_reconstruction(
     return save(figure, path, ("gray", phase_map, "cividis", "RdBu_r")[: 2 + rows])
 
 
-def plot_overview(scan: Scan, reconstruction: Reconstruction, metrics: Metrics, path: str | Path) -> Path:
+def plot_overview(scan: Scan, images: Mapping[str, tuple[Reconstruction, Metrics]], path: str | Path) -> Path:
     """One picture of a simulated experiment: what is measured, what comes out, what it should be.
 
+    Arguments:
+        images: by what made them, with their metrics against the scan's truth.
+
     Raises:
-        ValueError: the scan has no truth.
+        ValueError: the scan has no truth, or there is no image.
     """
-    if scan.truth is None:
-        raise ValueError(f"plot_overview: expected a scan with a truth; {scan.source} has none.")
-    pair = align_to_truth(reconstruction, scan.truth)
-    box = panels.bounding_box(pair.mask)
-    mask = pair.mask[box]
-    turn = np.exp(-1j * np.angle(pair.truth[pair.mask].sum()))
-    out, truth = pair.object[box] * turn, pair.truth[box] * turn
-    figure = new_figure(10.6, 6.7)
-    axes = figure.subplots(2, 3)
+    if scan.truth is None or not images:
+        raise ValueError(f"plot_overview: expected a scan with a truth, and an image; {scan.source} has none.")
+    figure = new_figure(3.6 + 3.5 * (len(images) + 1), 6.7)
+    axes = figure.subplots(2, len(images) + 2)
     middle = scan.n_frames // 2
     counts = counts_of(scan, scan.frames[middle : middle + 1])[0]
     unit = "photons" if scan.domain == "counts" else "amplitude²"
     panels.draw_pattern(axes[0, 0], counts, scan.mask, f"measured: one of {scan.n_frames} frames", unit)
     draw_positions(axes[1, 0], scan)
     axes[1, 0].set_title("scan positions over the object", fontsize=TEXT)
+
+    # All of them on the pixels that the last, which is the best, is compared on.
+    pairs = [align_to_truth(image, scan.truth) for image, _ in images.values()]
+    turn = np.exp(-1j * np.angle(pairs[-1].truth[pairs[-1].mask].sum()))
+    truth, mask = (values[panels.bounding_box(pairs[-1].mask)] for values in (pairs[-1].truth * turn, pairs[-1].mask))
     limits = panels.limits_of(np.abs(truth), mask)
     phase_map, phase_limits = panels.phase_map_of(truth, mask)
-    for column, (image, name) in enumerate(((out, "reconstruction"), (truth, "truth")), start=1):
-        upper = panels.draw_image(axes[0, column], np.abs(image), mask, "gray", limits, f"{name}: amplitude")
-        lower = panels.draw_image(axes[1, column], np.angle(image), mask, phase_map, phase_limits, f"{name}: phase")
-    panels.scale_bar(axes[0, 1], mask.shape[1], reconstruction.object_pixel_m)
-    notes = (
-        f"MAE {metrics.amplitude_mae:.3f}   SSIM {metrics.amplitude_ssim:.2f}",
-        f"MAE {metrics.phase_mae_rad:.3f} rad   SSIM {metrics.phase_ssim:.2f}",
-    )
-    for row, note in enumerate(notes):
-        axes[row, 1].set_xlabel(note, fontsize=TEXT)
-    panels.colour_bar(axes[0, 2], upper)
-    panels.colour_bar(axes[1, 2], lower, "rad", phase_limits)
+    shown = [
+        (name, (pair.object * turn)[box := panels.bounding_box(pair.mask)], pair.mask[box], metrics)
+        for (name, (_, metrics)), pair in zip(images.items(), pairs, strict=True)
+    ]
+    for column, (name, image, where, metrics) in enumerate([*shown, ("truth", truth, mask, None)], start=1):
+        upper = panels.draw_image(axes[0, column], np.abs(image), where, "gray", limits, f"{name}: amplitude")
+        lower = panels.draw_image(axes[1, column], np.angle(image), where, phase_map, phase_limits, f"{name}: phase")
+        if metrics is not None:
+            axes[0, column].set_xlabel(
+                f"MAE {metrics.amplitude_mae:.3f}   SSIM {metrics.amplitude_ssim:.2f}", fontsize=TEXT
+            )
+            axes[1, column].set_xlabel(
+                f"MAE {metrics.phase_mae_rad:.3f} rad   SSIM {metrics.phase_ssim:.2f}", fontsize=TEXT
+            )
+    panels.scale_bar(axes[0, 1], mask.shape[1], next(iter(images.values()))[0].object_pixel_m)
+    panels.colour_bar(axes[0, -1], upper)
+    panels.colour_bar(axes[1, -1], lower, "rad", phase_limits)
     return save(figure, path, ("gray", "inferno", phase_map))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 from typing import Any
 
@@ -21,6 +20,7 @@ from torchptycho.scan import ArrayFrames, Scan
 from torchptycho.simulation.objects import make_object
 from torchptycho.simulation.positions import check_positions, make_positions
 from torchptycho.simulation.probes import border_fraction, make_probe, to_gauge
+from torchptycho.versions import versions
 
 __all__ = ["simulate"]
 
@@ -101,7 +101,7 @@ def simulate(
         "probe_is_calibrated": True,
         "photons_drawn_total": total,
         "photons_drawn_mean": total / len(frames),
-        "versions": _versions(),
+        "versions": versions(),
     }
     return Scan(
         frames=ArrayFrames(frames),
@@ -181,12 +181,3 @@ def _complex_array(name: str, values: ArrayLike, expected: str, dimensions: tupl
     if not np.isfinite(wide).all():
         raise ConfigError(f"{name}: expected finite numbers; found {int((~np.isfinite(wide)).sum())} that are not.")
     return wide
-
-
-def _versions() -> dict[str, str]:
-    versions = {"numpy": np.__version__, "torch": str(torch.__version__)}
-    try:
-        versions["torchptycho"] = importlib.metadata.version("torchptycho")
-    except importlib.metadata.PackageNotFoundError:
-        versions["torchptycho"] = "not installed"
-    return versions

@@ -1,0 +1,369 @@
+"""Refinement on small scans whose truth is known: derivatives, fixed points, invariances, and what stops it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from strategies import beam, normal
+from tolerances import assert_close, relative_l2
+
+from torchptycho.config import RefineConfig, SimulateConfig
+from torchptycho.errors import ConfigError, StoreError
+from torchptycho.evaluation import evaluate
+from torchptycho.physics.diffraction import expected_counts
+from torchptycho.physics.patches import corner, extract, extract_inside, place, place_inside, slopes
+from torchptycho.reconstruction import Reconstruction
+from torchptycho.refinement import refine
+from torchptycho.refinement.fit import Misfit, correction, waves
+from torchptycho.refinement.gradient import objective
+from torchptycho.refinement.modes import orthogonal_modes, power, with_modes
+from torchptycho.refinement.positions import Shifts
+from torchptycho.refinement.problem import open_problem
+from torchptycho.refinement.regularise import roughness, smoothed
+from torchptycho.scan import ArrayFrames, Scan
+from torchptycho.simulation import simulate
+from torchptycho.stitch import Canvas
+
+QUICK = RefineConfig(epochs=3, batch_size=16, probe_update=False, patience=None)
+
+
+def scan_of(photons: float = 1e6, *, noise: bool = True, **options: Any) -> Scan:
+    return simulate(
+        SimulateConfig(
+            n_px=32, object_px=72, n_frames=64, photons_per_frame=photons, noise=noise, simulation_seed=3, **options
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def scan() -> Scan:
+    return scan_of()
+
+
+@pytest.fixture(scope="module")
+def noiseless() -> Scan:
+    return scan_of(noise=False)
+
+
+def truth_of(scan: Scan) -> Reconstruction:
+    assert scan.truth is not None
+    everywhere = np.ones(scan.truth.shape, np.float32)
+    return Reconstruction(object=scan.truth, coverage=everywhere, valid=everywhere > 0, origin_px=(0, 0))
+
+
+class TestPatchesInside:
+    @pytest.mark.contract("physics.patches.inside")
+    def test_are_those_of_extract_and_place(self) -> None:
+        field, corners = normal((23, 19), 0), torch.rand(5, 2, dtype=torch.float64) * torch.tensor([15.0, 11.0])
+        assert_close(extract_inside(field, corners, 8), extract(field, corners, 8), "double")
+        assert_close(extract_inside(field.real, corners, 8), extract(field.real, corners, 8), "double")
+        patches, placed = normal((5, 8, 8), 1), torch.zeros_like(field)
+        place_inside(placed, patches, corners)
+        assert_close(placed, place(patches, corners, (23, 19)), "double")
+
+    @pytest.mark.contract("physics.patches.inside")
+    def test_slopes_are_the_derivatives_by_the_place(self) -> None:
+        field, corners = normal((23, 19), 0), torch.rand(5, 2, dtype=torch.float64) * 10 + 0.01
+        step = 1e-6
+        for slope, direction in zip(slopes(field, corners, 8), torch.eye(2, dtype=torch.float64), strict=True):
+            moved = extract_inside(field, corners + step * direction, 8) - extract_inside(field, corners, 8)
+            assert relative_l2(moved / step, slope) < 1e-6
+
+
+class TestDerivatives:
+    @pytest.mark.contract("refine.gradient.exact")
+    @pytest.mark.parametrize("likelihood", ["poisson", "amplitude"])
+    @pytest.mark.parametrize("name", ["object", "probe", "positions_px", "background"])
+    def test_objective_has_the_gradient_of_its_differences(self, scan: Scan, name: str, likelihood: str) -> None:
+        with open_problem(scan, margin_px=2, dtype=torch.complex128) as problem:
+            values = {
+                "object": 1 + 0.1 * normal(problem.shape, 1),
+                "probe": torch.from_numpy(scan.probe).to(torch.complex128),
+                "positions_px": torch.from_numpy(scan.positions_px) + 0.3,
+                "background": torch.full((32, 32), 0.5, dtype=torch.float64),
+            }
+            index = torch.arange(4)
+
+            def at(value: torch.Tensor) -> torch.Tensor:
+                return objective(problem, **{**values, name: value}, index=index, likelihood=likelihood)
+
+            given = values[name].requires_grad_()
+            (slope,) = torch.autograd.grad(at(given), given)
+            direction = torch.zeros_like(given)
+            if name == "positions_px":
+                direction[index] = normal((4, 2), 2, torch.float64)
+            else:
+                direction = normal(tuple(given.shape), 2, given.dtype)
+            step = 1e-5 * float(given.detach().abs().mean()) if name != "positions_px" else 1e-6
+            with torch.no_grad():
+                difference = (at(given + step * direction) - at(given - step * direction)) / (2 * step)
+            expected = (
+                torch.view_as_real(slope.conj() * direction)[..., 0].sum()
+                if slope.is_complex()
+                else (slope * direction).sum()
+            )
+            assert float(difference) == pytest.approx(float(expected), rel=1e-5)
+
+    @pytest.mark.contract("refine.gradient.projection")
+    def test_correction_is_downhill_for_both_likelihoods(self) -> None:
+        patches, probe = (1 + 0.1 * normal((3, 16, 16), 0)).requires_grad_(), beam(16, modes=2, photons=1e8)
+        with torch.no_grad():
+            counts = expected_counts(1 + 0.1 * normal((3, 16, 16), 1), torch.fft.ifftshift(probe, dim=(-2, -1)))
+            counts = torch.fft.ifftshift(counts, dim=(-2, -1))
+        wave, intensity = waves(patches, probe)
+        squared = (intensity.clamp_min(1e-30).sqrt() - counts.sqrt()).square().sum()
+        (slope,) = torch.autograd.grad(squared, patches)
+        with torch.no_grad():
+            change = correction(intensity, counts, None, "amplitude", Misfit(counts))
+            wish = (torch.fft.ifft2(wave * change[:, None], norm="ortho") * probe.conj()).sum(1)
+        # d/dO sum (sqrt I - sqrt y)^2 = -2 P* F^-1 [(sqrt(y / I) - 1) F P O]
+        assert_close(-2 * wish, slope, "double")
+
+    @pytest.mark.contract("refine.gradient.projection")
+    def test_poisson_step_is_the_projection_near_the_solution(self) -> None:
+        intensity = torch.full((1, 8, 8), 1e8, dtype=torch.float64)
+        counts = intensity * (1 + 1e-3 * normal((1, 8, 8), 0, torch.float64))
+        steps = [correction(intensity, counts, None, kind, Misfit(counts)) for kind in ("poisson", "amplitude")]
+        assert relative_l2(steps[0], steps[1]) < 1e-3
+
+    @pytest.mark.contract("refine.regularise.gradient")
+    def test_smoothing_goes_down_the_penalties(self) -> None:
+        field = normal((9, 11), 0).requires_grad_()
+        (slope,) = torch.autograd.grad(roughness(field, 0.05, 0.0005) * field.numel(), field)
+        with torch.no_grad():
+            assert_close(field - smoothed(field, 0.05, 0.0005), slope, "double")
+
+
+class TestFixedPoint:
+    @pytest.mark.contract("refine.fixed-point")
+    @pytest.mark.parametrize("method", ["rpie", "lsqml", "gradient"])
+    def test_truth_stays_where_it_is(self, noiseless: Scan, method: str) -> None:
+        # Adam divides by the size of the gradient and so moves by rounding errors; a small step bounds this.
+        config = dataclasses.replace(QUICK, method=method, probe_update=True, probe_start_epoch=0, learning_rate=1e-5)
+        found = refine(noiseless, truth_of(noiseless), config=config)
+        y, x = found.origin_px
+        height, width = found.object.shape
+        assert noiseless.truth is not None
+        same = noiseless.truth[y : y + height, x : x + width]
+        inside = found.coverage > 0.1
+        assert relative_l2(torch.from_numpy(found.object[inside]), torch.from_numpy(same[inside])) < 1e-4
+        assert found.history["misfit"][-1] < 1e-3
+
+    @pytest.mark.contract("refine.lsqml.monotone")
+    def test_lsqml_never_becomes_worse_on_noiseless_data(self, noiseless: Scan) -> None:
+        config = dataclasses.replace(
+            QUICK, method="lsqml", epochs=30, batch_size=64, momentum=0.0, likelihood="amplitude"
+        )
+        misfit = np.array(refine(noiseless, config=config).history["misfit"])
+        assert (np.diff(misfit) <= 1e-9 * misfit[0]).all()
+        assert misfit[-1] < 0.05 * misfit[0]
+
+
+class TestImage:
+    @pytest.mark.contract("refine.image")
+    @pytest.mark.parametrize(
+        ("method", "options"),
+        [
+            ("rpie", {}), ("lsqml", {}), ("gradient", {}),
+            ("gradient", {"optimizer": "lbfgs", "epochs": 40}), ("rpie", {"likelihood": "amplitude"}),
+        ],
+    )  # fmt: skip
+    def test_every_method_finds_the_object(self, scan: Scan, method: str, options: dict[str, Any]) -> None:
+        config = RefineConfig(method=method, **{"epochs": 60, "batch_size": 8, "probe_update": False, **options})  # type: ignore[arg-type]
+        found = refine(scan, config=config)
+        assert scan.truth is not None
+        metrics = evaluate(found, scan.truth, min_coverage=0.3)
+        assert metrics.complex_nrmse < 0.1
+        assert found.history["misfit"][-1] < 3
+
+    @pytest.mark.contract("refine.canvas")
+    def test_lies_on_the_canvas_of_the_positions(self, scan: Scan) -> None:
+        found = refine(scan, config=QUICK)
+        canvas = Canvas.for_positions(torch.from_numpy(scan.positions_px), scan.n_px)
+        assert found.origin_px == canvas.origin_px
+        assert found.object.shape == tuple(canvas.weight.shape)
+
+    @pytest.mark.contract("refine.gauge")
+    def test_probe_keeps_its_power(self, scan: Scan) -> None:
+        found = refine(scan, config=dataclasses.replace(QUICK, probe_update=True, probe_start_epoch=0))
+        assert found.probe is not None
+        before, after = (float(np.sum(np.abs(probe.astype(complex)) ** 2)) for probe in (scan.probe, found.probe))
+        assert after == pytest.approx(before, rel=1e-5)
+
+    @pytest.mark.contract("refine.dose")
+    def test_counts_and_power_times_the_same_change_nothing(self, noiseless: Scan) -> None:
+        brighter = dataclasses.replace(
+            noiseless, frames=ArrayFrames(noiseless.frames[:] * np.float32(4)), probe=noiseless.probe * np.float32(2)
+        )
+        config = dataclasses.replace(QUICK, likelihood="amplitude")
+        first, second = (refine(each, config=config) for each in (noiseless, brighter))
+        assert relative_l2(torch.from_numpy(second.object), torch.from_numpy(first.object)) < 1e-4
+
+    @pytest.mark.contract("refine.mask")
+    def test_what_lies_under_the_mask_has_no_say(self, scan: Scan) -> None:
+        mask = np.ones((32, 32), bool)
+        mask[14:18, 3:9] = False
+        dead = scan.frames[:].copy()
+        dead[:, ~mask] = 60_000
+        pair = [dataclasses.replace(scan, frames=ArrayFrames(frames), mask=mask) for frames in (scan.frames[:], dead)]
+        first, second = (refine(each, config=QUICK) for each in pair)
+        np.testing.assert_array_equal(first.object, second.object)
+
+    @pytest.mark.contract("refine.amplitude")
+    def test_amplitudes_are_their_counts(self, scan: Scan) -> None:
+        roots = np.sqrt(scan.frames[:].astype(np.float32))
+        mean = float((roots.astype(float) ** 2).sum((1, 2)).mean())
+        as_roots = dataclasses.replace(
+            scan, frames=ArrayFrames(roots), domain="amplitude", metadata={"nphotons": mean}, probe_is_calibrated=True
+        )
+        first, second = (refine(each, config=QUICK) for each in (scan, as_roots))
+        assert relative_l2(torch.from_numpy(second.object), torch.from_numpy(first.object)) < 1e-3
+
+
+class TestBesideTheObject:
+    @pytest.mark.contract("refine.modes")
+    def test_orthogonal_modes_shine_the_same(self) -> None:
+        probe = normal((3, 16, 16), 0)
+        turned = orthogonal_modes(probe)
+        gram = torch.einsum("pij,qij->pq", turned.conj(), turned)
+        assert float((gram - torch.diag(gram.diagonal())).abs().max()) < 1e-10 * float(gram.abs().max())
+        assert bool((gram.diagonal().real.diff() <= 0).all())
+        patches = normal((2, 16, 16), 1)
+        assert_close(waves(patches, turned)[1], waves(patches, probe)[1], "double")
+
+    @pytest.mark.contract("refine.modes")
+    @pytest.mark.parametrize("count", [1, 2, 5])
+    def test_more_or_fewer_modes_keep_the_power(self, count: int) -> None:
+        probe = beam(16, modes=2)
+        changed = with_modes(probe, count)
+        assert changed.shape == (count, 16, 16)
+        assert float(power(changed)) == pytest.approx(float(power(probe)), rel=1e-12)
+
+    @pytest.mark.contract("refine.positions.shift")
+    def test_a_frame_is_pulled_to_where_it_belongs(self, noiseless: Scan) -> None:
+        assert noiseless.truth is not None
+        with open_problem(noiseless, margin_px=4, dtype=torch.complex128) as problem, torch.no_grad():
+            field = torch.from_numpy(noiseless.truth).to(torch.complex128)
+            probe = torch.from_numpy(noiseless.probe).to(torch.complex128)
+            off = 0.2 * normal((64, 2), 0, torch.float64)
+            off -= off.mean(0)
+            corners = corner(torch.from_numpy(noiseless.positions_px) + off, 32)
+            wave, intensity = waves(extract(field, corners, 32), probe)
+            index = torch.arange(64)
+            change = correction(intensity, problem.counts(index), None, "amplitude", Misfit(intensity))
+            shifts = Shifts(64, corners.device)
+            shifts.add(index, field, probe, corners, torch.fft.ifft2(wave * change[:, None], norm="ortho"))
+            found = shifts.of_frames(1.0)
+        # The detector sees half of what an exit wave is wrong by: the rest is in its phase.
+        along = float((found * -off).sum() / off.square().sum())
+        assert 0.2 < along < 1.0
+        assert np.corrcoef(found.flatten(), -off.flatten())[0, 1] > 0.9
+
+    @pytest.mark.contract("refine.positions.frames")
+    def test_wrong_positions_are_corrected(self) -> None:
+        given = scan_of(1e7)
+        off = np.random.default_rng(0).normal(0, 1.0, given.positions_px.shape)
+        wrong = dataclasses.replace(given, positions_px=np.clip(given.positions_px + off, 17, 54))
+        config = RefineConfig(epochs=80, batch_size=16, probe_update=False, position_update="frames", patience=None)
+        found = refine(wrong, config=config).positions_px
+        assert found is not None
+        before, after = (spread(places - given.positions_px) for places in (wrong.positions_px, found))
+        assert after < 0.4 * before
+
+    @pytest.mark.contract("refine.positions.affine")
+    def test_a_wrong_scale_of_the_scan_is_corrected(self) -> None:
+        given = scan_of(1e7)
+        middle = given.positions_px.mean(0)
+        wrong = dataclasses.replace(given, positions_px=middle + 0.96 * (given.positions_px - middle))
+        config = RefineConfig(epochs=60, batch_size=16, probe_update=False, position_update="affine", patience=None)
+        found = refine(wrong, config=config).positions_px
+        assert found is not None
+        scale = np.linalg.lstsq(given.positions_px - middle, found - found.mean(0), rcond=None)[0]
+        assert np.abs(scale - np.eye(2)).max() < 0.01
+
+    @pytest.mark.contract("refine.positions.limit")
+    def test_no_frame_moves_farther_than_it_may(self, scan: Scan) -> None:
+        config = dataclasses.replace(
+            QUICK,
+            epochs=6,
+            position_update="both",
+            position_start_epoch=0,
+            position_limit_px=0.25,
+            position_step_px=5.0,
+        )
+        found = refine(scan, config=config)
+        assert found.positions_px is not None
+        moved = np.abs(found.positions_px - scan.positions_px)
+        assert 0 < moved.max() <= 0.25 + 1e-9
+
+    @pytest.mark.contract("refine.background")
+    def test_a_constant_background_is_found(self) -> None:
+        given = scan_of(1e6, noise=False)
+        lit = dataclasses.replace(given, frames=ArrayFrames(given.frames[:] + np.float32(5.0)))
+        config = RefineConfig(epochs=80, batch_size=16, probe_update=False, background=True, patience=None)
+        found = refine(lit, truth_of(lit), config=config)
+        assert found.background is not None
+        assert float(np.median(found.background)) == pytest.approx(5.0, rel=0.1)
+
+
+class TestCourse:
+    @pytest.mark.contract("refine.resume")
+    @pytest.mark.parametrize("method", ["rpie", "lsqml"])
+    def test_resumed_is_as_if_never_stopped(self, scan: Scan, tmp_path: Path, method: str) -> None:
+        config = dataclasses.replace(QUICK, method=method, epochs=6, polish=0.0, probe_update=True, probe_start_epoch=1)
+        whole = refine(scan, config=config)
+        state = tmp_path / "state.npz"
+        refine(scan, config=dataclasses.replace(config, epochs=2), state_file=state)
+        rest = refine(scan, config=config, state_file=state, resume=True)
+        np.testing.assert_array_equal(rest.object, whole.object)
+        assert rest.history["misfit"] == whole.history["misfit"]
+
+    @pytest.mark.contract("refine.resume")
+    def test_a_state_of_something_else_is_refused(self, scan: Scan, tmp_path: Path) -> None:
+        state = tmp_path / "state.npz"
+        refine(scan, config=QUICK, state_file=state)
+        other = dataclasses.replace(QUICK, alpha=0.5)
+        with pytest.raises(StoreError, match=r"refine\.alpha differ"):
+            refine(scan, config=other, state_file=state, resume=True)
+        with pytest.raises(StoreError, match="found no file"):
+            refine(scan, config=QUICK, state_file=tmp_path / "none.npz", resume=True)
+        with pytest.raises(ConfigError, match="expected the state_file"):
+            refine(scan, config=QUICK, resume=True)
+
+    @pytest.mark.contract("refine.interrupt")
+    def test_interrupted_it_returns_what_it_has(self, scan: Scan) -> None:
+        def stop(epoch: int, misfit: float) -> None:
+            if epoch == 2:
+                raise KeyboardInterrupt
+
+        found = refine(scan, config=dataclasses.replace(QUICK, epochs=50), on_epoch=stop)
+        assert len(found.history["misfit"]) == 2
+        assert found.provenance["complete"] is False
+
+    @pytest.mark.contract("refine.patience")
+    def test_it_ends_when_nothing_becomes_better(self, scan: Scan) -> None:
+        config = RefineConfig(epochs=400, batch_size=16, probe_update=False, patience=4, min_improvement=0.02)
+        assert len(refine(scan, config=config).history["misfit"]) < 200
+
+    @pytest.mark.contract("refine.start")
+    def test_a_good_start_is_better_from_the_first_epoch(self, scan: Scan) -> None:
+        cold, warm = (refine(scan, start, config=QUICK).history["misfit"][0] for start in (None, truth_of(scan)))
+        assert warm < 0.05 * cold
+
+    @pytest.mark.contract("refine.start")
+    def test_what_does_not_fit_is_refused(self, scan: Scan) -> None:
+        elsewhere = dataclasses.replace(truth_of(scan), origin_px=(1000, 1000))
+        with pytest.raises(ConfigError, match=r"hold nothing valid .* Is it an image of this scan"):
+            refine(scan, elsewhere, config=QUICK)
+        with pytest.raises(ConfigError, match=r"probe: expected 32x32 px"):
+            refine(scan, probe=np.ones((1, 16, 16), np.complex64), config=QUICK)
+
+
+def spread(off: np.ndarray) -> float:
+    """RMS distance, less the common shift that ptychography leaves free."""
+    return float(np.sqrt(np.mean(np.square(off - off.mean(0)))))

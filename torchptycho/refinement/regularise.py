@@ -1,0 +1,38 @@
+"""What is asked of the object beside the counts: that it be smooth, or piecewise smooth."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor
+
+__all__ = ["roughness", "smoothed"]
+
+# Differences below this count as smooth for the total variation, whose gradient would otherwise jump at 0.
+_SOFT = 0.01
+
+
+def smoothed(object: Complex[Tensor, "h w"], smoothness: float, tv: float) -> Complex[Tensor, "h w"]:
+    """One explicit step down the gradients of both penalties, short enough not to overshoot."""
+    down, right = _differences(object)
+    weight_down, weight_right = (smoothness + tv / (d.abs().square() + _SOFT**2).sqrt() for d in (down, right))
+    flow_down, flow_right = (torch.clamp(w, max=0.125) * d for w, d in ((weight_down, down), (weight_right, right)))
+    step = torch.zeros_like(object)
+    step[:-1] += flow_down
+    step[1:] -= flow_down
+    step[:, :-1] += flow_right
+    step[:, 1:] -= flow_right
+    return object + step
+
+
+def roughness(object: Complex[Tensor, "h w"], smoothness: float, tv: float) -> Float[Tensor, ""]:
+    """The penalties themselves, mean over the pixels: smoothness |d|^2 / 2 + tv (sqrt(|d|^2 + s^2) - s)."""
+    total = object.real.new_zeros(())
+    for d in _differences(object):
+        square = d.real.square() + d.imag.square()
+        total = total + (smoothness * square / 2 + tv * ((square + _SOFT**2).sqrt() - _SOFT)).sum()
+    return total / object.numel()
+
+
+def _differences(object: Tensor) -> tuple[Tensor, Tensor]:
+    return object[1:] - object[:-1], object[:, 1:] - object[:, :-1]

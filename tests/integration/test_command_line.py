@@ -14,6 +14,7 @@ from tiny import TINY, TINY_FLAGS, Command
 
 from torchptycho.commands import COMMANDS
 from torchptycho.config import load_config, save_config
+from torchptycho.data.store import Store
 from torchptycho.io import read_reconstruction, read_scan
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -54,6 +55,8 @@ class TestHelp:
             ("train", ["--out", "--resume", "--config", "--steps", "--generator", "--nll-weight", "--probe"]),
             ("reconstruct", ["--out", "--accelerator", "--stitch-weight", "--input-scale"]),
             ("evaluate", ["--min-coverage", "--plot", "--json"]),
+            ("refine", ["--start", "--out", "--resume", "--epochs", "--method", "--position-update", "--n-modes"]),
+            ("resolution", ["--plot", "--json", "--epochs"]),
             ("demo", ["--out", "--steps", "--n-px"]),
         ],
     )
@@ -64,7 +67,9 @@ class TestHelp:
             assert option in answer.out
 
     def test_every_command_is_tested_above(self) -> None:
-        assert set(COMMANDS) == {"inspect", "simulate", "prepare", "train", "reconstruct", "evaluate", "demo"}
+        assert set(COMMANDS) == {
+            "inspect", "simulate", "prepare", "train", "reconstruct", "refine", "resolution", "evaluate", "demo",
+        }  # fmt: skip
 
     @pytest.mark.contract("cli.help")
     def test_version_is_told(self, command: Command) -> None:
@@ -260,6 +265,73 @@ class TestReconstruct:
         assert [path.name for path in tmp_path.iterdir()] == ["scan.npz"]
 
 
+class TestRefine:
+    @pytest.mark.contract("cli.refine")
+    def test_a_scan_is_refined_from_nothing_and_goes_on_later(
+        self, command: Command, tiny_scan: Path, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "refined.npz"
+        arguments = ["refine", tiny_scan, "--out", out, "--device", "cpu", "--polish", "0", "--n-modes", "2"]
+        answer = command(*arguments, "--epochs", "3", "--position-update", "frames", "--background")
+        assert (answer.code, answer.err) == (0, "")
+        assert "after 3 epochs" in answer.out
+        answer = command(*arguments, "--epochs", "5", "--position-update", "frames", "--background", "--resume")
+        assert (answer.code, answer.err) == (0, "")
+        image = read_reconstruction(out)
+        assert image.probe is not None
+        assert image.probe.shape == (2, 32, 32)
+        assert image.positions_px is not None
+        assert image.positions_px.shape == (64, 2)
+        assert image.background is not None
+        assert len(image.history["misfit"]) == 5
+        assert is_picture(out.with_suffix(".png"))
+
+    @pytest.mark.contract("cli.refine")
+    def test_a_trained_network_s_image_is_refined(
+        self, command: Command, tiny_run: Path, tiny_scan: Path, tiny_image: Path, tmp_path: Path
+    ) -> None:
+        together, apart = tmp_path / "together.npz", tmp_path / "apart.npz"
+        answer = command("reconstruct", tiny_run, tiny_scan, "--out", together, "--refine", "4")
+        assert (answer.code, answer.err) == (0, "")
+        answer = command("refine", tiny_scan, "--start", tiny_image, "--out", apart, "--epochs", "4")
+        assert (answer.code, answer.err) == (0, "")
+        for path in (together, apart):
+            told = json.loads(command("evaluate", path, tiny_scan, "--json").out)
+            before = json.loads(command("evaluate", tiny_image, tiny_scan, "--json").out)
+            assert told["complex_nrmse"] < before["complex_nrmse"]
+        assert read_reconstruction(together).provenance["refinement"]["epochs"] == 4
+
+    @pytest.mark.contract("cli.refine")
+    def test_what_is_no_number_of_epochs_is_refused(self, command: Command, tiny_run: Path, tiny_scan: Path) -> None:
+        answer = command("reconstruct", tiny_run, tiny_scan, "--refine", "-1")
+        assert answer.code == 1
+        assert "--refine: expected a number of epochs" in answer.err
+
+    @pytest.mark.contract("cli.resolution")
+    def test_resolution_is_told_without_a_truth(self, command: Command, tiny_scan: Path, tmp_path: Path) -> None:
+        plot = tmp_path / "frc.png"
+        answer = command("resolution", tiny_scan, "--epochs", "8", "--plot", plot, "--json")
+        assert (answer.code, answer.err) == (0, "")
+        assert json.loads(answer.out)["half_period_px"] > 0.9
+        assert is_picture(plot)
+        assert "half period" in command("resolution", tiny_scan, "--epochs", "2").out
+
+    @pytest.mark.contract("training.bootstrap")
+    def test_the_probe_is_made_good_before_training(self, command: Command, tiny_scan: Path, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        arguments = ["train", tiny_scan, "--out", run, *TINY_FLAGS, "--bootstrap-probe", "3", "--bootstrap-positions"]
+        assert command(*arguments).code == 0
+        found, store = read_reconstruction(run / "bootstrap.npz"), Store.open(run / "store")
+        assert found.probe is not None
+        np.testing.assert_array_equal(store.tensors["probes"][0].numpy(), found.probe)
+        assert found.positions_px is not None
+        np.testing.assert_array_equal(store.tensors["positions_px"].numpy(), found.positions_px)
+        # Resumed, it is read and not computed again, so that the store is still that of its scan.
+        made = (run / "bootstrap.npz").stat().st_mtime_ns
+        assert command(*arguments, "--resume", "--steps", "14").code == 0
+        assert (run / "bootstrap.npz").stat().st_mtime_ns == made
+
+
 class TestEvaluate:
     @pytest.mark.contract("cli.json")
     def test_json_of_an_evaluation_parses(self, command: Command, tiny_image: Path, tiny_scan: Path) -> None:
@@ -294,9 +366,9 @@ class TestDemo:
         assert is_picture(out / "overview.png")
         assert "overview.png" in (out / "report.md").read_text()
         told = json.loads((out / "demo.json").read_text())
-        assert told["metrics"]["n_pixels"] > 100
+        assert told["metrics"]["refined"]["complex_nrmse"] < told["metrics"]["network"]["complex_nrmse"]
         assert [step["name"] for step in told["steps"]][-1] == "draw"
-        for name in ("scan.npz", "scan.png", "image.npz", "image.png", "frc.png", "run/config.yaml"):
+        for name in ("scan.npz", "scan.png", "image.npz", "image.png", "refined.npz", "refined.png", "frc.png"):
             assert (out / name).is_file(), name
 
     @pytest.mark.contract("cli.demo")

@@ -26,7 +26,7 @@ from itertools import chain
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from torchptycho.errors import ConfigError
@@ -53,7 +53,7 @@ def keras_order(network: CNN) -> tuple[str, ...]:
     return tuple(f"{name}.{kind}" for name in convolutions for kind in ("weight", "bias"))
 
 
-def state_dict_from_keras(weights: Sequence[Shaped[np.ndarray, "..."]], network: CNN) -> dict[str, Tensor]:
+def state_dict_from_keras(weights: Sequence[np.ndarray | np.generic], network: CNN) -> dict[str, Tensor]:
     """The original's weights as a state dict for `network`, in their own dtype. The round trip is exact.
 
     Arguments:
@@ -64,7 +64,8 @@ def state_dict_from_keras(weights: Sequence[Shaped[np.ndarray, "..."]], network:
     Raises:
         ConfigError: too few or too many weights, or one of another shape.
     """
-    numbered = [(number, array) for number, array in enumerate(weights) if array.ndim > 0 and array.dtype.kind != "c"]
+    arrays = [np.asarray(array) for array in weights]
+    numbered = [(number, array) for number, array in enumerate(arrays) if array.ndim > 0 and array.dtype.kind != "c"]
     expected = network.state_dict()
     state: dict[str, Tensor] = {}
     for name, (number, array) in zip(keras_order(network), numbered, strict=False):

@@ -12,7 +12,7 @@ __all__ = ["orthogonal_modes", "power", "with_modes"]
 _NEW_MODE = 0.02
 
 
-def power(probe: Complex[Tensor, "p n n"]) -> Float[Tensor, ""]:
+def power(probe: Complex[Tensor, "*p n n"]) -> Float[Tensor, ""]:
     """Photons in all modes."""
     return probe.abs().square().sum()
 

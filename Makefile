@@ -5,7 +5,7 @@ VENV ?= .venv
 TYPECHECKER := beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint install format parity-table freeze bench-grouping bench-steps bench-memory clean
+.PHONY: demo test lint install format parity-table freeze bench-grouping bench-steps bench-memory bench-refine bench-photon-limit bench-robustness clean
 
 demo: $(VENV)/.installed
 	$(BIN)/torchptycho demo --out demo
@@ -44,6 +44,15 @@ freeze:
 
 bench-memory: $(VENV)/.installed-test
 	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python benchmarks/memory_scaling.py
+
+bench-refine: $(VENV)/.installed
+	$(BIN)/python benchmarks/refine.py
+
+bench-photon-limit: $(VENV)/.installed
+	$(BIN)/python benchmarks/photon_limit.py
+
+bench-robustness: $(VENV)/.installed
+	$(BIN)/python benchmarks/robustness.py
 
 bench-grouping: $(VENV)/.installed
 	$(BIN)/python benchmarks/grouping.py

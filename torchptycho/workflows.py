@@ -116,7 +116,7 @@ def train(
     _check_machine(config.train.accelerator, config.train.devices)
     if store is None:
         assert not isinstance(source, Store)
-        store = _prepare_for(source, config, out / "store")
+        store = _prepare_for(source, config, out / "store", progress=progress)
     # Weights are drawn from torch's global generator: seed it, and give it back as it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
@@ -215,7 +215,9 @@ def _as_prepared(config: RunConfig, store: Store) -> RunConfig:
     return dataclasses.replace(config, **decided)
 
 
-def _prepare_for(source: Scan | str | Path | Sequence[Scan | str | Path], config: RunConfig, path: Path) -> Store:
+def _prepare_for(
+    source: Scan | str | Path | Sequence[Scan | str | Path], config: RunConfig, path: Path, *, progress: bool
+) -> Store:
     given = [source] if isinstance(source, (Scan, str, Path)) else list(source)
     scans = [item if isinstance(item, Scan) else open_scan(item, config.prepare) for item in given]
     needs_truth = Loss(config.loss).needs_truth
@@ -230,10 +232,10 @@ def _prepare_for(source: Scan | str | Path | Sequence[Scan | str | Path], config
             )  # fmt: skip
         if needs_truth and scan.truth is None:
             raise ConfigError(f"realspace_weight, realspace_mae_weight: {scan.source} has no truth to compare with.")
-    single = len(scans) == 1
+    names = ["bootstrap.npz"] if len(scans) == 1 else [f"bootstrap-{number}.npz" for number in range(len(scans))]
     scans = [
-        bootstrapped(scan, config, path.with_name("bootstrap.npz" if single else f"bootstrap-{number}.npz"))
-        for number, scan in enumerate(scans)
+        bootstrapped(scan, config, path.with_name(name), progress=progress)
+        for scan, name in zip(scans, names, strict=True)
     ]
     return prepare(scans, config, path)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 from rich.status import Status
@@ -28,6 +28,9 @@ from torchptycho.config import (
 )
 from torchptycho.errors import ConfigError
 from torchptycho.tables import json_text, metrics_table, show
+
+if TYPE_CHECKING:
+    from torchptycho.scan import Scan
 
 __all__ = ["COMMANDS", "Command"]
 
@@ -74,11 +77,8 @@ class Inspect(Command):
 
     def run(self) -> None:
         from torchptycho.inspection import inspect_scan
-        from torchptycho.io import read_scan
 
-        probe = None if self.probe is None else str(self.probe)
-        chosen = PrepareConfig(domain=self.domain, probe=probe, frames=self.frames)
-        scan = read_scan(self.scan, domain=self.domain, probe=probe, frames=frame_slice(chosen.frames))
+        scan = _open(self.scan, self.domain, self.probe, self.frames)
         with self.working(f"reading {self.scan}"):
             summary = inspect_scan(scan)
         if self.plot:
@@ -137,8 +137,9 @@ class Prepare(Command):
 
     def run(self) -> None:
         _require_scans(self.scans)
+        from torchptycho.bootstrap import bootstrapped
         from torchptycho.data.store import prepare
-        from torchptycho.workflows import bootstrapped, open_scan
+        from torchptycho.workflows import open_scan
 
         later = load_config(self.config).refine if self.config else RefineConfig()
         config = RunConfig(prepare=self.prepare, group=self.group, refine=later)
@@ -230,7 +231,7 @@ class Reconstruct(Command):
         if self.refine < 0:
             raise ConfigError(f"--refine: expected a number of epochs, 0 for none; found {self.refine}.")
         from torchptycho.checkpoints import find_checkpoint, load_checkpoint
-        from torchptycho.io import read_scan, write_reconstruction
+        from torchptycho.io import write_reconstruction
         from torchptycho.plot import plot_reconstruction
         from torchptycho.workflows import reconstruct
 
@@ -238,8 +239,7 @@ class Reconstruct(Command):
         trained = to_dict(load_checkpoint(path).config.reconstruct)
         asked = {name: getattr(self, name) for name in trained if getattr(self, name) is not None}
         config = from_dict(ReconstructConfig, trained | asked, source="reconstruct")
-        chosen = PrepareConfig(frames=self.frames)
-        scan = read_scan(self.scan, domain=self.domain, frames=frame_slice(chosen.frames))
+        scan = _open(self.scan, self.domain, None, self.frames)
         room = self.out.parent if self.out.parent.is_dir() else None
         image = reconstruct(path, scan, config, accelerator=self.accelerator, scratch=room, refine_epochs=self.refine)
         self.out.parent.mkdir(parents=True, exist_ok=True)
@@ -252,21 +252,11 @@ class Reconstruct(Command):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Refine(Command):
-    """Fit the image to the counts, from nothing or from an earlier image; no training is needed.
-
-    torchptycho refine scan.npz --out refined.npz
-    torchptycho refine scan.npz --start image.npz --out refined.npz --position-update frames
-    """
+class _Refining(Command):
+    """What the commands that refine a scan are told."""
 
     scan: Positional[Path]
     """Scan file."""
-    start: Path | None = None
-    """Image to begin with, as `reconstruct` or `refine` wrote it; None begins with nothing."""
-    out: Path = Path("refined.npz")
-    """Image file to write (NPZ), with the refined probe and positions; a PNG of the same name is drawn beside it."""
-    resume: bool = False
-    """Go on from where an earlier refinement into this file ended, up to the epochs asked for."""
     device: str = "auto"
     """Where to compute: auto, cpu, cuda."""
     domain: Literal["counts", "amplitude"] | None = None
@@ -279,16 +269,30 @@ class Refine(Command):
     """YAML or TOML file with the section refine; flags override it."""
     refine: RefineConfig = dataclasses.field(default_factory=RefineConfig)
 
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Refine(_Refining):
+    """Fit the image to the counts, from nothing or from an earlier image; no training is needed.
+
+    torchptycho refine scan.npz --out refined.npz
+    torchptycho refine scan.npz --start image.npz --out refined.npz --position-update frames
+    """
+
+    start: Path | None = None
+    """Image to begin with, as `reconstruct` or `refine` wrote it; None begins with nothing."""
+    out: Path = Path("refined.npz")
+    """Image file to write (NPZ), with the refined probe and positions; a PNG of the same name is drawn beside it."""
+    resume: bool = False
+    """Go on from where an earlier refinement into this file ended, up to the epochs asked for."""
+
     def run(self) -> None:
         _require_new_npz(self.out, self.scan)
-        from torchptycho.io import read_reconstruction, read_scan, write_reconstruction
+        from torchptycho.bars import EpochProgress
+        from torchptycho.io import read_reconstruction, write_reconstruction
         from torchptycho.plot import plot_reconstruction
-        from torchptycho.progress import EpochProgress
         from torchptycho.refinement import refine
 
-        probe = None if self.probe is None else str(self.probe)
-        chosen = PrepareConfig(domain=self.domain, probe=probe, frames=self.frames)
-        scan = read_scan(self.scan, domain=self.domain, probe=probe, frames=frame_slice(chosen.frames))
+        scan = _open(self.scan, self.domain, self.probe, self.frames)
         start = None if self.start is None else read_reconstruction(self.start)
         if start is not None and self.probe is not None:
             start = dataclasses.replace(start, probe=None)
@@ -300,45 +304,30 @@ class Refine(Command):
             )  # fmt: skip
         write_reconstruction(image, self.out)
         picture = plot_reconstruction(image, self.out.with_suffix(".png"))
-        epochs, seconds = len(image.history["misfit"]), image.history["seconds"][-1]
+        misfit = image.history["misfit"]
+        fit = f"misfit {misfit[-1]:.4g} (1 is the photon noise) " if misfit else ""
         self.console.print(
-            f"{self.out}, {picture}: {image.object.shape[0]}x{image.object.shape[1]} px, misfit "
-            f"{image.history['misfit'][-1]:.4g} (1 is the photon noise) after {epochs} epochs in {seconds:.1f} s"
+            f"{self.out}, {picture}: {image.object.shape[0]}x{image.object.shape[1]} px, "
+            f"{fit}after {len(misfit)} epochs in {image.provenance['seconds']:.1f} s"
         )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Resolution(Command):
+class Resolution(_Refining):
     """Tell how fine an image the data allow, without a truth: refine two halves of the frames and correlate them.
 
     torchptycho resolution scan.npz --plot frc.png
     """
 
-    scan: Positional[Path]
-    """Scan file."""
     plot: Path | None = None
     """Draw the ring correlation into this PNG."""
     json: bool = False
     """Print JSON instead of a sentence."""
-    device: str = "auto"
-    """Where to compute: auto, cpu, cuda."""
-    domain: Literal["counts", "amplitude"] | None = None
-    """What the frames hold, when the file does not say."""
-    frames: str | None = None
-    """Frames to use, as start:stop."""
-    probe: Path | None = None
-    """NPZ with a probe that replaces the scan's own."""
-    config: Path | None = None
-    """YAML or TOML file with the section refine; flags override it."""
-    refine: RefineConfig = dataclasses.field(default_factory=RefineConfig)
 
     def run(self) -> None:
         from torchptycho.halves import resolution
-        from torchptycho.io import read_scan
 
-        probe = None if self.probe is None else str(self.probe)
-        chosen = PrepareConfig(domain=self.domain, probe=probe, frames=self.frames)
-        scan = read_scan(self.scan, domain=self.domain, probe=probe, frames=frame_slice(chosen.frames))
+        scan = _open(self.scan, self.domain, self.probe, self.frames)
         with self.working("refining two halves of the frames"):
             found = resolution(scan, config=self.refine, device=self.device)
         if self.plot:
@@ -411,6 +400,14 @@ class Demo(Command):
         from torchptycho.demo import demo
 
         demo(self.out, self.simulation, steps=self.steps, console=self.console)
+
+
+def _open(path: Path, domain: Literal["counts", "amplitude"] | None, probe: Path | None, frames: str | None) -> Scan:
+    from torchptycho.io import read_scan
+
+    replaced = None if probe is None else str(probe)
+    chosen = PrepareConfig(domain=domain, probe=replaced, frames=frames)
+    return read_scan(path, domain=domain, probe=replaced, frames=frame_slice(chosen.frames))
 
 
 def _require_new_npz(out: Path, scan: Path) -> None:

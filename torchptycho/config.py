@@ -179,7 +179,8 @@ class PrepareConfig:
     split_seed: int = 0
     """Seed of the choice of held-out frames."""
     bootstrap_probe: Annotated[int, Field(ge=0)] = 0
-    """Epochs of refinement that make the probe good before anything else is done with it; 0 takes it as it is."""
+    """Epochs of refinement that make the probe good before anything else is done with it; 0 takes it as it is.
+    The image found on the way is kept beside the store."""
     bootstrap_positions: bool = False
     """Take over the positions that this refinement found, too."""
 
@@ -277,7 +278,8 @@ class RefineConfig:
     batch_size: Count = 64
     """Frames computed at once; also the frames of an update, before polishing."""
     polish: Annotated[float, Field(ge=0, le=1)] = 0.4
-    """Last part of the epochs, in which updates gather more and more frames, so that their noise averages out."""
+    """Last part of the epochs, in which updates gather more and more frames, so that their noise averages out; with the
+    method gradient, Adam's rate falls to a tenth instead."""
     likelihood: Literal["poisson", "amplitude"] = "poisson"
     """Noise of the counts: Poisson's, or the same at every pixel of the amplitude."""
     alpha: Annotated[float, Field(gt=0, le=1)] = 0.1

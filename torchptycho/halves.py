@@ -69,12 +69,16 @@ def resolution(
 
     Raises:
         EvaluationError: too few frames, or the halves have too little in common.
+        KeyboardInterrupt: it was interrupted.
     """
     if scan.n_frames < 2 * _FEWEST_FRAMES:
         raise EvaluationError(f"{scan.source}: expected {2 * _FEWEST_FRAMES} frames or more; found {scan.n_frames}.")
-    first, second = (
-        refine(_part(scan, rows), config=config, device=device) for rows in interleaved_halves(scan.positions_px)
-    )
+    images = []
+    for rows in interleaved_halves(scan.positions_px):
+        images.append(refine(_part(scan, rows), config=config, device=device))
+        if not images[-1].provenance["complete"]:
+            raise KeyboardInterrupt
+    first, second = images
     known = np.where(second.valid, second.object, np.nan).astype(np.complex64)
     metrics = evaluate(first, known, truth_origin_px=second.origin_px)
     return Resolution(metrics=metrics, halves=(first, second))

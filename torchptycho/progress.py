@@ -1,4 +1,4 @@
-"""Progress bars: of optimiser steps (training), batches (prediction), or epochs (refinement)."""
+"""A progress bar that counts optimiser steps (training) or batches (prediction)."""
 
 from __future__ import annotations
 
@@ -6,38 +6,11 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 
-__all__ = ["EpochProgress", "StepProgress"]
+from torchptycho.bars import new_bar
 
-
-def _bar() -> Progress:
-    """On standard error, and only where that is a terminal."""
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console, transient=True,
-        disable=not console.is_terminal,
-    )  # fmt: skip
-
-
-class EpochProgress:
-    """Shows how far a refinement is: a context, and inside it what `refine(on_epoch=...)` is given."""
-
-    def __init__(self, what: str, epochs: int) -> None:
-        self._bar = _bar()
-        self._task = self._bar.add_task(what, total=epochs, note="")
-
-    def __enter__(self) -> EpochProgress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def __call__(self, epoch: int, misfit: float) -> None:
-        self._bar.update(self._task, completed=epoch, note=f"misfit {misfit:.4g}")
+__all__ = ["StepProgress"]
 
 
 class StepProgress(Callback):
@@ -47,7 +20,7 @@ class StepProgress(Callback):
         self._bar: Progress | None = None
 
     def _start(self, what: str, total: int) -> None:
-        self._bar = _bar()
+        self._bar = new_bar()
         self._bar.start()
         self._bar.add_task(what, total=total, note="")
 

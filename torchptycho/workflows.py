@@ -22,6 +22,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
+from torchptycho.bars import EpochProgress
+from torchptycho.bootstrap import bootstrapped
 from torchptycho.checkpoints import load_checkpoint, sha256
 from torchptycho.config import (
     PrepareConfig,
@@ -35,18 +37,18 @@ from torchptycho.config import (
 from torchptycho.data.module import PtychoDataModule
 from torchptycho.data.store import Store, prepare
 from torchptycho.errors import ConfigError, ScanError, StoreError
-from torchptycho.io import read_reconstruction, read_scan, write_reconstruction
+from torchptycho.io import read_scan
 from torchptycho.losses import Loss
 from torchptycho.model import PtychoPINN
 from torchptycho.nn import find_generator
 from torchptycho.predict import CanvasWriter
-from torchptycho.progress import EpochProgress, StepProgress
+from torchptycho.progress import StepProgress
 from torchptycho.reconstruction import Reconstruction
 from torchptycho.refinement import refine
 from torchptycho.scan import Scan
 from torchptycho.versions import versions
 
-__all__ = ["TrainResult", "bootstrapped", "open_scan", "read_history", "reconstruct", "train"]
+__all__ = ["TrainResult", "open_scan", "read_history", "reconstruct", "train"]
 
 _log = logging.getLogger(__name__)
 
@@ -149,40 +151,6 @@ def train(
     seconds = time.perf_counter() - start
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     return TrainResult(checkpoint=last.with_name("best.ckpt"), last=last, metrics=metrics, seconds=seconds)
-
-
-def bootstrapped(scan: Scan, config: RunConfig, keep: Path, *, progress: bool = True) -> Scan:
-    """The scan with the probe that a short refinement of it found, and its positions when asked for.
-
-    Arguments:
-        config: `prepare.bootstrap_probe` epochs by the section `refine`; with 0 of them the scan is returned as it is.
-        keep: file for the image that is found on the way; one of the same scan and configuration is read instead.
-    """
-    epochs = config.prepare.bootstrap_probe
-    if not epochs:
-        return scan
-    moves = config.refine.position_update
-    if config.prepare.bootstrap_positions and moves == "none":
-        moves = "frames"
-    settings = dataclasses.replace(
-        config.refine, epochs=epochs, probe_update=True,
-        position_update=moves if config.prepare.bootstrap_positions else "none",
-    )  # fmt: skip
-    asked = {"refine": to_dict(settings), "source": scan.source, "frames": scan.n_frames}
-    image = read_reconstruction(keep) if keep.is_file() else None
-    if image is None or {name: image.provenance.get(name) for name in asked} != asked:
-        with EpochProgress("probe", epochs) if progress else contextlib.nullcontext() as told:
-            image = refine(scan, config=settings, on_epoch=told)
-        keep.parent.mkdir(parents=True, exist_ok=True)
-        write_reconstruction(image, keep)
-    assert image.probe is not None
-    positions_px = image.positions_px if config.prepare.bootstrap_positions else None
-    return dataclasses.replace(
-        scan,
-        probe=image.probe,
-        probe_is_calibrated=True,
-        positions_px=scan.positions_px if positions_px is None else positions_px,
-    )
 
 
 def open_scan(path: str | Path, config: PrepareConfig) -> Scan:

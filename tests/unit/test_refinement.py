@@ -276,6 +276,17 @@ class TestBesideTheObject:
         assert after < 0.4 * before
 
     @pytest.mark.contract("refine.positions.affine")
+    def test_an_affine_correction_is_affine_by_every_method(self, scan: Scan) -> None:
+        for method in ("rpie", "gradient"):
+            config = dataclasses.replace(QUICK, method=method, position_update="affine", position_start_epoch=0)
+            found = refine(scan, config=config).positions_px
+            assert found is not None
+            design = np.c_[scan.positions_px, np.ones(len(found))]
+            rest = found - design @ np.linalg.lstsq(design, found, rcond=None)[0]
+            assert np.abs(found - scan.positions_px).max() > 1e-4
+            assert np.abs(rest).max() < 1e-9
+
+    @pytest.mark.contract("refine.positions.affine")
     def test_a_wrong_scale_of_the_scan_is_corrected(self) -> None:
         given = scan_of(1e7)
         middle = given.positions_px.mean(0)
@@ -345,6 +356,18 @@ class TestCourse:
         assert len(found.history["misfit"]) == 2
         assert found.provenance["complete"] is False
 
+    @pytest.mark.contract("refine.interrupt")
+    def test_what_is_no_longer_finite_is_not_kept_to_go_on_from(
+        self, scan: Scan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        state = tmp_path / "state.npz"
+        refine(scan, config=QUICK, state_file=state)
+        monkeypatch.setattr("torchptycho.refinement.run.sweep", lambda *_, **__: float("nan"))
+        with pytest.raises(FloatingPointError, match="the misfit is nan after epoch 4"):
+            refine(scan, config=dataclasses.replace(QUICK, epochs=5), state_file=state, resume=True)
+        monkeypatch.undo()
+        assert len(refine(scan, config=QUICK, state_file=state, resume=True).history["misfit"]) == 3
+
     @pytest.mark.contract("refine.patience")
     def test_it_ends_when_nothing_becomes_better(self, scan: Scan) -> None:
         config = RefineConfig(epochs=400, batch_size=16, probe_update=False, patience=4, min_improvement=0.02)
@@ -360,6 +383,8 @@ class TestCourse:
         elsewhere = dataclasses.replace(truth_of(scan), origin_px=(1000, 1000))
         with pytest.raises(ConfigError, match=r"hold nothing valid .* Is it an image of this scan"):
             refine(scan, elsewhere, config=QUICK)
+        with pytest.raises(ConfigError, match=r"device: expected auto, cpu, .* found 'toaster'"):
+            refine(scan, config=QUICK, device="toaster")
         with pytest.raises(ConfigError, match=r"probe: expected 32x32 px"):
             refine(scan, probe=np.ones((1, 16, 16), np.complex64), config=QUICK)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import logging
 import os
@@ -23,7 +22,7 @@ from torchptycho.errors import ConfigError, GroupingError, ScanError, StoreError
 from torchptycho.grouping import Groups, group
 from torchptycho.io import checked_chunks, read_probe
 from torchptycho.io.checks import network_size_advice
-from torchptycho.io.frames import backing_file
+from torchptycho.io.fingerprint import scan_fingerprint
 from torchptycho.physics.scaling import Scaling, frame_sums, measure_scaling, probe_factor
 from torchptycho.scan import Scan
 
@@ -227,21 +226,7 @@ def _fingerprint(scans: Sequence[Scan], config: RunConfig) -> dict[str, str]:
     """What the store depends on, in parts, so that a difference can be named."""
     parts = {"schema": str(SCHEMA)}
     for index, scan in enumerate(scans):
-        digest = hashlib.sha256()
-        for array in (scan.positions_px, scan.probe, scan.mask, scan.scan_id, scan.truth):
-            if array is not None:
-                digest.update(np.ascontiguousarray(array).tobytes())
-        told = (scan.domain, scan.frames.shape, str(scan.frames.dtype), scan.metadata, scan.geometry)
-        digest.update(repr((*told, scan.probe_is_calibrated)).encode())
-        backing = backing_file(scan.frames)
-        if backing is not None:
-            file, part = backing
-            status = file.stat()
-            digest.update(repr((status.st_size, status.st_mtime_ns, part)).encode())
-        else:
-            for chunk in scan.frames.chunks(_frames_per_chunk(scan)):
-                digest.update(np.ascontiguousarray(chunk).tobytes())
-        parts[f"scan {index} ({scan.source})"] = digest.hexdigest()
+        parts[f"scan {index} ({scan.source})"] = scan_fingerprint(scan)
     for section in ("prepare", "group"):
         for key, value in to_dict(getattr(config, section)).items():
             parts[f"{section}.{key}"] = json.dumps(value)

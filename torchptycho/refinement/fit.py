@@ -12,7 +12,7 @@ __all__ = ["Misfit", "correction", "waves"]
 
 # Counts added to the expected ones where something is divided by them.
 _FLOOR = 1.0
-# Where far more was counted than is expected, the wave grows by this factor and once, and not to no end.
+# Where far more was counted than is expected, the wave grows by so many times itself in one step, and no more.
 _LONGEST = 4.0
 
 

@@ -8,7 +8,14 @@ from torch import Tensor
 
 from torchptycho.physics.patches import slopes
 
-__all__ = ["Shifts"]
+__all__ = ["Shifts", "linear_part"]
+
+
+def linear_part(shift_px: Float64[Tensor, "m 2"], positions_px: Float64[Tensor, "m 2"]) -> Float64[Tensor, "m 2"]:
+    """What of these shifts is one linear map of all positions about their centre, in least squares."""
+    away = positions_px - positions_px.mean(0)
+    part: Tensor = away @ torch.linalg.lstsq(away, shift_px - shift_px.mean(0)).solution
+    return part
 
 
 class Shifts:

@@ -112,7 +112,9 @@ def open_problem(
         scaling = measure_scaling(mean_intensity, scan.n_px, scan.domain, scan.photons_per_frame)
         low = np.floor(scan.positions_px.min(0)).astype(int) - scan.n_px // 2 - margin_px
         high = np.floor(scan.positions_px.max(0)).astype(int) - scan.n_px // 2 + scan.n_px + 1 + margin_px
-        on_device = device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] // 2
+        # Not in a detector's unsigned integers, which torch cannot index there.
+        on_device = device.type == "cuda" and frames.dtype == np.float32
+        on_device = on_device and frames.nbytes < torch.cuda.mem_get_info(device)[0] // 2
         yield Problem(
             frames=torch.from_numpy(frames).to(device) if on_device else frames,
             scaling=scaling,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 import math
 import time
@@ -19,13 +18,14 @@ from torch import Tensor
 from torchptycho.config import RefineConfig, to_dict
 from torchptycho.errors import ConfigError
 from torchptycho.io import read_scan
+from torchptycho.io.fingerprint import scan_fingerprint
 from torchptycho.physics.patches import place_inside
 from torchptycho.physics.scaling import probe_factor
 from torchptycho.reconstruction import MIN_COVERAGE, Reconstruction
 from torchptycho.refinement.gradient import Descent
 from torchptycho.refinement.modes import orthogonal_modes, power, with_modes
 from torchptycho.refinement.pie import sweep
-from torchptycho.refinement.positions import Shifts
+from torchptycho.refinement.positions import Shifts, linear_part
 from torchptycho.refinement.problem import Problem, open_problem
 from torchptycho.refinement.state import State
 from torchptycho.scan import Scan
@@ -83,7 +83,7 @@ def refine(
     scan = scan if isinstance(scan, Scan) else read_scan(scan)
     if resume and state_file is None:
         raise ConfigError("resume: expected the state_file of an earlier refinement; found none.")
-    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    place = _place(device)
     moves = config.position_update != "none"
     margin_px = math.ceil(config.position_limit_px) if moves else 0
     with torch.no_grad(), open_problem(scan, margin_px=margin_px, device=place, scratch=scratch) as problem:
@@ -94,7 +94,20 @@ def refine(
         else:
             state = _begin(problem, scan, start, probe, config)
         complete = _run(problem, scan, state, config, on_epoch, state_file, fingerprint)
-        return _result(problem, scan, state, config, complete)
+        return _result(problem, scan, state, config, complete, fingerprint["scan"])
+
+
+def _place(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        # Naming a device does not need it; putting something there does.
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"device: expected auto, cpu, or a GPU that is there (cuda); found '{device}': {reason}"
+        ) from None
 
 
 def _begin(
@@ -174,7 +187,7 @@ def _run(
             state.epoch += 1
             state.seconds += time.perf_counter() - begun
             for name, value in (("misfit", misfit), ("seconds", state.seconds)):
-                state.history.setdefault(name, []).append(value)
+                state.history[name].append(value)
             if not math.isfinite(misfit):
                 raise FloatingPointError(f"{scan.source}: the misfit is {misfit} after epoch {state.epoch}.")
             _watch(state)
@@ -183,15 +196,16 @@ def _run(
             if state_file is not None and time.perf_counter() - saved > _SAVE_EVERY_S:
                 state.save(state_file, fingerprint)
                 saved = time.perf_counter()
+        complete = True
     except KeyboardInterrupt:
         _log.warning(
             "%s: interrupted after %d of %d epochs; this is the image so far", scan.source, state.epoch, config.epochs
         )
-        return False
-    finally:
-        if state_file is not None:
-            state.save(state_file, fingerprint)
-    return True
+        complete = False
+    # Not after any other error: a state that is no longer finite is nothing to go on from.
+    if state_file is not None:
+        state.save(state_file, fingerprint)
+    return complete
 
 
 def _epoch(problem: Problem, state: State, config: RefineConfig, descent: Descent | None, given_px: Tensor) -> float:
@@ -202,7 +216,10 @@ def _epoch(problem: Problem, state: State, config: RefineConfig, descent: Descen
     positions = config.position_update != "none" and state.epoch >= config.position_start_epoch
     per_update, part = _schedule(problem, state, config)
     if descent is not None:
+        before = state.positions_px
         misfit = descent.sweep(state, order, rate=1 - 0.9 * part, update_probe=probe, update_positions=positions)
+        if config.position_update == "affine":
+            state.positions_px = before + linear_part(state.positions_px - before, before)
         state.positions_px = _bounded(state.positions_px, given_px, config)
         return misfit
     shifts = Shifts(problem.n_frames, problem.device) if positions else None
@@ -235,7 +252,7 @@ def _schedule(problem: Problem, state: State, config: RefineConfig) -> tuple[int
 
 def _finished(state: State, config: RefineConfig) -> bool:
     """Whether nothing became better for `patience` epochs; the first time this begins the polishing."""
-    misfit = state.history.get("misfit", [])
+    misfit = state.history["misfit"]
     since = state.polishing_since or 0
     if config.patience is None or len(misfit) - since <= config.patience:
         return False
@@ -261,7 +278,9 @@ def _bounded(positions_px: Tensor, given_px: Tensor, config: RefineConfig) -> Te
     return given_px + (positions_px - given_px).clamp(-limit, limit)
 
 
-def _result(problem: Problem, scan: Scan, state: State, config: RefineConfig, complete: bool) -> Reconstruction:
+def _result(
+    problem: Problem, scan: Scan, state: State, config: RefineConfig, complete: bool, digest: str
+) -> Reconstruction:
     light = torch.zeros(problem.shape, dtype=torch.float64, device=problem.device)
     mode_power = state.probe.abs().square().sum(0).double()
     corners = problem.corners_px(state.positions_px)
@@ -272,6 +291,7 @@ def _result(problem: Problem, scan: Scan, state: State, config: RefineConfig, co
     provenance: dict[str, Any] = {
         "source": scan.source,
         "frames": scan.n_frames,
+        "scan_sha256": digest,
         "refine": to_dict(config),
         "epochs": state.epoch,
         "complete": complete,
@@ -295,9 +315,5 @@ def _result(problem: Problem, scan: Scan, state: State, config: RefineConfig, co
 
 def _fingerprint(scan: Scan, config: RefineConfig) -> dict[str, Any]:
     """What a state depends on: it may go on with more epochs, and not with another scan or method."""
-    digest = hashlib.sha256()
-    for array in (scan.positions_px, scan.probe, scan.mask):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    digest.update(repr((scan.domain, scan.frames.shape, str(scan.frames.dtype))).encode())
     told = dataclasses.replace(config, epochs=1, patience=None)
-    return {"scan": digest.hexdigest()} | {f"refine.{name}": value for name, value in to_dict(told).items()}
+    return {"scan": scan_fingerprint(scan)} | {f"refine.{name}": value for name, value in to_dict(told).items()}

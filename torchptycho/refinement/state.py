@@ -53,7 +53,7 @@ class State:
     updates: int = 0
     polishing_since: int | None = None
     damped: int = 0
-    history: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    history: dict[str, list[float]] = dataclasses.field(default_factory=lambda: {"misfit": [], "seconds": []})
     seconds: float = 0.0
 
     @classmethod

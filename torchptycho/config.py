@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, cast, dataclass_transform
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass as pydantic_dataclass
+from pydantic import Field, TypeAdapter, ValidationError
 
 from torchptycho.errors import ConfigError
+from torchptycho.options import ExperimentConfig, LogConfig
+from torchptycho.strict import Count, Fraction, NonNegative, Positive, one_line, strict
 
 __all__ = [
     "SUPPORTED_N_PX",
+    "ExperimentConfig",
     "GroupConfig",
+    "LogConfig",
     "LossConfig",
     "ModelConfig",
     "PrepareConfig",
@@ -51,38 +53,10 @@ def frame_slice(text: str | None) -> slice | None:
     return slice(int(start) if start else None, int(stop) if stop else None)
 
 
-@dataclass_transform(kw_only_default=True, frozen_default=True)
-def _config(kind: type[T]) -> type[T]:
-    """A frozen, validated dataclass whose errors are ConfigErrors of one line."""
-    strict = ConfigDict(extra="forbid", allow_inf_nan=False)
-    built = pydantic_dataclass(frozen=True, kw_only=True, config=strict)(kind)
-    construct = built.__init__
-
-    @functools.wraps(construct)
-    def checked(self: Any, *args: Any, **values: Any) -> None:
-        try:
-            construct(self, *args, **values)
-        except ValidationError as error:
-            raise _one_line(error, kind.__name__) from None
-
-    built.__init__ = checked  # type: ignore[method-assign]
-    return cast(type[T], built)
-
-
-def _one_line(error: ValidationError, source: str) -> ConfigError:
-    first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"])
-    return ConfigError(f"{source}: '{name}': {first['msg']}; found {first['input']!r}.")
-
-
 Domain = Literal["counts", "amplitude"]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-@_config
+@strict
 class SimulateConfig:
     """A simulated experiment: object, probe, scan positions, dose."""
 
@@ -120,7 +94,7 @@ class SimulateConfig:
     """Seed of everything that is drawn."""
 
 
-@_config
+@strict
 class GroupConfig:
     """How frames are gathered into groups of gridsize^2 overlapping neighbours (sample, then group)."""
 
@@ -162,7 +136,7 @@ class GroupConfig:
             )
 
 
-@_config
+@strict
 class PrepareConfig:
     """How scans become a store."""
 
@@ -185,7 +159,7 @@ class PrepareConfig:
     """Take over the positions that this refinement found, too."""
 
 
-@_config
+@strict
 class ModelConfig:
     """The generator and the model of the experiment around it."""
 
@@ -203,7 +177,7 @@ class ModelConfig:
     """Let training improve the probe."""
 
 
-@_config
+@strict
 class LossConfig:
     """Weights of the terms of the loss."""
 
@@ -219,7 +193,7 @@ class LossConfig:
     """Mean absolute error of the patches against `truth` (simulated scans)."""
 
 
-@_config
+@strict
 class TrainConfig:
     """The optimisation."""
 
@@ -233,6 +207,12 @@ class TrainConfig:
     """Update rule."""
     learning_rate: Positive = 2e-3
     """Peak learning rate."""
+    learning_rate_factor: Positive = 1.0
+    """What the learning rate is multiplied by; below 1 where a trained network goes on (`train --from`)."""
+    freeze_encoder: bool = False
+    """Leave the encoder of the network as it is, and train the rest."""
+    accumulate: Count = 1
+    """Batches whose gradients are averaged for one optimiser step."""
     probe_learning_rate: Positive = 1e-3
     """Learning rate of a trainable probe, relative to its root-mean-square value."""
     schedule: Literal["plateau", "cosine", "constant"] = "plateau"
@@ -248,12 +228,20 @@ class TrainConfig:
     accelerator: str = "auto"
     """Where to compute: auto, cpu, gpu."""
     devices: Count = 1
-    """Number of devices."""
+    """Number of devices; each takes batches of `batch_size`, and their gradients are averaged."""
+    nodes: Count = 1
+    """Number of machines with as many devices each, started by torchrun or srun."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     """Arithmetic of the network; the physics is always float32."""
+    compile: bool = False
+    """Compile the network with torch.compile; where no compiler is found it runs as it is, and a warning says so."""
+    early_stop: Count | None = None
+    """Validations without a better loss after which training ends; None goes on to the last step."""
+    on_flat: Literal["fail", "warn"] = "fail"
+    """What to do when the network predicts the same featureless patch for every frame, and the frames do differ."""
 
 
-@_config
+@strict
 class ReconstructConfig:
     """Prediction and stitching."""
 
@@ -265,9 +253,11 @@ class ReconstructConfig:
     """Which training scan's probe and scale to use, when there were several."""
     predict_batch_size: Count = 64
     """Frames per forward pass."""
+    absolute_scale: bool = False
+    """Scale the object so that object and a constant background fit the counts of the whole scan best."""
 
 
-@_config
+@strict
 class RefineConfig:
     """How an image is fitted to the counts: object, and if wanted probe, positions and background."""
 
@@ -320,15 +310,17 @@ class RefineConfig:
     """Seed of the order of the frames."""
 
 
-@_config
+@strict
 class RunConfig:
     """Everything that a run from scan to image can be told."""
 
     prepare: PrepareConfig = Field(default_factory=PrepareConfig)
     group: GroupConfig = Field(default_factory=GroupConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
+    experiment: ExperimentConfig = Field(default_factory=ExperimentConfig)
     loss: LossConfig = Field(default_factory=LossConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
+    log: LogConfig = Field(default_factory=LogConfig)
     reconstruct: ReconstructConfig = Field(default_factory=ReconstructConfig)
     refine: RefineConfig = Field(default_factory=RefineConfig)
 
@@ -337,8 +329,10 @@ _SECTIONS: dict[str, type] = {
     "prepare": PrepareConfig,
     "group": GroupConfig,
     "model": ModelConfig,
+    "experiment": ExperimentConfig,
     "loss": LossConfig,
     "train": TrainConfig,
+    "log": LogConfig,
     "reconstruct": ReconstructConfig,
     "refine": RefineConfig,
 }
@@ -361,7 +355,7 @@ def from_dict(kind: type[T], values: dict[str, Any], *, source: str = "configura
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
-        raise _one_line(error, source) from None
+        raise one_line(error, source) from None
 
 
 def _refuse_unknown_keys(kind: Any, values: Any, source: str, prefix: str) -> None:

@@ -465,7 +465,7 @@ class TestIncomplete:
         ("change", "message"),
         [
             (lambda m: json.dumps(m)[:-5], "expected JSON"),
-            (lambda m: json.dumps(m | {"schema": 99}), "'schema': expected 1; found 99"),
+            (lambda m: json.dumps(m | {"schema": 99}), "'schema': expected 2; found 99"),
             (lambda m: "[]", "'schema'"),
             (lambda m: json.dumps({"schema": 1}), "incomplete"),
         ],

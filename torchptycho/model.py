@@ -94,7 +94,8 @@ class PtychoPINN(L.LightningModule):
         self.masks: Tensor
         # Brings each scan's truth to the phase that a transparent object has; used in training only.
         self.register_buffer("truth_turn", torch.ones(n_scans, dtype=torch.complex64), persistent=False)
-        self._means = {"train": Mean(), "val": Mean()}
+        self._train_mean = Mean()
+        self._val_means: dict[str, Mean] = {}
         self._random_state: Tensor | None = None
         self.last_batch: GroupBatch | None = None
 
@@ -234,7 +235,7 @@ class PtychoPINN(L.LightningModule):
         self._require_finite("the loss", terms["loss"], batch, patches)
         size = batch.batch_size[0]
         self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()}, batch_size=size)
-        self._means["train"].add(terms["loss"], size)
+        self._train_mean.add(terms["loss"], size)
         self.last_batch = batch
         return terms["loss"]
 
@@ -267,12 +268,12 @@ class PtychoPINN(L.LightningModule):
         patches: Tensor = self(batch)
         terms = self._terms(patches, batch)
         size = batch.batch_size[0]
-        self.log_dict({f"val/{name}": value for name, value in terms.items()}, batch_size=size, sync_dist=True)
-        self._means["val"].add(terms[self.loss.monitored], size)
+        for name, value in terms.items():
+            self._val_means.setdefault(name, Mean()).add(value, size)
         return patches.detach()
 
     def on_train_epoch_end(self) -> None:
-        mean = self._means["train"].take(self.trainer.strategy)
+        mean = self._train_mean.take(self.trainer.strategy)
         if mean is None:  # resumed after the end of this epoch
             return
         self.log("train/loss_epoch", mean, sync_dist=True)
@@ -280,9 +281,14 @@ class PtychoPINN(L.LightningModule):
             self._tell_plateau(mean)
 
     def on_validation_epoch_end(self) -> None:
-        mean = self._means["val"].take(self.trainer.strategy)
-        if mean is not None and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
-            self._tell_plateau(mean)
+        # Not Lightning's mean, which is wrong where processes have different numbers of groups (2.6).
+        means = {name: mean.take(self.trainer.strategy) for name, mean in self._val_means.items()}
+        for name, mean in means.items():
+            if mean is not None:
+                self.log(f"val/{name}", mean, sync_dist=True)
+        monitored = means.get(self.loss.monitored)
+        if monitored is not None and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self._tell_plateau(monitored)
 
     def _tell_plateau(self, mean: Tensor) -> None:
         # Not left to Lightning, which steps it after the checkpoint is written: a resumed run would know one loss less.
@@ -304,11 +310,11 @@ class PtychoPINN(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["format"] = {"version": FORMAT, "written_with": versions()}
-        checkpoint["epoch_so_far"] = self._means["train"].state()
+        checkpoint["epoch_so_far"] = self._train_mean.state()
         checkpoint["random_state"] = torch.get_rng_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._means["train"].resume(checkpoint["epoch_so_far"])
+        self._train_mean.resume(checkpoint["epoch_so_far"])
         # A module that is only loaded leaves torch's generator alone; a run that goes on takes it up.
         self._random_state = checkpoint["random_state"] if self._trainer is not None else None
 

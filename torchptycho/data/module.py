@@ -50,6 +50,8 @@ class PtychoDataModule(L.LightningDataModule):
         self._with_truth = with_truth
         self._seed = seed
         self._training_scan = training_scan
+        self._loader: ResumableLoader | None = None
+        self._resumed: dict[str, Any] | None = None
 
     def batches_per_epoch(self, ranks: int = 1) -> int:
         """Training batches that each of so many processes gets in an epoch."""
@@ -66,9 +68,24 @@ class PtychoDataModule(L.LightningDataModule):
             )
         # A ragged last batch would weigh its few groups more than the others; one batch is better than none.
         drop_last = len(order) > self._batch_groups
-        return ResumableLoader(
+        self._loader = ResumableLoader(
             dataset, batch_size=self._batch_groups, sampler=order, drop_last=drop_last, **self._loading()
         )
+        if self._resumed is not None:
+            self._loader.load_state_dict(self._resumed)
+        return self._loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where in the epoch training is, for a checkpoint."""
+        return {} if self._loader is None else self._loader.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there.
+
+        Lightning also saves the state of the loader, but has asked for the loader before it loads that state when the
+        number of steps is needed to set the learning rate (2.6).
+        """
+        self._resumed = state_dict or None
 
     def val_dataloader(self) -> DataLoader[GroupBatch]:
         dataset = self._dataset("val")

@@ -65,12 +65,16 @@ class Experiment(nn.Module):
             probe = probe * self.support
         return probe if self.power is None else with_power(probe, self.power)
 
-    def detected(self, counts: Float[Tensor, "b c n n"], scan: Int64[Tensor, " b"]) -> Float[Tensor, "b c n n"]:
+    def detected(
+        self, counts: Float[Tensor, "b c n n"], scan: Int64[Tensor, " b"], *, background: bool = True
+    ) -> Float[Tensor, "b c n n"]:
         """Expected counts after the blur of the exit wave, in the scan's scale, with its background."""
         if self.envelope is not None:
             counts = counts * self.envelope
         if self.log_scale is not None:
             counts = counts * self.log_scale.exp()[scan][:, None, None, None]
+        if not background:
+            return counts
         if self.log_background is not None:
             return counts + self.log_background.exp()[scan][:, None, None, None]
         return counts + self._config.background_counts if self._config.background_counts else counts

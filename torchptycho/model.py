@@ -164,7 +164,9 @@ class PtychoPINN(L.LightningModule):
         amplitude = self._intensity(batch).sqrt() * self._per_group(self.input_scale, batch)
         return self.generator(amplitude, self._input_probe(batch))  # type: ignore[no-any-return]
 
-    def expected_counts(self, patches: Complex[Tensor, "b c n n"], batch: GroupBatch) -> Float[Tensor, "b c n n"]:
+    def expected_counts(
+        self, patches: Complex[Tensor, "b c n n"], batch: GroupBatch, *, background: bool = True
+    ) -> Float[Tensor, "b c n n"]:
         """Photon counts that the detector is expected to see, after the patches of a group agreed on one object."""
         probe = self.probe_of(batch)
         with torch.autocast(device_type=self.device.type, enabled=False):
@@ -174,7 +176,8 @@ class PtychoPINN(L.LightningModule):
                 else:
                     weight = central_weight(self.n_px, patches)
                 patches = merge(patches, batch.offset_px, weight, self._canvas_px)
-            return self.experiment.detected(expected_counts(patches, probe[:, None]), batch.scan)
+            counts = expected_counts(patches, probe[:, None])
+            return self.experiment.detected(counts, batch.scan, background=background)
 
     def measured_counts(self, batch: GroupBatch) -> Float[Tensor, "b c n n"]:
         """The frames in photon counts, 0 under the mask."""
@@ -314,6 +317,8 @@ class PtychoPINN(L.LightningModule):
         checkpoint["random_state"] = torch.get_rng_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if (found := checkpoint["format"]["version"]) != FORMAT:
+            raise ValueError(f"it is of format {found}, and format {FORMAT} is read")
         self._train_mean.resume(checkpoint["epoch_so_far"])
         # A module that is only loaded leaves torch's generator alone; a run that goes on takes it up.
         self._random_state = checkpoint["random_state"] if self._trainer is not None else None

@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
+from torchptycho.absolute import ScaleWriter
 from torchptycho.bars import EpochProgress
 from torchptycho.bootstrap import bootstrapped
 from torchptycho.checkpoints import load_checkpoint, sha256
@@ -71,12 +72,14 @@ class TrainResult:
         last: the module at the end, from which training resumes.
         metrics: final values of all logged metrics.
         seconds: wall time of the optimisation.
+        rank: which of several processes this is; the first, 0, has written the files.
     """
 
     checkpoint: Path
     last: Path
     metrics: dict[str, float]
     seconds: float
+    rank: int = 0
 
 
 def train(
@@ -165,7 +168,9 @@ def train(
             raise _located(error, store, last) from error
     seconds = time.perf_counter() - begin
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    return TrainResult(checkpoint=last.with_name("best.ckpt"), last=last, metrics=metrics, seconds=seconds)
+    return TrainResult(
+        checkpoint=last.with_name("best.ckpt"), last=last, metrics=metrics, seconds=seconds, rank=trainer.global_rank
+    )
 
 
 def _located(error: TrainingError, store: Store, last: Path) -> TrainingError:
@@ -301,13 +306,14 @@ def reconstruct(
             module.input_scale[which] = scaling.input_scale
         else:
             _compare_dose(float(trained_scale[which]), scaling.input_scale, scan.source)
+        scale = ScaleWriter(store.tensors["masks"][0]) if config.absolute_scale else None
         writer = CanvasWriter(store.tensors["positions_px"], config.stitch_weight, which)
         data = PtychoDataModule(store, predict_batch_size=config.predict_batch_size, training_scan=which)
         with quiet_lightning():
             trainer = L.Trainer(
                 accelerator=accelerator, devices=1, logger=False, enable_checkpointing=False,
                 enable_model_summary=False, enable_progress_bar=False,
-                callbacks=[writer, *([StepProgress()] if progress else [])],
+                callbacks=[writer, *([scale] if scale else []), *([StepProgress()] if progress else [])],
             )  # fmt: skip
             try:
                 trainer.predict(module, data, return_predictions=False)
@@ -326,6 +332,10 @@ def reconstruct(
         "seconds": round(time.perf_counter() - start, 3),
     }
     image = writer.canvas.finish(object_pixel_m, provenance)
+    if scale is not None:
+        found = scale.statistics.solve()
+        provenance["absolute_scale"] = dataclasses.asdict(found)
+        image = dataclasses.replace(image, object=image.object * np.float32(found.object_factor), provenance=provenance)
     if not refine_epochs:
         return image
     return _refined(image, module, scan, which, refine_epochs, accelerator, progress, scratch)

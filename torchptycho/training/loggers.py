@@ -45,7 +45,6 @@ def _logger(name: str, out: Path) -> Logger:
     if name == "mlflow":
         server = os.environ.get("MLFLOW_TRACKING_URI")
         return MLFlowLogger("torchptycho", run_name=out.name, tracking_uri=server, save_dir=str(out / LOGS / "mlflow"))
-    (out / LOGS).mkdir(parents=True, exist_ok=True)
     return WandbLogger(name=out.name, project="torchptycho", save_dir=out / LOGS)
 
 

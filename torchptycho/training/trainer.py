@@ -13,6 +13,7 @@ from torchptycho.data.store import Store
 from torchptycho.model import PtychoPINN
 from torchptycho.progress import StepProgress
 from torchptycho.training.flatness import FlatnessWatch
+from torchptycho.training.history import LOGS
 from torchptycho.training.keeping import AtomicCheckpoints, checkpoints
 from torchptycho.training.loggers import loggers
 from torchptycho.training.meters import Meters
@@ -52,6 +53,8 @@ def build_trainer(
         own.append(Pictures(store, out / "images", log.image_every_epochs, log.image_patches, groups))
     if progress:
         own.append(StepProgress())
+    # Not every logger makes its folder.
+    (out / LOGS).mkdir(parents=True, exist_ok=True)
     return L.Trainer(
         accelerator=train.accelerator,
         devices=train.devices,

@@ -78,6 +78,8 @@ class PtychoPINN(L.LightningModule):
         self.gridsize = self.config.group.gridsize
         self.n_px, self.domain, self.has_validation = n_px, domain, has_validation
         self.generator = build_generator(self.config.model, n_px, self.gridsize)
+        # Convolutions are up to 1.3 times as fast on a CPU, and on a GPU in half precision.
+        nn.Module.to(self.generator, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loss = Loss(self.config.loss)
         self.experiment = Experiment(self.config.experiment, n_px, n_scans)
         self._canvas_px = merge_canvas_px(n_px, max_offset_px)

@@ -231,6 +231,8 @@ class Reconstruct(Command):
     """Frames to use, as start:stop."""
     stitch_weight: Literal["probe", "central"] | None = None
     """How overlapping patches are averaged: by |P|^2, or evenly over the central half; None as trained."""
+    agree_phases: bool | None = None
+    """Turn each group's patches by the phase with which they agree with their neighbours; None as trained."""
     input_scale: Literal["training", "scan"] | None = None
     """Scale the network's input as in training, or anew from this scan (when its dose differs); None as trained."""
     training_scan: int | None = None

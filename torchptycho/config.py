@@ -163,10 +163,14 @@ class PrepareConfig:
 class ModelConfig:
     """The generator and the model of the experiment around it."""
 
-    generator: str = "resunet"
-    """Registered network: `resunet`, `cnn`, or one of your own."""
+    generator: str = "pie_unet"
+    """Registered network: `pie_unet`, `resunet`, `cnn`, or one of your own."""
     n_filters_scale: Annotated[int, Field(ge=1, le=16)] = 2
-    """Width of the network (cnn: multiplies all filter counts; resunet: 2 is 32 to 128 channels)."""
+    """Width of the network (cnn: multiplies all filter counts; pie_unet: 2 is 32 to 96 channels; resunet: to 128)."""
+    start_projections: Annotated[int, Field(ge=0)] = 6
+    """pie_unet: steps of classical projection of each group before the network."""
+    finish_projections: Annotated[int, Field(ge=0)] = 4
+    """pie_unet: such steps after the network, when it is not being trained."""
     amplitude_activation: Literal["sigmoid", "swish", "softplus", "relu"] = "sigmoid"
     """cnn only: what bounds its amplitude."""
     probe_big: bool = True
@@ -247,6 +251,8 @@ class ReconstructConfig:
 
     stitch_weight: Literal["probe", "central"] = "probe"
     """How overlapping patches are averaged: by |P|^2, or evenly over the central half."""
+    agree_phases: bool = True
+    """Turn each group's patches by the phase with which they agree with their neighbours, before they are averaged."""
     input_scale: Literal["training", "scan"] = "training"
     """Scale the network's input as in training, or anew from this scan (when its dose differs)."""
     training_scan: Annotated[int, Field(ge=0)] = 0

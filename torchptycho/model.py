@@ -18,7 +18,7 @@ from torchptycho.errors import ConfigError, StoreError, TrainingError
 from torchptycho.experiment import Experiment
 from torchptycho.losses import Comparison, Loss
 from torchptycho.means import Mean
-from torchptycho.nn import build_generator
+from torchptycho.nn import GroupInput, build_generator
 from torchptycho.physics.diffraction import expected_counts
 from torchptycho.physics.merging import central_weight, merge, merge_canvas_px, probe_weight
 from torchptycho.physics.scaling import counts_per_squared_amplitude, intensity
@@ -164,7 +164,16 @@ class PtychoPINN(L.LightningModule):
     def forward(self, batch: GroupBatch) -> Complex[Tensor, "b c n n"]:
         """Object patches of the frames of each group, as the generator sees them, before any merging."""
         amplitude = self._intensity(batch).sqrt() * self._per_group(self.input_scale, batch)
-        return self.generator(amplitude, self._input_probe(batch))  # type: ignore[no-any-return]
+        return self.generator(  # type: ignore[no-any-return]
+            GroupInput(
+                amplitude=amplitude,
+                probe=self._input_probe(batch),
+                offset_px=batch.offset_px,
+                mask=self._mask(batch),
+                photon=self._photon[batch.scan].float(),
+                canvas_px=self._canvas_for(batch),
+            )
+        )
 
     def expected_counts(
         self, patches: Complex[Tensor, "b c n n"], batch: GroupBatch, *, background: bool = True
@@ -172,12 +181,12 @@ class PtychoPINN(L.LightningModule):
         """Photon counts that the detector is expected to see, after the patches of a group agreed on one object."""
         probe = self.probe_of(batch)
         with torch.autocast(device_type=self.device.type, enabled=False):
-            if self.gridsize > 1:
+            if self.gridsize > 1 and not self.generator.patches_agree:
                 if self.config.model.merge_weight == "probe":
                     weight = probe_weight(probe.detach())
                 else:
                     weight = central_weight(self.n_px, patches)
-                patches = merge(patches, batch.offset_px, weight, self._canvas_px)
+                patches = merge(patches, batch.offset_px, weight, self._canvas_for(batch))
             counts = expected_counts(patches, probe[:, None])
             return self.experiment.detected(counts, batch.scan, background=background)
 
@@ -203,9 +212,25 @@ class PtychoPINN(L.LightningModule):
 
     def _input_probe(self, batch: GroupBatch) -> Complex[Tensor, "probe_b p n n"]:
         """The probe in the units of the network's input; the network does not train it."""
+        # By the scan's photons and not by the probe's own power: some of its light may fall on masked pixels.
+        factor = self.n_px / 2 / self.photons_per_frame.sqrt()
+        if self.experiment.scale is not None:
+            factor = factor * self.experiment.scale.sqrt()
         probe = self.probe_of(batch).detach()
-        power = (probe.real.square() + probe.imag.square()).sum(dim=(-3, -2, -1), keepdim=True)
-        return probe * (self.n_px / 2 / power.sqrt())
+        return probe * (factor if len(self.probe_parts) == 1 else factor[batch.scan]).float()[:, None, None, None]
+
+    @property
+    def _photon(self) -> Float[Tensor, " s"]:
+        """What one count is in the network's input, squared; with frames of counts also when that is scaled anew."""
+        if self.domain == "counts":
+            return self.input_scale.square()
+        return (self.n_px / 2) ** 2 / self.photons_per_frame
+
+    def _canvas_for(self, batch: GroupBatch) -> int:
+        if self.training:
+            return self._canvas_px
+        # Groups of another scan, or those for prediction, may be wider than what was trained on.
+        return max(self._canvas_px, merge_canvas_px(self.n_px, float(batch.offset_px.abs().max())))
 
     def _mask(self, batch: GroupBatch) -> Bool[Tensor, "b 1 n n"]:
         return self.masks[batch.scan][:, None]

@@ -307,7 +307,9 @@ def reconstruct(
         else:
             _compare_dose(float(trained_scale[which]), scaling.input_scale, scan.source)
         scale = ScaleWriter(store.tensors["masks"][0]) if config.absolute_scale else None
-        writer = CanvasWriter(store.tensors["positions_px"], config.stitch_weight, which)
+        writer = CanvasWriter(
+            store.tensors["positions_px"], config.stitch_weight, which, keep_in=folder if config.agree_phases else None
+        )
         data = PtychoDataModule(store, predict_batch_size=config.predict_batch_size, training_scan=which)
         with quiet_lightning():
             trainer = L.Trainer(

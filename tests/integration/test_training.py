@@ -436,3 +436,35 @@ def test_history_of_a_run_without_logs_is_empty(tmp_path: Path) -> None:
     with (tmp_path / "logs" / "version_0" / "metrics.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["epoch", "step", "val/nll"], [0, 7, 0.5], [1, 15, ""]])
     assert read_history(tmp_path) == {"val/nll": [(7, 0.5)]}
+
+
+@pytest.mark.contract("phases.image")
+def test_image_does_not_depend_on_the_phases_that_groups_come_with(tiny_result: TrainResult, tiny_scan: Path) -> None:
+    options: dict[str, Any] = {"accelerator": "cpu", "progress": False}
+    images = {}
+    for agree in (True, False):
+        for spread_rad in (0.0, 1.5):
+            module = load_checkpoint(tiny_result.checkpoint)
+            module.forward = turning(module.forward, spread_rad)  # type: ignore[method-assign]
+            config = ReconstructConfig(agree_phases=agree)
+            images[agree, spread_rad] = reconstruct(module, tiny_scan, config, **options)
+
+    def apart(agree: bool) -> float:
+        one, other = (torch.from_numpy(images[agree, spread].object) for spread in (0.0, 1.5))
+        lit = torch.from_numpy(images[agree, 0.0].coverage > 0.3)
+        common = (one[lit] * other[lit].conj()).sum()
+        return relative_l2(other[lit] * common / common.abs(), one[lit])
+
+    assert apart(agree=True) < 0.02
+    assert apart(agree=False) > 0.3
+
+
+def turning(forward: Any, spread_rad: float) -> Any:
+    """The same patches, each group with a phase of its own."""
+
+    def turned(batch: Any) -> torch.Tensor:
+        phase = spread_rad * torch.sin(1.0 + 3.0 * batch.members[:, 0])
+        patches: torch.Tensor = forward(batch) * torch.polar(torch.ones_like(phase), phase)[:, None, None, None]
+        return patches
+
+    return turned

@@ -14,12 +14,21 @@ from torch import Tensor
 
 import tf_reference as oracle
 from torchptycho.interop.keras import keras_from_state_dict, state_dict_from_keras
+from torchptycho.nn import GroupInput
 from torchptycho.nn.cnn import CNN
 
 
-def unused_beam(n_px: int) -> Tensor:
-    """The networks of this shape take a beam and do not look at it."""
-    return torch.ones(1, 1, n_px, n_px, dtype=torch.complex64)
+def as_given(amplitude: Tensor) -> GroupInput:
+    """Amplitudes as a generator takes them, with a beam and places that networks of this shape do not look at."""
+    groups, members, n_px, _ = amplitude.shape
+    return GroupInput(
+        amplitude=amplitude,
+        probe=torch.full((1, 1, n_px, n_px), 0.5 + 0j),
+        offset_px=torch.zeros(groups, members, 2),
+        mask=torch.ones(groups, 1, n_px, n_px, dtype=torch.bool),
+        photon=torch.full((groups,), 1e-6),
+        canvas_px=n_px + 2,
+    )
 
 
 def drawn_weights(shapes: list[tuple[int, ...]], seed: int, gain: float = 1.0) -> list[np.ndarray]:

@@ -13,15 +13,23 @@ from torch import Tensor
 
 from torchptycho.config import ModelConfig
 from torchptycho.errors import ConfigError
-from torchptycho.nn import Generator, build_generator, find_generator
+from torchptycho.nn import Generator, GroupInput, build_generator, find_generator
 from torchptycho.nn.cnn import CNN
+from torchptycho.nn.pie_unet import PieUNet
 from torchptycho.nn.resunet import ResUNet, first_estimate
 from torchptycho.physics.diffraction import expected_counts
+from torchptycho.physics.merging import merge_canvas_px
+from torchptycho.physics.patches import corner, extract
+from torchptycho.physics.projection import GroupProjection
 
 NETWORKS = [
     ("cnn", 64),
     ("cnn", 128),
     ("cnn", 256),
+    ("pie_unet", 32),
+    ("pie_unet", 64),
+    ("pie_unet", 128),
+    ("pie_unet", 256),
     ("resunet", 32),
     ("resunet", 64),
     ("resunet", 128),
@@ -29,6 +37,8 @@ NETWORKS = [
 ]
 
 # N, n_filters_scale, gridsize, probe_big -> trainable parameters of the original TensorFlow network.
+PHOTON = 1e-6
+
 CNN_PARAMETERS = {
     (64, 1, 1, True): 585_244,
     (64, 1, 1, False): 563_802,
@@ -63,6 +73,18 @@ def diffraction(patches: Tensor, probe: Tensor) -> Tensor:
     return expected_counts(patches, probe[:, None]).sqrt()
 
 
+def group(amplitude: Tensor, probe: Tensor, offset_px: Tensor | None = None) -> GroupInput:
+    """What a generator is given: all pixels good, and every frame in the same place if no offsets are named."""
+    groups, members, n_px, _ = amplitude.shape
+    offset_px = torch.zeros(groups, members, 2) if offset_px is None else offset_px
+    canvas_px = merge_canvas_px(n_px, float(offset_px.abs().max()))
+    good = torch.ones(groups, 1, n_px, n_px, dtype=torch.bool)
+    return GroupInput(
+        amplitude=amplitude, probe=probe, offset_px=offset_px, mask=good, canvas_px=canvas_px,
+        photon=torch.full((groups,), PHOTON),
+    )  # fmt: skip
+
+
 def weak_object(n_px: int, strength: float, seed: int = 0) -> Tensor:
     """[1, 1, N, N] 1 + strength * (complex structure of about 4 px), without symmetry."""
     k = torch.fft.fftfreq(n_px, dtype=torch.float64)
@@ -78,19 +100,19 @@ class TestOutput:
         network = seeded(ModelConfig(generator=name, n_filters_scale=1), n_px, gridsize=2)
         amplitude = diffraction(torch.ones(1, 4, n_px, n_px, dtype=torch.complex64), unit_beam(n_px))
         with torch.no_grad():
-            patches = network(amplitude, unit_beam(n_px))
+            patches = network(group(amplitude, unit_beam(n_px)))
         assert patches.shape == (1, 4, n_px, n_px)
         assert patches.dtype == torch.complex64
         assert bool(torch.view_as_real(patches).isfinite().all())
 
     @pytest.mark.contract("generator.autocast")
-    @pytest.mark.parametrize("name", ["cnn", "resunet"])
+    @pytest.mark.parametrize("name", ["cnn", "resunet", "pie_unet"])
     def test_output_is_complex64_under_bf16_autocast_and_trains(self, name: str) -> None:
         network = seeded(ModelConfig(generator=name, n_filters_scale=1), 64)
         probe = unit_beam(64)
         amplitude = diffraction(weak_object(64, 0.1).to(torch.complex64), probe)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            patches = network(amplitude, probe)
+            patches = network(group(amplitude, probe))
         assert patches.dtype == torch.complex64
         patches.abs().square().sum().backward()
         for parameter in network.parameters():
@@ -98,15 +120,15 @@ class TestOutput:
             assert bool(parameter.grad.isfinite().all())
 
     @pytest.mark.contract("generator.batch")
-    @pytest.mark.parametrize("name", ["cnn", "resunet"])
+    @pytest.mark.parametrize("name", ["cnn", "resunet", "pie_unet"])
     def test_patches_of_a_group_do_not_depend_on_its_batch(self, name: str) -> None:
         network = seeded(ModelConfig(generator=name, n_filters_scale=1), 64).double()
         probes = torch.cat([unit_beam(64, dtype=torch.complex128), unit_beam(64, dtype=torch.complex128).flip(-1)])
         field = torch.cat([weak_object(64, 0.3, seed) for seed in (1, 2)])
         amplitude = diffraction(field, probes)
         with torch.no_grad():
-            both = network(amplitude, probes)
-            alone = torch.cat([network(amplitude[i : i + 1], probes[i : i + 1]) for i in range(2)])
+            both = network(group(amplitude, probes))
+            alone = torch.cat([network(group(amplitude[i : i + 1], probes[i : i + 1])) for i in range(2)])
         # The heads return float32.
         assert_close(both, alone, "single")
 
@@ -126,7 +148,7 @@ class TestCNN:
     def test_border_is_predicted_only_when_the_probe_is_big(self, probe_big: bool) -> None:
         network = seeded(ModelConfig(generator="cnn", n_filters_scale=1, probe_big=probe_big), 64)
         with torch.no_grad():
-            patch = network(normal((1, 1, 64, 64), 1, torch.float32).abs(), unit_beam(64))[0, 0]
+            patch = network(group(normal((1, 1, 64, 64), 1, torch.float32).abs(), unit_beam(64)))[0, 0]
         border = torch.ones(64, 64, dtype=torch.bool)
         border[16:48, 16:48] = False
         assert bool(patch[border].any()) == probe_big
@@ -136,7 +158,7 @@ class TestCNN:
     def test_sigmoid_bounds_the_central_amplitude_by_one(self) -> None:
         network = seeded(ModelConfig(generator="cnn", n_filters_scale=1, probe_big=False), 64)
         with torch.no_grad():
-            patch = network(100 * normal((2, 1, 64, 64), 1, torch.float32).abs(), unit_beam(64))
+            patch = network(group(100 * normal((2, 1, 64, 64), 1, torch.float32).abs(), unit_beam(64)))
         assert float(patch.abs().max()) <= 1 + tolerance("single")
 
     @pytest.mark.contract("generator.cnn.bounds")
@@ -156,7 +178,7 @@ class TestCNN:
             for half, level in ((network.amplitude, -1.0), (network.phase, 0.3)):
                 half.central.weight.zero_()
                 half.central.bias.fill_(level)
-            patch = network(torch.ones(1, 1, 64, 64), unit_beam(64))[0, 0, 16:48, 16:48]
+            patch = network(group(torch.ones(1, 1, 64, 64), unit_beam(64)))[0, 0, 16:48, 16:48]
         phase = torch.tensor(math.pi * math.tanh(0.3))
         assert_close(patch, torch.full((32, 32), value) * torch.polar(torch.ones(()), phase), "single")
 
@@ -168,7 +190,7 @@ class TestResUNet:
         probe = unit_beam(n_px)
         amplitude = diffraction(weak_object(n_px, 0.5).to(torch.complex64), probe)
         with torch.no_grad():
-            patches = seeded(ModelConfig(), n_px)(amplitude, probe)
+            patches = seeded(ModelConfig(generator="resunet"), n_px)(group(amplitude, probe))
         assert 0 < relative_l2(patches, torch.ones_like(patches)) < 0.05
 
     @pytest.mark.contract("generator.resunet.start")
@@ -210,15 +232,101 @@ class TestResUNet:
         assert 0.001 < inside < 0.01
 
 
+class TestPieUNet:
+    def network(self, gridsize: int = 2, **options: int) -> PieUNet:
+        found = seeded(ModelConfig(generator="pie_unet", n_filters_scale=1, **options), 32, gridsize)  # type: ignore[arg-type]
+        assert isinstance(found, PieUNet)
+        return found
+
+    def seen(self, offsets_px: list[list[float]], strength: float = 0.3) -> tuple[Tensor, GroupInput]:
+        """True patches of one object, and what the detector shows of them."""
+        offset_px = torch.tensor([offsets_px])
+        edge = merge_canvas_px(32, float(offset_px.abs().max()))
+        field = weak_object(edge, strength)[0].to(torch.complex64)
+        patches = extract(field, corner(offset_px, 32, (-(edge // 2), -(edge // 2))), 32)
+        probe = unit_beam(32)
+        return patches, group(diffraction(patches, probe), probe, offset_px)
+
+    @pytest.mark.contract("generator.pie_unet.start")
+    def test_untrained_it_is_a_few_steps_of_projection(self) -> None:
+        truth, given = self.seen([[-3.0, 2.0], [3.0, -2.0], [2.0, 3.0], [-2.0, -3.0]])
+        network = self.network().eval()
+        with torch.no_grad():
+            found = network(given)
+            canvas_px = -(-given.canvas_px // network.multiple_px) * network.multiple_px
+            projection = GroupProjection(
+                given.amplitude, given.probe, given.offset_px, given.mask, given.photon, canvas_px
+            )
+            classical = extract(projection.run(projection.transparent(), 10), projection.corner_px, 32)
+        assert relative_l2(found, classical) < 0.05
+        weight = given.probe[0].abs()
+        assert relative_l2(found * weight, truth * weight) < 0.7 * relative_l2(
+            weight.expand(truth.shape), truth * weight
+        )
+
+    @pytest.mark.contract("generator.pie_unet.agree")
+    def test_patches_of_a_group_are_cut_from_one_object(self) -> None:
+        _, given = self.seen([[-3.0, 2.0], [3.0, -2.0], [0.0, 0.0], [-3.0, 2.0]])
+        with torch.no_grad():
+            found = self.network()(given)[0]
+        assert_close(found[0], found[3], "single")
+        assert_close(found[0, 3:, : 32 - 2], found[2, : 32 - 3, 2:], "single")
+
+    @pytest.mark.contract("generator.pie_unet.any-number")
+    def test_same_weights_take_groups_of_any_size(self) -> None:
+        shapes = [{name: value.shape for name, value in self.network(size).state_dict().items()} for size in (1, 3)]
+        assert shapes[0] == shapes[1]
+
+    @pytest.mark.contract("generator.pie_unet.finish")
+    def test_finishing_projections_bring_the_counts_nearer_and_are_left_out_in_training(self) -> None:
+        _, given = self.seen([[-3.0, 2.0], [3.0, -2.0], [2.0, 3.0], [-2.0, -3.0]])
+        network = self.network()
+
+        def misfit() -> float:
+            with torch.no_grad():
+                return relative_l2(diffraction(network(given), given.probe), given.amplitude)
+
+        in_training = misfit()
+        network.eval()
+        assert misfit() < 0.9 * in_training
+        network.finish_projections = 0
+        assert misfit() == in_training
+
+
+class TestProjection:
+    @pytest.mark.contract("phys.projection.fixed")
+    @pytest.mark.parametrize("modes", [1, 3])
+    def test_what_explains_the_counts_is_left_as_it_is(self, modes: int) -> None:
+        offset_px = torch.tensor([[[-2.0, 1.0], [2.0, -1.0]], [[0.5, 0.25], [-0.5, -0.25]]], dtype=torch.float64)
+        probe = unit_beam(32, modes, torch.complex128)
+        field = torch.cat([weak_object(40, 0.3, seed)[0] for seed in (1, 2)])
+        patches = extract(field, corner(offset_px, 32, (-20, -20)), 32)
+        good = torch.ones(2, 1, 32, 32, dtype=torch.bool)
+        projection = GroupProjection(diffraction(patches, probe), probe, offset_px, good, torch.full((2,), PHOTON), 40)
+        assert float(projection.change(field).abs().max()) < 1e-6
+
+    @pytest.mark.contract("phys.projection.mask")
+    def test_masked_pixels_ask_for_nothing(self) -> None:
+        probe, offset_px = unit_beam(32), torch.zeros(1, 1, 2)
+        amplitude = diffraction(torch.ones(1, 1, 32, 32, dtype=torch.complex64), probe)
+        mask = torch.ones(1, 1, 32, 32, dtype=torch.bool)
+        mask[..., 14:18, 14:18] = False
+        stopped = amplitude.where(mask, 0.0)
+        projection = GroupProjection(stopped, probe, offset_px, mask, torch.full((1,), PHOTON), 36)
+        assert float(projection.change(projection.transparent()).abs().max()) < 1e-5
+        blind = GroupProjection(stopped, probe, offset_px, torch.ones_like(mask), torch.full((1,), PHOTON), 36)
+        assert float(blind.change(blind.transparent()).abs().max()) > 0.01
+
+
 class TestRegistry:
     @pytest.mark.contract("generator.registry.names")
     def test_unknown_name_is_refused_with_the_known_ones(self) -> None:
-        with pytest.raises(ConfigError, match=r"expected one of cnn, resunet, or package.module:Class; found 'unet'"):
+        with pytest.raises(ConfigError, match=r"one of cnn, pie_unet, resunet, or package.module:Class; found 'unet'"):
             find_generator("unet")
 
     @pytest.mark.contract("generator.registry.names")
     def test_known_names_give_their_classes(self) -> None:
-        assert (find_generator("cnn"), find_generator("resunet")) == (CNN, ResUNet)
+        assert [find_generator(name) for name in ("cnn", "resunet", "pie_unet")] == [CNN, ResUNet, PieUNet]
 
     @pytest.mark.contract("generator.registry.own")
     def test_network_of_a_user_is_found_by_module_and_class(
@@ -227,7 +335,7 @@ class TestRegistry:
         self.install_user_network(tmp_path, monkeypatch)
         network = build_generator(ModelConfig(generator="beamline_networks:Flat"), 48, 2)
         assert type(network).__name__ == "Flat"
-        assert network(torch.ones(1, 4, 48, 48), unit_beam(48)).shape == (1, 4, 48, 48)
+        assert network(group(torch.ones(1, 4, 48, 48), unit_beam(48))).shape == (1, 4, 48, 48)
 
     @pytest.mark.contract("generator.registry.own")
     def test_network_of_a_user_is_found_by_its_entry_point(
@@ -235,7 +343,7 @@ class TestRegistry:
     ) -> None:
         self.install_user_network(tmp_path, monkeypatch)
         assert find_generator("flat").__name__ == "Flat"
-        with pytest.raises(ConfigError, match="cnn, flat, resunet"):
+        with pytest.raises(ConfigError, match="cnn, flat, pie_unet, resunet"):
             find_generator("unet")
 
     @pytest.mark.contract("generator.registry.refused")
@@ -251,7 +359,7 @@ class TestRegistry:
             find_generator(name)
 
     @pytest.mark.contract("generator.sizes")
-    @pytest.mark.parametrize(("name", "n_px"), [("cnn", 32), ("cnn", 96), ("resunet", 48)])
+    @pytest.mark.parametrize(("name", "n_px"), [("cnn", 32), ("cnn", 96), ("resunet", 48), ("pie_unet", 48)])
     def test_unsupported_frame_size_is_refused_with_the_supported_ones(self, name: str, n_px: int) -> None:
         with pytest.raises(ConfigError, match=rf"takes frames of N = .*64, 128, 256 px; found N = {n_px}"):
             build_generator(ModelConfig(generator=name), n_px, 1)
@@ -266,8 +374,8 @@ class TestRegistry:
             "    @classmethod\n"
             "    def from_config(cls, config, n_px, channels):\n"
             "        return cls()\n"
-            "    def forward(self, amplitude, probe):\n"
-            "        return torch.complex(torch.ones_like(amplitude), torch.zeros_like(amplitude))\n"
+            "    def forward(self, group):\n"
+            "        return torch.complex(torch.ones_like(group.amplitude), torch.zeros_like(group.amplitude))\n"
         )
         info = folder / "beamline_networks-1.0.dist-info"
         info.mkdir()

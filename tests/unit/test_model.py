@@ -21,6 +21,7 @@ from torchptycho.data.dataset import GroupDataset
 from torchptycho.data.store import Store, prepare
 from torchptycho.errors import ConfigError, StoreError, TrainingError
 from torchptycho.model import PtychoPINN, learning_rate_shape
+from torchptycho.nn import GroupInput
 from torchptycho.physics.diffraction import expected_counts
 from torchptycho.scan import ArrayFrames, Scan
 from torchptycho.simulation import simulate
@@ -89,15 +90,16 @@ class TestStatistics:
     @pytest.mark.contract("train.units")
     def test_input_of_a_mean_frame_has_the_norm_that_networks_expect(self, tmp_path: Path) -> None:
         module, batch = made(tmp_path, groups=20)
-        seen: list[tuple[Tensor, Tensor]] = []
-        module.generator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+        seen: list[GroupInput] = []
+        module.generator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         module(batch)
-        amplitude, probe = seen[0]
+        amplitude, probe = seen[0].amplitude, seen[0].probe
         counts = SCAN.frames[:].sum(axis=(1, 2), dtype=np.float64)
         own = torch.from_numpy(counts[batch.members[:, 0]])
         expected = own / module.photons_per_frame[0] * (N / 2) ** 2
         assert_close(amplitude.double().square().sum(dim=(1, 2, 3)), expected, "single_fft")
-        assert float(probe.abs().square().sum()) == pytest.approx((N / 2) ** 2, rel=1e-5)
+        power = float(module.probe.abs().square().sum() / module.photons_per_frame[0])
+        assert float(probe.abs().square().sum()) == pytest.approx(power * (N / 2) ** 2, rel=1e-5)
 
     @pytest.mark.contract("train.units")
     def test_amplitudes_and_counts_of_one_measurement_train_alike(self, tmp_path: Path) -> None:
@@ -175,7 +177,8 @@ class TestPhysics:
             counts = []
             for weight in ("probe", "central"):
                 config = run_config(
-                    model=dataclasses.replace(SMALL, merge_weight=weight), group=GroupConfig(gridsize=gridsize)
+                    model=dataclasses.replace(SMALL, generator="resunet", merge_weight=weight),
+                    group=GroupConfig(gridsize=gridsize),
                 )
                 module, batch = made(tmp_path / f"{gridsize}{weight}", config)
                 counts.append(module.expected_counts(module(batch), batch))
@@ -247,7 +250,7 @@ class TestRefusals:
         [
             (run_config(loss=LossConfig(mae_weight=1.0)), "nll_weight compares counts and mae_weight amplitudes"),
             (run_config(loss=LossConfig(nll_weight=0.0, tv_weight=1.0)), "expected a term that looks at the data"),
-            (run_config(model=ModelConfig(generator="resnet")), "one of cnn, resunet"),
+            (run_config(model=ModelConfig(generator="resnet")), "one of cnn, pie_unet, resunet"),
             (run_config(model=ModelConfig(generator="cnn")), "takes frames of N = 64, 128, 256 px; found N = 32"),
             (run_config(group=GroupConfig(gridsize=2)), r"gridsize: expected 1 as in .*store; found 2"),
             (run_config(loss=LossConfig(realspace_weight=1.0)), "without a truth"),

@@ -3,20 +3,46 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 import importlib
 import importlib.metadata
 from typing import ClassVar
 
-from jaxtyping import Complex, Float
+from jaxtyping import Bool, Complex, Float
 from torch import Tensor, nn
 
 from torchptycho.config import ModelConfig
 from torchptycho.errors import ConfigError
 
-__all__ = ["Generator", "build_generator", "find_generator"]
+__all__ = ["Generator", "GroupInput", "build_generator", "find_generator"]
 
-_BUILT_IN = {"resunet": "torchptycho.nn.resunet:ResUNet", "cnn": "torchptycho.nn.cnn:CNN"}
+_BUILT_IN = {
+    "pie_unet": "torchptycho.nn.pie_unet:PieUNet",
+    "resunet": "torchptycho.nn.resunet:ResUNet",
+    "cnn": "torchptycho.nn.cnn:CNN",
+}
 _ENTRY_POINTS = "torchptycho.generators"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class GroupInput:
+    """What a generator may look at: B groups of C frames.
+
+    Arguments:
+        amplitude: diffraction amplitudes scaled so that a mean frame has sum A^2 = (N/2)^2, 0 under the mask.
+        probe: the beam in the same units; probe_b is 1 or b.
+        offset_px: (y, x) of each frame from its group's centre.
+        mask: good detector pixels.
+        photon: squared amplitude that one count makes.
+        canvas_px: even edge of a canvas around the group's centre that holds all its patches.
+    """
+
+    amplitude: Float[Tensor, "b c n n"]
+    probe: Complex[Tensor, "probe_b p n n"]
+    offset_px: Float[Tensor, "b c 2"]
+    mask: Bool[Tensor, "b 1 n n"]
+    photon: Float[Tensor, " b"]
+    canvas_px: int
 
 
 class Generator(nn.Module, abc.ABC):
@@ -28,6 +54,8 @@ class Generator(nn.Module, abc.ABC):
 
     supported_n_px: ClassVar[tuple[int, ...]]
     """Frame sizes that the network can be built for."""
+    patches_agree: ClassVar[bool] = False
+    """Whether the patches of a group are cut from one object, so that merging them would change nothing but blur."""
     encoder_parts: ClassVar[tuple[str, ...]] = ("stem", "encoder", "down")
     """Names of the submodules that `freeze_encoder` leaves out of training."""
 
@@ -37,15 +65,8 @@ class Generator(nn.Module, abc.ABC):
         """Build the network for groups of `channels` frames of n_px pixels."""
 
     @abc.abstractmethod
-    def forward(
-        self, amplitude: Float[Tensor, "b c n n"], probe: Complex[Tensor, "probe_b p n n"]
-    ) -> Complex[Tensor, "b c n n"]:
-        """Complex object patches, complex64 also under autocast.
-
-        Arguments:
-            amplitude: diffraction amplitudes scaled so that a mean frame has sum A^2 = (N/2)^2.
-            probe: the beam in the same units, sum |P|^2 = (N/2)^2; probe_b is 1 or b. A network may use it or not.
-        """
+    def forward(self, group: GroupInput) -> Complex[Tensor, "b c n n"]:
+        """Complex object patches, complex64 also under autocast."""
 
     def freeze_encoder(self) -> None:
         """Leave the parts before the decoder, those named in `encoder_parts`, out of training.

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from typing import ClassVar
 
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Complex
 from torch import Tensor, nn
 from torch.nn import functional
 
 from torchptycho.config import ModelConfig
-from torchptycho.nn.base import Generator
+from torchptycho.nn.base import Generator, GroupInput
 
 __all__ = ["CNN"]
 
@@ -110,10 +110,8 @@ class CNN(Generator):
     def from_config(cls, config: ModelConfig, n_px: int, channels: int) -> CNN:
         return cls(n_px, channels, config.n_filters_scale, config.amplitude_activation, config.probe_big)
 
-    def forward(
-        self, amplitude: Float[Tensor, "b c n n"], probe: Complex[Tensor, "probe_b p n n"]
-    ) -> Complex[Tensor, "b c n n"]:
-        code = self.encoder(amplitude)
+    def forward(self, group: GroupInput) -> Complex[Tensor, "b c n n"]:
+        code = self.encoder(group.amplitude)
         modulus = self.amplitude(code, self._activation).float()
         phase = self.phase(code, lambda x: math.pi * torch.tanh(x)).float()
         return torch.complex(modulus * torch.cos(phase), modulus * torch.sin(phase))

@@ -14,6 +14,7 @@ from torch import nn
 oracle = pytest.importorskip("tf_reference", reason=MISSING)
 
 from networks import (  # noqa: E402 (imports the oracle)
+    as_given,
     assert_gradients_agree,
     drawn_amplitudes,
     drawn_weights,
@@ -23,7 +24,6 @@ from networks import (  # noqa: E402 (imports the oracle)
     product_network,
     set_both,
     shapes_of,
-    unused_beam,
     weights_of,
 )
 
@@ -33,7 +33,7 @@ from torchptycho.interop.keras import state_dict_from_keras  # noqa: E402
 from torchptycho.interop.layouts import channels_first, channels_last  # noqa: E402
 from torchptycho.nn import build_generator  # noqa: E402
 from torchptycho.nn.cnn import CNN  # noqa: E402
-from torchptycho.nn.resunet import ResUNet  # noqa: E402
+from torchptycho.nn.pie_unet import PieUNet  # noqa: E402
 
 ACTIVATIONS = ["sigmoid", "swish", "softplus", "relu"]
 
@@ -45,7 +45,7 @@ def compare(gridsize, n_px, activation, probe_big, batch, seed, gain):
     set_both(theirs, ours, drawn_weights(shapes_of(theirs), seed, gain))
     frames = drawn_amplitudes((batch, n_px, n_px, gridsize**2), seed + 1)
     ours.zero_grad()
-    patches = ours(torch.from_numpy(channels_first(frames)), unused_beam(n_px))
+    patches = ours(as_given(torch.from_numpy(channels_first(frames))))
     assert_agree(channels_last(patches.detach().numpy()), theirs.predict(frames), "parity.network", "oracle_operator")
 
     random = np.random.default_rng(seed + 2)
@@ -138,11 +138,11 @@ def test_the_oracle_bounds_the_amplitude_by_1_inside_and_lets_it_be_negative_out
     border = theirs.predict(frames)[0, 0]
     np.testing.assert_allclose(border, -0.27846, atol=1e-5)
     # The product's network of this shape does the same; the one it trains by default has neither bound.
-    assert build_generator(ModelConfig(), 64, 1).__class__ is ResUNet
+    assert build_generator(ModelConfig(), 64, 1).__class__ is PieUNet
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
-        default = ResUNet(64, 1, (8, 8, 8, 8))
+        default = PieUNet(64, (8, 8, 8), finish_projections=0)
         assert default.head.bias is not None
-        default.head.bias[: default.head.bias.shape[0] // 2] = 1.5
-        patch = default(torch.from_numpy(channels_first(frames)), torch.full((1, 1, 64, 64), 0.5 + 0j))
+        default.head.bias[: default.head.bias.shape[0] // 2] = 2.5
+        patch = default(as_given(torch.zeros(1, 1, 64, 64)))
     assert patch.abs().min() > 1

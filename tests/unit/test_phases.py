@@ -1,0 +1,93 @@
+"""Patches that each have a phase of their own: brought to one by their overlaps."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import normal, seeds
+from tolerances import relative_l2
+from torch import Tensor
+
+from torchptycho.phases import synchronised
+from torchptycho.physics.patches import corner, extract
+
+N = 16
+FIELD = 96
+
+
+def scan(seed: int, step_px: float = 5.0, group_of: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+    """Patches of one object on a grid of positions, the positions, and the group of each patch."""
+    k = torch.fft.fftfreq(FIELD, dtype=torch.float64)
+    low_pass = torch.exp(-((k[:, None] ** 2 + k**2) / (2 * 0.05**2)))
+    field = 1 + 3 * torch.fft.ifft2(torch.fft.fft2(normal((FIELD, FIELD), seed)) * low_pass)
+    along = torch.arange(N, FIELD - N, step_px, dtype=torch.float64)
+    positions_px = torch.stack(torch.meshgrid(along, along, indexing="ij"), -1).reshape(-1, 2)
+    positions_px = positions_px + 0.3 * normal(positions_px.shape, seed + 1, torch.float64)
+    patches = extract(field, corner(positions_px, N), N).to(torch.complex64)
+    return patches, positions_px, torch.arange(len(patches)) // group_of
+
+
+def turned(patches: Tensor, group: Tensor, largest_rad: float, seed: int) -> Tensor:
+    angles = (torch.rand(int(group.max()) + 1, generator=torch.Generator().manual_seed(seed)) * 2 - 1) * largest_rad
+    return patches * torch.polar(torch.ones_like(angles), angles)[group][:, None, None]
+
+
+def apart(patches: Tensor, truth: Tensor) -> float:
+    """Relative difference at the best common phase."""
+    common = (truth * patches.conj()).sum()
+    return relative_l2(patches * common / common.abs(), truth)
+
+
+@pytest.mark.contract("phases.found")
+@given(seed=seeds, group_of=st.sampled_from([1, 4, 9]), largest_rad=st.floats(0.1, 3.14))
+def test_phases_of_groups_are_found_whatever_they_are(seed: int, group_of: int, largest_rad: float) -> None:
+    patches, positions_px, group = scan(seed % 2**31, group_of=group_of)
+    given_patches = turned(patches, group, largest_rad, seed % 2**31)
+    turn = synchronised(given_patches, positions_px, torch.ones(N, N), group)
+    assert torch.allclose(turn.abs(), torch.ones(len(turn)), atol=1e-6)
+    assert apart(given_patches * turn[:, None, None], patches) < 0.03
+
+
+@pytest.mark.contract("phases.group")
+def test_patches_of_a_group_are_turned_alike_and_patches_that_agree_stay() -> None:
+    patches, positions_px, group = scan(3)
+    turn = synchronised(turned(patches, group, 2.0, 1), positions_px, torch.ones(N, N), group)
+    for number in range(int(group.max()) + 1):
+        assert float((turn[group == number] - turn[group == number][0]).abs().max()) == 0
+    stay = synchronised(patches, positions_px, torch.ones(N, N), group)
+    assert float((stay - 1).abs().max()) < 0.05
+
+
+@pytest.mark.contract("phases.parts")
+def test_parts_that_do_not_touch_keep_their_mean_phase() -> None:
+    patches, positions_px, group = scan(5)
+    both = torch.cat([patches, 1j * patches])
+    places = torch.cat([positions_px, positions_px + 1000])
+    groups = torch.cat([group, group + int(group.max()) + 1])
+    # Only neighbours are asked, so that the two parts may look at each other: they have nothing in common.
+    turn = synchronised(both, places, torch.ones(N, N), groups)
+    assert float((turn - 1).abs().max()) < 0.05
+
+
+@pytest.mark.contract("phases.weight")
+def test_what_has_no_weight_has_no_say() -> None:
+    patches, positions_px, group = scan(7)
+    weight = torch.zeros(N, N)
+    weight[4:12, 4:12] = 1
+    spoilt = turned(patches, group, 2.0, 2)
+    expected = synchronised(spoilt, positions_px, weight, group)
+    spoilt = torch.where(weight > 0, spoilt, 100 * normal(tuple(spoilt.shape), 9, torch.complex64))
+    found = synchronised(spoilt, positions_px, weight, group)
+    # The phase that is left over is chosen by all pixels; the differences are not.
+    difference = found * expected.conj()
+    assert float((difference / difference[0] - 1).abs().max()) < 1e-3
+
+
+@pytest.mark.contract("phases.alone")
+def test_one_group_alone_is_left_as_it_is() -> None:
+    patches, positions_px, _ = scan(1)
+    turn = synchronised(patches, positions_px, torch.ones(N, N), torch.zeros(len(patches), dtype=torch.int64))
+    assert np.array_equal(turn.numpy(), np.ones(len(patches), np.complex64))

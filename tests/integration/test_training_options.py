@@ -252,7 +252,7 @@ class TestSupervised:
             corners = np.round(SCAN.positions_px).astype(int) - 16
             given = dataclasses.replace(given, truth=None, truth_patches=np.stack(
                 [np.pad(turned, 40)[y + 40 : y + 72, x + 40 : x + 72] for y, x in corners]))  # fmt: skip
-        config = tiny(train={"steps": 60, "learning_rate": 2e-3}, loss={"nll_weight": 0.0, "realspace_weight": 1.0})
+        config = tiny(train={"steps": 40, "learning_rate": 2e-3}, loss={"nll_weight": 0.0, "realspace_weight": 1.0})
         result = run(given, config, tmp_path / "run")
         history = read_history(tmp_path / "run")
         assert "train/nll" not in history

@@ -84,7 +84,7 @@ def product_parts(
     from torchptycho.simulation import simulate
 
     config = RunConfig(group=GroupConfig(gridsize=gridsize), model=ModelConfig(generator=generator))
-    scan = simulate(SimulateConfig(n_px=n_px, object_px=2 * n_px + 64, n_frames=max(64, 2 * frames)))
+    scan = simulate(SimulateConfig(n_px=n_px, object_px=2 * n_px + 64, n_frames=max(400, 2 * frames)))
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     with tempfile.TemporaryDirectory() as folder:
         store = prepare([scan], config, Path(folder) / "store")

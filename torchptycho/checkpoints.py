@@ -43,7 +43,7 @@ def _differences(path: Path) -> str:
     """What a checkpoint says about what wrote it, where that is not what reads it."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        told = content["format"]
+        told = content["format"] if isinstance(content, dict) else {}
         format_, written = told["version"], dict(told["written_with"])
     except (pickle.UnpicklingError, RuntimeError, LookupError, EOFError, TypeError, ValueError):
         return ""

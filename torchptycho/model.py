@@ -190,6 +190,12 @@ class PtychoPINN(L.LightningModule):
             counts = expected_counts(patches, probe[:, None])
             return self.experiment.detected(counts, batch.scan, background=background)
 
+    def _canvas_for(self, batch: GroupBatch) -> int:
+        # In training every offset is known; another scan may have wider groups, and there is time to look.
+        if torch.is_grad_enabled():
+            return self._canvas_px
+        return max(self._canvas_px, merge_canvas_px(self.n_px, float(batch.offset_px.abs().max())))
+
     def measured_counts(self, batch: GroupBatch) -> Float[Tensor, "b c n n"]:
         """The frames in photon counts, 0 under the mask."""
         counts = self._intensity(batch)

@@ -127,9 +127,11 @@ def train(
         raise ConfigError(
             f"{out}: holds a finished or interrupted run. Continue it with --resume, or choose another --out."
         )
+    begun, started_from = None, None if start is None else str(start)
     if resume:
-        check_resumes(last, config, out / _CONFIG)
-    begun = None if start is None else check_starts(start, config)
+        started_from = check_resumes(last, config, out / _CONFIG).hparams["started_from"]
+    elif start is not None:
+        begun = check_starts(start, config)
     check_machine(config.train.accelerator, config.train.devices)
     loggers(config.log.logger, out)
     if store is None:
@@ -142,8 +144,8 @@ def train(
     # Weights are drawn from torch's global generator, and a network may draw from it: seed it, and give it back.
     with torch.random.fork_rng(devices=[]), quiet_lightning(), interruptible():
         torch.manual_seed(config.train.seed)
-        module = PtychoPINN.for_store(store, config, started_from=None if start is None else str(start))
-        if begun is not None and not resume:
+        module = PtychoPINN.for_store(store, config, started_from=started_from)
+        if begun is not None:
             take_network(module, begun)
         data = PtychoDataModule(
             store,

@@ -12,6 +12,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 from test_training import assert_same_weights, run, tiny, weights
 from tolerances import relative_l2
@@ -74,23 +75,40 @@ class TestKilled:
         name = "val/nll" if held_out else "train/loss_epoch"
         assert read_history(tmp_path / "parts")[name] == read_history(tmp_path / "whole")[name]
 
+    @pytest.mark.contract("train.resume")
+    def test_plateau_remembers_the_loss_after_which_the_checkpoint_was_written(
+        self, tiny_scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("torchptycho.training.rhythm.VALIDATE_EVERY_STEPS", 1)
+        monkeypatch.setattr("torchptycho.model._PLATEAU_STEPS", 1)
+        # An epoch is one step.
+        config = tiny(train={"epochs": 6, "batch_size": 57, "warmup_steps": 0, "learning_rate": 1e-12})
+        whole = run(tiny_scan, config, tmp_path / "whole")
+        with pytest.raises(_Killed):
+            run(tiny_scan, config, tmp_path / "parts", callbacks=[_KillAfter(4)])
+        resumed = run(tiny_scan, config, tmp_path / "parts", resume=True)
+        plateaus = [torch.load(result.last, weights_only=True)["lr_schedulers"][1] for result in (whole, resumed)]
+        assert plateaus[0] == plateaus[1]
+        # No step makes anything better, and all six losses were seen.
+        assert plateaus[1]["last_epoch"] == 6
+        assert plateaus[1]["best"] == pytest.approx(dict(read_history(tmp_path / "whole")["val/nll"])[0], rel=1e-6)
+
     @pytest.mark.contract("train.checkpoint.whole")
     def test_checkpoint_that_is_being_written_does_not_touch_the_last_one(
         self, tiny_scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         config = tiny(train={"epochs": 2})
         monkeypatch.setattr("torchptycho.training.rhythm.VALIDATE_EVERY_STEPS", 1)
-        saved = torch.save
-        calls = []
+        save, calls = TorchCheckpointIO.save_checkpoint, []
 
-        def save(content: Any, file: Any, *args: Any, **options: Any) -> None:
-            calls.append(file)
+        def half(self: Any, content: Any, path: Any, options: Any = None) -> None:
+            calls.append(path)
             if len(calls) == 4:
-                Path(f"{tmp_path}/run/checkpoints/last.ckpt.part").write_bytes(b"half a file")
+                Path(path).write_bytes(b"half a file")
                 raise _Killed
-            saved(content, file, *args, **options)
+            save(self, content, path, options)
 
-        monkeypatch.setattr(torch, "save", save)
+        monkeypatch.setattr(TorchCheckpointIO, "save_checkpoint", half)
         with pytest.raises(_Killed):
             run(tiny_scan, config, tmp_path / "run")
         last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)

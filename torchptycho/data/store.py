@@ -202,6 +202,11 @@ def prepare(scans: Sequence[Scan], config: RunConfig, path: str | Path, *, val_s
         try:
             _write(draft, scans, config, fingerprint, n_trained)
             os.replace(draft, path)
+        except OSError:
+            # Another process was faster; any other failure is its own.
+            if not (path / _MANIFEST).is_file():
+                raise
+            return _reopen(path, fingerprint)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     return Store.open(path)

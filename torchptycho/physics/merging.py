@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from torchptycho.physics.patches import corner, extract, place
+from torchptycho.physics.inside import extract_groups, place_groups
+from torchptycho.physics.patches import corner
 
 __all__ = ["central_weight", "merge", "merge_canvas_px", "probe_weight"]
 
@@ -49,7 +50,8 @@ def merge(
         patches: object patches of the frames in a group.
         offset_px: (y, x) of each frame from the group's centre.
         weight: [n, n], or [b, n, n] when the groups have different probes.
-        canvas_px: edge of the group's canvas, see `merge_canvas_px`.
+        canvas_px: edge of the group's canvas, see `merge_canvas_px`. It holds every patch; what does not fit is an
+            error of the index on a CPU, and wrong on a GPU.
     """
     n_px = patches.shape[-1]
     if patches.shape[1] == 1:
@@ -58,7 +60,6 @@ def merge(
     corner_px = corner(offset_px, n_px, (-middle, -middle))
     if weight.dim() == 3:
         weight = weight[:, None]
-    shape = (canvas_px, canvas_px)
-    numerator = place(patches * weight, corner_px, shape)
-    denominator = place(weight.expand(patches.shape).contiguous(), corner_px, shape)
-    return extract(numerator / denominator.clamp_min(_FLOOR), corner_px, n_px)
+    numerator = place_groups(patches * weight, corner_px, canvas_px)
+    denominator = place_groups(weight.expand(patches.shape), corner_px, canvas_px)
+    return extract_groups(numerator / denominator.clamp_min(_FLOOR), corner_px, n_px)

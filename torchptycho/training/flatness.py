@@ -93,7 +93,7 @@ class FlatnessWatch(Callback):
             self._look(pl_module, outputs, batch)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+        if self._sums and trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._judge(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -101,7 +101,8 @@ class FlatnessWatch(Callback):
         if pl_module.has_validation or (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1):
             return
         batch = pl_module.last_batch
-        assert batch is not None
+        if batch is None:  # resumed after the end of this epoch, which has been judged
+            return
         self._sums = {}
         with torch.no_grad():
             self._look(pl_module, pl_module(batch), batch)

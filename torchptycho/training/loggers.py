@@ -44,7 +44,15 @@ def _logger(name: str, out: Path) -> Logger:
         return TensorBoardLogger(out / LOGS, name="tensorboard", default_hp_metric=False)
     if name == "mlflow":
         server = os.environ.get("MLFLOW_TRACKING_URI")
-        return MLFlowLogger("torchptycho", run_name=out.name, tracking_uri=server, save_dir=str(out / LOGS / "mlflow"))
+        files = (out / LOGS / "mlflow").absolute()
+        # A database, because MLflow 3 no longer writes plain files.
+        own = f"sqlite:///{files}.db"
+        return MLFlowLogger(
+            "torchptycho",
+            run_name=out.name,
+            tracking_uri=server or own,
+            artifact_location=None if server else str(files),
+        )
     return WandbLogger(name=out.name, project="torchptycho", save_dir=out / LOGS)
 
 

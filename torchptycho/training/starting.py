@@ -18,8 +18,8 @@ _MACHINE = ("num_workers", "accelerator", "devices", "nodes", "compile", "on_fla
 _NETWORK = ("generator", "n_filters_scale", "amplitude_activation", "probe_big")
 
 
-def check_resumes(last: Path, config: RunConfig, config_file: Path) -> None:
-    """Refuse to go on from another configuration; where and (but for cosine) how long to compute may change.
+def check_resumes(last: Path, config: RunConfig, config_file: Path) -> PtychoPINN:
+    """The module to go on from; another configuration is refused, but where and (not for cosine) how long may change.
 
     Raises:
         StoreError: there is nothing to go on from, or it cannot be read.
@@ -27,7 +27,8 @@ def check_resumes(last: Path, config: RunConfig, config_file: Path) -> None:
     """
     if not last.exists():
         raise StoreError(f"{last}: expected a checkpoint to resume from; found none.")
-    trained, wanted = to_dict(load_checkpoint(last).config), to_dict(config)
+    module = load_checkpoint(last)
+    trained, wanted = to_dict(module.config), to_dict(config)
     # The rate of the cosine depends on how long it takes: a longer one would go on from the end of a shorter one.
     free = () if config.train.schedule == "cosine" else _LENGTH
     differs = [
@@ -40,6 +41,7 @@ def check_resumes(last: Path, config: RunConfig, config_file: Path) -> None:
         raise ConfigError(
             f"{last}: cannot be continued with other options: {'; '.join(differs)}. Use --config {config_file}."
         )
+    return module
 
 
 def check_starts(start: str | Path, config: RunConfig) -> PtychoPINN:

@@ -1,0 +1,78 @@
+"""`extract_inside` and `place_inside` with derivatives: each is the other's backward pass, and no index table is kept.
+
+For many small canvases of equal size, one for each group, which lie under one another in one field.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from torchptycho.physics.patches import extract_inside, place_inside
+
+__all__ = ["extract_groups", "place_groups"]
+
+
+class _Extract(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, field: Tensor, corner_px: Tensor, n_px: int) -> Tensor:
+        ctx.save_for_backward(corner_px)
+        ctx.shape = field.shape
+        return extract_inside(field, corner_px, n_px)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (corner_px,) = ctx.saved_tensors
+        field = gradient.new_zeros(ctx.shape)
+        place_inside(field, gradient, corner_px)
+        return field, None, None
+
+
+class _Place(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, patches: Tensor, corner_px: Tensor, shape: tuple[int, int]) -> Tensor:
+        ctx.save_for_backward(corner_px)
+        ctx.n_px = patches.shape[-1]
+        field = patches.new_zeros(shape)
+        place_inside(field, patches, corner_px)
+        return field
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (corner_px,) = ctx.saved_tensors
+        return extract_inside(gradient.contiguous(), corner_px, ctx.n_px), None, None
+
+
+def extract_groups(
+    canvases: Shaped[Tensor, "b h w"], corner_px: Float[Tensor, "b c 2"], n_px: int
+) -> Shaped[Tensor, "b c n n"]:
+    """Read C patches from each of B canvases, bilinearly; no derivative with respect to the places.
+
+    Every corner lies within [0, size - n_px), which is not looked at.
+    """
+    groups, members = corner_px.shape[:2]
+    field = canvases.reshape(-1, canvases.shape[-1])
+    patches = _Extract.apply(field, _stacked(corner_px, canvases.shape[-2]), n_px)  # type: ignore[no-untyped-call]
+    assert isinstance(patches, Tensor)
+    return patches.reshape(groups, members, n_px, n_px)
+
+
+def place_groups(
+    patches: Shaped[Tensor, "b c n n"], corner_px: Float[Tensor, "b c 2"], size: int
+) -> Shaped[Tensor, "b size size"]:
+    """Sum C patches into each of B square canvases: the adjoint of `extract_groups`, under the same condition."""
+    groups = len(patches)
+    stacked = _stacked(corner_px, size)
+    field = _Place.apply(patches.flatten(0, 1), stacked, (groups * size, size))  # type: ignore[no-untyped-call]
+    assert isinstance(field, Tensor)
+    return field.reshape(groups, size, size)
+
+
+def _stacked(corner_px: Tensor, height: int) -> Tensor:
+    """Corners on the canvases as they lie under one another. In double precision: thousands of rows, and fractions."""
+    below = torch.arange(len(corner_px), device=corner_px.device, dtype=torch.float64) * height
+    rows = corner_px[..., 0].double() + below[:, None]
+    return torch.stack([rows, corner_px[..., 1].double()], -1).reshape(-1, 2)

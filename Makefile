@@ -45,8 +45,9 @@ freeze:
 bench-memory: $(VENV)/.installed-test
 	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python benchmarks/memory_scaling.py
 
+# Peers that are installed ($(BIN)/pip install --no-deps -r benchmarks/peers.txt) run beside; ten minutes on 2 cores.
 bench-refine: $(VENV)/.installed
-	$(BIN)/python benchmarks/refine.py
+	$(BIN)/python benchmarks/peers.py
 
 bench-photon-limit: $(VENV)/.installed
 	$(BIN)/python benchmarks/photon_limit.py

@@ -60,7 +60,7 @@ def faults(scan: Scan) -> dict[str, tuple[Scan, dict[str, Any]]]:
     module[: n_px // 2, : n_px // 4] = False
     stop = np.hypot(*(np.indices((n_px, n_px)) - n_px // 2)) >= 3
     lit = frames + rng.poisson(0.002 * frames.max(), frames.shape).astype(frames.dtype)
-    free = {"probe_update": True, "probe_start_epoch": 2}
+    free = {"probe_update": True}
     return {
         "nothing": (scan, free),
         "positions off by 1 px RMS": (

@@ -271,8 +271,9 @@ class RefineConfig:
     """rpie: projections in mini-batches; lsqml: with step lengths by least squares; gradient: automatic derivatives."""
     epochs: Count = 100
     """Passes over the frames, at most."""
-    batch_size: Count = 64
-    """Frames computed at once; also the frames of an update, before polishing."""
+    batch_size: Count | None = None
+    """Frames computed at once; also the frames of an update, before polishing. None takes a 25th of the scan's frames,
+    8 to 64."""
     polish: Annotated[float, Field(ge=0, le=1)] = 0.4
     """Last part of the epochs, in which updates gather more and more frames, so that their noise averages out; with the
     method gradient, Adam's rate falls to a tenth instead."""
@@ -286,8 +287,8 @@ class RefineConfig:
     """Part of the last movement that is kept up (rpie, lsqml)."""
     probe_update: bool = True
     """Refine the probe as well."""
-    probe_start_epoch: Annotated[int, Field(ge=0)] = 2
-    """Epochs before the probe moves."""
+    probe_start_epoch: Annotated[int, Field(ge=0)] = 0
+    """Epochs before the probe moves: an object that was fitted to a wrong probe is the worse beginning."""
     n_modes: Annotated[int, Field(ge=1, le=64)] | None = None
     """Incoherent modes of the probe; None takes the scan's."""
     background: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torchptycho.refinement import refine
 from torchptycho.refinement.fit import Misfit, correction, waves
 from torchptycho.refinement.gradient import objective
 from torchptycho.refinement.modes import orthogonal_modes, power, with_modes
+from torchptycho.refinement.pie import frames_at_once
 from torchptycho.refinement.positions import Shifts
 from torchptycho.refinement.problem import open_problem
 from torchptycho.refinement.regularise import roughness, smoothed
@@ -194,6 +196,27 @@ class TestImage:
         assert found.probe is not None
         before, after = (float(np.sum(np.abs(probe.astype(complex)) ** 2)) for probe in (scan.probe, found.probe))
         assert after == pytest.approx(before, rel=1e-5)
+
+    @pytest.mark.contract("refine.brightness")
+    def test_power_of_a_calibrated_probe_is_the_scale_of_the_object(self, scan: Scan) -> None:
+        stronger = dataclasses.replace(scan, probe=scan.probe * np.float32(2))
+        first, second = (refine(each, config=QUICK) for each in (scan, stronger))
+        assert relative_l2(torch.from_numpy(2 * second.object), torch.from_numpy(first.object)) < 1e-4
+        assert second.history["misfit"] == pytest.approx(first.history["misfit"], rel=1e-4)
+
+    @pytest.mark.contract("refine.swing")
+    def test_brightness_does_not_swing_when_object_and_probe_move(self, scan: Scan) -> None:
+        misfit = refine(scan, config=dataclasses.replace(QUICK, epochs=10, probe_update=True)).history["misfit"]
+        assert all(after < 1.1 * before for before, after in itertools.pairwise(misfit))
+        assert misfit[-1] < 10
+
+    @pytest.mark.contract("refine.batches")
+    @pytest.mark.parametrize(
+        ("n_frames", "given", "expected"),
+        [(5, None, 5), (100, None, 8), (400, None, 16), (20_000, None, 64), (100, 32, 32)],
+    )
+    def test_batches_suit_the_number_of_frames(self, n_frames: int, given: int | None, expected: int) -> None:
+        assert frames_at_once(RefineConfig(batch_size=given), n_frames) == expected
 
     @pytest.mark.contract("refine.dose")
     def test_counts_and_power_times_the_same_change_nothing(self, noiseless: Scan) -> None:

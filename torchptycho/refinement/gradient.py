@@ -10,7 +10,7 @@ from torchptycho.config import RefineConfig
 from torchptycho.physics.noise import poisson_deviance
 from torchptycho.physics.patches import extract
 from torchptycho.refinement.fit import Misfit, correction, waves
-from torchptycho.refinement.pie import batches_of
+from torchptycho.refinement.pie import batches_of, frames_at_once
 from torchptycho.refinement.problem import Problem
 from torchptycho.refinement.regularise import roughness
 from torchptycho.refinement.state import State
@@ -89,7 +89,7 @@ class Descent:
         """
         self._frozen = set() if update_probe else {"probe"}
         self._frozen |= set() if update_positions else {"positions_px"}
-        batches = batches_of(order, self._config.batch_size)
+        batches = batches_of(order, frames_at_once(self._config, len(order)))
         if isinstance(self._optimizer, torch.optim.LBFGS):
             found: list[float] = []
 

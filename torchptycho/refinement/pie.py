@@ -20,13 +20,17 @@ from torchptycho.refinement.problem import Problem
 from torchptycho.refinement.regularise import smoothed
 from torchptycho.refinement.state import State
 
-__all__ = ["batches_of", "sweep"]
+__all__ = ["batches_of", "frames_at_once", "sweep"]
 
 # Momentum acts four times in an epoch: every pixel has then been corrected about once.
 _MOMENTUM_PER_EPOCH = 4
 # Part of the largest curvature that is added to each frame's own when two step lengths are solved for at once.
 _STEP_DAMPING = 0.01
 _LONGEST_STEP = 2.0
+# Few frames want small batches, so that an epoch has updates enough; more than these at once save no time.
+_UPDATES_PER_EPOCH, _SMALLEST_BATCH, _LARGEST_BATCH = 25, 8, 64
+# Part of the frames from which on an update hears so many of them that object and probe must not both take the scale.
+_MANY = 0.25
 
 
 @dataclasses.dataclass(eq=False)
@@ -66,7 +70,7 @@ def sweep(
     misfit = Misfit(state.background)
     background = _Background(state, problem.mask) if config.background else None
     gathered = _Gathered.none(state)
-    batches = batches_of(order, config.batch_size)
+    batches = batches_of(order, frames_at_once(config, len(order)))
     n_updates = max(1, round(len(order) / frames_per_update))
     for number, index in enumerate(batches, start=1):
         corners_px = problem.corners_px(state.positions_px[index])
@@ -88,6 +92,12 @@ def sweep(
     if background is not None:
         background.follow()
     return misfit.figure(problem.good_pixels)
+
+
+def frames_at_once(config: RefineConfig, n_frames: int) -> int:
+    """The batch size asked for, or the one that suits so many frames."""
+    wanted = config.batch_size or min(_LARGEST_BATCH, max(_SMALLEST_BATCH, round(n_frames / _UPDATES_PER_EPOCH)))
+    return min(wanted, n_frames)
 
 
 def batches_of(order: Int64[Tensor, " m"], batch_size: int) -> tuple[Tensor, ...]:
@@ -126,6 +136,8 @@ def _follow(
     """Update object and probe; the last batch's frames tell how far LSQML goes."""
     towards = gathered.object / _regularised(gathered.illumination, config.alpha)
     probe_towards = gathered.probe / _regularised(gathered.transmission, config.alpha) if update_probe else None
+    if probe_towards is not None and gathered.frames >= _MANY * problem.n_frames:
+        probe_towards = _without_scale(probe_towards, state.probe)
     step: float | Tensor = config.step
     probe_step: float | Tensor = config.step
     if config.method == "lsqml":
@@ -147,6 +159,16 @@ def _follow(
 
 def _regularised(curvature: Tensor, alpha: float) -> Tensor:
     return (1 - alpha) * curvature + alpha * curvature.max()
+
+
+def _without_scale(towards: Complex[Tensor, "p n n"], probe: Complex[Tensor, "p n n"]) -> Complex[Tensor, "p n n"]:
+    """What of a change of the probe is not the probe itself times a factor: the scale is left to the object.
+
+    When many frames speak at once, both would follow in full, the counts be corrected twice over, and momentum make the
+    brightness swing more and more. Batches of few frames need the probe to follow at once.
+    """
+    factor = (probe.conj() * towards).sum() / (probe.real.square() + probe.imag.square()).sum()
+    return towards - factor * probe
 
 
 def _step_lengths(

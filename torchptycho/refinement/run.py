@@ -24,7 +24,7 @@ from torchptycho.physics.scaling import probe_factor
 from torchptycho.reconstruction import MIN_COVERAGE, Reconstruction
 from torchptycho.refinement.gradient import Descent
 from torchptycho.refinement.modes import orthogonal_modes, power, with_modes
-from torchptycho.refinement.pie import sweep
+from torchptycho.refinement.pie import frames_at_once, sweep
 from torchptycho.refinement.positions import Shifts, linear_part
 from torchptycho.refinement.problem import Problem, open_problem
 from torchptycho.refinement.state import State
@@ -131,18 +131,25 @@ def _begin(
                 f"start: its positions are of {len(start.positions_px)} frames; the scan has {scan.n_frames}."
             )
         positions_px = _bounded(torch.from_numpy(start.positions_px).to(problem.device), positions_px, config)
-    state = State.begin(_first_object(problem, start), modes, positions_px)
+    object = _transparent(problem, modes) if start is None else _object_of(problem, start)
+    state = State.begin(object, modes, positions_px)
     if config.background:
         state.background += _FIRST_BACKGROUND * problem.scaling.photons_per_frame / problem.n_px**2
     return state
 
 
-def _first_object(problem: Problem, start: Reconstruction | None) -> Tensor:
-    """The start where it is valid, and around it what it is on average; transparent without one."""
-    object = torch.ones(problem.shape, dtype=problem.dtype, device=problem.device)
-    if start is None:
-        return object
-    values, valid = torch.from_numpy(start.object).to(object), torch.from_numpy(start.valid)
+def _transparent(problem: Problem, probe: Tensor) -> Tensor:
+    """The constant object through which the good pixels count as many photons as they did."""
+    pattern = torch.fft.fft2(probe, norm="ortho").abs().square().sum(0)
+    seen = float(pattern[problem.mask].sum())
+    value = math.sqrt(problem.scaling.photons_per_frame / seen) if seen > 0 else 1.0
+    return torch.full(problem.shape, value, dtype=problem.dtype, device=problem.device)
+
+
+def _object_of(problem: Problem, start: Reconstruction) -> Tensor:
+    """The start where it is valid, and around it what it is on average."""
+    values = torch.from_numpy(start.object).to(problem.device, problem.dtype)
+    valid = torch.from_numpy(start.valid)
     top, left = (mine - its for mine, its in zip(problem.origin_px, start.origin_px, strict=True))
     rows = torch.arange(problem.shape[0]) + top
     columns = torch.arange(problem.shape[1]) + left
@@ -172,7 +179,6 @@ def _run(
     """Epochs until there are enough or nothing becomes better; False when interrupted."""
     descent = Descent(problem, state, config) if config.method == "gradient" else None
     given_px = torch.from_numpy(scan.positions_px).to(problem.device)
-    light = power(state.probe)
     saved = time.perf_counter()
     try:
         while state.epoch < config.epochs and not _finished(state, config):
@@ -181,7 +187,7 @@ def _run(
             # Scaling probe against object changes no count; without this the two would drift.
             if len(state.probe) > 1:
                 state.turn_modes(orthogonal_modes(state.probe))
-            state.scale((light / power(state.probe)).sqrt())
+            state.scale((state.light / power(state.probe)).sqrt())
             if descent is not None:
                 descent.take(state)
             state.epoch += 1
@@ -240,13 +246,13 @@ def _schedule(problem: Problem, state: State, config: RefineConfig) -> tuple[int
     planned = config.epochs - round(config.polish * config.epochs)
     if state.polishing_since is None and state.epoch >= planned:
         state.polishing_since = state.epoch
+    first = frames_at_once(config, problem.n_frames)
     if state.polishing_since is None:
-        return config.batch_size, 0.0
+        return first, 0.0
     done = state.epoch - state.polishing_since + 1
     length = max(1, round(config.polish * config.epochs))
     # All frames from half of it on.
     growth = min(1.0, 2 * done / length)
-    first = min(config.batch_size, problem.n_frames)
     return round(first * (problem.n_frames / first) ** growth), min(1.0, done / length)
 
 

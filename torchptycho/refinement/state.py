@@ -15,10 +15,11 @@ from torch import Tensor
 from torchptycho.errors import StoreError
 from torchptycho.io.archive import NpzArchive, write_array
 from torchptycho.io.files import dump_json, replaced_atomically
+from torchptycho.refinement.modes import power
 
 __all__ = ["State"]
 
-_FORMAT, _FORMAT_VERSION = "torchptycho-refinement", 1
+_FORMAT, _FORMAT_VERSION = "torchptycho-refinement", 2
 _TENSORS = ("object", "probe", "positions_px", "background", "velocity", "anchor", "probe_velocity", "probe_anchor")
 
 
@@ -33,6 +34,7 @@ class State:
         background: [N, N] counts that do not come from the sample, zero frequency at [0, 0].
         velocity, anchor: momentum of the object, and the object when it was last used.
         probe_velocity, probe_anchor: the same of the probe.
+        light: photons in all modes of the probe that it began with, which the probe keeps.
         epoch: finished passes over the frames.
         updates: updates since momentum was last used.
         polishing_since: epoch in which updates began to gather more frames, or None.
@@ -49,6 +51,7 @@ class State:
     anchor: Complex[Tensor, "h w"]
     probe_velocity: Complex[Tensor, "p n n"]
     probe_anchor: Complex[Tensor, "p n n"]
+    light: float
     epoch: int = 0
     updates: int = 0
     polishing_since: int | None = None
@@ -63,7 +66,7 @@ class State:
             object=object, probe=probe, positions_px=positions_px,
             background=probe.real.new_zeros(probe.shape[-2:]),
             velocity=torch.zeros_like(object), anchor=object.clone(),
-            probe_velocity=torch.zeros_like(probe), probe_anchor=probe.clone(),
+            probe_velocity=torch.zeros_like(probe), probe_anchor=probe.clone(), light=float(power(probe)),
         )  # fmt: skip
 
     def scale(self, factor: Float[Tensor, ""]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from rich.console import Console
 from rich.status import Status
@@ -16,21 +16,19 @@ from torchptycho.config import (
     LossConfig,
     ModelConfig,
     PrepareConfig,
+    ReadConfig,
     ReconstructConfig,
     RefineConfig,
     RunConfig,
     SimulateConfig,
     TrainConfig,
-    frame_slice,
     from_dict,
     load_config,
     to_dict,
 )
 from torchptycho.errors import ConfigError
-from torchptycho.tables import json_text, metrics_table, show
-
-if TYPE_CHECKING:
-    from torchptycho.scan import Scan
+from torchptycho.reading import ScanFormat
+from torchptycho.tables import json_text, metrics_table, orientation_table, show
 
 __all__ = ["COMMANDS", "Command"]
 
@@ -60,42 +58,88 @@ class Inspect(Command):
     """Tell what is in a scan file and whether it is usable.
 
     torchptycho inspect scan.npz --plot scan.png
+    torchptycho inspect scan.cxi --guess-probe --orientation
     """
 
     scan: Positional[Path]
-    """Scan file (NPZ)."""
-    domain: Literal["counts", "amplitude"] | None = None
-    """What the frames hold, when the file does not say."""
-    probe: Path | None = None
-    """NPZ with a probe that replaces the scan's own."""
-    frames: str | None = None
-    """Frames to look at, as start:stop."""
+    """Scan file."""
     plot: Path | None = None
     """Draw mean pattern, probe, positions and dose into this PNG."""
+    orientation: bool = False
+    """Rank the eight orientations of the positions by how well a short refinement of a part of the scan explains the
+    counts; takes about a minute."""
     json: bool = False
     """Print JSON instead of a table."""
+    config: Path | None = None
+    """YAML or TOML file with the section prepare; flags override it."""
+    reading: ReadConfig = dataclasses.field(default_factory=ReadConfig)
 
     def run(self) -> None:
         from torchptycho.inspection import inspect_scan
+        from torchptycho.io import read_scan
 
-        scan = _open(self.scan, self.domain, self.probe, self.frames)
+        scan = read_scan(self.scan, self.reading)
         with self.working(f"reading {self.scan}"):
             summary = inspect_scan(scan)
         if self.plot:
             from torchptycho.plot import plot_scan
 
             plot_scan(scan, self.plot)
+        told = summary.to_dict()
+        if self.orientation:
+            from torchptycho.orientation import rank_orientations
+
+            with self.working("refining a part of the scan in eight orientations"):
+                ranked = rank_orientations(scan)
+            told["orientations"] = [dataclasses.asdict(one) for one in ranked]
         if self.json:
-            self.console.print_json(json_text(summary.to_dict()))
+            self.console.print_json(json_text(told))
             return
         table = Table(title=str(self.scan), show_header=False)
-        for name, value in summary.to_dict().items():
-            if name not in ("problems", "metadata"):
+        for name, value in told.items():
+            if name not in ("problems", "metadata", "notes", "orientations", "left_out", "near_field"):
                 table.add_row(name, show(value))
         self.console.print(table)
+        for note in summary.notes:
+            self.console.print(f"- {note}")
         for problem in summary.problems:
             self.console.print(f"! {problem}")
         self.console.print("usable" if summary.usable else "not usable as it is")
+        if self.orientation:
+            self.console.print(orientation_table(ranked))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Convert(Command):
+    """Write a scan file in another format, with the options of reading applied.
+
+    torchptycho convert scan.cxi scan.npz --crop-px 256 --guess-probe
+    torchptycho convert scan.npz product.h5
+    """
+
+    scan: Positional[Path]
+    """Scan file of any format that is read."""
+    out: Positional[Path]
+    """File to write: .npz canonical NPZ; .h5 a Ptychodus product, its frames in NAME-diffraction.h5 beside it."""
+    format: ScanFormat | None = None
+    """Format to write; None follows the name."""
+    compressed: bool = True
+    """Compress frames and arrays."""
+    config: Path | None = None
+    """YAML or TOML file with the section prepare; flags override it."""
+    reading: ReadConfig = dataclasses.field(default_factory=ReadConfig)
+
+    def run(self) -> None:
+        from torchptycho.io import read_scan, write_scan
+
+        if self.out.resolve() == self.scan.resolve():
+            raise ConfigError(f"expected a new file to write; found {self.out}, which is the scan itself.")
+        scan = read_scan(self.scan, self.reading)
+        with self.working(f"writing {self.out}"):
+            write_scan(scan, self.out, format=self.format, compressed=self.compressed)
+        for note in scan.notes:
+            self.console.print(f"- {note}")
+        self.console.print(f"{self.out}: {scan!r}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -233,13 +277,14 @@ class Reconstruct(Command):
         from torchptycho.checkpoints import find_checkpoint, load_checkpoint
         from torchptycho.io import write_reconstruction
         from torchptycho.plot import plot_reconstruction
-        from torchptycho.workflows import reconstruct
+        from torchptycho.workflows import open_scan, reading_for_prediction, reconstruct
 
         path = find_checkpoint(self.checkpoint)
-        trained = to_dict(load_checkpoint(path).config.reconstruct)
+        run = load_checkpoint(path).config
+        trained = to_dict(run.reconstruct)
         asked = {name: getattr(self, name) for name in trained if getattr(self, name) is not None}
         config = from_dict(ReconstructConfig, trained | asked, source="reconstruct")
-        scan = _open(self.scan, self.domain, None, self.frames)
+        scan = open_scan(self.scan, reading_for_prediction(run.prepare, self.domain, self.frames))
         room = self.out.parent if self.out.parent.is_dir() else None
         image = reconstruct(path, scan, config, accelerator=self.accelerator, scratch=room, refine_epochs=self.refine)
         self.out.parent.mkdir(parents=True, exist_ok=True)
@@ -259,14 +304,9 @@ class _Refining(Command):
     """Scan file."""
     device: str = "auto"
     """Where to compute: auto, cpu, cuda."""
-    domain: Literal["counts", "amplitude"] | None = None
-    """What the frames hold, when the file does not say."""
-    frames: str | None = None
-    """Frames to use, as start:stop."""
-    probe: Path | None = None
-    """NPZ with a probe that replaces the scan's own."""
     config: Path | None = None
-    """YAML or TOML file with the section refine; flags override it."""
+    """YAML or TOML file with the sections prepare and refine; flags override it."""
+    reading: ReadConfig = dataclasses.field(default_factory=ReadConfig)
     refine: RefineConfig = dataclasses.field(default_factory=RefineConfig)
 
 
@@ -288,13 +328,13 @@ class Refine(_Refining):
     def run(self) -> None:
         _require_new_npz(self.out, self.scan)
         from torchptycho.bars import EpochProgress
-        from torchptycho.io import read_reconstruction, write_reconstruction
+        from torchptycho.io import read_reconstruction, read_scan, write_reconstruction
         from torchptycho.plot import plot_reconstruction
         from torchptycho.refinement import refine
 
-        scan = _open(self.scan, self.domain, self.probe, self.frames)
+        scan = read_scan(self.scan, self.reading)
         start = None if self.start is None else read_reconstruction(self.start)
-        if start is not None and self.probe is not None:
+        if start is not None and self.reading.probe is not None:
             start = dataclasses.replace(start, probe=None)
         self.out.parent.mkdir(parents=True, exist_ok=True)
         with EpochProgress("refining", self.refine.epochs) as told:
@@ -326,8 +366,9 @@ class Resolution(_Refining):
 
     def run(self) -> None:
         from torchptycho.halves import resolution
+        from torchptycho.io import read_scan
 
-        scan = _open(self.scan, self.domain, self.probe, self.frames)
+        scan = read_scan(self.scan, self.reading)
         with self.working("refining two halves of the frames"):
             found = resolution(scan, config=self.refine, device=self.device)
         if self.plot:
@@ -402,14 +443,6 @@ class Demo(Command):
         demo(self.out, self.simulation, steps=self.steps, console=self.console)
 
 
-def _open(path: Path, domain: Literal["counts", "amplitude"] | None, probe: Path | None, frames: str | None) -> Scan:
-    from torchptycho.io import read_scan
-
-    replaced = None if probe is None else str(probe)
-    chosen = PrepareConfig(domain=domain, probe=replaced, frames=frames)
-    return read_scan(path, domain=domain, probe=replaced, frames=frame_slice(chosen.frames))
-
-
 def _require_new_npz(out: Path, scan: Path) -> None:
     if out.suffix.lower() != ".npz" or out.resolve() == scan.resolve():
         raise ConfigError(f"--out: expected a new file whose name ends in .npz; found {out}.")
@@ -422,6 +455,7 @@ def _require_scans(scans: tuple[Path, ...]) -> None:
 
 COMMANDS: dict[str, type[Command]] = {
     "inspect": Inspect,
+    "convert": Convert,
     "simulate": Simulate,
     "prepare": Prepare,
     "train": Train,

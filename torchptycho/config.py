@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, cast, dataclass_transform
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass as pydantic_dataclass
+from pydantic import Field, TypeAdapter, ValidationError
 
 from torchptycho.errors import ConfigError
+from torchptycho.reading import MappingConfig, ReadConfig, frame_slice, reading_of
+from torchptycho.strict import Count, Fraction, NonNegative, Positive, one_line, strict
 
 __all__ = [
     "SUPPORTED_N_PX",
     "GroupConfig",
     "LossConfig",
+    "MappingConfig",
     "ModelConfig",
     "PrepareConfig",
+    "ReadConfig",
     "ReconstructConfig",
     "RefineConfig",
     "RunConfig",
@@ -33,6 +35,7 @@ __all__ = [
     "frame_slice",
     "from_dict",
     "load_config",
+    "reading_of",
     "save_config",
     "to_dict",
 ]
@@ -43,46 +46,7 @@ SUPPORTED_N_PX = (32, 64, 128, 256)
 T = TypeVar("T")
 
 
-def frame_slice(text: str | None) -> slice | None:
-    """The frames that `PrepareConfig.frames` means."""
-    if text is None:
-        return None
-    start, _, stop = text.partition(":")
-    return slice(int(start) if start else None, int(stop) if stop else None)
-
-
-@dataclass_transform(kw_only_default=True, frozen_default=True)
-def _config(kind: type[T]) -> type[T]:
-    """A frozen, validated dataclass whose errors are ConfigErrors of one line."""
-    strict = ConfigDict(extra="forbid", allow_inf_nan=False)
-    built = pydantic_dataclass(frozen=True, kw_only=True, config=strict)(kind)
-    construct = built.__init__
-
-    @functools.wraps(construct)
-    def checked(self: Any, *args: Any, **values: Any) -> None:
-        try:
-            construct(self, *args, **values)
-        except ValidationError as error:
-            raise _one_line(error, kind.__name__) from None
-
-    built.__init__ = checked  # type: ignore[method-assign]
-    return cast(type[T], built)
-
-
-def _one_line(error: ValidationError, source: str) -> ConfigError:
-    first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"])
-    return ConfigError(f"{source}: '{name}': {first['msg']}; found {first['input']!r}.")
-
-
-Domain = Literal["counts", "amplitude"]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-@_config
+@strict
 class SimulateConfig:
     """A simulated experiment: object, probe, scan positions, dose."""
 
@@ -120,7 +84,7 @@ class SimulateConfig:
     """Seed of everything that is drawn."""
 
 
-@_config
+@strict
 class GroupConfig:
     """How frames are gathered into groups of gridsize^2 overlapping neighbours (sample, then group)."""
 
@@ -162,18 +126,12 @@ class GroupConfig:
             )
 
 
-@_config
-class PrepareConfig:
-    """How scans become a store."""
+@strict
+class PrepareConfig(ReadConfig):
+    """How scans become a store: how they are read, and what is done with them then."""
 
-    domain: Domain | None = None
-    """What the frames hold; None follows the file's metadata, then its dtype (integers are counts)."""
     nphotons: Positive | None = None
     """Photons per frame of amplitude data; None follows the file's metadata, then 1e9."""
-    probe: str | None = None
-    """NPZ whose `probeGuess` or `probe` replaces the scan's own."""
-    frames: Annotated[str | None, Field(pattern=r"^-?\d*:-?\d*$")] = None
-    """Frames to keep, as start:stop, like :721 for the first 721; None keeps all."""
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Part of the frames that is held out for validation."""
     split_seed: int = 0
@@ -185,7 +143,7 @@ class PrepareConfig:
     """Take over the positions that this refinement found, too."""
 
 
-@_config
+@strict
 class ModelConfig:
     """The generator and the model of the experiment around it."""
 
@@ -203,7 +161,7 @@ class ModelConfig:
     """Let training improve the probe."""
 
 
-@_config
+@strict
 class LossConfig:
     """Weights of the terms of the loss."""
 
@@ -219,7 +177,7 @@ class LossConfig:
     """Mean absolute error of the patches against `truth` (simulated scans)."""
 
 
-@_config
+@strict
 class TrainConfig:
     """The optimisation."""
 
@@ -253,7 +211,7 @@ class TrainConfig:
     """Arithmetic of the network; the physics is always float32."""
 
 
-@_config
+@strict
 class ReconstructConfig:
     """Prediction and stitching."""
 
@@ -267,7 +225,7 @@ class ReconstructConfig:
     """Frames per forward pass."""
 
 
-@_config
+@strict
 class RefineConfig:
     """How an image is fitted to the counts: object, and if wanted probe, positions and background."""
 
@@ -320,7 +278,7 @@ class RefineConfig:
     """Seed of the order of the frames."""
 
 
-@_config
+@strict
 class RunConfig:
     """Everything that a run from scan to image can be told."""
 
@@ -331,6 +289,11 @@ class RunConfig:
     train: TrainConfig = Field(default_factory=TrainConfig)
     reconstruct: ReconstructConfig = Field(default_factory=ReconstructConfig)
     refine: RefineConfig = Field(default_factory=RefineConfig)
+
+    @property
+    def reading(self) -> ReadConfig:
+        """The options of `prepare` that hold wherever a scan is opened."""
+        return reading_of(self.prepare)
 
 
 _SECTIONS: dict[str, type] = {
@@ -361,7 +324,7 @@ def from_dict(kind: type[T], values: dict[str, Any], *, source: str = "configura
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
-        raise _one_line(error, source) from None
+        raise one_line(error, source) from None
 
 
 def _refuse_unknown_keys(kind: Any, values: Any, source: str, prefix: str) -> None:
@@ -375,6 +338,8 @@ def _refuse_unknown_keys(kind: Any, values: Any, source: str, prefix: str) -> No
             raise ConfigError(f"{source}: unknown key '{prefix}{key}'.{hint}")
         if kind is RunConfig:
             _refuse_unknown_keys(_SECTIONS[key], value, source, f"{prefix}{key}.")
+        elif key == "mapping" and value is not None:
+            _refuse_unknown_keys(MappingConfig, value, source, f"{prefix}{key}.")
 
 
 def load_config(path: str | Path) -> RunConfig:

@@ -12,7 +12,7 @@ from jaxtyping import Float64
 from torchptycho.config import SUPPORTED_N_PX
 from torchptycho.errors import ScanError
 from torchptycho.geometry import Geometry
-from torchptycho.io.frames import CastFrames, SelectedFrames, frames_in
+from torchptycho.io.frames import frames_in, rows_in_file
 from torchptycho.scan import Frames, Scan
 
 __all__ = [
@@ -167,8 +167,9 @@ def _checked(scan: Scan, frames_per_chunk: int | None) -> Iterator[tuple[np.ndar
             scan.source,
             key,
             expected="finite values of at least 0" if worst is not_finite else f"{scan.domain} of at least 0",
-            found=f"{what} in {_frames_named(_in_file(frames, worst.first), worst.total)}",
-            remedy="Drop these frames, or mark the pixels as bad with an array 'bad_pixels' (True = bad).",
+            found=f"{what} in {_frames_named(rows_in_file(frames, worst.first), worst.total)}",
+            remedy="Drop these frames (--bad-frames leave-out), or mark the pixels as bad with an array 'bad_pixels' "
+            "(True = bad).",
         )
     if start != scan.n_frames:
         found = f"a stream that ended after {start}"
@@ -204,9 +205,3 @@ def _frames_named(first: list[int], total: int) -> str:
 
 def _key_of(frames: Frames) -> str:
     return str(getattr(frames, "key", "diffraction"))
-
-
-def _in_file(frames: Any, indices: list[int]) -> list[int]:
-    # A scan cut by `frames=` still names the frames as the file counts them.
-    inner = frames.inner if isinstance(frames, CastFrames) else frames
-    return [inner.rows[i] for i in indices] if isinstance(inner, SelectedFrames) else indices

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from torchptycho.io import checked_chunks
+from torchptycho.io.near_field import refuse_near_field
 from torchptycho.physics.scaling import Scaling, frame_sums, measure_scaling
 from torchptycho.scan import Scan
 
@@ -96,9 +97,10 @@ def open_problem(
         scratch: folder for a temporary copy of frames that are too many for the memory; None takes the system's.
 
     Raises:
-        ScanError: a frame holds what no detector counts.
+        ScanError: a frame holds what no detector counts, or the frames are near-field images.
     """
     device = torch.device(device)
+    refuse_near_field(scan)
     with contextlib.ExitStack() as stack:
         size = math.prod(scan.frames.shape) * scan.frames.dtype.itemsize
         if size <= _MEMORY_BYTES:

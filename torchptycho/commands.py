@@ -6,11 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-from rich.status import Status
-from rich.table import Table
 from tyro.conf import Positional
 
+from torchptycho.command import Command
 from torchptycho.config import (
     GroupConfig,
     LossConfig,
@@ -27,119 +25,12 @@ from torchptycho.config import (
     to_dict,
 )
 from torchptycho.errors import ConfigError
-from torchptycho.reading import ScanFormat
-from torchptycho.tables import json_text, metrics_table, orientation_table, show
+from torchptycho.file_commands import Convert, Inspect
+from torchptycho.tables import json_text, metrics_table
 
 __all__ = ["COMMANDS", "Command"]
 
 # The package's heavy half (torch, lightning, matplotlib) is imported inside `run`: help and errors come at once.
-
-
-class Command:
-    """One command; a dataclass derives from it, its fields become arguments and options.
-
-    Fields named as sections of `RunConfig` take their defaults from the file given with `--config`.
-    """
-
-    def run(self) -> None:
-        raise NotImplementedError
-
-    @property
-    def console(self) -> Console:
-        return Console(highlight=False, soft_wrap=True)
-
-    def working(self, what: str) -> Status:
-        """A sign of life on standard error, where that is a terminal, for work whose length is not known beforehand."""
-        return Console(stderr=True).status(what)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Inspect(Command):
-    """Tell what is in a scan file and whether it is usable.
-
-    torchptycho inspect scan.npz --plot scan.png
-    torchptycho inspect scan.cxi --guess-probe --orientation
-    """
-
-    scan: Positional[Path]
-    """Scan file."""
-    plot: Path | None = None
-    """Draw mean pattern, probe, positions and dose into this PNG."""
-    orientation: bool = False
-    """Rank the eight orientations of the positions by how well a short refinement of a part of the scan explains the
-    counts; takes about a minute."""
-    json: bool = False
-    """Print JSON instead of a table."""
-    config: Path | None = None
-    """YAML or TOML file with the section prepare; flags override it."""
-    reading: ReadConfig = dataclasses.field(default_factory=ReadConfig)
-
-    def run(self) -> None:
-        from torchptycho.inspection import inspect_scan
-        from torchptycho.io import read_scan
-
-        scan = read_scan(self.scan, self.reading)
-        with self.working(f"reading {self.scan}"):
-            summary = inspect_scan(scan)
-        if self.plot:
-            from torchptycho.plot import plot_scan
-
-            plot_scan(scan, self.plot)
-        told = summary.to_dict()
-        if self.orientation:
-            from torchptycho.orientation import rank_orientations
-
-            with self.working("refining a part of the scan in eight orientations"):
-                ranked = rank_orientations(scan)
-            told["orientations"] = [dataclasses.asdict(one) for one in ranked]
-        if self.json:
-            self.console.print_json(json_text(told))
-            return
-        table = Table(title=str(self.scan), show_header=False)
-        for name, value in told.items():
-            if name not in ("problems", "metadata", "notes", "orientations", "left_out", "near_field"):
-                table.add_row(name, show(value))
-        self.console.print(table)
-        for note in summary.notes:
-            self.console.print(f"- {note}")
-        for problem in summary.problems:
-            self.console.print(f"! {problem}")
-        self.console.print("usable" if summary.usable else "not usable as it is")
-        if self.orientation:
-            self.console.print(orientation_table(ranked))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Convert(Command):
-    """Write a scan file in another format, with the options of reading applied.
-
-    torchptycho convert scan.cxi scan.npz --crop-px 256 --guess-probe
-    torchptycho convert scan.npz product.h5
-    """
-
-    scan: Positional[Path]
-    """Scan file of any format that is read."""
-    out: Positional[Path]
-    """File to write: .npz canonical NPZ; .h5 a Ptychodus product, its frames in NAME-diffraction.h5 beside it."""
-    format: ScanFormat | None = None
-    """Format to write; None follows the name."""
-    compressed: bool = True
-    """Compress frames and arrays."""
-    config: Path | None = None
-    """YAML or TOML file with the section prepare; flags override it."""
-    reading: ReadConfig = dataclasses.field(default_factory=ReadConfig)
-
-    def run(self) -> None:
-        from torchptycho.io import read_scan, write_scan
-
-        if self.out.resolve() == self.scan.resolve():
-            raise ConfigError(f"expected a new file to write; found {self.out}, which is the scan itself.")
-        scan = read_scan(self.scan, self.reading)
-        with self.working(f"writing {self.out}"):
-            write_scan(scan, self.out, format=self.format, compressed=self.compressed)
-        for note in scan.notes:
-            self.console.print(f"- {note}")
-        self.console.print(f"{self.out}: {scan!r}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

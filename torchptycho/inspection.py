@@ -230,7 +230,7 @@ def _fatal_problems(summary: ScanSummary, summed: np.ndarray) -> Iterator[str]:
     if corner < 0.5 * centre:
         yield (
             f"The intensity lies around pixel [0, 0], not around [{summary.n_px // 2}, {summary.n_px // 2}]. "
-            "Apply numpy.fft.fftshift(frames, axes=(1, 2)) to the frames."
+            "Read them with --fftshift."
         )
     if summary.near_field is not None:
         yield f"These are near-field data, which no far-field model explains: {summary.near_field}."
@@ -254,7 +254,7 @@ def _minor_problems(summary: ScanSummary) -> Iterator[str]:
         y, x = summary.beam_offset_px
         yield (
             f"The frames are centred {y:+.1f} px in y and {x:+.1f} px in x from [N/2, N/2], which puts a ramp on the "
-            "phase. Cut the frames around the direct beam."
+            "phase. Cut them around the direct beam: --beam-center-px Y X, or estimated."
         )
     if summary.photons_mean is not None and summary.photons_mean < _FEW_PHOTONS:
         yield f"A frame holds {summary.photons_mean:.3g} photons on average: expect little more than noise."
@@ -263,11 +263,11 @@ def _minor_problems(summary: ScanSummary) -> Iterator[str]:
         (summary.n_hot_pixels, summary.hot_pixels, "count far more than their neighbours"),
     ):
         if n:
-            yield f"{_some(n, 'pixel', pixels)} {what}. Mark them True in an array 'bad_pixels'."
+            yield f"{_some(n, 'pixel', pixels)} {what}. Mask them with --find-bad-pixels."
     if summary.n_saturated_pixels:
         yield (
             f"{summary.n_saturated_pixels} pixel(s) reach the largest {summary.dtype}: saturated, or a code for bad "
-            "pixels. Mark them True in an array 'bad_pixels'."
+            "pixels. Mask them with --find-bad-pixels."
         )
     if summary.n_duplicate_positions:
         yield (
@@ -279,7 +279,7 @@ def _minor_problems(summary: ScanSummary) -> Iterator[str]:
         (summary.n_bright_frames, summary.bright_frames, "hold more than ten times the median intensity"),
     ):
         if n:
-            yield f"{_some(n, 'frame', frames)} {what}. Drop them."
+            yield f"{_some(n, 'frame', frames)} {what}. Drop them with --drop-frames."
 
 
 def _some(n: int, noun: str, first: list[Any]) -> str:

@@ -482,7 +482,7 @@ class TestRefusals:
     @pytest.mark.contract("data.refuse.size")
     @pytest.mark.parametrize(
         ("n_px", "words"),
-        [(100, ["pad with zeros", "128x128"]), (48, ["crop", "32x32"]), (40, ["crop", "32x32"])],
+        [(100, ["Pad", "--crop-px 128"]), (48, ["Crop", "--crop-px 32"]), (40, ["Crop", "--crop-px 32"])],
     )
     def test_frame_size_without_a_network_is_refused_with_the_way_out(
         self, tmp_path: Path, n_px: int, words: list[str]

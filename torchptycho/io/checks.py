@@ -48,11 +48,10 @@ def network_size_advice(n_px: int) -> str | None:
     if n_px in SUPPORTED_N_PX:
         return None
     near = min(SUPPORTED_N_PX, key=lambda n: abs(n - n_px))
-    verb = "crop" if near < n_px else "pad with zeros"
+    verb = "Crop" if near < n_px else "Pad"
     return (
-        f"Centre the pattern on [N/2, N/2] and {verb} the frames to {near}x{near}, and likewise the Fourier "
-        f"transform of the probe; multiply the positions by {near / n_px:.6g}, as the object pixel becomes "
-        f"{n_px / near:.4g} times as large."
+        f"{verb} them with --crop-px {near} (and --beam-center-px Y X, where the beam is not in the middle): probe and "
+        f"positions follow, as the object pixel becomes {n_px / near:.4g} times as large."
     )
 
 
@@ -66,7 +65,10 @@ def check_frame_shape(source: Path, key: str, height: int, width: int) -> None:
     if height == width == n:
         return
     expected = "square frames (M, N, N)" if height != width else "frames with an even edge N"
-    remedy = f"Keep the centre: rows {crop_advice(height, n)}, columns {crop_advice(width, n)}."
+    remedy = (
+        f"Keep the centre: rows {crop_advice(height, n)}, columns {crop_advice(width, n)}; --crop-px N and "
+        "--beam-center-px Y X do it."
+    )
     raise ScanError(source, key, expected=expected, found=f"frames of {height}x{width} pixels", remedy=remedy)
 
 

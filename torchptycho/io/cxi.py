@@ -11,7 +11,7 @@ import numpy as np
 from torchptycho.errors import ScanError
 from torchptycho.geometry import energy_of_wavelength_eV
 from torchptycho.io.frames import select
-from torchptycho.io.hdf5 import MAGIC, find, load_array, load_complex, load_number, names_in, open_hdf5
+from torchptycho.io.hdf5 import MAGIC, find, load_array, load_complex, load_number, locate, names_in, open_hdf5
 from torchptycho.io.hdf5_frames import hdf5_stack
 from torchptycho.io.probes import probe_modes
 from torchptycho.io.recorded import Recorded, check_count, lengths, rows_of
@@ -57,11 +57,10 @@ def read_cxi(path: Path, config: ReadConfig) -> Recorded:
     notes: list[str] = []
     frames_slice = frame_slice(config.frames)
     with open_hdf5(path) as file:
-        dataset = find(file, path, *_FRAMES)
+        key, dataset = locate(file, path, *_FRAMES)
         if dataset is None:
             raise ScanError(path, _FRAMES[0], expected="the frames, (M, H, W)", found="no such dataset",
                             remedy="Perhaps it is a reconstruction; name the file with the frames.")  # fmt: skip
-        key = str(dataset.name).strip("/")
         stack = hdf5_stack(dataset, path, key)
         notes.append(f"frames in {key}, {dataset.shape} {dataset.dtype}" + _stored(dataset, len(stack.files)))
         m, height, width = stack.shape
@@ -141,11 +140,10 @@ def _square(path: Path, y: float | None, x: float | None, config: ReadConfig) ->
 def _translation(
     file: Any, path: Path, slow: np.ndarray, fast: np.ndarray, config: ReadConfig, notes: list[str]
 ) -> tuple[np.ndarray, str]:
-    node = find(file, path, *_TRANSLATION)
+    key, node = locate(file, path, *_TRANSLATION)
     if node is None:
         raise ScanError(path, _TRANSLATION[0], expected="the translation of each frame, (M, 3) in metres",
                         found="no such dataset", remedy="Add it, or describe the file in a mapping.")  # fmt: skip
-    key = str(node.name).strip("/")
     moved = load_array(node, path, key)
     moved = moved.reshape(-1, moved.shape[-1]) if moved.ndim > 2 else moved
     if moved.dtype.kind not in "iuf" or moved.ndim != 2 or moved.shape[1] not in (2, 3):
@@ -197,10 +195,9 @@ def _readings(name: str, value: float) -> list[tuple[float, str]]:
 
 
 def _bad_pixels(file: Any, path: Path, shape: tuple[int, int], notes: list[str]) -> np.ndarray | None:
-    node = find(file, path, f"{_DETECTOR}/mask", f"{_DETECTOR}/pixel_mask")
+    key, node = locate(file, path, f"{_DETECTOR}/mask", f"{_DETECTOR}/pixel_mask")
     if node is None:
         return None
-    key = str(node.name).strip("/")
     if node.dtype.kind not in "biu" or tuple(node.shape[-2:]) != shape or len(node.shape) not in (2, 3):
         raise ScanError(path, key, expected=f"{shape} integers, 0 for a good pixel", found=f"{node.dtype} {node.shape}",
                         remedy="Export a mask of the size of the frames.")  # fmt: skip
@@ -227,14 +224,13 @@ def _is_bad(mask: np.ndarray) -> np.ndarray:
 
 def _probe(file: Any, path: Path, config: ReadConfig, shape: tuple[int, int]) -> np.ndarray | None:
     """The illumination, or `image_1` when it is a wave of the size of the frames."""
-    node = None if config.probe is not None else find(file, path, *_PROBE)
-    if node is None and config.probe is None:
-        node = find(file, path, f"{_ENTRY}/image_1/data")
-        if node is not None and (node.dtype.kind != "c" or tuple(node.shape[-2:]) != shape):
-            node = None
-    if node is None:
+    if config.probe is not None:
         return None
-    key = str(node.name).strip("/")
+    key, node = locate(file, path, *_PROBE)
+    if node is None:
+        key, node = locate(file, path, f"{_ENTRY}/image_1/data")
+        if node is None or node.dtype.kind != "c" or tuple(node.shape[-2:]) != shape:
+            return None
     return probe_modes(path, key, load_complex(node, path, key))
 
 

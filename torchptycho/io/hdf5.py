@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from torchptycho.errors import ScanError
+from torchptycho.io.hdf5_chunks import chunk_fault
 
 __all__ = [
     "MAGIC",
@@ -23,6 +24,7 @@ __all__ = [
     "load_array",
     "load_complex",
     "load_number",
+    "locate",
     "names_in",
     "open_hdf5",
 ]
@@ -80,9 +82,10 @@ def is_dataset(node: Any) -> bool:
     return isinstance(node, _h5py().Dataset)
 
 
-def names_in(group: Any, path: Path) -> list[str]:
-    """What a group holds; nothing when it is none."""
-    with hdf5_damage(path, None):
+def names_in(file: Any, path: Path, name: str = "/") -> list[str]:
+    """What a group of the file holds; nothing when it is none."""
+    with hdf5_damage(path, name):
+        group = file.get(name)
         return list(group) if isinstance(group, _h5py().Group) else []
 
 
@@ -111,7 +114,14 @@ def attribute(node: Any, path: Path, *names: str) -> float | str | None:
 
 
 def find(group: Any, path: Path, *names: str) -> Any:
-    """The first of these datasets that is there, or None.
+    """The first of these datasets that is there, or None; errors as for `locate`."""
+    return locate(group, path, *names)[1]
+
+
+def locate(group: Any, path: Path, *names: str) -> tuple[str, Any]:
+    """The first of these names under which there is a dataset, and the dataset; ("", None) when there is none.
+
+    The dataset's own name would be that in another file when a link leads there.
 
     Raises:
         ScanError: a link of such a name leads nowhere; the missing file is named.
@@ -126,8 +136,10 @@ def find(group: Any, path: Path, *names: str) -> Any:
             if node is None:
                 raise _dangling(path, name, link)
             if isinstance(node, h5py.Dataset):
-                return node
-    return None
+                # A type that NumPy has no word for is a fault of the file, here and not where it is asked for.
+                _ = node.dtype, node.shape
+                return name.strip("/"), node
+    return "", None
 
 
 def _last_link(group: Any, name: str) -> Any:
@@ -188,25 +200,28 @@ def check_dataset(dataset: Any, path: Path, key: str, depth: int = 0) -> list[Pa
         stored, claimed = dataset.id.get_storage_size(), math.prod(shape) * dataset.dtype.itemsize
         on_disk = own.stat().st_size
         if stored > on_disk:
-            raise _implausible(path, key, f"{stored} bytes of data", f"a file of {on_disk} bytes")
+            raise _implausible(path, key, f"a file with room for {stored} bytes of data", f"{on_disk} bytes")
         if dataset.chunks is None:
             if stored < claimed:
                 raise _unwritten(path, key, f"{stored} of {claimed} bytes")
             return [own]
-        _check_chunks(dataset, path, key, stored, on_disk)
+        _check_chunks(dataset, path, key, stored, on_disk, own)
         return [own]
 
 
-def _check_chunks(dataset: Any, path: Path, key: str, stored: int, on_disk: int) -> None:
+def _check_chunks(dataset: Any, path: Path, key: str, stored: int, on_disk: int, own: Path) -> None:
     counts = [-(-length // chunk) for length, chunk in zip(dataset.shape, dataset.chunks, strict=True)]
     wanted, written = math.prod(counts), dataset.id.get_num_chunks()
     if written < wanted:
         raise _unwritten(path, key, f"{written} of {wanted} pieces")
     chunk_bytes = math.prod(dataset.chunks) * dataset.dtype.itemsize
     if chunk_bytes > max(_SMALL_BYTES, _MAX_RATIO * on_disk):
-        raise _implausible(path, key, f"pieces of {chunk_bytes} bytes", f"a file of {on_disk} bytes")
+        raise _implausible(path, key, f"a file that warrants pieces of {chunk_bytes} bytes", f"{on_disk} bytes")
+    fault = chunk_fault(dataset, own, chunk_bytes)
+    if fault is not None:
+        raise _implausible(path, key, "whole pieces", fault)
     if not dataset.id.get_create_plist().get_nfilters() and stored < wanted * chunk_bytes:
-        raise _implausible(path, key, f"{wanted * chunk_bytes} bytes", f"{stored} stored")
+        raise _implausible(path, key, f"{wanted * chunk_bytes} bytes", f"{stored}")
 
 
 def _check_virtual(dataset: Any, own: Path, path: Path, key: str, depth: int) -> list[Path]:
@@ -250,7 +265,7 @@ def _check_source(file: Any, name: str, path: Path, key: str, depth: int) -> Non
 
 def _implausible(path: Path, key: str, claim: str, found: str) -> ScanError:
     return ScanError(
-        path, key, expected=f"room for a claim of {claim}", found=found,
+        path, key, expected=f"{claim}", found=found,
         remedy="The file is damaged or forged; copy or export it again.",
     )  # fmt: skip
 
@@ -273,7 +288,7 @@ def load_array(dataset: Any, path: Path, key: str) -> np.ndarray:
         claimed = math.prod(dataset.shape) * dataset.dtype.itemsize
         on_disk = sum(file.stat().st_size for file in files)
         if claimed > max(_SMALL_BYTES, _MAX_RATIO * on_disk):
-            raise _implausible(path, key, f"{claimed} bytes", f"{on_disk} bytes on disk")
+            raise _implausible(path, key, f"a file that warrants {claimed} bytes", f"{on_disk} bytes")
         values = dataset[()]
         return np.asarray(values, dtype=values.dtype.newbyteorder("="), order="C")
 

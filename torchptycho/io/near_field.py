@@ -15,7 +15,7 @@ from torchptycho.scan import Scan
 __all__ = ["NearField", "near_field", "refuse_near_field"]
 
 _CHUNK_BYTES = 16 * 2**20
-_SPECTRA_BYTES = 64 * 2**20
+_SPECTRA_BYTES = 16 * 2**20
 _MOST_FRAMES, _LEAST_PAIRS, _MOST_PAIRS = 200, 20, 300
 _CANDIDATES = 1000
 _NEIGHBOURS = 3

@@ -65,6 +65,7 @@ def scan_of(recorded: Recorded, why: str, config: ReadConfig) -> Scan:
     if recorded.truth is not None and not same_pixels:
         notes.append("its object is left out: positions or pixels are no longer the file's")
     nominal = recorded.nominal_positions_px
+    probe_is_own = config.probe is None and recorded.probe is not None
     scan = Scan(
         frames=frames,
         domain=domain,
@@ -78,7 +79,7 @@ def scan_of(recorded: Recorded, why: str, config: ReadConfig) -> Scan:
         truth_patches=recorded.truth_patches if same_pixels and steps is None else None,
         nominal_positions_px=None if nominal is None else _oriented(nominal * scale, config, []),
         metadata=recorded.metadata,
-        probe_is_calibrated=recorded.probe_is_calibrated and config.probe is None and steps is None,
+        probe_is_calibrated=recorded.probe_is_calibrated and probe_is_own and steps is None,
         reading=config,
         left_out=left_out,
     )
@@ -206,7 +207,11 @@ def _geometry(recorded: Recorded, config: ReadConfig, n_px: int, scale: float, b
         changed = dataclasses.replace(changed, detector_pixel_m=changed.detector_pixel_m * binning)
     if changed.object_pixel_m is not None:
         changed = dataclasses.replace(changed, object_pixel_m=changed.object_pixel_m / scale)
-    return changed.with_object_pixel(n_px) if recorded.unit == "m" or given else changed
+    try:
+        return changed.with_object_pixel(n_px) if recorded.unit == "m" or given else changed
+    except (ValueError, OverflowError, ZeroDivisionError):
+        raise ScanError(recorded.path, None, expected="lengths of an experiment", found=f"{changed}",
+                        remedy="Correct --energy-eV, --distance-m or --detector-pixel-m.") from None  # fmt: skip
 
 
 def _in_pixels(recorded: Recorded, geometry: Geometry, scale: float) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from torchptycho.errors import ScanError
-from torchptycho.io.archive import Member, NpzArchive, is_zip, member_damage
+from torchptycho.io.archive import Member, NpzArchive, array_header, is_zip, member_damage
 from torchptycho.io.files import file_head
 from torchptycho.io.frames import ViewFrames, open_stack
 from torchptycho.io.hdf5 import MAGIC, find, load_array, open_hdf5
@@ -132,11 +132,7 @@ def map_npy(path: Path) -> np.ndarray:
     """
     with member_damage(path, None):
         with path.open("rb") as stream:
-            version = np.lib.format.read_magic(stream)
-            readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-            if version not in readers:
-                raise ValueError(f".npy format version {version} is not read")
-            shape, fortran_order, dtype = readers[version](stream)
+            shape, fortran_order, dtype = array_header(stream)
             offset = stream.tell()
         if dtype.hasobject or dtype.kind not in "biufc" or 0 in shape:
             raise ScanError(
@@ -185,7 +181,7 @@ def _column(path: Path, key: str, entry: int | None) -> np.ndarray:
         ) from None  # fmt: skip
     lines = [line.lstrip("#").strip() for line in text.splitlines()]
     lines = [line for line in lines if line]
-    delimiter = next((mark for mark in (",", ";", "\t") if lines and mark in lines[-1]), None)
+    delimiter = next((mark for mark in (",", ";", "\t") if lines and mark in lines[0]), None)
     try:
         rows = list(csv.reader(io.StringIO("\n".join(lines)), delimiter=delimiter)) if delimiter else [
             line.split() for line in lines

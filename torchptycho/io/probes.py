@@ -11,7 +11,7 @@ from torchptycho.errors import ScanError
 from torchptycho.io.archive import Member, NpzArchive
 from torchptycho.io.checks import crop_advice
 from torchptycho.io.files import file_head
-from torchptycho.io.hdf5 import MAGIC, find, load_complex, open_hdf5
+from torchptycho.io.hdf5 import MAGIC, load_complex, locate, open_hdf5
 
 __all__ = ["NO_PROBE", "load_probe", "probe_modes", "read_probe", "read_probe_of"]
 
@@ -55,11 +55,10 @@ def read_probe_of(path: Path, edges: tuple[int, ...]) -> tuple[Complex64[np.ndar
 
 def _probe_in_hdf5(path: Path, edges: tuple[int, ...]) -> tuple[Complex64[np.ndarray, "p n n"], str]:
     with open_hdf5(path) as file:
-        dataset = find(file, path, *_IN_HDF5)
+        key, dataset = locate(file, path, *_IN_HDF5)
         if dataset is None:
             raise ScanError(path, None, expected=f"a probe under one of {', '.join(_IN_HDF5)}", found="none of these",
                             remedy="Save it as 'probe', (P, N, N) complex.")  # fmt: skip
-        key = str(dataset.name).strip("/")
         return probe_modes(path, key, load_complex(dataset, path, key), edges), key
 
 
@@ -89,7 +88,8 @@ def load_probe(archive: NpzArchive, key: str, n_px: int | None) -> Complex64[np.
         remedy = "Save the complex wave, not an image of it."
         raise ScanError(archive.path, key, expected="a complex array", found=found, remedy=remedy)
     if n_px is None:
-        n_px = member.shape[1] if len(member.shape) == 3 and member.shape[0] == member.shape[1] else member.shape[-1]
+        shape = member.shape or (1,)
+        n_px = shape[1] if len(shape) == 3 and shape[0] == shape[1] else shape[-1]
     modes_last = _modes_last(archive.path, member, n_px)
     probe = np.moveaxis(archive.load(key), -1, 0) if modes_last else archive.load(key)
     with np.errstate(over="ignore"):

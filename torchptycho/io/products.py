@@ -48,7 +48,7 @@ def sniff_product(path: Path, head: bytes) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class _Content:
-    """The arrays of a product, by the names of its NPZ form, and its single values."""
+    """The arrays of a product, and its single values by the names of its NPZ form; None for what is empty."""
 
     path: Path
     array: Callable[[str], np.ndarray | None]
@@ -71,13 +71,16 @@ def _content(path: Path) -> Iterator[_Content]:
                     return float(values.reshape(-1)[0])
             return None
 
-        yield _Content(path, lambda name: archive.load(name) if name in archive else None, from_archive)
+        def array(name: str) -> np.ndarray | None:
+            return archive.load(name) if name in archive and not archive.is_empty(name) else None
+
+        yield _Content(path, array, from_archive)
         return
     with open_hdf5(path) as file:
 
         def dataset(name: str) -> np.ndarray | None:
             node = find(file, path, name)
-            return None if node is None else load_array(node, path, name)
+            return None if node is None or 0 in (node.shape or (0,)) else load_array(node, path, name)
 
         def from_attributes(*names: str) -> float | str | None:
             for name in names:

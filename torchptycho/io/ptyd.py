@@ -30,7 +30,7 @@ def sniff_ptyd(path: Path, head: bytes) -> str | None:
         inside = names_in(file, path)
         if "chunks" not in inside or not {"meta", "info"} & set(inside):
             return None
-        first = names_in(file["chunks"], path)
+        first = names_in(file, path, "chunks")
     return "HDF5 with chunks and meta" if first else None
 
 
@@ -46,7 +46,7 @@ def read_ptyd(path: Path, config: ReadConfig) -> Recorded:
     """
     notes: list[str] = []
     with open_hdf5(path) as file:
-        names = names_in(file["chunks"], path)
+        names = names_in(file, path, "chunks")
         names = sorted(names, key=lambda name: (len(name), name))
         stacks: list[Hdf5Frames] = []
         positions = []

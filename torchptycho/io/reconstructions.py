@@ -10,7 +10,7 @@ import numpy as np
 from torchptycho.errors import ScanError
 from torchptycho.io.archive import NpzArchive, write_array
 from torchptycho.io.files import dump_json, file_head, replaced_atomically
-from torchptycho.io.hdf5 import MAGIC, attribute, find, load_complex, open_hdf5
+from torchptycho.io.hdf5 import MAGIC, attribute, load_complex, locate, open_hdf5
 from torchptycho.io.probes import load_probe
 from torchptycho.reconstruction import MIN_COVERAGE, Reconstruction
 
@@ -105,11 +105,10 @@ def read_reconstruction(path: str | Path) -> Reconstruction:
 def _from_hdf5(path: Path) -> Reconstruction:
     """The object of one slice; a product's pixel [0, 0] is the one that its positions count from."""
     with open_hdf5(path) as file:
-        node = find(file, path, "object", "entry_1/image_2/data")
+        key, node = locate(file, path, "object", "entry_1/image_2/data")
         if node is None:
             raise ScanError(path, "object", expected="a complex object (H, W)", found="no such dataset",
                             remedy="Name a product, a CXI file with image_2, or an NPZ with 'object'.")  # fmt: skip
-        key = str(node.name).strip("/")
         values = load_complex(node, path, key)
         pixel_m = attribute(node, path, "pixel_height_m")
     shape = values.shape[-2:]

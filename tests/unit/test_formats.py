@@ -228,6 +228,18 @@ def test_translation_is_the_samples_along_the_axes_of_the_detector(tmp_path: Pat
     np.testing.assert_allclose(np.diff(without.positions_px, axis=0), steps)
 
 
+@pytest.mark.contract("files.cxi.object")
+def test_object_is_placed_by_the_middle_of_the_positions(tmp_path: Path) -> None:
+    scan = read_scan(write_cxi(tmp_path / "a.cxi"))
+    assert scan.truth is not None
+    np.testing.assert_array_equal(scan.truth, OBJECT)
+    middle = (scan.positions_px.min(axis=0) + scan.positions_px.max(axis=0)) / 2
+    np.testing.assert_allclose(middle, np.array(OBJECT.shape) / 2)
+    slices = read_scan(write_cxi(tmp_path / "b.cxi", image_2__data=np.stack([OBJECT, OBJECT])))
+    assert slices.truth is None
+    assert any("an object of several slices is left out" in note for note in slices.notes)
+
+
 @pytest.mark.contract("files.cxi.mask")
 def test_bits_that_mean_no_harm_leave_a_pixel_good(tmp_path: Path) -> None:
     mask = np.zeros((N, N), np.uint32)

@@ -21,13 +21,13 @@ from torchptycho.simulation import simulate
 N, M = 32, 80
 
 
-def shadows(magnification: float = 0.25) -> Scan:
+def shadows(magnification: float = 0.25, field_px: float = 120) -> Scan:
     """Frames of a smooth beam with the shadow of a sample, so many detector pixels for each object pixel."""
     rng = np.random.default_rng(4)
     coarse = rng.uniform(0.4, 1, (40, 40))
     rows, columns = np.indices((N, N)) - N / 2
     light = 2000 * np.exp(-(rows**2 + columns**2) / (2 * 8.0**2))
-    positions_px = rng.uniform(0, 120, (M, 2))
+    positions_px = rng.uniform(0, field_px, (M, 2))
     frames = []
     for y, x in positions_px:
         places = ((rows / magnification + y + 100) / 8, (columns / magnification + x + 100) / 8)
@@ -60,6 +60,11 @@ def test_shadow_images_are_near_field_and_refused(tmp_path: Path) -> None:
 def test_far_field_of_a_defocused_beam_is_not_taken_for_it(waves: float) -> None:
     options = SimulateConfig(n_px=64, object_px=160, n_frames=M, photons_per_frame=1e6, probe_defocus_waves=waves)
     assert near_field(simulate(options)) is None
+
+
+@pytest.mark.contract("files.near-field.seen")
+def test_a_beam_that_fits_into_a_frame_is_not_refused() -> None:
+    assert near_field(shadows(magnification=1.3, field_px=30)) is None
 
 
 @pytest.mark.contract("files.near-field.measured")

@@ -59,8 +59,9 @@ def read_npz(path: Path, config: ReadConfig) -> Recorded:
     geometry = _geometry(path, metadata)
     stack = select(open_stack(archive, member, axis), rows)
     cut = frames is not None
-    positions_px = _positions(archive, ("ycoords", "xcoords"), rows, n_in_file, cut=cut)
-    check_positions(path, positions_px, geometry.with_object_pixel(height), ("ycoords", "xcoords"))
+    keys = _position_keys(archive)
+    positions_px = _positions(archive, keys, rows, n_in_file, cut=cut)
+    check_positions(path, positions_px, geometry.with_object_pixel(height), keys)
     own_probe = None
     if config.probe is None and "probeGuess" in archive:
         own_probe = load_probe(archive, "probeGuess", None if config.changes_frames else height)
@@ -74,7 +75,7 @@ def read_npz(path: Path, config: ReadConfig) -> Recorded:
         domain=_domain(path, member.key, config.domain, metadata, stack),
         positions=positions_px,
         unit="px",
-        position_keys=("ycoords", "xcoords"),
+        position_keys=keys,
         probe=own_probe,
         bad_pixels=~_mask(archive, (height, width)),
         scan_id=_scan_id(archive, rows, n_in_file, cut=cut),
@@ -85,7 +86,8 @@ def read_npz(path: Path, config: ReadConfig) -> Recorded:
         metadata={key: value for key, value in metadata.items() if key not in _RESERVED},
         probe_is_calibrated=config.probe is None and metadata.get("probe_is_calibrated") is True,
         notes=(
-            f"frames in '{member.key}', axis {axis} counts them", "positions in object pixels",
+            f"frames in '{member.key}', axis {axis} counts them",
+            f"positions in {keys[0]}, {keys[1]}, in object pixels",
             "_metadata is there" if metadata else "no _metadata",
         ),
     )  # fmt: skip
@@ -172,7 +174,8 @@ def _frame_axis(archive: NpzArchive, member: Member, metadata: dict[str, Any]) -
             "(N, N, M) look the same",
             remedy='Add the entry "frames_axis": 0 for (M, N, N), or 2 for (N, N, M), to the JSON in \'_metadata\'.',
         )  # fmt: skip
-    n_positions = archive.member("xcoords").shape[0] if "xcoords" in archive and archive.member("xcoords").shape else a
+    key = _position_keys(archive)[1]
+    n_positions = archive.member(key).shape[0] if key in archive and archive.member(key).shape else a
     # Only the old order leaves the first two axes equal; the number of positions decides when neither fits.
     return 2 if (a == b and a != n_positions) or (c == n_positions and n_positions not in (a, b)) else 0
 
@@ -188,6 +191,13 @@ def _per_frame(archive: NpzArchive, key: str, rows: range, n_in_file: int, *, cu
     n = int(np.prod(member.shape))
     check_count(archive.path, key, n, n_in_file, rows, cut=cut)
     return archive.load(key).reshape(-1)[rows.start : rows.stop : rows.step]
+
+
+def _position_keys(archive: NpzArchive) -> tuple[str, str]:
+    """(y, x); the positions as they were asked for, where a file has no others."""
+    nominal = ("ycoords_start", "xcoords_start")
+    absent = not {"ycoords", "xcoords"} & set(archive.keys)
+    return nominal if absent and set(nominal) <= set(archive.keys) else ("ycoords", "xcoords")
 
 
 def _positions(archive: NpzArchive, keys: tuple[str, str], rows: range, n_in_file: int, *, cut: bool) -> np.ndarray:

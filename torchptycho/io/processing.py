@@ -1,4 +1,4 @@
-"""What is done to recorded frames as they are read: shift, cut, dark, flat, mask, binning."""
+"""What is done to recorded frames as they are read: shift, cut, dark, flat, binning."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def cut(image: np.ndarray, top: int, left: int, height: int, width: int, fill: A
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Processing:
-    """The steps, in this order: shift, cut to the window, subtract dark, divide by flat, clip, mask, bin.
+    """The steps, in this order: shift, cut to the window, subtract dark, divide by flat, clip, bin.
+
+    What lies under the mask is not looked at, and a binned pixel that holds some of it is masked itself.
 
     Arguments:
         shift: move the zero frequency from [0, 0] to [H//2, W//2].
@@ -95,15 +97,13 @@ class Processing:
                 values = values / np.where(flat > 0, flat, 1)
         if self.clip:
             values = np.maximum(values, 0)
-        bad = self.bad_in_window
-        if bad.any():
-            values = np.where(bad, values.dtype.type(0), values)
         if self.binning > 1:
             n, b = self.n_px, self.binning
             squared = domain == "amplitude"
             wide = values.astype(np.float64 if target.kind == "f" else target)
-            wide = (wide**2 if squared else wide).reshape(len(values), n, b, n, b).sum(axis=(2, 4))
-            values = np.sqrt(wide) if squared else wide
+            with np.errstate(over="ignore", invalid="ignore"):
+                wide = (wide**2 if squared else wide).reshape(len(values), n, b, n, b).sum(axis=(2, 4))
+                values = np.sqrt(wide) if squared else wide
         with np.errstate(over="ignore"):
             return np.ascontiguousarray(values, dtype=target)
 

@@ -5,7 +5,7 @@ VENV ?= .venv
 TYPECHECKER := beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint install format parity-table freeze bench-grouping bench-steps bench-memory bench-refine bench-photon-limit bench-robustness fuzz clean
+.PHONY: demo test lint install format parity-table freeze bench-grouping bench-steps bench-memory bench-refine bench-photon-limit bench-robustness bench-train fuzz clean
 
 demo: $(VENV)/.installed
 	$(BIN)/torchptycho demo --out demo
@@ -56,6 +56,9 @@ bench-robustness: $(VENV)/.installed
 
 bench-grouping: $(VENV)/.installed
 	$(BIN)/python benchmarks/grouping.py
+
+bench-train: $(VENV)/.installed-test
+	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python benchmarks/train.py
 
 bench-steps: $(VENV)/.installed
 	$(BIN)/python benchmarks/steps.py

@@ -6,8 +6,11 @@ import hashlib
 import pickle
 from pathlib import Path
 
-from torchptycho.errors import StoreError
-from torchptycho.model import PtychoPINN
+import torch
+
+from torchptycho.errors import ConfigError, StoreError
+from torchptycho.model import FORMAT, PtychoPINN
+from torchptycho.versions import versions
 
 __all__ = ["find_checkpoint", "load_checkpoint", "sha256"]
 
@@ -27,13 +30,28 @@ def load_checkpoint(path: str | Path) -> PtychoPINN:
         # torch's own message recommends to load it unsafely.
         reason = "it is another kind of file, or holds Python objects, which are never unpickled because they run code"
         raise StoreError(f"{path}: expected a torchptycho checkpoint; {reason}. Train again.") from error
-    except (RuntimeError, LookupError, EOFError, TypeError, AttributeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except (RuntimeError, LookupError, EOFError, TypeError, AttributeError, ValueError, ConfigError) as error:
+        reason = " ".join(str(error).split())[:300]
         raise StoreError(
-            f"{path}: expected a torchptycho checkpoint; it does not load ({reason}). Train again."
+            f"{path}: expected a torchptycho checkpoint; it does not load ({reason}).{_differences(path)} Train again."
         ) from error
     module.require_statistics()
     return module
+
+
+def _differences(path: Path) -> str:
+    """What a checkpoint says about what wrote it, where that is not what reads it."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        told = content["format"]
+        format_, written = told["version"], dict(told["written_with"])
+    except (pickle.UnpicklingError, RuntimeError, LookupError, EOFError, TypeError, ValueError):
+        return ""
+    here = versions()
+    differs = [f"{name} {there}, here {here.get(name)}" for name, there in written.items() if here.get(name) != there]
+    if format_ != FORMAT:
+        differs.insert(0, f"format {format_}, here {FORMAT}")
+    return f" It was written with {'; '.join(differs)}." if differs else ""
 
 
 def find_checkpoint(path: str | Path) -> Path:

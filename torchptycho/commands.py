@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from torchptycho.command import Command
 from torchptycho.config import (
+    ExperimentConfig,
     GroupConfig,
+    LogConfig,
     LossConfig,
     ModelConfig,
     PrepareConfig,
@@ -94,32 +96,44 @@ class Train(Command):
 
     torchptycho train scan.npz --out run
     torchptycho train scan.npz --out run --probe refined.npz --steps 2000
+    torchptycho train new.npz --out tuned --from run --freeze-encoder --learning-rate-factor 0.2
+    torchptycho train day1.npz day2.npz --val-scans day3.npz --out run
     """
 
     scans: Positional[tuple[Path, ...]]
     """Scan files, or one prepared store."""
     out: Path
     """Folder of the run: configuration, store, checkpoints, metrics."""
+    val_scans: tuple[Path, ...] = ()
+    """Scan files that are not trained on; validation looks at every frame of them."""
+    start: Annotated[Path | None, arg(name="from")] = None
+    """Checkpoint or folder of a run whose network is trained further, on these scans."""
     resume: bool = False
     """Continue the run in this folder from its last checkpoint."""
     config: Path | None = None
-    """YAML or TOML file with the sections prepare, group, model, loss, train, reconstruct; flags override it."""
+    """YAML or TOML file with the sections prepare, group, model, experiment, loss, train, log, reconstruct; flags
+    override it."""
     prepare: PrepareConfig = dataclasses.field(default_factory=PrepareConfig)
     group: GroupConfig = dataclasses.field(default_factory=GroupConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    experiment: ExperimentConfig = dataclasses.field(default_factory=ExperimentConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    log: LogConfig = dataclasses.field(default_factory=LogConfig)
 
     def run(self) -> None:
-        _require_scans(self.scans)
+        _require_scans((*self.scans, *self.val_scans))
         from torchptycho.plot import plot_history
         from torchptycho.workflows import read_history, train
 
         later = load_config(self.config) if self.config else RunConfig()
         config = dataclasses.replace(
-            later, prepare=self.prepare, group=self.group, model=self.model, loss=self.loss, train=self.train
-        )
-        result = train(self.scans, config, self.out, resume=self.resume)
+            later, prepare=self.prepare, group=self.group, model=self.model, experiment=self.experiment,
+            loss=self.loss, train=self.train, log=self.log,
+        )  # fmt: skip
+        result = train(self.scans, config, self.out, val_scans=self.val_scans, start=self.start, resume=self.resume)
+        if result.rank:
+            return
         plot_history(read_history(self.out), self.out / "history.png")
         self.console.print(
             f"{result.checkpoint}: trained in {result.seconds:.0f} s, "
@@ -158,6 +172,8 @@ class Reconstruct(Command):
     """Which training scan's probe and scale to use, when there were several; None as trained."""
     predict_batch_size: int | None = None
     """Frames per forward pass; None as trained."""
+    absolute_scale: bool | None = None
+    """Scale the object so that it and a constant background fit the counts of the whole scan best; None as trained."""
     refine: int = 0
     """Epochs of refinement after it, with the options that the network was trained with in the section refine."""
 

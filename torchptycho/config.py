@@ -16,12 +16,15 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from torchptycho.errors import ConfigError
+from torchptycho.options import ExperimentConfig, LogConfig
 from torchptycho.reading import MappingConfig, ReadConfig, frame_slice, reading_of
 from torchptycho.strict import Count, Fraction, NonNegative, Positive, one_line, strict
 
 __all__ = [
     "SUPPORTED_N_PX",
+    "ExperimentConfig",
     "GroupConfig",
+    "LogConfig",
     "LossConfig",
     "MappingConfig",
     "ModelConfig",
@@ -191,6 +194,12 @@ class TrainConfig:
     """Update rule."""
     learning_rate: Positive = 2e-3
     """Peak learning rate."""
+    learning_rate_factor: Positive = 1.0
+    """What the learning rate is multiplied by; below 1 where a trained network goes on (`train --from`)."""
+    freeze_encoder: bool = False
+    """Leave the encoder of the network as it is, and train the rest."""
+    accumulate: Count = 1
+    """Batches whose gradients are averaged for one optimiser step."""
     probe_learning_rate: Positive = 1e-3
     """Learning rate of a trainable probe, relative to its root-mean-square value."""
     schedule: Literal["plateau", "cosine", "constant"] = "plateau"
@@ -206,9 +215,17 @@ class TrainConfig:
     accelerator: str = "auto"
     """Where to compute: auto, cpu, gpu."""
     devices: Count = 1
-    """Number of devices."""
+    """Number of devices; each takes batches of `batch_size`, and their gradients are averaged."""
+    nodes: Count = 1
+    """Number of machines with as many devices each, started by torchrun or srun."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     """Arithmetic of the network; the physics is always float32."""
+    compile: bool = False
+    """Compile the network with torch.compile; where no compiler is found it runs as it is, and a warning says so."""
+    early_stop: Count | None = None
+    """Validations without a better loss after which training ends; None goes on to the last step."""
+    on_flat: Literal["fail", "warn"] = "fail"
+    """What to do when the network predicts the same featureless patch for every frame, and the frames do differ."""
 
 
 @strict
@@ -223,6 +240,8 @@ class ReconstructConfig:
     """Which training scan's probe and scale to use, when there were several."""
     predict_batch_size: Count = 64
     """Frames per forward pass."""
+    absolute_scale: bool = False
+    """Scale the object so that object and a constant background fit the counts of the whole scan best."""
 
 
 @strict
@@ -285,8 +304,10 @@ class RunConfig:
     prepare: PrepareConfig = Field(default_factory=PrepareConfig)
     group: GroupConfig = Field(default_factory=GroupConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
+    experiment: ExperimentConfig = Field(default_factory=ExperimentConfig)
     loss: LossConfig = Field(default_factory=LossConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
+    log: LogConfig = Field(default_factory=LogConfig)
     reconstruct: ReconstructConfig = Field(default_factory=ReconstructConfig)
     refine: RefineConfig = Field(default_factory=RefineConfig)
 
@@ -300,8 +321,10 @@ _SECTIONS: dict[str, type] = {
     "prepare": PrepareConfig,
     "group": GroupConfig,
     "model": ModelConfig,
+    "experiment": ExperimentConfig,
     "loss": LossConfig,
     "train": TrainConfig,
+    "log": LogConfig,
     "reconstruct": ReconstructConfig,
     "refine": RefineConfig,
 }

@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["ConfigError", "EvaluationError", "GroupingError", "ScanError", "StoreError", "TorchptychoError"]
+__all__ = [
+    "ConfigError",
+    "EvaluationError",
+    "GroupingError",
+    "ScanError",
+    "StoreError",
+    "TorchptychoError",
+    "TrainingError",
+]
 
 
 class TorchptychoError(Exception):
@@ -31,6 +39,18 @@ class GroupingError(TorchptychoError, ValueError):
 
 class StoreError(TorchptychoError):
     """A store or a checkpoint is incomplete, altered or of another version."""
+
+
+class TrainingError(TorchptychoError, ArithmeticError):
+    """Training has gone wrong: a number that is not finite, or a network that shows nothing.
+
+    Arguments:
+        frames: indices in the store of the frames at fault, where they are known.
+    """
+
+    def __init__(self, message: str, frames: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.frames = frames
 
 
 class ScanError(TorchptychoError, ValueError):

@@ -22,7 +22,7 @@ class Comparison:
     """Everything a term may look at, for one batch.
 
     Arguments:
-        expected, counts: [B, C, N, N] photon counts of the model and of the detector.
+        expected, counts: [B, C, N, N] photon counts of the model and of the detector; None where no term looks at them.
         mean_count: [B] mean count per pixel of each group's scan.
         mask: [B, 1, N, N] good detector pixels.
         patches: [B, C, N, N] object patches as predicted, before merging.
@@ -30,8 +30,8 @@ class Comparison:
         real_space: [N, N] where patches are compared with the truth.
     """
 
-    expected: Float[Tensor, "b c n n"]
-    counts: Float[Tensor, "b c n n"]
+    expected: Float[Tensor, "b c n n"] | None
+    counts: Float[Tensor, "b c n n"] | None
     mean_count: Float[Tensor, " b"]
     mask: Bool[Tensor, "b 1 n n"]
     patches: Complex[Tensor, "b c n n"]
@@ -39,17 +39,24 @@ class Comparison:
     real_space: Float[Tensor, "n n"]
 
 
+def _pair(batch: Comparison) -> tuple[Tensor, Tensor]:
+    assert batch.expected is not None
+    assert batch.counts is not None
+    return batch.expected, batch.counts
+
+
 def _nll(batch: Comparison) -> Tensor:
     # Half the deviance is the NLL less its smallest possible value: the gradient is the same, and 0 is a perfect fit.
     # Dividing counts by their mean gives the learning rate the same meaning at any dose.
+    expected, counts = _pair(batch)
     scale = batch.mean_count[:, None, None, None]
-    return 0.5 * poisson_deviance(batch.expected / scale, batch.counts / scale, batch.mask, offset=0.5 / scale)
+    return 0.5 * poisson_deviance(expected / scale, counts / scale, batch.mask, offset=0.5 / scale)
 
 
 def _mae(batch: Comparison) -> Tensor:
     scale = batch.mean_count[:, None, None, None]
     # Half a count is added because the gradient of a square root at 0 is infinite.
-    model, measured = ((values + 0.5) / scale for values in (batch.expected, batch.counts))
+    model, measured = ((values + 0.5) / scale for values in _pair(batch))
     error = (model.sqrt() - measured.sqrt()).abs() * batch.mask
     return error.sum() / batch.mask.expand(error.shape).sum().clamp_min(1)
 
@@ -112,6 +119,16 @@ class Loss:
     @property
     def needs_truth(self) -> bool:
         return any(name.startswith("realspace") for name, *_ in self._terms)
+
+    @property
+    def needs_counts(self) -> bool:
+        """Whether a term compares what the detector sees; otherwise no diffraction has to be computed."""
+        return any(domain != "object" for _, domain, _, _ in self._terms)
+
+    @property
+    def monitored(self) -> str:
+        """The term that tells how good a model is: the likelihood where it has a weight, else the whole loss."""
+        return "nll" if any(name == "nll" for name, *_ in self._terms) else "loss"
 
     def __call__(self, batch: Comparison) -> dict[str, Float[Tensor, ""]]:
         """Each term by its name, unweighted, and their weighted sum as `loss`."""

@@ -14,14 +14,20 @@ from torch import Tensor, nn
 from torchptycho.config import RunConfig, from_dict, to_dict
 from torchptycho.data.batch import GroupBatch
 from torchptycho.data.store import Store
-from torchptycho.errors import ConfigError, StoreError
+from torchptycho.errors import ConfigError, StoreError, TrainingError
+from torchptycho.experiment import Experiment
 from torchptycho.losses import Comparison, Loss
+from torchptycho.means import Mean
 from torchptycho.nn import build_generator
 from torchptycho.physics.diffraction import expected_counts
 from torchptycho.physics.merging import central_weight, merge, merge_canvas_px, probe_weight
 from torchptycho.physics.scaling import counts_per_squared_amplitude, intensity
+from torchptycho.versions import versions
 
-__all__ = ["PtychoPINN", "learning_rate_shape"]
+__all__ = ["FORMAT", "PtychoPINN", "learning_rate_shape"]
+
+FORMAT = 1
+"""Version of what a checkpoint holds."""
 
 # With the usual 0.999 the step size lags behind a sudden rise of the gradient by a thousand steps, and training on a
 # measured scan once jumped from a nearly finished image to a flat one, from which it did not return.
@@ -45,7 +51,10 @@ class PtychoPINN(L.LightningModule):
         domain: what the frames hold.
         max_offset_px: largest distance of a frame from its group's centre, which sizes the merging canvas.
         has_validation: whether there are held-out frames to watch.
+        started_from: checkpoint whose network this one went on from, or None.
     """
+
+    truth_turn: Tensor
 
     def __init__(
         self,
@@ -56,19 +65,23 @@ class PtychoPINN(L.LightningModule):
         domain: Literal["counts", "amplitude"] = "counts",
         max_offset_px: float = 0.0,
         has_validation: bool = True,
+        started_from: str | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(
             {
                 "config": config, "n_px": n_px, "n_scans": n_scans, "n_modes": n_modes, "domain": domain,
-                "max_offset_px": max_offset_px, "has_validation": has_validation,
+                "max_offset_px": max_offset_px, "has_validation": has_validation, "started_from": started_from,
             }
         )  # fmt: skip
         self.config = from_dict(RunConfig, config, source="checkpoint")
         self.gridsize = self.config.group.gridsize
         self.n_px, self.domain, self.has_validation = n_px, domain, has_validation
         self.generator = build_generator(self.config.model, n_px, self.gridsize)
+        # Convolutions are up to 1.3 times as fast on a CPU, and on a GPU in half precision.
+        nn.Module.to(self.generator, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loss = Loss(self.config.loss)
+        self.experiment = Experiment(self.config.experiment, n_px, n_scans)
         self._canvas_px = merge_canvas_px(n_px, max_offset_px)
         # Real and imaginary part apart: DDP, GradScaler and fused optimisers do not take complex parameters.
         self.probe_parts = nn.Parameter(
@@ -81,10 +94,19 @@ class PtychoPINN(L.LightningModule):
         self.input_scale: Tensor
         self.photons_per_frame: Tensor
         self.masks: Tensor
+        # Brings each scan's truth to the phase that a transparent object has; used in training only.
+        self.register_buffer("truth_turn", torch.ones(n_scans, dtype=torch.complex64), persistent=False)
+        self._train_mean = Mean()
+        self._val_means: dict[str, Mean] = {}
+        self._random_state: Tensor | None = None
+        self.last_batch: GroupBatch | None = None
 
     @classmethod
-    def for_store(cls, store: Store, config: RunConfig) -> PtychoPINN:
+    def for_store(cls, store: Store, config: RunConfig, *, started_from: str | None = None) -> PtychoPINN:
         """A module with the statistics, probes and masks of a store.
+
+        Arguments:
+            started_from: what the checkpoint says about whose network this one went on from.
 
         Raises:
             ConfigError: the configuration does not fit the store.
@@ -100,20 +122,36 @@ class PtychoPINN(L.LightningModule):
             domain=store.scans[0].scaling.domain,
             max_offset_px=store.max_offset_px,
             has_validation=len(store.groups("val")) > 0,
+            started_from=started_from,
         )
         if module.loss.needs_truth and not store.has_truth:
             raise ConfigError(f"realspace_weight, realspace_mae_weight: {store.path} has scans without a truth.")
+        if module.learns_experiment and not module.loss.needs_counts:
+            raise ConfigError(
+                "probe_trainable, scale_trainable, background_trainable: expected a term of the loss that looks at the "
+                "detector, from which they are learnt; found real-space terms only."
+            )
         scalings = [entry.scaling for entry in store.scans]
         module.probe_parts.data = torch.view_as_real(probes.clone()).contiguous()
         module.input_scale = torch.tensor([s.input_scale for s in scalings], dtype=torch.float64)
         module.photons_per_frame = torch.tensor([s.photons_per_frame for s in scalings], dtype=torch.float64)
         module.masks = store.tensors["masks"].clone()
+        module.experiment.begin(probes, module.photons_per_frame / store.n_px**2)
+        if module.loss.needs_truth:
+            module.truth_turn = store.truth_turns()
+        if config.train.freeze_encoder:
+            module.generator.freeze_encoder()
         return module
+
+    @property
+    def learns_experiment(self) -> bool:
+        """Whether more than the network is trained."""
+        return self.probe_parts.requires_grad or any(True for _ in self.experiment.parameters())
 
     @property
     def probe(self) -> Complex[Tensor, "s p n n"]:
         """Probe modes of each scan in sqrt(photons)."""
-        return torch.view_as_complex(self.probe_parts)
+        return self.experiment.constrained(torch.view_as_complex(self.probe_parts))
 
     def require_statistics(self) -> None:
         """Raise StoreError when neither a store nor a checkpoint has given the module its statistics."""
@@ -128,9 +166,11 @@ class PtychoPINN(L.LightningModule):
         amplitude = self._intensity(batch).sqrt() * self._per_group(self.input_scale, batch)
         return self.generator(amplitude, self._input_probe(batch))  # type: ignore[no-any-return]
 
-    def expected_counts(self, patches: Complex[Tensor, "b c n n"], batch: GroupBatch) -> Float[Tensor, "b c n n"]:
+    def expected_counts(
+        self, patches: Complex[Tensor, "b c n n"], batch: GroupBatch, *, background: bool = True
+    ) -> Float[Tensor, "b c n n"]:
         """Photon counts that the detector is expected to see, after the patches of a group agreed on one object."""
-        probe = self._probe_of(batch)
+        probe = self.probe_of(batch)
         with torch.autocast(device_type=self.device.type, enabled=False):
             if self.gridsize > 1:
                 if self.config.model.merge_weight == "probe":
@@ -138,7 +178,8 @@ class PtychoPINN(L.LightningModule):
                 else:
                     weight = central_weight(self.n_px, patches)
                 patches = merge(patches, batch.offset_px, weight, self._canvas_px)
-            return expected_counts(patches, probe[:, None])
+            counts = expected_counts(patches, probe[:, None])
+            return self.experiment.detected(counts, batch.scan, background=background)
 
     def measured_counts(self, batch: GroupBatch) -> Float[Tensor, "b c n n"]:
         """The frames in photon counts, 0 under the mask."""
@@ -155,13 +196,14 @@ class PtychoPINN(L.LightningModule):
     def _per_group(self, values: Tensor, batch: GroupBatch) -> Float[Tensor, "b 1 1 1"]:
         return values[batch.scan].float()[:, None, None, None]
 
-    def _probe_of(self, batch: GroupBatch) -> Complex[Tensor, "probe_b p n n"]:
+    def probe_of(self, batch: GroupBatch) -> Complex[Tensor, "probe_b p n n"]:
         """The probe of each group, or once when all groups share it."""
-        return self.probe if len(self.probe) == 1 else self.probe[batch.scan]
+        probe = self.probe
+        return probe if len(probe) == 1 else probe[batch.scan]
 
     def _input_probe(self, batch: GroupBatch) -> Complex[Tensor, "probe_b p n n"]:
         """The probe in the units of the network's input; the network does not train it."""
-        probe = self._probe_of(batch).detach()
+        probe = self.probe_of(batch).detach()
         power = (probe.real.square() + probe.imag.square()).sum(dim=(-3, -2, -1), keepdim=True)
         return probe * (self.n_px / 2 / power.sqrt())
 
@@ -169,18 +211,22 @@ class PtychoPINN(L.LightningModule):
         return self.masks[batch.scan][:, None]
 
     def _step(self, batch: GroupBatch) -> dict[str, Tensor]:
-        patches = self(batch)
-        return self.loss(
-            Comparison(
-                expected=self.expected_counts(patches, batch),
-                counts=self.measured_counts(batch),
-                mean_count=(self.photons_per_frame[batch.scan] / self.n_px**2).float(),
-                mask=self._mask(batch),
-                patches=patches,
-                truth=batch.truth,
-                real_space=self._real_space(patches),
-            )
+        return self._terms(self(batch), batch)
+
+    def _terms(self, patches: Tensor, batch: GroupBatch) -> dict[str, Tensor]:
+        """The terms of the loss of these patches."""
+        seen = self.loss.needs_counts
+        comparison = Comparison(
+            expected=self.expected_counts(patches, batch) if seen else None,
+            counts=self.measured_counts(batch) if seen else None,
+            mean_count=(self.photons_per_frame[batch.scan] / self.n_px**2).float(),
+            mask=self._mask(batch),
+            patches=patches,
+            truth=None if batch.truth is None else batch.truth * self.truth_turn[batch.scan][:, None, None, None],
+            real_space=self._real_space(patches),
         )
+        terms: dict[str, Tensor] = self.loss(comparison)
+        return terms
 
     def _real_space(self, patches: Tensor) -> Tensor:
         if self.config.model.probe_big:
@@ -189,19 +235,95 @@ class PtychoPINN(L.LightningModule):
 
     def training_step(self, batch: GroupBatch, batch_index: int) -> Tensor:
         self.require_statistics()
-        terms = self._step(batch)
-        if not bool(terms["loss"].isfinite()):
-            frames = batch.members.flatten().tolist()
-            raise FloatingPointError(f"the loss is {terms['loss'].item()} at step {self.global_step}, frames {frames}")
+        patches: Tensor = self(batch)
+        terms = self._terms(patches, batch)
+        self._require_finite("the loss", terms["loss"], batch, patches)
         size = batch.batch_size[0]
         self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()}, batch_size=size)
-        self.log("train/loss_epoch", terms["loss"].detach(), on_step=False, on_epoch=True, batch_size=size)
+        self._train_mean.add(terms["loss"], size)
+        self.last_batch = batch
         return terms["loss"]
 
-    def validation_step(self, batch: GroupBatch, batch_index: int) -> None:
-        terms = self._step(batch)
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        # In half precision an overflow is expected now and then: the scaler leaves the step out and goes on.
+        if self.last_batch is not None and self.trainer.precision != "16-mixed":
+            self._require_finite("the gradient", norm, self.last_batch)
+        self.log("train/gradient_norm", norm)
+        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.log("train/parameter_norm", nn.utils.get_total_norm([p.detach() for p in parameters]))
+
+    def _require_finite(self, what: str, value: Tensor, batch: GroupBatch, patches: Tensor | None = None) -> None:
+        if bool(value.isfinite()):
+            return
+        faulty = torch.ones_like(batch.members, dtype=torch.bool)
+        if patches is not None:
+            per_frame = self._intensity(batch).isfinite().flatten(2).all(-1)
+            per_frame &= torch.view_as_real(patches.detach()).isfinite().flatten(2).all(-1)
+            # All of them when it is not one frame's own fault.
+            faulty = faulty if bool(per_frame.all()) else ~per_frame
+        frames = tuple(batch.members[faulty].tolist())
+        scans = sorted(set(batch.scan[faulty.any(1)].tolist()))
+        raise TrainingError(
+            f"{what} is {value.item()} at step {self.global_step}, scans {scans}, frames {list(frames)}", frames
+        )
+
+    def validation_step(self, batch: GroupBatch, batch_index: int) -> Tensor:
+        patches: Tensor = self(batch)
+        terms = self._terms(patches, batch)
         size = batch.batch_size[0]
-        self.log_dict({f"val/{name}": value for name, value in terms.items()}, batch_size=size, sync_dist=True)
+        for name, value in terms.items():
+            self._val_means.setdefault(name, Mean()).add(value, size)
+        return patches.detach()
+
+    def on_train_epoch_end(self) -> None:
+        mean = self._train_mean.take(self.trainer.strategy)
+        if mean is None:  # resumed after the end of this epoch
+            return
+        self.log("train/loss_epoch", mean, sync_dist=True)
+        if not self.has_validation and (self.current_epoch + 1) % (self.trainer.check_val_every_n_epoch or 1) == 0:
+            self._tell_plateau(mean)
+
+    def on_validation_epoch_end(self) -> None:
+        # Not Lightning's mean, which is wrong where processes have different numbers of groups (2.6).
+        means = {name: mean.take(self.trainer.strategy) for name, mean in self._val_means.items()}
+        for name, mean in means.items():
+            if mean is not None:
+                self.log(f"val/{name}", mean, sync_dist=True)
+        monitored = means.get(self.loss.monitored)
+        if monitored is not None and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self._tell_plateau(monitored)
+
+    def _tell_plateau(self, mean: Tensor) -> None:
+        # Not left to Lightning, which steps it after the checkpoint is written: a resumed run would know one loss less.
+        for entry in self.trainer.lr_scheduler_configs:
+            if entry.reduce_on_plateau:
+                entry.scheduler.step(float(mean))  # type: ignore[arg-type]
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
+        if metric is None:
+            scheduler.step()
+
+    def on_train_start(self) -> None:
+        if self._random_state is not None:
+            torch.set_rng_state(self._random_state)
+            self._random_state = None
+
+    def on_train_end(self) -> None:
+        self.last_batch = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["format"] = {"version": FORMAT, "written_with": versions()}
+        checkpoint["epoch_so_far"] = self._train_mean.state()
+        checkpoint["random_state"] = torch.get_rng_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if (found := checkpoint["format"]["version"]) != FORMAT:
+            raise ValueError(f"it is of format {found}, and format {FORMAT} is read")
+        self._train_mean.resume(checkpoint["epoch_so_far"])
+        # A module that is only loaded leaves torch's generator alone; a run that goes on takes it up.
+        self._random_state = checkpoint["random_state"] if self._trainer is not None else None
 
     def predict_step(self, batch: GroupBatch, batch_index: int) -> Complex[Tensor, "b c n n"]:
         self.require_statistics()
@@ -216,19 +338,23 @@ class PtychoPINN(L.LightningModule):
     @property
     def monitor(self) -> str:
         """Name of the metric that says how good the module is; lower is better."""
-        return "val/loss" if self.has_validation else "train/loss_epoch"
+        return f"val/{self.loss.monitored}" if self.has_validation else "train/loss_epoch"
 
     def configure_optimizers(self) -> Any:
         config = self.config.train
         kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-        groups: list[dict[str, Any]] = [{"params": list(self.generator.parameters()), "lr": config.learning_rate}]
+        trained = [parameter for parameter in self.generator.parameters() if parameter.requires_grad]
+        groups: list[dict[str, Any]] = [{"params": trained, "lr": config.learning_rate}]
         if self.probe_parts.requires_grad:
             size = float(self.probe_parts.detach().square().mean().sqrt())
             groups.append({"params": [self.probe_parts], "lr": config.probe_learning_rate * size, "weight_decay": 0.0})
+        if others := list(self.experiment.parameters()):
+            rate = self.config.experiment.experiment_learning_rate
+            groups.append({"params": others, "lr": rate, "weight_decay": 0.0})
         steps = int(self.trainer.estimated_stepping_batches)
         shape = learning_rate_shape(config.schedule, min(config.warmup_steps, steps // 10), steps)
         for group in groups:
-            group["lr"] *= shape(0)
+            group["lr"] *= config.learning_rate_factor * shape(0)
         optimizer = kind(groups, betas=_BETAS)
         # Multiplicative, because a schedule that sets the rate outright would undo what the plateau took off.
         follow = torch.optim.lr_scheduler.MultiplicativeLR(optimizer, lambda step: shape(step) / shape(step - 1))
@@ -236,7 +362,8 @@ class PtychoPINN(L.LightningModule):
         if config.schedule == "plateau":
             # Asking for the number of steps has made Lightning count the batches.
             every = self.trainer.check_val_every_n_epoch or 1
-            steps_between = every * int(self.trainer.num_training_batches)
+            batches = int(self.trainer.num_training_batches)
+            steps_between = every * math.ceil(batches / self.trainer.accumulate_grad_batches)
             plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
                 optimizer, factor=0.5, patience=max(2, round(_PLATEAU_STEPS / steps_between)), min_lr=1e-6
             )

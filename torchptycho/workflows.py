@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import logging
-import math
-import signal
 import tempfile
 import time
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
 
+from torchptycho.absolute import ScaleWriter
 from torchptycho.bars import EpochProgress
 from torchptycho.bootstrap import bootstrapped
 from torchptycho.checkpoints import load_checkpoint, sha256
@@ -35,9 +31,10 @@ from torchptycho.config import (
     save_config,
     to_dict,
 )
+from torchptycho.data.dataset import GroupDataset
 from torchptycho.data.module import PtychoDataModule
 from torchptycho.data.store import Store, prepare
-from torchptycho.errors import ConfigError, ScanError, StoreError
+from torchptycho.errors import ConfigError, ScanError, StoreError, TrainingError
 from torchptycho.io import read_scan
 from torchptycho.losses import Loss
 from torchptycho.model import PtychoPINN
@@ -48,6 +45,13 @@ from torchptycho.reconstruction import Reconstruction
 from torchptycho.refinement import refine
 from torchptycho.scan import Scan
 from torchptycho.strict import Domain
+from torchptycho.training.compiling import compile_generator
+from torchptycho.training.history import read_history
+from torchptycho.training.loggers import loggers
+from torchptycho.training.quiet import check_machine, interruptible, quiet_lightning
+from torchptycho.training.rhythm import rhythm
+from torchptycho.training.starting import check_resumes, check_starts, take_network
+from torchptycho.training.trainer import build_trainer
 from torchptycho.versions import versions
 
 __all__ = ["TrainResult", "open_scan", "read_history", "reading_for_prediction", "reconstruct", "train"]
@@ -56,12 +60,9 @@ _log = logging.getLogger(__name__)
 
 # Dose of a scan relative to the training scan's beyond which its patches are no longer what the network was taught.
 _DOSE_TOLERANCE = 1.2
-_VALIDATE_EVERY_STEPS = 100
-_LOGS = "logs"
 _CONFIG = "config.yaml"
-# Fields of TrainConfig that say how long and where to compute, not what.
-_LENGTH = ("steps", "epochs")
-_MACHINE = ("num_workers", "accelerator", "devices")
+# Refinement of a probe can take long before a store is there.
+_PATIENCE_S = 3600
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,12 +74,14 @@ class TrainResult:
         last: the module at the end, from which training resumes.
         metrics: final values of all logged metrics.
         seconds: wall time of the optimisation.
+        rank: which of several processes this is; the first, 0, has written the files.
     """
 
     checkpoint: Path
     last: Path
     metrics: dict[str, float]
     seconds: float
+    rank: int = 0
 
 
 def train(
@@ -86,73 +89,102 @@ def train(
     config: RunConfig | None = None,
     out: str | Path = "runs/train",
     *,
+    val_scans: Sequence[Scan | str | Path] = (),
+    start: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
     callbacks: Sequence[Callback] = (),
 ) -> TrainResult:
     """Train the physics-informed network on scans, without labels.
 
-    Writes into `out`: config.yaml (fully resolved), store/, logs/, checkpoints/best.ckpt and last.ckpt.
+    Writes into `out`: config.yaml (fully resolved), store/, logs/, checkpoints/best.ckpt and last.ckpt, and images/ on
+    request. Started on several processes (by torchrun, srun, or by itself with `devices` above 1), the first
+    prepares and writes, and the others wait for it.
 
     Arguments:
         source: a prepared store, or scans or files to prepare into `out`/store.
         config: everything; None takes the defaults.
         out: folder of the run.
+        val_scans: scans that are not trained on and that validation looks at as a whole; with a prepared store, those
+            that it was prepared with.
+        start: checkpoint or run whose network this one goes on from, on these scans.
         resume: continue from checkpoints/last.ckpt of this folder.
         progress: show a progress bar.
         callbacks: more Lightning callbacks.
 
     Raises:
+        TrainingError: a number was not finite, or the network shows nothing; checkpoints until then are kept.
         TorchptychoError: scans, configuration or folder do not allow it; nothing was written then.
     """
     config = config or RunConfig()
     store = source if isinstance(source, Store) else _given_store(source)
     if store is not None:
+        if val_scans:
+            raise ConfigError(f"val_scans: {store.path} is prepared already. Prepare the scans together.")
         config = _as_prepared(config, store)
     out = Path(out)
+    first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     last = out / "checkpoints" / "last.ckpt"
-    if last.exists() and not resume:
+    if first and last.exists() and not resume:
         raise ConfigError(
             f"{out}: holds a finished or interrupted run. Continue it with --resume, or choose another --out."
         )
     if resume:
-        _check_resumes(last, config)
-    _check_machine(config.train.accelerator, config.train.devices)
+        check_resumes(last, config, out / _CONFIG)
+    begun = None if start is None else check_starts(start, config)
+    check_machine(config.train.accelerator, config.train.devices)
+    loggers(config.log.logger, out)
     if store is None:
         assert not isinstance(source, Store)
-        store = _prepare_for(source, config, out / "store", progress=progress)
-    # Weights are drawn from torch's global generator: seed it, and give it back as it was.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.train.seed)
-        module = PtychoPINN.for_store(store, config)
-    data = PtychoDataModule(
-        store,
-        batch_size=config.train.batch_size,
-        num_workers=config.train.num_workers,
-        seed=config.train.seed,
-        with_truth=module.loss.needs_truth,
-    )
-    out.mkdir(parents=True, exist_ok=True)
-    save_config(config, out / _CONFIG)
-    # Two, because save_last copies the best, which may be long past.
-    keep = [
-        ModelCheckpoint(
-            dirpath=last.parent,
-            filename=name,
-            monitor=monitor,
-            every_n_epochs=1 if module.has_validation else _rhythm(config, data).validate_every,
-            save_on_train_epoch_end=not module.has_validation,
-            enable_version_counter=False,
+        store = (
+            _prepare_for(source, val_scans, config, out / "store", progress=progress)
+            if first
+            else _prepared_by_another(out / "store", config)
         )
-        for name, monitor in (("best", module.monitor), ("last", None))
-    ]
-    start = time.perf_counter()
-    with _quiet_lightning(), _interruptible():
-        trainer = _trainer(config, out, data, [*keep, *callbacks], progress=progress)
-        trainer.fit(module, data, ckpt_path=str(last) if resume else None, weights_only=True)
-    seconds = time.perf_counter() - start
+    # Weights are drawn from torch's global generator, and a network may draw from it: seed it, and give it back.
+    with torch.random.fork_rng(devices=[]), quiet_lightning(), interruptible():
+        torch.manual_seed(config.train.seed)
+        module = PtychoPINN.for_store(store, config, started_from=None if start is None else str(start))
+        if begun is not None and not resume:
+            take_network(module, begun)
+        data = PtychoDataModule(
+            store,
+            batch_size=config.train.batch_size,
+            num_workers=config.train.num_workers,
+            seed=config.train.seed,
+            with_truth=module.loss.needs_truth,
+        )
+        if first:
+            out.mkdir(parents=True, exist_ok=True)
+            save_config(config, out / _CONFIG)
+        beats = rhythm(config.train, data.batches_per_epoch(config.train.devices * config.train.nodes))
+        trainer = build_trainer(config, module, store, out, beats, callbacks, progress=progress)
+        if config.train.compile:
+            groups = GroupDataset(store, "train", with_truth=module.loss.needs_truth)
+            some = range(min(len(groups), max(1, config.train.batch_size // store.gridsize**2)))
+            compile_generator(module, groups.__getitems__(some), trainer.strategy.root_device)
+        begin = time.perf_counter()
+        try:
+            trainer.fit(module, data, ckpt_path=str(last) if resume else None, weights_only=True)
+        except TrainingError as error:
+            raise _located(error, store, last) from error
+    seconds = time.perf_counter() - begin
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    return TrainResult(checkpoint=last.with_name("best.ckpt"), last=last, metrics=metrics, seconds=seconds)
+    return TrainResult(
+        checkpoint=last.with_name("best.ckpt"), last=last, metrics=metrics, seconds=seconds, rank=trainer.global_rank
+    )
+
+
+def _located(error: TrainingError, store: Store, last: Path) -> TrainingError:
+    """The error with the frames named as their files number them, and what is left."""
+    kept = f" {last} is the last good checkpoint." if last.exists() else " No checkpoint was written yet."
+    where = ""
+    for entry in store.scans:
+        own = [f - entry.first_frame for f in error.frames if 0 <= f - entry.first_frame < entry.n_frames]
+        if own:
+            shown = ", ".join(map(str, own[:10])) + (", ..." if len(own) > 10 else "")
+            where += f" {entry.source}: frames {shown}."
+    return TrainingError(f"{error}.{where}{kept}".replace("..", "."), error.frames)
 
 
 def open_scan(path: str | Path, config: ReadConfig) -> Scan:
@@ -197,10 +229,16 @@ def _as_prepared(config: RunConfig, store: Store) -> RunConfig:
 
 
 def _prepare_for(
-    source: Scan | str | Path | Sequence[Scan | str | Path], config: RunConfig, path: Path, *, progress: bool
+    source: Scan | str | Path | Sequence[Scan | str | Path],
+    val_scans: Sequence[Scan | str | Path],
+    config: RunConfig,
+    path: Path,
+    *,
+    progress: bool,
 ) -> Store:
     given = [source] if isinstance(source, (Scan, str, Path)) else list(source)
-    scans = [item if isinstance(item, Scan) else open_scan(item, config.prepare) for item in given]
+    everything = [*given, *val_scans]
+    scans = [item if isinstance(item, Scan) else open_scan(item, config.prepare) for item in everything]
     needs_truth = Loss(config.loss).needs_truth
     sizes = find_generator(config.model.generator).supported_n_px
     for scan in scans:
@@ -211,97 +249,30 @@ def _prepare_for(
                 found=f"N = {scan.n_px}",
                 remedy="Crop or pad the frames and the probe about the beam centre, or choose another --generator.",
             )  # fmt: skip
-        if needs_truth and scan.truth is None:
+        if needs_truth and scan.truth is None and scan.truth_patches is None:
             raise ConfigError(f"realspace_weight, realspace_mae_weight: {scan.source} has no truth to compare with.")
     names = ["bootstrap.npz"] if len(scans) == 1 else [f"bootstrap-{number}.npz" for number in range(len(scans))]
     scans = [
         bootstrapped(scan, config, path.with_name(name), progress=progress)
         for scan, name in zip(scans, names, strict=True)
     ]
-    return prepare(scans, config, path)
+    return prepare(scans[: len(given)], config, path, val_scans=scans[len(given) :])
 
 
-def _check_resumes(last: Path, config: RunConfig) -> None:
-    """Refuse to go on from another configuration; where and (but for cosine) how long to compute may change."""
-    if not last.exists():
-        raise StoreError(f"{last}: expected a checkpoint to resume from; found none.")
-    trained, wanted = to_dict(load_checkpoint(last).config), to_dict(config)
-    # The rate of the cosine depends on how long it takes: a longer one would go on from the end of a shorter one.
-    free = () if config.train.schedule == "cosine" else _LENGTH
-    differs = [
-        f"{section}.{key} was {trained[section][key]!r}, is {value!r}"
-        for section in ("group", "model", "loss", "train")
-        for key, value in wanted[section].items()
-        if key not in (*free, *_MACHINE) and trained[section][key] != value
-    ]
-    if differs:
-        raise ConfigError(
-            f"{last}: cannot be continued with other options: {'; '.join(differs)}. "
-            f"Use --config {last.parents[1] / _CONFIG}."
-        )
+def _prepared_by_another(path: Path, config: RunConfig) -> Store:
+    """The store that the first process makes, as soon as it is there.
 
-
-def _check_machine(accelerator: str, devices: int) -> None:
-    try:
-        with _quiet_lightning():
-            L.Trainer(accelerator=accelerator, devices=devices, logger=False, enable_checkpointing=False)
-    except (MisconfigurationException, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"accelerator '{accelerator}', devices {devices}: not on this machine ({reason}).") from None
-
-
-class _Rhythm(NamedTuple):
-    """Optimiser steps per epoch, epochs, and epochs from one validation to the next."""
-
-    steps: int
-    epochs: int
-    validate_every: int
-
-
-def _rhythm(config: RunConfig, data: PtychoDataModule) -> _Rhythm:
-    """Whole epochs, validations about every 100 steps, the last one at the end."""
-    in_epoch = len(data.train_dataloader())
-    if config.train.epochs:
-        epochs = config.train.epochs
-        wanted = max(1, round(_VALIDATE_EVERY_STEPS / in_epoch))
-        return _Rhythm(in_epoch, epochs, max(n for n in range(1, min(epochs, wanted) + 1) if epochs % n == 0))
-    steps = min(in_epoch, config.train.steps)
-    epochs = math.ceil(config.train.steps / steps)
-    every = min(epochs, max(1, round(_VALIDATE_EVERY_STEPS / steps)))
-    return _Rhythm(steps, math.ceil(epochs / every) * every, every)
-
-
-def _trainer(
-    config: RunConfig, out: Path, data: PtychoDataModule, callbacks: Sequence[Callback], *, progress: bool
-) -> L.Trainer:
-    rhythm = _rhythm(config, data)
-    return L.Trainer(
-        accelerator=config.train.accelerator,
-        devices=config.train.devices,
-        precision=config.train.precision,
-        max_epochs=rhythm.epochs,
-        limit_train_batches=rhythm.steps,
-        check_val_every_n_epoch=rhythm.validate_every,
-        gradient_clip_val=config.train.gradient_clip or None,
-        logger=CSVLogger(out, name=_LOGS, flush_logs_every_n_steps=100),
-        log_every_n_steps=min(10, rhythm.steps),
-        callbacks=[*callbacks, LearningRateMonitor("step"), *([StepProgress()] if progress else [])],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
-
-
-def read_history(run: str | Path) -> dict[str, list[tuple[int, float]]]:
-    """Logged metrics of a run by name, as (optimiser step, value); a resumed run has one log after the other."""
-    history: dict[str, list[tuple[int, float]]] = {}
-    for log in sorted((Path(run) / _LOGS).glob("version_*/metrics.csv"), key=lambda path: path.stat().st_mtime_ns):
-        with log.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                for name, value in row.items():
-                    if value and name not in ("step", "epoch"):
-                        history.setdefault(name, []).append((int(row["step"]), float(value)))
-    return history
+    Raises:
+        StoreError: it is another's, or does not come within an hour.
+    """
+    begin = time.monotonic()
+    while not path.exists():
+        if time.monotonic() - begin > _PATIENCE_S:
+            raise StoreError(f"{path}: expected the first process to prepare it; it is not there after an hour.")
+        time.sleep(0.2)
+    store = Store.open(path)
+    _as_prepared(config, store)
+    return store
 
 
 def reconstruct(
@@ -337,7 +308,7 @@ def reconstruct(
     if which >= len(module.probe):
         raise ConfigError(f"training_scan: expected 0 to {len(module.probe) - 1}; found {which}.")
     _check_fits(module, scan)
-    _check_machine(accelerator, 1)
+    check_machine(accelerator, 1)
     if len(np.unique(scan.scan_id)) > 1:
         _log.warning("%s: holds %d scans; they are placed onto one image.", scan.source, len(np.unique(scan.scan_id)))
     with tempfile.TemporaryDirectory(prefix=".torchptycho-", dir=scratch) as folder:
@@ -348,13 +319,14 @@ def reconstruct(
             module.input_scale[which] = scaling.input_scale
         else:
             _compare_dose(float(trained_scale[which]), scaling.input_scale, scan.source)
+        scale = ScaleWriter(store.tensors["masks"][0]) if config.absolute_scale else None
         writer = CanvasWriter(store.tensors["positions_px"], config.stitch_weight, which)
         data = PtychoDataModule(store, predict_batch_size=config.predict_batch_size, training_scan=which)
-        with _quiet_lightning():
+        with quiet_lightning():
             trainer = L.Trainer(
                 accelerator=accelerator, devices=1, logger=False, enable_checkpointing=False,
                 enable_model_summary=False, enable_progress_bar=False,
-                callbacks=[writer, *([StepProgress()] if progress else [])],
+                callbacks=[writer, *([scale] if scale else []), *([StepProgress()] if progress else [])],
             )  # fmt: skip
             try:
                 trainer.predict(module, data, return_predictions=False)
@@ -373,6 +345,10 @@ def reconstruct(
         "seconds": round(time.perf_counter() - start, 3),
     }
     image = writer.canvas.finish(object_pixel_m, provenance)
+    if scale is not None:
+        found = scale.statistics.solve()
+        provenance["absolute_scale"] = dataclasses.asdict(found)
+        image = dataclasses.replace(image, object=image.object * np.float32(found.object_factor), provenance=provenance)
     if not refine_epochs:
         return image
     return _refined(image, module, scan, which, refine_epochs, accelerator, progress, scratch)
@@ -427,35 +403,3 @@ def _compare_dose(trained_scale: float, found_scale: float, source: str) -> None
             "If the beam differs and not the sample, use --input-scale scan.",
             source, ratio,
         )  # fmt: skip
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Lightning answers Ctrl+C with sys.exit and leaves the signal ignored; the caller gets its KeyboardInterrupt."""
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit as error:
-        signal.signal(signal.SIGINT, handler)
-        raise KeyboardInterrupt from error
-
-
-@contextlib.contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Keep Lightning's advice (number of workers, tips, device list) from the user; its warnings of faults pass."""
-    loggers = [
-        logging.getLogger(name)
-        for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
-    ]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            for message in (".*does not have many workers.*", ".*treespec.*", ".*Checkpoint directory.*exists.*",
-                            ".*LeafSpec.*", ".*across ranks is zero.*"):  # fmt: skip
-                warnings.filterwarnings("ignore", message=message)
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

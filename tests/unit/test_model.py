@@ -19,7 +19,7 @@ from torchptycho.config import to_dict as plain
 from torchptycho.data.batch import GroupBatch
 from torchptycho.data.dataset import GroupDataset
 from torchptycho.data.store import Store, prepare
-from torchptycho.errors import ConfigError, StoreError
+from torchptycho.errors import ConfigError, StoreError, TrainingError
 from torchptycho.model import PtychoPINN, learning_rate_shape
 from torchptycho.physics.diffraction import expected_counts
 from torchptycho.scan import ArrayFrames, Scan
@@ -264,7 +264,7 @@ class TestRefusals:
         batch.frames = batch.frames.float()
         batch.frames[0, 0, 0, 0] = float("inf")
         names = batch.members.flatten().tolist()
-        with pytest.raises(FloatingPointError, match=rf"at step 0, frames \[{names[0]}, {names[1]}\]"):
+        with pytest.raises(TrainingError, match=rf"at step 0, scans \[0\], frames \[{names[0]}\]"):
             module.training_step(batch, 0)
 
 
@@ -293,10 +293,13 @@ class TestSchedule:
         config = run_config(model=SMALL, train=TrainConfig(learning_rate=1e-3, warmup_steps=50))
         module, _ = made(tmp_path, config)
         module._trainer = SimpleNamespace(  # type: ignore[assignment]
-            estimated_stepping_batches=2000, check_val_every_n_epoch=1, num_training_batches=100
+            estimated_stepping_batches=2000,
+            check_val_every_n_epoch=1,
+            num_training_batches=100,
+            accumulate_grad_batches=1,
         )
         [optimizer], [follow, plateau] = module.configure_optimizers()
-        assert plateau["monitor"] == "val/loss"
+        assert plateau["monitor"] == "val/nll"
         rates = []
         for _ in range(6):
             for _ in range(100):
@@ -310,7 +313,7 @@ class TestSchedule:
     @pytest.mark.contract("train.plateau")
     def test_without_held_out_frames_the_training_loss_is_watched(self, tmp_path: Path) -> None:
         module, _ = made(tmp_path)
-        assert module.monitor == "val/loss"
+        assert module.monitor == "val/nll"
         module.has_validation = False
         assert module.monitor == "train/loss_epoch"
 

@@ -48,6 +48,10 @@ class GroupDataset(Dataset[GroupBatch]):
     def __len__(self) -> int:
         return len(self._members)
 
+    def groups_of(self, scan: int) -> list[int]:
+        """Indices of the groups of one scan of the store."""
+        return torch.nonzero(self.store.tensors["frame_scan"][self._members[:, 0]] == scan).flatten().tolist()
+
     def __getitem__(self, index: int) -> GroupBatch:
         return self.__getitems__([index])
 
@@ -77,6 +81,10 @@ class GroupDataset(Dataset[GroupBatch]):
         for scan in np.unique(batch.scan.numpy()):
             rows = batch.scan == scan
             where = positions_px[rows]
+            if self.store.has_patches(int(scan)):
+                first = self.store.scans[int(scan)].first_frame
+                patches[rows] = self.store.tensors["truth_patches"][str(int(scan))][batch.members[rows] - first]
+                continue
             truth = self.store.tensors["truth"][str(int(scan))]
             patches[rows] = extract(truth, corner(where.reshape(-1, 2), n_px), n_px).reshape(
                 *where.shape[:2], n_px, n_px

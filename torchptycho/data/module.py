@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import Any, Literal
 
 import lightning as L
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from torchptycho.data.batch import GroupBatch
 from torchptycho.data.dataset import GroupDataset, identity
+from torchptycho.data.order import EpochOrder, InOrder, ResumableLoader
 from torchptycho.data.store import Store
+from torchptycho.errors import ConfigError
 
 __all__ = ["PtychoDataModule"]
-
-
-class _EpochOrder(Sampler[int]):
-    """A random order that depends on seed and epoch alone, so that a resumed run sees what it would have seen."""
-
-    def __init__(self, length: int, seed: int) -> None:
-        self._length, self._seed, self._epoch = length, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch."""
-        self._epoch = epoch
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(hash((self._seed, self._epoch)) % 2**63)
-        return iter(torch.randperm(self._length, generator=generator).tolist())
 
 
 class PtychoDataModule(L.LightningDataModule):
@@ -38,7 +22,7 @@ class PtychoDataModule(L.LightningDataModule):
 
     Arguments:
         store: made by `prepare`.
-        batch_size: frames per batch in training; groups are batch_size / gridsize^2, at least 1.
+        batch_size: frames per batch and process in training; groups are batch_size / gridsize^2, at least 1.
         predict_batch_size: the same for validation and prediction.
         num_workers: loading processes; 0 loads in the training process.
         seed: of the order of the groups, which is drawn anew each epoch.
@@ -66,33 +50,66 @@ class PtychoDataModule(L.LightningDataModule):
         self._with_truth = with_truth
         self._seed = seed
         self._training_scan = training_scan
+        self._loader: ResumableLoader | None = None
+        self._resumed: dict[str, Any] | None = None
+
+    def batches_per_epoch(self, ranks: int = 1) -> int:
+        """Training batches that each of so many processes gets in an epoch."""
+        share = len(self._dataset("train")) // ranks
+        return max(1, share // self._batch_groups)
 
     def train_dataloader(self) -> DataLoader[GroupBatch]:
-        dataset = GroupDataset(self.store, "train", with_truth=self._with_truth)
+        dataset = self._dataset("train")
+        order = EpochOrder(dataset, self._seed, *self._process)
+        if not len(order):
+            raise ConfigError(
+                f"devices, nodes: expected at most {len(dataset)} processes for {len(dataset)} groups; "
+                f"found {order.num_replicas}."
+            )
         # A ragged last batch would weigh its few groups more than the others; one batch is better than none.
-        drop_last = len(dataset) > self._batch_groups
-        return self._loader(dataset, self._batch_groups, shuffle=True, drop_last=drop_last)
+        drop_last = len(order) > self._batch_groups
+        self._loader = ResumableLoader(
+            dataset, batch_size=self._batch_groups, sampler=order, drop_last=drop_last, **self._loading()
+        )
+        if self._resumed is not None:
+            self._loader.load_state_dict(self._resumed)
+        return self._loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where in the epoch training is, for a checkpoint."""
+        return {} if self._loader is None else self._loader.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there.
+
+        Lightning also saves the state of the loader, but has asked for the loader before it loads that state when the
+        number of steps is needed to set the learning rate (2.6).
+        """
+        self._resumed = state_dict or None
 
     def val_dataloader(self) -> DataLoader[GroupBatch]:
-        dataset = GroupDataset(self.store, "val", with_truth=self._with_truth)
-        return self._loader(dataset, self._predict_groups)
+        dataset = self._dataset("val")
+        return DataLoader(
+            dataset, batch_size=self._predict_groups, sampler=InOrder(dataset, *self._process), **self._loading()
+        )
 
     def predict_dataloader(self) -> DataLoader[GroupBatch]:
-        return self._loader(
-            GroupDataset(self.store, "predict", training_scan=self._training_scan), self._predict_groups
-        )
+        dataset = GroupDataset(self.store, "predict", training_scan=self._training_scan)
+        return DataLoader(dataset, batch_size=self._predict_groups, **self._loading())
 
-    def _loader(
-        self, dataset: GroupDataset, batch_size: int, *, shuffle: bool = False, drop_last: bool = False
-    ) -> DataLoader[GroupBatch]:
-        return DataLoader(
-            dataset,
-            batch_size=batch_size,
-            sampler=_EpochOrder(len(dataset), self._seed) if shuffle else None,
-            drop_last=drop_last,
-            num_workers=self._num_workers,
-            persistent_workers=self._num_workers > 0,
+    def _dataset(self, split: Literal["train", "val"]) -> GroupDataset:
+        return GroupDataset(self.store, split, with_truth=self._with_truth)
+
+    @property
+    def _process(self) -> tuple[int, int]:
+        """How many processes train together, and which of them this is."""
+        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+
+    def _loading(self) -> dict[str, Any]:
+        return {
+            "num_workers": self._num_workers,
+            "persistent_workers": self._num_workers > 0,
             # Workers get a seed even where nothing is random; without a generator it would be drawn from torch's own.
-            generator=torch.Generator().manual_seed(self._seed),
-            collate_fn=identity,
-        )
+            "generator": torch.Generator().manual_seed(self._seed),
+            "collate_fn": identity,
+        }

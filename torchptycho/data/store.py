@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Complex64
 from tensordict import MemoryMappedTensor, TensorDict
 
 from torchptycho.config import SUPPORTED_N_PX, ReadConfig, RunConfig, to_dict
-from torchptycho.errors import ConfigError, GroupingError, ScanError, StoreError
-from torchptycho.grouping import Groups, group
+from torchptycho.data.splits import no_groups, split_frames, table_of, training_groups, validation_groups
+from torchptycho.errors import ConfigError, ScanError, StoreError
+from torchptycho.grouping import Groups
 from torchptycho.io import checked_chunks, read_probe
 from torchptycho.io.checks import network_size_advice
 from torchptycho.io.fingerprint import scan_fingerprint
@@ -31,7 +33,7 @@ __all__ = ["SCHEMA", "ScanEntry", "Store", "prepare"]
 
 _log = logging.getLogger(__name__)
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the layout on disk; a store of another version is refused, not guessed at."""
 
 _MANIFEST = "store.json"
@@ -51,6 +53,7 @@ class ScanEntry:
         object_pixel_m: edge of an object pixel, or None.
         notes: how the file was understood and what was done to its frames.
         left_out: frames of the file, counted from 0, that are not in the store, and why.
+        held_out: whether none of its frames is trained on.
     """
 
     source: str
@@ -59,8 +62,9 @@ class ScanEntry:
     scaling: Scaling
     probe_factor: float
     object_pixel_m: float | None
-    notes: tuple[str, ...]
-    left_out: dict[int, str]
+    notes: tuple[str, ...] = ()
+    left_out: dict[int, str] = dataclasses.field(default_factory=dict)
+    held_out: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,7 +73,7 @@ class Store:
 
     `tensors` holds: frames [M, N, N], positions_px f64 [M, 2], frame_scan i64 [M], probes c64 [S, P, N, N],
     masks bool [S, N, N], group tables `train` and `val` (members, center_px, offset_px) and, for simulated scans,
-    `truth` with one c64 [H, W] per scan.
+    `truth` with one c64 [H, W] per scan, or `truth_patches` with one c64 [M_s, N, N] per scan that has only these.
     """
 
     path: Path
@@ -89,7 +93,9 @@ class Store:
 
     @property
     def has_truth(self) -> bool:
-        return len(self.tensors["truth"].keys()) == len(self.scans)
+        """Whether the object is known under every frame, from a scan's `truth` or from its patches."""
+        known = {*self.tensors["truth"].keys(), *self.tensors["truth_patches"].keys()}
+        return len(known) == len(self.scans)
 
     def groups(self, split: str) -> Groups:
         """The table of groups of "train" or "val"."""
@@ -100,6 +106,29 @@ class Store:
             offset_px=table["offset_px"].numpy(),
             frames_used=table["frames_used"].numpy(),
         )
+
+    def has_patches(self, scan: int) -> bool:
+        """Whether the truth of this scan is known as patches only."""
+        return str(scan) in set(self.tensors["truth_patches"].keys())
+
+    def truth_turns(self) -> Complex64[torch.Tensor, " s"]:
+        """Numbers of modulus 1 that bring the mean of each scan's truth, where it was scanned, to phase 0.
+
+        The phase of an object is known up to a constant. With it a network learns from several scans alike.
+        """
+        turns = []
+        for index, entry in enumerate(self.scans):
+            if self.has_patches(index):
+                central = slice(self.n_px // 4, self.n_px - self.n_px // 4)
+                mean = self.tensors["truth_patches"][str(index)][:, central, central].sum()
+            else:
+                rows = slice(entry.first_frame, entry.first_frame + entry.n_frames)
+                positions_px = self.tensors["positions_px"][rows]
+                low = positions_px.amin(0).floor().long().clamp_min(0)
+                high = positions_px.amax(0).ceil().long() + 1
+                mean = self.tensors["truth"][str(index)][low[0] : high[0], low[1] : high[1]].sum()
+            turns.append(mean.conj() / mean.abs() if mean.abs() > 0 else torch.ones_like(mean))
+        return torch.stack(turns).to(torch.complex64)
 
     @property
     def max_offset_px(self) -> float:
@@ -152,7 +181,7 @@ def _entry(told: dict[str, Any]) -> ScanEntry:
     )
 
 
-def prepare(scans: Sequence[Scan], config: RunConfig, path: str | Path) -> Store:
+def prepare(scans: Sequence[Scan], config: RunConfig, path: str | Path, *, val_scans: Sequence[Scan] = ()) -> Store:
     """Check scans and write them as a store; a store of the same scans and configuration is reopened as it is.
 
     Uses the sections `prepare` and `group`. Frames are streamed in their own dtype. The store appears under its name
@@ -162,6 +191,7 @@ def prepare(scans: Sequence[Scan], config: RunConfig, path: str | Path) -> Store
         scans: at least one, of one frame size, dtype family and domain. The calibrated probe of amplitudes follows
             `nphotons` when that differs from the scan's own dose.
         path: folder to make.
+        val_scans: more scans, of which every frame is held out for validation.
 
     Raises:
         ConfigError: `domain` is set, and a scan holds something else.
@@ -170,9 +200,12 @@ def prepare(scans: Sequence[Scan], config: RunConfig, path: str | Path) -> Store
         StoreError: `path` is something else, or a store of other scans or of another configuration.
     """
     path = Path(path)
-    scans = [_with_probe(scan, config) for scan in scans]
+    n_trained = len(scans)
+    scans = [_with_probe(scan, config) for scan in (*scans, *val_scans)]
+    if not n_trained:
+        raise StoreError("expected at least one scan; found none.")
     _check_together(scans, config)
-    fingerprint = _fingerprint(scans, config)
+    fingerprint = _fingerprint(scans, config, n_trained)
     if path.exists():
         return _reopen(path, fingerprint)
     for scan in scans:
@@ -182,7 +215,7 @@ def prepare(scans: Sequence[Scan], config: RunConfig, path: str | Path) -> Store
         draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         draft.mkdir()
         try:
-            _write(draft, scans, config, fingerprint)
+            _write(draft, scans, config, fingerprint, n_trained)
             os.replace(draft, path)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
@@ -211,8 +244,6 @@ def _with_probe(scan: Scan, config: RunConfig) -> Scan:
 
 
 def _check_together(scans: Sequence[Scan], config: RunConfig) -> None:
-    if not scans:
-        raise StoreError("expected at least one scan; found none.")
     first = scans[0]
     for scan in scans:
         if config.prepare.domain not in (None, scan.domain):
@@ -250,11 +281,12 @@ def _check_read_so(scan: Scan, config: RunConfig) -> None:
             )
 
 
-def _fingerprint(scans: Sequence[Scan], config: RunConfig) -> dict[str, str]:
+def _fingerprint(scans: Sequence[Scan], config: RunConfig, n_trained: int) -> dict[str, str]:
     """What the store depends on, in parts, so that a difference can be named."""
     parts = {"schema": str(SCHEMA)}
     for index, scan in enumerate(scans):
-        parts[f"scan {index} ({scan.source})"] = scan_fingerprint(scan)
+        held_out = "held-out " if index >= n_trained else ""
+        parts[f"{held_out}scan {index} ({scan.source})"] = scan_fingerprint(scan)
     for section in ("prepare", "group"):
         for key, value in to_dict(getattr(config, section)).items():
             parts[f"{section}.{key}"] = json.dumps(value)
@@ -279,7 +311,7 @@ def _frames_per_chunk(scan: Scan) -> int:
     return max(1, _CHUNK_BYTES // (scan.n_px**2 * scan.frames.dtype.itemsize))
 
 
-def _write(draft: Path, scans: Sequence[Scan], config: RunConfig, fingerprint: dict[str, str]) -> None:
+def _write(draft: Path, scans: Sequence[Scan], config: RunConfig, fingerprint: dict[str, str], n_trained: int) -> None:
     folder = draft / "tensors"
     folder.mkdir()
     first_frames = np.cumsum([0, *(scan.n_frames for scan in scans)])
@@ -290,16 +322,18 @@ def _write(draft: Path, scans: Sequence[Scan], config: RunConfig, fingerprint: d
     kind = np.concatenate([scan.scan_id for scan in scans])
     _, separate = np.unique(np.stack([frame_scan, kind], 1), axis=0, return_inverse=True)
     separate = separate.reshape(-1).astype(np.int64)
-    training, held_out = _split(
-        frame_scan, config.prepare.val_fraction, config.prepare.split_seed, config.group.gridsize
+    training, held_out = split_frames(
+        frame_scan, config.prepare.val_fraction, config.prepare.split_seed, config.group.gridsize, n_trained
     )
-    train = _training_groups(positions, separate, training, config)
-    val = _validation_groups(positions, separate, held_out, config)
+    train = training_groups(positions, separate, training, config)
+    val = validation_groups(positions, separate, held_out, config)
 
     entries, probes = [], []
     modes = max(scan.probe.shape[0] for scan in scans)
     for index, scan in enumerate(scans):
-        of_training = training[frame_scan[training] == index]
+        # A scan that is held out as a whole is scaled by itself, as one that comes to be reconstructed is.
+        of_training = training if index < n_trained else held_out
+        of_training = of_training[frame_scan[of_training] == index]
         scaling = measure_scaling(
             float(sums[of_training].mean()), scan.n_px, scan.domain, config.prepare.nphotons or scan.photons_per_frame
         )
@@ -316,9 +350,15 @@ def _write(draft: Path, scans: Sequence[Scan], config: RunConfig, fingerprint: d
                 object_pixel_m=scan.geometry.with_object_pixel(scan.n_px).object_pixel_m,
                 notes=scan.notes,
                 left_out=scan.left_out,
+                held_out=index >= n_trained,
             )
         )
     truths = {str(i): torch.from_numpy(scan.truth) for i, scan in enumerate(scans) if scan.truth is not None}
+    patches = {
+        str(i): torch.from_numpy(scan.truth_patches)
+        for i, scan in enumerate(scans)
+        if scan.truth is None and scan.truth_patches is not None
+    }
     tensors = TensorDict(
         {
             "frames": frames,
@@ -327,9 +367,10 @@ def _write(draft: Path, scans: Sequence[Scan], config: RunConfig, fingerprint: d
             "separate": torch.from_numpy(separate),
             "probes": torch.stack(probes),
             "masks": torch.from_numpy(np.stack([scan.mask for scan in scans])),
-            "train": _table(train),
-            "val": _table(_no_groups(train) if val is None else val),
+            "train": table_of(train),
+            "val": table_of(no_groups(train) if val is None else val),
             "truth": truths,
+            "truth_patches": patches,
         },
         batch_size=[],
     )
@@ -361,68 +402,3 @@ def _write_frames(file: Path, scans: Sequence[Scan], first_frames: np.ndarray) -
     del target
     torch_dtype = torch.from_numpy(np.empty(0, dtype)).dtype
     return MemoryMappedTensor.from_filename(file, dtype=torch_dtype, shape=torch.Size(shape)), sums
-
-
-def _split(frame_scan: np.ndarray, fraction: float, seed: int, gridsize: int) -> tuple[np.ndarray, np.ndarray]:
-    """Frames for training and for validation, drawn per scan; a scan keeps at least one group for training."""
-    rng = np.random.default_rng(seed)
-    held_out = []
-    for index in range(int(frame_scan[-1]) + 1):
-        frames = np.flatnonzero(frame_scan == index)
-        count = min(round(fraction * len(frames)), max(0, len(frames) - gridsize**2))
-        held_out.append(rng.choice(frames, size=count, replace=False))
-    val = np.sort(np.concatenate(held_out))
-    return np.setdiff1d(np.arange(len(frame_scan)), val), val
-
-
-def _training_groups(positions: np.ndarray, separate: np.ndarray, training: np.ndarray, config: RunConfig) -> Groups:
-    """Groups of frames that are not held out; an error tells when these are what is missing."""
-    try:
-        return group(positions, config.group, scan_id=separate, candidates=training)
-    except GroupingError as error:
-        n_held_out = len(positions) - len(training)
-        try:
-            group(positions, config.group, scan_id=separate)
-        except GroupingError:
-            raise error from None
-        raise GroupingError(
-            f"{error} {n_held_out} of {len(positions)} frames are held out for validation "
-            f"(val_fraction {config.prepare.val_fraction}); with val_fraction 0 these groups can be formed."
-        ) from None
-
-
-def _validation_groups(
-    positions: np.ndarray, separate: np.ndarray, held_out: np.ndarray, config: RunConfig
-) -> Groups | None:
-    """One group for each held-out frame, or None.
-
-    A held-out frame is judged among its neighbours, whether these were held out or not. The options that choose seeds
-    do not apply. The constraints on neighbours do, so that no group reaches farther than those of training: frames
-    with too few neighbours are left out, and when that leaves none there is no validation.
-    """
-    if not len(held_out):
-        return None
-    for_seeds = dataclasses.replace(
-        config.group, n_groups=None, n_subsample=None, sequential=False, oversample=False, bounds=(0.0, 1.0, 0.0, 1.0)
-    )
-    try:
-        return group(positions, for_seeds, scan_id=separate, seeds=held_out)
-    except GroupingError as error:
-        _log.warning("no validation, although %d frames are held out: %s", len(held_out), error)
-        return None
-
-
-def _no_groups(like: Groups) -> Groups:
-    return dataclasses.replace(
-        like, members=like.members[:0], center_px=like.center_px[:0], offset_px=like.offset_px[:0],
-        frames_used=like.frames_used[:0],
-    )  # fmt: skip
-
-
-def _table(groups: Groups) -> dict[str, torch.Tensor]:
-    return {
-        "members": torch.from_numpy(groups.members),
-        "center_px": torch.from_numpy(groups.center_px),
-        "offset_px": torch.from_numpy(groups.offset_px),
-        "frames_used": torch.from_numpy(groups.frames_used),
-    }

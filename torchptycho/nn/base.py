@@ -28,6 +28,8 @@ class Generator(nn.Module, abc.ABC):
 
     supported_n_px: ClassVar[tuple[int, ...]]
     """Frame sizes that the network can be built for."""
+    encoder_parts: ClassVar[tuple[str, ...]] = ("stem", "encoder", "down")
+    """Names of the submodules that `freeze_encoder` leaves out of training."""
 
     @classmethod
     @abc.abstractmethod
@@ -44,6 +46,21 @@ class Generator(nn.Module, abc.ABC):
             amplitude: diffraction amplitudes scaled so that a mean frame has sum A^2 = (N/2)^2.
             probe: the beam in the same units, sum |P|^2 = (N/2)^2; probe_b is 1 or b. A network may use it or not.
         """
+
+    def freeze_encoder(self) -> None:
+        """Leave the parts before the decoder, those named in `encoder_parts`, out of training.
+
+        Raises:
+            ConfigError: the network has no such part.
+        """
+        frozen = [p for name, p in self.named_parameters() if name.split(".")[0] in self.encoder_parts]
+        if not frozen:
+            raise ConfigError(
+                f"freeze_encoder: expected a generator with parts named {', '.join(self.encoder_parts)}; "
+                f"{type(self).__name__} has none. It says which they are in `encoder_parts`."
+            )
+        for parameter in frozen:
+            parameter.requires_grad = False
 
 
 def find_generator(name: str) -> type[Generator]:

@@ -7,6 +7,7 @@ pale blue-grey, a colour of no map. Images have a scale bar instead of ticks.
 
 from torchptycho.plot.curves import plot_frc, plot_history
 from torchptycho.plot.images import plot_overview, plot_reconstruction
+from torchptycho.plot.patches import plot_patches
 from torchptycho.plot.scans import plot_scan
 
-__all__ = ["plot_frc", "plot_history", "plot_overview", "plot_reconstruction", "plot_scan"]
+__all__ = ["plot_frc", "plot_history", "plot_overview", "plot_patches", "plot_reconstruction", "plot_scan"]

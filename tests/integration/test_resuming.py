@@ -1,0 +1,174 @@
+"""A run that is killed anywhere and resumed, and a run on two processes, end with the weights of an undisturbed one."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from test_training import assert_same_weights, run, tiny, weights
+from tolerances import relative_l2
+
+from torchptycho.config import LogConfig, save_config
+from torchptycho.data.dataset import GroupDataset
+from torchptycho.data.module import PtychoDataModule
+from torchptycho.data.order import EpochOrder, InOrder
+from torchptycho.data.store import Store
+from torchptycho.training.history import read_history
+
+
+class _Killed(BaseException):
+    """Nobody catches it, as nobody catches SIGKILL."""
+
+
+class _KillAfter(Callback):
+    def __init__(self, batches: int) -> None:
+        self._left = batches
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        self._left -= 1
+        if not self._left:
+            raise _Killed
+
+
+class TestKilled:
+    @pytest.mark.contract("train.resume")
+    @pytest.mark.parametrize(
+        ("killed_after", "step", "options", "held_out"),
+        [
+            (5, 4, {"schedule": "plateau"}, 0.05),
+            (12, 10, {"schedule": "cosine", "num_workers": 1}, 0.05),
+            (6, 2, {"schedule": "plateau", "accumulate": 2}, 0.0),
+        ],
+        ids=["first epoch", "second epoch, a loading process", "accumulated, nothing held out"],
+    )
+    def test_run_that_is_killed_within_an_epoch_ends_like_an_undisturbed_one(
+        self,
+        tiny_scan: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        killed_after: int,
+        step: int,
+        options: dict[str, Any],
+        held_out: float,
+    ) -> None:
+        # 61 or 64 frames in batches of 8: an epoch has 7 or 8, and is followed by a validation.
+        monkeypatch.setattr("torchptycho.training.rhythm.VALIDATE_EVERY_STEPS", 1)
+        config = tiny(train={"epochs": 2, "warmup_steps": 2, **options}, prepare={"val_fraction": held_out})
+        config = dataclasses.replace(config, log=LogConfig(checkpoint_every_steps=2))
+        whole = run(tiny_scan, config, tmp_path / "whole")
+        with pytest.raises(_Killed):
+            run(tiny_scan, config, tmp_path / "parts", callbacks=[_KillAfter(killed_after)])
+        last = tmp_path / "parts" / "checkpoints" / "last.ckpt"
+        assert torch.load(last, weights_only=True)["global_step"] == step
+        resumed = run(tiny_scan, config, tmp_path / "parts", resume=True)
+        assert_same_weights(resumed.last, whole.last)
+        assert_same_weights(resumed.checkpoint, whole.checkpoint)
+        name = "val/nll" if held_out else "train/loss_epoch"
+        assert read_history(tmp_path / "parts")[name] == read_history(tmp_path / "whole")[name]
+
+    @pytest.mark.contract("train.checkpoint.whole")
+    def test_checkpoint_that_is_being_written_does_not_touch_the_last_one(
+        self, tiny_scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config = tiny(train={"epochs": 2})
+        monkeypatch.setattr("torchptycho.training.rhythm.VALIDATE_EVERY_STEPS", 1)
+        saved = torch.save
+        calls = []
+
+        def save(content: Any, file: Any, *args: Any, **options: Any) -> None:
+            calls.append(file)
+            if len(calls) == 4:
+                Path(f"{tmp_path}/run/checkpoints/last.ckpt.part").write_bytes(b"half a file")
+                raise _Killed
+            saved(content, file, *args, **options)
+
+        monkeypatch.setattr(torch, "save", save)
+        with pytest.raises(_Killed):
+            run(tiny_scan, config, tmp_path / "run")
+        last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+        assert last["global_step"] == 7
+
+
+SCRIPT = """
+import sys, warnings
+from pathlib import Path
+import yaml
+from torchptycho.config import RunConfig, from_dict
+from torchptycho.workflows import train
+
+warnings.simplefilter("default")
+scan, out, config = sys.argv[1:]
+train(scan, from_dict(RunConfig, yaml.safe_load(Path(config).read_text())), out, progress=False)
+"""
+
+
+class TestProcesses:
+    @pytest.mark.contract("train.ddp")
+    def test_two_processes_train_like_one_with_twice_the_batch(self, tiny_scan: Path, tmp_path: Path) -> None:
+        # 60 of 61 groups in both: 3 batches of 20, and 3 of 10 on each of two.
+        config = tiny(train={"epochs": 2, "batch_size": 20, "warmup_steps": 2}, model={"probe_trainable": True})
+        one = run(tiny_scan, config, tmp_path / "one")
+        halved = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=10, devices=2))
+        save_config(halved, tmp_path / "two.yaml")
+        (tmp_path / "script.py").write_text(SCRIPT)
+        # Python's own path does not hold the project where it is not installed.
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        told = [str(path) for path in (tmp_path / "script.py", tiny_scan, tmp_path / "two", tmp_path / "two.yaml")]
+        answer = subprocess.run(
+            [sys.executable, *told], env=environment, capture_output=True, text=True, timeout=200, check=False
+        )
+        assert answer.returncode == 0, answer.stderr[-3000:]
+        for complaint in ("unused parameters", "find_unused", "sync_dist", "Grad strides", "destroy_process_group"):
+            assert complaint not in answer.stderr, answer.stderr[-3000:]
+        two = weights(tmp_path / "two" / "checkpoints" / "last.ckpt")
+        for name, value in weights(one.last).items():
+            # Sums over 10 and 10 frames instead of 20 differ by rounding, which Adam's first steps enlarge.
+            assert relative_l2(two[name].double(), value.double()) < 1e-3, name
+        mine, theirs = (dict(read_history(tmp_path / which)["val/nll"]) for which in ("one", "two"))
+        assert mine.keys() == theirs.keys()
+        assert list(theirs.values()) == pytest.approx(list(mine.values()), rel=1e-4)
+
+    @pytest.mark.contract("train.ddp.shares")
+    @pytest.mark.parametrize("ranks", [2, 3])
+    def test_processes_share_an_epoch_without_overlap_and_batch_by_batch(self, tiny_run: Path, ranks: int) -> None:
+        dataset = GroupDataset(Store.open(tiny_run / "store"), "train")
+        together = EpochOrder(dataset, seed=3)
+        shares = [EpochOrder(dataset, 3, ranks, rank) for rank in range(ranks)]
+        for order in (together, *shares):
+            order.set_epoch(5)
+        parts = [list(share) for share in shares]
+        assert len({len(part) for part in parts}) == 1
+        everything = [group for part in parts for group in part]
+        assert len(everything) == len(set(everything)) == len(dataset) // ranks * ranks
+        whole = list(together)
+        for batch in range(len(parts[0]) // 4):
+            dealt = {group for part in parts for group in part[4 * batch : 4 * batch + 4]}
+            assert dealt == set(whole[4 * ranks * batch : 4 * ranks * (batch + 1)])
+        # One process sees every group exactly once.
+        assert sorted(whole) == list(range(len(dataset)))
+
+    @pytest.mark.contract("train.ddp.shares")
+    def test_every_held_out_group_is_looked_at_once(self, tiny_run: Path) -> None:
+        dataset = GroupDataset(Store.open(tiny_run / "store"), "val")
+        assert sorted(group for rank in range(2) for group in InOrder(dataset, 2, rank)) == list(range(len(dataset)))
+        assert list(InOrder(dataset, 99, 98)) == [0]
+
+    @pytest.mark.contract("train.epoch")
+    def test_each_epoch_has_another_order_and_every_frame_once(self, tiny_run: Path) -> None:
+        data = PtychoDataModule(Store.open(tiny_run / "store"), batch_size=1)
+        loader = data.train_dataloader()
+        orders = []
+        for epoch in range(2):
+            loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+            orders.append(torch.cat([batch.members.flatten() for batch in loader]).tolist())
+        assert orders[0] != orders[1]
+        assert sorted(orders[0]) == sorted(orders[1])
+        assert len(set(orders[0])) == len(orders[0]) == len(loader)

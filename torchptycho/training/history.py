@@ -1,0 +1,31 @@
+"""What a run has written down."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+__all__ = ["LOGS", "read_history"]
+
+LOGS = "logs"
+"""Folder of a run that holds its CSV files."""
+
+
+def read_history(run: str | Path) -> dict[str, list[tuple[int, float]]]:
+    """Logged metrics of a run by name, as (optimiser step, value).
+
+    A resumed run has one log after the other; what an earlier one tells of steps that were taken again is left out.
+    """
+    history: dict[str, list[tuple[int, float]]] = {}
+    for log in sorted((Path(run) / LOGS).glob("version_*/metrics.csv"), key=lambda path: path.stat().st_mtime_ns):
+        with log.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        told: dict[str, list[tuple[int, float]]] = {}
+        for row in rows:
+            for name, text in row.items():
+                if text and name not in ("step", "epoch"):
+                    told.setdefault(name, []).append((int(row["step"]), float(text)))
+        for name, values in told.items():
+            earlier = [(step, value) for step, value in history.get(name, []) if step < values[0][0]]
+            history[name] = earlier + values
+    return history

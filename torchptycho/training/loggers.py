@@ -1,0 +1,60 @@
+"""Where metrics and pictures go: a CSV file always, and what else was asked for."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from PIL import Image
+
+from torchptycho.errors import ConfigError
+from torchptycho.training.history import LOGS
+
+__all__ = ["loggers", "show_picture"]
+
+_log = logging.getLogger(__name__)
+
+
+def loggers(names: Sequence[str], out: Path) -> list[Logger]:
+    """The CSV logger, and those of the names "tensorboard", "mlflow", "wandb".
+
+    All write into `out`/logs, unless the environment names a server (MLFLOW_TRACKING_URI, WANDB_MODE and so on).
+
+    Raises:
+        ConfigError: a package is not installed.
+    """
+    found: list[Logger] = [CSVLogger(out, name=LOGS, flush_logs_every_n_steps=100)]
+    for name in names:
+        try:
+            found.append(_logger(name, out))
+        except ImportError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError(
+                f"logger: '{name}' is not installed ({reason}). Install it with: pip install 'torchptycho[{name}]'."
+            ) from None
+    return found
+
+
+def _logger(name: str, out: Path) -> Logger:
+    if name == "tensorboard":
+        return TensorBoardLogger(out / LOGS, name="tensorboard", default_hp_metric=False)
+    if name == "mlflow":
+        server = os.environ.get("MLFLOW_TRACKING_URI")
+        return MLFlowLogger("torchptycho", run_name=out.name, tracking_uri=server, save_dir=str(out / LOGS / "mlflow"))
+    return WandbLogger(name=out.name, project="torchptycho", save_dir=out / LOGS)
+
+
+def show_picture(logger: Logger, name: str, picture: Path, step: int) -> None:
+    """Give a PNG file to a logger that takes pictures; the CSV logger does not."""
+    if isinstance(logger, TensorBoardLogger):
+        with Image.open(picture) as image:
+            logger.experiment.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+    elif isinstance(logger, MLFlowLogger):
+        assert logger.run_id is not None
+        logger.experiment.log_artifact(logger.run_id, str(picture), artifact_path=name)
+    elif isinstance(logger, WandbLogger):
+        logger.log_image(name, [str(picture)])

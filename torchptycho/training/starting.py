@@ -1,0 +1,74 @@
+"""Where a run begins: at its own last checkpoint, or with the network of another run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torchptycho.checkpoints import find_checkpoint, load_checkpoint
+from torchptycho.config import RunConfig, to_dict
+from torchptycho.errors import ConfigError, StoreError
+from torchptycho.model import PtychoPINN
+
+__all__ = ["check_resumes", "check_starts", "take_network"]
+
+# Fields of TrainConfig that say how long and where to compute, not what.
+_LENGTH = ("steps", "epochs")
+_MACHINE = ("num_workers", "accelerator", "devices", "nodes", "compile", "on_flat", "early_stop")
+# Fields of ModelConfig that decide which network it is.
+_NETWORK = ("generator", "n_filters_scale", "amplitude_activation", "probe_big")
+
+
+def check_resumes(last: Path, config: RunConfig, config_file: Path) -> None:
+    """Refuse to go on from another configuration; where and (but for cosine) how long to compute may change.
+
+    Raises:
+        StoreError: there is nothing to go on from, or it cannot be read.
+        ConfigError: the options differ.
+    """
+    if not last.exists():
+        raise StoreError(f"{last}: expected a checkpoint to resume from; found none.")
+    trained, wanted = to_dict(load_checkpoint(last).config), to_dict(config)
+    # The rate of the cosine depends on how long it takes: a longer one would go on from the end of a shorter one.
+    free = () if config.train.schedule == "cosine" else _LENGTH
+    differs = [
+        f"{section}.{key} was {trained[section][key]!r}, is {value!r}"
+        for section in ("group", "model", "experiment", "loss", "train")
+        for key, value in wanted[section].items()
+        if key not in (*free, *_MACHINE) and trained[section][key] != value
+    ]
+    if differs:
+        raise ConfigError(
+            f"{last}: cannot be continued with other options: {'; '.join(differs)}. Use --config {config_file}."
+        )
+
+
+def check_starts(start: str | Path, config: RunConfig) -> PtychoPINN:
+    """The trained module of a checkpoint or run, when its network is the configured one.
+
+    Raises:
+        StoreError: it cannot be read.
+        ConfigError: the networks differ.
+    """
+    path = find_checkpoint(start)
+    module = load_checkpoint(path)
+    trained, wanted = to_dict(module.config), to_dict(config)
+    differs = [
+        f"{key} was {trained[section][key]!r}, is {wanted[section][key]!r}"
+        for section, keys in (("model", _NETWORK), ("group", ("gridsize",)))
+        for key in keys
+        if trained[section][key] != wanted[section][key]
+    ]
+    if differs:
+        raise ConfigError(f"{path}: expected the network that is to be trained; {'; '.join(differs)}.")
+    return module
+
+
+def take_network(module: PtychoPINN, start: PtychoPINN) -> None:
+    """Begin with the weights of another module's network; probe, scales and statistics stay those of the new scans.
+
+    Raises:
+        ConfigError: the frames have another size.
+    """
+    if module.n_px != start.n_px:
+        raise ConfigError(f"--from: expected a network for frames of N = {module.n_px} px; found N = {start.n_px}.")
+    module.generator.load_state_dict(start.generator.state_dict())

@@ -19,7 +19,7 @@ from torchptycho.experiment import Experiment
 from torchptycho.losses import Comparison, Loss
 from torchptycho.means import Mean
 from torchptycho.nn import build_generator
-from torchptycho.physics.diffraction import expected_counts
+from torchptycho.physics.diffraction import expected_counts, far_field, measurement
 from torchptycho.physics.merging import central_weight, merge, merge_canvas_px, probe_weight
 from torchptycho.physics.scaling import counts_per_squared_amplitude, intensity
 from torchptycho.versions import versions
@@ -136,7 +136,7 @@ class PtychoPINN(L.LightningModule):
         module.input_scale = torch.tensor([s.input_scale for s in scalings], dtype=torch.float64)
         module.photons_per_frame = torch.tensor([s.photons_per_frame for s in scalings], dtype=torch.float64)
         module.masks = store.tensors["masks"].clone()
-        module.experiment.begin(probes, module.photons_per_frame / store.n_px**2)
+        module.experiment.begin(probes, module.photons_per_frame / module.masks.sum(dim=(-2, -1)))
         if module.loss.needs_truth:
             module.truth_turn = store.truth_turns()
         if config.train.freeze_encoder:
@@ -202,10 +202,22 @@ class PtychoPINN(L.LightningModule):
         return probe if len(probe) == 1 else probe[batch.scan]
 
     def _input_probe(self, batch: GroupBatch) -> Complex[Tensor, "probe_b p n n"]:
-        """The probe in the units of the network's input; the network does not train it."""
+        """The probe in the units of the network's input; the network does not train it.
+
+        Its far field has (N/2)^2 on the good pixels, as an input frame has on average.
+        """
         probe = self.probe_of(batch).detach()
-        power = (probe.real.square() + probe.imag.square()).sum(dim=(-3, -2, -1), keepdim=True)
-        return probe * (self.n_px / 2 / power.sqrt())
+        power = (probe.real.square() + probe.imag.square()).sum(dim=(-3, -2, -1))
+        masks = self.masks if len(probe) == 1 and len(self.masks) == 1 else self.masks[batch.scan]
+        with torch.autocast(device_type=self.device.type, enabled=False):
+            # As what is lost, which is exactly 0 without a mask.
+            power = power - (measurement(far_field(probe)) * ~masks).sum(dim=(-2, -1))
+        return probe * (self.n_px / 2 / power.sqrt())[:, None, None, None]
+
+    def mean_count(self, batch: GroupBatch) -> Float[Tensor, " b"]:
+        """Photons per good pixel in a mean frame of each group's scan."""
+        good = self.masks.sum(dim=(-2, -1))
+        return (self.photons_per_frame / good)[batch.scan].float()
 
     def _mask(self, batch: GroupBatch) -> Bool[Tensor, "b 1 n n"]:
         return self.masks[batch.scan][:, None]
@@ -219,7 +231,7 @@ class PtychoPINN(L.LightningModule):
         comparison = Comparison(
             expected=self.expected_counts(patches, batch) if seen else None,
             counts=self.measured_counts(batch) if seen else None,
-            mean_count=(self.photons_per_frame[batch.scan] / self.n_px**2).float(),
+            mean_count=self.mean_count(batch),
             mask=self._mask(batch),
             patches=patches,
             truth=None if batch.truth is None else batch.truth * self.truth_turn[batch.scan][:, None, None, None],

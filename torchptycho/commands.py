@@ -87,7 +87,11 @@ class Prepare(Command):
         with self.working(f"preparing {sum(scan.n_frames for scan in scans)} frames"):
             store = prepare(scans, config, self.out)
         train, val = (len(store.groups(split)) for split in ("train", "val"))
-        self.console.print(f"{self.out}: {store.n_frames} frames, {train} groups for training, {val} held out")
+        left_out = sum(len(entry.left_out) for entry in store.scans)
+        self.console.print(
+            f"{self.out}: {store.n_frames} frames, {train} groups for training, {val} held out"
+            + (f"; {left_out} frames left out, listed in {self.out / 'store.json'}" if left_out else "")
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -84,6 +84,19 @@ def test_reconstruct_opens_a_scan_as_it_was_trained_on(raw: Path, command: Comma
     assert answer.code == 0, answer.err
 
 
+@pytest.mark.contract("files.left-out")
+def test_prepare_says_what_was_left_out(raw: Path, command: Command) -> None:
+    out = raw.with_name("store")
+    options = ["--crop-px", "32", "--drop-frames", "3", "7", "--gridsize", "1"]
+    answer = command("prepare", raw, "--out", out, "--config", raw.with_name("run.yaml"), *LENGTHS, *options)
+    assert answer.code == 0, answer.err
+    assert "38 frames" in answer.out
+    assert f"2 frames left out, listed in {out / 'store.json'}" in answer.out
+    assert json.loads((out / "store.json").read_text())["scans"][0]["left_out"] == {
+        "3": "asked for by drop_frames", "7": "asked for by drop_frames",
+    }  # fmt: skip
+
+
 @pytest.mark.contract("cli.orientation")
 def test_inspect_ranks_the_orientations(tiny_scan: Path, command: Command) -> None:
     answer = command("inspect", tiny_scan, "--flip-y", "--orientation", "--json")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
+import os
 from pathlib import Path
 from typing import Any
 
@@ -282,7 +284,14 @@ def test_missing_source_of_a_virtual_or_linked_dataset_is_named(tmp_path: Path) 
     assert "a link to '/entry/data' in data_1.h5, which is not there. Put data_1.h5 beside s.cxi" in refusal(path)
     with h5py.File(tmp_path / "data_1.h5", "w") as file:
         file["entry/data"] = FRAMES
-    np.testing.assert_array_equal(read_scan(path).frames[:], FRAMES)
+    scan = read_scan(path)
+    np.testing.assert_array_equal(scan.frames[:], FRAMES)
+    before = scan_fingerprint(scan)
+    for name in ("data_1.h5", "s.cxi"):
+        os.utime(tmp_path / name, ns=(1, 1))
+        changed = scan_fingerprint(read_scan(path))
+        assert changed != before
+        before = changed
 
 
 # --- other formats -----------------------------------------------------------------------------------------------
@@ -365,6 +374,8 @@ def test_mapping_reads_any_order_of_axes_and_any_unit(tmp_path: Path) -> None:
     pixel_m = Geometry(**LENGTHS).with_object_pixel(N).object_pixel_m
     assert pixel_m is not None
     np.testing.assert_allclose(scan.positions_px, POSITIONS_M / pixel_m)
+    part = dataclasses.replace(base, frames="images[0]")
+    assert "expected a whole stack of frames" in refusal(tmp_path / "raw.npz", ReadConfig(mapping=part, **LENGTHS))
     assert "found no energy-eV, no distance-m, no detector-pixel-m" in refusal(
         tmp_path / "raw.npz", ReadConfig(mapping=base)
     )

@@ -133,5 +133,5 @@ def hdf5_stack(dataset: Any, path: Path, key: str, axes: str = "myx") -> Hdf5Fra
     per_block = 1 if dataset.chunks is None else int(dataset.chunks[frame if len(shape) == 3 else -3])
     return Hdf5Frames(
         path=path, key=key, stored_shape=shape, dtype=dataset.dtype, order=(frame, row, column), per_block=per_block,
-        files=tuple(files),
+        files=tuple(dict.fromkeys((path, *files))),
     )  # fmt: skip

@@ -73,6 +73,11 @@ class Place:
         Raises:
             ScanError: it is not there, or no stack of real frames.
         """
+        if self.entry is not None:
+            raise ScanError(
+                self.path, self.key or None, expected="a whole stack of frames", found=f"one entry, [{self.entry}]",
+                remedy="Leave the brackets out; frames_axes tells the order of its axes.",
+            )  # fmt: skip
         head = file_head(self.path)
         if head.startswith(MAGIC):
             with open_hdf5(self.path) as file:

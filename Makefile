@@ -5,7 +5,7 @@ VENV ?= .venv
 TYPECHECKER := beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint install format parity-table freeze bench-grouping bench-steps bench-memory bench-refine bench-photon-limit bench-robustness bench-train clean
+.PHONY: demo test lint install format parity-table freeze bench-grouping bench-steps bench-memory bench-refine bench-photon-limit bench-robustness bench-train fuzz clean
 
 demo: $(VENV)/.installed
 	$(BIN)/torchptycho demo --out demo
@@ -63,6 +63,10 @@ bench-train: $(VENV)/.installed-test
 
 bench-steps: $(VENV)/.installed
 	$(BIN)/python benchmarks/steps.py
+
+# Mutated scan files of every format through the readers, in processes of their own (about two minutes).
+fuzz: $(VENV)/.installed-test
+	$(BIN)/python tests/fuzz_readers.py --count 10000
 
 clean:
 	rm -rf $(VENV) demo build dist

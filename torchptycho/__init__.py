@@ -17,10 +17,16 @@ if TYPE_CHECKING:
         LossConfig as LossConfig,
     )
     from torchptycho.config import (
+        MappingConfig as MappingConfig,
+    )
+    from torchptycho.config import (
         ModelConfig as ModelConfig,
     )
     from torchptycho.config import (
         PrepareConfig as PrepareConfig,
+    )
+    from torchptycho.config import (
+        ReadConfig as ReadConfig,
     )
     from torchptycho.config import (
         ReconstructConfig as ReconstructConfig,
@@ -74,6 +80,7 @@ if TYPE_CHECKING:
         write_scan as write_scan,
     )
     from torchptycho.model import PtychoPINN as PtychoPINN
+    from torchptycho.orientation import rank_orientations as rank_orientations
     from torchptycho.plot import plot_reconstruction as plot_reconstruction
     from torchptycho.predict import CanvasWriter as CanvasWriter
     from torchptycho.reconstruction import Reconstruction as Reconstruction
@@ -94,8 +101,8 @@ if TYPE_CHECKING:
 _HOME = {
     "checkpoints": ["load_checkpoint"],
     "config": [
-        "GroupConfig", "LossConfig", "ModelConfig", "PrepareConfig", "ReconstructConfig", "RefineConfig", "RunConfig",
-        "SimulateConfig", "TrainConfig", "load_config",
+        "GroupConfig", "LossConfig", "MappingConfig", "ModelConfig", "PrepareConfig", "ReadConfig", "ReconstructConfig",
+        "RefineConfig", "RunConfig", "SimulateConfig", "TrainConfig", "load_config",
     ],
     "data.batch": ["GroupBatch"],
     "data.dataset": ["GroupDataset"],
@@ -109,6 +116,7 @@ _HOME = {
     "inspection": ["inspect_scan"],
     "io": ["read_probe", "read_reconstruction", "read_scan", "write_reconstruction", "write_scan"],
     "model": ["PtychoPINN"],
+    "orientation": ["rank_orientations"],
     "plot": ["plot_reconstruction"],
     "predict": ["CanvasWriter"],
     "reconstruction": ["Reconstruction"],

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
-from rich.console import Console
-from rich.status import Status
-from rich.table import Table
 from tyro.conf import Positional, arg
 
+from torchptycho.command import Command
 from torchptycho.config import (
     ExperimentConfig,
     GroupConfig,
@@ -18,86 +16,23 @@ from torchptycho.config import (
     LossConfig,
     ModelConfig,
     PrepareConfig,
+    ReadConfig,
     ReconstructConfig,
     RefineConfig,
     RunConfig,
     SimulateConfig,
     TrainConfig,
-    frame_slice,
     from_dict,
     load_config,
     to_dict,
 )
 from torchptycho.errors import ConfigError
-from torchptycho.tables import json_text, metrics_table, show
-
-if TYPE_CHECKING:
-    from torchptycho.scan import Scan
+from torchptycho.file_commands import Convert, Inspect
+from torchptycho.tables import json_text, metrics_table
 
 __all__ = ["COMMANDS", "Command"]
 
 # The package's heavy half (torch, lightning, matplotlib) is imported inside `run`: help and errors come at once.
-
-
-class Command:
-    """One command; a dataclass derives from it, its fields become arguments and options.
-
-    Fields named as sections of `RunConfig` take their defaults from the file given with `--config`.
-    """
-
-    def run(self) -> None:
-        raise NotImplementedError
-
-    @property
-    def console(self) -> Console:
-        return Console(highlight=False, soft_wrap=True)
-
-    def working(self, what: str) -> Status:
-        """A sign of life on standard error, where that is a terminal, for work whose length is not known beforehand."""
-        return Console(stderr=True).status(what)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Inspect(Command):
-    """Tell what is in a scan file and whether it is usable.
-
-    torchptycho inspect scan.npz --plot scan.png
-    """
-
-    scan: Positional[Path]
-    """Scan file (NPZ)."""
-    domain: Literal["counts", "amplitude"] | None = None
-    """What the frames hold, when the file does not say."""
-    probe: Path | None = None
-    """NPZ with a probe that replaces the scan's own."""
-    frames: str | None = None
-    """Frames to look at, as start:stop."""
-    plot: Path | None = None
-    """Draw mean pattern, probe, positions and dose into this PNG."""
-    json: bool = False
-    """Print JSON instead of a table."""
-
-    def run(self) -> None:
-        from torchptycho.inspection import inspect_scan
-
-        scan = _open(self.scan, self.domain, self.probe, self.frames)
-        with self.working(f"reading {self.scan}"):
-            summary = inspect_scan(scan)
-        if self.plot:
-            from torchptycho.plot import plot_scan
-
-            plot_scan(scan, self.plot)
-        if self.json:
-            self.console.print_json(json_text(summary.to_dict()))
-            return
-        table = Table(title=str(self.scan), show_header=False)
-        for name, value in summary.to_dict().items():
-            if name not in ("problems", "metadata"):
-                table.add_row(name, show(value))
-        self.console.print(table)
-        for problem in summary.problems:
-            self.console.print(f"! {problem}")
-        self.console.print("usable" if summary.usable else "not usable as it is")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,7 +87,11 @@ class Prepare(Command):
         with self.working(f"preparing {sum(scan.n_frames for scan in scans)} frames"):
             store = prepare(scans, config, self.out)
         train, val = (len(store.groups(split)) for split in ("train", "val"))
-        self.console.print(f"{self.out}: {store.n_frames} frames, {train} groups for training, {val} held out")
+        left_out = sum(len(entry.left_out) for entry in store.scans)
+        self.console.print(
+            f"{self.out}: {store.n_frames} frames, {train} groups for training, {val} held out"
+            + (f"; {left_out} frames left out, listed in {self.out / 'store.json'}" if left_out else "")
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -251,13 +190,14 @@ class Reconstruct(Command):
         from torchptycho.checkpoints import find_checkpoint, load_checkpoint
         from torchptycho.io import write_reconstruction
         from torchptycho.plot import plot_reconstruction
-        from torchptycho.workflows import reconstruct
+        from torchptycho.workflows import open_scan, reading_for_prediction, reconstruct
 
         path = find_checkpoint(self.checkpoint)
-        trained = to_dict(load_checkpoint(path).config.reconstruct)
+        run = load_checkpoint(path).config
+        trained = to_dict(run.reconstruct)
         asked = {name: getattr(self, name) for name in trained if getattr(self, name) is not None}
         config = from_dict(ReconstructConfig, trained | asked, source="reconstruct")
-        scan = _open(self.scan, self.domain, None, self.frames)
+        scan = open_scan(self.scan, reading_for_prediction(run.prepare, self.domain, self.frames))
         room = self.out.parent if self.out.parent.is_dir() else None
         image = reconstruct(path, scan, config, accelerator=self.accelerator, scratch=room, refine_epochs=self.refine)
         self.out.parent.mkdir(parents=True, exist_ok=True)
@@ -277,14 +217,9 @@ class _Refining(Command):
     """Scan file."""
     device: str = "auto"
     """Where to compute: auto, cpu, cuda."""
-    domain: Literal["counts", "amplitude"] | None = None
-    """What the frames hold, when the file does not say."""
-    frames: str | None = None
-    """Frames to use, as start:stop."""
-    probe: Path | None = None
-    """NPZ with a probe that replaces the scan's own."""
     config: Path | None = None
-    """YAML or TOML file with the section refine; flags override it."""
+    """YAML or TOML file with the sections prepare and refine; flags override it."""
+    reading: ReadConfig = dataclasses.field(default_factory=ReadConfig)
     refine: RefineConfig = dataclasses.field(default_factory=RefineConfig)
 
 
@@ -306,13 +241,13 @@ class Refine(_Refining):
     def run(self) -> None:
         _require_new_npz(self.out, self.scan)
         from torchptycho.bars import EpochProgress
-        from torchptycho.io import read_reconstruction, write_reconstruction
+        from torchptycho.io import read_reconstruction, read_scan, write_reconstruction
         from torchptycho.plot import plot_reconstruction
         from torchptycho.refinement import refine
 
-        scan = _open(self.scan, self.domain, self.probe, self.frames)
+        scan = read_scan(self.scan, self.reading)
         start = None if self.start is None else read_reconstruction(self.start)
-        if start is not None and self.probe is not None:
+        if start is not None and self.reading.probe is not None:
             start = dataclasses.replace(start, probe=None)
         self.out.parent.mkdir(parents=True, exist_ok=True)
         with EpochProgress("refining", self.refine.epochs) as told:
@@ -344,8 +279,9 @@ class Resolution(_Refining):
 
     def run(self) -> None:
         from torchptycho.halves import resolution
+        from torchptycho.io import read_scan
 
-        scan = _open(self.scan, self.domain, self.probe, self.frames)
+        scan = read_scan(self.scan, self.reading)
         with self.working("refining two halves of the frames"):
             found = resolution(scan, config=self.refine, device=self.device)
         if self.plot:
@@ -420,14 +356,6 @@ class Demo(Command):
         demo(self.out, self.simulation, steps=self.steps, console=self.console)
 
 
-def _open(path: Path, domain: Literal["counts", "amplitude"] | None, probe: Path | None, frames: str | None) -> Scan:
-    from torchptycho.io import read_scan
-
-    replaced = None if probe is None else str(probe)
-    chosen = PrepareConfig(domain=domain, probe=replaced, frames=frames)
-    return read_scan(path, domain=domain, probe=replaced, frames=frame_slice(chosen.frames))
-
-
 def _require_new_npz(out: Path, scan: Path) -> None:
     if out.suffix.lower() != ".npz" or out.resolve() == scan.resolve():
         raise ConfigError(f"--out: expected a new file whose name ends in .npz; found {out}.")
@@ -440,6 +368,7 @@ def _require_scans(scans: tuple[Path, ...]) -> None:
 
 COMMANDS: dict[str, type[Command]] = {
     "inspect": Inspect,
+    "convert": Convert,
     "simulate": Simulate,
     "prepare": Prepare,
     "train": Train,

@@ -17,6 +17,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from torchptycho.errors import ConfigError
 from torchptycho.options import ExperimentConfig, LogConfig
+from torchptycho.reading import MappingConfig, ReadConfig, frame_slice, reading_of
 from torchptycho.strict import Count, Fraction, NonNegative, Positive, one_line, strict
 
 __all__ = [
@@ -25,8 +26,10 @@ __all__ = [
     "GroupConfig",
     "LogConfig",
     "LossConfig",
+    "MappingConfig",
     "ModelConfig",
     "PrepareConfig",
+    "ReadConfig",
     "ReconstructConfig",
     "RefineConfig",
     "RunConfig",
@@ -35,6 +38,7 @@ __all__ = [
     "frame_slice",
     "from_dict",
     "load_config",
+    "reading_of",
     "save_config",
     "to_dict",
 ]
@@ -43,17 +47,6 @@ SUPPORTED_N_PX = (32, 64, 128, 256)
 """Frame sizes for which networks exist."""
 
 T = TypeVar("T")
-
-
-def frame_slice(text: str | None) -> slice | None:
-    """The frames that `PrepareConfig.frames` means."""
-    if text is None:
-        return None
-    start, _, stop = text.partition(":")
-    return slice(int(start) if start else None, int(stop) if stop else None)
-
-
-Domain = Literal["counts", "amplitude"]
 
 
 @strict
@@ -137,17 +130,11 @@ class GroupConfig:
 
 
 @strict
-class PrepareConfig:
-    """How scans become a store."""
+class PrepareConfig(ReadConfig):
+    """How scans become a store: how they are read, and what is done with them then."""
 
-    domain: Domain | None = None
-    """What the frames hold; None follows the file's metadata, then its dtype (integers are counts)."""
     nphotons: Positive | None = None
     """Photons per frame of amplitude data; None follows the file's metadata, then 1e9."""
-    probe: str | None = None
-    """NPZ whose `probeGuess` or `probe` replaces the scan's own."""
-    frames: Annotated[str | None, Field(pattern=r"^-?\d*:-?\d*$")] = None
-    """Frames to keep, as start:stop, like :721 for the first 721; None keeps all."""
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Part of the frames that is held out for validation."""
     split_seed: int = 0
@@ -331,6 +318,11 @@ class RunConfig:
     reconstruct: ReconstructConfig = Field(default_factory=ReconstructConfig)
     refine: RefineConfig = Field(default_factory=RefineConfig)
 
+    @property
+    def reading(self) -> ReadConfig:
+        """The options of `prepare` that hold wherever a scan is opened."""
+        return reading_of(self.prepare)
+
 
 _SECTIONS: dict[str, type] = {
     "prepare": PrepareConfig,
@@ -376,6 +368,8 @@ def _refuse_unknown_keys(kind: Any, values: Any, source: str, prefix: str) -> No
             raise ConfigError(f"{source}: unknown key '{prefix}{key}'.{hint}")
         if kind is RunConfig:
             _refuse_unknown_keys(_SECTIONS[key], value, source, f"{prefix}{key}.")
+        elif key == "mapping" and value is not None:
+            _refuse_unknown_keys(MappingConfig, value, source, f"{prefix}{key}.")
 
 
 def load_config(path: str | Path) -> RunConfig:

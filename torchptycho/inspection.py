@@ -13,6 +13,8 @@ from jaxtyping import Complex64, Float64
 from torchptycho.config import SUPPORTED_N_PX
 from torchptycho.io import checked_chunks
 from torchptycho.io.checks import network_size_advice
+from torchptycho.io.detector import dead_pixels, hot_pixels
+from torchptycho.io.near_field import near_field
 from torchptycho.scan import Scan
 
 __all__ = ["ScanSummary", "inspect_scan", "probe_diameter_px"]
@@ -23,9 +25,6 @@ _ENOUGH_OVERLAP = 0.5
 _FEW_PHOTONS = 100.0
 _DIM, _BRIGHT = 0.1, 10.0
 _FEW = 20
-# A pixel is called dead when it should have counted this often and never did: chance alone gives exp(-20).
-_EXPECTED_COUNTS = 20.0
-_HOT_RATIO, _HOT_NEIGHBOUR_RATIO, _HOT_COUNTS = 10.0, 3.0, 100.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,6 +41,9 @@ class ScanSummary:
             A speckle is wider than a pixel wherever the beam is narrower than half the frame.
         saturated_pixels: reach the largest value of the detector's integer type.
         beam_offset_px: centre of mass of the mean frame, relative to [N/2, N/2].
+        notes: how the file was understood: its format and why, where everything was found, what was done to it.
+        left_out: [frame, why] of the frames of the file that are not in the scan, counted as the file counts.
+        near_field: what shows that the frames are not far-field diffraction; None when nothing does.
         dim_frames: less than a tenth of the median frame; bright_frames: more than ten times.
         problems: sentences: what is wrong, and what to do about it.
         usable: False when a reconstruction would be meaningless until a problem is solved.
@@ -82,6 +84,10 @@ class ScanSummary:
     has_truth: bool
     has_truth_patches: bool
     metadata: dict[str, Any]
+    notes: list[str]
+    n_left_out: int
+    left_out: list[list[Any]]
+    near_field: str | None
     problems: list[str]
     usable: bool
 
@@ -106,8 +112,10 @@ def inspect_scan(scan: Scan) -> ScanSummary:
     dim = np.flatnonzero(totals < _DIM * median_total)
     bright = np.flatnonzero(totals > _BRIGHT * median_total)
     # Without a known dose the numbers stand for themselves; normalised frames then hide bad pixels, never invent them.
-    dead, hot = _dead(summed * (dose or 1.0), scan.mask), _hot(summed * (dose or 1.0), scan.mask)
+    dead = _pixels(dead_pixels(summed * (dose or 1.0), scan.mask))
+    hot = _pixels(hot_pixels(summed * (dose or 1.0), scan.mask))
     step_px, n_duplicates = _steps(scan)
+    shadow = near_field(scan)
     diameter_px = probe_diameter_px(scan.probe)
     low, high = scan.positions_px.min(axis=0), scan.positions_px.max(axis=0)
     field = high - low
@@ -150,6 +158,10 @@ def inspect_scan(scan: Scan) -> ScanSummary:
         has_truth=scan.truth is not None,
         has_truth_patches=scan.truth_patches is not None,
         metadata=dict(scan.metadata),
+        notes=list(scan.notes),
+        n_left_out=len(scan.left_out),
+        left_out=[[frame, why] for frame, why in sorted(scan.left_out.items())[:_FEW]],
+        near_field=None if shadow is None else str(shadow),
         problems=[],
         usable=True,
     )
@@ -187,26 +199,6 @@ def _one_pass(scan: Scan) -> tuple[Float64[np.ndarray, " m"], Float64[np.ndarray
     return totals, summed, int(at_limit.sum())
 
 
-def _dead(counts: np.ndarray, mask: np.ndarray) -> list[Pixel]:
-    from scipy.ndimage import median_filter
-
-    around = np.ones((5, 5), bool)
-    around[2, 2] = False
-    expected = median_filter(counts, footprint=around, mode="nearest")
-    return _pixels((counts == 0) & (expected >= _EXPECTED_COUNTS) & mask)
-
-
-def _hot(counts: np.ndarray, mask: np.ndarray) -> list[Pixel]:
-    from scipy.ndimage import median_filter, rank_filter
-
-    around = np.ones((3, 3), bool)
-    around[1, 1] = False
-    median = median_filter(counts, footprint=around, mode="nearest")
-    second_largest = rank_filter(counts, rank=-2, footprint=around, mode="nearest")
-    isolated = (counts > _HOT_RATIO * median) & (counts > _HOT_NEIGHBOUR_RATIO * second_largest)
-    return _pixels(isolated & (counts >= _HOT_COUNTS) & mask)
-
-
 def _steps(scan: Scan) -> tuple[float, int]:
     """Median distance to the nearest other position in object pixels, and the number of repeated positions."""
     from scipy.spatial import cKDTree
@@ -238,8 +230,10 @@ def _fatal_problems(summary: ScanSummary, summed: np.ndarray) -> Iterator[str]:
     if corner < 0.5 * centre:
         yield (
             f"The intensity lies around pixel [0, 0], not around [{summary.n_px // 2}, {summary.n_px // 2}]. "
-            "Apply numpy.fft.fftshift(frames, axes=(1, 2)) to the frames."
+            "Read them with --fftshift."
         )
+    if summary.near_field is not None:
+        yield f"These are near-field data, which no far-field model explains: {summary.near_field}."
     if summary.n_dim_frames + summary.n_bright_frames > summary.n_frames / 2:
         yield "Most frames differ from the median intensity by more than ten times. Check the detector and the shutter."
 
@@ -260,7 +254,7 @@ def _minor_problems(summary: ScanSummary) -> Iterator[str]:
         y, x = summary.beam_offset_px
         yield (
             f"The frames are centred {y:+.1f} px in y and {x:+.1f} px in x from [N/2, N/2], which puts a ramp on the "
-            "phase. Cut the frames around the direct beam."
+            "phase. Cut them around the direct beam: --beam-center-px Y X, or estimated."
         )
     if summary.photons_mean is not None and summary.photons_mean < _FEW_PHOTONS:
         yield f"A frame holds {summary.photons_mean:.3g} photons on average: expect little more than noise."
@@ -269,11 +263,11 @@ def _minor_problems(summary: ScanSummary) -> Iterator[str]:
         (summary.n_hot_pixels, summary.hot_pixels, "count far more than their neighbours"),
     ):
         if n:
-            yield f"{_some(n, 'pixel', pixels)} {what}. Mark them True in an array 'bad_pixels'."
+            yield f"{_some(n, 'pixel', pixels)} {what}. Mask them with --find-bad-pixels."
     if summary.n_saturated_pixels:
         yield (
             f"{summary.n_saturated_pixels} pixel(s) reach the largest {summary.dtype}: saturated, or a code for bad "
-            "pixels. Mark them True in an array 'bad_pixels'."
+            "pixels. Mask them with --find-bad-pixels."
         )
     if summary.n_duplicate_positions:
         yield (
@@ -285,7 +279,7 @@ def _minor_problems(summary: ScanSummary) -> Iterator[str]:
         (summary.n_bright_frames, summary.bright_frames, "hold more than ten times the median intensity"),
     ):
         if n:
-            yield f"{_some(n, 'frame', frames)} {what}. Drop them."
+            yield f"{_some(n, 'frame', frames)} {what}. Drop them with --drop-frames."
 
 
 def _some(n: int, noun: str, first: list[Any]) -> str:

@@ -136,7 +136,7 @@ class PtychoPINN(L.LightningModule):
         module.input_scale = torch.tensor([s.input_scale for s in scalings], dtype=torch.float64)
         module.photons_per_frame = torch.tensor([s.photons_per_frame for s in scalings], dtype=torch.float64)
         module.masks = store.tensors["masks"].clone()
-        module.experiment.begin(probes, module.photons_per_frame / store.n_px**2)
+        module.experiment.begin(probes, module.photons_per_frame / module.masks.sum(dim=(-2, -1)))
         if module.loss.needs_truth:
             module.truth_turn = store.truth_turns()
         if config.train.freeze_encoder:
@@ -232,11 +232,10 @@ class PtychoPINN(L.LightningModule):
             return self.input_scale.square()
         return (self.n_px / 2) ** 2 / self.photons_per_frame
 
-    def _canvas_for(self, batch: GroupBatch) -> int:
-        if self.training:
-            return self._canvas_px
-        # Groups of another scan, or those for prediction, may be wider than what was trained on.
-        return max(self._canvas_px, merge_canvas_px(self.n_px, float(batch.offset_px.abs().max())))
+    def mean_count(self, batch: GroupBatch) -> Float[Tensor, " b"]:
+        """Photons per good pixel in a mean frame of each group's scan."""
+        good = self.masks.sum(dim=(-2, -1))
+        return (self.photons_per_frame / good)[batch.scan].float()
 
     def _mask(self, batch: GroupBatch) -> Bool[Tensor, "b 1 n n"]:
         return self.masks[batch.scan][:, None]
@@ -250,7 +249,7 @@ class PtychoPINN(L.LightningModule):
         comparison = Comparison(
             expected=self.expected_counts(patches, batch) if seen else None,
             counts=self.measured_counts(batch) if seen else None,
-            mean_count=(self.photons_per_frame[batch.scan] / self.n_px**2).float(),
+            mean_count=self.mean_count(batch),
             mask=self._mask(batch),
             patches=patches,
             truth=None if batch.truth is None else batch.truth * self.truth_turn[batch.scan][:, None, None, None],

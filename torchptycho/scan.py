@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Complex64, Float64, Int64
 
 from torchptycho.geometry import Geometry
+from torchptycho.reading import ReadConfig
 
 __all__ = ["ArrayFrames", "Frames", "Scan"]
 
@@ -69,11 +70,14 @@ class Scan:
         scan_id: [M], which of several scans in one file a frame belongs to.
         geometry: lengths in metres, as far as they are known.
         source: the file, or how the scan was made.
-        truth: [H, W] object, index = position pixel; simulated scans only.
+        truth: [H, W] object, index = position pixel: of a simulated scan, or a reconstruction that the file brings.
         truth_patches: [M, N, N] object patch under each frame, where a file brings them.
         nominal_positions_px: [M, 2] positions as they were asked for, where a file brings both.
         metadata: plain data that travels with the file.
         probe_is_calibrated: True when sum |probe|^2 is the expected photons per frame through a transparent object.
+        reading: the options that the file was opened with.
+        notes: how the file was understood and what was done to it, sentence by sentence.
+        left_out: frames of the file that are not in the scan although they were asked for, and why.
     """
 
     frames: Frames
@@ -89,6 +93,9 @@ class Scan:
     nominal_positions_px: Float64[np.ndarray, "m 2"] | None = None
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
     probe_is_calibrated: bool = False
+    reading: ReadConfig = dataclasses.field(default_factory=ReadConfig)
+    notes: tuple[str, ...] = ()
+    left_out: dict[int, str] = dataclasses.field(default_factory=dict)
 
     @property
     def n_frames(self) -> int:

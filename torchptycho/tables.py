@@ -10,8 +10,9 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from torchptycho.evaluation import Metrics
+    from torchptycho.orientation import Orientation
 
-__all__ = ["json_text", "metrics_table", "show"]
+__all__ = ["json_text", "metrics_table", "orientation_table", "show"]
 
 
 def json_text(values: dict[str, Any]) -> str:
@@ -33,6 +34,17 @@ def metrics_table(metrics: Metrics) -> Table:
     for name, value in metrics.to_dict().items():
         if isinstance(value, (int, float, str)):
             table.add_row(name, show(value))
+    return table
+
+
+def orientation_table(ranked: list[Orientation]) -> Table:
+    """The orientations of the positions, the best first, with the misfit that each leaves."""
+    table = Table(title="orientation of the positions")
+    for column in ("options to add", "misfit (1 is the photon noise)", "relative to the best"):
+        table.add_column(column)
+    for one in ranked:
+        flags = [f"--{name.replace('_', '-')}" for name in ("swap_xy", "flip_y", "flip_x") if getattr(one, name)]
+        table.add_row(" ".join(flags) or "none", show(one.misfit), show(one.misfit / ranked[0].misfit))
     return table
 
 

@@ -23,10 +23,11 @@ from torchptycho.bootstrap import bootstrapped
 from torchptycho.checkpoints import load_checkpoint, sha256
 from torchptycho.config import (
     PrepareConfig,
+    ReadConfig,
     ReconstructConfig,
     RunConfig,
-    frame_slice,
     from_dict,
+    reading_of,
     save_config,
     to_dict,
 )
@@ -43,6 +44,7 @@ from torchptycho.progress import StepProgress
 from torchptycho.reconstruction import Reconstruction
 from torchptycho.refinement import refine
 from torchptycho.scan import Scan
+from torchptycho.strict import Domain
 from torchptycho.training.compiling import compile_generator
 from torchptycho.training.history import read_history
 from torchptycho.training.loggers import loggers
@@ -52,7 +54,7 @@ from torchptycho.training.starting import check_resumes, check_starts, take_netw
 from torchptycho.training.trainer import build_trainer
 from torchptycho.versions import versions
 
-__all__ = ["TrainResult", "open_scan", "read_history", "reconstruct", "train"]
+__all__ = ["TrainResult", "open_scan", "read_history", "reading_for_prediction", "reconstruct", "train"]
 
 _log = logging.getLogger(__name__)
 
@@ -187,9 +189,20 @@ def _located(error: TrainingError, store: Store, last: Path) -> TrainingError:
     return TrainingError(f"{error}.{where}{kept}".replace("..", "."), error.frames)
 
 
-def open_scan(path: str | Path, config: PrepareConfig) -> Scan:
-    """A scan file as the configuration says: its domain, probe and frames."""
-    return read_scan(path, domain=config.domain, probe=config.probe, frames=frame_slice(config.frames))
+def open_scan(path: str | Path, config: ReadConfig) -> Scan:
+    """A scan file as the configuration says: what replaces or completes it, and what is done to its frames."""
+    return read_scan(path, config)
+
+
+def reading_for_prediction(
+    config: PrepareConfig, domain: Domain | None = None, frames: str | None = None
+) -> ReadConfig:
+    """How a scan is opened for a module that was trained with `config`: as then, but whole, and with any probe.
+
+    The module has its own probe, so that one from the mean pattern does where the file has none.
+    """
+    guess = dataclasses.replace(reading_of(config), guess_probe=True)
+    return dataclasses.replace(guess, domain=domain, frames=frames, probe=None, drop_frames=())
 
 
 def _given_store(source: Scan | str | Path | Sequence[Scan | str | Path]) -> Store | None:
@@ -292,7 +305,7 @@ def reconstruct(
     start = time.perf_counter()
     module = checkpoint if isinstance(checkpoint, PtychoPINN) else load_checkpoint(checkpoint)
     config = config or module.config.reconstruct
-    scan = scan if isinstance(scan, Scan) else read_scan(scan)
+    scan = scan if isinstance(scan, Scan) else open_scan(scan, reading_for_prediction(module.config.prepare))
     which = config.training_scan
     if which >= len(module.probe):
         raise ConfigError(f"training_scan: expected 0 to {len(module.probe) - 1}; found {which}.")
@@ -368,7 +381,7 @@ def _refined(
 
 def _for_prediction(config: RunConfig) -> RunConfig:
     """Preparation of all frames as they are: the choices of training do not apply."""
-    prediction = dataclasses.replace(config.prepare, val_fraction=0.0, probe=None, domain=None, frames=None)
+    prediction = PrepareConfig(nphotons=config.prepare.nphotons, split_seed=config.prepare.split_seed, val_fraction=0.0)
     whole = dataclasses.replace(
         config.group, n_groups=None, n_subsample=None, oversample=False, bounds=(0.0, 1.0, 0.0, 1.0),
         min_distance_px=0.0, max_distance_px=None, quadrants=False,

@@ -83,7 +83,7 @@ CASES: dict[str, tuple[bytes, str | None, list[str]]] = {
     "positions in metres": (
         npz(xcoords=GOOD["xcoords"] * 1e-8, ycoords=GOOD["ycoords"] * 1e-8), "xcoords", ["look like metres", "divide"],
     ),
-    "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(100), None, ["HDF5", "export to NPZ"]),
+    "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(100), None, ["HDF5", "again"]),
 }  # fmt: skip
 
 

@@ -68,7 +68,8 @@ class TestHelp:
 
     def test_every_command_is_tested_above(self) -> None:
         assert set(COMMANDS) == {
-            "inspect", "simulate", "prepare", "train", "reconstruct", "refine", "resolution", "evaluate", "demo",
+            "inspect", "convert", "simulate", "prepare", "train", "reconstruct", "refine", "resolution", "evaluate",
+            "demo",
         }  # fmt: skip
 
     @pytest.mark.contract("cli.help")

@@ -202,8 +202,8 @@ def zip_bytes(**members: bytes) -> bytes:
         pytest.param(b"", ["empty file", "0 bytes", "again"], id="empty"),
         pytest.param(npz_bytes()[:-40], ["damaged or truncated", "again"], id="truncated at the end"),
         pytest.param(npz_bytes()[:300], ["damaged or truncated", "again"], id="truncated early"),
-        pytest.param(b"\x89HDF\r\n\x1a\n" + bytes(99), ["HDF5", "not read yet", "export to NPZ"], id="HDF5"),
-        pytest.param(b"\x93NUMPY\x01\x00" + bytes(99), [".npy", "savez_compressed"], id="npy"),
+        pytest.param(b"\x89HDF\r\n\x1a\n" + bytes(99), ["intact HDF5", "again"], id="damaged HDF5"),
+        pytest.param(b"\x93NUMPY\x01\x00" + bytes(99), [".npy"], id="npy"),
         pytest.param(pickle.dumps([1]), ["pickle", "never opened"], id="pickle"),
         pytest.param(b"x,y\n1,2\n", ["other content", "b'x,y", "Export"], id="text"),
         pytest.param(zip_bytes(), ["empty zip archive", "savez_compressed"], id="empty zip"),
@@ -235,7 +235,7 @@ def test_folder_and_missing_file_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.contract("files.refuse.facts")
 def test_measured_cxi_and_file_without_frames_say_what_to_do(measured_data: Path) -> None:
-    with pytest.raises(ScanError, match="HDF5 is not read yet by this version: export to NPZ"):
+    with pytest.raises(ScanError, match="expected a probe; found none in the file"):
         read_scan(measured_data / "petra-p25-near-field.cxi")
     with pytest.raises(ScanError, match="'diffraction': expected the frames"):
         read_scan(measured_data / "run1084-probe-object.npz")

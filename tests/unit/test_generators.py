@@ -257,7 +257,7 @@ class TestPieUNet:
             projection = GroupProjection(
                 given.amplitude, given.probe, given.offset_px, given.mask, given.photon, canvas_px
             )
-            classical = extract(projection.run(projection.transparent(), 10), projection.corner_px, 32)
+            classical = projection.patches(projection.run(projection.transparent(), 10))
         assert relative_l2(found, classical) < 0.05
         weight = given.probe[0].abs()
         assert relative_l2(found * weight, truth * weight) < 0.7 * relative_l2(

@@ -86,7 +86,7 @@ def test_dead_and_hot_pixels_are_named_by_row_and_column() -> None:
     assert [problem.split(" never")[0] for problem in summary.problems if "never" in problem] == [
         "1 pixel(s) ([14, 17])"
     ]
-    assert all("bad_pixels" in problem for problem in summary.problems)
+    assert all("--find-bad-pixels" in problem for problem in summary.problems)
     assert summary.usable
     mask = np.ones((N, N), bool)
     mask[14, 17] = mask[5, 25] = False
@@ -130,8 +130,8 @@ def test_frames_that_no_network_takes_are_unusable_and_the_way_out_is_told(tmp_p
     assert not summary.usable
     problem = summary.problems[0]
     assert "24 px" in problem
-    assert "pad with zeros the frames to 32x32" in problem
-    assert "positions by 1.33333" in problem
+    assert "Pad them with --crop-px 32" in problem
+    assert "0.75 times as large" in problem
     with pytest.raises(ScanError) as refused:
         prepare([small], RunConfig(), tmp_path / "store")
     assert problem.endswith(refused.value.remedy)

@@ -22,7 +22,7 @@ from torchptycho.data.store import Store, prepare
 from torchptycho.errors import ConfigError, StoreError, TrainingError
 from torchptycho.model import PtychoPINN, learning_rate_shape
 from torchptycho.nn import GroupInput
-from torchptycho.physics.diffraction import expected_counts
+from torchptycho.physics.diffraction import expected_counts, far_field, measurement
 from torchptycho.scan import ArrayFrames, Scan
 from torchptycho.simulation import simulate
 
@@ -159,6 +159,17 @@ class TestPhysics:
         # Where the pixel is good, the same value does matter.
         module.masks = torch.ones_like(module.masks)
         assert not torch.equal(module(spoiled), module(batch))
+
+    @pytest.mark.contract("train.mask.scale")
+    def test_scales_count_good_pixels_only(self, tmp_path: Path) -> None:
+        mask = np.ones((N, N), bool)
+        mask[12:18, 13:19] = False
+        module, batch = made(tmp_path, scans=dataclasses.replace(SCAN, mask=mask, probe_is_calibrated=False))
+        wave = module._input_probe(batch)
+        seen = measurement(far_field(wave))[0][torch.from_numpy(mask)].sum()
+        assert float(seen) == pytest.approx((N / 2) ** 2, rel=1e-4)
+        photons = SCAN.frames[:][:, mask].sum(axis=1).mean()
+        assert float(module.mean_count(batch)[0]) == pytest.approx(photons / mask.sum(), rel=0.05)
 
     @pytest.mark.contract("train.fit")
     def test_loss_of_the_true_patches_is_the_photon_noise_alone(self, tmp_path: Path) -> None:

@@ -116,6 +116,17 @@ def test_fortran_ordered_stack_gives_the_same_frames(tmp_path: Path, compressed:
     np.testing.assert_array_equal(all_frames(scan), frames)
 
 
+@pytest.mark.contract("files.read.nominal-only")
+def test_positions_as_they_were_asked_for_stand_in_for_absent_ones(tmp_path: Path) -> None:
+    given = arrays()
+    nominal = {"xcoords_start": given["xcoords"], "ycoords_start": given["ycoords"], "xcoords": None, "ycoords": None}
+    frames = np.moveaxis(given["diffraction"], 0, 2)
+    scan = read_scan(saved(tmp_path / "lcls.npz", diffraction=frames, **nominal))
+    np.testing.assert_array_equal(scan.positions_px, np.stack([given["ycoords"], given["xcoords"]], axis=1))
+    np.testing.assert_array_equal(all_frames(scan), given["diffraction"])
+    assert "positions in ycoords_start, xcoords_start, in object pixels" in scan.notes
+
+
 @pytest.mark.contract("files.read.ambiguous-order")
 def test_as_many_frames_as_pixels_needs_a_word_from_the_metadata(tmp_path: Path) -> None:
     frames = np.random.default_rng(1).integers(0, 9, (N, N, N)).astype(np.uint8)

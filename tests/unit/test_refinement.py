@@ -183,6 +183,15 @@ class TestImage:
         assert metrics.complex_nrmse < 0.1
         assert found.history["misfit"][-1] < 3
 
+    @pytest.mark.contract("refine.canvas.rounding")
+    @pytest.mark.parametrize("method", ["rpie", "gradient"])
+    def test_position_that_is_whole_but_for_rounding_lies_on_it(self, scan: Scan, method: Any) -> None:
+        # Just below a whole number far from 0, and that number once the canvas' corner is taken off.
+        places = scan.positions_px - scan.positions_px.max(axis=0) - 1e-17
+        places[np.argmax(places, axis=0), [0, 1]] = -1e-17
+        image = refine(dataclasses.replace(scan, positions_px=places), config=dataclasses.replace(QUICK, method=method))
+        assert np.isfinite(image.object).all()
+
     @pytest.mark.contract("refine.canvas")
     def test_lies_on_the_canvas_of_the_positions(self, scan: Scan) -> None:
         found = refine(scan, config=QUICK)

@@ -465,9 +465,9 @@ class TestIncomplete:
         ("change", "message"),
         [
             (lambda m: json.dumps(m)[:-5], "expected JSON"),
-            (lambda m: json.dumps(m | {"schema": 99}), "'schema': expected 2; found 99"),
+            (lambda m: json.dumps(m | {"schema": 99}), "'schema': expected 3; found 99"),
             (lambda m: "[]", "'schema'"),
-            (lambda m: json.dumps({"schema": 1}), "incomplete"),
+            (lambda m: json.dumps({"schema": 3}), "incomplete"),
         ],
     )
     def test_damaged_or_foreign_manifest_is_a_store_error(self, tmp_path: Path, change: Any, message: str) -> None:
@@ -482,7 +482,7 @@ class TestRefusals:
     @pytest.mark.contract("data.refuse.size")
     @pytest.mark.parametrize(
         ("n_px", "words"),
-        [(100, ["pad with zeros", "128x128"]), (48, ["crop", "32x32"]), (40, ["crop", "32x32"])],
+        [(100, ["Pad", "--crop-px 128"]), (48, ["Crop", "--crop-px 32"]), (40, ["Crop", "--crop-px 32"])],
     )
     def test_frame_size_without_a_network_is_refused_with_the_way_out(
         self, tmp_path: Path, n_px: int, words: list[str]

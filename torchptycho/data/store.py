@@ -18,13 +18,14 @@ import torch
 from jaxtyping import Complex64
 from tensordict import MemoryMappedTensor, TensorDict
 
-from torchptycho.config import SUPPORTED_N_PX, RunConfig, to_dict
+from torchptycho.config import SUPPORTED_N_PX, ReadConfig, RunConfig, to_dict
 from torchptycho.data.splits import no_groups, split_frames, table_of, training_groups, validation_groups
 from torchptycho.errors import ConfigError, ScanError, StoreError
 from torchptycho.grouping import Groups
 from torchptycho.io import checked_chunks, read_probe
 from torchptycho.io.checks import network_size_advice
 from torchptycho.io.fingerprint import scan_fingerprint
+from torchptycho.io.near_field import refuse_near_field
 from torchptycho.physics.scaling import Scaling, frame_sums, measure_scaling, probe_factor
 from torchptycho.scan import Scan
 
@@ -32,7 +33,7 @@ __all__ = ["SCHEMA", "ScanEntry", "Store", "prepare"]
 
 _log = logging.getLogger(__name__)
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the layout on disk; a store of another version is refused, not guessed at."""
 
 _MANIFEST = "store.json"
@@ -50,6 +51,8 @@ class ScanEntry:
         probe_factor: what the file's probe was multiplied by to reach the counts gauge, 1 for a calibrated one unless
             the configuration states another dose than its file; divide to undo.
         object_pixel_m: edge of an object pixel, or None.
+        notes: how the file was understood and what was done to its frames.
+        left_out: frames of the file, counted from 0, that are not in the store, and why.
         held_out: whether none of its frames is trained on.
     """
 
@@ -59,6 +62,8 @@ class ScanEntry:
     scaling: Scaling
     probe_factor: float
     object_pixel_m: float | None
+    notes: tuple[str, ...] = ()
+    left_out: dict[int, str] = dataclasses.field(default_factory=dict)
     held_out: bool = False
 
 
@@ -159,13 +164,21 @@ class Store:
                 found = (path / name).stat().st_size if (path / name).is_file() else 0
                 if found != size:
                     raise StoreError(f"{path / name}: expected {size} bytes; found {found}. Prepare the store again.")
-            scans = tuple(ScanEntry(**{**entry, "scaling": Scaling(**entry["scaling"])}) for entry in manifest["scans"])
+            scans = tuple(_entry(told) for told in manifest["scans"])
             told = {name: manifest[name] for name in ("gridsize", "config", "fingerprint")}
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise StoreError(f"{manifest_path}: incomplete ({error!r}). Prepare the store again.") from None
         # mode "r": the store is shared by runs, and a memory map is otherwise writable in place.
         tensors = TensorDict.load_memmap(path / "tensors", mode="r", allow_pickle=False)
         return cls(path, tensors, scans, **told)
+
+
+def _entry(told: dict[str, Any]) -> ScanEntry:
+    """An entry of the manifest; JSON has lists for tuples and texts for the numbers of frames."""
+    left_out = {int(frame): str(why) for frame, why in told["left_out"].items()}
+    return ScanEntry(
+        **{**told, "scaling": Scaling(**told["scaling"]), "notes": tuple(told["notes"]), "left_out": left_out}
+    )
 
 
 def prepare(scans: Sequence[Scan], config: RunConfig, path: str | Path, *, val_scans: Sequence[Scan] = ()) -> Store:
@@ -195,6 +208,8 @@ def prepare(scans: Sequence[Scan], config: RunConfig, path: str | Path, *, val_s
     fingerprint = _fingerprint(scans, config, n_trained)
     if path.exists():
         return _reopen(path, fingerprint)
+    for scan in scans:
+        refuse_near_field(scan)
     with _folder_for(path):
         # Named by hand rather than by tempfile, so that the umask decides who may read the store.
         draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
@@ -227,7 +242,7 @@ def _folder_for(path: Path) -> Iterator[None]:
 
 
 def _with_probe(scan: Scan, config: RunConfig) -> Scan:
-    if config.prepare.probe is None:
+    if config.prepare.probe in (None, scan.reading.probe):
         return scan
     probe = read_probe(config.prepare.probe, scan.n_px)
     return dataclasses.replace(scan, probe=probe, probe_is_calibrated=False)
@@ -241,6 +256,7 @@ def _check_together(scans: Sequence[Scan], config: RunConfig) -> None:
                 f"domain: expected '{scan.domain}', which the frames of {scan.source} hold; found "
                 f"'{config.prepare.domain}'. Leave it out, or read the scan with domain='{config.prepare.domain}'."
             )
+        _check_read_so(scan, config)
         advice = network_size_advice(scan.n_px)
         if advice is not None:
             raise ScanError(
@@ -256,6 +272,18 @@ def _check_together(scans: Sequence[Scan], config: RunConfig) -> None:
                 found=f"N = {scan.n_px} and {scan.domain}",
                 remedy="Prepare scans of another size or domain into a store of their own.",
             )  # fmt: skip
+
+
+def _check_read_so(scan: Scan, config: RunConfig) -> None:
+    """The options of reading act when a file is opened: a scan that was opened otherwise does not follow them."""
+    default = ReadConfig()
+    for field in dataclasses.fields(ReadConfig):
+        wanted, was = getattr(config.prepare, field.name), getattr(scan.reading, field.name)
+        if field.name not in ("domain", "probe") and wanted not in (getattr(default, field.name), was):
+            raise ConfigError(
+                f"{field.name}: {scan.source} was read with {was!r}; found {wanted!r}. "
+                "Give the file, or read it with read_scan(path, config.prepare)."
+            )
 
 
 def _fingerprint(scans: Sequence[Scan], config: RunConfig, n_trained: int) -> dict[str, str]:
@@ -325,6 +353,8 @@ def _write(draft: Path, scans: Sequence[Scan], config: RunConfig, fingerprint: d
                 scaling=scaling,
                 probe_factor=factor,
                 object_pixel_m=scan.geometry.with_object_pixel(scan.n_px).object_pixel_m,
+                notes=scan.notes,
+                left_out=scan.left_out,
                 held_out=index >= n_trained,
             )
         )

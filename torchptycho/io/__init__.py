@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from torchptycho.io.archive import is_zip
+from torchptycho.config import ReadConfig, reading_of
 from torchptycho.io.checks import checked_chunks
-from torchptycho.io.files import file_head, foreign_content
-from torchptycho.io.npz import read_npz_scan, write_scan
+from torchptycho.io.mapped import read_mapped
+from torchptycho.io.opening import scan_of
 from torchptycho.io.probes import read_probe
 from torchptycho.io.reconstructions import read_reconstruction, write_reconstruction
+from torchptycho.io.recorded import Recorded
+from torchptycho.io.registry import Reader, recognise
+from torchptycho.io.writing import write_scan
 from torchptycho.scan import Scan
 
-__all__ = ["checked_chunks", "read_probe", "read_reconstruction", "read_scan", "write_reconstruction", "write_scan"]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Reader:
-    """A file format: whether a file of it begins like this, and how it becomes a scan."""
-
-    name: str
-    sniff: Callable[[Path, bytes], bool]
-    read: Callable[..., Scan]
-
-
-_READERS = (_Reader("NPZ", lambda path, head: is_zip(head), read_npz_scan),)
+__all__ = [
+    "Reader",
+    "Recorded",
+    "checked_chunks",
+    "read_probe",
+    "read_reconstruction",
+    "read_scan",
+    "write_reconstruction",
+    "write_scan",
+]
 
 
 def read_scan(
     path: str | Path,
+    config: ReadConfig | None = None,
     *,
     domain: Literal["counts", "amplitude"] | None = None,
     probe: str | Path | None = None,
@@ -40,9 +40,10 @@ def read_scan(
     """Open a scan. Its frames stay in the file and are read when they are needed.
 
     Arguments:
-        path: an NPZ file with `diffraction`, `xcoords`, `ycoords`, `probeGuess`.
-        domain: what the frames hold; None follows the file's metadata, then the dtype (integers are counts).
-        probe: NPZ whose `probeGuess` or `probe` replaces the file's own; its power counts as unknown.
+        path: a file of any format in `torchptycho.io.registry`, or of any layout that `config.mapping` describes.
+        config: what replaces or completes what the file says, and what is done to its frames as they are read.
+        domain: what the frames hold; None follows the file, then the dtype (integers are counts).
+        probe: file whose probe replaces the scan's own; its power counts as unknown.
         frames: frames to keep, with all that belongs to them.
 
     Raises:
@@ -50,8 +51,21 @@ def read_scan(
             frames are judged as they are read: see `checked_chunks`.
     """
     path = Path(path)
-    head = file_head(path)
-    for reader in _READERS:
-        if reader.sniff(path, head):
-            return reader.read(path, domain=domain, probe=probe, frames=frames)
-    raise foreign_content(path, head)
+    given: dict[str, Any] = {
+        "domain": domain,
+        "probe": None if probe is None else str(probe),
+        "frames": None if frames is None else _text(frames),
+    }
+    base = ReadConfig() if config is None else reading_of(config)
+    reading = dataclasses.replace(base, **{name: value for name, value in given.items() if value is not None})
+    if reading.mapping is not None:
+        return scan_of(
+            read_mapped(path, reading, reading.mapping), "the configuration says where it keeps what", reading
+        )
+    reader, why = recognise(path)
+    return scan_of(reader.read(path, reading), why, reading)
+
+
+def _text(frames: slice) -> str:
+    parts = [frames.start, frames.stop] + ([] if frames.step is None else [frames.step])
+    return ":".join("" if part is None else str(part) for part in parts)

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -20,14 +21,16 @@ import numpy as np
 from torchptycho.errors import ScanError
 from torchptycho.io.files import file_head, foreign_content
 
-__all__ = ["Member", "NpzArchive", "fill", "is_zip", "member_damage", "write_array", "write_header"]
+__all__ = ["Member", "NpzArchive", "array_header", "fill", "is_zip", "member_damage", "write_array", "write_header"]
 
 # Deflate cannot do better than 1032:1 (zlib documentation, "Maximum Compression Factor"); the constant is for tiny
 # members, whose headers weigh more than their content.
 _MAX_DEFLATE_RATIO = 1032
 _DEFLATE_SLACK_BYTES = 4096
+# What zipfile and zlib raise, and numpy while it parses the header of an array.
 _DAMAGE = (
     zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError, struct.error,
+    SyntaxError, tokenize.TokenError, MemoryError,
 )  # fmt: skip
 
 
@@ -126,6 +129,15 @@ class NpzArchive:
         found = f"no such key among: {', '.join(self._infos)}"
         return ScanError(self.path, key, expected=expected, found=found, remedy=f"{hint} {remedy}".strip())
 
+    def is_empty(self, key: str) -> bool:
+        """Whether an array has no values at all, as lists of nothing have."""
+        with (
+            member_damage(self.path, key),
+            zipfile.ZipFile(self.path) as archive,
+            archive.open(self._infos[key]) as stream,
+        ):
+            return 0 in array_header(stream)[0]
+
     def member(self, key: str) -> Member:
         """The header of an array, checked against what the archive can hold.
 
@@ -136,13 +148,7 @@ class NpzArchive:
         with member_damage(self.path, key):
             self._refuse_implausible(info, key)
             with zipfile.ZipFile(self.path) as archive, archive.open(info) as stream:
-                version = np.lib.format.read_magic(stream)
-                if version == (1, 0):
-                    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
-                elif version == (2, 0):
-                    shape, fortran_order, dtype = np.lib.format.read_array_header_2_0(stream)
-                else:
-                    raise ValueError(f".npy format version {version} is not read")
+                shape, fortran_order, dtype = array_header(stream)
                 data_offset = stream.tell()
             with zipfile.ZipFile(self.path) as archive, archive.open(info) as stream:
                 header_crc = zlib.crc32(stream.read(data_offset))
@@ -248,6 +254,18 @@ class NpzArchive:
         if start + info.file_size > self.path.stat().st_size:
             raise EOFError("the member reaches beyond the end of the file")
         return start
+
+
+def array_header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether the order is Fortran's, and dtype of a .npy stream; ValueError for a newer version."""
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
+        return shape, fortran_order, dtype
+    if version == (2, 0):
+        shape, fortran_order, dtype = np.lib.format.read_array_header_2_0(stream)
+        return shape, fortran_order, dtype
+    raise ValueError(f".npy format version {version} is not read")
 
 
 def fill(stream: io.BufferedIOBase, out: np.ndarray) -> None:

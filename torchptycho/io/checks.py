@@ -12,7 +12,7 @@ from jaxtyping import Float64
 from torchptycho.config import SUPPORTED_N_PX
 from torchptycho.errors import ScanError
 from torchptycho.geometry import Geometry
-from torchptycho.io.frames import CastFrames, SelectedFrames, frames_in
+from torchptycho.io.frames import frames_in, rows_in_file
 from torchptycho.scan import Frames, Scan
 
 __all__ = [
@@ -48,11 +48,10 @@ def network_size_advice(n_px: int) -> str | None:
     if n_px in SUPPORTED_N_PX:
         return None
     near = min(SUPPORTED_N_PX, key=lambda n: abs(n - n_px))
-    verb = "crop" if near < n_px else "pad with zeros"
+    verb = "Crop" if near < n_px else "Pad"
     return (
-        f"Centre the pattern on [N/2, N/2] and {verb} the frames to {near}x{near}, and likewise the Fourier "
-        f"transform of the probe; multiply the positions by {near / n_px:.6g}, as the object pixel becomes "
-        f"{n_px / near:.4g} times as large."
+        f"{verb} them with --crop-px {near} (and --beam-center-px Y X, where the beam is not in the middle): probe and "
+        f"positions follow, as the object pixel becomes {n_px / near:.4g} times as large."
     )
 
 
@@ -66,7 +65,10 @@ def check_frame_shape(source: Path, key: str, height: int, width: int) -> None:
     if height == width == n:
         return
     expected = "square frames (M, N, N)" if height != width else "frames with an even edge N"
-    remedy = f"Keep the centre: rows {crop_advice(height, n)}, columns {crop_advice(width, n)}."
+    remedy = (
+        f"Keep the centre: rows {crop_advice(height, n)}, columns {crop_advice(width, n)}; --crop-px N and "
+        "--beam-center-px Y X do it."
+    )
     raise ScanError(source, key, expected=expected, found=f"frames of {height}x{width} pixels", remedy=remedy)
 
 
@@ -167,8 +169,9 @@ def _checked(scan: Scan, frames_per_chunk: int | None) -> Iterator[tuple[np.ndar
             scan.source,
             key,
             expected="finite values of at least 0" if worst is not_finite else f"{scan.domain} of at least 0",
-            found=f"{what} in {_frames_named(_in_file(frames, worst.first), worst.total)}",
-            remedy="Drop these frames, or mark the pixels as bad with an array 'bad_pixels' (True = bad).",
+            found=f"{what} in {_frames_named(rows_in_file(frames, worst.first), worst.total)}",
+            remedy="Drop these frames (--bad-frames leave-out), or mark the pixels as bad with an array 'bad_pixels' "
+            "(True = bad).",
         )
     if start != scan.n_frames:
         found = f"a stream that ended after {start}"
@@ -204,9 +207,3 @@ def _frames_named(first: list[int], total: int) -> str:
 
 def _key_of(frames: Frames) -> str:
     return str(getattr(frames, "key", "diffraction"))
-
-
-def _in_file(frames: Any, indices: list[int]) -> list[int]:
-    # A scan cut by `frames=` still names the frames as the file counts them.
-    inner = frames.inner if isinstance(frames, CastFrames) else frames
-    return [inner.rows[i] for i in indices] if isinstance(inner, SelectedFrames) else indices

@@ -6,7 +6,7 @@ import io
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,9 @@ __all__ = ["dump_json", "file_head", "foreign_content", "replaced_atomically"]
 
 _HEAD_BYTES = 16
 _FOREIGN = (
-    (b"\x89HDF\r\n\x1a\n", "an HDF5 file (CXI, NeXus)", "HDF5 is not read yet by this version: export to NPZ with the "
-     "arrays 'diffraction', 'xcoords', 'ycoords' and 'probeGuess'."),
-    (b"\x93NUMPY", "a single NumPy array (.npy)", "Put it into an NPZ together with the other arrays: "
-     "numpy.savez_compressed(file, diffraction=..., xcoords=..., ycoords=..., probeGuess=...)."),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file of another layout", "Say where its frames and positions are: section "
+     "'mapping' of a --config file."),
+    (b"\x93NUMPY", "a single NumPy array (.npy)", "Say where its positions are: section 'mapping' of a --config file."),
     (b"MATLAB", "a MATLAB file", "Export it to NPZ, for example with scipy.io.loadmat and numpy.savez_compressed."),
     (b"II*\x00", "a TIFF image", "Stack the images into an array 'diffraction' (M, N, N) and save it as NPZ."),
     (b"MM\x00*", "a TIFF image", "Stack the images into an array 'diffraction' (M, N, N) and save it as NPZ."),
@@ -60,17 +59,23 @@ def file_head(path: Path) -> bytes:
     return head
 
 
-def foreign_content(path: Path, head: bytes) -> ScanError:
-    """The error for a file of a format that cannot be read, with the way out where the format is recognised."""
+def foreign_content(path: Path, head: bytes, formats: Sequence[str] = ()) -> ScanError:
+    """The error for a file of a format that cannot be read, with the way out where the format is recognised.
+
+    Arguments:
+        formats: what could have been read in its place; none for NPZ alone.
+    """
+    expected = f"a scan file ({', '.join(formats)})" if formats else "an NPZ file (a zip archive)"
     for magic, what, remedy in _FOREIGN:
         if head.startswith(magic):
-            return ScanError(path, None, expected="an NPZ file (a zip archive)", found=what, remedy=remedy)
+            return ScanError(path, None, expected=expected, found=what, remedy=remedy)
     return ScanError(
         path,
         None,
-        expected="an NPZ file (a zip archive)",
+        expected=expected,
         found=f"other content, beginning with {head[:8]!r}",
-        remedy="Export the scan to NPZ: see the file contract in the documentation.",
+        remedy="Export the scan to NPZ (see 'Which files' in the README), or describe it in the section 'mapping' of a "
+        "--config file.",
     )
 
 

@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 
-from torchptycho.io.frames import backing_file, frames_in
+from torchptycho.io.frames import backing_files, frames_in
 from torchptycho.scan import Scan
 
 __all__ = ["scan_fingerprint"]
@@ -22,11 +22,12 @@ def scan_fingerprint(scan: Scan) -> str:
             digest.update(np.ascontiguousarray(array).tobytes())
     told = (scan.domain, scan.frames.shape, str(scan.frames.dtype), scan.metadata, scan.geometry)
     digest.update(repr((*told, scan.probe_is_calibrated)).encode())
-    backing = backing_file(scan.frames)
+    backing = backing_files(scan.frames)
     if backing is not None:
-        file, part = backing
-        status = file.stat()
-        digest.update(repr((status.st_size, status.st_mtime_ns, part)).encode())
+        files, part = backing
+        for status in (file.stat() for file in files):
+            digest.update(repr((status.st_size, status.st_mtime_ns)).encode())
+        digest.update(part.encode())
     else:
         for chunk in scan.frames.chunks(frames_in(_CHUNK_BYTES, scan.frames)):
             digest.update(np.ascontiguousarray(chunk).tobytes())

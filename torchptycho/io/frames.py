@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,9 @@ import numpy as np
 
 from torchptycho.errors import ScanError
 from torchptycho.io.archive import Member, NpzArchive, fill
+from torchptycho.io.hdf5_frames import Hdf5Frames
+from torchptycho.io.processing import ProcessedFrames
+from torchptycho.io.views import JoinedFrames, PickedFrames
 from torchptycho.scan import ArrayFrames, Frames
 
 __all__ = [
@@ -20,8 +24,11 @@ __all__ = [
     "SelectedFrames",
     "StoredFrames",
     "ZippedFrames",
-    "backing_file",
+    "backing_files",
+    "frames_in",
     "open_stack",
+    "rows_in_file",
+    "scattered_is_dear",
     "select",
 ]
 
@@ -137,7 +144,7 @@ class SelectedFrames:
         return self.inner.dtype
 
     def chunks(self, frames_per_chunk: int) -> Iterator[np.ndarray]:
-        if not isinstance(self.inner, ZippedFrames):
+        if not scattered_is_dear(self.inner):
             for start in range(0, len(self.rows), frames_per_chunk):
                 part = self.rows[start : start + frames_per_chunk]
                 yield self.inner[part.start : part.stop : part.step]
@@ -184,21 +191,53 @@ class CastFrames:
             return values.astype(self.dtype)
 
 
-def backing_file(frames: Frames) -> tuple[Path, str] | None:
-    """The file that these frames are read from as they are needed, and which part of it they are.
+def backing_files(frames: Frames) -> tuple[tuple[Path, ...], str] | None:
+    """The files that these frames are read from as they are needed, and which part of them they are.
 
     None for frames in memory, and for all that did not come from here: a view of a file's map may have been turned.
     """
-    if isinstance(frames, CastFrames):
-        return backing_file(frames.inner)
-    if isinstance(frames, SelectedFrames):
-        inner = backing_file(frames.inner)
-        return None if inner is None else (inner[0], f"{inner[1]}{frames.rows}")
+    if isinstance(frames, JoinedFrames):
+        parts = [backing_files(part) for part in frames.parts]
+        if any(part is None for part in parts):
+            return None
+        return tuple(file for part in parts if part for file in part[0]), ";".join(part[1] for part in parts if part)
+    if isinstance(frames, CastFrames | SelectedFrames | PickedFrames | ProcessedFrames):
+        inner = backing_files(frames.inner)
+        if inner is None:
+            return None
+        how = ""
+        if isinstance(frames, SelectedFrames):
+            how = f"{frames.rows}"
+        elif isinstance(frames, PickedFrames):
+            how = hashlib.sha256(np.ascontiguousarray(frames.rows, np.int64).tobytes()).hexdigest()
+        elif isinstance(frames, ProcessedFrames):
+            how = f"{frames.steps.fingerprint()}{frames.domain}"
+        return inner[0], f"{inner[1]}{how}"
     if isinstance(frames, FileFrames):
-        return frames.member.path, frames.key
+        return (frames.member.path,), frames.key
+    if isinstance(frames, Hdf5Frames):
+        return frames.files, f"{frames.key}{frames.order}"
     if isinstance(frames, ViewFrames) and isinstance(frames.array, np.memmap) and frames.array.filename is not None:
-        return Path(frames.array.filename), frames.key
+        return (Path(frames.array.filename),), f"{frames.key}{frames.array.strides}"
     return None
+
+
+def scattered_is_dear(frames: Frames) -> bool:
+    """Whether reading single frames means reading all those before."""
+    if isinstance(frames, JoinedFrames):
+        return any(scattered_is_dear(part) for part in frames.parts)
+    if isinstance(frames, CastFrames | SelectedFrames | PickedFrames | ProcessedFrames):
+        return scattered_is_dear(frames.inner)
+    return isinstance(frames, ZippedFrames)
+
+
+def rows_in_file(frames: Frames, indices: list[int]) -> list[int]:
+    """The same frames as the file counts them."""
+    if isinstance(frames, CastFrames | ProcessedFrames):
+        return rows_in_file(frames.inner, indices)
+    if isinstance(frames, SelectedFrames | PickedFrames):
+        return rows_in_file(frames.inner, [int(frames.rows[i]) for i in indices])
+    return indices
 
 
 def working_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:

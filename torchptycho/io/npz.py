@@ -13,14 +13,16 @@ import numpy as np
 
 from torchptycho.errors import ScanError
 from torchptycho.geometry import Geometry
-from torchptycho.io.archive import Member, NpzArchive, write_array, write_header
+from torchptycho.io.archive import Member, NpzArchive, is_zip, write_array, write_header
 from torchptycho.io.checks import check_frame_shape, check_positions, raw_checked_chunks
 from torchptycho.io.files import dump_json, replaced_atomically
 from torchptycho.io.frames import open_stack, select, working_dtype
-from torchptycho.io.probes import load_probe, read_probe
+from torchptycho.io.probes import NO_PROBE, load_probe
+from torchptycho.io.recorded import Recorded, check_count, rows_of
+from torchptycho.reading import ReadConfig, frame_slice
 from torchptycho.scan import Frames, Scan
 
-__all__ = ["read_npz_scan", "write_scan"]
+__all__ = ["read_npz", "sniff_npz", "write_npz"]
 
 Domain = Literal["counts", "amplitude"]
 
@@ -28,48 +30,70 @@ _FORMAT, _FORMAT_VERSION = "torchptycho-scan", 1
 _LENGTHS = tuple(field.name for field in dataclasses.fields(Geometry))
 # Entries of `_metadata` that become fields of the scan, so that they cannot contradict them later.
 _RESERVED = ("domain", "probe_is_calibrated", "frames_axis", "format", "format_version", *_LENGTHS)
+_FRAMES_KEYS = ("diffraction", "diff3d")
 _LOOK_PX = 2**20
 _log = logging.getLogger(__name__)
 
 
-def read_npz_scan(
-    path: Path,
-    *,
-    domain: Domain | None = None,
-    probe: str | Path | None = None,
-    frames: slice | None = None,
-) -> Scan:
-    """Open a scan in an NPZ file; arguments and errors as for `read_scan`."""
+def sniff_npz(path: Path, head: bytes) -> str | None:
+    """Why this is a scan in NPZ, or None."""
+    if not is_zip(head):
+        return None
+    keys = NpzArchive(path).keys
+    named = [key for key in (*_FRAMES_KEYS, "xcoords", "ycoords", "probeGuess") if key in keys]
+    return f"a zip archive with {', '.join(named)}" if named else "a zip archive of arrays"
+
+
+def read_npz(path: Path, config: ReadConfig) -> Recorded:
+    """A scan in an NPZ file: canonical, legacy, or as Ptychodus writes it for training."""
+    frames = frame_slice(config.frames)
     archive = NpzArchive(path)
     metadata = archive.load_metadata()
     _refuse_newer_format(path, metadata)
     member, axis = _frames_member(archive, metadata)
-    n_in_file, n_px = member.shape[axis], member.shape[1]
-    rows = _rows(path, member.key, n_in_file, frames)
+    n_in_file = member.shape[axis]
+    height, width = member.shape[1:] if axis == 0 else member.shape[:2]
+    if not config.changes_frames:
+        check_frame_shape(path, member.key, height, width)
+    rows = rows_of(path, member.key, n_in_file, frames)
     geometry = _geometry(path, metadata)
     stack = select(open_stack(archive, member, axis), rows)
-    positions_px = _positions(archive, ("ycoords", "xcoords"), rows, n_in_file, cut=frames is not None)
-    check_positions(path, positions_px, geometry.with_object_pixel(n_px), ("ycoords", "xcoords"))
-    if probe is None and "probeGuess" not in archive:
-        raise archive.missing("probeGuess", f"the probe, ({n_px}, {n_px}) complex", "Or give one with --probe FILE.")
-    return Scan(
+    cut = frames is not None
+    keys = _position_keys(archive)
+    positions_px = _positions(archive, keys, rows, n_in_file, cut=cut)
+    check_positions(path, positions_px, geometry.with_object_pixel(height), keys)
+    own_probe = None
+    if config.probe is None and "probeGuess" in archive:
+        own_probe = load_probe(archive, "probeGuess", None if config.changes_frames else height)
+    elif config.probe is None and not config.guess_probe:
+        raise archive.missing("probeGuess", f"the probe, ({height}, {height}) complex", f"Or give {NO_PROBE}")
+    return Recorded(
+        path=path,
+        format="NPZ",
         frames=stack,
-        domain=_domain(path, member.key, domain, metadata, stack),
-        positions_px=positions_px,
-        probe=load_probe(archive, "probeGuess", n_px) if probe is None else read_probe(probe, n_px),
-        mask=_mask(archive, n_px),
-        scan_id=_scan_id(archive, rows, n_in_file, cut=frames is not None),
+        rows=rows,
+        domain=_domain(path, member.key, config.domain, metadata, stack),
+        positions=positions_px,
+        unit="px",
+        position_keys=keys,
+        probe=own_probe,
+        bad_pixels=~_mask(archive, (height, width)),
+        scan_id=_scan_id(archive, rows, n_in_file, cut=cut),
         geometry=geometry,
-        source=str(path),
         truth=_truth(archive),
-        truth_patches=_truth_patches(archive, n_in_file, n_px, axis, rows, cut=frames is not None),
-        nominal_positions_px=_nominal_positions(archive, rows, n_in_file, cut=frames is not None),
+        truth_patches=_truth_patches(archive, n_in_file, height, axis, rows, cut=cut) if height == width else None,
+        nominal_positions_px=_nominal_positions(archive, rows, n_in_file, cut=cut),
         metadata={key: value for key, value in metadata.items() if key not in _RESERVED},
-        probe_is_calibrated=probe is None and metadata.get("probe_is_calibrated") is True,
-    )
+        probe_is_calibrated=config.probe is None and metadata.get("probe_is_calibrated") is True,
+        notes=(
+            f"frames in '{member.key}', axis {axis} counts them",
+            f"positions in {keys[0]}, {keys[1]}, in object pixels",
+            "_metadata is there" if metadata else "no _metadata",
+        ),
+    )  # fmt: skip
 
 
-def write_scan(scan: Scan, path: str | Path, *, compressed: bool = True) -> None:
+def write_npz(scan: Scan, path: Path, *, compressed: bool = True) -> None:
     """Write a scan as canonical NPZ, streaming its frames; the file appears only when it is whole.
 
     Arguments:
@@ -78,7 +102,6 @@ def write_scan(scan: Scan, path: str | Path, *, compressed: bool = True) -> None
     Raises:
         ScanError: the frames fail `checked_chunks`, the metadata is not plain, or the place cannot be written to.
     """
-    path = Path(path)
     known = {key: value for key in _LENGTHS if (value := getattr(scan.geometry, key)) is not None}
     metadata = {key: value for key, value in scan.metadata.items() if key not in _RESERVED} | known | {
         "domain": scan.domain, "probe_is_calibrated": scan.probe_is_calibrated, "frames_axis": 0,
@@ -122,7 +145,7 @@ def _refuse_newer_format(path: Path, metadata: dict[str, Any]) -> None:
 
 def _frames_member(archive: NpzArchive, metadata: dict[str, Any]) -> tuple[Member, int]:
     """The member with the frames, and the axis along which they lie: 0, or 2 in old files."""
-    key = next((name for name in ("diffraction", "diff3d") if name in archive), None)
+    key = next((name for name in _FRAMES_KEYS if name in archive), None)
     if key is None:
         raise archive.missing("diffraction", "the frames, (M, N, N)")
     member = archive.member(key)
@@ -136,10 +159,7 @@ def _frames_member(archive: NpzArchive, metadata: dict[str, Any]) -> tuple[Membe
         raise ScanError(
             archive.path, key, expected="integer or real frames", found=f"{member.dtype} frames", remedy=remedy
         )
-    axis = _frame_axis(archive, member, metadata)
-    height, width = member.shape[1:] if axis == 0 else member.shape[:2]
-    check_frame_shape(archive.path, key, height, width)
-    return member, axis
+    return member, _frame_axis(archive, member, metadata)
 
 
 def _frame_axis(archive: NpzArchive, member: Member, metadata: dict[str, Any]) -> int:
@@ -154,26 +174,10 @@ def _frame_axis(archive: NpzArchive, member: Member, metadata: dict[str, Any]) -
             "(N, N, M) look the same",
             remedy='Add the entry "frames_axis": 0 for (M, N, N), or 2 for (N, N, M), to the JSON in \'_metadata\'.',
         )  # fmt: skip
-    n_positions = archive.member("xcoords").shape[0] if "xcoords" in archive and archive.member("xcoords").shape else a
+    key = _position_keys(archive)[1]
+    n_positions = archive.member(key).shape[0] if key in archive and archive.member(key).shape else a
     # Only the old order leaves the first two axes equal; the number of positions decides when neither fits.
     return 2 if (a == b and a != n_positions) or (c == n_positions and n_positions not in (a, b)) else 0
-
-
-def _rows(path: Path, key: str, n_in_file: int, frames: slice | None) -> range:
-    if frames is not None and frames.step is not None and frames.step < 1:
-        raise ScanError(
-            path, key, expected="frames in the order of the file", found=f"a step of {frames.step}",
-            remedy="Use a slice with a positive step.",
-        )  # fmt: skip
-    rows = range(n_in_file) if frames is None else range(n_in_file)[frames]
-    if len(rows) < 2:
-        start, stop = ("", "") if frames is None else ("" if at is None else at for at in (frames.start, frames.stop))
-        cut = f" after --frames {start}:{stop}" if frames is not None else ""
-        raise ScanError(
-            path, key, expected="at least 2 overlapping frames", found=f"{len(rows)} of {n_in_file}{cut}",
-            remedy="Ptychography needs many frames with overlap; keep or record more.",
-        )  # fmt: skip
-    return rows
 
 
 def _per_frame(archive: NpzArchive, key: str, rows: range, n_in_file: int, *, cut: bool) -> np.ndarray:
@@ -185,17 +189,15 @@ def _per_frame(archive: NpzArchive, key: str, rows: range, n_in_file: int, *, cu
             found=f"{member.dtype} {member.shape}", remedy="Save it as a vector.",
         )  # fmt: skip
     n = int(np.prod(member.shape))
-    if n != n_in_file and not (cut and n > rows[-1]):
-        if n < n_in_file:
-            which = f"the last {n_in_file - n} frames have" if n_in_file - n > 1 else "the last frame has"
-            remedy = f"Perhaps {which} no entry. Drop it with --frames :{n}, or repair the file."
-            remedy = remedy.replace("Drop it", "Drop them") if n_in_file - n > 1 else remedy
-        else:
-            remedy = f"If the scan was stopped early, use --frames :{n_in_file}; else repair the file."
-        raise ScanError(
-            archive.path, key, expected=f"{n_in_file} entries, one per frame", found=f"{n} entries", remedy=remedy
-        )
+    check_count(archive.path, key, n, n_in_file, rows, cut=cut)
     return archive.load(key).reshape(-1)[rows.start : rows.stop : rows.step]
+
+
+def _position_keys(archive: NpzArchive) -> tuple[str, str]:
+    """(y, x); the positions as they were asked for, where a file has no others."""
+    nominal = ("ycoords_start", "xcoords_start")
+    absent = not {"ycoords", "xcoords"} & set(archive.keys)
+    return nominal if absent and set(nominal) <= set(archive.keys) else ("ycoords", "xcoords")
 
 
 def _positions(archive: NpzArchive, keys: tuple[str, str], rows: range, n_in_file: int, *, cut: bool) -> np.ndarray:
@@ -222,17 +224,17 @@ def _scan_id(archive: NpzArchive, rows: range, n_in_file: int, *, cut: bool) -> 
     return ids.astype(np.int64)
 
 
-def _mask(archive: NpzArchive, n_px: int) -> np.ndarray:
-    good = np.ones((n_px, n_px), bool)
+def _mask(archive: NpzArchive, shape: tuple[int, ...]) -> np.ndarray:
+    good = np.ones(shape, bool)
     for key, meaning in (("mask", "True = good"), ("bad_pixels", "True = bad")):
         if key not in archive:
             continue
         member = archive.member(key)
-        values = archive.load(key) if member.shape == (n_px, n_px) and member.dtype.kind in "biu" else None
+        values = archive.load(key) if member.shape == shape and member.dtype.kind in "biu" else None
         if values is None or not np.isin(values, (0, 1)).all():
             found = f"{member.dtype} {member.shape}" + ("" if values is None else " with other values")
             remedy = "Save it as a boolean array of the size of the frames."
-            expected = f"({n_px}, {n_px}) boolean, {meaning}"
+            expected = f"{shape} boolean, {meaning}"
             raise ScanError(archive.path, key, expected=expected, found=found, remedy=remedy)
         good &= values.astype(bool) if key == "mask" else ~values.astype(bool)
         if not good.any():

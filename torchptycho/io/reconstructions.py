@@ -1,4 +1,4 @@
-"""Reconstructions in NPZ files."""
+"""Reconstructions in NPZ files, and the objects of other programs' HDF5 files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 
 from torchptycho.errors import ScanError
 from torchptycho.io.archive import NpzArchive, write_array
-from torchptycho.io.files import dump_json, replaced_atomically
+from torchptycho.io.files import dump_json, file_head, replaced_atomically
+from torchptycho.io.hdf5 import MAGIC, attribute, load_complex, locate, open_hdf5
 from torchptycho.io.probes import load_probe
 from torchptycho.reconstruction import MIN_COVERAGE, Reconstruction
 
@@ -55,11 +56,15 @@ def write_reconstruction(reconstruction: Reconstruction, path: str | Path) -> No
 def read_reconstruction(path: str | Path) -> Reconstruction:
     """Read a reconstruction, or any NPZ with a complex `object` (else `objectGuess`: a scan that brings its truth).
 
+    Of HDF5 files the object of a Ptychodus product, of a pty-chi pair and of a CXI file (`image_2`) are read.
+
     What a foreign file lacks is filled in: coverage 1 everywhere, valid where it reaches `MIN_COVERAGE`, origin (0, 0).
 
     Raises:
         ScanError: no object, or arrays that do not fit it.
     """
+    if file_head(Path(path)).startswith(MAGIC):
+        return _from_hdf5(Path(path))
     archive = NpzArchive(path)
     key = next((name for name in ("object", "objectGuess") if name in archive), None)
     if key is None:
@@ -94,6 +99,28 @@ def read_reconstruction(path: str | Path) -> Reconstruction:
         positions_px=_positions(archive) if refined and "ycoords" in archive else None,
         background=archive.load("background").astype(np.float32) if refined and "background" in archive else None,
         history=history,
+    )
+
+
+def _from_hdf5(path: Path) -> Reconstruction:
+    """The object of one slice; a product's pixel [0, 0] is the one that its positions count from."""
+    with open_hdf5(path) as file:
+        key, node = locate(file, path, "object", "entry_1/image_2/data")
+        if node is None:
+            raise ScanError(path, "object", expected="a complex object (H, W)", found="no such dataset",
+                            remedy="Name a product, a CXI file with image_2, or an NPZ with 'object'.")  # fmt: skip
+        values = load_complex(node, path, key)
+        pixel_m = attribute(node, path, "pixel_height_m")
+    shape = values.shape[-2:]
+    if len(shape) != 2 or values.size != shape[0] * shape[1]:
+        raise ScanError(path, key, expected="a complex object (H, W)", found=f"{values.dtype} {values.shape}",
+                        remedy="An object of several slices is not read; save one of them.")  # fmt: skip
+    return Reconstruction(
+        object=values.reshape(shape),
+        coverage=np.ones(shape, np.float32),
+        valid=np.ones(shape, bool),
+        origin_px=(0, 0),
+        object_pixel_m=float(pixel_m) if isinstance(pixel_m, int | float) and pixel_m > 0 else None,
     )
 
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from torchptycho.config import ModelConfig
 from torchptycho.nn.base import GroupInput
 from torchptycho.nn.unet import UNetGenerator
-from torchptycho.physics.patches import extract
 from torchptycho.physics.projection import GroupProjection
 
 __all__ = ["PieUNet"]
@@ -73,6 +72,4 @@ class PieUNet(UNetGenerator):
         if not self.training and self.finish_projections:
             with torch.no_grad():
                 canvas = projection.run(canvas, self.finish_projections)
-        n_px = group.amplitude.shape[-1]
-        with torch.autocast(device_type=group.amplitude.device.type, enabled=False):
-            return extract(canvas, projection.corner_px, n_px)
+        return projection.patches(canvas)

@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
-from torchptycho.physics.patches import corner, extract_inside, place_inside
+from torchptycho.physics.inside import extract_groups, place_groups
+from torchptycho.physics.patches import corner
 
 __all__ = ["GroupProjection"]
 
@@ -17,7 +18,7 @@ _LONGEST = 4.0
 
 
 class GroupProjection:
-    """The frames of B groups, ready to correct B small objects in parallel; nothing here is differentiated.
+    """The frames of B groups, ready to correct B small objects in parallel.
 
     The waves on the detector change by (y - I) / 2 (I + 1), in counts: the gradient of the Poisson likelihood, and to
     first order the projection onto the measured amplitudes, which at few counts would make the object too dark. What
@@ -44,23 +45,14 @@ class GroupProjection:
         photon: Float[Tensor, " b"],
         canvas_px: int,
     ) -> None:
-        groups, members, n_px, _ = amplitude.shape
-        self._n_px, self.canvas_px = n_px, canvas_px
-        self.corner_px = corner(offset_px, n_px, (-(canvas_px // 2), -(canvas_px // 2)))
-        # The canvases stand on top of each other as one tall field, which a patch never leaves its part of.
-        floor = torch.arange(groups, device=amplitude.device, dtype=torch.float64) * canvas_px
-        tall = self.corner_px.double() + torch.stack([floor, torch.zeros_like(floor)], -1)[:, None]
-        self._corner_px = tall.reshape(-1, 2)
-        self._intensity = torch.fft.ifftshift(amplitude.square(), dim=(-2, -1)).reshape(-1, 1, n_px, n_px)
-        self._photon = photon.to(amplitude.dtype).repeat_interleave(members)[:, None, None, None]
-        all_good = bool(mask.all())
-        shifted = torch.fft.ifftshift(mask, dim=(-2, -1)).expand(-1, members, -1, -1)
-        self._mask = None if all_good else shifted.reshape(-1, 1, n_px, n_px)
-        self._probe = probe if len(probe) == 1 else probe.repeat_interleave(members, 0)
-        power = (self._probe.real.square() + self._probe.imag.square()).sum(1)
-        light = amplitude.new_zeros(groups * canvas_px, canvas_px)
-        place_inside(light, power.expand(groups * members, -1, -1), self._corner_px)
-        light = light.view(groups, canvas_px, canvas_px)
+        self._n_px, self._canvas_px = amplitude.shape[-1], canvas_px
+        self._corner_px = corner(offset_px, self._n_px, (-(canvas_px // 2), -(canvas_px // 2)))
+        self._intensity = torch.fft.ifftshift(amplitude.square(), dim=(-2, -1))[:, :, None]
+        self._mask = torch.fft.ifftshift(mask, dim=(-2, -1))[:, :, None]
+        self._photon = photon.to(amplitude.dtype)[:, None, None, None, None]
+        self._probe = probe[:, None]
+        power = (probe.real.square() + probe.imag.square()).sum(1)[:, None]
+        light = place_groups(power.expand(amplitude.shape).contiguous(), self._corner_px, canvas_px)
         peak = light.amax((-2, -1), keepdim=True)
         self.light = light / peak
         """[b, S, S] where the beams were, at most 1."""
@@ -70,19 +62,17 @@ class GroupProjection:
         """Where one begins: O = 1."""
         return torch.ones_like(self.light, dtype=self._probe.dtype)
 
+    def patches(self, canvas: Complex[Tensor, "b s s"]) -> Complex[Tensor, "b c n n"]:
+        """What each frame sees of its group's object."""
+        return extract_groups(canvas, self._corner_px, self._n_px)
+
     def change(self, canvas: Complex[Tensor, "b s s"]) -> Complex[Tensor, "b s s"]:
         """What the counts would have these objects change by."""
-        patches = extract_inside(canvas.reshape(-1, self.canvas_px), self._corner_px, self._n_px)
-        far = torch.fft.fft2(patches[:, None] * self._probe, norm="ortho")
-        intensity = (far.real.square() + far.imag.square()).sum(1, keepdim=True)
-        ratio = (0.5 * (self._intensity - intensity) / (intensity + self._photon)).clamp_max(_LONGEST)
-        if self._mask is not None:
-            ratio = ratio * self._mask
-        exit_change = torch.fft.ifft2(far * ratio, norm="ortho")
-        wish = (exit_change * self._probe.conj()).sum(1)
-        total = torch.zeros_like(canvas).view(-1, self.canvas_px)
-        place_inside(total, wish, self._corner_px)
-        return total.view_as(canvas) / self._divisor
+        far = torch.fft.fft2(self.patches(canvas)[:, :, None] * self._probe, norm="ortho")
+        intensity = (far.real.square() + far.imag.square()).sum(2, keepdim=True)
+        ratio = (0.5 * (self._intensity - intensity) / (intensity + self._photon)).clamp_max(_LONGEST) * self._mask
+        wish = (torch.fft.ifft2(far * ratio, norm="ortho") * self._probe.conj()).sum(2)
+        return place_groups(wish, self._corner_px, self._canvas_px) / self._divisor
 
     def run(self, canvas: Complex[Tensor, "b s s"], steps: int) -> Complex[Tensor, "b s s"]:
         """So many corrections, one after the other, each going on in the direction of the last."""

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from torchptycho.io import checked_chunks
+from torchptycho.io.near_field import refuse_near_field
 from torchptycho.physics.scaling import Scaling, frame_sums, measure_scaling
 from torchptycho.scan import Scan
 
@@ -96,9 +97,10 @@ def open_problem(
         scratch: folder for a temporary copy of frames that are too many for the memory; None takes the system's.
 
     Raises:
-        ScanError: a frame holds what no detector counts.
+        ScanError: a frame holds what no detector counts, or the frames are near-field images.
     """
     device = torch.device(device)
+    refuse_near_field(scan)
     with contextlib.ExitStack() as stack:
         size = math.prod(scan.frames.shape) * scan.frames.dtype.itemsize
         if size <= _MEMORY_BYTES:
@@ -111,7 +113,10 @@ def open_problem(
         mean_intensity = _copy(scan, frames) / scan.n_frames
         scaling = measure_scaling(mean_intensity, scan.n_px, scan.domain, scan.photons_per_frame)
         low = np.floor(scan.positions_px.min(0)).astype(int) - scan.n_px // 2 - margin_px
-        high = np.floor(scan.positions_px.max(0)).astype(int) - scan.n_px // 2 + scan.n_px + 1 + margin_px
+        # By the arithmetic of `corners_px`, or a position that is a whole number but for rounding falls off the edge.
+        corners = scan.positions_px - low.astype(np.float64) - scan.n_px // 2
+        moved = margin_px + 1 if margin_px else 0
+        high = low + np.floor(corners.max(0)).astype(int) + moved + scan.n_px + 1
         # Not in a detector's unsigned integers, which torch cannot index there.
         on_device = device.type == "cuda" and frames.dtype == np.float32
         on_device = on_device and frames.nbytes < torch.cuda.mem_get_info(device)[0] // 2

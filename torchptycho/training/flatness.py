@@ -128,7 +128,7 @@ class FlatnessWatch(Callback):
                 empty * ((counts * good).sum((-2, -1)) / (empty * good).sum((-2, -1)).clamp_min(1e-30))[..., None, None]
             )
             noisy = poisson_sample(empty, torch.Generator(empty.device).manual_seed(0))
-            scale = (module.photons_per_frame[batch.scan] / module.n_px**2).float()[:, None, None, None]
+            scale = module.mean_count(batch)[:, None, None, None]
 
             def misfit(expected: Tensor, measured: Tensor) -> Tensor:
                 return 0.5 * poisson_deviance(expected / scale, measured / scale, good, 0.5 / scale) * power.numel()

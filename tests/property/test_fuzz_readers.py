@@ -1,0 +1,35 @@
+"""Mutated scan files of every format; `make fuzz` does the same with many more, in processes of their own."""
+
+from __future__ import annotations
+
+import random
+import resource
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from scan_files import Case, cases, mutated, read_all, written
+from strategies import seeds
+
+FILES_EACH = 50
+CASES = cases()
+
+
+@pytest.mark.contract("files.fuzz")
+@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+def test_mutated_files_are_read_or_refused(case: Case, tmp_path: Path) -> None:
+    opened: list[str] = []
+    sys.addaudithook(lambda event, _: opened.append(event) if event == "pickle.find_class" else None)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    @settings(max_examples=FILES_EACH, suppress_health_check=[HealthCheck.too_slow])
+    @given(seed=seeds)
+    def check(seed: int) -> None:
+        with written(mutated(case, random.Random(seed)), tmp_path):
+            read_all(case, tmp_path)
+
+    check()
+    assert not opened
+    # Files of some kB: what is left is the readers' own code and the libraries that they load.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10

@@ -1,0 +1,75 @@
+"""Near-field data are told from far-field diffraction by how the frames move."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from torchptycho.config import ReadConfig, RunConfig, SimulateConfig
+from torchptycho.data.store import prepare
+from torchptycho.errors import ScanError
+from torchptycho.inspection import inspect_scan
+from torchptycho.io import read_scan
+from torchptycho.io.near_field import near_field
+from torchptycho.refinement import refine
+from torchptycho.scan import ArrayFrames, Scan
+from torchptycho.simulation import simulate
+
+N, M = 32, 80
+
+
+def shadows(magnification: float = 0.25, field_px: float = 120) -> Scan:
+    """Frames of a smooth beam with the shadow of a sample, so many detector pixels for each object pixel."""
+    rng = np.random.default_rng(4)
+    coarse = rng.uniform(0.4, 1, (40, 40))
+    rows, columns = np.indices((N, N)) - N / 2
+    light = 2000 * np.exp(-(rows**2 + columns**2) / (2 * 8.0**2))
+    positions_px = rng.uniform(0, field_px, (M, 2))
+    frames = []
+    for y, x in positions_px:
+        places = ((rows / magnification + y + 100) / 8, (columns / magnification + x + 100) / 8)
+        frames.append(rng.poisson(light * coarse[places[0].astype(int) % 40, places[1].astype(int) % 40]))
+    like = simulate(SimulateConfig(n_px=N, object_px=200, n_frames=M))
+    return dataclasses.replace(
+        like, frames=ArrayFrames(np.array(frames, np.uint16)), positions_px=positions_px, truth=None,
+        probe_is_calibrated=False,
+    )  # fmt: skip
+
+
+@pytest.mark.contract("files.near-field.seen")
+def test_shadow_images_are_near_field_and_refused(tmp_path: Path) -> None:
+    scan = shadows()
+    found = near_field(scan)
+    assert found is not None
+    assert found.shift == pytest.approx(0.25, rel=0.1)
+    summary = inspect_scan(scan)
+    assert not summary.usable
+    assert any("near-field data, which no far-field model explains" in problem for problem in summary.problems)
+    with pytest.raises(ScanError, match="near-field frames: neighbouring frames show the same picture"):
+        prepare([scan], RunConfig(), tmp_path / "store")
+    with pytest.raises(ScanError, match="near-field"):
+        refine(scan)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.contract("files.near-field.seen")
+@pytest.mark.parametrize("waves", [0.0, 2.0, 4.0])
+def test_far_field_of_a_defocused_beam_is_not_taken_for_it(waves: float) -> None:
+    options = SimulateConfig(n_px=64, object_px=160, n_frames=M, photons_per_frame=1e6, probe_defocus_waves=waves)
+    assert near_field(simulate(options)) is None
+
+
+@pytest.mark.contract("files.near-field.seen")
+def test_a_beam_that_fits_into_a_frame_is_not_refused() -> None:
+    assert near_field(shadows(magnification=1.3, field_px=30)) is None
+
+
+@pytest.mark.contract("files.near-field.measured")
+def test_measured_scans(measured_data: Path) -> None:
+    shadow = near_field(read_scan(measured_data / "petra-p25-near-field.cxi", ReadConfig(guess_probe=True)))
+    assert shadow is not None
+    assert shadow.beam_px > 300
+    assert near_field(read_scan(measured_data / "siemens-star-128.npz")) is None

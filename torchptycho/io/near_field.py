@@ -1,0 +1,146 @@
+"""Whether frames are shadow images of the sample (near field) and not far-field diffraction."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float64
+
+from torchptycho.errors import ScanError
+from torchptycho.io.frames import frames_in, scattered_is_dear
+from torchptycho.io.views import PickedFrames
+from torchptycho.scan import Scan
+
+__all__ = ["NearField", "near_field", "refuse_near_field"]
+
+_CHUNK_BYTES = 16 * 2**20
+_SPECTRA_BYTES = 16 * 2**20
+_MOST_FRAMES, _LEAST_PAIRS, _MOST_PAIRS = 200, 20, 300
+_CANDIDATES = 1000
+_NEIGHBOURS = 3
+# Frames whose movement is explained by the scan to this part, with so many pairs within 2 px of it.
+_EXPLAINED, _INLIERS, _INLIER_PX, _LEAST_SHIFT_PX = 0.9, 0.8, 2.0, 2.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NearField:
+    """Evidence of near-field data.
+
+    Arguments:
+        shift: detector pixels by which the frames move for each object pixel that the beam moves.
+        explained: part of all movement that is proportional to the beam's.
+        beam_px: width of the beam on the sample that follows, in object pixels.
+    """
+
+    shift: float
+    explained: float
+    beam_px: float
+
+    def __str__(self) -> str:
+        return (
+            f"neighbouring frames show the same picture, moved by {self.shift:.2g} detector pixels for each object "
+            f"pixel of the scan ({self.explained:.0%} of the movement); the beam on the sample is then about "
+            f"{self.beam_px:.0f} object pixels wide, more than a frame"
+        )
+
+
+def near_field(scan: Scan) -> NearField | None:
+    """Evidence that the frames are shadow images, or None.
+
+    In a divergent beam neighbouring frames show the sample moved by the magnified step of the scan. The diameter of the
+    pattern over that magnification is the width of the beam on the sample; when this is more than the N object pixels
+    of a frame, a far-field model of N pixels cannot hold the beam, whatever the probe. Reads up to 200 frames.
+    """
+    rows = _neighbourhood(scan)
+    if len(rows) < _NEIGHBOURS + 2:
+        return None
+    pattern, spectra = _spectra(scan, rows)
+    first, second = _pairs(scan.positions_px[rows])
+    if len(first) < _LEAST_PAIRS:
+        return None
+    shifts = np.stack([_shift(spectra[a], spectra[b]) for a, b in zip(first, second, strict=True)])
+    moves = scan.positions_px[rows][first] - scan.positions_px[rows][second]
+    matrix = np.linalg.lstsq(moves, shifts, rcond=None)[0]
+    rest = shifts - moves @ matrix
+    total = float((shifts**2).sum())
+    explained = 1 - float((rest**2).sum()) / total if total > 0 else 0.0
+    inliers = float((np.abs(rest).max(axis=1) < _INLIER_PX).mean())
+    per_px = float(np.sqrt(np.abs(np.linalg.det(matrix))))
+    if explained < _EXPLAINED or inliers < _INLIERS or np.median(np.hypot(*shifts.T)) < _LEAST_SHIFT_PX:
+        return None
+    beam_px = _diameter(pattern) / per_px if per_px > 0 else 0.0
+    return NearField(shift=per_px, explained=explained, beam_px=beam_px) if beam_px > scan.n_px else None
+
+
+def refuse_near_field(scan: Scan) -> None:
+    """Refuse a scan that only a near-field model can explain.
+
+    Raises:
+        ScanError: with the evidence.
+    """
+    found = near_field(scan)
+    if found is not None:
+        raise ScanError(
+            scan.source, None, expected="far-field diffraction", found=f"near-field frames: {found}",
+            remedy="torchptycho models the far field only; use a near-field (Fresnel) method for these data.",
+        )  # fmt: skip
+
+
+def _neighbourhood(scan: Scan) -> np.ndarray:
+    """Frames of one scan that lie close together, ascending."""
+    most = max(8, min(_MOST_FRAMES, _SPECTRA_BYTES // (scan.n_px**2 * 8)))
+    candidates = np.flatnonzero(scan.scan_id == scan.scan_id[0])
+    if scattered_is_dear(scan.frames):
+        candidates = candidates[:_CANDIDATES]
+    places = scan.positions_px[candidates]
+    distance = np.hypot(*(places - np.median(places, axis=0)).T)
+    return np.sort(candidates[np.argsort(distance, kind="stable")[:most]])
+
+
+def _spectra(scan: Scan, rows: np.ndarray) -> tuple[Float64[np.ndarray, "n n"], np.ndarray]:
+    """The mean pattern, and the Fourier transforms of the relative deviation of each frame from it, where it is lit."""
+    picked = PickedFrames(scan.frames, rows, streamed=scattered_is_dear(scan.frames))
+    frames = np.empty(picked.shape, np.float32)
+    start = 0
+    for chunk in picked.chunks(frames_in(_CHUNK_BYTES, picked)):
+        values = np.nan_to_num(chunk.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0).clip(min=0)
+        frames[start : start + len(chunk)] = values**2 if scan.domain == "amplitude" else values
+        start += len(chunk)
+    frames[:, ~scan.mask] = 0
+    pattern = frames.mean(axis=0, dtype=np.float64)
+    lit = pattern > 1e-2 * pattern.max()
+    # Where few photons are, the ratio is noise.
+    trust = np.where(lit, np.minimum(1.0, 3 * np.sqrt(pattern / max(pattern.max(), 1e-30))), 0.0).astype(np.float32)
+    frames /= np.where(lit, pattern, 1.0).astype(np.float32)
+    deviation = (frames - 1) * trust
+    deviation -= deviation.mean(axis=(1, 2), keepdims=True)
+    return pattern, np.fft.rfft2(deviation).astype(np.complex64)
+
+
+def _pairs(positions_px: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    from scipy.spatial import cKDTree
+
+    near = cKDTree(positions_px).query(positions_px, k=_NEIGHBOURS + 1)[1][:, 1:]
+    pairs = {(min(a, int(b)), max(a, int(b))) for a, found in enumerate(near) for b in found if a != int(b)}
+    chosen = np.array(sorted(pairs)[:_MOST_PAIRS], np.int64).reshape(-1, 2)
+    return chosen[:, 0], chosen[:, 1]
+
+
+def _shift(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Whole pixels (y, x) by which the second must move to look like the first."""
+    correlation = np.fft.irfft2(first * second.conj())
+    n = correlation.shape[-1]
+    row, column = divmod(int(correlation.argmax()), n)
+    return np.array([(row + n // 2) % n - n // 2, (column + n // 2) % n - n // 2])
+
+
+def _diameter(pattern: Float64[np.ndarray, "n n"]) -> float:
+    """Of the disc around the centre of mass that holds 90 % of the light."""
+    rows, columns = np.indices(pattern.shape)
+    total = pattern.sum()
+    y, x = (pattern * rows).sum() / total, (pattern * columns).sum() / total
+    radius = np.hypot(rows - y, columns - x).ravel()
+    order = np.argsort(radius)
+    held = np.cumsum(pattern.ravel()[order]) / total
+    return 2 * float(radius[order][np.searchsorted(held, 0.9)])

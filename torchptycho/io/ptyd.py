@@ -10,7 +10,7 @@ import numpy as np
 
 from torchptycho.errors import ScanError
 from torchptycho.io.frames import select
-from torchptycho.io.hdf5 import MAGIC, find, load_array, names_in, open_hdf5
+from torchptycho.io.hdf5 import MAGIC, find, hdf5_damage, load_array, names_in, open_hdf5
 from torchptycho.io.hdf5_frames import Hdf5Frames, hdf5_stack
 from torchptycho.io.recorded import Recorded, check_count, lengths, rows_of
 from torchptycho.io.views import JoinedFrames
@@ -142,5 +142,6 @@ def _text(file: Any, path: Path, name: str) -> str | None:
     node = find(file, path, name)
     if node is None or node.shape != () or node.dtype.kind not in "OS":
         return None
-    value = node[()]
+    with hdf5_damage(path, name):
+        value = node[()]
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

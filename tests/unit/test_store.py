@@ -467,7 +467,7 @@ class TestIncomplete:
             (lambda m: json.dumps(m)[:-5], "expected JSON"),
             (lambda m: json.dumps(m | {"schema": 99}), "'schema': expected 2; found 99"),
             (lambda m: "[]", "'schema'"),
-            (lambda m: json.dumps({"schema": 1}), "incomplete"),
+            (lambda m: json.dumps({"schema": 2}), "incomplete"),
         ],
     )
     def test_damaged_or_foreign_manifest_is_a_store_error(self, tmp_path: Path, change: Any, message: str) -> None:

@@ -263,7 +263,7 @@ class TestSupervised:
         history = read_history(tmp_path / "run")
         assert "train/nll" not in history
         losses = [value for _, value in history["train/loss_epoch"]]
-        assert losses[-1] < 0.5 * losses[0]
+        assert losses[-1] < 0.7 * losses[0]
         image = reconstruct(result.last, given, accelerator="cpu", progress=False)
         assert evaluate(image, SCAN.truth).phase_ssim > 0.3
 

@@ -134,7 +134,7 @@ def train(
         started_from = check_resumes(last, config, out / _CONFIG).hparams["started_from"]
     elif start is not None:
         begun = check_starts(start, config)
-    check_machine(config.train.accelerator, config.train.devices)
+    check_machine(config.train.accelerator, config.train.devices, config.train.nodes)
     loggers(config.log.logger, out)
     if store is None:
         assert not isinstance(source, Store)

@@ -22,7 +22,9 @@ from torchptycho.data.dataset import GroupDataset
 from torchptycho.data.module import PtychoDataModule
 from torchptycho.data.order import EpochOrder, InOrder
 from torchptycho.data.store import Store
+from torchptycho.errors import ConfigError
 from torchptycho.training.history import read_history
+from torchptycho.training.quiet import check_machine
 
 
 class _Killed(BaseException):
@@ -153,6 +155,19 @@ class TestProcesses:
         mine, theirs = (dict(read_history(tmp_path / which)["val/nll"]) for which in ("one", "two"))
         assert mine.keys() == theirs.keys()
         assert list(theirs.values()) == pytest.approx(list(mine.values()), rel=1e-4)
+
+    @pytest.mark.contract("train.ddp.machines")
+    def test_devices_and_nodes_are_those_that_torchrun_started(
+        self, tiny_scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        started = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0",
+                   "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29511"}  # fmt: skip
+        for name, value in started.items():
+            monkeypatch.setenv(name, value)
+        check_machine("cpu", devices=2, nodes=2)
+        with pytest.raises(ConfigError, match=r"devices 2: not on this machine.*world size"):
+            run(tiny_scan, tiny(train={"devices": 2}), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
 
     @pytest.mark.contract("train.ddp.shares")
     @pytest.mark.parametrize("ranks", [2, 3])

@@ -22,14 +22,21 @@ _ADVICE = (
 )  # fmt: skip
 
 
-def check_machine(accelerator: str, devices: int) -> None:
-    """Raise ConfigError when this machine has no such devices."""
+def check_machine(accelerator: str, devices: int, nodes: int = 1) -> None:
+    """Raise ConfigError when this machine has no such devices, or torchrun or Slurm started other processes."""
     try:
         with quiet_lightning():
-            L.Trainer(accelerator=accelerator, devices=devices, logger=False, enable_checkpointing=False)
+            trainer = L.Trainer(
+                accelerator=accelerator, devices=devices, num_nodes=nodes, logger=False, enable_checkpointing=False
+            )
+            # Lightning itself compares these only when training begins.
+            environment = getattr(trainer.strategy, "cluster_environment", None)
+            if environment is not None:
+                environment.validate_settings(num_devices=devices, num_nodes=nodes)
     except (MisconfigurationException, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"accelerator '{accelerator}', devices {devices}: not on this machine ({reason}).") from None
+        asked = f"accelerator '{accelerator}', devices {devices}" + (f", nodes {nodes}" if nodes > 1 else "")
+        raise ConfigError(f"{asked}: not on this machine ({reason}).") from None
 
 
 @contextlib.contextmanager

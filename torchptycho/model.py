@@ -164,13 +164,16 @@ class PtychoPINN(L.LightningModule):
     def forward(self, batch: GroupBatch) -> Complex[Tensor, "b c n n"]:
         """Object patches of the frames of each group, as the generator sees them, before any merging."""
         amplitude = self._intensity(batch).sqrt() * self._per_group(self.input_scale, batch)
+        photon = self._photon[batch.scan].float()
+        background = torch.as_tensor(self.experiment.background, device=photon.device).expand(len(self.masks))
         return self.generator(  # type: ignore[no-any-return]
             GroupInput(
                 amplitude=amplitude,
                 probe=self._input_probe(batch),
                 offset_px=batch.offset_px,
                 mask=self._mask(batch),
-                photon=self._photon[batch.scan].float(),
+                photon=photon,
+                background=photon * background[batch.scan].float(),
                 canvas_px=self._canvas_for(batch),
             )
         )

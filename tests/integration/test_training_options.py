@@ -12,21 +12,18 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from jaxtyping import Complex, Float
 from lightning.pytorch.callbacks import Callback
 from test_training import assert_same_weights, run, tiny, weights
 from tiny import TINY_SIMULATION, Command
 from tolerances import relative_l2
-from torch import Tensor, nn
 
 from torchptycho.checkpoints import load_checkpoint
-from torchptycho.config import ExperimentConfig, LogConfig, ModelConfig, ReconstructConfig, load_config
+from torchptycho.config import ExperimentConfig, LogConfig, ReconstructConfig, load_config
 from torchptycho.data.dataset import GroupDataset
 from torchptycho.data.store import Store
 from torchptycho.errors import ConfigError, StoreError, TrainingError
 from torchptycho.evaluation import evaluate
 from torchptycho.model import FORMAT, PtychoPINN
-from torchptycho.nn import Generator
 from torchptycho.simulation import simulate
 from torchptycho.training.flatness import Flatness
 from torchptycho.training.history import read_history
@@ -35,26 +32,7 @@ from torchptycho.workflows import TrainResult, reconstruct
 SCAN = simulate(TINY_SIMULATION)
 
 
-class Constant(Generator):
-    """The same patch whatever it is given."""
-
-    supported_n_px = (32,)
-
-    def __init__(self, n_px: int) -> None:
-        super().__init__()
-        self.parts = nn.Parameter(torch.ones(n_px, n_px, 2) * torch.tensor([1.0, 0.0]))
-
-    @classmethod
-    def from_config(cls, config: ModelConfig, n_px: int, channels: int) -> Constant:
-        return cls(n_px)
-
-    def forward(
-        self, amplitude: Float[Tensor, "b c n n"], probe: Complex[Tensor, "probe_b p n n"]
-    ) -> Complex[Tensor, "b c n n"]:
-        return torch.view_as_complex(self.parts).expand(amplitude.shape).clone()
-
-
-CONSTANT = {"generator": "test_training_options:Constant"}
+CONSTANT = {"generator": "constant:Constant"}
 
 
 class _At(Callback):
@@ -232,7 +210,7 @@ class TestScans:
         # Its scale is measured on its own frames, as when it is reconstructed.
         counts = other.frames[:].sum(axis=(1, 2), dtype=np.float64)
         assert store.scans[2].scaling.photons_per_frame == pytest.approx(counts.mean())
-        module = load_checkpoint(result.checkpoint)
+        module = load_checkpoint(result.checkpoint).eval()
         batch = GroupDataset(store, "val").__getitems__(range(20))
         with torch.no_grad():
             expected = float(module._step(batch)["nll"])
@@ -419,8 +397,10 @@ def _failing_once(fail: Any) -> Any:
 
 
 @pytest.mark.contract("predict.absolute")
-def test_absolute_scale_undoes_an_object_that_is_too_bright(tiny_result: TrainResult, tiny_scan: Path) -> None:
-    module = load_checkpoint(tiny_result.checkpoint)
+def test_absolute_scale_undoes_an_object_that_is_too_bright(tiny_scan: Path, tmp_path: Path) -> None:
+    # A network that does not see how bright the beam is; the projections of the default one would follow it.
+    config = tiny(model=CONSTANT, train={"epochs": 1, "on_flat": "warn"})
+    module = load_checkpoint(run(SCAN, config, tmp_path / "run").checkpoint)
     images = []
     for brighter in (1.0, 3.0):
         # The head gives O - 1, so the probe is dimmed instead: the same counts ask for a brighter object.
@@ -431,7 +411,7 @@ def test_absolute_scale_undoes_an_object_that_is_too_bright(tiny_result: TrainRe
         told = image.provenance["absolute_scale"]
         assert told["background_counts"] >= 0
         images.append((told["object_factor"], image))
-    assert images[0][0] == pytest.approx(1, abs=0.2)
+    assert 0.6 < images[0][0] < 0.9  # the sample is darker than the transparent one that the network shows
     assert images[1][0] / images[0][0] == pytest.approx(3, rel=5e-3)  # the half count in the weights
     assert relative_l2(torch.from_numpy(images[1][1].object), torch.from_numpy(3 * images[0][1].object)) < 5e-3
     plain = reconstruct(module, tiny_scan, accelerator="cpu", progress=False)

@@ -27,6 +27,7 @@ def as_given(amplitude: Tensor) -> GroupInput:
         offset_px=torch.zeros(groups, members, 2),
         mask=torch.ones(groups, 1, n_px, n_px, dtype=torch.bool),
         photon=torch.full((groups,), 1e-6),
+        background=torch.zeros(groups),
         canvas_px=n_px + 2,
     )
 

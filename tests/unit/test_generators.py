@@ -81,8 +81,13 @@ def group(amplitude: Tensor, probe: Tensor, offset_px: Tensor | None = None) -> 
     good = torch.ones(groups, 1, n_px, n_px, dtype=torch.bool)
     return GroupInput(
         amplitude=amplitude, probe=probe, offset_px=offset_px, mask=good, canvas_px=canvas_px,
-        photon=torch.full((groups,), PHOTON),
+        photon=torch.full((groups,), PHOTON), background=torch.zeros(groups),
     )  # fmt: skip
+
+
+def levels(groups: int) -> tuple[Tensor, Tensor]:
+    """One count in the input's units, and no background."""
+    return torch.full((groups,), PHOTON), torch.zeros(groups)
 
 
 def weak_object(n_px: int, strength: float, seed: int = 0) -> Tensor:
@@ -255,7 +260,7 @@ class TestPieUNet:
             found = network(given)
             canvas_px = -(-given.canvas_px // network.multiple_px) * network.multiple_px
             projection = GroupProjection(
-                given.amplitude, given.probe, given.offset_px, given.mask, given.photon, canvas_px
+                given.amplitude, given.probe, given.offset_px, given.mask, given.photon, given.background, canvas_px
             )
             classical = projection.patches(projection.run(projection.transparent(), 10))
         assert relative_l2(found, classical) < 0.05
@@ -302,7 +307,9 @@ class TestProjection:
         field = torch.cat([weak_object(40, 0.3, seed)[0] for seed in (1, 2)])
         patches = extract(field, corner(offset_px, 32, (-20, -20)), 32)
         good = torch.ones(2, 1, 32, 32, dtype=torch.bool)
-        projection = GroupProjection(diffraction(patches, probe), probe, offset_px, good, torch.full((2,), PHOTON), 40)
+        projection = GroupProjection(
+            diffraction(patches, probe), probe, offset_px, good, torch.full((2,), PHOTON), torch.zeros(2), 40
+        )
         assert float(projection.change(field).abs().max()) < 1e-6
 
     @pytest.mark.contract("phys.projection.mask")
@@ -312,10 +319,26 @@ class TestProjection:
         mask = torch.ones(1, 1, 32, 32, dtype=torch.bool)
         mask[..., 14:18, 14:18] = False
         stopped = amplitude.where(mask, 0.0)
-        projection = GroupProjection(stopped, probe, offset_px, mask, torch.full((1,), PHOTON), 36)
+        projection = GroupProjection(stopped, probe, offset_px, mask, *levels(1), 36)
         assert float(projection.change(projection.transparent()).abs().max()) < 1e-5
-        blind = GroupProjection(stopped, probe, offset_px, torch.ones_like(mask), torch.full((1,), PHOTON), 36)
+        blind = GroupProjection(
+            stopped, probe, offset_px, torch.ones_like(mask), torch.full((1,), PHOTON), torch.zeros(1), 36
+        )
         assert float(blind.change(blind.transparent()).abs().max()) > 0.01
+
+    @pytest.mark.contract("phys.projection.background")
+    def test_counts_of_a_background_are_not_put_down_to_the_object(self) -> None:
+        probe, offset_px = unit_beam(32), torch.zeros(1, 1, 2)
+        amplitude = diffraction(torch.ones(1, 1, 32, 32, dtype=torch.complex64), probe)
+        brighter = (amplitude.square() + 0.1).sqrt()
+        good = torch.ones(1, 1, 32, 32, dtype=torch.bool)
+        changes = []
+        for level in (0.1, 0.0):
+            photon, background = torch.full((1,), PHOTON), torch.full((1,), level)
+            projection = GroupProjection(brighter, probe, offset_px, good, photon, background, 36)
+            changes.append(float(projection.change(projection.transparent()).abs().max()))
+        assert changes[0] < 1e-5
+        assert changes[1] > 0.01
 
 
 class TestRegistry:

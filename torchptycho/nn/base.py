@@ -34,6 +34,7 @@ class GroupInput:
         offset_px: (y, x) of each frame from its group's centre.
         mask: good detector pixels.
         photon: squared amplitude that one count makes.
+        background: squared amplitude that does not come from the sample.
         canvas_px: even edge of a canvas around the group's centre that holds all its patches.
     """
 
@@ -42,6 +43,7 @@ class GroupInput:
     offset_px: Float[Tensor, "b c 2"]
     mask: Bool[Tensor, "b 1 n n"]
     photon: Float[Tensor, " b"]
+    background: Float[Tensor, " b"]
     canvas_px: int
 
 

@@ -61,7 +61,7 @@ class PieUNet(UNetGenerator):
         with torch.autocast(device_type=group.amplitude.device.type, enabled=False):
             with torch.no_grad():
                 projection = GroupProjection(
-                    group.amplitude, group.probe, group.offset_px, group.mask, group.photon, edge_px
+                    group.amplitude, group.probe, group.offset_px, group.mask, group.photon, group.background, edge_px
                 )
                 canvas = projection.run(projection.transparent(), self.start_projections)
                 change = _CHANGE_SCALE * projection.change(canvas)

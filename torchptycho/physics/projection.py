@@ -33,6 +33,7 @@ class GroupProjection:
         offset_px: (y, x) of each frame from the middle of its group's canvas.
         mask: good detector pixels.
         photon: squared amplitude that one count makes.
+        background: squared amplitude that does not come from the sample.
         canvas_px: edge S of the canvases; they must hold every patch, see `merging.merge_canvas_px`.
     """
 
@@ -43,6 +44,7 @@ class GroupProjection:
         offset_px: Float[Tensor, "b c 2"],
         mask: Bool[Tensor, "b 1 n n"],
         photon: Float[Tensor, " b"],
+        background: Float[Tensor, " b"],
         canvas_px: int,
     ) -> None:
         self._n_px, self._canvas_px = amplitude.shape[-1], canvas_px
@@ -50,6 +52,7 @@ class GroupProjection:
         self._intensity = torch.fft.ifftshift(amplitude.square(), dim=(-2, -1))[:, :, None]
         self._mask = torch.fft.ifftshift(mask, dim=(-2, -1))[:, :, None]
         self._photon = photon.to(amplitude.dtype)[:, None, None, None, None]
+        self._background = background.to(amplitude.dtype)[:, None, None, None, None]
         self._probe = probe[:, None]
         power = (probe.real.square() + probe.imag.square()).sum(1)[:, None]
         light = place_groups(power.expand(amplitude.shape).contiguous(), self._corner_px, canvas_px)
@@ -69,7 +72,7 @@ class GroupProjection:
     def change(self, canvas: Complex[Tensor, "b s s"]) -> Complex[Tensor, "b s s"]:
         """What the counts would have these objects change by."""
         far = torch.fft.fft2(self.patches(canvas)[:, :, None] * self._probe, norm="ortho")
-        intensity = (far.real.square() + far.imag.square()).sum(2, keepdim=True)
+        intensity = (far.real.square() + far.imag.square()).sum(2, keepdim=True) + self._background
         ratio = (0.5 * (self._intensity - intensity) / (intensity + self._photon)).clamp_max(_LONGEST) * self._mask
         wish = (torch.fft.ifft2(far * ratio, norm="ortho") * self._probe.conj()).sum(2)
         return place_groups(wish, self._corner_px, self._canvas_px) / self._divisor

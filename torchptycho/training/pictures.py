@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import lightning as L
@@ -13,9 +14,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from torchptycho.data.dataset import GroupDataset
 from torchptycho.data.store import Store
 from torchptycho.model import PtychoPINN
+from torchptycho.mosaic import Mosaic
 from torchptycho.plot import plot_patches, plot_reconstruction
 from torchptycho.reconstruction import Reconstruction
-from torchptycho.stitch import Canvas
 from torchptycho.training.loggers import show_picture
 
 __all__ = ["Pictures"]
@@ -65,15 +66,17 @@ class Pictures(Callback):
                 show_picture(logger, name, picture, trainer.global_step)
 
     def _stitched(self, module: PtychoPINN) -> Reconstruction | None:
-        places = self._store.tensors["positions_px"][self._store.tensors["frame_scan"] == 0]
-        canvas = Canvas.for_positions(places, module.n_px, module.device)
-        weight = module.stitch_weight("probe", 0)
-        rows = self._all.groups_of(0)
-        for start in range(0, len(rows), self._batch):
-            batch = self._all.__getitems__(rows[start : start + self._batch]).to(module.device)
-            patches = module(batch)
-            positions_px = self._store.tensors["positions_px"][batch.members[batch.fresh].cpu()].to(module.device)
-            canvas.add(patches[batch.fresh], positions_px, weight)
+        places = self._store.tensors["positions_px"]
+        numbers = torch.nonzero(self._store.tensors["frame_scan"] == 0).ravel()
+        first = int(numbers[0])
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".patches-", dir=self._folder) as room:
+            mosaic = Mosaic(places[numbers], module.stitch_weight("probe", 0), room)
+            rows = self._all.groups_of(0)
+            for start in range(0, len(rows), self._batch):
+                batch = self._all.__getitems__(rows[start : start + self._batch]).to(module.device)
+                mosaic.add(module(batch), batch.members - first, batch.fresh)
+            canvas = mosaic.finish()
         # What is not finite, or 0 everywhere, cannot be drawn; training itself tells of it.
         drawn = bool(np.isfinite(canvas.numerator.cpu().numpy()).all()) and bool(canvas.numerator.abs().max() > 0)
         return canvas.finish(self._store.scans[0].object_pixel_m) if drawn else None

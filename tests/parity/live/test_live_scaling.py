@@ -111,7 +111,7 @@ def grouped(scan: Scan, gridsize: int = 1, **options: Any) -> dict[str, Any]:
 def seen_by(module: PtychoPINN, batch: Any) -> torch.Tensor:
     """What the generator is given."""
     seen: list[torch.Tensor] = []
-    handle = module.generator.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    handle = module.generator.register_forward_pre_hook(lambda _, given: seen.append(given[0].amplitude))
     with torch.no_grad():
         module(batch)
     handle.remove()

@@ -1,0 +1,155 @@
+"""Does training converge, every time? Many seeds, each with another object, beam of its own dose, and weights.
+
+    python benchmarks/convergence.py --n-px 64 128 --seeds 10 --steps 100 --out benchmarks/results
+
+Seed s is an object of kind s mod 4 (dead leaves, lines, Siemens star, natural) at 10^(3 + s mod 7) photons per frame.
+The network is trained on one scan and judged on another object under the same beam at the same dose, every `--every`
+steps. A run has converged when the structural similarity of amplitude and of phase both reach 0.55 or, where the
+photons do not allow that, nine tenths of what 40 epochs of refinement reach on the same scan. A run that the watch for
+flat networks ended has not. Beside it stand the same network untrained, and `--beside` another generator trained for as
+long.
+Writes convergence.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import platform
+import statistics
+import tempfile
+from pathlib import Path
+
+import torch
+
+from torchptycho.checkpoints import load_checkpoint
+from torchptycho.config import GroupConfig, ModelConfig, RefineConfig, RunConfig, SimulateConfig, TrainConfig
+from torchptycho.data.store import prepare
+from torchptycho.errors import TrainingError
+from torchptycho.evaluation import evaluate
+from torchptycho.model import PtychoPINN
+from torchptycho.reconstruction import Reconstruction
+from torchptycho.refinement import refine
+from torchptycho.scan import Scan
+from torchptycho.simulation import simulate
+from torchptycho.workflows import reconstruct, train
+
+KINDS = ("dead_leaves", "lines", "siemens_star", "natural")
+WANTED = 0.55
+PART_OF_REFINED = 0.9
+
+
+def scans(n_px: int, seed: int, photons: float | None = None) -> tuple[Scan, Scan]:
+    """What is trained on, and what is judged: the same beam and dose, another object and other places."""
+    config = SimulateConfig(
+        n_px=n_px, object_px=4 * n_px, n_frames=800, object_kind=KINDS[seed % 4], amplitude_min=0.4,  # type: ignore[arg-type]
+        photons_per_frame=photons or 10.0 ** (3 + seed % 7), simulation_seed=2 * seed,
+    )  # fmt: skip
+    return simulate(config), simulate(dataclasses.replace(config, simulation_seed=2 * seed + 1))
+
+
+def ssim(image: Reconstruction, scan: Scan) -> tuple[float, float]:
+    assert scan.truth is not None
+    found = evaluate(image, scan.truth, min_coverage=0.3)
+    return found.amplitude_ssim, found.phase_ssim
+
+
+def trained(
+    scan: Scan, judged: Scan, config: RunConfig, every: int, seconds: float, wanted: tuple[float, float]
+) -> tuple[tuple[float, float], float | None, float]:
+    """Similarity at the end, seconds of training until it was enough or None, and seconds in all."""
+    spent, reached, found = 0.0, None, (0.0, 0.0)
+    with tempfile.TemporaryDirectory() as folder:
+        for steps in range(every, config.train.steps + 1, every):
+            part = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=steps))
+            try:
+                result = train(scan, part, Path(folder) / "run", resume=steps > every, progress=False)
+            except TrainingError:
+                return (0.0, 0.0), None, spent
+            spent += result.seconds
+            found = ssim(reconstruct(load_checkpoint(result.last), judged, accelerator="cpu", progress=False), judged)
+            if reached is None and all(a >= b for a, b in zip(found, wanted, strict=True)):
+                reached = spent
+            if spent > seconds:
+                break
+    return found, reached, spent
+
+
+def untrained(scan: Scan, judged: Scan, config: RunConfig) -> tuple[float, float]:
+    """What the network's classical steps give before it has learnt anything."""
+    with tempfile.TemporaryDirectory() as folder:
+        module = PtychoPINN.for_store(prepare([scan], config, Path(folder) / "store"), config)
+    return ssim(reconstruct(module, judged, accelerator="cpu", progress=False), judged)
+
+
+def short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--n-px", type=int, nargs="+", default=[64, 128])
+    parser.add_argument("--gridsize", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--every", type=int, default=50, help="steps between two judgements")
+    parser.add_argument("--seconds", type=float, default=900, help="of training, for one seed at most")
+    parser.add_argument("--generator", default="pie_unet")
+    parser.add_argument("--beside", help="another generator, trained for as long")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    options = parser.parse_args()
+    print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    rows = []
+    for n_px in options.n_px:
+        for seed in range(options.seeds):
+            scan, judged = scans(n_px, seed)
+            config = RunConfig(
+                group=GroupConfig(gridsize=options.gridsize), model=ModelConfig(generator=options.generator),
+                train=TrainConfig(steps=options.steps, seed=seed, accelerator="cpu"),
+            )  # fmt: skip
+            best = ssim(refine(judged, config=RefineConfig(epochs=40, probe_update=False)), judged)
+            wanted = (min(WANTED, PART_OF_REFINED * best[0]), min(WANTED, PART_OF_REFINED * best[1]))
+            before = untrained(scan, judged, config)
+            found, reached, spent = trained(scan, judged, config, options.every, options.seconds, wanted)
+            row = {
+                "n_px": n_px, "seed": seed, "kind": KINDS[seed % 4], "photons_per_frame": 10.0 ** (3 + seed % 7),
+                "converged": reached is not None,
+                "seconds_to_threshold": None if reached is None else round(reached, 1),
+                "seconds": round(spent, 1), "amplitude_ssim": found[0], "phase_ssim": found[1],
+                "untrained_amplitude_ssim": before[0], "untrained_phase_ssim": before[1],
+                "refined_amplitude_ssim": best[0], "refined_phase_ssim": best[1],
+            }  # fmt: skip
+            if options.beside:
+                other = dataclasses.replace(
+                    config, model=ModelConfig(generator=options.beside),
+                    train=dataclasses.replace(config.train, steps=100 * options.steps),
+                )  # fmt: skip
+                row["beside_amplitude_ssim"], row["beside_phase_ssim"] = trained(
+                    scan, judged, other, options.every, spent, wanted
+                )[0]
+            rows.append(row)
+            told = [
+                f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()
+            ]
+            print(", ".join(told), flush=True)
+        here = [row for row in rows if row["n_px"] == n_px]
+        amplitude, phase = ([float(row[f"{part}_ssim"]) for row in here] for part in ("amplitude", "phase"))  # type: ignore[arg-type]
+        times = [float(row["seconds_to_threshold"]) for row in here if row["converged"]]  # type: ignore[arg-type]
+        print(
+            f"N = {n_px}: {len(times)} of {len(here)} converged, SSIM median {statistics.median(amplitude):.2f} / "
+            f"{statistics.median(phase):.2f}, worst {min(amplitude):.2f} / {min(phase):.2f}, "
+            f"median time to threshold {statistics.median(times) if times else float('nan'):.0f} s"
+        )
+    options.out.mkdir(parents=True, exist_ok=True)
+    with (options.out / "convergence.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        for row in rows:
+            writer.writerow(
+                {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in row.items()}
+            )
+
+
+if __name__ == "__main__":
+    main()

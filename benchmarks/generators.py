@@ -1,0 +1,107 @@
+"""The generators side by side: size, work, speed, and what each reaches in the same time on the same four scans.
+
+    python benchmarks/generators.py --seconds 25
+
+Scans and judgement are those of `convergence.py` (N = 64, 1e6 photons per frame). GMAC counts the convolutions of one
+forward pass, by `torch.utils.flop_counter`; what transforms and interpolation cost shows in the frames per second.
+Writes generators.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from convergence import KINDS, scans, short, trained, untrained
+from torch.utils.flop_counter import FlopCounterMode
+
+from torchptycho.config import ModelConfig, RunConfig, TrainConfig
+from torchptycho.data.dataset import GroupDataset
+from torchptycho.data.store import prepare
+from torchptycho.model import PtychoPINN
+from torchptycho.scan import Scan
+
+GROUPS = 16
+
+
+def rate(call: Callable[[], object], frames: int) -> float:
+    """Frames per second, the best of five calls after two."""
+    for _ in range(2):
+        call()
+    seconds = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - begun)
+    return frames / min(seconds)
+
+
+def cost(scan: Scan, config: RunConfig) -> dict[str, object]:
+    """Parameters, GMAC per frame, and frames per second of training and of the forward pass."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = prepare([scan], config, Path(folder) / "store")
+        module = PtychoPINN.for_store(store, config)
+        batch = GroupDataset(store, "train").__getitems__(range(GROUPS))
+        frames = batch.frames.shape[0] * batch.frames.shape[1]
+        optimizer = torch.optim.Adam(module.generator.parameters(), lr=1e-4)
+
+        def step() -> None:
+            optimizer.zero_grad()
+            module._step(batch)["loss"].backward()
+            optimizer.step()
+
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            module(batch)
+        training = rate(step, frames)
+        module.eval()
+        with torch.no_grad():
+            inference = rate(lambda: module(batch), frames)
+    return {
+        "parameters": sum(parameter.numel() for parameter in module.generator.parameters()),
+        "GMAC_per_frame": counter.get_total_flops() / 2 / frames / 1e9,
+        "training_frames_per_s": training,
+        "forward_frames_per_s": inference,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--generators", nargs="+", default=["pie_unet", "resunet", "cnn"])
+    parser.add_argument("--seconds", type=float, default=25, help="of training, on each scan")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    options = parser.parse_args()
+    print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    pairs = [scans(64, seed, photons=1e6) for seed in range(len(KINDS))]
+    rows = []
+    for name in options.generators:
+        config = RunConfig(
+            model=ModelConfig(generator=name), train=TrainConfig(steps=100_000, accelerator="cpu", on_flat="warn")
+        )
+        row: dict[str, object] = {"generator": name} | cost(pairs[0][0], config)
+        for kind, (scan, judged) in zip(KINDS, pairs, strict=True):
+            # Judged once, when the time is over: a rhythm that no step of any network falls short of.
+            pace = max(10, int(options.seconds * float(row["training_frames_per_s"]) / 64))  # type: ignore[arg-type]
+            timed = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=pace))
+            found, _, seconds = trained(scan, judged, timed, pace, options.seconds, (2.0, 2.0))
+            before = untrained(scan, judged, timed)
+            row |= {f"{kind}_amplitude_ssim": found[0], f"{kind}_phase_ssim": found[1], f"{kind}_seconds": seconds}
+            row |= {f"{kind}_untrained_amplitude_ssim": before[0], f"{kind}_untrained_phase_ssim": before[1]}
+        rows.append(row)
+        print(", ".join(f"{key} {short(value)}" for key, value in row.items()), flush=True)
+    options.out.mkdir(parents=True, exist_ok=True)
+    with (options.out / "generators.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({key: short(value) for key, value in row.items()})
+
+
+if __name__ == "__main__":
+    main()

@@ -346,7 +346,7 @@ class Demo(Command):
 
     out: Path = Path("demo")
     """Folder for everything that it makes."""
-    steps: int = 1000
+    steps: int = 200
     """Optimiser steps of the training."""
     simulation: SimulateConfig = dataclasses.field(default_factory=SimulateConfig)
 

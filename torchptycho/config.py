@@ -188,7 +188,7 @@ class LossConfig:
 class TrainConfig:
     """The optimisation."""
 
-    steps: Count = 300
+    steps: Count = 200
     """Optimiser steps; epochs follow from the size of the scan."""
     epochs: Count | None = None
     """Passes over the scan; overrides `steps`."""

@@ -27,7 +27,10 @@ def scan(seed: int, step_px: float = 5.0, group_of: int = 4) -> tuple[Tensor, Te
     positions_px = torch.stack(torch.meshgrid(along, along, indexing="ij"), -1).reshape(-1, 2)
     positions_px = positions_px + 0.3 * normal(positions_px.shape, seed + 1, torch.float64)
     patches = extract(field, corner(positions_px, N), N).to(torch.complex64)
-    return patches, positions_px, torch.arange(len(patches)) // group_of
+    # Numbered in no order: who comes first in a pair of frames need not be of the lower group.
+    group = torch.arange(len(patches)) // group_of
+    shuffled = torch.randperm(int(group.max()) + 1, generator=torch.Generator().manual_seed(seed))
+    return patches, positions_px, shuffled[group]
 
 
 def turned(patches: Tensor, group: Tensor, largest_rad: float, seed: int) -> Tensor:
@@ -70,6 +73,11 @@ def test_parts_that_do_not_touch_keep_their_mean_phase() -> None:
     # Only neighbours are asked, so that the two parts may look at each other: they have nothing in common.
     turn = synchronised(both, places, torch.ones(N, N), groups)
     assert float((turn - 1).abs().max()) < 0.05
+    spoilt = turned(both, groups, 2.0, 4)
+    turn = synchronised(spoilt, places, torch.ones(N, N), groups)
+    power = spoilt.abs().square().sum((1, 2))
+    for part in (slice(None, len(group)), slice(len(group), None)):
+        assert abs(float((power * turn)[part].sum().angle())) < 1e-3
 
 
 @pytest.mark.contract("phases.weight")

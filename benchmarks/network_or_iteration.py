@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from torchptycho.checkpoints import load_checkpoint
 from torchptycho.config import RefineConfig, RunConfig, SimulateConfig, TrainConfig
@@ -128,6 +129,7 @@ def draw(rows: list[dict[str, object]], path: Path) -> None:
             )  # fmt: skip
         axis.set(title=title, xlabel="seconds", ylabel="complex nRMSE")
         axis.title.set_fontsize(9)
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.3)
     for axis in axes[len(titles) :]:
         axis.set_visible(False)

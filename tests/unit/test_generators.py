@@ -262,7 +262,7 @@ class TestPieUNet:
             projection = GroupProjection(
                 given.amplitude, given.probe, given.offset_px, given.mask, given.photon, given.background, canvas_px
             )
-            classical = projection.patches(projection.run(projection.transparent(), 10))
+            classical = projection.patches(projection.run(projection.transparent(), 18))
         assert relative_l2(found, classical) < 0.05
         weight = given.probe[0].abs()
         assert relative_l2(found * weight, truth * weight) < 0.7 * relative_l2(

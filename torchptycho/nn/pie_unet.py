@@ -44,8 +44,8 @@ class PieUNet(UNetGenerator):
         self,
         n_px: int,
         widths: tuple[int, ...] = (32, 64, 96),
-        start_projections: int = 6,
-        finish_projections: int = 4,
+        start_projections: int = 8,
+        finish_projections: int = 10,
     ) -> None:
         super().__init__(_PLANES, 2, n_px // _GRID, widths)
         self.start_projections, self.finish_projections = start_projections, finish_projections

@@ -12,7 +12,7 @@ from torchptycho.physics.patches import corner
 __all__ = ["GroupProjection"]
 
 _REGULARISATION = 0.03
-_MOMENTUM = 0.8
+_MOMENTUM = 0.85
 # Where far more was counted than is expected, the wave grows by so many times itself in one step, and no more.
 _LONGEST = 4.0
 

@@ -63,6 +63,14 @@ def test_far_field_of_a_defocused_beam_is_not_taken_for_it(waves: float) -> None
 
 
 @pytest.mark.contract("files.near-field.seen")
+def test_hot_pixels_do_not_make_far_field_near() -> None:
+    scan = simulate(SimulateConfig(n_px=64, object_px=192, n_frames=600, photons_per_frame=1e6, simulation_seed=3))
+    frames = scan.frames[:].copy()
+    frames[:, np.random.default_rng(0).random((64, 64)) < 0.01] = frames.max()
+    assert near_field(dataclasses.replace(scan, frames=ArrayFrames(frames))) is None
+
+
+@pytest.mark.contract("files.near-field.seen")
 def test_a_beam_that_fits_into_a_frame_is_not_refused() -> None:
     assert near_field(shadows(magnification=1.3, field_px=30)) is None
 

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 from jaxtyping import Float64
+from scipy.ndimage import median_filter
 
 from torchptycho.errors import ScanError
 from torchptycho.io.frames import frames_in, scattered_is_dear
@@ -21,6 +22,8 @@ _CANDIDATES = 1000
 _NEIGHBOURS = 3
 # Frames whose movement is explained by the scan to this part, with so many pairs within 2 px of it.
 _EXPLAINED, _INLIERS, _INLIER_PX, _LEAST_SHIFT_PX = 0.9, 0.8, 2.0, 2.0
+# Estimated width of the beam, in frames, from which it is not believed to fit into one.
+_LEAST_WIDTH = 2.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,8 +52,8 @@ def near_field(scan: Scan) -> NearField | None:
     """Evidence that the frames are shadow images, or None.
 
     In a divergent beam neighbouring frames show the sample moved by the magnified step of the scan. The diameter of the
-    pattern over that magnification is the width of the beam on the sample; when this is more than the N object pixels
-    of a frame, a far-field model of N pixels cannot hold the beam, whatever the probe. Reads up to 200 frames.
+    pattern over that magnification is the width of the beam on the sample; when this is more than twice the N object
+    pixels of a frame, a far-field model of N pixels cannot hold the beam, whatever the probe. Reads up to 200 frames.
     """
     rows = _neighbourhood(scan)
     if len(rows) < _NEIGHBOURS + 2:
@@ -70,7 +73,9 @@ def near_field(scan: Scan) -> NearField | None:
     if explained < _EXPLAINED or inliers < _INLIERS or np.median(np.hypot(*shifts.T)) < _LEAST_SHIFT_PX:
         return None
     beam_px = _diameter(pattern) / per_px if per_px > 0 else 0.0
-    return NearField(shift=per_px, explained=explained, beam_px=beam_px) if beam_px > scan.n_px else None
+    # A scan that could be used must not be refused: the width is an estimate, good to a factor.
+    wide = beam_px > _LEAST_WIDTH * scan.n_px
+    return NearField(shift=per_px, explained=explained, beam_px=beam_px) if wide else None
 
 
 def refuse_near_field(scan: Scan) -> None:
@@ -137,6 +142,8 @@ def _shift(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 def _diameter(pattern: Float64[np.ndarray, "n n"]) -> float:
     """Of the disc around the centre of mass that holds 90 % of the light."""
+    # A single hot pixel can hold more light than the beam.
+    pattern = median_filter(pattern, size=3)
     rows, columns = np.indices(pattern.shape)
     total = pattern.sum()
     y, x = (pattern * rows).sum() / total, (pattern * columns).sum() / total

@@ -420,7 +420,8 @@ def test_object_comes_out_with_the_same_amplitude_at_any_dose(tmp_path: Path) ->
     # A rate that falls to nothing, because the steps of a constant one leave the scale wandering by some percent.
     config = tiny(train={"steps": 90, "learning_rate": 2e-3, "schedule": "cosine"})
     amplitude = []
-    for photons in (1e4, 1e6):
+    # At 1e4 the noise of each patch's phase takes some percent off the modulus of their average.
+    for photons in (1e5, 1e7):
         scan = simulate(dataclasses.replace(TINY_SIMULATION, photons_per_frame=photons))
         result = run(scan, config, tmp_path / f"{photons:g}")
         image = reconstruct(result.last, scan, accelerator="cpu", progress=False)

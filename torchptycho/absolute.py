@@ -81,15 +81,10 @@ class ScaleStatistics:
 
 
 class ScaleWriter(Callback):
-    """Sums up `ScaleStatistics` while a scan is predicted, in the units of training and every frame once.
+    """Sums up `ScaleStatistics` while a scan is predicted, in the units of training and every frame once."""
 
-    Arguments:
-        mask: good pixels of the scan; those that the module masks are left out, too.
-    """
-
-    def __init__(self, mask: Bool[Tensor, "n n"]) -> None:
+    def __init__(self) -> None:
         self.statistics = ScaleStatistics()
-        self._mask = mask
 
     def on_predict_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: GroupBatch, *_: Any
@@ -99,5 +94,5 @@ class ScaleWriter(Callback):
             # Of the object alone: the background is what is fitted.
             expected = pl_module.expected_counts(outputs, batch, background=False)
             counts = pl_module.measured_counts(batch)
-            good = pl_module.masks[batch.scan][:, None] & self._mask.to(counts.device) & batch.fresh[:, :, None, None]
+            good = pl_module.masks[batch.scan][:, None] & batch.fresh[:, :, None, None]
         self.statistics.add(expected, counts, good)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from torchptycho.config import RunConfig, from_dict, to_dict
 from torchptycho.data.batch import GroupBatch
+from torchptycho.data.dataset import GroupDataset
 from torchptycho.data.store import Store
 from torchptycho.errors import ConfigError, StoreError, TrainingError
 from torchptycho.experiment import Experiment
@@ -83,6 +84,7 @@ class PtychoPINN(L.LightningModule):
         self.loss = Loss(self.config.loss)
         self.experiment = Experiment(self.config.experiment, n_px, n_scans)
         self._canvas_px = merge_canvas_px(n_px, max_offset_px)
+        self._predicted_canvas_px: int | None = None
         # Real and imaginary part apart: DDP, GradScaler and fused optimisers do not take complex parameters.
         self.probe_parts = nn.Parameter(
             torch.zeros(n_scans, n_modes, n_px, n_px, 2), requires_grad=self.config.model.probe_trainable
@@ -194,9 +196,11 @@ class PtychoPINN(L.LightningModule):
             return self.experiment.detected(counts, batch.scan, background=background)
 
     def _canvas_for(self, batch: GroupBatch) -> int:
-        # In training every offset is known; another scan may have wider groups, and there is time to look.
+        # In training every offset is known.
         if torch.is_grad_enabled():
             return self._canvas_px
+        if self._predicted_canvas_px is not None:
+            return self._predicted_canvas_px
         return max(self._canvas_px, merge_canvas_px(self.n_px, float(batch.offset_px.abs().max())))
 
     def measured_counts(self, batch: GroupBatch) -> Float[Tensor, "b c n n"]:
@@ -357,6 +361,15 @@ class PtychoPINN(L.LightningModule):
         self._train_mean.resume(checkpoint["epoch_so_far"])
         # A module that is only loaded leaves torch's generator alone; a run that goes on takes it up.
         self._random_state = checkpoint["random_state"] if self._trainer is not None else None
+
+    def on_predict_start(self) -> None:
+        # One canvas for all batches: what a network makes of a group depends a little on the edge around it.
+        dataset = getattr(self.trainer.predict_dataloaders, "dataset", None)
+        if isinstance(dataset, GroupDataset):
+            self._predicted_canvas_px = max(self._canvas_px, merge_canvas_px(self.n_px, dataset.max_offset_px))
+
+    def on_predict_end(self) -> None:
+        self._predicted_canvas_px = None
 
     def predict_step(self, batch: GroupBatch, batch_index: int) -> Complex[Tensor, "b c n n"]:
         self.require_statistics()

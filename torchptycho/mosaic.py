@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -22,24 +23,30 @@ _PLACED_AT_ONCE = 256
 class Mosaic:
     """A canvas that takes groups of patches in any order.
 
-    Without a folder, patches are placed and forgotten: memory depends on the canvas, not on the number of frames. With
-    one they are kept, in memory or in a file there when they are many, until the last has come; then each group is
-    turned by the phase with which it agrees with its neighbours (`phases.synchronised`), and all are placed.
+    Patches are kept, in memory or in a temporary file when they are many, until the last has come; then each group is
+    turned by the phase with which it agrees with its neighbours (`phases.synchronised`), and all are placed. Without
+    that, they are placed and forgotten: memory depends on the canvas, not on the number of frames.
 
     Arguments:
         positions_px: (y, x) of every patch that will come.
         weight: of the pixels of a patch.
-        keep_in: folder that the caller removes afterwards; None places patches as they come.
+        agree_phases: False places patches as they come.
+        scratch: folder for the temporary file; None takes the system's.
     """
 
     def __init__(
-        self, positions_px: Float[Tensor, "m 2"], weight: Float[Tensor, "n n"], keep_in: str | Path | None = None
+        self,
+        positions_px: Float[Tensor, "m 2"],
+        weight: Float[Tensor, "n n"],
+        *,
+        agree_phases: bool = True,
+        scratch: str | Path | None = None,
     ) -> None:
         self._positions_px, self._weight = positions_px.cpu(), weight
         n_px = weight.shape[-1]
         self._canvas = Canvas.for_positions(self._positions_px, n_px, weight.device)
         shape = (len(positions_px), n_px, n_px)
-        self._patches = None if keep_in is None else _room(shape, weight.device, Path(keep_in))
+        self._patches = _room(shape, weight.device, scratch) if agree_phases else None
         self._group = torch.full((len(positions_px),), -1, dtype=torch.int64)
         self._n_groups = 0
         self.n_placed = 0
@@ -83,11 +90,13 @@ class Mosaic:
         self._canvas.add(patches, self._positions_px[numbers].to(patches.device), self._weight)
 
 
-def _room(shape: tuple[int, ...], device: torch.device, folder: Path) -> Tensor:
+def _room(shape: tuple[int, ...], device: torch.device, scratch: str | Path | None) -> Tensor:
     """Uninitialised complex64 room: on the GPU when half of what is free there suffices, in memory, or in a file."""
     size = int(np.prod(shape)) * 8
     if device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] // 2:
         return torch.empty(shape, dtype=torch.complex64, device=device)
     if size <= _MEMORY_BYTES:
         return torch.empty(shape, dtype=torch.complex64)
-    return torch.from_numpy(np.lib.format.open_memmap(folder / "patches.npy", "w+", np.complex64, shape))
+    # The file has no name and goes with the array.
+    with tempfile.TemporaryFile(dir=scratch) as file:
+        return torch.from_numpy(np.memmap(file, np.complex64, "w+", shape=shape))

@@ -24,7 +24,8 @@ class CanvasWriter(Callback):
         positions_px: [M, 2] every position of the scan, which sizes the canvas.
         weight: how overlapping patches are averaged.
         training_scan: whose probe gives the weight.
-        keep_in: folder for the patches until their phases agree, see `Mosaic`; None places them as they come.
+        agree_phases: turn each group so that it agrees with its neighbours, see `Mosaic`; False needs less memory.
+        scratch: folder for patches that are too many for the memory; None takes the system's.
     """
 
     def __init__(
@@ -32,15 +33,21 @@ class CanvasWriter(Callback):
         positions_px: Tensor,
         weight: Literal["probe", "central"] = "probe",
         training_scan: int = 0,
-        keep_in: str | Path | None = None,
+        *,
+        agree_phases: bool = True,
+        scratch: str | Path | None = None,
     ) -> None:
-        self._positions_px, self._kind, self._scan, self._keep_in = positions_px, weight, training_scan, keep_in
+        self._positions_px, self._kind, self._scan = positions_px, weight, training_scan
+        self._agree_phases, self._scratch = agree_phases, scratch
         self._mosaic: Mosaic | None = None
         self._canvas: Canvas | None = None
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, PtychoPINN)
-        self._mosaic = Mosaic(self._positions_px, pl_module.stitch_weight(self._kind, self._scan), self._keep_in)
+        self._mosaic = Mosaic(
+            self._positions_px, pl_module.stitch_weight(self._kind, self._scan),
+            agree_phases=self._agree_phases, scratch=self._scratch,
+        )  # fmt: skip
         self._canvas = None
 
     def on_predict_batch_end(

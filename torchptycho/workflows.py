@@ -316,26 +316,30 @@ def reconstruct(
     with tempfile.TemporaryDirectory(prefix=".torchptycho-", dir=scratch) as folder:
         store = prepare([scan], _for_prediction(module.config), Path(folder) / "store")
         scaling = store.scans[0].scaling
-        trained_scale = module.input_scale.clone()
-        if config.input_scale == "scan":
-            module.input_scale[which] = scaling.input_scale
-        else:
-            _compare_dose(float(trained_scale[which]), scaling.input_scale, scan.source)
-        scale = ScaleWriter(store.tensors["masks"][0]) if config.absolute_scale else None
-        writer = CanvasWriter(
-            store.tensors["positions_px"], config.stitch_weight, which, keep_in=folder if config.agree_phases else None
-        )
-        data = PtychoDataModule(store, predict_batch_size=config.predict_batch_size, training_scan=which)
-        with quiet_lightning():
-            trainer = L.Trainer(
-                accelerator=accelerator, devices=1, logger=False, enable_checkpointing=False,
-                enable_model_summary=False, enable_progress_bar=False,
-                callbacks=[writer, *([scale] if scale else []), *([StepProgress()] if progress else [])],
+        trained_scale, trained_masks = module.input_scale.clone(), module.masks.clone()
+        try:
+            # What this scan's detector did not see has no say, whatever was seen in training.
+            module.masks[which] &= store.tensors["masks"][0].to(module.masks.device)
+            if config.input_scale == "scan":
+                module.input_scale[which] = scaling.input_scale
+            else:
+                _compare_dose(float(trained_scale[which]), scaling.input_scale, scan.source)
+            scale = ScaleWriter() if config.absolute_scale else None
+            writer = CanvasWriter(
+                store.tensors["positions_px"], config.stitch_weight, which,
+                agree_phases=config.agree_phases, scratch=folder,
             )  # fmt: skip
-            try:
+            data = PtychoDataModule(store, predict_batch_size=config.predict_batch_size, training_scan=which)
+            with quiet_lightning():
+                trainer = L.Trainer(
+                    accelerator=accelerator, devices=1, logger=False, enable_checkpointing=False,
+                    enable_model_summary=False, enable_progress_bar=False,
+                    callbacks=[writer, *([scale] if scale else []), *([StepProgress()] if progress else [])],
+                )  # fmt: skip
                 trainer.predict(module, data, return_predictions=False)
-            finally:
-                module.input_scale.copy_(trained_scale)
+        finally:
+            module.input_scale.copy_(trained_scale)
+            module.masks.copy_(trained_masks)
         object_pixel_m = store.scans[0].object_pixel_m
     if writer.n_placed != scan.n_frames:
         raise StoreError(f"{scan.source}: {scan.n_frames} frames, but {writer.n_placed} were placed.")

@@ -34,6 +34,7 @@ from torchptycho.config import (
 from torchptycho.errors import ConfigError, ScanError, StoreError
 from torchptycho.io import read_scan
 from torchptycho.model import PtychoPINN
+from torchptycho.scan import ArrayFrames
 from torchptycho.simulation import simulate
 from torchptycho.workflows import TrainResult, read_history, reconstruct, train
 
@@ -363,6 +364,38 @@ class TestReconstruct:
         # The canvas is exact; convolutions of another batch size may round differently in float32.
         assert relative_l2(torch.from_numpy(image.object), torch.from_numpy(reference.object)) < 2e-6
         assert np.array_equal(image.valid, reference.valid)
+
+    @pytest.mark.contract("predict.all-frames")
+    def test_image_of_a_sparser_scan_does_not_depend_on_the_batch_size(self, tmp_path: Path) -> None:
+        """Its groups are wider than any that was trained on, each by as much as it is."""
+        dense = simulate(TINY_SIMULATION)
+        sparse = simulate(dataclasses.replace(TINY_SIMULATION, object_px=130, n_frames=40, position_kind="random"))
+        module = load_checkpoint(run(dense, tiny(group={"gridsize": 2}), tmp_path / "run").last)
+        options: dict[str, Any] = {"accelerator": "cpu", "progress": False}
+        images = [
+            torch.from_numpy(reconstruct(module, sparse, ReconstructConfig(predict_batch_size=size), **options).object)
+            for size in (4, 40)
+        ]
+        assert relative_l2(images[1], images[0]) < 1e-5
+
+    @pytest.mark.contract("predict.mask")
+    def test_pixels_that_the_scan_masks_have_no_say(self, tiny_result: TrainResult) -> None:
+        scan = simulate(TINY_SIMULATION)
+        mask = np.ones((32, 32), bool)
+        mask[14:18, 3:9] = False
+        hot = scan.frames[:].copy()
+        hot[:, ~mask] = 50_000
+        module = load_checkpoint(tiny_result.checkpoint)
+        before = module.masks.clone()
+        images = [
+            reconstruct(
+                module, dataclasses.replace(scan, frames=ArrayFrames(frames), mask=mask), accelerator="cpu",
+                progress=False,
+            ).object
+            for frames in (scan.frames[:], hot)
+        ]  # fmt: skip
+        assert np.array_equal(*images)
+        assert torch.equal(module.masks, before)
 
     @pytest.mark.contract("predict.edge")
     def test_patch_at_the_very_edge_is_placed_in_groups_too(self, tmp_path: Path) -> None:

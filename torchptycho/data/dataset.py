@@ -48,6 +48,11 @@ class GroupDataset(Dataset[GroupBatch]):
     def __len__(self) -> int:
         return len(self._members)
 
+    @property
+    def max_offset_px(self) -> float:
+        """Largest distance of a frame from its group's centre, along an axis."""
+        return float(self._offset_px.abs().max()) if len(self) else 0.0
+
     def groups_of(self, scan: int) -> list[int]:
         """Indices of the groups of one scan of the store."""
         return torch.nonzero(self.store.tensors["frame_scan"][self._members[:, 0]] == scan).flatten().tolist()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import lightning as L
@@ -69,14 +68,12 @@ class Pictures(Callback):
         places = self._store.tensors["positions_px"]
         numbers = torch.nonzero(self._store.tensors["frame_scan"] == 0).ravel()
         first = int(numbers[0])
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".patches-", dir=self._folder) as room:
-            mosaic = Mosaic(places[numbers], module.stitch_weight("probe", 0), room)
-            rows = self._all.groups_of(0)
-            for start in range(0, len(rows), self._batch):
-                batch = self._all.__getitems__(rows[start : start + self._batch]).to(module.device)
-                mosaic.add(module(batch), batch.members - first, batch.fresh)
-            canvas = mosaic.finish()
+        mosaic = Mosaic(places[numbers], module.stitch_weight("probe", 0))
+        rows = self._all.groups_of(0)
+        for start in range(0, len(rows), self._batch):
+            batch = self._all.__getitems__(rows[start : start + self._batch]).to(module.device)
+            mosaic.add(module(batch), batch.members - first, batch.fresh)
+        canvas = mosaic.finish()
         # What is not finite, or 0 everywhere, cannot be drawn; training itself tells of it.
         drawn = bool(np.isfinite(canvas.numerator.cpu().numpy()).all()) and bool(canvas.numerator.abs().max() > 0)
         return canvas.finish(self._store.scans[0].object_pixel_m) if drawn else None

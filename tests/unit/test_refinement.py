@@ -290,7 +290,7 @@ class TestBesideTheObject:
             change = correction(intensity, problem.counts(index), None, "amplitude", Misfit(intensity))
             shifts = Shifts(64, corners.device)
             shifts.add(index, field, probe, corners, torch.fft.ifft2(wave * change[:, None], norm="ortho"))
-            found = shifts.of_frames(1.0)
+            found = shifts.of_frames()
         # The detector sees half of what an exit wave is wrong by: the rest is in its phase.
         along = float((found * -off).sum() / off.square().sum())
         assert 0.2 < along < 1.0
@@ -322,12 +322,24 @@ class TestBesideTheObject:
     def test_a_wrong_scale_of_the_scan_is_corrected(self) -> None:
         given = scan_of(1e7)
         middle = given.positions_px.mean(0)
-        wrong = dataclasses.replace(given, positions_px=middle + 0.96 * (given.positions_px - middle))
-        config = RefineConfig(epochs=60, batch_size=16, probe_update=False, position_update="affine", patience=None)
+        wrong = dataclasses.replace(given, positions_px=middle + 0.9 * (given.positions_px - middle))
+        config = RefineConfig(epochs=80, batch_size=16, probe_update=False, position_update="affine", patience=None)
         found = refine(wrong, config=config).positions_px
         assert found is not None
         scale = np.linalg.lstsq(given.positions_px - middle, found - found.mean(0), rcond=None)[0]
-        assert np.abs(scale - np.eye(2)).max() < 0.01
+        assert np.abs(scale - np.eye(2)).max() < 0.002
+
+    @pytest.mark.contract("refine.positions.lost")
+    def test_a_lost_frame_finds_its_place(self) -> None:
+        given = scan_of(1e7)
+        off = np.zeros_like(given.positions_px)
+        off[[1, 3]] = (6.0, -5.0), (-7.0, 4.0)
+        wrong = dataclasses.replace(given, positions_px=np.clip(given.positions_px + off, 17, 54))
+        config = RefineConfig(epochs=60, batch_size=16, probe_update=False, position_update="frames", patience=None)
+        found = refine(wrong, config=config).positions_px
+        assert found is not None
+        away = found - given.positions_px
+        assert np.abs(away - np.median(away, 0)).max() < 0.2
 
     @pytest.mark.contract("refine.positions.limit")
     def test_no_frame_moves_farther_than_it_may(self, scan: Scan) -> None:
@@ -358,7 +370,10 @@ class TestCourse:
     @pytest.mark.contract("refine.resume")
     @pytest.mark.parametrize("method", ["rpie", "lsqml"])
     def test_resumed_is_as_if_never_stopped(self, scan: Scan, tmp_path: Path, method: str) -> None:
-        config = dataclasses.replace(QUICK, method=method, epochs=6, polish=0.0, probe_update=True, probe_start_epoch=1)
+        config = dataclasses.replace(
+            QUICK, method=method, epochs=6, polish=0.0, probe_update=True, probe_start_epoch=1,
+            position_update="both", position_start_epoch=0,
+        )  # fmt: skip
         whole = refine(scan, config=config)
         state = tmp_path / "state.npz"
         refine(scan, config=dataclasses.replace(config, epochs=2), state_file=state)

@@ -9,7 +9,7 @@ import dataclasses
 import math
 
 import torch
-from jaxtyping import Bool, Complex, Float, Int64
+from jaxtyping import Bool, Complex, Float, Float64, Int64
 from torch import Tensor
 
 from torchptycho.config import RefineConfig
@@ -20,7 +20,7 @@ from torchptycho.refinement.problem import Problem
 from torchptycho.refinement.regularise import smoothed
 from torchptycho.refinement.state import State
 
-__all__ = ["batches_of", "frames_at_once", "sweep"]
+__all__ = ["batches_of", "frames_at_once", "misfits", "sweep"]
 
 # Momentum acts four times in an epoch: every pixel has then been corrected about once.
 _MOMENTUM_PER_EPOCH = 4
@@ -92,6 +92,26 @@ def sweep(
     if background is not None:
         background.follow()
     return misfit.figure(problem.good_pixels)
+
+
+def misfits(
+    problem: Problem,
+    state: State,
+    config: RefineConfig,
+    index: Int64[Tensor, " k"],
+    positions_px: Float64[Tensor, "k 2"],
+) -> Float64[Tensor, " k"]:
+    """How badly each of these frames fits at this position, as `Shifts.wanted` counts it; nothing is updated."""
+    found = []
+    for part, places in zip(torch.split(index, _LARGEST_BATCH), torch.split(positions_px, _LARGEST_BATCH), strict=True):
+        patches = extract_inside(state.object, problem.corners_px(places), problem.n_px)
+        _, intensity = waves(patches, state.probe)
+        expected = intensity + state.background if config.background else intensity
+        change = correction(
+            expected, problem.counts(part), problem.mask_or_none, config.likelihood, Misfit(state.background)
+        )
+        found.append((intensity * change.square()).sum((1, 2)).double())
+    return torch.cat(found)
 
 
 def frames_at_once(config: RefineConfig, n_frames: int) -> int:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Complex, Float, Float64, Int64
 from torch import Tensor
 
 from torchptycho.physics.patches import slopes
 
-__all__ = ["Shifts", "linear_part"]
+__all__ = ["Shifts", "linear_part", "look_around", "with_momentum"]
+
+# The object follows the positions, so that a step by itself covers a small part of the way: it has to go on.
+_MOMENTUM = 0.9
+# A linear map moves the frames at the edge of the field most, and by more than one frame by itself should.
+_AFFINE_STEPS = 4.0
+# Frames that fit so many times worse than the median are lost; they take a place that fits so much better.
+_LOST, _FOUND = 3.0, 0.8
+_PLACES_TRIED = 8
 
 
 def linear_part(shift_px: Float64[Tensor, "m 2"], positions_px: Float64[Tensor, "m 2"]) -> Float64[Tensor, "m 2"]:
@@ -16,6 +27,26 @@ def linear_part(shift_px: Float64[Tensor, "m 2"], positions_px: Float64[Tensor, 
     away = positions_px - positions_px.mean(0)
     part: Tensor = away @ torch.linalg.lstsq(away, shift_px - shift_px.mean(0)).solution
     return part
+
+
+def with_momentum(
+    step_px: Float64[Tensor, "m 2"],
+    drift_px: Float64[Tensor, "m 2"],
+    positions_px: Float64[Tensor, "m 2"],
+    longest_px: float,
+) -> Float64[Tensor, "m 2"]:
+    """The step and what is left of those before it: no frame goes farther than this, the whole scan four times as far.
+
+    Without it a scale that is off by a few percent needs hundreds of epochs: the object that was fitted to the wrong
+    positions agrees with most of the error.
+    """
+    drift = step_px + _MOMENTUM * drift_px
+    common = linear_part(drift, positions_px)
+    own = drift - drift.mean(0) - common
+    reach = common.norm(dim=1).max().clamp_min(1e-12)
+    common = common * (_AFFINE_STEPS * longest_px / reach).clamp_max(1)
+    bounded: Tensor = common + own * (longest_px / own.norm(dim=1, keepdim=True).clamp_min(1e-12)).clamp_max(1)
+    return bounded
 
 
 class Shifts:
@@ -28,6 +59,8 @@ class Shifts:
     def __init__(self, n_frames: int, device: torch.device) -> None:
         self._curvature = torch.zeros(n_frames, 2, 2, dtype=torch.float64, device=device)
         self._slope = torch.zeros(n_frames, 2, dtype=torch.float64, device=device)
+        self.wanted = torch.zeros(n_frames, dtype=torch.float64, device=device)
+        """[M] squared change that the counts ask of each frame's exit waves: how badly it fits."""
 
     def add(
         self,
@@ -44,19 +77,17 @@ class Shifts:
         columns = torch.stack([dy, dx], 1)
         weighted = torch.view_as_real(columns * power).flatten(2)
         plain = torch.view_as_real(columns).flatten(2)
+        self.wanted[index] = exit_change.abs().square().sum((1, 2, 3)).double()
         self._curvature[index] = (weighted @ plain.mT).double()
         self._slope[index] = (plain @ torch.view_as_real(wish).flatten(1)[..., None])[..., 0].double()
 
-    def of_frames(self, longest_px: float) -> Float64[Tensor, "m 2"]:
-        """Each frame's own shift, no longer than this, without their mean, which is the object's."""
-        shift = torch.linalg.solve(self._damped(), self._slope)
-        length = shift.norm(dim=1, keepdim=True).clamp_min(1e-12)
-        shift = shift * (longest_px / length).clamp_max(1)
-        centred: Tensor = shift - shift.mean(0)
-        return centred
+    def of_frames(self) -> Float64[Tensor, "m 2"]:
+        """Each frame's own shift."""
+        shift: Tensor = torch.linalg.solve(self._damped(), self._slope)
+        return shift
 
-    def affine(self, positions_px: Float64[Tensor, "m 2"], longest_px: float) -> Float64[Tensor, "m 2"]:
-        """The shifts of one linear map of all positions about their centre: scale, rotation, shear; bounded.
+    def affine(self, positions_px: Float64[Tensor, "m 2"]) -> Float64[Tensor, "m 2"]:
+        """The shifts of one linear map of all positions about their centre: scale, rotation, shear.
 
         The least squares of all frames at once: sum_j X_j^T C_j X_j a = sum_j X_j^T s_j, with shift_j = X_j a.
         """
@@ -66,10 +97,49 @@ class Shifts:
         normal = torch.einsum("mia,mij,mjb->ab", design, self._curvature, design)
         wanted = torch.einsum("mia,mi->a", design, self._slope)
         ridge = 1e-6 * normal.diagonal().mean() * torch.eye(4, dtype=away.dtype, device=away.device)
-        shift = torch.einsum("mia,a->mi", design, torch.linalg.solve(normal + ridge, wanted))
-        bounded: Tensor = shift * (longest_px / shift.norm(dim=1).max().clamp_min(1e-12)).clamp_max(1)
-        return bounded
+        return torch.einsum("mia,a->mi", design, torch.linalg.solve(normal + ridge, wanted))
 
     def _damped(self) -> Tensor:
         size = self._curvature.diagonal(dim1=1, dim2=2).mean()
         return self._curvature + (1e-3 * size + 1e-30) * torch.eye(2, dtype=torch.float64, device=size.device)
+
+
+def look_around(
+    fits: Callable[[Int64[Tensor, " k"], Float64[Tensor, "k 2"]], Float64[Tensor, " k"]],
+    positions_px: Float64[Tensor, "m 2"],
+    given_px: Float64[Tensor, "m 2"],
+    wanted: Float64[Tensor, " m"],
+    reach_px: float,
+    generator: torch.Generator,
+) -> tuple[Int64[Tensor, " found"], Float64[Tensor, "found 2"]]:
+    """Frames too far off for any derivative to know the way, and better places for them.
+
+    Those that fit far worse than the median frame are tried at a few random places around where they are and where they
+    were said to be; the best is theirs when it is clearly better.
+    Reference: Maiden, Humphry, Sarahan, Kraus, Rodenburg, Ultramicroscopy 120, 64 (2012).
+
+    Arguments:
+        fits: how badly these frames fit at these positions, in the measure of `Shifts.wanted`.
+        positions_px, given_px: where the frames are by now, and where they were said to be.
+        wanted: how badly each frame fitted in the last pass.
+        reach_px: radius to look in.
+        generator: of the places, on the CPU.
+
+    Returns:
+        which frames moved, and where to.
+    """
+    lost = torch.nonzero(wanted > _LOST * wanted.median()).ravel()
+    if not len(lost):
+        return lost, positions_px[lost]
+    here = positions_px[lost]
+    place, least = here, _FOUND * fits(lost, here)
+    moved = torch.zeros(len(lost), dtype=torch.bool, device=lost.device)
+    for number in range(_PLACES_TRIED):
+        radius, turn = torch.rand(2, len(lost), generator=generator, dtype=torch.float64).to(lost.device)
+        direction = torch.stack([(2 * math.pi * turn).sin(), (2 * math.pi * turn).cos()], 1)
+        there = (here, given_px[lost])[number % 2] + reach_px * radius[:, None] * direction
+        found = fits(lost, there)
+        better = found < least
+        place, least = torch.where(better[:, None], there, place), torch.where(better, found, least)
+        moved = moved | better
+    return lost[moved], place[moved]

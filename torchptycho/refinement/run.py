@@ -24,8 +24,8 @@ from torchptycho.physics.scaling import probe_factor
 from torchptycho.reconstruction import MIN_COVERAGE, Reconstruction
 from torchptycho.refinement.gradient import Descent
 from torchptycho.refinement.modes import orthogonal_modes, power, with_modes
-from torchptycho.refinement.pie import frames_at_once, sweep
-from torchptycho.refinement.positions import Shifts, linear_part
+from torchptycho.refinement.pie import frames_at_once, misfits, sweep
+from torchptycho.refinement.positions import Shifts, linear_part, look_around, with_momentum
 from torchptycho.refinement.problem import Problem, open_problem
 from torchptycho.refinement.state import State
 from torchptycho.scan import Scan
@@ -231,14 +231,38 @@ def _epoch(problem: Problem, state: State, config: RefineConfig, descent: Descen
     shifts = Shifts(problem.n_frames, problem.device) if positions else None
     misfit = sweep(problem, state, config, order, shifts, frames_per_update=per_update, update_probe=probe)
     if shifts is not None:
-        longest = config.position_step_px * (1 - 0.9 * part)
-        moved = state.positions_px
-        if config.position_update in ("affine", "both"):
-            moved = moved + shifts.affine(moved, 4 * longest)
-        if config.position_update in ("frames", "both"):
-            moved = moved + shifts.of_frames(longest)
-        state.positions_px = _bounded(moved, given_px, config)
+        _move(problem, state, config, shifts, given_px, part, generator)
     return misfit
+
+
+def _move(
+    problem: Problem,
+    state: State,
+    config: RefineConfig,
+    shifts: Shifts,
+    given_px: Tensor,
+    polished: float,
+    generator: torch.Generator,
+) -> None:
+    """Bring the positions nearer to where the frames would rather be."""
+    step = torch.zeros_like(state.positions_px)
+    if config.position_update in ("affine", "both"):
+        step = step + shifts.affine(state.positions_px)
+    if config.position_update in ("frames", "both"):
+        step = step + shifts.of_frames()
+    longest_px = config.position_step_px * (1 - 0.9 * polished)
+    state.drift_px = with_momentum(step, state.drift_px, state.positions_px, longest_px)
+    state.positions_px = _bounded(state.positions_px + state.drift_px, given_px, config)
+    if config.position_update == "affine" or state.polishing_since is not None:
+        return
+
+    def fits(index: Tensor, positions_px: Tensor) -> Tensor:
+        return misfits(problem, state, config, index, _bounded(positions_px, given_px[index], config))
+
+    found, places = look_around(fits, state.positions_px, given_px, shifts.wanted, config.position_limit_px, generator)
+    if len(found):
+        state.positions_px[found] = _bounded(places, given_px[found], config)
+        state.drift_px[found] = 0
 
 
 def _schedule(problem: Problem, state: State, config: RefineConfig) -> tuple[int, float]:

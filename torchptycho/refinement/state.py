@@ -19,8 +19,10 @@ from torchptycho.refinement.modes import power
 
 __all__ = ["State"]
 
-_FORMAT, _FORMAT_VERSION = "torchptycho-refinement", 2
-_TENSORS = ("object", "probe", "positions_px", "background", "velocity", "anchor", "probe_velocity", "probe_anchor")
+_FORMAT, _FORMAT_VERSION = "torchptycho-refinement", 3
+_TENSORS = (
+    "object", "probe", "positions_px", "drift_px", "background", "velocity", "anchor", "probe_velocity", "probe_anchor",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(eq=False)
@@ -31,6 +33,7 @@ class State:
         object: [H, W] on the problem's canvas.
         probe: [P, N, N] in sqrt(photons).
         positions_px: [M, 2] float64, (y, x) in object pixels.
+        drift_px: [M, 2] what the positions last moved by, which is their momentum.
         background: [N, N] counts that do not come from the sample, zero frequency at [0, 0].
         velocity, anchor: momentum of the object, and the object when it was last used.
         probe_velocity, probe_anchor: the same of the probe.
@@ -46,6 +49,7 @@ class State:
     object: Complex[Tensor, "h w"]
     probe: Complex[Tensor, "p n n"]
     positions_px: Float64[Tensor, "m 2"]
+    drift_px: Float64[Tensor, "m 2"]
     background: Float[Tensor, "n n"]
     velocity: Complex[Tensor, "h w"]
     anchor: Complex[Tensor, "h w"]
@@ -63,7 +67,7 @@ class State:
     def begin(cls, object: Tensor, probe: Tensor, positions_px: Tensor) -> State:
         """At rest, without background."""
         return cls(
-            object=object, probe=probe, positions_px=positions_px,
+            object=object, probe=probe, positions_px=positions_px, drift_px=torch.zeros_like(positions_px),
             background=probe.real.new_zeros(probe.shape[-2:]),
             velocity=torch.zeros_like(object), anchor=object.clone(),
             probe_velocity=torch.zeros_like(probe), probe_anchor=probe.clone(), light=float(power(probe)),

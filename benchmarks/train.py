@@ -79,7 +79,6 @@ def product_parts(
     from torchptycho.config import GroupConfig, ModelConfig, RunConfig, SimulateConfig
     from torchptycho.data.dataset import GroupDataset
     from torchptycho.data.store import prepare
-    from torchptycho.losses import Comparison
     from torchptycho.model import PtychoPINN
     from torchptycho.simulation import simulate
 
@@ -110,17 +109,7 @@ def product_parts(
                 kept["patches"] = module(batch)
 
         def physics(patches: Any) -> Any:
-            return module.loss(
-                Comparison(
-                    expected=module.expected_counts(patches, batch),
-                    counts=module.measured_counts(batch),
-                    mean_count=(module.photons_per_frame[batch.scan] / n_px**2).float(),
-                    mask=module._mask(batch),
-                    patches=patches,
-                    truth=None,
-                    real_space=module._real_space(patches),
-                )
-            )["loss"]
+            return module._terms(patches, batch)["loss"]
 
         leaf = module(batch).detach().requires_grad_()
 

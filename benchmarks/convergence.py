@@ -49,31 +49,33 @@ def scans(n_px: int, seed: int, photons: float | None = None) -> tuple[Scan, Sca
     return simulate(config), simulate(dataclasses.replace(config, simulation_seed=2 * seed + 1))
 
 
-def ssim(image: Reconstruction, scan: Scan) -> tuple[float, float]:
+def ssim(image: Reconstruction | None, scan: Scan) -> tuple[float, float]:
     assert scan.truth is not None
+    if image is None:
+        return 0.0, 0.0
     found = evaluate(image, scan.truth, min_coverage=0.3)
     return found.amplitude_ssim, found.phase_ssim
 
 
 def trained(
     scan: Scan, judged: Scan, config: RunConfig, every: int, seconds: float, wanted: tuple[float, float]
-) -> tuple[tuple[float, float], float | None, float]:
-    """Similarity at the end, seconds of training until it was enough or None, and seconds in all."""
-    spent, reached, found = 0.0, None, (0.0, 0.0)
+) -> tuple[Reconstruction | None, float | None, float]:
+    """The image at the end if there is one, seconds of training until it was good enough if it was, and in all."""
+    spent, reached, image = 0.0, None, None
     with tempfile.TemporaryDirectory() as folder:
         for steps in range(every, config.train.steps + 1, every):
             part = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=steps))
             try:
                 result = train(scan, part, Path(folder) / "run", resume=steps > every, progress=False)
             except TrainingError:
-                return (0.0, 0.0), None, spent
+                return None, None, spent
             spent += result.seconds
-            found = ssim(reconstruct(load_checkpoint(result.last), judged, accelerator="cpu", progress=False), judged)
-            if reached is None and all(a >= b for a, b in zip(found, wanted, strict=True)):
+            image = reconstruct(load_checkpoint(result.last), judged, accelerator="cpu", progress=False)
+            if reached is None and all(a >= b for a, b in zip(ssim(image, judged), wanted, strict=True)):
                 reached = spent
             if spent > seconds:
                 break
-    return found, reached, spent
+    return image, reached, spent
 
 
 def untrained(scan: Scan, judged: Scan, config: RunConfig) -> tuple[float, float]:
@@ -111,7 +113,8 @@ def main() -> None:
             best = ssim(refine(judged, config=RefineConfig(epochs=40, probe_update=False)), judged)
             wanted = (min(WANTED, PART_OF_REFINED * best[0]), min(WANTED, PART_OF_REFINED * best[1]))
             before = untrained(scan, judged, config)
-            found, reached, spent = trained(scan, judged, config, options.every, options.seconds, wanted)
+            image, reached, spent = trained(scan, judged, config, options.every, options.seconds, wanted)
+            found = ssim(image, judged)
             row = {
                 "n_px": n_px, "seed": seed, "kind": KINDS[seed % 4], "photons_per_frame": 10.0 ** (3 + seed % 7),
                 "converged": reached is not None,
@@ -125,9 +128,8 @@ def main() -> None:
                     config, model=ModelConfig(generator=options.beside),
                     train=dataclasses.replace(config.train, steps=100 * options.steps),
                 )  # fmt: skip
-                row["beside_amplitude_ssim"], row["beside_phase_ssim"] = trained(
-                    scan, judged, other, options.every, spent, wanted
-                )[0]
+                image = trained(scan, judged, other, options.every, spent, wanted)[0]
+                row["beside_amplitude_ssim"], row["beside_phase_ssim"] = ssim(image, judged)
             rows.append(row)
             told = [
                 f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()

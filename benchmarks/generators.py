@@ -4,7 +4,7 @@
 
 Scans and judgement are those of `convergence.py` (N = 64, 1e6 photons per frame). GMAC counts the convolutions of one
 forward pass, by `torch.utils.flop_counter`; what transforms and interpolation cost shows in the frames per second.
-Writes generators.csv.
+Writes generators.csv, and generators.png with the truth and every network's image of each scan.
 """
 
 from __future__ import annotations
@@ -18,14 +18,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
-from convergence import KINDS, scans, short, trained, untrained
+from convergence import KINDS, scans, short, ssim, trained, untrained
+from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
 
 from torchptycho.config import ModelConfig, RunConfig, TrainConfig
 from torchptycho.data.dataset import GroupDataset
 from torchptycho.data.store import prepare
+from torchptycho.evaluation import align_to_truth
 from torchptycho.model import PtychoPINN
+from torchptycho.reconstruction import Reconstruction
 from torchptycho.scan import Scan
 
 GROUPS = 16
@@ -80,6 +84,7 @@ def main() -> None:
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     pairs = [scans(64, seed, photons=1e6) for seed in range(len(KINDS))]
     rows = []
+    images: dict[str, list[tuple[Reconstruction | None, float]]] = {}
     for name in options.generators:
         config = RunConfig(
             model=ModelConfig(generator=name), train=TrainConfig(steps=100_000, accelerator="cpu", on_flat="warn")
@@ -89,7 +94,9 @@ def main() -> None:
             # Judged once, when the time is over: a rhythm that no step of any network falls short of.
             pace = max(10, int(options.seconds * float(row["training_frames_per_s"]) / 64))  # type: ignore[arg-type]
             timed = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=pace))
-            found, _, seconds = trained(scan, judged, timed, pace, options.seconds, (2.0, 2.0))
+            image, _, seconds = trained(scan, judged, timed, pace, options.seconds, (2.0, 2.0))
+            images.setdefault(name, []).append((image, seconds))
+            found = ssim(image, judged)
             before = untrained(scan, judged, timed)
             row |= {f"{kind}_amplitude_ssim": found[0], f"{kind}_phase_ssim": found[1], f"{kind}_seconds": seconds}
             row |= {f"{kind}_untrained_amplitude_ssim": before[0], f"{kind}_untrained_phase_ssim": before[1]}
@@ -101,6 +108,36 @@ def main() -> None:
         writer.writeheader()
         for row in rows:
             writer.writerow({key: short(value) for key, value in row.items()})
+    draw([judged for _, judged in pairs], images, options.out / "generators.png")
+
+
+def draw(judged: list[Scan], images: dict[str, list[tuple[Reconstruction | None, float]]], out: Path) -> None:
+    """Amplitude and phase of the truth and of each network's image, aligned, one line for each scan."""
+    figure = Figure(figsize=(2.3 * 2 * (1 + len(images)), 2.4 * len(judged)), layout="constrained")
+    grid = figure.subplots(len(judged), 2 * (1 + len(images)), squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for row, scan in enumerate(judged):
+        assert scan.truth is not None
+        limits: dict[str, tuple[float, float]] = {}
+        seen = {name: found[row] for name, found in images.items() if found[row][0] is not None}
+        for column, (name, (image, seconds)) in enumerate(seen.items(), start=1):
+            assert image is not None
+            pair = align_to_truth(image, scan.truth, min_coverage=0.3)
+            turn = np.exp(-1j * np.angle(pair.truth[pair.mask].sum()))
+            shown = {column: (f"{name}, {seconds:.0f} s", pair.object)}
+            if not limits:
+                shown[0] = (KINDS[row].replace("_", " "), pair.truth)
+                known = pair.truth[pair.mask] * turn
+                for part, values in (("amplitude", np.abs(known)), ("phase", np.angle(known))):
+                    limits[part] = tuple(np.percentile(values, [1, 99]))
+            for place, (told, field) in shown.items():
+                for number, (part, of) in enumerate((("amplitude", np.abs), ("phase", np.angle))):
+                    axes = grid[row, 2 * place + number]
+                    values = np.where(pair.mask, of(field * turn), np.nan)
+                    axes.imshow(values, cmap="gray", vmin=limits[part][0], vmax=limits[part][1])
+                    axes.set_title(f"{told}: {part}", fontsize=8)
+    figure.savefig(out, dpi=90)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from torchptycho.refinement.pie import frames_at_once
 from torchptycho.refinement.positions import Shifts
 from torchptycho.refinement.problem import open_problem
 from torchptycho.refinement.regularise import roughness, smoothed
+from torchptycho.refinement.state import State
 from torchptycho.scan import ArrayFrames, Scan
 from torchptycho.simulation import simulate
 from torchptycho.stitch import Canvas
@@ -275,6 +276,15 @@ class TestBesideTheObject:
         changed = with_modes(probe, count)
         assert changed.shape == (count, 16, 16)
         assert float(power(changed)) == pytest.approx(float(power(probe)), rel=1e-12)
+
+    @pytest.mark.contract("refine.place")
+    def test_probe_and_image_keep_their_place(self) -> None:
+        probe, field = beam(32), normal((60, 50), 0)
+        state = State.begin(field, probe, torch.zeros(1, 2, dtype=torch.float64))
+        state.object, state.probe = (torch.roll(one, (3, -2), (-2, -1)) for one in (field, 2 * probe))
+        state.settle()
+        assert_close(state.probe, probe, "double")
+        assert_close(state.object, 2 * field, "double")
 
     @pytest.mark.contract("refine.positions.shift")
     def test_a_frame_is_pulled_to_where_it_belongs(self, noiseless: Scan) -> None:

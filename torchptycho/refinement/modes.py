@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-__all__ = ["orthogonal_modes", "power", "with_modes"]
+__all__ = ["center", "orthogonal_modes", "power", "with_modes"]
 
 # Part of the light that a mode begins with which the scan's probe did not have.
 _NEW_MODE = 0.02
@@ -15,6 +15,14 @@ _NEW_MODE = 0.02
 def power(probe: Complex[Tensor, "*p n n"]) -> Float[Tensor, ""]:
     """Photons in all modes."""
     return probe.abs().square().sum()
+
+
+def center(probe: Complex[Tensor, "p n n"]) -> tuple[float, float]:
+    """(y, x) of the centre of mass of the light, in pixels from the corner of the frame."""
+    light = probe.abs().square().sum(0)
+    along = torch.arange(len(light), device=light.device, dtype=light.dtype)
+    total = light.sum().clamp_min(1e-30)
+    return float(light.sum(1) @ along / total), float(light.sum(0) @ along / total)
 
 
 def orthogonal_modes(probe: Complex[Tensor, "p n n"]) -> Complex[Tensor, "p n n"]:

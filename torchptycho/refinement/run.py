@@ -23,7 +23,7 @@ from torchptycho.physics.patches import place_inside
 from torchptycho.physics.scaling import probe_factor
 from torchptycho.reconstruction import MIN_COVERAGE, Reconstruction
 from torchptycho.refinement.gradient import Descent
-from torchptycho.refinement.modes import orthogonal_modes, power, with_modes
+from torchptycho.refinement.modes import orthogonal_modes, with_modes
 from torchptycho.refinement.pie import frames_at_once, misfits, sweep
 from torchptycho.refinement.positions import Shifts, linear_part, look_around, with_momentum
 from torchptycho.refinement.problem import Problem, open_problem
@@ -184,10 +184,9 @@ def _run(
         while state.epoch < config.epochs and not _finished(state, config):
             begun = time.perf_counter()
             misfit = _epoch(problem, state, config, descent, given_px)
-            # Scaling probe against object changes no count; without this the two would drift.
             if len(state.probe) > 1:
                 state.turn_modes(orthogonal_modes(state.probe))
-            state.scale((state.light / power(state.probe)).sqrt())
+            state.settle()
             if descent is not None:
                 descent.take(state)
             state.epoch += 1

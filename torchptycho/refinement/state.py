@@ -15,7 +15,7 @@ from torch import Tensor
 from torchptycho.errors import StoreError
 from torchptycho.io.archive import NpzArchive, write_array
 from torchptycho.io.files import dump_json, replaced_atomically
-from torchptycho.refinement.modes import power
+from torchptycho.refinement.modes import center, power
 
 __all__ = ["State"]
 
@@ -37,7 +37,8 @@ class State:
         background: [N, N] counts that do not come from the sample, zero frequency at [0, 0].
         velocity, anchor: momentum of the object, and the object when it was last used.
         probe_velocity, probe_anchor: the same of the probe.
-        light: photons in all modes of the probe that it began with, which the probe keeps.
+        light, center_px: photons in all modes of the probe that it began with, and their centre of mass (y, x), which
+            the probe keeps.
         epoch: finished passes over the frames.
         updates: updates since momentum was last used.
         polishing_since: epoch in which updates began to gather more frames, or None.
@@ -56,6 +57,7 @@ class State:
     probe_velocity: Complex[Tensor, "p n n"]
     probe_anchor: Complex[Tensor, "p n n"]
     light: float
+    center_px: tuple[float, float]
     epoch: int = 0
     updates: int = 0
     polishing_since: int | None = None
@@ -71,7 +73,21 @@ class State:
             background=probe.real.new_zeros(probe.shape[-2:]),
             velocity=torch.zeros_like(object), anchor=object.clone(),
             probe_velocity=torch.zeros_like(probe), probe_anchor=probe.clone(), light=float(power(probe)),
+            center_px=center(probe),
         )  # fmt: skip
+
+    def settle(self) -> None:
+        """Bring the probe back to the power and, by whole pixels, to the place that it began with.
+
+        No count depends on either as long as the object goes along, and without this they drift: a probe of unknown
+        shape ends up to ten pixels away, and the image with it.
+        """
+        self.scale((self.light / power(self.probe)).sqrt())
+        found = zip(center(self.probe), self.center_px, strict=True)
+        back = tuple(-round(now - before) for now, before in found)
+        if any(back):
+            for name in ("probe", "probe_velocity", "probe_anchor", "object", "velocity", "anchor"):
+                setattr(self, name, torch.roll(getattr(self, name), back, (-2, -1)))
 
     def scale(self, factor: Float[Tensor, ""]) -> None:
         """Multiply the probe by a factor and divide the object by it, which no count depends on."""
@@ -122,4 +138,5 @@ class State:
             )
         tensors: dict[str, Any] = {name: torch.from_numpy(archive.load(name)).to(device) for name in _TENSORS}
         told = {f.name: metadata[f.name] for f in dataclasses.fields(cls) if f.name not in _TENSORS}
+        told["center_px"] = tuple(told["center_px"])
         return cls(**tensors, **told)

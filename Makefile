@@ -5,7 +5,7 @@ VENV ?= .venv
 TYPECHECKER := beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint install format parity-table freeze bench-grouping bench-steps bench-memory bench-refine bench-photon-limit bench-robustness bench-train bench-convergence bench-generators bench-network-or-iteration fuzz clean
+.PHONY: demo test lint install format parity-table freeze bench-grouping bench-steps bench-memory bench-refine bench-photon-limit bench-robustness bench-train bench-convergence bench-generators bench-options bench-network-or-iteration fuzz clean
 
 demo: $(VENV)/.installed
 	$(BIN)/torchptycho demo --out demo
@@ -67,6 +67,9 @@ bench-convergence: $(VENV)/.installed
 
 bench-generators: $(VENV)/.installed
 	$(BIN)/python benchmarks/generators.py
+
+bench-options: $(VENV)/.installed
+	$(BIN)/python benchmarks/options.py
 
 bench-network-or-iteration: $(VENV)/.installed
 	$(BIN)/python benchmarks/network_or_iteration.py

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import importlib.metadata
 import inspect
+import io
 import itertools
 import logging
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -22,9 +25,9 @@ from torchptycho.errors import ConfigError, TorchptychoError
 __all__ = ["main"]
 
 _EPILOGUE = """
-torchptycho COMMAND --help tells about one command. --version prints the version,
---completion SHELL a script that completes commands and options in bash, zsh or
-fish; with --debug a command shows tracebacks and what is going on."""
+torchptycho COMMAND --help tells about one. --version prints the version;
+--completion bash (zsh, fish) a script that completes commands and options; with
+--debug a command shows tracebacks and what is going on."""
 
 _SHELLS = ("bash", "zsh", "fish")
 
@@ -64,7 +67,7 @@ def _version() -> str:
 
 
 def _overview() -> str:
-    lines = ["Ptychography in PyTorch: from a scan file to an image.  usage: torchptycho COMMAND"]
+    lines = ["Ptychography in PyTorch: from a scan file to an image.", "usage: torchptycho COMMAND"]
     grouped = {name for names in PURPOSES.values() for name in names}
     rest = tuple(name for name in COMMANDS if name not in grouped)
     for purpose, names in {**PURPOSES, "the rest": rest}.items():
@@ -83,11 +86,16 @@ def _print_completion(rest: Sequence[str]) -> int:
     if len(rest) != 1 or rest[0] not in _SHELLS:
         sys.stderr.write(f"torchptycho: --completion: expected one of {', '.join(_SHELLS)}; found {' '.join(rest)}.\n")
         return 1
-    # "-": to standard output, and leaves by SystemExit.
-    tyro.extras.subcommand_cli_from_dict(
-        dict(COMMANDS), prog="torchptycho", args=["--tyro-write-completion", rest[0], "-"],
-        config=(tyro.conf.OmitArgPrefixes,),
-    )  # fmt: skip
+    script = io.StringIO()
+    # "-" is standard output; it leaves by SystemExit.
+    with contextlib.redirect_stdout(script), contextlib.suppress(SystemExit):
+        tyro.extras.subcommand_cli_from_dict(
+            dict(COMMANDS), prog="torchptycho", args=["--tyro-write-completion", rest[0], "-"],
+            config=(tyro.conf.OmitArgPrefixes,),
+        )  # fmt: skip
+    for line in script.getvalue().splitlines():
+        # A description of two lines would be offered as two options (tyro 1.0).
+        sys.stdout.write((re.sub(r"\\n *", " ", line) if line.startswith("COMPLETION_SPEC = ") else line) + "\n")
     return 0
 
 

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from rich.console import Console
 from tyro.conf import Positional, arg
 
 from torchptycho.command import BESIDE, Beside, Command
@@ -41,7 +42,7 @@ __all__ = ["COMMANDS", "PURPOSES", "Command"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Simulate(Command):
-    """Simulate an experiment and write it as a scan file with its truth.
+    """Simulate an experiment and write it as a scan file.
 
     torchptycho simulate scan.npz --object-kind siemens_star --photons-per-frame 1e5
     """
@@ -341,12 +342,17 @@ class Demo(Command):
     """Folder for everything that it makes."""
     steps: int = 200
     """Optimiser steps of the training."""
+    json: bool = False
+    """Print one JSON object, what demo.json holds, instead of sentences."""
     simulation: SimulateConfig = dataclasses.field(default_factory=SimulateConfig)
 
     def run(self) -> None:
         from torchptycho.demo import demo
 
-        demo(self.out, self.simulation, steps=self.steps, console=self.console)
+        console = Console(stderr=True) if self.json else self.console
+        told = demo(self.out, self.simulation, steps=self.steps, console=console)
+        if self.json:
+            self.tell(told, json=True)
 
 
 def _require_new_npz(out: Path, scan: Path) -> None:

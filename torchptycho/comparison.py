@@ -20,8 +20,11 @@ __all__ = ["Comparison", "compare"]
 
 # Pixel sizes that differ by more are of different experiments.
 _LARGEST_RATIO = 8.0
-# What a place must be better by than the one that the files state, before the files are not believed.
-_CLEARLY = 1.5
+# A place is believed against what the files state when it matches so much better than every other: two images of
+# different objects, and periodic ones, have many places that match about equally.
+_CLEARLY = 2.0
+_PEAK_PX = 8
+_BRIGHTEST = 3.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -182,15 +185,11 @@ def _placed(image: Reconstruction, reference: Reconstruction) -> tuple[Reconstru
         match += np.abs(scipy.fft.ifft2(spectrum)) ** 2
     # match[d] is for image pixel [0, 0] on reference pixel d.
     stated = np.array(image.origin_px) - np.array(reference.origin_px)
-    best = np.array(np.unravel_index(int(match.argmax()), match.shape))
-    best = np.where(best >= reference.object.shape, best - size, best)
-    near = [np.arange(math.floor(s - MAX_SHIFT_PX), math.ceil(s + MAX_SHIFT_PX) + 1) for s in stated]
-    inside = [
-        axis[(axis > -k) & (axis < n)]
-        for axis, n, k in zip(near, reference.object.shape, image.object.shape, strict=True)
-    ]
-    there = float(match[np.ix_(*(axis % n for axis, n in zip(inside, size, strict=True)))].max(initial=0.0))
-    if np.abs(best - stated).max() <= MAX_SHIFT_PX or match.max() <= _CLEARLY * there:
+    peak = np.unravel_index(int(match.argmax()), match.shape)
+    best = np.array([p if p < n else p - k for p, n, k in zip(peak, reference.object.shape, size, strict=True)])
+    highest = float(match[peak])
+    match[np.ix_(*((np.arange(p - _PEAK_PX, p + _PEAK_PX + 1)) % k for p, k in zip(peak, size, strict=True)))] = 0
+    if np.abs(best - stated).max() <= MAX_SHIFT_PX or highest < _CLEARLY * match.max():
         return image, ""
     y, x = (int(d) for d in best - stated)
     origin = (image.origin_px[0] + y, image.origin_px[1] + x)
@@ -202,13 +201,16 @@ def _slopes(image: Reconstruction) -> list[np.ndarray]:
     modulus or how they match."""
     mask = image.valid & np.isfinite(image.object)
     values = np.where(mask, image.object, 0).astype(np.complex128)
-    power = np.sqrt((np.abs(values[mask]) ** 2).mean()) if mask.any() else 1.0
+    size = np.abs(values)
+    usual = float(np.median(size[mask])) if mask.any() else 1.0
+    # What runs away where no frame reached, and is called valid all the same, must not outweigh the rest.
+    values *= np.minimum(1, _BRIGHTEST * usual / np.maximum(size, 1e-30)) / max(usual, 1e-30)
     out = []
     for axis in (0, 1):
         moved, known = np.roll(values, -1, axis), mask & np.roll(mask, -1, axis)
         # The last has no neighbour; `roll` took the first of the other side.
         np.moveaxis(known, axis, 0)[-1] = False
-        product = values * moved.conj() / max(power, 1e-30) ** 2
+        product = values * moved.conj()
         out.append(np.where(known, product - (product[known].mean() if known.any() else 0), 0))
     return out
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -41,12 +42,15 @@ class _Steps:
         self.rows.append((name, time.perf_counter() - start, peak_GB))
 
 
-def demo(out: Path, simulation: SimulateConfig, *, steps: int, console: Console) -> None:
+def demo(out: Path, simulation: SimulateConfig, *, steps: int, console: Console) -> dict[str, Any]:
     """Simulate, inspect, train, reconstruct, refine, evaluate and draw into `out`.
 
     Writes scan.npz, scan.png, run/, the network's image.npz and the refined refined.npz with their PNGs, frc.png of the
     refined one, overview.png, report.md and demo.json. An earlier demo in the folder is replaced; any other folder is
     left alone.
+
+    Returns:
+        what demo.json holds: times, metrics, the scan, configuration and versions.
 
     Raises:
         ConfigError: `out` exists and is not an earlier demo.
@@ -113,6 +117,7 @@ def demo(out: Path, simulation: SimulateConfig, *, steps: int, console: Console)
         _report(timed, {name: metrics.to_dict() for name, (_, metrics) in images.items()}), encoding="utf-8"
     )
     console.print(f"picture: {overview}   report: {out / 'report.md'}")
+    return report
 
 
 def _report(timed: _Steps, metrics: dict[str, dict[str, object]]) -> str:

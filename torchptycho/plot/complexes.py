@@ -9,8 +9,9 @@ from jaxtyping import Complex, Float, UInt8
 from matplotlib.axes import Axes
 
 from torchptycho.plot.page import SMALL
+from torchptycho.plot.panels import SAMPLING, frame_only
 
-__all__ = ["colour_wheel", "complex_rgb", "hue_rgb", "wheel_rgba"]
+__all__ = ["colour_wheel", "complex_rgb", "draw_complex", "hue_rgb", "wheel_colours", "wheel_rgba"]
 
 # Every hue of this lightness and chroma lies within sRGB, so that no phase looks brighter than another.
 _LIGHTNESS, _CHROMA = 0.75, 0.12
@@ -61,6 +62,17 @@ def wheel_rgba(n_px: int = 96) -> UInt8[np.ndarray, "n n 4"]:
     # The rim fades over a pixel.
     alpha = np.clip((1 - np.abs(disc)) * n_px / 2 + 0.5, 0, 1)
     return np.concatenate([rgb, np.rint(255 * alpha).astype(np.uint8)[..., None]], axis=-1)
+
+
+def wheel_colours() -> UInt8[np.ndarray, "k 3"]:
+    """Some of the wheel's colours, for a palette."""
+    phase, bright = np.meshgrid(np.linspace(-math.pi, math.pi, 18, endpoint=False), np.linspace(0.2, 1, 5))
+    return complex_rgb(bright * np.exp(1j * phase), 1.0).reshape(-1, 3)
+
+
+def draw_complex(axis: Axes, image: Complex[np.ndarray, "h w"], title: str) -> None:
+    axis.imshow(complex_rgb(image), interpolation=SAMPLING)
+    frame_only(axis, title)
 
 
 def colour_wheel(axis: Axes) -> None:

@@ -19,8 +19,9 @@ _WIDTH, _HEIGHT = 420.0, 250.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 76.0, 12.0, 12.0, 40.0
 _MOST_POINTS = 800
 _DOTS_BELOW = 40
+_ROUND = [1, 2, 2.5, 5, 10]
 
-_Place = Callable[[np.ndarray | float], np.ndarray]
+_Place = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,19 +49,18 @@ def curves_svg(series: list[Series], x_label: str, y_label: str, *, y_range: tup
         y_range: of the axis, which is linear then.
     """
     values = np.concatenate([one.y[np.isfinite(one.y)] for one in series])
-    log = bool(values.size) and y_range is None and values.min() > 0 and values.max() > 10 * values.min()
+    log = y_range is None and bool(values.size and values.min() > 0 and values.max() > 10 * values.min())
     kept = [(one, np.isfinite(one.x) & np.isfinite(one.y)) for one in series]
     x = np.concatenate([one.x[keep] for one, keep in kept])
     x_low, x_high = _range(x, zero=True)
     y_low, y_high = y_range or ((float(values.min()), float(values.max())) if log else _range(values))
 
-    def across(value: np.ndarray | float) -> np.ndarray:
-        return _LEFT + (np.asarray(value) - x_low) / (x_high - x_low) * (_WIDTH - _LEFT - _RIGHT)
+    def across(value: np.ndarray) -> np.ndarray:
+        return np.asarray(_LEFT + (value - x_low) / (x_high - x_low) * (_WIDTH - _LEFT - _RIGHT))
 
-    def up(value: np.ndarray | float) -> np.ndarray:
-        value = np.asarray(value)
+    def up(value: np.ndarray) -> np.ndarray:
         part = np.log(value / y_low) / math.log(y_high / y_low) if log else (value - y_low) / (y_high - y_low)
-        return _HEIGHT - _BOTTOM - part * (_HEIGHT - _TOP - _BOTTOM)
+        return np.asarray(_HEIGHT - _BOTTOM - part * (_HEIGHT - _TOP - _BOTTOM))
 
     drawn = [_axes((x_low, x_high), (y_low, y_high), log, across, up, x_label, y_label)]
     for one, keep in kept:
@@ -131,17 +131,17 @@ def _nice_below(value: float) -> float:
 
 def _axes(x_range: Limits, y_range: Limits, log: bool, across: _Place, up: _Place, x_label: str, y_label: str) -> str:
     (x_low, x_high), (y_low, y_high) = x_range, y_range
-    x_ticks = [t for t in MaxNLocator(6).tick_values(x_low, x_high) if x_low <= t <= x_high]
-    locator = LogLocator(subs=(1.0,) if y_high > 100 * y_low else (1.0, 2.0, 5.0)) if log else MaxNLocator(5)
+    x_ticks = [t for t in MaxNLocator(6, steps=_ROUND).tick_values(x_low, x_high) if x_low <= t <= x_high]
+    locator = (
+        LogLocator(subs=(1.0,) if y_high > 100 * y_low else (1.0, 2.0, 5.0)) if log else MaxNLocator(5, steps=_ROUND)
+    )
     y_ticks = [t for t in locator.tick_values(y_low, y_high) if y_low <= t <= y_high]
     floor, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
     parts = []
-    for tick in y_ticks:
-        y = float(up(tick))
+    for tick, y in zip(y_ticks, up(np.array(y_ticks)), strict=True):
         parts.append(f'<path class="grid" d="M{_LEFT:g} {y:.1f}H{right:g}"/>')
         parts.append(f'<text class="end" x="{_LEFT - 6:g}" y="{y + 4:.1f}">{_number(tick)}</text>')
-    for tick in x_ticks:
-        x = float(across(tick))
+    for tick, x in zip(x_ticks, across(np.array(x_ticks)), strict=True):
         parts.append(f'<path class="axis" d="M{x:.1f} {floor:g}v4"/>')
         parts.append(f'<text class="mid" x="{x:.1f}" y="{floor + 17:g}">{_number(tick)}</text>')
     parts.append(f'<path class="axis" d="M{_LEFT:g} {_TOP:g}V{floor:g}H{right:g}"/>')

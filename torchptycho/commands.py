@@ -71,7 +71,7 @@ class Simulate(Command):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prepare(Command):
-    """Write scans as a store that training reads; `train` does it itself.
+    """Write scans as a store for training; `train` does it by itself.
 
     torchptycho prepare day1.npz day2.npz --out store --gridsize 2
     """

@@ -100,7 +100,7 @@ class Evaluate(Command):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compare(Command):
-    """Compare two reconstructions of any origin, with or without a truth.
+    """Compare two reconstructions of any origin, also with a truth.
 
     They are brought onto one pixel size, one place, and one gauge of phase and scale first. Read are image files of
     this program, Ptychodus products, PtyPy .ptyr files, CXI files, and any NPZ with a complex `object`.

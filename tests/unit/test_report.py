@@ -8,6 +8,7 @@ import io
 import math
 import re
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -189,15 +190,24 @@ def test_an_image_without_a_valid_pixel_is_shown(scan: Scan, tmp_path: Path) -> 
 
 class TestPatterns:
     @pytest.mark.contract("report.patterns")
-    @pytest.mark.parametrize("domain", ["counts", "amplitude"])
-    def test_true_image_predicts_the_counts_to_their_noise(self, scan: Scan, domain: str) -> None:
+    @pytest.mark.parametrize(
+        ("domain", "told"),
+        [
+            ("counts", lambda photons: {}),
+            ("amplitude", lambda photons: {"photons_per_frame": photons}),
+            ("amplitude", lambda photons: {"config": {"prepare": {"nphotons": photons}}}),
+        ],
+    )
+    def test_true_image_predicts_the_counts_to_their_noise(
+        self, scan: Scan, domain: str, told: Callable[[float], dict[str, object]]
+    ) -> None:
         frames = np.asarray(scan.frames[:])
         photons = float(frames.sum(axis=(1, 2), dtype=np.float64).mean())
         if domain == "amplitude":
             # Half the unit, as normalised files have it; the dose is told apart.
             halved = (0.5 * np.sqrt(frames)).astype(np.float32)
             scan = dataclasses.replace(scan, frames=ArrayFrames(halved), domain="amplitude", metadata={})
-        image = image_of(scan, provenance={"photons_per_frame": photons})
+        image = image_of(scan, provenance=told(photons))
         found = compare_patterns(scan, image, scan.probe, n_frames=5)
         assert found.frames == sorted(set(found.frames))
         assert len(found.frames) == 5

@@ -65,8 +65,8 @@ def compare_patterns(
             total += float(frame_sums(np.where(scan.mask, chunk, 0), scan.domain).sum())
         start += len(chunk)
     if scan.domain == "amplitude":
-        photons = image.provenance.get("photons_per_frame", scan.photons_per_frame)
-        counts *= measure_scaling(total / scan.n_frames, scan.n_px, scan.domain, photons).counts_per_intensity
+        mean = total / scan.n_frames
+        counts *= measure_scaling(mean, scan.n_px, scan.domain, _dose(scan, image)).counts_per_intensity
     positions_px = scan.positions_px if image.positions_px is None else image.positions_px
     corners = corner(torch.from_numpy(positions_px[index]), scan.n_px, image.origin_px)
     patches = extract(torch.from_numpy(image.object), corners, scan.n_px)
@@ -76,3 +76,11 @@ def compare_patterns(
     elif image.background is not None:
         expected = expected + torch.from_numpy(image.background)
     return Patterns(frames=index.tolist(), measured=counts, expected=expected.double().numpy())
+
+
+def _dose(scan: Scan, image: Reconstruction) -> float | None:
+    """Photons that a mean frame of amplitudes stood for when the image was made."""
+    told = image.provenance
+    configured = told.get("config", {}).get("prepare", {}).get("nphotons")
+    dose = told.get("photons_per_frame") or configured or scan.photons_per_frame
+    return None if dose is None else float(dose)

@@ -371,7 +371,9 @@ class TestDemo:
         told = json.loads((out / "demo.json").read_text())
         assert told["metrics"]["refined"]["complex_nrmse"] < told["metrics"]["network"]["complex_nrmse"]
         assert [step["name"] for step in told["steps"]][-1] == "draw"
-        for name in ("scan.npz", "scan.png", "image.npz", "image.png", "refined.npz", "refined.png", "frc.png"):
+        for name in (
+            "scan.npz", "scan.png", "image.npz", "image.png", "refined.npz", "refined.png", "frc.png", "report.html",
+        ):  # fmt: skip
             assert (out / name).is_file(), name
 
     @pytest.mark.contract("cli.demo")

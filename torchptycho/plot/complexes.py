@@ -77,7 +77,7 @@ def draw_complex(axis: Axes, image: Complex[np.ndarray, "h w"], title: str) -> N
 
 def colour_wheel(axis: Axes) -> None:
     """Draw the key beside an image, where its colour bar would be."""
-    wheel = axis.inset_axes((1.05, 0.35, 0.26, 0.3))
+    wheel = axis.inset_axes((1.09, 0.38, 0.22, 0.24))
     wheel.imshow(wheel_rgba(160), interpolation="antialiased")
     wheel.set_axis_off()
     for x, y, text in ((1.06, 0.5, "0"), (0.5, 1.08, "π/2"), (-0.06, 0.5, "π"), (0.5, -0.08, "−π/2")):

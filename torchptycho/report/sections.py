@@ -168,7 +168,8 @@ def of_probe(probe: Complex[np.ndarray, "p n n"], pixel_m: float | None) -> Sect
         complex_figure(
             f"Mode {number}" if len(probe) > 1 else "Probe", mode, everywhere, wheel=number == 1,
             scale=scale_bar_of(probe.shape[-1], pixel_m) if number == 1 else None,
-            note=f"{power[number - 1] / max(float(power.sum()), 1e-300):.3%} of {power.sum():.4g} photons",
+            note=(f"{power[number - 1] / max(float(power.sum()), 1e-300):.3%} of " if len(probe) > 1 else "")
+            + f"{power.sum():.4g} photons",
         )
         for number, mode in enumerate(probe, start=1)
     ]  # fmt: skip
@@ -197,7 +198,7 @@ def of_positions(scan: Scan, image: Reconstruction) -> Section:
     rows = [
         ("Root mean square", _px(float(np.sqrt((length**2).mean())), image.object_pixel_m)),
         ("Largest", f"{_px(float(length.max()), image.object_pixel_m)}, frame {int(length.argmax())}"),
-        ("Mean (y, x)", f"{mean[0]:+.3f}, {mean[1]:+.3f} px"),
+        ("Mean (y, x)", f"{mean[0]:.3f}, {mean[1]:.3f} px".replace("-", "−")),
     ]
     return Section(
         id="positions", title="Scan positions", rows=[("wide", [chart]), ("", [Table(rows=rows)])],

@@ -24,7 +24,7 @@ _LARGEST_RATIO = 8.0
 # different objects, and periodic ones, have many places that match about equally.
 _CLEARLY = 2.0
 _PEAK_PX = 8
-_BRIGHTEST = 3.0
+_BRIGHTEST = 1.5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -155,8 +155,9 @@ def _resampled(image: Reconstruction, factor: float, pixel_m: float) -> Reconstr
     if min(len(axis) for axis in axes) < 4:
         raise EvaluationError(f"{factor:.3g} times larger pixels leave nothing of {image.object.shape} px to compare.")
     at = np.meshgrid(*axes, indexing="ij")
-    # What is finer than the new pixels is averaged, over valid pixels only; a box of their size has this deviation.
-    sigma = math.sqrt(max(factor**2 - 1, 0) / 12)
+    # What is finer than the new pixels is averaged, over valid pixels only, by a Gaussian that leaves about as much of
+    # their finest period as a pixel of their size does.
+    sigma = 0.4 * math.sqrt(max(factor**2 - 1, 0))
     known = (image.valid & np.isfinite(image.object)).astype(np.float64)
     blurred_weight = scipy.ndimage.gaussian_filter(known, sigma)
     values = np.where(known > 0, image.object, 0).astype(np.complex128)

@@ -20,7 +20,7 @@ from torchptycho.scan import Scan
 from torchptycho.training.quiet import check_machine
 from torchptycho.training.rhythm import rhythm
 from torchptycho.training.starting import check_resumes, check_starts
-from torchptycho.workflows import open_scan
+from torchptycho.workflows import as_prepared, open_scan
 
 __all__ = ["plan_preparation", "plan_training"]
 
@@ -88,6 +88,11 @@ def plan_training(
         TorchptychoError: what `train` would refuse.
     """
     out = Path(out)
+    store = Store.open(scans[0]) if len(scans) == 1 and Path(scans[0]).is_dir() else None
+    if store is not None:
+        if val_scans:
+            raise ConfigError(f"val_scans: {store.path} is prepared already. Prepare the scans together.")
+        config = as_prepared(config, store)
     last = out / "checkpoints" / "last.ckpt"
     if last.exists() and not resume:
         raise ConfigError(f"{out}: holds a run. Continue it with --resume, or choose another --out.")
@@ -96,9 +101,8 @@ def plan_training(
     elif start is not None:
         check_starts(start, config)
     check_machine(config.train.accelerator, config.train.devices, config.train.nodes)
-    store = Store.open(scans[0]) if len(scans) == 1 and Path(scans[0]).is_dir() else None
     if store is not None:
-        plan = _of_store(store, config, out)
+        plan = _of_store(store, config)
         n_px, has_truth = store.n_px, store.has_truth
     else:
         plan = plan_preparation(scans, config, out / "store", val_scans=val_scans)
@@ -123,17 +127,18 @@ def plan_training(
     }
 
 
-def _of_store(store: Store, config: RunConfig, out: Path) -> dict[str, Any]:
-    frames = store.tensors["frames"]
-    held = {"held_out": False, "photons_per_frame": None, "n_modes": int(store.tensors["probes"].shape[1])}
+def _of_store(store: Store, config: RunConfig) -> dict[str, Any]:
+    n_modes = int(store.tensors["probes"].shape[1])
+    scans = [
+        {
+            "source": entry.source, "n_frames": entry.n_frames, "n_px": store.n_px, "dtype": None,
+            "domain": entry.scaling.domain, "n_modes": n_modes, "photons_per_frame": entry.scaling.photons_per_frame,
+            "held_out": entry.held_out,
+        }
+        for entry in store.scans
+    ]  # fmt: skip
     return {
-        "out": str(out),
-        "scans": [
-            held | {"source": entry.source, "n_frames": entry.n_frames, "n_px": store.n_px,
-                    "dtype": str(frames.dtype).removeprefix("torch."), "domain": entry.scaling.domain,
-                    "held_out": entry.held_out, "photons_per_frame": entry.scaling.photons_per_frame}
-            for entry in store.scans
-        ],
+        "scans": scans,
         "frames": store.n_frames,
         "frames_held_out": len(store.groups("val")),
         "groups": len(store.groups("train")),
@@ -141,7 +146,7 @@ def _of_store(store: Store, config: RunConfig, out: Path) -> dict[str, Any]:
         "store_bytes": 0,
         "config": to_dict(config),
         "problems": [],
-    }  # fmt: skip
+    }
 
 
 def _check_together(scans: Sequence[Scan]) -> None:

@@ -88,7 +88,7 @@ def plan_table(plan: dict[str, Any]) -> Table:
         held = " (held out)" if scan["held_out"] else ""
         table.add_row(
             f"{scan['source']}{held}",
-            f"{scan['n_frames']} frames {scan['n_px']}x{scan['n_px']} {scan['dtype']} {scan['domain']}, "
+            f"{scan['n_frames']} frames {scan['n_px']}x{scan['n_px']} {scan['dtype'] or 'prepared'} {scan['domain']}, "
             f"{scan['n_modes']} probe mode(s)",
         )
     for name, value in plan.items():

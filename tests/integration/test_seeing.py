@@ -115,9 +115,13 @@ class TestDryRun:
     @pytest.mark.contract("cli.dry-run")
     def test_a_prepared_store_is_planned_with(self, command: Command, tiny_scan: Path, tmp_path: Path) -> None:
         assert command("prepare", tiny_scan, "--out", tmp_path / "store", "--gridsize", "1").code == 0
-        answer = command("train", tmp_path / "store", "--out", tmp_path / "run", *TINY_FLAGS, "--dry-run", "--json")
+        flags = [flag for flag in TINY_FLAGS if flag != "--gridsize"][1:]
+        answer = command("train", tmp_path / "store", "--out", tmp_path / "run", *flags, "--dry-run", "--json")
         plan = json.loads(answer.out)
         assert (plan["frames"], plan["store_bytes"], plan["steps"]) == (64, 0, 14)
+        assert plan["config"]["group"]["gridsize"] == 1
+        answer = command("train", tmp_path / "store", "--out", tmp_path / "run", *flags, "--gridsize", "3", "--dry-run")
+        assert "was prepared with 1; found 3" in answer.err
         assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
     @pytest.mark.contract("cli.dry-run")

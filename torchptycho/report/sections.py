@@ -32,7 +32,7 @@ from torchptycho.tables import show
 
 __all__ = [
     "half_period", "of_configuration", "of_curves", "of_data", "of_halves", "of_image", "of_patterns", "of_positions",
-    "of_probe", "of_provenance", "of_truth",
+    "of_probe", "of_provenance", "of_truth", "photons_text",
 ]  # fmt: skip
 
 _DECADES = 5
@@ -113,9 +113,9 @@ def of_patterns(scan: Scan, image: Reconstruction, probe: np.ndarray, detect: De
         misfit /= max(float((expected / (expected + 1))[good].sum()), 1e-30)
         rows.append(("three", [
             mapped_figure(f"Frame {frame}: measured", np.log10(np.maximum(measured, low)), good, "inferno", limits,
-                          ends=ends, note=f"{measured[good].sum():.4g} photons"),
+                          ends=ends, note=photons_text(float(measured[good].sum()))),
             mapped_figure("Predicted", np.log10(np.maximum(expected, low)), good, "inferno", limits, ends=ends,
-                          note=f"{expected[good].sum():.4g} photons"),
+                          note=photons_text(float(expected[good].sum()))),
             mapped_figure("Difference", np.clip(noise, -5, 5), good, "RdBu_r", (-5.0, 5.0), unit="σ",
                           note=f"misfit {misfit:.3g}"),
         ]))  # fmt: skip
@@ -169,7 +169,7 @@ def of_probe(probe: Complex[np.ndarray, "p n n"], pixel_m: float | None) -> Sect
             f"Mode {number}" if len(probe) > 1 else "Probe", mode, everywhere, wheel=number == 1,
             scale=scale_bar_of(probe.shape[-1], pixel_m) if number == 1 else None,
             note=(f"{power[number - 1] / max(float(power.sum()), 1e-300):.3%} of " if len(probe) > 1 else "")
-            + f"{power.sum():.4g} photons",
+            + photons_text(float(power.sum())),
         )
         for number, mode in enumerate(probe, start=1)
     ]  # fmt: skip
@@ -267,6 +267,11 @@ def half_period(metrics: Metrics) -> str:
     """The half period at the half-bit threshold, in pixels and in metres where these are known."""
     last = float(metrics.frc.frequency_cycles_per_px[-1])
     return half_period_text(metrics.frc_half_bit_cycles_per_px, last, metrics.object_pixel_m)
+
+
+def photons_text(photons: float) -> str:
+    """A number of photons as one reads it aloud, as long as that is short."""
+    return f"{photons:,.0f} photons" if 100 <= photons < 1e7 else f"{photons:.3g} photons"
 
 
 def _frc_chart(title: str, metrics: Metrics, threshold: str, *, halves: bool) -> Chart:

@@ -93,7 +93,7 @@ def _key_figures(
         factor, unit = length_unit(image.object_pixel_m)
         told.append(("Pixel", f"{image.object_pixel_m / factor:.4g} {unit}"))
     if photons is not None:
-        told.append(("Photons per frame", f"{photons:.3g}"))
+        told.append(("Photons per frame", sections.photons_text(photons).removesuffix(" photons")))
     if image.history.get("misfit"):
         told.append(("Misfit (noise is 1)", f"{image.history['misfit'][-1]:.4g}"))
     if halves is not None:

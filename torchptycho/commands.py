@@ -258,7 +258,8 @@ class Reconstruct(Command):
             from torchptycho.report import report_of_network
 
             with self.working(f"writing {page}"):
-                report_of_network(image, scan, module, path, page, halves=self.report_frc)
+                device = {"gpu": "cuda"}.get(self.accelerator, self.accelerator)
+                report_of_network(image, scan, module, path, page, halves=self.report_frc, device=device)
         self.tell(
             _told_of_image(image, self.out, picture, page),
             f"{_files(self.out, picture, page)}: {image.object.shape[0]}x{image.object.shape[1]} px from "

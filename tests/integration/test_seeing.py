@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny import TINY_FLAGS, Command
 
 from torchptycho.commands import COMMANDS
+from torchptycho.config import RefineConfig
+from torchptycho.halves import Resolution
+from torchptycho.scan import Scan
 
 IN_A_PROCESS = "import sys; from torchptycho.cli import main; sys.exit(main())"
 
@@ -54,6 +59,29 @@ class TestReport:
             "<summary>model</summary>",
         ):
             assert words in text
+
+    @pytest.mark.contract("cli.report")
+    def test_halves_are_refined_from_the_probe_of_the_network(
+        self, command: Command, tiny_run: Path, tiny_scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from torchptycho.checkpoints import load_checkpoint
+        from torchptycho.halves import resolution
+
+        seen = []
+
+        def quick(scan: Scan, *, config: RefineConfig, device: str) -> Resolution:
+            seen.append((scan.probe, device))
+            return resolution(scan, config=dataclasses.replace(config, epochs=2), device=device)
+
+        monkeypatch.setattr("torchptycho.report.sources.resolution", quick)
+        out = tmp_path / "image.npz"
+        given = ["reconstruct", tiny_run, tiny_scan, "--out", out, "--accelerator", "cpu", "--report", "--report-frc"]
+        answer = command(*given)
+        assert (answer.code, answer.err) == (0, "")
+        module = load_checkpoint(tiny_run / "checkpoints" / "best.ckpt")
+        np.testing.assert_array_equal(seen[0][0], module.probe[0].detach().numpy())
+        assert seen[0][1] == "cpu"
+        assert 'id="resolution"' in out.with_suffix(".html").read_text(encoding="utf-8")
 
     @pytest.mark.contract("cli.report")
     def test_options_that_belong_together_are_asked_for(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import h5py
@@ -80,7 +81,8 @@ def test_a_rim_that_has_run_away_and_is_called_valid_does_not_hide_the_place() -
     rim[8:-8, 8:-8] = False
     part[rim] = 200 * (rng.normal(size=(int(rim.sum()), 2)) @ (1, 1j))
     found = compare(image_of(truth), image_of(part, (0, 0)))
-    assert "B: moved by 10, 15 px (y, x), where it matches." in found.notes
+    # To a pixel, by the rim; what is left is found as any sub-pixel shift is.
+    assert re.fullmatch(r"B: moved by (9|10|11), (14|15|16) px \(y, x\), where it matches\.", found.notes[0])
 
 
 @pytest.mark.contract("compare.place")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -38,13 +39,17 @@ def report_of_network(
     """
     which = image.provenance["config"]["reconstruct"]["training_scan"]
     run = checkpoint.parent.parent
+    probe = module.probe[which].detach().cpu().numpy() if image.probe is None else image.probe
+    found = None
+    if halves:
+        # The scan's own probe may be no more than a guess.
+        known = dataclasses.replace(scan, probe=probe, probe_is_calibrated=True)
+        found = _halves(known, module.config.refine, device)
     return write_report(
-        image, scan, path,
-        probe=module.probe[which].detach().cpu().numpy() if image.probe is None else None,
-        # A refined image has its own probe and background.
+        image, scan, path, probe=probe, halves=found,
+        # A refined image has its own background.
         detect=_detector(module, which) if image.probe is None else None,
         history=read_history(run) if (run / LOGS).is_dir() else None,
-        halves=_halves(scan, module.config.refine, device) if halves else None,
     )  # fmt: skip
 
 

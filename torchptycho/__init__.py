@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torchptycho.checkpoints import load_checkpoint as load_checkpoint
+    from torchptycho.comparison import compare as compare
     from torchptycho.config import (
         GroupConfig as GroupConfig,
     )
@@ -81,10 +82,12 @@ if TYPE_CHECKING:
     )
     from torchptycho.model import PtychoPINN as PtychoPINN
     from torchptycho.orientation import rank_orientations as rank_orientations
+    from torchptycho.plot import plot_comparison as plot_comparison
     from torchptycho.plot import plot_reconstruction as plot_reconstruction
     from torchptycho.predict import CanvasWriter as CanvasWriter
     from torchptycho.reconstruction import Reconstruction as Reconstruction
     from torchptycho.refinement import refine as refine
+    from torchptycho.report import write_report as write_report
     from torchptycho.scan import Scan as Scan
     from torchptycho.simulation import simulate as simulate
     from torchptycho.stitch import Canvas as Canvas
@@ -100,6 +103,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "checkpoints": ["load_checkpoint"],
+    "comparison": ["compare"],
     "config": [
         "GroupConfig", "LossConfig", "MappingConfig", "ModelConfig", "PrepareConfig", "ReadConfig", "ReconstructConfig",
         "RefineConfig", "RunConfig", "SimulateConfig", "TrainConfig", "load_config",
@@ -117,10 +121,11 @@ _HOME = {
     "io": ["read_probe", "read_reconstruction", "read_scan", "write_reconstruction", "write_scan"],
     "model": ["PtychoPINN"],
     "orientation": ["rank_orientations"],
-    "plot": ["plot_reconstruction"],
+    "plot": ["plot_comparison", "plot_reconstruction"],
     "predict": ["CanvasWriter"],
     "reconstruction": ["Reconstruction"],
     "refinement": ["refine"],
+    "report": ["write_report"],
     "scan": ["Scan"],
     "simulation": ["simulate"],
     "stitch": ["Canvas"],

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from rich.console import Console
 from tyro.conf import Positional, arg
 
-from torchptycho.command import Command
+from torchptycho.command import BESIDE, Beside, Command
 from torchptycho.config import (
     ExperimentConfig,
     GroupConfig,
@@ -16,7 +17,6 @@ from torchptycho.config import (
     LossConfig,
     ModelConfig,
     PrepareConfig,
-    ReadConfig,
     ReconstructConfig,
     RefineConfig,
     RunConfig,
@@ -28,22 +28,29 @@ from torchptycho.config import (
 )
 from torchptycho.errors import ConfigError
 from torchptycho.file_commands import Convert, Inspect
-from torchptycho.tables import json_text, metrics_table
+from torchptycho.judging_commands import Compare, Evaluate, Refining, Resolution
+from torchptycho.system_commands import Doctor
+from torchptycho.tables import plan_table
 
-__all__ = ["COMMANDS", "Command"]
+if TYPE_CHECKING:
+    from torchptycho.reconstruction import Reconstruction
+
+__all__ = ["COMMANDS", "PURPOSES", "Command"]
 
 # The package's heavy half (torch, lightning, matplotlib) is imported inside `run`: help and errors come at once.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Simulate(Command):
-    """Simulate an experiment and write it as a scan file with its truth.
+    """Simulate an experiment and write it as a scan file.
 
     torchptycho simulate scan.npz --object-kind siemens_star --photons-per-frame 1e5
     """
 
     out: Positional[Path]
     """Scan file to write (NPZ)."""
+    json: bool = False
+    """Print one JSON object instead of a sentence."""
     simulation: SimulateConfig = dataclasses.field(default_factory=SimulateConfig)
 
     def run(self) -> None:
@@ -53,12 +60,18 @@ class Simulate(Command):
         with self.working("simulating"):
             scan = simulate(self.simulation)
             write_scan(scan, self.out)
-        self.console.print(f"{self.out}: {scan!r}")
+        told = {
+            "out": str(self.out),
+            "n_frames": scan.n_frames,
+            "n_px": scan.n_px,
+            "simulation": to_dict(self.simulation),
+        }
+        self.tell(told, f"{self.out}: {scan!r}", json=self.json)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prepare(Command):
-    """Check scans and write them as a store that training reads; `train` does this by itself.
+    """Write scans as a store for training; `train` does it by itself.
 
     torchptycho prepare day1.npz day2.npz --out store --gridsize 2
     """
@@ -67,6 +80,10 @@ class Prepare(Command):
     """Scan files."""
     out: Path
     """Folder to make."""
+    dry_run: bool = False
+    """Read and check everything, tell what would be made, and write nothing."""
+    json: bool = False
+    """Print one JSON object instead of a sentence."""
     config: Path | None = None
     """YAML or TOML file with the sections prepare, group, model, loss, train, reconstruct; flags override it."""
     prepare: PrepareConfig = dataclasses.field(default_factory=PrepareConfig)
@@ -80,6 +97,13 @@ class Prepare(Command):
 
         later = load_config(self.config).refine if self.config else RefineConfig()
         config = RunConfig(prepare=self.prepare, group=self.group, refine=later)
+        if self.dry_run:
+            from torchptycho.planning import plan_preparation
+
+            with self.working("reading"):
+                plan = plan_preparation(self.scans, config, self.out)
+            self.tell(plan, *_told(plan), json=self.json)
+            return
         scans = [
             bootstrapped(open_scan(path, self.prepare), config, self.out.with_name(f"{self.out.name}-{number}.npz"))
             for number, path in enumerate(self.scans)
@@ -88,9 +112,12 @@ class Prepare(Command):
             store = prepare(scans, config, self.out)
         train, val = (len(store.groups(split)) for split in ("train", "val"))
         left_out = sum(len(entry.left_out) for entry in store.scans)
-        self.console.print(
+        told = {"out": str(self.out), "frames": store.n_frames, "groups": train, "held_out": val, "left_out": left_out}
+        self.tell(
+            told,
             f"{self.out}: {store.n_frames} frames, {train} groups for training, {val} held out"
-            + (f"; {left_out} frames left out, listed in {self.out / 'store.json'}" if left_out else "")
+            + (f"; {left_out} frames left out, listed in {self.out / 'store.json'}" if left_out else ""),
+            json=self.json,
         )
 
 
@@ -114,6 +141,10 @@ class Train(Command):
     """Checkpoint or folder of a run whose network is trained further, on these scans."""
     resume: bool = False
     """Continue the run in this folder from its last checkpoint."""
+    dry_run: bool = False
+    """Read and check everything, tell what would be made and in how many steps, and write nothing."""
+    json: bool = False
+    """Print one JSON object instead of a sentence."""
     config: Path | None = None
     """YAML or TOML file with the sections prepare, group, model, experiment, loss, train, log, reconstruct; flags
     override it."""
@@ -135,17 +166,26 @@ class Train(Command):
             later, prepare=self.prepare, group=self.group, model=self.model, experiment=self.experiment,
             loss=self.loss, train=self.train, log=self.log,
         )  # fmt: skip
+        if self.dry_run:
+            from torchptycho.planning import plan_training
+
+            with self.working("reading"):
+                plan = plan_training(
+                    self.scans, config, self.out, val_scans=self.val_scans, start=self.start, resume=self.resume
+                )
+            self.tell(plan, *_told(plan), json=self.json)
+            return
         result = train(self.scans, config, self.out, val_scans=self.val_scans, start=self.start, resume=self.resume)
         if result.rank:
             return
         plot_history(read_history(self.out), self.out / "history.png")
-        self.console.print(
+        losses = {name: value for name, value in sorted(result.metrics.items()) if name in ("train/loss", "val/loss")}
+        told = {"checkpoint": str(result.checkpoint), "last": str(result.last), "seconds": result.seconds}
+        self.tell(
+            told | {"metrics": result.metrics},
             f"{result.checkpoint}: trained in {result.seconds:.0f} s, "
-            + ", ".join(
-                f"{name} {value:.4g}"
-                for name, value in sorted(result.metrics.items())
-                if name in ("train/loss", "val/loss")
-            )
+            + ", ".join(f"{name} {value:.4g}" for name, value in losses.items()),
+            json=self.json,
         )
 
 
@@ -154,7 +194,10 @@ class Reconstruct(Command):
     """Reconstruct a scan with a trained network and stitch the image.
 
     torchptycho reconstruct run scan.npz --out image.npz
+    torchptycho reconstruct run scan.npz --out image.npz --refine 50 --report
     """
+
+    OPTIONAL_FILE: ClassVar = {"--report": ".html"}
 
     checkpoint: Positional[Path]
     """Checkpoint, or the folder of a run (its best checkpoint)."""
@@ -182,9 +225,16 @@ class Reconstruct(Command):
     """Scale the object so that it and a constant background fit the counts of the whole scan best; None as trained."""
     refine: int = 0
     """Epochs of refinement after it, with the options that the network was trained with in the section refine."""
+    report: Beside | Path | None = None
+    """Write a page about the image into this HTML file; --report alone puts it beside the image."""
+    report_frc: bool = False
+    """Show in it how fine an image the data allow, too, which takes two refinements."""
+    json: bool = False
+    """Print one JSON object instead of a sentence."""
 
     def run(self) -> None:
         _require_new_npz(self.out, self.scan)
+        page = _report_file(self.report, self.out, self.report_frc)
         if self.refine < 0:
             raise ConfigError(f"--refine: expected a number of epochs, 0 for none; found {self.refine}.")
         from torchptycho.checkpoints import find_checkpoint, load_checkpoint
@@ -193,7 +243,8 @@ class Reconstruct(Command):
         from torchptycho.workflows import open_scan, reading_for_prediction, reconstruct
 
         path = find_checkpoint(self.checkpoint)
-        run = load_checkpoint(path).config
+        module = load_checkpoint(path)
+        run = module.config
         trained = to_dict(run.reconstruct)
         asked = {name: getattr(self, name) for name in trained if getattr(self, name) is not None}
         config = from_dict(ReconstructConfig, trained | asked, source="reconstruct")
@@ -203,33 +254,32 @@ class Reconstruct(Command):
         self.out.parent.mkdir(parents=True, exist_ok=True)
         write_reconstruction(image, self.out)
         picture = plot_reconstruction(image, self.out.with_suffix(".png"))
-        self.console.print(
-            f"{self.out}, {picture}: {image.object.shape[0]}x{image.object.shape[1]} px from {scan.n_frames} frames "
-            f"in {image.provenance['seconds']:.1f} s"
+        if page is not None:
+            from torchptycho.report import report_of_network
+
+            with self.working(f"writing {page}"):
+                device = {"gpu": "cuda"}.get(self.accelerator, self.accelerator)
+                report_of_network(image, scan, module, path, page, halves=self.report_frc, device=device)
+        self.tell(
+            _told_of_image(image, self.out, picture, page),
+            f"{_files(self.out, picture, page)}: {image.object.shape[0]}x{image.object.shape[1]} px from "
+            f"{scan.n_frames} frames in {image.provenance['seconds']:.1f} s",
+            json=self.json,
         )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Refining(Command):
-    """What the commands that refine a scan are told."""
+class Refine(Refining):
+    """Fit an image to the counts; no training is needed.
 
-    scan: Positional[Path]
-    """Scan file."""
-    device: str = "auto"
-    """Where to compute: auto, cpu, cuda."""
-    config: Path | None = None
-    """YAML or TOML file with the sections prepare and refine; flags override it."""
-    reading: ReadConfig = dataclasses.field(default_factory=ReadConfig)
-    refine: RefineConfig = dataclasses.field(default_factory=RefineConfig)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Refine(_Refining):
-    """Fit the image to the counts, from nothing or from an earlier image; no training is needed.
+    It begins with nothing or with an earlier image.
 
     torchptycho refine scan.npz --out refined.npz
     torchptycho refine scan.npz --start image.npz --out refined.npz --position-update frames
+    torchptycho refine scan.npz --out refined.npz --report --report-frc
     """
+
+    OPTIONAL_FILE: ClassVar = {"--report": ".html"}
 
     start: Path | None = None
     """Image to begin with, as `reconstruct` or `refine` wrote it; None begins with nothing."""
@@ -237,9 +287,16 @@ class Refine(_Refining):
     """Image file to write (NPZ), with the refined probe and positions; a PNG of the same name is drawn beside it."""
     resume: bool = False
     """Go on from where an earlier refinement into this file ended, up to the epochs asked for."""
+    report: Beside | Path | None = None
+    """Write a page about the image into this HTML file; --report alone puts it beside the image."""
+    report_frc: bool = False
+    """Show in it how fine an image the data allow, too, which takes two refinements."""
+    json: bool = False
+    """Print one JSON object instead of a sentence."""
 
     def run(self) -> None:
         _require_new_npz(self.out, self.scan)
+        page = _report_file(self.report, self.out, self.report_frc)
         from torchptycho.bars import EpochProgress
         from torchptycho.io import read_reconstruction, read_scan, write_reconstruction
         from torchptycho.plot import plot_reconstruction
@@ -250,96 +307,34 @@ class Refine(_Refining):
         if start is not None and self.reading.probe is not None:
             start = dataclasses.replace(start, probe=None)
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        with EpochProgress("refining", self.refine.epochs) as told:
+        with EpochProgress("refining", self.refine.epochs) as bar:
             image = refine(
-                scan, start, config=self.refine, device=self.device, resume=self.resume, on_epoch=told,
+                scan, start, config=self.refine, device=self.device, resume=self.resume, on_epoch=bar,
                 state_file=self.out.with_suffix(".state.npz"), scratch=self.out.parent,
             )  # fmt: skip
         write_reconstruction(image, self.out)
         picture = plot_reconstruction(image, self.out.with_suffix(".png"))
+        if page is not None:
+            from torchptycho.report import report_of_refinement
+
+            with self.working(f"writing {page}"):
+                report_of_refinement(image, scan, page, self.refine, halves=self.report_frc, device=self.device)
         misfit = image.history["misfit"]
         fit = f"misfit {misfit[-1]:.4g} (1 is the photon noise) " if misfit else ""
-        self.console.print(
-            f"{self.out}, {picture}: {image.object.shape[0]}x{image.object.shape[1]} px, "
-            f"{fit}after {len(misfit)} epochs in {image.provenance['seconds']:.1f} s"
+        told = _told_of_image(image, self.out, picture, page)
+        self.tell(
+            told | {"misfit": misfit[-1] if misfit else None, "epochs": len(misfit)},
+            f"{_files(self.out, picture, page)}: {image.object.shape[0]}x{image.object.shape[1]} px, "
+            f"{fit}after {len(misfit)} epochs in {image.provenance['seconds']:.1f} s",
+            json=self.json,
         )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Resolution(_Refining):
-    """Tell how fine an image the data allow, without a truth: refine two halves of the frames and correlate them.
-
-    torchptycho resolution scan.npz --plot frc.png
-    """
-
-    plot: Path | None = None
-    """Draw the ring correlation into this PNG."""
-    json: bool = False
-    """Print JSON instead of a sentence."""
-
-    def run(self) -> None:
-        from torchptycho.halves import resolution
-        from torchptycho.io import read_scan
-
-        scan = read_scan(self.scan, self.reading)
-        with self.working("refining two halves of the frames"):
-            found = resolution(scan, config=self.refine, device=self.device)
-        if self.plot:
-            from torchptycho.plot import plot_frc
-
-            plot_frc(found.metrics, self.plot, halves=True)
-        if self.json:
-            told = {"half_period_px": found.half_period_px, "half_period_m": found.half_period_m}
-            self.console.print_json(json_text(told | {"metrics": found.metrics.to_dict()}))
-            return
-        metres = "" if found.half_period_m is None else f" ({found.half_period_m * 1e9:.3g} nm)"
-        self.console.print(
-            f"{self.scan}: half period {found.half_period_px:.3g} px{metres} at the 1/2-bit threshold, from two halves "
-            f"of {scan.n_frames} frames"
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluate(Command):
-    """Compare a reconstruction with a true or reference object.
-
-    torchptycho evaluate image.npz scan.npz
-    """
-
-    reconstruction: Positional[Path]
-    """Image file written by `reconstruct`."""
-    truth: Positional[Path]
-    """Scan with `objectGuess`, or any image file with `object`."""
-    min_coverage: float = 0.1
-    """Look only where at least this part of the largest weight met."""
-    plot: Path | None = None
-    """Draw both and their errors into this PNG."""
-    json: bool = False
-    """Print JSON instead of a table."""
-
-    def run(self) -> None:
-        import numpy as np
-
-        from torchptycho.evaluation import evaluate
-        from torchptycho.io import read_reconstruction
-
-        image, truth = read_reconstruction(self.reconstruction), read_reconstruction(self.truth)
-        # Where a reference is not valid itself there is nothing to compare with.
-        known = np.where(truth.valid, truth.object, np.nan).astype(np.complex64)
-        metrics = evaluate(image, known, truth_origin_px=truth.origin_px, min_coverage=self.min_coverage)
-        if self.plot:
-            from torchptycho.plot import plot_reconstruction
-
-            plot_reconstruction(image, self.plot, truth=known, truth_origin_px=truth.origin_px, metrics=metrics)
-        if self.json:
-            self.console.print_json(json_text(metrics.to_dict()))
-        else:
-            self.console.print(metrics_table(metrics))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Demo(Command):
-    """Go the whole way on a simulated experiment: simulate, inspect, train, reconstruct, evaluate, draw.
+    """Go the whole way on a simulated experiment.
+
+    Simulate, inspect, train, reconstruct, refine, evaluate, draw.
 
     torchptycho demo --out demo
     """
@@ -348,12 +343,17 @@ class Demo(Command):
     """Folder for everything that it makes."""
     steps: int = 200
     """Optimiser steps of the training."""
+    json: bool = False
+    """Print one JSON object, what demo.json holds, instead of sentences."""
     simulation: SimulateConfig = dataclasses.field(default_factory=SimulateConfig)
 
     def run(self) -> None:
         from torchptycho.demo import demo
 
-        demo(self.out, self.simulation, steps=self.steps, console=self.console)
+        console = Console(stderr=True) if self.json else self.console
+        told = demo(self.out, self.simulation, steps=self.steps, console=console)
+        if self.json:
+            self.tell(told, json=True)
 
 
 def _require_new_npz(out: Path, scan: Path) -> None:
@@ -366,15 +366,58 @@ def _require_scans(scans: tuple[Path, ...]) -> None:
         raise ConfigError("expected at least one scan file; found none.")
 
 
+def _report_file(asked: Beside | Path | None, out: Path, frc: bool) -> Path | None:
+    if asked is None:
+        if frc:
+            raise ConfigError("--report-frc: belongs to --report; add it, or leave this out.")
+        return None
+    page = out.with_suffix(".html") if asked == BESIDE else Path(asked)
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"--report: expected a file whose name ends in .html; found {page}.")
+    return page
+
+
+def _files(*files: Path | None) -> str:
+    return ", ".join(str(file) for file in files if file is not None)
+
+
+def _told_of_image(image: Reconstruction, out: Path, picture: Path, page: Path | None) -> dict[str, Any]:
+    return {
+        "out": str(out),
+        "picture": str(picture),
+        "report": None if page is None else str(page),
+        "shape_px": list(image.object.shape),
+        "origin_px": list(image.origin_px),
+        "object_pixel_m": image.object_pixel_m,
+        "n_frames": image.provenance["frames"],
+        "seconds": image.provenance["seconds"],
+    }
+
+
+def _told(plan: dict[str, Any]) -> list[Any]:
+    return [plan_table(plan), *(f"! {problem}" for problem in plan["problems"])]
+
+
 COMMANDS: dict[str, type[Command]] = {
     "inspect": Inspect,
     "convert": Convert,
     "simulate": Simulate,
+    "demo": Demo,
+    "refine": Refine,
     "prepare": Prepare,
     "train": Train,
     "reconstruct": Reconstruct,
-    "refine": Refine,
     "evaluate": Evaluate,
+    "compare": Compare,
     "resolution": Resolution,
-    "demo": Demo,
+    "doctor": Doctor,
 }
+
+PURPOSES: dict[str, tuple[str, ...]] = {
+    "scan files": ("inspect", "convert"),
+    "something to try": ("simulate", "demo"),
+    "an image without training": ("refine",),
+    "a network": ("prepare", "train", "reconstruct"),
+    "how good it is": ("evaluate", "compare", "resolution"),
+}
+"""What the commands are for, as the overview groups them; those that are in no group come last."""

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from torchptycho.evaluation import Metrics
     from torchptycho.orientation import Orientation
 
-__all__ = ["json_text", "metrics_table", "orientation_table", "show"]
+__all__ = [
+    "comparison_table", "doctor_table", "json_text", "metrics_table", "orientation_table", "plan_table", "show",
+]  # fmt: skip
 
 
 def json_text(values: dict[str, Any]) -> str:
@@ -34,6 +36,65 @@ def metrics_table(metrics: Metrics) -> Table:
     for name, value in metrics.to_dict().items():
         if isinstance(value, (int, float, str)):
             table.add_row(name, show(value))
+    return table
+
+
+def comparison_table(metrics: dict[str, Metrics]) -> Table:
+    """The same figures of several comparisons beside each other."""
+    table = Table(title="comparison")
+    table.add_column("")
+    for name in metrics:
+        table.add_column(name, justify="right")
+    columns = [found.to_dict() for found in metrics.values()]
+    for name, value in columns[0].items():
+        if isinstance(value, (int, float, str)):
+            table.add_row(name, *(show(column[name]) for column in columns))
+    return table
+
+
+def doctor_table(found: dict[str, Any]) -> Table:
+    """What `doctor.examine` found."""
+    table = Table(show_header=False)
+    for name, version in found["versions"].items():
+        table.add_row(name, version)
+    available = found["memory_available_GB"]
+    table.add_row("platform", found["platform"])
+    table.add_row("CPU cores", str(found["cpu_cores"]))
+    if found["memory_GB"] is not None:
+        free = "" if available is None else f", {available:.1f} GB available"
+        table.add_row("memory", f"{found['memory_GB']:.1f} GB{free}")
+    for gpu in found["gpus"]:
+        size = "" if gpu["memory_GB"] is None else f", {gpu['memory_GB']:.1f} GB, {gpu['free_GB']:.1f} GB free"
+        table.add_row("GPU", gpu["name"] + size)
+    if not found["gpus"]:
+        table.add_row("GPU", "none")
+    table.add_row("compiler (for --compile)", found["compiler"] or "none")
+    disk = found["disk"]
+    speed = ""
+    if disk["write_MB_per_s"] is not None:
+        speed = f", writes {disk['write_MB_per_s']:.0f} MB/s, reads {disk['read_MB_per_s']:.0f} MB/s"
+    table.add_row(f"disk at {disk['path']}", f"{disk['free_GB']:.1f} GB free{speed}")
+    for name, told in found["optional"].items():
+        table.add_row(name, f"{told['installed'] or 'not installed: ' + told['get']} (for {told['for']})")
+    for group, entries in found["plug_ins"].items():
+        table.add_row(group, ", ".join(f"{name} ({value})" for name, value in entries.items()) or "none")
+    return table
+
+
+def plan_table(plan: dict[str, Any]) -> Table:
+    """What `prepare --dry-run` and `train --dry-run` would make."""
+    table = Table(show_header=False, title="nothing was written")
+    for scan in plan["scans"]:
+        held = " (held out)" if scan["held_out"] else ""
+        table.add_row(
+            f"{scan['source']}{held}",
+            f"{scan['n_frames']} frames {scan['n_px']}x{scan['n_px']} {scan['dtype'] or 'prepared'} {scan['domain']}, "
+            f"{scan['n_modes']} probe mode(s)",
+        )
+    for name, value in plan.items():
+        if name not in ("scans", "config", "problems") and value is not None:
+            shown = f"{value / 1e6:.4g} MB" if name.endswith("_bytes") else show(value)
+            table.add_row(name.removesuffix("_bytes").replace("_", " "), shown)
     return table
 
 

@@ -54,7 +54,7 @@ from torchptycho.training.starting import check_resumes, check_starts, take_netw
 from torchptycho.training.trainer import build_trainer
 from torchptycho.versions import versions
 
-__all__ = ["TrainResult", "open_scan", "read_history", "reading_for_prediction", "reconstruct", "train"]
+__all__ = ["TrainResult", "as_prepared", "open_scan", "read_history", "reading_for_prediction", "reconstruct", "train"]
 
 _log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ def train(
     if store is not None:
         if val_scans:
             raise ConfigError(f"val_scans: {store.path} is prepared already. Prepare the scans together.")
-        config = _as_prepared(config, store)
+        config = as_prepared(config, store)
     out = Path(out)
     first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     last = out / "checkpoints" / "last.ckpt"
@@ -211,7 +211,7 @@ def _given_store(source: Scan | str | Path | Sequence[Scan | str | Path]) -> Sto
     return Store.open(only) if isinstance(only, (str, Path)) and Path(only).is_dir() else None
 
 
-def _as_prepared(config: RunConfig, store: Store) -> RunConfig:
+def as_prepared(config: RunConfig, store: Store) -> RunConfig:
     """The configuration with the store's own sections prepare and group, which are decided.
 
     Raises:
@@ -273,7 +273,7 @@ def _prepared_by_another(path: Path, config: RunConfig) -> Store:
             raise StoreError(f"{path}: expected the first process to prepare it; it is not there after an hour.")
         time.sleep(0.2)
     store = Store.open(path)
-    _as_prepared(config, store)
+    as_prepared(config, store)
     return store
 
 

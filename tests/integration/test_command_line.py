@@ -58,6 +58,8 @@ class TestHelp:
             ("refine", ["--start", "--out", "--resume", "--epochs", "--method", "--position-update", "--n-modes"]),
             ("resolution", ["--plot", "--json", "--epochs"]),
             ("demo", ["--out", "--steps", "--n-px"]),
+            ("compare", ["--truth", "--out", "--json"]),
+            ("doctor", ["--disk-mb", "--json"]),
         ],
     )
     def test_each_command_shows_its_options(self, command: Command, name: str, options: list[str]) -> None:
@@ -69,7 +71,7 @@ class TestHelp:
     def test_every_command_is_tested_above(self) -> None:
         assert set(COMMANDS) == {
             "inspect", "convert", "simulate", "prepare", "train", "reconstruct", "refine", "resolution", "evaluate",
-            "demo",
+            "demo", "compare", "doctor",
         }  # fmt: skip
 
     @pytest.mark.contract("cli.help")
@@ -369,7 +371,9 @@ class TestDemo:
         told = json.loads((out / "demo.json").read_text())
         assert told["metrics"]["refined"]["complex_nrmse"] < told["metrics"]["network"]["complex_nrmse"]
         assert [step["name"] for step in told["steps"]][-1] == "draw"
-        for name in ("scan.npz", "scan.png", "image.npz", "image.png", "refined.npz", "refined.png", "frc.png"):
+        for name in (
+            "scan.npz", "scan.png", "image.npz", "image.png", "refined.npz", "refined.png", "frc.png", "report.html",
+        ):  # fmt: skip
             assert (out / name).is_file(), name
 
     @pytest.mark.contract("cli.demo")

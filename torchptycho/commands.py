@@ -157,7 +157,7 @@ class Reconstruct(Command):
     """
 
     checkpoint: Positional[Path]
-    """Checkpoint, or the folder of a run (its best checkpoint)."""
+    """Checkpoint or bundle, or the folder of a run (its best checkpoint)."""
     scan: Positional[Path]
     """Scan file."""
     out: Path = Path("reconstruction.npz")

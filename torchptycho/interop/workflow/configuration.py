@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torchptycho.config import RunConfig, from_dict, to_dict
+from torchptycho.config import GroupConfig, RunConfig, from_dict, to_dict
 from torchptycho.errors import ConfigError
 from torchptycho.model import PtychoPINN
 
@@ -76,8 +76,8 @@ def _only(name: str, *allowed: Any, why: str) -> Row:
 
 def _members(given: Values) -> int:
     """Frames of a group."""
-    gridsize = given.get("gridsize", 1)
-    return int(gridsize) ** 2 if isinstance(gridsize, int) else 1
+    gridsize = given.get("gridsize")
+    return (gridsize if isinstance(gridsize, int) else GroupConfig().gridsize) ** 2
 
 
 def _architecture(value: Any, _: Values) -> Change:
@@ -186,6 +186,9 @@ TABLE: dict[str, Row] = {
     "intensity_scale_trainable": _none(
         "the original does not learn it either; photons are measured. `experiment.scale_trainable` learns a factor."
     ),
+    "intensity_scale": _none("it follows from the photons."),
+    "offset": _none("positions say how far frames are apart."),
+    "max_position_jitter": _none("the canvas of a group holds its frames, wherever they are."),
     "backend": _only("backend", "pytorch", "tensorflow", why="Either is computed by PyTorch."),
     # How to compute
     "learning_rate": _same("train.learning_rate"),

@@ -140,6 +140,8 @@ def test_a_scan_its_raw_data_and_its_container_give_the_same_image(scan: Scan, t
     container = create_ptycho_data_container(raw, CONFIG)
     assert create_ptycho_data_container(container, CONFIG) is container
     assert container.as_scan().domain == scan.domain
+    counts = (container.norm_Y_I * container.X).square().numpy()
+    np.testing.assert_allclose(counts, scan.frames[:][container.nn_indices], rtol=1e-4, atol=1e-4)
     images = [reassemble_cdi_image(data, None, model=trained)[2] for data in (scan, raw, container)]
     for other in images[1:]:
         for name in ("recon_amp", "recon_phase", "obj_tensor_full", "nn_indices"):
@@ -151,6 +153,9 @@ def test_a_container_of_some_frames_stands_for_these(scan: Scan, trained: Ptycho
     some = create_ptycho_data_container(scan, CONFIG | {"n_groups": 12, "subsample_seed": 4, "gridsize": 2})
     used = np.unique(some.nn_indices)
     assert 12 < len(used) < 48
+    few = create_ptycho_data_container(scan, CONFIG | {"n_subsample": 20, "gridsize": 2})
+    assert len(few) == 20
+    assert len(few.frames_used) <= 20
     _, _, results = reassemble_cdi_image(some, None, model=trained)
     np.testing.assert_array_equal(np.sort(results["nn_indices"].ravel()), used)
     where = layouts.positions_from_coords(results["global_offsets"] - results["coords_nominal"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 import zipfile
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from torchptycho.bundles import find_bundle, is_bundle, load_bundle, save_bundle
 from torchptycho.checkpoints import find_checkpoint, load_checkpoint
@@ -206,6 +209,24 @@ def test_a_changed_byte_is_noticed_in_every_member(bundle: Path, tmp_path: Path)
         damaged[place] ^= 0x55
         path.write_bytes(damaged)
         assert "damaged or truncated" in refusal(path)
+
+
+@pytest.mark.contract("bundle.damaged")
+@given(place=st.floats(0, 1), value=st.integers(1, 255), tail=st.booleans())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_changed_byte_is_a_refusal_or_changes_nothing(
+    module: PtychoPINN, bundle: Path, tmp_path: Path, place: float, value: int, tail: bool
+) -> None:
+    damaged = bytearray(bundle.read_bytes())
+    # The directory of the archive is at its end, and small beside the weights.
+    size = min(len(damaged), 600) if tail else len(damaged)
+    damaged[len(damaged) - size + round(place * (size - 1))] ^= value
+    path = tmp_path / "changed.zip"
+    path.write_bytes(damaged)
+    # Nothing but a StoreError may come out, and no other weights.
+    with contextlib.suppress(StoreError):
+        found = load_checkpoint(path).state_dict()
+        assert all(torch.equal(tensor, found[name]) for name, tensor in module.state_dict().items())
 
 
 @pytest.mark.contract("bundle.damaged")

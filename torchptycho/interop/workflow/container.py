@@ -83,8 +83,10 @@ class PtychoDataContainer:
         """Group the frames of a scan; images are gathered when they are asked for.
 
         Arguments:
-            nphotons: photons of a mean frame; None follows the scan's metadata (of counts, the counts), then 1e9.
-            options: those of `RawData.generate_grouped_data`; N is the scan's by default.
+            nphotons: photons of a mean frame; None takes counts as they are, and for amplitudes follows the scan's
+                metadata, then 1e9.
+            options: those of `RawData.generate_grouped_data`; N is the scan's by default. And `n_subsample` and
+                `subsample_seed`: frames that are drawn before, and the seed of that draw.
         """
         scan = raw.scan
         grouping = Grouping(raw, options.pop("N", scan.n_px), **options)
@@ -100,11 +102,10 @@ class PtychoDataContainer:
             return patches
 
         def norm() -> np.ndarray:
-            photons = nphotons or scan.photons_per_frame
-            if photons is None and scan.domain == "counts":
-                photons = (scan.n_px / 2 / grouping.input_scale) ** 2
-            scaling = Scaling(domain="amplitude", input_scale=grouping.input_scale, n_px=scan.n_px,
-                              photons_per_frame=photons or DEFAULT_NPHOTONS)  # fmt: skip
+            scale = grouping.input_scale
+            told = (scan.n_px / 2 / scale) ** 2 if scan.domain == "counts" else scan.photons_per_frame
+            photons = nphotons or told or DEFAULT_NPHOTONS
+            scaling = Scaling(domain="amplitude", input_scale=scale, photons_per_frame=photons, n_px=scan.n_px)
             return np.asarray(scaling.intensity_scale)
 
         shape = (len(grouping), grouping.members_per_group, scan.n_px, scan.n_px)

@@ -235,7 +235,8 @@ class RawData:
 class Grouping:
     """Which frames of a `RawData` make groups, and where; images are gathered when they are asked for.
 
-    Arguments are those of `RawData.generate_grouped_data`.
+    Arguments are those of `RawData.generate_grouped_data`, and how many frames are drawn before all else, and by which
+    seed; None draws none.
     """
 
     def __init__(
@@ -250,6 +251,8 @@ class Grouping:
         gridsize: int = 1,
         enable_oversampling: bool = False,
         neighbor_pool_size: int | None = None,
+        n_subsample: int | None = None,
+        subsample_seed: int = 0,
     ) -> None:
         scan = raw.scan
         if scan.n_px != N:
@@ -259,11 +262,12 @@ class Grouping:
             )  # fmt: skip
         if nsamples < 1 or K < 1 or gridsize < 1:
             raise ConfigError(f"nsamples, K, gridsize: expected at least 1; found {nsamples}, {K}, {gridsize}.")
-        more = nsamples > scan.n_frames and gridsize > 1
+        more = gridsize > 1 and nsamples > (n_subsample or scan.n_frames)
         config = GroupConfig(
             gridsize=gridsize, n_groups=nsamples, sequential=sequential_sampling, oversample=enable_oversampling,
             neighbor_count=neighbor_pool_size if more and neighbor_pool_size is not None else K,
-            group_seed=0 if seed is None else seed, sampler="oracle",
+            group_seed=0 if seed is None else seed, sampler="oracle", n_subsample=n_subsample,
+            subsample_seed=subsample_seed,
         )  # fmt: skip
         self._raw, self._scan = raw, scan
         self._members = group(scan.positions_px, config).members

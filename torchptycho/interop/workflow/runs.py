@@ -196,13 +196,21 @@ def create_ptycho_data_container(data: Data, config: object) -> PtychoDataContai
     if isinstance(data, PtychoDataContainer):
         return data
     scan, run = as_scan(data), read_settings(config).run
-    wanted = run.group.n_groups or scan.n_frames
+    group = run.group
+    kept = min(group.n_subsample or scan.n_frames, scan.n_frames)
+    wanted = group.n_groups or kept
     return PtychoDataContainer.from_raw_data(
         data if isinstance(data, RawData) else RawData.from_scan(scan),
-        nphotons=run.prepare.nphotons, gridsize=run.group.gridsize, K=neighbor_count(run.group),
-        nsamples=wanted if run.group.oversample else min(wanted, scan.n_frames), seed=run.group.group_seed,
-        sequential_sampling=run.group.sequential, enable_oversampling=run.group.oversample,
-    )  # fmt: skip
+        nphotons=run.prepare.nphotons if scan.domain == "amplitude" else None,
+        gridsize=group.gridsize,
+        K=neighbor_count(group),
+        nsamples=wanted if group.oversample else min(wanted, kept),
+        seed=group.group_seed,
+        sequential_sampling=group.sequential,
+        enable_oversampling=group.oversample,
+        n_subsample=kept,
+        subsample_seed=group.subsample_seed,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

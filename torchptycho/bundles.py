@@ -173,7 +173,6 @@ def _names(path: Path) -> list[str]:
 def _content(path: Path) -> dict[str, bytes]:
     """Every member of the file, when it has those of a bundle and no others."""
     content: dict[str, bytes] = {}
-    room = path.stat().st_size
     name: str | None = None
     try:
         with zipfile.ZipFile(path) as archive:
@@ -186,8 +185,7 @@ def _content(path: Path) -> dict[str, bytes]:
                         f"{path}: '{name}': expected a member that is stored; found a compressed one, which may grow "
                         "without bounds. Pack it with `zip -0`, or save the bundle again."
                     )
-                room -= info.file_size
-                if room < 0 or (name in (_MANIFEST, _CONFIG) and info.file_size > _MOST_TEXT_BYTES):
+                if name in (_MANIFEST, _CONFIG) and info.file_size > _MOST_TEXT_BYTES:
                     raise _damaged(path, name, f"{info.file_size} bytes are more than it can have")
                 content[name] = archive.read(info)
     except _DAMAGE as error:

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torchptycho.bundles import save_bundle as save_bundle
     from torchptycho.checkpoints import load_checkpoint as load_checkpoint
     from torchptycho.comparison import compare as compare
     from torchptycho.config import (
@@ -102,6 +103,7 @@ if TYPE_CHECKING:
     )
 
 _HOME = {
+    "bundles": ["save_bundle"],
     "checkpoints": ["load_checkpoint"],
     "comparison": ["compare"],
     "config": [

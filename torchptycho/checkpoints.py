@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from torchptycho.bundles import BUNDLE, is_bundle, load_bundle
 from torchptycho.errors import ConfigError, StoreError
 from torchptycho.model import FORMAT, PtychoPINN
 from torchptycho.versions import versions
@@ -16,14 +17,16 @@ __all__ = ["find_checkpoint", "load_checkpoint", "sha256"]
 
 
 def load_checkpoint(path: str | Path) -> PtychoPINN:
-    """A trained module from its checkpoint alone; nothing in the file is executed.
+    """A trained module from its checkpoint or bundle alone; nothing in the file is executed.
 
     Raises:
-        StoreError: not there, not a checkpoint, or not one of this package.
+        StoreError: not there, neither of the two, or not one of this package.
     """
     path = Path(path)
     if not path.is_file():
         raise StoreError(f"{path}: expected a checkpoint (.ckpt); found {'a folder' if path.is_dir() else 'nothing'}.")
+    if is_bundle(path):
+        return load_bundle(path)
     try:
         module = PtychoPINN.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -55,7 +58,7 @@ def _differences(path: Path) -> str:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint that a user means: a file as it is, or the best one of a run's folder.
+    """The checkpoint that a user means: a file as it is, or the best one of a run's folder, or the bundle in it.
 
     Raises:
         StoreError: the folder holds none.
@@ -63,11 +66,11 @@ def find_checkpoint(path: str | Path) -> Path:
     path = Path(path)
     if not path.is_dir():
         return path
-    for candidate in (path / "checkpoints" / "best.ckpt", path / "checkpoints" / "last.ckpt"):
+    for candidate in (path / "checkpoints" / "best.ckpt", path / "checkpoints" / "last.ckpt", path / BUNDLE):
         if candidate.is_file():
             return candidate
     raise StoreError(
-        f"{path}: expected a run with checkpoints/best.ckpt; found none. Train first, or name a .ckpt file."
+        f"{path}: expected a run with checkpoints/best.ckpt, or {BUNDLE}; found none. Train first, or name a file."
     )
 
 

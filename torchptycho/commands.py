@@ -200,7 +200,7 @@ class Reconstruct(Command):
     OPTIONAL_FILE: ClassVar = {"--report": ".html"}
 
     checkpoint: Positional[Path]
-    """Checkpoint, or the folder of a run (its best checkpoint)."""
+    """Checkpoint or bundle, or the folder of a run (its best checkpoint)."""
     scan: Positional[Path]
     """Scan file."""
     out: Path = Path("reconstruction.npz")

@@ -286,11 +286,12 @@ def reconstruct(
     progress: bool = True,
     scratch: str | Path | None = None,
     refine_epochs: int = 0,
+    callbacks: Sequence[Callback] = (),
 ) -> Reconstruction:
     """One forward pass over every frame of a scan, stitched; and refined, when epochs are given for it.
 
     Arguments:
-        checkpoint: a trained module or its file.
+        checkpoint: a trained module or its file, a checkpoint or a bundle.
         scan: what to reconstruct; it need not be the training scan.
         config: None takes what the module was trained with.
         accelerator: where to compute.
@@ -298,6 +299,7 @@ def reconstruct(
         scratch: folder with room for an uncompressed copy of the frames while it runs; None takes the system's.
         refine_epochs: epochs of `refine` that follow, from this image and with the module's probe, by the section
             `refine` of the module's configuration.
+        callbacks: more Lightning callbacks for the prediction.
 
     Raises:
         TorchptychoError: the scan is unusable, or does not fit the module.
@@ -334,7 +336,9 @@ def reconstruct(
                 trainer = L.Trainer(
                     accelerator=accelerator, devices=1, logger=False, enable_checkpointing=False,
                     enable_model_summary=False, enable_progress_bar=False,
-                    callbacks=[writer, *([scale] if scale else []), *([StepProgress()] if progress else [])],
+                    callbacks=[
+                        writer, *([scale] if scale else []), *([StepProgress()] if progress else []), *callbacks,
+                    ],
                 )  # fmt: skip
                 trainer.predict(module, data, return_predictions=False)
         finally:

@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from torchptycho.config import ModelConfig, RunConfig, TrainConfig
 from torchptycho.data.dataset import GroupDataset
-from torchptycho.data.store import prepare
+from torchptycho.data.preparing import prepare
 from torchptycho.model import PtychoPINN
 from torchptycho.scan import Scan
 

@@ -75,7 +75,7 @@ class Prepare(Command):
     def run(self) -> None:
         _require_scans(self.scans)
         from torchptycho.bootstrap import bootstrapped
-        from torchptycho.data.store import prepare
+        from torchptycho.data.preparing import prepare
         from torchptycho.workflows import open_scan
 
         later = load_config(self.config).refine if self.config else RefineConfig()

@@ -33,7 +33,8 @@ from torchptycho.config import (
 )
 from torchptycho.data.dataset import GroupDataset
 from torchptycho.data.module import PtychoDataModule
-from torchptycho.data.store import Store, prepare
+from torchptycho.data.preparing import prepare
+from torchptycho.data.store import Store
 from torchptycho.errors import ConfigError, ScanError, StoreError, TrainingError
 from torchptycho.io import read_scan
 from torchptycho.losses import Loss

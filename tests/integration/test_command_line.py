@@ -155,7 +155,7 @@ class TestExitCodes:
         def broken(*_: object) -> None:
             raise AssertionError("a fault of ours")
 
-        monkeypatch.setattr("torchptycho.data.store._check_together", broken)
+        monkeypatch.setattr("torchptycho.data.preparing._check_together", broken)
         with pytest.raises(AssertionError, match="a fault of ours"):
             command("prepare", tiny_scan, "--out", tmp_path / "store")
 

@@ -14,7 +14,8 @@ from torchptycho.config import GroupConfig, PrepareConfig, RunConfig, SimulateCo
 from torchptycho.data.batch import GroupBatch
 from torchptycho.data.dataset import GroupDataset
 from torchptycho.data.module import PtychoDataModule
-from torchptycho.data.store import Store, prepare
+from torchptycho.data.preparing import prepare
+from torchptycho.data.store import Store
 from torchptycho.physics.patches import corner, extract
 from torchptycho.scan import Scan
 from torchptycho.simulation import simulate
@@ -53,7 +54,7 @@ class TestBatch:
         assert batch.frames.shape == (3, count, N, N)
         assert batch.frames.dtype == torch.uint16
         np.testing.assert_array_equal(batch.members.numpy(), groups.members[[3, 0, 5]])
-        np.testing.assert_array_equal(batch.frames.numpy(), store.tensors["frames"].numpy()[batch.members.numpy()])
+        np.testing.assert_array_equal(batch.frames.numpy(), store.frames.parts[0].numpy()[batch.members.numpy()])
         assert (batch.center_px.dtype, batch.offset_px.dtype) == (torch.float64, torch.float32)
         places = batch.center_px[:, None] + batch.offset_px
         assert_close(places, store.tensors["positions_px"][batch.members], "single")
@@ -70,10 +71,10 @@ class TestBatch:
     @pytest.mark.contract("data.batch.copy")
     def test_batch_can_be_changed_without_changing_the_store(self, tmp_path: Path) -> None:
         store = store_in(tmp_path)
-        before = store.tensors["frames"].clone()
+        before = store.frames.parts[0].clone()
         batch = GroupDataset(store, "train").__getitems__([0, 1])
         batch.frames.zero_()
-        assert torch.equal(store.tensors["frames"], before)
+        assert torch.equal(store.frames.parts[0], before)
 
     @pytest.mark.contract("data.batch.scan")
     def test_batch_says_which_scan_its_groups_are_of(self, tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ from strategies import seeds
 from tolerances import assert_close
 
 from torchptycho.config import GroupConfig, PrepareConfig, RunConfig, SimulateConfig
-from torchptycho.data import store as store_module
-from torchptycho.data.store import Store, prepare
+from torchptycho.data import writing as writing_module
+from torchptycho.data.preparing import prepare
+from torchptycho.data.store import Store
 from torchptycho.errors import ConfigError, GroupingError, ScanError, StoreError
 from torchptycho.geometry import Geometry
 from torchptycho.io import read_scan, write_scan
@@ -48,7 +49,7 @@ def run_config(val_fraction: float = 0.2, **group: Any) -> RunConfig:
 
 
 def frames_of(store: Store) -> np.ndarray:
-    return np.asarray(store.tensors["frames"].numpy())
+    return np.asarray(store.frames[torch.arange(store.n_frames)].numpy())
 
 
 def everything_under(folder: Path) -> list[Path]:
@@ -68,7 +69,7 @@ class TestFrames:
         assert len(store.groups("train")) == 200
         on_disk = sum(path.stat().st_size for path in everything_under(tmp_path / "store") if path.is_file())
         assert on_disk < frames.nbytes + 150_000
-        assert (tmp_path / "store" / "tensors" / "frames.memmap").stat().st_size == frames.nbytes
+        assert next((tmp_path / "store").glob("scans/*/frames.memmap")).stat().st_size == frames.nbytes
 
     @pytest.mark.contract("data.frames.once")
     def test_largest_count_of_the_detector_is_kept(self, tmp_path: Path) -> None:
@@ -98,8 +99,8 @@ class TestFrames:
     def test_writing_to_the_tensors_of_a_store_does_not_change_its_files(self, tmp_path: Path) -> None:
         store = prepare([SCAN], run_config(), tmp_path / "store")
         before = {path: path.read_bytes() for path in everything_under(tmp_path / "store") if path.is_file()}
-        store.tensors["frames"][0] = 7
-        store.tensors["frames"].numpy()[1] = 7
+        store.frames.parts[0][0] = 7
+        store.frames.parts[0].numpy()[1] = 7
         store.tensors["positions_px"].fill_(3.0)
         store.tensors["train"]["members"].zero_()
         assert {path: path.read_bytes() for path in everything_under(tmp_path / "store") if path.is_file()} == before
@@ -427,9 +428,9 @@ class TestIncomplete:
             raise failure("now")
 
         if when == "frames":
-            monkeypatch.setattr(store_module, "checked_chunks", some_then_fail)
+            monkeypatch.setattr(writing_module, "checked_chunks", some_then_fail)
         else:
-            monkeypatch.setattr(store_module, "measure_scaling", fail)
+            monkeypatch.setattr(writing_module, "measure_scaling", fail)
         with pytest.raises(failure, match="now"):
             prepare([SCAN], run_config(), tmp_path / "new" / "folder" / "store")
         assert not everything_under(tmp_path)
@@ -445,19 +446,20 @@ class TestIncomplete:
 
     @pytest.mark.contract("data.store.damage")
     @pytest.mark.parametrize(
-        "name", ["tensors/frames.memmap", "tensors/probes.memmap", "tensors/train/members.memmap", "tensors/meta.json"]
+        "name",
+        ["scans/*/frames.memmap", "tables/*/probes.memmap", "tables/*/train/members.memmap", "scans/*/meta.json"],
     )
     @pytest.mark.parametrize("how", ["truncated", "removed"])
     def test_file_of_another_size_is_found_on_opening(self, tmp_path: Path, name: str, how: str) -> None:
         prepare([SCAN], run_config(), tmp_path / "store")
-        path = tmp_path / "store" / name
+        (path,) = (tmp_path / "store").glob(name)
         size = path.stat().st_size
         if how == "truncated":
             path.write_bytes(path.read_bytes()[:-1])
         else:
             path.unlink()
         found = size - 1 if how == "truncated" else 0
-        with pytest.raises(StoreError, match=rf"{name}: expected {size} bytes; found {found}\. Prepare"):
+        with pytest.raises(StoreError, match=rf"{path}: expected {size} bytes; found {found}\. Prepare"):
             Store.open(tmp_path / "store")
 
     @pytest.mark.contract("data.store.damage")
@@ -465,9 +467,9 @@ class TestIncomplete:
         ("change", "message"),
         [
             (lambda m: json.dumps(m)[:-5], "expected JSON"),
-            (lambda m: json.dumps(m | {"schema": 99}), "'schema': expected 3; found 99"),
+            (lambda m: json.dumps(m | {"schema": 99}), "'schema': expected 4; found 99"),
             (lambda m: "[]", "'schema'"),
-            (lambda m: json.dumps({"schema": 3}), "incomplete"),
+            (lambda m: json.dumps({"schema": 4}), "incomplete"),
         ],
     )
     def test_damaged_or_foreign_manifest_is_a_store_error(self, tmp_path: Path, change: Any, message: str) -> None:

@@ -67,7 +67,7 @@ class GroupDataset(Dataset[GroupBatch]):
         tensors = self.store.tensors
         scan = tensors["frame_scan"][members[:, 0]]
         batch = GroupBatch(
-            frames=tensors["frames"][members],
+            frames=self.store.frames[members],
             offset_px=self._offset_px[rows],
             center_px=self._center_px[rows],
             scan=scan if self._training_scan is None else torch.full_like(scan, self._training_scan),

@@ -28,6 +28,7 @@ from torchptycho.config import (
 )
 from torchptycho.errors import ConfigError
 from torchptycho.file_commands import Convert, Inspect
+from torchptycho.store_commands import Append, Drop, Prepare, require_scans
 from torchptycho.tables import json_text, metrics_table
 
 __all__ = ["COMMANDS", "Command"]
@@ -57,44 +58,6 @@ class Simulate(Command):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Prepare(Command):
-    """Check scans and write them as a store that training reads; `train` does this by itself.
-
-    torchptycho prepare day1.npz day2.npz --out store --gridsize 2
-    """
-
-    scans: Positional[tuple[Path, ...]]
-    """Scan files."""
-    out: Path
-    """Folder to make."""
-    config: Path | None = None
-    """YAML or TOML file with the sections prepare, group, model, loss, train, reconstruct; flags override it."""
-    prepare: PrepareConfig = dataclasses.field(default_factory=PrepareConfig)
-    group: GroupConfig = dataclasses.field(default_factory=GroupConfig)
-
-    def run(self) -> None:
-        _require_scans(self.scans)
-        from torchptycho.bootstrap import bootstrapped
-        from torchptycho.data.preparing import prepare
-        from torchptycho.workflows import open_scan
-
-        later = load_config(self.config).refine if self.config else RefineConfig()
-        config = RunConfig(prepare=self.prepare, group=self.group, refine=later)
-        scans = [
-            bootstrapped(open_scan(path, self.prepare), config, self.out.with_name(f"{self.out.name}-{number}.npz"))
-            for number, path in enumerate(self.scans)
-        ]
-        with self.working(f"preparing {sum(scan.n_frames for scan in scans)} frames"):
-            store = prepare(scans, config, self.out)
-        train, val = (len(store.groups(split)) for split in ("train", "val"))
-        left_out = sum(len(entry.left_out) for entry in store.scans)
-        self.console.print(
-            f"{self.out}: {store.n_frames} frames, {train} groups for training, {val} held out"
-            + (f"; {left_out} frames left out, listed in {self.out / 'store.json'}" if left_out else "")
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Train(Command):
     """Train the physics-informed network on scans, without labels.
 
@@ -104,12 +67,12 @@ class Train(Command):
     torchptycho train day1.npz day2.npz --val-scans day3.npz --out run
     """
 
-    scans: Positional[tuple[Path, ...]]
-    """Scan files, or one prepared store."""
+    scans: Positional[tuple[str, ...]]
+    """Scan files, folders of them, or patterns; or one prepared store."""
     out: Path
     """Folder of the run: configuration, store, checkpoints, metrics."""
-    val_scans: tuple[Path, ...] = ()
-    """Scan files that are not trained on; validation looks at every frame of them."""
+    val_scans: tuple[str, ...] = ()
+    """Scans that are not trained on; validation looks at every frame of them."""
     start: Annotated[Path | None, arg(name="from")] = None
     """Checkpoint or folder of a run whose network is trained further, on these scans."""
     resume: bool = False
@@ -126,7 +89,7 @@ class Train(Command):
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
 
     def run(self) -> None:
-        _require_scans((*self.scans, *self.val_scans))
+        require_scans((*self.scans, *self.val_scans))
         from torchptycho.plot import plot_history
         from torchptycho.workflows import read_history, train
 
@@ -361,16 +324,13 @@ def _require_new_npz(out: Path, scan: Path) -> None:
         raise ConfigError(f"--out: expected a new file whose name ends in .npz; found {out}.")
 
 
-def _require_scans(scans: tuple[Path, ...]) -> None:
-    if not scans:
-        raise ConfigError("expected at least one scan file; found none.")
-
-
 COMMANDS: dict[str, type[Command]] = {
     "inspect": Inspect,
     "convert": Convert,
     "simulate": Simulate,
     "prepare": Prepare,
+    "append": Append,
+    "drop": Drop,
     "train": Train,
     "reconstruct": Reconstruct,
     "refine": Refine,

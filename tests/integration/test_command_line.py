@@ -52,6 +52,8 @@ class TestHelp:
             ("inspect", ["--plot", "--json", "--domain"]),
             ("simulate", ["--object-kind", "--photons-per-frame", "--simulation-seed", "zone_plate"]),
             ("prepare", ["--out", "--config", "--gridsize", "--val-fraction"]),
+            ("append", ["--val-scans", "--config"]),
+            ("drop", ["STORE"]),
             ("train", ["--out", "--resume", "--config", "--steps", "--generator", "--nll-weight", "--probe"]),
             ("reconstruct", ["--out", "--accelerator", "--stitch-weight", "--input-scale"]),
             ("evaluate", ["--min-coverage", "--plot", "--json"]),
@@ -68,8 +70,8 @@ class TestHelp:
 
     def test_every_command_is_tested_above(self) -> None:
         assert set(COMMANDS) == {
-            "inspect", "convert", "simulate", "prepare", "train", "reconstruct", "refine", "resolution", "evaluate",
-            "demo",
+            "inspect", "convert", "simulate", "prepare", "append", "drop", "train", "reconstruct", "refine",
+            "resolution", "evaluate", "demo",
         }  # fmt: skip
 
     @pytest.mark.contract("cli.help")

@@ -149,11 +149,14 @@ class Store:
         while True:
             manifest = _manifest(path)
             try:
-                return cls._opened(path, manifest)
-            except (StoreError, FileNotFoundError):
-                # Files that went because the store has just become another one are no damage.
+                store = cls._opened(path, manifest)
+            except (StoreError, OSError, RuntimeError):  # the last one by torch, for a file that is not there
                 if _manifest(path) == manifest:
                     raise
+                continue
+            # Folders go only after another manifest is there: what was opened under one and the same is whole.
+            if _manifest(path) == manifest:
+                return store
 
     @classmethod
     def _opened(cls, path: Path, manifest: dict[str, Any]) -> Store:

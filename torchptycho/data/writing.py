@@ -31,7 +31,6 @@ __all__ = ["StoredScan", "changing", "stored_scans", "write_scan", "write_tables
 _log = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 16 << 20
-_LOCK = ".lock"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -194,9 +193,10 @@ def changing(path: Path) -> Iterator[Store]:
         StoreError: there is no store.
     """
     Store.open(path)
-    lock = FileLock(path / _LOCK)
+    # Beside the store and not in it, where the lock of its preparation is, too.
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(blocking=False)
     except Timeout:
         # The system frees the lock when its holder ends, however it ends.
         _log.warning("%s: another process is changing this store; waiting for it", path)
@@ -207,6 +207,9 @@ def changing(path: Path) -> Iterator[Store]:
     finally:
         with contextlib.suppress(OSError, ValueError, KeyError):
             _sweep(path)
+        # While the lock is held: whoever waits for the file that is gone then makes a new one and asks again.
+        with contextlib.suppress(OSError):
+            Path(lock.lock_file).unlink()
         lock.release()
 
 

@@ -169,11 +169,12 @@ def train(
         if first:
             out.mkdir(parents=True, exist_ok=True)
             save_config(config, out / _CONFIG)
-        beats = rhythm(config.train, data.batches_per_epoch(config.train.devices * config.train.nodes))
+        ranks = config.train.devices * config.train.nodes
+        beats = rhythm(config.train, data.batches_per_epoch(ranks))
         trainer = build_trainer(config, module, store, out, beats, callbacks, progress=progress)
         if config.train.compile:
             groups = GroupDataset(store, "train", with_truth=module.loss.needs_truth)
-            some = range(min(len(groups), max(1, config.train.batch_size // store.gridsize**2)))
+            some = range(-(-len(groups) // (data.batches_per_epoch(ranks) * ranks)))
             compile_generator(module, groups.__getitems__(some), trainer.strategy.root_device)
         begin = time.perf_counter()
         try:

@@ -21,7 +21,7 @@ from torchptycho.data.dataset import GroupDataset
 from torchptycho.data.preparing import append_scans, drop_scans, prepare
 from torchptycho.data.store import Store
 from torchptycho.errors import GroupingError, ScanError, StoreError
-from torchptycho.io import read_scan, write_scan
+from torchptycho.io import write_scan
 from torchptycho.scan import ArrayFrames, Scan
 from torchptycho.simulation import simulate
 
@@ -288,7 +288,9 @@ class TestFramesOfSeveralScans:
     ) -> None:
         folder = tmp_path_factory.mktemp("own")
         scans = [
-            scan(seed, 14 + 3 * seed, object_px=72 + 4 * seed, photons_per_frame=1e3 * 4**seed, probe_modes=1 + seed % 2)
+            scan(
+                seed, 14 + 3 * seed, object_px=72 + 4 * seed, photons_per_frame=1e3 * 4**seed, probe_modes=1 + seed % 2
+            )
             for seed in seeds
         ]
         config = RunConfig(

@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tolerances import assert_close
 
 from torchptycho.config import GroupConfig, PrepareConfig, RunConfig, SimulateConfig
 from torchptycho.data.batch import GroupBatch
 from torchptycho.data.dataset import GroupDataset
 from torchptycho.data.module import PtychoDataModule
+from torchptycho.data.order import EpochOrder, batches_per_epoch
 from torchptycho.data.preparing import prepare
 from torchptycho.data.store import Store
 from torchptycho.physics.patches import corner, extract
@@ -142,12 +145,33 @@ class TestOrder:
         members_by_epoch(module, 1)
         assert torch.equal(torch.get_rng_state(), before)
 
-    @pytest.mark.contract("data.last-batch")
-    def test_ragged_last_batch_is_dropped_unless_it_is_the_only_one(self, tmp_path: Path) -> None:
-        store = store_in(tmp_path)
-        sizes = [batch.batch_size[0] for batch in PtychoDataModule(store, batch_size=7).train_dataloader()]
-        assert sizes == [7, 7, 7]
-        assert [b.batch_size[0] for b in PtychoDataModule(store, batch_size=100).train_dataloader()] == [24]
+    @pytest.mark.contract("data.batches")
+    @pytest.mark.parametrize(("batch_size", "sizes"), [(7, [6] * 4), (11, [8] * 3), (23, [12] * 2), (100, [24])])
+    def test_no_batch_is_ragged_and_no_group_left_out(self, tmp_path: Path, batch_size: int, sizes: list[int]) -> None:
+        module = PtychoDataModule(store_in(tmp_path), batch_size=batch_size)
+        assert [batch.batch_size[0] for batch in module.train_dataloader()] == sizes
+        assert module.batches_per_epoch() == len(module.train_dataloader()) == len(sizes)
+
+    @pytest.mark.contract("data.batches")
+    @given(groups=st.integers(1, 60), batch_groups=st.integers(1, 9), ranks=st.integers(1, 4), epoch=st.integers(0, 3))
+    def test_every_group_is_in_one_batch_of_one_process(
+        self, groups: int, batch_groups: int, ranks: int, epoch: int
+    ) -> None:
+        orders = [EpochOrder(range(groups), 3, batch_groups, ranks, rank) for rank in range(ranks)]
+        for order in orders:
+            order.set_epoch(epoch)
+        batches = [list(order) for order in orders]
+        if groups < ranks:
+            assert not any(batches)
+            return
+        assert sorted(group for mine in batches for batch in mine for group in batch) == list(range(groups))
+        assert len({len(mine) for mine in batches}) == 1
+        sizes = [len(batch) for mine in batches for batch in mine]
+        assert max(sizes) <= max(batch_groups, 2 if ranks > 1 else 1)
+        assert min(sizes) >= 1
+        whole = [sum(len(mine[k]) for mine in batches) for k in range(len(batches[0]))]
+        assert max(whole) - min(whole) <= 1
+        assert len(orders[0]) == len(batches[0]) == batches_per_epoch(groups, batch_groups, ranks)
 
     @pytest.mark.contract("data.workers")
     def test_two_workers_give_the_same_batches_as_none(self, tmp_path: Path) -> None:

@@ -57,8 +57,9 @@ class GroupDataset(Dataset[GroupBatch]):
         """Indices of the groups of one scan of the store."""
         return torch.nonzero(self.store.tensors["frame_scan"][self._members[:, 0]] == scan).flatten().tolist()
 
-    def __getitem__(self, index: int) -> GroupBatch:
-        return self.__getitems__([index])
+    def __getitem__(self, index: int | Sequence[int]) -> GroupBatch:
+        """The batch of one group, or of all those that are asked for."""
+        return self.__getitems__([index] if isinstance(index, int) else index)
 
     def __getitems__(self, indices: Sequence[int]) -> GroupBatch:
         """One `GroupBatch` of all the groups asked for, which is what the data loader calls."""

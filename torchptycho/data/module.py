@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from torchptycho.data.batch import GroupBatch
 from torchptycho.data.dataset import GroupDataset, identity
-from torchptycho.data.order import EpochOrder, InOrder, ResumableLoader
+from torchptycho.data.order import EpochOrder, InOrder, ResumableLoader, batches_per_epoch
 from torchptycho.data.store import Store
 from torchptycho.errors import ConfigError
 
@@ -55,22 +55,18 @@ class PtychoDataModule(L.LightningDataModule):
 
     def batches_per_epoch(self, ranks: int = 1) -> int:
         """Training batches that each of so many processes gets in an epoch."""
-        share = len(self._dataset("train")) // ranks
-        return max(1, share // self._batch_groups)
+        return max(1, batches_per_epoch(len(self._dataset("train")), self._batch_groups, ranks))
 
     def train_dataloader(self) -> DataLoader[GroupBatch]:
         dataset = self._dataset("train")
-        order = EpochOrder(dataset, self._seed, *self._process)
+        order = EpochOrder(dataset, self._seed, self._batch_groups, *self._process)
         if not len(order):
             raise ConfigError(
                 f"devices, nodes: expected at most {len(dataset)} processes for {len(dataset)} groups; "
                 f"found {order.num_replicas}."
             )
-        # A ragged last batch would weigh its few groups more than the others; one batch is better than none.
-        drop_last = len(order) > self._batch_groups
-        self._loader = ResumableLoader(
-            dataset, batch_size=self._batch_groups, sampler=order, drop_last=drop_last, **self._loading()
-        )
+        # Without a batch size: the order gives whole batches.
+        self._loader = ResumableLoader(dataset, batch_size=None, sampler=order, **self._loading())
         if self._resumed is not None:
             self._loader.load_state_dict(self._resumed)
         return self._loader

@@ -34,39 +34,67 @@ def open_scans(sources: Sources, config: ReadConfig, val_sources: Sources = ()) 
     """Open the scans that are meant, those to train on and those to validate on, in the order given.
 
     Of a folder or a pattern every file is taken that a reader recognises, by name, without those of folders inside it
-    and hidden ones. What is not recognised is named in a warning. A file that another scan reads its frames or its
-    positions from is part of that scan. Scans that are also named by themselves, or in `val_sources`, are taken once.
+    and hidden ones. What is not recognised is named in a warning. A file that another scan reads its frames from is
+    part of that scan. Scans that are also named by themselves, in `val_sources`, or by an earlier pattern are taken
+    once.
 
     Raises:
         ConfigError: a folder is given together with a mapping, or is a store.
         ScanError: a scan cannot be read, nothing is found, or two files hold the same frames.
     """
-    trained, validated = _listed(sources), _listed(val_sources)
-    named = {Path(one).resolve() for one in (*trained, *validated) if not isinstance(one, Scan) and not _is_many(one)}
-    held_out = [scan for one in validated for scan in _opened(one, config, named)]
-    named |= {Path(scan.source).resolve() for scan in held_out}
-    return [scan for one in trained for scan in _opened(one, config, named)], held_out
+    taken = _Taken()
+    wanted = (_listed(val_sources), _listed(sources))
+    # Scans that are named come first: they decide which of several files stands for the same frames.
+    named = [[None if _is_many(one) else taken.add(_read(one, config)) for one in part] for part in wanted]
+    held_out, trained = (
+        [
+            scan
+            for one, known in zip(part, scans, strict=True)
+            for scan in ([known] if known is not None else _found(one, config, taken))
+        ]
+        for part, scans in zip(wanted, named, strict=True)
+    )
+    return trained, held_out
+
+
+class _Taken:
+    """Which frames a scan stands for already, and which files belong to one."""
+
+    def __init__(self) -> None:
+        self.frames: dict[object, str] = {}
+        self.files: set[Path] = set()
+
+    def add(self, scan: Scan) -> Scan:
+        self.frames.setdefault(_frames_of(scan), scan.source)
+        self.files |= {Path(scan.source).resolve(), *_files_of(scan)}
+        return scan
 
 
 def _listed(sources: Sources) -> list[Source]:
     return [sources] if isinstance(sources, (Scan, str, Path)) else list(sources)
 
 
-def _is_many(source: str | Path) -> bool:
+def _is_many(source: Source) -> bool:
+    if isinstance(source, Scan):
+        return False
     path = Path(source)
     return path.is_dir() or (any(sign in str(source) for sign in _PATTERN) and not path.exists())
 
 
-def _opened(source: Source, config: ReadConfig, named: set[Path]) -> list[Scan]:
-    if isinstance(source, Scan):
-        return [source]
-    if not _is_many(source):
-        return [read_scan(source, config)]
-    found = [path for path in _files(source, config) if path.resolve() not in named]
-    scans = _scans_among(source, found, config)
-    # Of two patterns that find the same file the first has it.
-    named |= {Path(scan.source).resolve() for scan in scans}
-    return scans
+def _read(source: Source, config: ReadConfig) -> Scan:
+    return source if isinstance(source, Scan) else read_scan(source, config)
+
+
+def _frames_of(scan: Scan) -> object:
+    """What two files have in common when they open the same frames."""
+    backing = backing_files(scan.frames)
+    return scan.source if backing is None else (frozenset(file.resolve() for file in backing[0]), backing[1])
+
+
+def _files_of(scan: Scan) -> set[Path]:
+    """The files that a scan's frames are read from."""
+    backing = backing_files(scan.frames)
+    return set() if backing is None else {file.resolve() for file in backing[0]}
 
 
 def _files(source: str | Path, config: ReadConfig) -> list[Path]:
@@ -87,12 +115,16 @@ def _files(source: str | Path, config: ReadConfig) -> list[Path]:
     return files
 
 
-def _scans_among(source: str | Path, files: list[Path], config: ReadConfig) -> list[Scan]:
-    """The scans in these files; parts of others are left out, and foreign files named."""
+def _found(source: Source, config: ReadConfig, taken: _Taken) -> list[Scan]:
+    """The scans in a folder or of a pattern that are not taken yet; foreign files are named."""
+    assert not isinstance(source, Scan)
+    files = _files(source, config)
     opened: dict[Path, Scan] = {}
     foreign: dict[Path, str] = {}
     faults: dict[Path, ScanError] = {}
     for path in files:
+        if path.resolve() in taken.files:
+            continue
         try:
             why = None if config.mapping is not None else _no_scan(path)
             if why is None:
@@ -101,20 +133,25 @@ def _scans_among(source: str | Path, files: list[Path], config: ReadConfig) -> l
                 foreign[path] = why
         except ScanError as error:
             faults[path] = error
-    if files and not (opened or faults):
-        told = "; ".join(f"{path.name}: {why}" for path, why in list(foreign.items())[:_FEW])
-        raise ScanError(source, None, expected="scan files", found=f"none among {len(files)} files ({told})",
+    if len(foreign) == len(files):
+        raise ScanError(source, None, expected="scan files", found=f"none among {len(files)} files ({_told(foreign)})",
                         remedy="Describe them in the section 'mapping' of a --config file.")  # fmt: skip
-    parts = {file.resolve() for path, scan in opened.items() for file in _read_by(path, scan)}
+    new = _once({path: scan for path, scan in opened.items() if _frames_of(scan) not in taken.frames})
+    parts = taken.files.union(*(_files_of(scan) for scan in opened.values()))
+    for scan in new:
+        taken.add(scan)
     for path, fault in faults.items():
         if path.resolve() not in parts:
             raise fault
     foreign = {path: why for path, why in foreign.items() if path.resolve() not in parts}
     if foreign:
-        named = "; ".join(f"{path.name} ({why})" for path, why in list(foreign.items())[:_FEW])
-        more = f"; and {len(foreign) - _FEW} more" if len(foreign) > _FEW else ""
-        _log.warning("%s: %d file(s) are no scans and are passed over: %s%s", source, len(foreign), named, more)
-    return _once(opened)
+        _log.warning("%s: %d file(s) are no scans and are passed over: %s", source, len(foreign), _told(foreign))
+    return new
+
+
+def _told(foreign: dict[Path, str]) -> str:
+    named = "; ".join(f"{path.name} ({why})" for path, why in list(foreign.items())[:_FEW])
+    return named + (f"; and {len(foreign) - _FEW} more" if len(foreign) > _FEW else "")
 
 
 def _no_scan(path: Path) -> str | None:
@@ -133,27 +170,20 @@ def _no_scan(path: Path) -> str | None:
     return "an archive without frames" if found[0].name == "NPZ" and not holds_frames(path) else None
 
 
-def _read_by(path: Path, scan: Scan) -> list[Path]:
-    """Other files that a scan's frames are read from."""
-    backing = backing_files(scan.frames)
-    return [] if backing is None else [file for file in backing[0] if file.resolve() != path.resolve()]
-
-
 def _once(opened: dict[Path, Scan]) -> list[Scan]:
-    """Each set of frames once: both halves of a pair of files open the same scan."""
+    """Each set of frames once: both halves of a pair of files open the same scan.
+
+    Raises:
+        ScanError: two files that are no such pair hold the same frames.
+    """
     first: dict[object, Path] = {}
     for path, scan in opened.items():
-        backing = backing_files(scan.frames)
-        key: object = path if backing is None else (tuple(file.resolve() for file in backing[0]), backing[1])
-        other = first.setdefault(key, path)
-        if other == path:
-            continue
-        halves = path in _read_by(other, opened[other]) or other in _read_by(path, scan)
-        if halves and recognise(path)[0] is recognise(other)[0]:
+        other = first.setdefault(_frames_of(scan), path)
+        halves = {path.resolve(), other.resolve()} & (_files_of(scan) | _files_of(opened[other]))
+        if other == path or (halves and recognise(path)[0] is recognise(other)[0]):
             continue
         raise ScanError(
             path, None, expected="frames of its own", found=f"those of {other}",
             remedy="Name the one that is meant, so that no frame counts twice.",
         )  # fmt: skip
-    kept = set(first.values())
-    return [scan for path, scan in opened.items() if path in kept]
+    return [opened[path] for path in first.values()]

@@ -100,6 +100,16 @@ class TestAppending:
         np.testing.assert_array_equal(store.tensors["positions_px"][12:, 0].numpy(), -scan(1).positions_px[:12, 0])
 
     @pytest.mark.contract("data.append.refused")
+    def test_file_that_has_changed_since_is_added_with_a_warning(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        write_scan(scan(0), tmp_path / "0.npz")
+        store = prepare(tmp_path / "0.npz", run_config(), tmp_path / "store")
+        write_scan(scan(1), tmp_path / "0.npz")
+        assert len(append_scans(store, tmp_path / "0.npz").scans) == 2
+        assert "0.npz, or an earlier state of it, are in the store" in caplog.text
+
+    @pytest.mark.contract("data.append.refused")
     def test_scan_that_is_there_already_or_does_not_fit_changes_nothing(self, tmp_path: Path) -> None:
         write_scan(scan(0), tmp_path / "0.npz")
         store = prepare(tmp_path / "0.npz", run_config(), tmp_path / "store")

@@ -118,6 +118,8 @@ def append_scans(store: Store | str | Path, scans: Sources, *, val_scans: Source
         for scan, mark in zip(opened, marks, strict=True):
             if mark in known:
                 raise StoreError(f"{path}: has {scan.source} already (as {known[mark]}). Leave it out, or drop it.")
+            if scan.source in known.values() and Path(scan.source).is_file():
+                _log.warning("%s: other frames of %s, or an earlier state of it, are in the store", path, scan.source)
             known[mark] = scan.source
             refuse_near_field(scan)
         added = [

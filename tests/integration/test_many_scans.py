@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,16 @@ def test_store_is_made_of_a_folder_and_changed_scan_by_scan(command: Command, da
     answer = command("append", store, days / "day2" / "scan0.npz")
     assert answer.code == 1
     assert "day2/scan0.npz already" in answer.err
+    answer = command("inspect", store, "--json")
+    assert (answer.code, answer.err) == (0, "")
+    told = json.loads(answer.out)["scans"]
+    assert [scan["frames"] for scan in told] == [20, 21, 24, 25]
+    assert [scan["trained_on"] for scan in told] == [20, 0, 24, 25]
+    assert [scan["held_out"] for scan in told] == [0, 21, 0, 0]
+    assert [scan["probe_modes"] for scan in told] == [1, 1, 2, 2]
+    assert told[2]["photons_per_frame"] > 5 * told[0]["photons_per_frame"]
+    assert "day2/scan1.npz: 25 frames, 25 trained on, 0 held out" in command("inspect", store).out
+    assert command("inspect", store, "--orientation").code == 1
     answer = command("drop", store, "0", days / "day2" / "scan1.npz")
     assert (answer.code, answer.err) == (0, "")
     assert sources(store) == ["day1/scan1.npz", "day2/scan0.npz"]

@@ -75,17 +75,21 @@ class Prepare(Command):
     def run(self) -> None:
         _require_scans(self.scans)
         from torchptycho.bootstrap import bootstrapped
-        from torchptycho.data.store import prepare
+        from torchptycho.data.reopen import Request
+        from torchptycho.data.store import prepare, reopened
         from torchptycho.workflows import open_scan
 
         later = load_config(self.config).refine if self.config else RefineConfig()
         config = RunConfig(prepare=self.prepare, group=self.group, refine=later)
-        scans = [
-            bootstrapped(open_scan(path, self.prepare), config, self.out.with_name(f"{self.out.name}-{number}.npz"))
-            for number, path in enumerate(self.scans)
-        ]
-        with self.working(f"preparing {sum(scan.n_frames for scan in scans)} frames"):
-            store = prepare(scans, config, self.out)
+        request = Request.of(self.scans, config)
+        store = reopened(self.out, request)
+        if store is None:
+            scans = [
+                bootstrapped(open_scan(path, self.prepare), config, self.out.with_name(f"{self.out.name}-{number}.npz"))
+                for number, path in enumerate(self.scans)
+            ]
+            with self.working(f"preparing {sum(scan.n_frames for scan in scans)} frames"):
+                store = prepare(scans, config, self.out, request=request)
         train, val = (len(store.groups(split)) for split in ("train", "val"))
         left_out = sum(len(entry.left_out) for entry in store.scans)
         self.console.print(

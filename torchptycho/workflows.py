@@ -33,7 +33,8 @@ from torchptycho.config import (
 )
 from torchptycho.data.dataset import GroupDataset
 from torchptycho.data.module import PtychoDataModule
-from torchptycho.data.store import Store, prepare
+from torchptycho.data.reopen import Request
+from torchptycho.data.store import Store, prepare, reopened
 from torchptycho.errors import ConfigError, ScanError, StoreError, TrainingError
 from torchptycho.io import read_scan
 from torchptycho.losses import Loss
@@ -240,9 +241,12 @@ def _prepare_for(
 ) -> Store:
     given = [source] if isinstance(source, (Scan, str, Path)) else list(source)
     everything = [*given, *val_scans]
+    sizes, needs_truth = find_generator(config.model.generator).supported_n_px, Loss(config.loss).needs_truth
+    request = Request.of(given, config, val_scans)
+    store = reopened(path, request)
+    if store is not None and store.n_px in sizes and (store.has_truth or not needs_truth):
+        return store
     scans = [item if isinstance(item, Scan) else open_scan(item, config.prepare) for item in everything]
-    needs_truth = Loss(config.loss).needs_truth
-    sizes = find_generator(config.model.generator).supported_n_px
     for scan in scans:
         if scan.n_px not in sizes:
             raise ScanError(
@@ -258,7 +262,7 @@ def _prepare_for(
         bootstrapped(scan, config, path.with_name(name), progress=progress)
         for scan, name in zip(scans, names, strict=True)
     ]
-    return prepare(scans[: len(given)], config, path, val_scans=scans[len(given) :])
+    return prepare(scans[: len(given)], config, path, val_scans=scans[len(given) :], request=request)
 
 
 def _prepared_by_another(path: Path, config: RunConfig) -> Store:

@@ -7,8 +7,6 @@ import dataclasses
 import json
 import logging
 import os
-import secrets
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,17 +17,22 @@ from jaxtyping import Complex64
 from tensordict import MemoryMappedTensor, TensorDict
 
 from torchptycho.config import SUPPORTED_N_PX, ReadConfig, RunConfig, to_dict
+from torchptycho.data.claim import claimed, draft_of, swept
+from torchptycho.data.findings import Findings, findings_of, saturated_frames
+from torchptycho.data.reopen import Request, config_parts, is_as_requested, keep_request, refuse_differences
+from torchptycho.data.space import bytes_needed, check_space, on_disk, reserve, told_in_one_line, write_whole
 from torchptycho.data.splits import no_groups, split_frames, table_of, training_groups, validation_groups
 from torchptycho.errors import ConfigError, ScanError, StoreError
 from torchptycho.grouping import Groups
 from torchptycho.io import checked_chunks, read_probe
 from torchptycho.io.checks import network_size_advice
-from torchptycho.io.fingerprint import scan_fingerprint
+from torchptycho.io.fingerprint import scan_parts
 from torchptycho.io.near_field import refuse_near_field
+from torchptycho.io.sources import unchanged
 from torchptycho.physics.scaling import Scaling, frame_sums, measure_scaling, probe_factor
 from torchptycho.scan import Scan
 
-__all__ = ["SCHEMA", "ScanEntry", "Store", "prepare"]
+__all__ = ["SCHEMA", "ScanEntry", "Store", "prepare", "reopened"]
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +40,8 @@ SCHEMA = 3
 """Version of the layout on disk; a store of another version is refused, not guessed at."""
 
 _MANIFEST = "store.json"
-_CHUNK_BYTES = 16 << 20
+# What stays in the cache of a core between the looks that are taken at it.
+_CHUNK_BYTES = 2 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,6 +57,7 @@ class ScanEntry:
         object_pixel_m: edge of an object pixel, or None.
         notes: how the file was understood and what was done to its frames.
         left_out: frames of the file, counted from 0, that are not in the store, and why.
+        findings: frames that are in the store although something is odd about them, counted likewise.
         held_out: whether none of its frames is trained on.
     """
 
@@ -64,6 +69,7 @@ class ScanEntry:
     object_pixel_m: float | None
     notes: tuple[str, ...] = ()
     left_out: dict[int, str] = dataclasses.field(default_factory=dict)
+    findings: Findings = dataclasses.field(default_factory=Findings)
     held_out: bool = False
 
 
@@ -176,28 +182,49 @@ class Store:
 def _entry(told: dict[str, Any]) -> ScanEntry:
     """An entry of the manifest; JSON has lists for tuples and texts for the numbers of frames."""
     left_out = {int(frame): str(why) for frame, why in told["left_out"].items()}
-    return ScanEntry(
-        **{**told, "scaling": Scaling(**told["scaling"]), "notes": tuple(told["notes"]), "left_out": left_out}
-    )
+    findings = Findings(**{name: tuple(frames) for name, frames in told.get("findings", {}).items()})
+    nested = {"scaling": Scaling(**told["scaling"]), "left_out": left_out, "findings": findings}
+    return ScanEntry(**{**told, **nested, "notes": tuple(told["notes"])})
 
 
-def prepare(scans: Sequence[Scan], config: RunConfig, path: str | Path, *, val_scans: Sequence[Scan] = ()) -> Store:
+def reopened(path: str | Path, request: Request | None) -> Store | None:
+    """The store at `path` when it was made by this request, of files that have not changed since; nothing is read.
+
+    None when that cannot be told without opening the scans: `prepare` them then.
+
+    Raises:
+        StoreError: it was made by such a request, and an option, the version or a file is another now.
+    """
+    return Store.open(path) if is_as_requested(Path(path), request) else None
+
+
+def prepare(
+    scans: Sequence[Scan],
+    config: RunConfig,
+    path: str | Path,
+    *,
+    val_scans: Sequence[Scan] = (),
+    request: Request | None = None,
+) -> Store:
     """Check scans and write them as a store; a store of the same scans and configuration is reopened as it is.
 
     Uses the sections `prepare` and `group`. Frames are streamed in their own dtype. The store appears under its name
-    only when it is complete.
+    only when it is complete and would survive a power cut. Of several processes that prepare one store, one writes it
+    and the others wait and use it.
 
     Arguments:
         scans: at least one, of one frame size, dtype family and domain. The calibrated probe of amplitudes follows
             `nphotons` when that differs from the scan's own dose.
         path: folder to make.
         val_scans: more scans, of which every frame is held out for validation.
+        request: the files and options that the scans were read with, for `reopened` to know the store by.
 
     Raises:
         ConfigError: `domain` is set, and a scan holds something else.
         ScanError: a scan is unusable, or the scans do not fit together.
         GroupingError: the configured groups cannot be formed.
-        StoreError: `path` is something else, or a store of other scans or of another configuration.
+        StoreError: `path` is something else, or a store of other scans or of another configuration; the disk is full,
+            or the folder cannot be written to.
     """
     path = Path(path)
     n_trained = len(scans)
@@ -209,21 +236,20 @@ def prepare(scans: Sequence[Scan], config: RunConfig, path: str | Path, *, val_s
     if path.exists():
         return _reopen(path, fingerprint)
     for scan in scans:
-        refuse_near_field(scan)
-    with _folder_for(path):
-        # Named by hand rather than by tempfile, so that the umask decides who may read the store.
-        draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        draft.mkdir()
-        try:
-            _write(draft, scans, config, fingerprint, n_trained)
-            os.replace(draft, path)
-        except OSError:
-            # Another process was faster; any other failure is its own.
-            if not (path / _MANIFEST).is_file():
-                raise
+        with unchanged(scan):
+            refuse_near_field(scan)
+    needed = bytes_needed(scans, config)
+    with told_in_one_line(path, needed), _folder_for(path), claimed(path):
+        if path.exists():
+            # Another process was faster.
             return _reopen(path, fingerprint)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
+        check_space(path, needed)
+        with draft_of(path) as draft:
+            _write(draft, scans, config, fingerprint, n_trained)
+            if request is not None:
+                keep_request(draft, request, scans)
+            on_disk(draft)
+            os.replace(draft, path)
     return Store.open(path)
 
 
@@ -288,26 +314,17 @@ def _check_read_so(scan: Scan, config: RunConfig) -> None:
 
 def _fingerprint(scans: Sequence[Scan], config: RunConfig, n_trained: int) -> dict[str, str]:
     """What the store depends on, in parts, so that a difference can be named."""
-    parts = {"schema": str(SCHEMA)}
+    parts = {"schema": str(SCHEMA), **config_parts(config)}
     for index, scan in enumerate(scans):
         held_out = "held-out " if index >= n_trained else ""
-        parts[f"{held_out}scan {index} ({scan.source})"] = scan_fingerprint(scan)
-    for section in ("prepare", "group"):
-        for key, value in to_dict(getattr(config, section)).items():
-            parts[f"{section}.{key}"] = json.dumps(value)
+        parts |= {f"{held_out}scan {index} ({scan.source}) {key}": part for key, part in scan_parts(scan).items()}
     return parts
 
 
 def _reopen(path: Path, fingerprint: dict[str, str]) -> Store:
     store = Store.open(path)
-    differs = [
-        key for key in fingerprint.keys() | store.fingerprint if fingerprint.get(key) != store.fingerprint.get(key)
-    ]
-    if differs:
-        raise StoreError(
-            f"{path}: is a store of something else: {', '.join(sorted(differs))} differ. "
-            "Choose another folder, or remove this one."
-        )
+    refuse_differences(path, store.fingerprint, fingerprint)
+    swept(path)
     _log.info("%s: is complete and up to date", path)
     return store
 
@@ -320,7 +337,7 @@ def _write(draft: Path, scans: Sequence[Scan], config: RunConfig, fingerprint: d
     folder = draft / "tensors"
     folder.mkdir()
     first_frames = np.cumsum([0, *(scan.n_frames for scan in scans)])
-    frames, sums = _write_frames(folder / "frames.memmap", scans, first_frames)
+    frames, sums, saturated = _write_frames(folder / "frames.memmap", scans, first_frames)
     positions = np.concatenate([scan.positions_px for scan in scans])
     frame_scan = np.concatenate([np.full(scan.n_frames, i, np.int64) for i, scan in enumerate(scans)])
     # Groups mix neither files nor the scans within a file.
@@ -342,6 +359,10 @@ def _write(draft: Path, scans: Sequence[Scan], config: RunConfig, fingerprint: d
         scaling = measure_scaling(
             float(sums[of_training].mean()), scan.n_px, scan.domain, config.prepare.nphotons or scan.photons_per_frame
         )
+        rows = slice(int(first_frames[index]), int(first_frames[index + 1]))
+        findings = findings_of(scan, sums[rows], saturated[rows])
+        for sentence in findings.sentences():
+            _log.warning("%s: %s", scan.source, sentence)
         probe = torch.from_numpy(scan.probe)
         factor = probe_factor(scan, scaling)
         probes.append(torch.nn.functional.pad(probe * factor, (0, 0, 0, 0, 0, modes - len(probe))))
@@ -355,6 +376,7 @@ def _write(draft: Path, scans: Sequence[Scan], config: RunConfig, fingerprint: d
                 object_pixel_m=scan.geometry.with_object_pixel(scan.n_px).object_pixel_m,
                 notes=scan.notes,
                 left_out=scan.left_out,
+                findings=findings,
                 held_out=index >= n_trained,
             )
         )
@@ -379,6 +401,7 @@ def _write(draft: Path, scans: Sequence[Scan], config: RunConfig, fingerprint: d
         },
         batch_size=[],
     )
+    reserve(tensors, folder)
     tensors.memmap(folder)
     manifest = {
         "schema": SCHEMA,
@@ -391,19 +414,21 @@ def _write(draft: Path, scans: Sequence[Scan], config: RunConfig, fingerprint: d
     (draft / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 
-def _write_frames(file: Path, scans: Sequence[Scan], first_frames: np.ndarray) -> tuple[MemoryMappedTensor, np.ndarray]:
-    """Stream all frames into one file; also the intensity of each frame over its good pixels, in float64."""
+def _write_frames(
+    file: Path, scans: Sequence[Scan], first_frames: np.ndarray
+) -> tuple[MemoryMappedTensor, np.ndarray, np.ndarray]:
+    """Stream all frames into one file; also the intensity [M] of each over its good pixels, and which are saturated."""
     dtype = np.result_type(*(scan.frames.dtype for scan in scans))
     shape = (int(first_frames[-1]), *scans[0].frames.shape[1:])
-    target = np.memmap(file, dtype=dtype, mode="w+", shape=shape)
-    sums = np.empty(shape[0], np.float64)
-    for scan, start in zip(scans, first_frames[:-1], strict=True):
-        for chunk in checked_chunks(scan, _frames_per_chunk(scan)):
-            stop = start + len(chunk)
-            target[start:stop] = chunk
-            sums[start:stop] = frame_sums(chunk, scan.domain)
-            start = stop
-    target.flush()
-    del target
+    sums, saturated = np.empty(shape[0], np.float64), np.zeros(shape[0], bool)
+    # Written, not mapped: a full disk is then an error, and not the end of the process.
+    with file.open("xb", buffering=0) as target:
+        for scan, start in zip(scans, first_frames[:-1], strict=True):
+            for chunk in checked_chunks(scan, _frames_per_chunk(scan)):
+                stop = start + len(chunk)
+                write_whole(target, np.ascontiguousarray(chunk, dtype))
+                sums[start:stop] = frame_sums(chunk, scan.domain)
+                saturated[start:stop] = saturated_frames(chunk)
+                start = stop
     torch_dtype = torch.from_numpy(np.empty(0, dtype)).dtype
-    return MemoryMappedTensor.from_filename(file, dtype=torch_dtype, shape=torch.Size(shape)), sums
+    return MemoryMappedTensor.from_filename(file, dtype=torch_dtype, shape=torch.Size(shape)), sums, saturated

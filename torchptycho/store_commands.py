@@ -39,15 +39,19 @@ class Prepare(Command):
 
     def run(self) -> None:
         require_scans(self.scans)
-        from torchptycho.data.preparing import prepare
+        from torchptycho.data.preparing import prepare, reopened
+        from torchptycho.data.reopen import Request
         from torchptycho.training.preparing import ready_scans
 
         later = load_config(self.config).refine if self.config else RefineConfig()
         config = RunConfig(prepare=self.prepare, group=self.group, refine=later)
-        keep = self.out.with_name(f"{self.out.name}-bootstrap.npz")
-        trained, validated = ready_scans(self.scans, self.val_scans, config, keep)
-        with self.working(f"preparing {sum(scan.n_frames for scan in (*trained, *validated))} frames"):
-            store = prepare(trained, config, self.out, val_scans=validated)
+        request = Request.of(self.scans, config, self.val_scans)
+        store = reopened(self.out, request)
+        if store is None:
+            keep = self.out.with_name(f"{self.out.name}-bootstrap.npz")
+            trained, validated = ready_scans(self.scans, self.val_scans, config, keep)
+            with self.working(f"preparing {sum(scan.n_frames for scan in (*trained, *validated))} frames"):
+                store = prepare(trained, config, self.out, val_scans=validated, request=request)
         self.console.print(told_of(store))
 
 

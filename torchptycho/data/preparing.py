@@ -4,37 +4,56 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import os
-import secrets
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from torchptycho.config import SUPPORTED_N_PX, GroupConfig, PrepareConfig, ReadConfig, RunConfig, from_dict, to_dict
+from torchptycho.config import SUPPORTED_N_PX, GroupConfig, PrepareConfig, ReadConfig, RunConfig, from_dict
+from torchptycho.data.claim import claimed, draft_of, swept
+from torchptycho.data.reopen import Request, config_parts, is_as_requested, keep_request, refuse_differences
+from torchptycho.data.space import bytes_needed, check_space, on_disk, told_in_one_line
 from torchptycho.data.splits import held_out_scans
-from torchptycho.data.store import MANIFEST, SCHEMA, Store
+from torchptycho.data.store import SCHEMA, Store
 from torchptycho.data.writing import StoredScan, changing, stored_scans, write_scan, write_tables
 from torchptycho.errors import ConfigError, ScanError, StoreError
 from torchptycho.io import read_probe
 from torchptycho.io.checks import network_size_advice
 from torchptycho.io.finding import Sources, open_scans
-from torchptycho.io.fingerprint import scan_fingerprint
+from torchptycho.io.fingerprint import scan_parts
 from torchptycho.io.near_field import refuse_near_field
+from torchptycho.io.sources import unchanged
 from torchptycho.scan import Scan
 
-__all__ = ["append_scans", "config_of", "drop_scans", "prepare"]
+__all__ = ["append_scans", "config_of", "drop_scans", "prepare", "reopened"]
 
 _log = logging.getLogger(__name__)
 
 
-def prepare(scans: Sources, config: RunConfig, path: str | Path, *, val_scans: Sources = ()) -> Store:
+def reopened(path: str | Path, request: Request | None) -> Store | None:
+    """The store at `path` when it was made by this request, of files that have not changed since; nothing is read.
+
+    None when that cannot be told without opening the scans: `prepare` them then.
+
+    Raises:
+        StoreError: it was made by such a request, and an option, the version or a file is another now.
+    """
+    return Store.open(path) if is_as_requested(Path(path), request) else None
+
+
+def prepare(
+    scans: Sources,
+    config: RunConfig,
+    path: str | Path,
+    *,
+    val_scans: Sources = (),
+    request: Request | None = None,
+) -> Store:
     """Check scans and write them as a store; a store of the same scans and configuration is reopened as it is.
 
     Uses the sections `prepare` and `group`. Frames are streamed in their own dtype. The store appears under its name
-    only when it is complete.
+    only when it is complete and would survive a power cut. Of several processes that prepare one store, one writes it
+    and the others wait and use it.
 
     Arguments:
         scans: at least one, opened or as files, folders or patterns (see `torchptycho.io.finding`), all of one frame
@@ -42,46 +61,54 @@ def prepare(scans: Sources, config: RunConfig, path: str | Path, *, val_scans: S
             dose.
         path: folder to make.
         val_scans: more scans, of which every frame is held out for validation.
+        request: the files and options that opened scans were read with, for `reopened` to know the store by; of files
+            it is known.
 
     Raises:
         ConfigError: `domain` is set, and a scan holds something else.
         ScanError: a scan is unusable, or the scans do not fit together.
         GroupingError: the configured groups cannot be formed.
-        StoreError: `path` is something else, or a store of other scans or of another configuration.
+        StoreError: `path` is something else, or a store of other scans or of another configuration; the disk is full,
+            or the folder cannot be written to.
     """
     path = Path(path)
+    if request is None:
+        request = Request.of(scans, config, val_scans)
+        store = reopened(path, request)
+        if store is not None:
+            return store
     trained, validated = open_scans(scans, config.prepare, val_scans)
     if not trained:
         raise StoreError("expected at least one scan; found none.")
     opened = [_with_probe(scan, config) for scan in (*trained, *validated)]
     _check_together(opened, config)
     held_out = held_out_scans(len(trained), len(validated), config.prepare)
-    marks = [scan_fingerprint(scan) for scan in opened]
+    marks = [scan_parts(scan) for scan in opened]
     fingerprint = _fingerprint(
-        [(scan.source, mark, held) for scan, mark, held in zip(opened, marks, held_out, strict=True)], config
+        [(scan.source, mark, held) for scan, mark, held in zip(opened, marks, held_out, strict=True)],
+        {"schema": str(SCHEMA), **config_parts(config)},
     )
     if path.exists():
         return _reopen(path, fingerprint)
     for scan in opened:
-        refuse_near_field(scan)
-    with _folder_for(path):
-        # Named by hand rather than by tempfile, so that the umask decides who may read the store.
-        draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        draft.mkdir()
-        try:
+        with unchanged(scan):
+            refuse_near_field(scan)
+    needed = bytes_needed(opened, config)
+    with told_in_one_line(path, needed), _folder_for(path), claimed(path):
+        if path.exists():
+            # Another process was faster.
+            return _reopen(path, fingerprint)
+        check_space(path, needed)
+        with draft_of(path) as draft:
             stored = [
                 write_scan(draft, scan, mark, held_out=held)
                 for scan, mark, held in zip(opened, marks, held_out, strict=True)
             ]
             write_tables(draft, stored, config, fingerprint)
+            if request is not None:
+                keep_request(draft, request, opened)
+            on_disk(draft)
             os.replace(draft, path)
-        except OSError:
-            # Another process was faster; any other failure is its own.
-            if not (path / MANIFEST).is_file():
-                raise
-            return _reopen(path, fingerprint)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
     return Store.open(path)
 
 
@@ -113,20 +140,27 @@ def append_scans(store: Store | str | Path, scans: Sources, *, val_scans: Source
         opened = [_with_probe(scan, config) for scan in (*trained, *validated)]
         there = stored_scans(now)
         _check_together([there[0].scan, *opened], config, known=1)
-        marks = [scan_fingerprint(scan) for scan in opened]
-        known = {entry.fingerprint: entry.source for entry in now.scans}
+        marks = [scan_parts(scan) for scan in opened]
+        known = [(entry.fingerprint, entry.source) for entry in now.scans]
         for scan, mark in zip(opened, marks, strict=True):
-            if mark in known:
-                raise StoreError(f"{path}: has {scan.source} already (as {known[mark]}). Leave it out, or drop it.")
-            if scan.source in known.values() and Path(scan.source).is_file():
+            same = [source for other, source in known if other == mark]
+            if same:
+                raise StoreError(f"{path}: has {scan.source} already (as {same[0]}). Leave it out, or drop it.")
+            if Path(scan.source).is_file() and scan.source in [source for _, source in known]:
                 _log.warning("%s: other frames of %s, or an earlier state of it, are in the store", path, scan.source)
-            known[mark] = scan.source
-            refuse_near_field(scan)
-        added = [
-            write_scan(path, scan, mark, held_out=index >= len(trained))
-            for index, (scan, mark) in enumerate(zip(opened, marks, strict=True))
-        ]
-        _rewrite(path, [*there, *added], config)
+            known.append((mark, scan.source))
+            with unchanged(scan):
+                refuse_near_field(scan)
+        needed = bytes_needed([*(one.scan for one in there), *opened], config) - sum(
+            one.scan.frames.shape[0] * one.scan.n_px**2 * one.scan.frames.dtype.itemsize for one in there
+        )
+        with told_in_one_line(path, needed):
+            check_space(path, needed)
+            added = [
+                write_scan(path, scan, mark, held_out=index >= len(trained))
+                for index, (scan, mark) in enumerate(zip(opened, marks, strict=True))
+            ]
+            _rewrite(now, [*there, *added], config)
         return Store.open(path)
 
 
@@ -147,7 +181,8 @@ def drop_scans(store: Store | str | Path, scans: Sequence[int | str | Path]) -> 
         left = [one for number, one in enumerate(stored_scans(now)) if number not in gone]
         if all(one.held_out for one in left):
             raise StoreError(f"{path}: expected a scan to train on to be left; found none. Remove the folder.")
-        _rewrite(path, left, config_of(now))
+        with told_in_one_line(path, 0):
+            _rewrite(now, left, config_of(now))
         return Store.open(path)
 
 
@@ -160,9 +195,10 @@ def config_of(store: Store) -> RunConfig:
     )
 
 
-def _rewrite(path: Path, stored: Sequence[StoredScan], config: RunConfig) -> None:
+def _rewrite(now: Store, stored: Sequence[StoredScan], config: RunConfig) -> None:
     told = [(one.scan.source, one.fingerprint, one.held_out) for one in stored]
-    write_tables(path, stored, config, _fingerprint(told, config))
+    others = {key: part for key, part in now.fingerprint.items() if not key.startswith(("scan ", "held-out scan "))}
+    write_tables(now.path, stored, config, _fingerprint(told, others))
 
 
 def _numbers(store: Store, asked: int | str | Path) -> list[int]:
@@ -239,27 +275,22 @@ def _check_read_so(scan: Scan, config: RunConfig) -> None:
             )
 
 
-def _fingerprint(scans: Sequence[tuple[str, str, bool]], config: RunConfig) -> dict[str, str]:
-    """What a store of these scans (source, own fingerprint, held out) depends on, in parts that can be named."""
-    parts = {"schema": str(SCHEMA)}
-    for index, (source, mark, held_out) in enumerate(scans):
-        parts[f"{'held-out ' if held_out else ''}scan {index} ({source})"] = mark
-    for section in ("prepare", "group"):
-        told: dict[str, Any] = to_dict(getattr(config, section))
-        for key, value in told.items():
-            parts[f"{section}.{key}"] = json.dumps(value)
+def _fingerprint(scans: Sequence[tuple[str, dict[str, str], bool]], others: dict[str, str]) -> dict[str, str]:
+    """What a store of these scans (source, own parts, held out) depends on, in parts, so that a difference has a name.
+
+    Arguments:
+        others: the parts that no scan has.
+    """
+    parts = dict(others)
+    for index, (source, own, held_out) in enumerate(scans):
+        name = f"{'held-out ' if held_out else ''}scan {index} ({source})"
+        parts |= {f"{name} {key}": part for key, part in own.items()}
     return parts
 
 
 def _reopen(path: Path, fingerprint: dict[str, str]) -> Store:
     store = Store.open(path)
-    differs = [
-        key for key in fingerprint.keys() | store.fingerprint if fingerprint.get(key) != store.fingerprint.get(key)
-    ]
-    if differs:
-        raise StoreError(
-            f"{path}: is a store of something else: {', '.join(sorted(differs))} differ. "
-            "Choose another folder, or remove this one."
-        )
+    refuse_differences(path, store.fingerprint, fingerprint)
+    swept(path)
     _log.info("%s: is complete and up to date", path)
     return store

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Complex64
 from tensordict import TensorDict
 
+from torchptycho.data.findings import Findings
 from torchptycho.data.frames import FrameStack
 from torchptycho.errors import StoreError
 from torchptycho.grouping import Groups
@@ -45,9 +46,10 @@ class ScanEntry:
         object_pixel_m: edge of an object pixel, or None.
         notes: how the file was understood and what was done to its frames.
         left_out: frames of the file, counted from 0, that are not in the store, and why.
+        findings: frames that are in the store although something is odd about them, counted likewise.
         held_out: whether none of its frames is trained on.
         folder: name of its folder in the store.
-        fingerprint: what it was made of.
+        fingerprint: what it was made of, in parts that have names.
         probe_is_calibrated: whether the power of the file's probe is known.
         stated_photons: photons per frame that the file states, or None.
     """
@@ -60,9 +62,10 @@ class ScanEntry:
     object_pixel_m: float | None
     notes: tuple[str, ...] = ()
     left_out: dict[int, str] = dataclasses.field(default_factory=dict)
+    findings: Findings = dataclasses.field(default_factory=Findings)
     held_out: bool = False
     folder: str
-    fingerprint: str
+    fingerprint: dict[str, str]
     probe_is_calibrated: bool
     stated_photons: float | None
 
@@ -208,6 +211,6 @@ def _manifest(path: Path) -> dict[str, Any]:
 def _entry(told: dict[str, Any]) -> ScanEntry:
     """An entry of the manifest; JSON has lists for tuples and texts for the numbers of frames."""
     left_out = {int(frame): str(why) for frame, why in told["left_out"].items()}
-    return ScanEntry(
-        **{**told, "scaling": Scaling(**told["scaling"]), "notes": tuple(told["notes"]), "left_out": left_out}
-    )
+    findings = Findings(**{name: tuple(frames) for name, frames in told["findings"].items()})
+    nested = {"scaling": Scaling(**told["scaling"]), "left_out": left_out, "findings": findings}
+    return ScanEntry(**{**told, **nested, "notes": tuple(told["notes"])})

@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from tensordict import MemoryMappedTensor, TensorDict
 
 from torchptycho.config import RunConfig, to_dict
+from torchptycho.data.claim import claimed
+from torchptycho.data.findings import Findings, findings_of, saturated_frames
+from torchptycho.data.space import on_disk, reserve, write_whole
 from torchptycho.data.splits import no_groups, split_frames, table_of, training_groups, validation_groups
 from torchptycho.data.store import MANIFEST, SCHEMA, ScanEntry, Store, mapped
 from torchptycho.geometry import Geometry
@@ -30,7 +32,8 @@ __all__ = ["StoredScan", "changing", "stored_scans", "write_scan", "write_tables
 
 _log = logging.getLogger(__name__)
 
-_CHUNK_BYTES = 16 << 20
+# What stays in the cache of a core between the looks that are taken at it.
+_CHUNK_BYTES = 2 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,27 +44,33 @@ class StoredScan:
         folder: its name.
         scan: the scan; of its frames only shape and dtype are still needed.
         intensity: of each frame over its good pixels, f64 [M].
-        fingerprint: what it was made of.
+        fingerprint: what it was made of, in parts that have names.
+        findings: frames that something is odd about.
         held_out: whether none of its frames is trained on.
     """
 
     folder: str
     scan: Scan
     intensity: np.ndarray
-    fingerprint: str
+    fingerprint: dict[str, str]
+    findings: Findings
     held_out: bool
 
 
-def write_scan(root: Path, scan: Scan, fingerprint: str, *, held_out: bool) -> StoredScan:
+def write_scan(root: Path, scan: Scan, fingerprint: dict[str, str], *, held_out: bool) -> StoredScan:
     """Stream a scan into a folder of its own below `root`/scans. No store knows of it yet.
 
     Raises:
         ScanError: its frames are unusable.
+        OSError: the disk is full.
     """
     name = secrets.token_hex(6)
     folder = root / "scans" / name
     folder.mkdir(parents=True)
-    frames, intensity = _write_frames(folder / "frames.memmap", scan)
+    frames, intensity, saturated = _write_frames(folder / "frames.memmap", scan)
+    findings = findings_of(scan, intensity, saturated)
+    for sentence in findings.sentences():
+        _log.warning("%s: %s", scan.source, sentence)
     arrays = {
         "positions_px": scan.positions_px,
         "scan_id": scan.scan_id,
@@ -71,9 +80,11 @@ def write_scan(root: Path, scan: Scan, fingerprint: str, *, held_out: bool) -> S
         "truth": scan.truth,
         "truth_patches": scan.truth_patches if scan.truth is None else None,
     }
-    tensors = {key: torch.from_numpy(array) for key, array in arrays.items() if array is not None}
-    TensorDict({"frames": frames, **tensors}, batch_size=[]).memmap(folder)
-    return StoredScan(folder=name, scan=scan, intensity=intensity, fingerprint=fingerprint, held_out=held_out)
+    known = {key: torch.from_numpy(array) for key, array in arrays.items() if array is not None}
+    _write_tensors(TensorDict({"frames": frames, **known}, batch_size=[]), folder)
+    return StoredScan(
+        folder=name, scan=scan, intensity=intensity, fingerprint=fingerprint, findings=findings, held_out=held_out
+    )
 
 
 def stored_scans(store: Store) -> list[StoredScan]:
@@ -101,6 +112,7 @@ def stored_scans(store: Store) -> list[StoredScan]:
                 scan=scan,
                 intensity=part["intensity"].numpy(),
                 fingerprint=entry.fingerprint,
+                findings=entry.findings,
                 held_out=entry.held_out,
             )
         )
@@ -112,6 +124,7 @@ def write_tables(root: Path, stored: Sequence[StoredScan], config: RunConfig, fi
 
     Raises:
         GroupingError: the configured groups cannot be formed; the store is what it was.
+        OSError: the disk is full; the store is what it was.
     """
     scans = [one.scan for one in stored]
     first_frames = np.cumsum([0, *(scan.n_frames for scan in scans)])
@@ -149,6 +162,7 @@ def write_tables(root: Path, stored: Sequence[StoredScan], config: RunConfig, fi
                 object_pixel_m=scan.geometry.with_object_pixel(scan.n_px).object_pixel_m,
                 notes=scan.notes,
                 left_out=scan.left_out,
+                findings=one.findings,
                 held_out=one.held_out,
                 folder=one.folder,
                 fingerprint=one.fingerprint,
@@ -169,7 +183,7 @@ def write_tables(root: Path, stored: Sequence[StoredScan], config: RunConfig, fi
         batch_size=[],
     )
     name = secrets.token_hex(6)
-    tensors.memmap(root / "tables" / name)
+    _write_tensors(tensors, root / "tables" / name)
     folders = [root / "tables" / name, *(root / "scans" / one.folder for one in stored)]
     files = sorted(file for folder in folders for file in folder.rglob("*") if file.is_file())
     manifest = {
@@ -193,24 +207,13 @@ def changing(path: Path) -> Iterator[Store]:
         StoreError: there is no store.
     """
     Store.open(path)
-    # Beside the store and not in it, where the lock of its preparation is, too.
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        # The system frees the lock when its holder ends, however it ends.
-        _log.warning("%s: another process is changing this store; waiting for it", path)
-        lock.acquire()
-    try:
+    with claimed(path):
         _sweep(path)
-        yield Store.open(path)
-    finally:
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            _sweep(path)
-        # While the lock is held: whoever waits for the file that is gone then makes a new one and asks again.
-        with contextlib.suppress(OSError):
-            Path(lock.lock_file).unlink()
-        lock.release()
+        try:
+            yield Store.open(path)
+        finally:
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                _sweep(path)
 
 
 def _sweep(path: Path) -> None:
@@ -225,17 +228,24 @@ def _sweep(path: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write_frames(file: Path, scan: Scan) -> tuple[MemoryMappedTensor, np.ndarray]:
-    """Stream the frames into a file; also the intensity of each over its good pixels, in float64."""
-    target = np.memmap(file, dtype=scan.frames.dtype, mode="w+", shape=scan.frames.shape)
-    sums = np.empty(scan.n_frames, np.float64)
+def _write_tensors(tensors: TensorDict, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    reserve(tensors, folder)
+    tensors.memmap(folder)
+    on_disk(folder)
+
+
+def _write_frames(file: Path, scan: Scan) -> tuple[MemoryMappedTensor, np.ndarray, np.ndarray]:
+    """Stream the frames into a file; also the intensity [M] of each over its good pixels, and which are saturated."""
+    sums, saturated = np.empty(scan.n_frames, np.float64), np.zeros(scan.n_frames, bool)
     start = 0
-    for chunk in checked_chunks(scan, max(1, _CHUNK_BYTES // (scan.n_px**2 * scan.frames.dtype.itemsize))):
-        stop = start + len(chunk)
-        target[start:stop] = chunk
-        sums[start:stop] = frame_sums(chunk, scan.domain)
-        start = stop
-    target.flush()
-    del target
+    # Written, not mapped: a full disk is then an error, and not the end of the process.
+    with file.open("xb", buffering=0) as target:
+        for chunk in checked_chunks(scan, max(1, _CHUNK_BYTES // (scan.n_px**2 * scan.frames.dtype.itemsize))):
+            stop = start + len(chunk)
+            write_whole(target, np.ascontiguousarray(chunk))
+            sums[start:stop] = frame_sums(chunk, scan.domain)
+            saturated[start:stop] = saturated_frames(chunk)
+            start = stop
     dtype = torch.from_numpy(np.empty(0, scan.frames.dtype)).dtype
-    return MemoryMappedTensor.from_filename(file, dtype=dtype, shape=torch.Size(scan.frames.shape)), sums
+    return MemoryMappedTensor.from_filename(file, dtype=dtype, shape=torch.Size(scan.frames.shape)), sums, saturated

@@ -17,7 +17,7 @@ from torchptycho.io.npz import holds_frames
 from torchptycho.io.registry import reader_of, recognise
 from torchptycho.scan import Scan
 
-__all__ = ["Source", "Sources", "open_scans"]
+__all__ = ["Source", "Sources", "files_meant", "open_scans"]
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +55,20 @@ def open_scans(sources: Sources, config: ReadConfig, val_sources: Sources = ()) 
         for part, scans in zip(wanted, named, strict=True)
     )
     return trained, held_out
+
+
+def files_meant(sources: Sources, config: ReadConfig) -> list[Path] | None:
+    """The files that are looked at, those of no format among them; None when a scan is given that is no file.
+
+    Raises:
+        ConfigError, ScanError: as `open_scans`.
+    """
+    paths: list[Path] = []
+    for source in _listed(sources):
+        if isinstance(source, Scan):
+            return None
+        paths += _files(source, config) if _is_many(source) else [Path(source)]
+    return paths
 
 
 class _Taken:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from torchptycho.bootstrap import bootstrapped
 from torchptycho.config import RunConfig
-from torchptycho.data.preparing import config_of, prepare
+from torchptycho.data.preparing import config_of, prepare, reopened
+from torchptycho.data.reopen import Request
 from torchptycho.data.store import MANIFEST, Store
 from torchptycho.errors import ConfigError, ScanError
 from torchptycho.io.finding import Sources, open_scans
@@ -75,9 +76,13 @@ def prepare_for(sources: Sources, val_sources: Sources, config: RunConfig, path:
     Raises:
         TorchptychoError: they cannot, or not together.
     """
-    opened = open_scans(sources, config.prepare, val_sources)
     needs_truth = Loss(config.loss).needs_truth
     sizes = find_generator(config.model.generator).supported_n_px
+    request = Request.of(sources, config, val_sources)
+    store = reopened(path, request)
+    if store is not None and store.n_px in sizes and (store.has_truth or not needs_truth):
+        return store
+    opened = open_scans(sources, config.prepare, val_sources)
     for scan in (*opened[0], *opened[1]):
         if scan.n_px not in sizes:
             raise ScanError(
@@ -89,4 +94,4 @@ def prepare_for(sources: Sources, val_sources: Sources, config: RunConfig, path:
         if needs_truth and scan.truth is None and scan.truth_patches is None:
             raise ConfigError(f"realspace_weight, realspace_mae_weight: {scan.source} has no truth to compare with.")
     trained, validated = _bootstrapped(opened, config, path.with_name("bootstrap.npz"), progress=progress)
-    return prepare(trained, config, path, val_scans=validated)
+    return prepare(trained, config, path, val_scans=validated, request=request)

@@ -84,7 +84,7 @@ class TestKilled:
         monkeypatch.setattr("torchptycho.training.rhythm.VALIDATE_EVERY_STEPS", 1)
         monkeypatch.setattr("torchptycho.model._PLATEAU_STEPS", 1)
         # An epoch is one step.
-        config = tiny(train={"epochs": 6, "batch_size": 57, "warmup_steps": 0, "learning_rate": 1e-12})
+        config = tiny(train={"epochs": 6, "batch_size": 64, "warmup_steps": 0, "learning_rate": 1e-12})
         whole = run(tiny_scan, config, tmp_path / "whole")
         with pytest.raises(_Killed):
             run(tiny_scan, config, tmp_path / "parts", callbacks=[_KillAfter(4)])

@@ -62,7 +62,7 @@ class TestKilled:
         options: dict[str, Any],
         held_out: float,
     ) -> None:
-        # 61 or 64 frames in batches of 8: an epoch has 7 or 8, and is followed by a validation.
+        # 61 or 64 frames in batches of 8: an epoch has 8, and is followed by a validation.
         monkeypatch.setattr("torchptycho.training.rhythm.VALIDATE_EVERY_STEPS", 1)
         config = tiny(train={"epochs": 2, "warmup_steps": 2, **options}, prepare={"val_fraction": held_out})
         config = dataclasses.replace(config, log=LogConfig(checkpoint_every_steps=2))
@@ -114,7 +114,7 @@ class TestKilled:
         with pytest.raises(_Killed):
             run(tiny_scan, config, tmp_path / "run")
         last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
-        assert last["global_step"] == 7
+        assert last["global_step"] == 8
 
 
 SCRIPT = """

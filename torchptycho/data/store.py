@@ -20,7 +20,7 @@ from torchptycho.config import SUPPORTED_N_PX, ReadConfig, RunConfig, to_dict
 from torchptycho.data.claim import claimed, draft_of, swept
 from torchptycho.data.findings import Findings, findings_of, saturated_frames
 from torchptycho.data.reopen import Request, config_parts, is_as_requested, keep_request, refuse_differences
-from torchptycho.data.space import bytes_needed, check_space, on_disk, reserve, told_in_one_line, write_whole
+from torchptycho.data.space import SteadyWriter, bytes_needed, check_space, on_disk, reserve, told_in_one_line
 from torchptycho.data.splits import no_groups, split_frames, table_of, training_groups, validation_groups
 from torchptycho.errors import ConfigError, ScanError, StoreError
 from torchptycho.grouping import Groups
@@ -422,11 +422,11 @@ def _write_frames(
     shape = (int(first_frames[-1]), *scans[0].frames.shape[1:])
     sums, saturated = np.empty(shape[0], np.float64), np.zeros(shape[0], bool)
     # Written, not mapped: a full disk is then an error, and not the end of the process.
-    with file.open("xb", buffering=0) as target:
+    with file.open("xb", buffering=0) as stream, SteadyWriter(stream) as target:
         for scan, start in zip(scans, first_frames[:-1], strict=True):
             for chunk in checked_chunks(scan, _frames_per_chunk(scan)):
                 stop = start + len(chunk)
-                write_whole(target, np.ascontiguousarray(chunk, dtype))
+                target.write(np.ascontiguousarray(chunk, dtype))
                 sums[start:stop] = frame_sums(chunk, scan.domain)
                 saturated[start:stop] = saturated_frames(chunk)
                 start = stop

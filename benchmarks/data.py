@@ -9,7 +9,9 @@ prepare: `prepare` of a file beside a plain copy of it; both end when the bytes 
 batches: an epoch of random groups, 64 frames at a time, beside reading as many frames one after the other; warm, and
 cold (the pages of the file dropped from the cache before, as far as a user may ask for it).
 
-Every figure is the best of several runs that alternate with what they are compared with.
+Every figure is the best of several runs that alternate with what they are compared with. `ratio` is the time of what a
+part is compared with over that of the row by the clock, `cpu_ratio` by the time that the process had of the processor:
+it tells what the first would be on a machine that has nothing else to do, where the disk is not what is waited for.
 """
 
 from __future__ import annotations
@@ -18,13 +20,15 @@ import argparse
 import contextlib
 import csv
 import gc
+import itertools
 import os
 import shutil
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -45,16 +49,34 @@ BATCH_FRAMES = 64
 Row = dict[str, Any]
 
 
-def best(works: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Shortest time of each in seconds; what is longer was spent on something else. They take turns."""
-    times: dict[str, list[float]] = {name: [] for name in works}
+class Taken(NamedTuple):
+    """Seconds by the clock, and of the processor."""
+
+    seconds: float
+    cpu_s: float
+
+    def ratio_to(self, other: Taken) -> Row:
+        return {"ratio": other.seconds / self.seconds, "cpu_ratio": other.cpu_s / self.cpu_s}
+
+
+def timed(work: Callable[[], object]) -> Taken:
+    gc.collect()
+    start, cpu = time.perf_counter(), time.process_time()
+    work()
+    return Taken(time.perf_counter() - start, time.process_time() - cpu)
+
+
+def shorter(one: Taken | None, other: Taken) -> Taken:
+    return other if one is None else Taken(min(one.seconds, other.seconds), min(one.cpu_s, other.cpu_s))
+
+
+def best(works: dict[str, Callable[[], object]], repeats: int) -> dict[str, Taken]:
+    """Shortest time of each; what is longer was spent on something else. They take turns."""
+    times: dict[str, Taken] = {}
     for _ in range(repeats):
         for name, work in works.items():
-            gc.collect()
-            start = time.perf_counter()
-            work()
-            times[name].append(time.perf_counter() - start)
-    return {name: min(taken) for name, taken in times.items()}
+            times[name] = shorter(times.get(name), timed(work))
+    return times
 
 
 def search(positions_px: np.ndarray) -> object:
@@ -76,8 +98,8 @@ def grouping(positions: list[int], repeats: int, *, oracle: bool) -> Iterator[Ro
             works["oracle"] = lambda p=positions_px: group_indices(p[:, 1], p[:, 0], GRIDSIZE, K, len(p), seed=0)
         taken = best(works, repeats if n < 500_000 else 1)
         taken["partition"] = best({"it": lambda p=positions_px: partition(p, GRIDSIZE)}, 1)["it"]
-        for name, seconds in taken.items():
-            yield {"part": "grouping", "case": name, "size": n, "seconds": seconds, "ratio": taken["search"] / seconds}
+        for name, each in taken.items():
+            yield {"part": "grouping", "case": name, "size": n, **each._asdict(), **each.ratio_to(taken["search"])}
 
 
 def write_hdf5(path: Path, source: Path) -> None:
@@ -120,17 +142,17 @@ def preparing(folder: Path, frames: int, n_px: int, repeats: int) -> Iterator[Ro
             "copy": lambda source=source: copied(source, folder / "copy"),
             "prepare": anew,
         }
-        times: dict[str, float] = {}
+        works["reopen"] = lambda request=request: reopened(folder / "store", request)
+        times: dict[str, Taken] = {}
         for _ in range(repeats):
             for work, taken in best(works, 1).items():
-                times[work] = min(taken, times.get(work, float("inf")))
-            times["reopen"] = best({"it": lambda r=request: reopened(folder / "store", r)}, 3)["it"]
+                times[work] = shorter(times.get(work), taken)
             shutil.rmtree(store)
         size = source.stat().st_size
-        for work, seconds in times.items():
+        for work, each in times.items():
             yield {
-                "part": "prepare", "case": f"{work} {source.suffix[1:]}", "size": size, "seconds": seconds,
-                "MB_per_s": None if work == "reopen" else size / 1e6 / seconds, "ratio": times["copy"] / seconds,
+                "part": "prepare", "case": f"{work} {source.suffix[1:]}", "size": size, **each._asdict(),
+                "MB_per_s": None if work == "reopen" else size / 1e6 / each.seconds, **each.ratio_to(times["copy"]),
             }  # fmt: skip
     (folder / "copy").unlink()
 
@@ -154,43 +176,40 @@ def batches(folder: Path, frames: int, n_px: int, repeats: int, workers: list[in
     # As many frames as an epoch has: one group per frame.
     n_batches = frames * GRIDSIZE**2 // BATCH_FRAMES
 
-    def contiguous(n: int) -> float:
-        block = np.empty(BATCH_FRAMES * frame_bytes, np.uint8)
-        start = time.perf_counter()
-        with file.open("rb", buffering=0) as stream:
-            for _ in range(n):
-                if stream.readinto(block) < len(block):
-                    stream.seek(0)
-        return time.perf_counter() - start
+    def contiguous(n: int) -> Taken:
+        def read() -> None:
+            with file.open("rb", buffering=0) as stream:
+                for _ in range(n):
+                    # A new array for each, as each batch is one.
+                    block = np.empty(BATCH_FRAMES * frame_bytes, np.uint8)
+                    if stream.readinto(block) < len(block):
+                        stream.seek(0)
 
-    def of_groups(n: int, num_workers: int) -> float:
+        return timed(read)
+
+    def of_groups(n: int, num_workers: int) -> Taken:
         data = PtychoDataModule(Store.open(folder / "batches"), batch_size=BATCH_FRAMES, num_workers=num_workers)
         loader = iter(data.train_dataloader())
-        if num_workers:
-            next(loader)  # the processes are there
-        start = time.perf_counter()
-        for _, _batch in zip(range(n), loader, strict=False):
-            pass
-        return time.perf_counter() - start
+        return timed(lambda: deque(itertools.islice(loader, n), maxlen=0))
 
     for cold in (False, True):
         # From a cold cache every frame counts once: the second look at it is warm.
         n = min(n_batches - 1, frames // BATCH_FRAMES if cold else n_batches - 1)
         if not cold:
             contiguous(n)
-        works: dict[str, Callable[[], float]] = {"contiguous read": lambda n=n: contiguous(n)}
+        works: dict[str, Callable[[], Taken]] = {"contiguous read": lambda n=n: contiguous(n)}
         works |= {f"groups, {count} workers": lambda n=n, count=count: of_groups(n, count) for count in workers}
-        times: dict[str, float] = {}
+        times: dict[str, Taken] = {}
         for _ in range(repeats):
             for name, work in works.items():
                 if cold:
                     dropped(file)
-                times[name] = min(work(), times.get(name, float("inf")))
-        for name, seconds in times.items():
+                times[name] = shorter(times.get(name), work())
+        for name, each in times.items():
             yield {
-                "part": "batches", "case": f"{name}, {'cold' if cold else 'warm'}", "size": n, "seconds": seconds,
-                "MB_per_s": n * BATCH_FRAMES * frame_bytes / 1e6 / seconds, "per_s": n / seconds,
-                "ratio": times["contiguous read"] / seconds,
+                "part": "batches", "case": f"{name}, {'cold' if cold else 'warm'}", "size": n, **each._asdict(),
+                "MB_per_s": n * BATCH_FRAMES * frame_bytes / 1e6 / each.seconds, "per_s": n / each.seconds,
+                **each.ratio_to(times["contiguous read"]),
             }  # fmt: skip
 
 
@@ -207,9 +226,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
 
-    rows: list[Row] = []
+    columns = ["seconds", "cpu_s", "MB_per_s", "per_s", "ratio", "cpu_ratio"]
     print(f"{os.cpu_count()} cores, {len(os.sched_getaffinity(0))} of them for this; best of {options.repeats}")
-    print(f"{'':44} {'seconds':>10} {'MB/s':>8} {'per s':>8} {'ratio':>6}")
+    print(f"{'':44}" + "".join(f"{name:>10}" for name in columns))
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch, contextlib.ExitStack() as stack:
         folder, size = Path(scratch), (options.frames, options.n_px, options.repeats)
         work: dict[str, Callable[[], Iterator[Row]]] = {
@@ -218,17 +237,17 @@ def main() -> None:
             "batches": lambda: batches(folder, *size, options.workers),
         }
         out = stack.enter_context((options.out / "data.csv").open("w", newline="", encoding="utf-8"))
-        writer = csv.DictWriter(out, ["part", "case", "size", "seconds", "MB_per_s", "per_s", "ratio"])
+        writer = csv.DictWriter(out, ["part", "case", "size", *columns])
         writer.writeheader()
         for part in options.parts:
             for row in work[part]():
-                rows.append(row)
-                shown = [f"{row[key]:.0f}" if row.get(key) is not None else "" for key in ("MB_per_s", "per_s")]
-                name = f"{row['part']}: {row['case']} ({row['size']:,})"
-                print(f"{name:44} {row['seconds']:10.4f} {shown[0]:>8} {shown[1]:>8} {row['ratio']:6.2f}", flush=True)
-                writer.writerow(
-                    {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in row.items()}
+                figures = {key: f"{row[key]:.4g}" for key in columns if row.get(key) is not None}
+                print(
+                    f"{row['part'] + ': ' + row['case'] + ' (' + format(row['size'], ',') + ')':44}"
+                    + "".join(f"{figures.get(key, ''):>10}" for key in columns),
+                    flush=True,
                 )
+                writer.writerow({key: row[key] for key in ("part", "case", "size")} | figures)
 
 
 if __name__ == "__main__":

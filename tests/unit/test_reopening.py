@@ -81,7 +81,7 @@ def test_the_commands_reopen_without_opening_the_scan(
 ) -> None:
     from torchptycho import workflows
 
-    flags = ["--gridsize", "1", "--steps", "2", "--accelerator", "cpu", "--n-filters-scale", "1"]
+    flags = ["--gridsize", "1", "--steps", "1", "--accelerator", "cpu", "--n-filters-scale", "1"]
     flags += ["--start-projections", "1", "--finish-projections", "0"]
     flags = flags if command == "train" else flags[:2]
     assert main([command, str(scan_file), "--out", str(tmp_path / "out"), *flags]) == 0

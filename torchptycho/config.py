@@ -234,7 +234,7 @@ class TrainConfig:
     seed: int = 0
     """Seed of the weights and of the order of the frames."""
     num_workers: Annotated[int, Field(ge=0)] = 0
-    """Processes that load batches."""
+    """Threads that gather batches ahead of their use; 0 gathers in the training thread."""
     accelerator: str = "auto"
     """Where to compute: auto, cpu, gpu."""
     devices: Count = 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -179,3 +181,27 @@ class TestOrder:
         alone, helped = (PtychoDataModule(store, batch_size=16, num_workers=n) for n in (0, 2))
         for a, b in zip(alone.train_dataloader(), helped.train_dataloader(), strict=True):
             assert bool((a == b).all())
+
+    @pytest.mark.contract("data.workers")
+    def test_threads_end_with_their_loop_and_pass_errors_on(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def working() -> list[str]:
+            return [thread.name for thread in threading.enumerate() if "torchptycho" in thread.name]
+
+        data = PtychoDataModule(store_in(tmp_path), batch_size=4, num_workers=2)
+        batches = iter(data.train_dataloader())
+        next(batches)
+        assert working()
+        del batches
+        gc.collect()
+        assert not working()
+
+        def fail(*_: object) -> None:
+            raise OSError("gone")
+
+        monkeypatch.setattr(GroupDataset, "__getitems__", fail)
+        for loader in (data.train_dataloader(), data.val_dataloader(), data.predict_dataloader()):
+            with pytest.raises(OSError, match="gone"):
+                next(iter(loader))
+        assert not working()

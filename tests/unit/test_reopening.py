@@ -82,7 +82,8 @@ def test_the_commands_reopen_without_opening_the_scan(
 ) -> None:
     from torchptycho.io import finding
 
-    flags = ["--gridsize", "1", "--steps", "2", "--accelerator", "cpu", "--n-filters-scale", "1"]
+    flags = ["--gridsize", "1", "--steps", "1", "--accelerator", "cpu", "--n-filters-scale", "1"]
+    flags += ["--start-projections", "1", "--finish-projections", "0"]
     flags = flags if command == "train" else flags[:2]
     assert main([command, str(scan_file), "--out", str(tmp_path / "out"), *flags]) == 0
     monkeypatch.setattr(finding, "read_scan", None)
@@ -137,7 +138,7 @@ def test_a_changed_option_or_version_is_named_with_both_values(
         match=r"differs: prepare\.split_seed \(0 then, 3 now\); prepare\.val_fraction \(0\.2 then, 0\.5 now\)\.",
     ):
         reopened(tmp_path / "store", other)
-    monkeypatch.setattr(reopen, "versions", lambda: {"torchptycho": "99.0"})
+    monkeypatch.setattr(reopen, "package_version", lambda: "99.0")
     with pytest.raises(StoreError, match=r"differs: version \(\"\S+\" then, \"99\.0\" now\)\. Choose"):
         reopened(tmp_path / "store", Request.of([scan_file], CONFIG))
     with pytest.raises(StoreError, match=r"differs: version \(\"\S+\" then, \"99\.0\" now\)\. Choose"):

@@ -71,6 +71,22 @@ class TestFrames:
         assert on_disk < frames.nbytes + 150_000
         assert next((tmp_path / "store").glob("scans/*/frames.memmap")).stat().st_size == frames.nbytes
 
+    @pytest.mark.contract("data.store.size")
+    def test_disk_holds_the_frames_the_index_tables_and_nothing_else(self, tmp_path: Path) -> None:
+        store = prepare([SCAN], run_config(gridsize=2, n_groups=20), tmp_path / "store")
+        n_train, n_val = len(store.groups("train")), len(store.groups("val"))
+        assert (n_train, n_val) == (20, 6)
+        assert SCAN.truth is not None
+        per_group = 4 * 8 + 2 * 8 + 4 * 2 * 4
+        used = M - n_val + M
+        tables = M * (2 * 8 + 8 + 8) + (n_train + n_val) * per_group + used * 8
+        # What a scan brings, and what stands in the tables over all scans.
+        own = FRAMES.nbytes + M * (2 * 8 + 8 + 8) + SCAN.truth.nbytes
+        expected = own + tables + 2 * (SCAN.probe.nbytes + N * N)
+        files = [path for path in everything_under(tmp_path / "store") if path.is_file()]
+        assert sum(path.stat().st_size for path in files if path.suffix == ".memmap") == expected
+        assert {path.suffix for path in files} == {".memmap", ".json"}
+
     @pytest.mark.contract("data.frames.once")
     def test_largest_count_of_the_detector_is_kept(self, tmp_path: Path) -> None:
         frames = FRAMES.copy()

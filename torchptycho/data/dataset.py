@@ -66,7 +66,7 @@ class GroupDataset(Dataset[GroupBatch]):
         rows = torch.as_tensor(indices)
         members = self._members[rows]
         tensors = self.store.tensors
-        scan = tensors["frame_scan"][members[:, 0]]
+        scan = tensors["frame_scan"].index_select(0, members[:, 0])
         batch = GroupBatch(
             frames=self.store.frames[members],
             offset_px=self._offset_px[rows],

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sized
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DistributedSampler
 
 from torchptycho.data.batch import GroupBatch
 from torchptycho.data.dataset import GroupDataset
+from torchptycho.data.loading import ThreadedLoader
 
 __all__ = ["EpochOrder", "InOrder", "ResumableLoader", "batches_per_epoch"]
 
@@ -75,13 +76,13 @@ class InOrder(DistributedSampler[GroupBatch]):
         return iter(self._mine)
 
 
-class ResumableLoader(DataLoader[GroupBatch]):
+class ResumableLoader(ThreadedLoader):
     """A loader of the batches of an `EpochOrder`; Lightning saves it in the middle of an epoch, to go on from there."""
 
     _given = 0
 
     def __iter__(self) -> Iterator[GroupBatch]:  # type: ignore[override]
-        # A generator: nothing, not even a worker, looks at the order before Lightning has told the epoch.
+        # A generator: nothing, not even a thread, looks at the order before Lightning has told the epoch.
         assert isinstance(self.sampler, EpochOrder)
         self._given = self.sampler.start
         for batch in super().__iter__():

@@ -16,7 +16,7 @@ from torchptycho.errors import StoreError
 from torchptycho.io.finding import Sources, files_meant
 from torchptycho.io.sources import changes
 from torchptycho.scan import Scan, SourceFile
-from torchptycho.versions import versions
+from torchptycho.versions import package_version
 
 __all__ = ["Request", "config_parts", "is_as_requested", "keep_request", "refuse_differences"]
 
@@ -33,7 +33,7 @@ def config_parts(config: RunConfig) -> dict[str, str]:
     if config.prepare.bootstrap_probe:
         # The probe is then the result of a refinement.
         sections.append("refine")
-    parts = {"version": json.dumps(versions()["torchptycho"])}
+    parts = {"version": json.dumps(package_version())}
     for section in sections:
         for key, value in to_dict(getattr(config, section)).items():
             parts[f"{section}.{key}"] = json.dumps(value)

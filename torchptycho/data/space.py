@@ -8,6 +8,7 @@ import io
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,11 @@ from torchptycho.config import RunConfig
 from torchptycho.errors import StoreError
 from torchptycho.scan import Scan
 
-__all__ = ["bytes_needed", "check_space", "on_disk", "reserve", "told_in_one_line", "write_whole"]
+__all__ = ["SteadyWriter", "bytes_needed", "check_space", "on_disk", "reserve", "told_in_one_line"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _BLOCK_BYTES = 1 << 20
+_SYNC_BYTES = 32 << 20
 # Of a frame beside its pixels: position, scan, and its part in the lists of frames that groups were formed from.
 _FRAME_BYTES = 16 + 8 + 8 + 8
 # Of a member of a group: its index and its offset; of a group: its centre.
@@ -108,16 +110,46 @@ def _allocate(descriptor: int, n_bytes: int) -> None:
         os.write(descriptor, bytes(min(_BLOCK_BYTES, n_bytes - start)))
 
 
-def write_whole(stream: io.RawIOBase, values: np.ndarray) -> None:
-    """All bytes of a C-contiguous array; a single write may take a part of them only.
+class SteadyWriter:
+    """Writes arrays to a stream, and has what was written brought to the disk while the next ones are made.
 
-    Raises:
-        OSError: the disk is full.
+    Otherwise the disk has nothing to do until all is written, and then the program has nothing to do.
     """
-    view = values.reshape(-1).view(np.uint8).data
-    done = 0
-    while done < len(view):
-        done += stream.write(view[done:]) or 0
+
+    def __init__(self, stream: io.RawIOBase) -> None:
+        self._stream = stream
+        self._waiting = 0
+        self._thread = ThreadPoolExecutor(1)
+        self._sync: Future[None] | None = None
+
+    def __enter__(self) -> SteadyWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._thread.shutdown()
+        if self._sync is not None and kind is None:
+            self._sync.result()
+
+    def write(self, values: np.ndarray) -> None:
+        """All bytes of a C-contiguous array; a single write may take a part of them only.
+
+        Raises:
+            OSError: the disk is full, or failed.
+        """
+        view = memoryview(values.reshape(-1).view(np.uint8).data)
+        done = 0
+        while done < len(view):
+            done += self._stream.write(view[done:]) or 0
+        self._waiting += len(view)
+        if self._waiting >= _SYNC_BYTES and (self._sync is None or self._sync.done()):
+            if self._sync is not None:
+                self._sync.result()
+            self._sync = self._thread.submit(_to_disk, self._stream.fileno())
+            self._waiting = 0
+
+
+def _to_disk(descriptor: int) -> None:
+    getattr(os, "fdatasync", os.fsync)(descriptor)
 
 
 def on_disk(folder: Path) -> None:

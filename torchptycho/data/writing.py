@@ -19,7 +19,7 @@ from tensordict import MemoryMappedTensor, TensorDict
 from torchptycho.config import RunConfig, to_dict
 from torchptycho.data.claim import claimed
 from torchptycho.data.findings import Findings, findings_of, saturated_frames
-from torchptycho.data.space import on_disk, reserve, write_whole
+from torchptycho.data.space import SteadyWriter, on_disk, reserve
 from torchptycho.data.splits import no_groups, split_frames, table_of, training_groups, validation_groups
 from torchptycho.data.store import MANIFEST, SCHEMA, ScanEntry, Store, mapped
 from torchptycho.geometry import Geometry
@@ -240,10 +240,10 @@ def _write_frames(file: Path, scan: Scan) -> tuple[MemoryMappedTensor, np.ndarra
     sums, saturated = np.empty(scan.n_frames, np.float64), np.zeros(scan.n_frames, bool)
     start = 0
     # Written, not mapped: a full disk is then an error, and not the end of the process.
-    with file.open("xb", buffering=0) as target:
+    with file.open("xb", buffering=0) as stream, SteadyWriter(stream) as target:
         for chunk in checked_chunks(scan, max(1, _CHUNK_BYTES // (scan.n_px**2 * scan.frames.dtype.itemsize))):
             stop = start + len(chunk)
-            write_whole(target, np.ascontiguousarray(chunk))
+            target.write(np.ascontiguousarray(chunk))
             sums[start:stop] = frame_sums(chunk, scan.domain)
             saturated[start:stop] = saturated_frames(chunk)
             start = stop

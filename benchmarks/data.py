@@ -172,7 +172,7 @@ def batches(folder: Path, frames: int, n_px: int, repeats: int, workers: list[in
         write_scan(folder / "scan.npz", frames, n_px)
     config = RunConfig(prepare=PrepareConfig(val_fraction=0), group=GroupConfig(gridsize=GRIDSIZE))
     prepare([read_scan(folder / "scan.npz")], config, folder / "batches")
-    file = folder / "batches" / "tensors" / "frames.memmap"
+    (file,) = (folder / "batches").glob("scans/*/frames.memmap")
     frame_bytes = n_px**2 * 2
     # As many frames as an epoch has: one group per frame.
     n_batches = frames * GRIDSIZE**2 // BATCH_FRAMES

@@ -5,7 +5,7 @@ VENV ?= .venv
 TYPECHECKER := beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint install format parity-table freeze bench-grouping bench-steps bench-memory bench-refine bench-photon-limit bench-robustness bench-train bench-convergence bench-generators bench-options bench-network-or-iteration fuzz clean
+.PHONY: demo test lint install format parity-table freeze bench-data bench-steps bench-memory bench-refine bench-photon-limit bench-robustness bench-train bench-convergence bench-generators bench-options bench-network-or-iteration fuzz clean
 
 demo: $(VENV)/.installed
 	$(BIN)/torchptycho demo --out demo
@@ -55,8 +55,9 @@ bench-photon-limit: $(VENV)/.installed
 bench-robustness: $(VENV)/.installed
 	$(BIN)/python benchmarks/robustness.py
 
-bench-grouping: $(VENV)/.installed
-	$(BIN)/python benchmarks/grouping.py
+# Needs 2 GB of disk where temporary files are.
+bench-data: $(VENV)/.installed-test
+	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python benchmarks/data.py
 
 bench-train: $(VENV)/.installed-test
 	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python benchmarks/train.py

@@ -25,7 +25,7 @@ import torch
 
 from torchptycho.checkpoints import load_checkpoint
 from torchptycho.config import GroupConfig, ModelConfig, RefineConfig, RunConfig, SimulateConfig, TrainConfig
-from torchptycho.data.store import prepare
+from torchptycho.data.preparing import prepare
 from torchptycho.errors import TrainingError
 from torchptycho.evaluation import evaluate
 from torchptycho.model import PtychoPINN

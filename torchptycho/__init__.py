@@ -51,8 +51,16 @@ if TYPE_CHECKING:
     from torchptycho.data.batch import GroupBatch as GroupBatch
     from torchptycho.data.dataset import GroupDataset as GroupDataset
     from torchptycho.data.module import PtychoDataModule as PtychoDataModule
+    from torchptycho.data.preparing import (
+        append_scans as append_scans,
+    )
+    from torchptycho.data.preparing import (
+        drop_scans as drop_scans,
+    )
+    from torchptycho.data.preparing import (
+        prepare as prepare,
+    )
     from torchptycho.data.store import Store as Store
-    from torchptycho.data.store import prepare as prepare
     from torchptycho.errors import TorchptychoError as TorchptychoError
     from torchptycho.evaluation import Metrics as Metrics
     from torchptycho.evaluation import evaluate as evaluate
@@ -113,7 +121,8 @@ _HOME = {
     "data.batch": ["GroupBatch"],
     "data.dataset": ["GroupDataset"],
     "data.module": ["PtychoDataModule"],
-    "data.store": ["Store", "prepare"],
+    "data.preparing": ["append_scans", "drop_scans", "prepare"],
+    "data.store": ["Store"],
     "errors": ["TorchptychoError"],
     "evaluation": ["Metrics", "evaluate"],
     "geometry": ["Geometry"],

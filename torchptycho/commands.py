@@ -18,7 +18,6 @@ from torchptycho.config import (
     ModelConfig,
     PrepareConfig,
     ReconstructConfig,
-    RefineConfig,
     RunConfig,
     SimulateConfig,
     TrainConfig,
@@ -29,8 +28,9 @@ from torchptycho.config import (
 from torchptycho.errors import ConfigError
 from torchptycho.file_commands import Convert, Inspect
 from torchptycho.judging_commands import Compare, Evaluate, Refining, Resolution
+from torchptycho.store_commands import Append, Drop, Prepare, require_scans
 from torchptycho.system_commands import Doctor
-from torchptycho.tables import plan_table
+from torchptycho.tables import plan_lines
 
 if TYPE_CHECKING:
     from torchptycho.reconstruction import Reconstruction
@@ -70,58 +70,6 @@ class Simulate(Command):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Prepare(Command):
-    """Write scans as a store for training; `train` does it by itself.
-
-    torchptycho prepare day1.npz day2.npz --out store --gridsize 2
-    """
-
-    scans: Positional[tuple[Path, ...]]
-    """Scan files."""
-    out: Path
-    """Folder to make."""
-    dry_run: bool = False
-    """Read and check everything, tell what would be made, and write nothing."""
-    json: bool = False
-    """Print one JSON object instead of a sentence."""
-    config: Path | None = None
-    """YAML or TOML file with the sections prepare, group, model, loss, train, reconstruct; flags override it."""
-    prepare: PrepareConfig = dataclasses.field(default_factory=PrepareConfig)
-    group: GroupConfig = dataclasses.field(default_factory=GroupConfig)
-
-    def run(self) -> None:
-        _require_scans(self.scans)
-        from torchptycho.bootstrap import bootstrapped
-        from torchptycho.data.store import prepare
-        from torchptycho.workflows import open_scan
-
-        later = load_config(self.config).refine if self.config else RefineConfig()
-        config = RunConfig(prepare=self.prepare, group=self.group, refine=later)
-        if self.dry_run:
-            from torchptycho.planning import plan_preparation
-
-            with self.working("reading"):
-                plan = plan_preparation(self.scans, config, self.out)
-            self.tell(plan, *_told(plan), json=self.json)
-            return
-        scans = [
-            bootstrapped(open_scan(path, self.prepare), config, self.out.with_name(f"{self.out.name}-{number}.npz"))
-            for number, path in enumerate(self.scans)
-        ]
-        with self.working(f"preparing {sum(scan.n_frames for scan in scans)} frames"):
-            store = prepare(scans, config, self.out)
-        train, val = (len(store.groups(split)) for split in ("train", "val"))
-        left_out = sum(len(entry.left_out) for entry in store.scans)
-        told = {"out": str(self.out), "frames": store.n_frames, "groups": train, "held_out": val, "left_out": left_out}
-        self.tell(
-            told,
-            f"{self.out}: {store.n_frames} frames, {train} groups for training, {val} held out"
-            + (f"; {left_out} frames left out, listed in {self.out / 'store.json'}" if left_out else ""),
-            json=self.json,
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Train(Command):
     """Train the physics-informed network on scans, without labels.
 
@@ -131,12 +79,12 @@ class Train(Command):
     torchptycho train day1.npz day2.npz --val-scans day3.npz --out run
     """
 
-    scans: Positional[tuple[Path, ...]]
-    """Scan files, or one prepared store."""
+    scans: Positional[tuple[str, ...]]
+    """Scan files, folders of them, or patterns; or one prepared store."""
     out: Path
     """Folder of the run: configuration, store, checkpoints, metrics."""
-    val_scans: tuple[Path, ...] = ()
-    """Scan files that are not trained on; validation looks at every frame of them."""
+    val_scans: tuple[str, ...] = ()
+    """Scans that are not trained on; validation looks at every frame of them."""
     start: Annotated[Path | None, arg(name="from")] = None
     """Checkpoint or folder of a run whose network is trained further, on these scans."""
     resume: bool = False
@@ -157,7 +105,7 @@ class Train(Command):
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
 
     def run(self) -> None:
-        _require_scans((*self.scans, *self.val_scans))
+        require_scans((*self.scans, *self.val_scans))
         from torchptycho.plot import plot_history
         from torchptycho.workflows import read_history, train
 
@@ -173,7 +121,7 @@ class Train(Command):
                 plan = plan_training(
                     self.scans, config, self.out, val_scans=self.val_scans, start=self.start, resume=self.resume
                 )
-            self.tell(plan, *_told(plan), json=self.json)
+            self.tell(plan, *plan_lines(plan), json=self.json)
             return
         result = train(self.scans, config, self.out, val_scans=self.val_scans, start=self.start, resume=self.resume)
         if result.rank:
@@ -361,11 +309,6 @@ def _require_new_npz(out: Path, scan: Path) -> None:
         raise ConfigError(f"--out: expected a new file whose name ends in .npz; found {out}.")
 
 
-def _require_scans(scans: tuple[Path, ...]) -> None:
-    if not scans:
-        raise ConfigError("expected at least one scan file; found none.")
-
-
 def _report_file(asked: Beside | Path | None, out: Path, frc: bool) -> Path | None:
     if asked is None:
         if frc:
@@ -394,10 +337,6 @@ def _told_of_image(image: Reconstruction, out: Path, picture: Path, page: Path |
     }
 
 
-def _told(plan: dict[str, Any]) -> list[Any]:
-    return [plan_table(plan), *(f"! {problem}" for problem in plan["problems"])]
-
-
 COMMANDS: dict[str, type[Command]] = {
     "inspect": Inspect,
     "convert": Convert,
@@ -405,6 +344,8 @@ COMMANDS: dict[str, type[Command]] = {
     "demo": Demo,
     "refine": Refine,
     "prepare": Prepare,
+    "append": Append,
+    "drop": Drop,
     "train": Train,
     "reconstruct": Reconstruct,
     "evaluate": Evaluate,
@@ -417,7 +358,7 @@ PURPOSES: dict[str, tuple[str, ...]] = {
     "scan files": ("inspect", "convert"),
     "something to try": ("simulate", "demo"),
     "an image without training": ("refine",),
-    "a network": ("prepare", "train", "reconstruct"),
+    "a network": ("prepare", "append", "drop", "train", "reconstruct"),
     "how good it is": ("evaluate", "compare", "resolution"),
 }
 """What the commands are for, as the overview groups them; those that are in no group come last."""

@@ -12,7 +12,7 @@ from torchptycho.command import Command
 from torchptycho.config import ReadConfig
 from torchptycho.errors import ConfigError
 from torchptycho.reading import ScanFormat
-from torchptycho.tables import orientation_table, show
+from torchptycho.tables import orientation_table, show, store_lines, store_rows
 
 __all__ = ["Convert", "Inspect"]
 
@@ -22,14 +22,15 @@ _CLEARLY_WORSE = 1.2
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Inspect(Command):
-    """Tell what is in a scan file and whether it is usable.
+    """Tell what is in a scan file and whether it is usable, or what a store holds.
 
     torchptycho inspect scan.npz --plot scan.png
+    torchptycho inspect store
     torchptycho inspect scan.cxi --guess-probe --orientation
     """
 
     scan: Positional[Path]
-    """Scan file."""
+    """Scan file, or a store."""
     plot: Path | None = None
     """Draw mean pattern, probe, positions and dose into this PNG."""
     orientation: bool = False
@@ -42,6 +43,9 @@ class Inspect(Command):
     reading: ReadConfig = dataclasses.field(default_factory=ReadConfig)
 
     def run(self) -> None:
+        if (self.scan / "store.json").is_file():
+            self._tell_store()
+            return
         from torchptycho.inspection import inspect_scan
         from torchptycho.io import read_scan
 
@@ -80,6 +84,18 @@ class Inspect(Command):
                     "surprise for an orientation and its reverse (both flips): one image is the twin of the other. "
                     "Give a measured probe with --probe FILE, or a cleaner part of the scan with --frames."
                 )
+
+    def _tell_store(self) -> None:
+        from torchptycho.data.store import Store
+
+        if self.plot or self.orientation or self.reading != ReadConfig():
+            raise ConfigError(f"{self.scan}: is a store, of which only the scans are told. Leave out all but --json.")
+        store = Store.open(self.scan)
+        if self.json:
+            self.tell({"scans": store_rows(store)}, json=True)
+        else:
+            for line in store_lines(store):
+                self.console.print(line)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,21 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from torchptycho.config import RunConfig, to_dict
+from torchptycho.data.order import batches_per_epoch
+from torchptycho.data.preparing import check_together
+from torchptycho.data.splits import divide, held_out_scans
 from torchptycho.data.store import Store
 from torchptycho.errors import ConfigError
-from torchptycho.grouping import group
 from torchptycho.inspection import inspect_scan
+from torchptycho.io.finding import open_scans
 from torchptycho.io.near_field import refuse_near_field
 from torchptycho.losses import Loss
 from torchptycho.nn import build_generator
 from torchptycho.scan import Scan
+from torchptycho.training.preparing import as_prepared, given_store
 from torchptycho.training.quiet import check_machine
 from torchptycho.training.rhythm import rhythm
 from torchptycho.training.starting import check_resumes, check_starts
-from torchptycho.workflows import as_prepared, open_scan
 
 __all__ = ["plan_preparation", "plan_training"]
 
@@ -30,15 +31,16 @@ def plan_preparation(
 ) -> dict[str, Any]:
     """Read and check scans, form their groups, and tell what a store of them would hold.
 
-    Numbers of groups and of held-out frames are those of one draw before the frames that are held out are chosen, so
-    that they are right to a few.
-
     Raises:
         TorchptychoError: what `prepare` would refuse.
     """
-    opened = [open_scan(path, config.prepare) for path in (*scans, *val_scans)]
-    _check_together(opened)
-    held_out = [index >= len(scans) for index in range(len(opened))]
+    return _of_scans(*open_scans(scans, config.prepare, val_scans), config, out)
+
+
+def _of_scans(trained: Sequence[Scan], validated: Sequence[Scan], config: RunConfig, out: str | Path) -> dict[str, Any]:
+    opened = [*trained, *validated]
+    check_together(opened, config)
+    held_out = held_out_scans(len(trained), len(validated), config.prepare)
     told, problems = [], []
     for scan, held in zip(opened, held_out, strict=True):
         refuse_near_field(scan)
@@ -49,25 +51,15 @@ def plan_preparation(
             "domain": scan.domain, "n_modes": len(scan.probe), "photons_per_frame": summary.photons_mean,
             "held_out": held,
         })  # fmt: skip
-    dtype = np.result_type(*(scan.frames.dtype for scan in opened))
-    n_frames = sum(scan.n_frames for scan in opened)
-    groups = sum(
-        len(group(scan.positions_px, config.group, scan_id=scan.scan_id))
-        for scan, held in zip(opened, held_out, strict=True)
-        if not held
-    )
-    trained = sum(scan.n_frames for scan, held in zip(opened, held_out, strict=True) if not held)
-    kept_out = round(config.prepare.val_fraction * trained)
-    if config.group.n_groups is None and config.group.n_subsample is None:
-        groups = round(groups * (1 - config.prepare.val_fraction))
+    division = divide(opened, held_out, config)
     return {
         "out": str(out),
         "scans": told,
-        "frames": n_frames,
-        "frames_held_out": n_frames - trained + kept_out,
-        "groups": groups,
+        "frames": sum(scan.n_frames for scan in opened),
+        "frames_held_out": len(division.split.held_out),
+        "groups": len(division.train),
         "frames_per_group": config.group.gridsize**2,
-        "store_bytes": n_frames * opened[0].n_px ** 2 * dtype.itemsize,
+        "store_bytes": sum(scan.n_frames * scan.n_px**2 * scan.frames.dtype.itemsize for scan in opened),
         "config": to_dict(config),
         "problems": problems,
     }
@@ -88,7 +80,7 @@ def plan_training(
         TorchptychoError: what `train` would refuse.
     """
     out = Path(out)
-    store = Store.open(scans[0]) if len(scans) == 1 and Path(scans[0]).is_dir() else None
+    store = given_store(scans)
     if store is not None:
         if val_scans:
             raise ConfigError(f"val_scans: {store.path} is prepared already. Prepare the scans together.")
@@ -105,15 +97,17 @@ def plan_training(
         plan = _of_store(store, config)
         n_px, has_truth = store.n_px, store.has_truth
     else:
-        plan = plan_preparation(scans, config, out / "store", val_scans=val_scans)
-        n_px, has_truth = plan["scans"][0]["n_px"], _all_have_truth([*scans, *val_scans], config)
+        trained, validated = open_scans(scans, config.prepare, val_scans)
+        plan = _of_scans(trained, validated, config, out / "store")
+        n_px = plan["scans"][0]["n_px"]
+        has_truth = all(scan.truth is not None or scan.truth_patches is not None for scan in (*trained, *validated))
     if Loss(config.loss).needs_truth and not has_truth:
         raise ConfigError("realspace_weight, realspace_mae_weight: a scan has no truth to compare with.")
     network = build_generator(config.model, n_px, config.group.gridsize)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     devices = config.train.devices * config.train.nodes
     per_batch = max(1, config.train.batch_size // config.group.gridsize**2)
-    beats = rhythm(config.train, max(1, plan["groups"] // (per_batch * devices)))
+    beats = rhythm(config.train, max(1, batches_per_epoch(plan["groups"], per_batch, devices)))
     return plan | {
         "out": str(out),
         "generator": config.model.generator,
@@ -147,18 +141,3 @@ def _of_store(store: Store, config: RunConfig) -> dict[str, Any]:
         "config": to_dict(config),
         "problems": [],
     }
-
-
-def _check_together(scans: Sequence[Scan]) -> None:
-    first = scans[0]
-    for scan in scans[1:]:
-        if (scan.n_px, scan.domain) != (first.n_px, first.domain):
-            raise ConfigError(
-                f"{scan.source}: expected N = {first.n_px} and {first.domain} as in {first.source}; found N = "
-                f"{scan.n_px} and {scan.domain}. Prepare scans of another size or domain into a store of their own."
-            )
-
-
-def _all_have_truth(paths: Sequence[str | Path], config: RunConfig) -> bool:
-    scans = (open_scan(path, config.prepare) for path in paths)
-    return all(scan.truth is not None or scan.truth_patches is not None for scan in scans)

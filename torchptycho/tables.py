@@ -6,14 +6,17 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
+from rich.console import RenderableType
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from torchptycho.data.store import Store
     from torchptycho.evaluation import Metrics
     from torchptycho.orientation import Orientation
 
 __all__ = [
-    "comparison_table", "doctor_table", "json_text", "metrics_table", "orientation_table", "plan_table", "show",
+    "comparison_table", "doctor_table", "json_text", "metrics_table", "orientation_table", "plan_lines", "plan_table",
+    "show", "store_lines", "store_rows",
 ]  # fmt: skip
 
 
@@ -98,6 +101,11 @@ def plan_table(plan: dict[str, Any]) -> Table:
     return table
 
 
+def plan_lines(plan: dict[str, Any]) -> list[RenderableType]:
+    """What `prepare` or `train` would make, and what is wrong with the scans."""
+    return [plan_table(plan), *(f"! {problem}" for problem in plan["problems"])]
+
+
 def orientation_table(ranked: list[Orientation]) -> Table:
     """The orientations of the positions, the best first, with the misfit that each leaves."""
     table = Table(title="orientation of the positions")
@@ -107,6 +115,38 @@ def orientation_table(ranked: list[Orientation]) -> Table:
         flags = [f"--{name.replace('_', '-')}" for name in ("swap_xy", "flip_y", "flip_x") if getattr(one, name)]
         table.add_row(" ".join(flags) or "none", show(one.misfit), show(one.misfit / ranked[0].misfit))
     return table
+
+
+def store_lines(store: Store) -> list[str]:
+    """The scans of a store, one line each: a table would break the names of files."""
+    return [
+        f"{row['scan']}: {row['source']}: {row['frames']} frames, {row['trained_on']} trained on, "
+        f"{row['held_out']} held out, {show(row['photons_per_frame'])} photons per frame, "
+        f"{row['probe_modes']} probe mode(s)"
+        for row in store_rows(store)
+    ]
+
+
+def store_rows(store: Store) -> list[dict[str, Any]]:
+    """What is told of each scan of a store; frames that are in no group are neither trained on nor held out."""
+    used = {split: set(store.groups(split).members[:, 0].tolist()) for split in ("train", "val")}
+    used["train"] = set(store.groups("train").members.ravel().tolist())
+    rows: list[dict[str, Any]] = []
+    for number, entry in enumerate(store.scans):
+        frames = range(entry.first_frame, entry.first_frame + entry.n_frames)
+        modes = int(store.tensors["probes"][number].abs().amax((-2, -1)).count_nonzero())
+        rows.append(
+            {
+                "scan": number,
+                "source": entry.source,
+                "frames": entry.n_frames,
+                "trained_on": len(used["train"].intersection(frames)),
+                "held_out": len(used["val"].intersection(frames)),
+                "photons_per_frame": entry.scaling.photons_per_frame,
+                "probe_modes": modes,
+            }
+        )
+    return rows
 
 
 def show(value: Any) -> str:

@@ -15,30 +15,27 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_only
 
 from torchptycho.absolute import ScaleWriter
 from torchptycho.bars import EpochProgress
-from torchptycho.bootstrap import bootstrapped
 from torchptycho.checkpoints import load_checkpoint, sha256
 from torchptycho.config import (
     PrepareConfig,
     ReadConfig,
     ReconstructConfig,
     RunConfig,
-    from_dict,
     reading_of,
     save_config,
     to_dict,
 )
 from torchptycho.data.dataset import GroupDataset
 from torchptycho.data.module import PtychoDataModule
-from torchptycho.data.store import Store, prepare
+from torchptycho.data.preparing import prepare
+from torchptycho.data.store import Store
 from torchptycho.errors import ConfigError, ScanError, StoreError, TrainingError
 from torchptycho.io import read_scan
-from torchptycho.losses import Loss
+from torchptycho.io.finding import Sources
 from torchptycho.model import PtychoPINN
-from torchptycho.nn import find_generator
 from torchptycho.predict import CanvasWriter
 from torchptycho.progress import StepProgress
 from torchptycho.reconstruction import Reconstruction
@@ -48,9 +45,11 @@ from torchptycho.strict import Domain
 from torchptycho.training.compiling import compile_generator
 from torchptycho.training.history import read_history
 from torchptycho.training.loggers import loggers
+from torchptycho.training.preparing import as_prepared, given_store, prepare_for
 from torchptycho.training.quiet import check_machine, interruptible, quiet_lightning
 from torchptycho.training.rhythm import rhythm
 from torchptycho.training.starting import check_resumes, check_starts, take_network
+from torchptycho.training.together import Processes, opened_soon
 from torchptycho.training.trainer import build_trainer
 from torchptycho.versions import versions
 
@@ -61,8 +60,6 @@ _log = logging.getLogger(__name__)
 # Dose of a scan relative to the training scan's beyond which its patches are no longer what the network was taught.
 _DOSE_TOLERANCE = 1.2
 _CONFIG = "config.yaml"
-# Refinement of a probe can take long before a store is there.
-_PATIENCE_S = 3600
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,11 +82,11 @@ class TrainResult:
 
 
 def train(
-    source: Store | Scan | str | Path | Sequence[Scan | str | Path],
+    source: Store | Sources,
     config: RunConfig | None = None,
     out: str | Path = "runs/train",
     *,
-    val_scans: Sequence[Scan | str | Path] = (),
+    val_scans: Sources = (),
     start: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -99,10 +96,10 @@ def train(
 
     Writes into `out`: config.yaml (fully resolved), store/, logs/, checkpoints/best.ckpt and last.ckpt, and images/ on
     request. Started on several processes (by torchrun, srun, or by itself with `devices` above 1), the first
-    prepares and writes, and the others wait for it.
+    prepares and writes, and the others wait for it; when it fails they end with its error.
 
     Arguments:
-        source: a prepared store, or scans or files to prepare into `out`/store.
+        source: a prepared store, or scans, files, folders or patterns to prepare into `out`/store.
         config: everything; None takes the defaults.
         out: folder of the run.
         val_scans: scans that are not trained on and that validation looks at as a whole; with a prepared store, those
@@ -117,32 +114,45 @@ def train(
         TorchptychoError: scans, configuration or folder do not allow it; nothing was written then.
     """
     config = config or RunConfig()
-    store = source if isinstance(source, Store) else _given_store(source)
-    if store is not None:
+    given = given_store(source)
+    if given is not None:
         if val_scans:
-            raise ConfigError(f"val_scans: {store.path} is prepared already. Prepare the scans together.")
-        config = as_prepared(config, store)
-    out = Path(out)
-    first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+            raise ConfigError(f"val_scans: {given.path} is prepared already. Prepare the scans together.")
+        config = as_prepared(config, given)
+    out, begun, started_from = Path(out), None, None if start is None else str(start)
     last = out / "checkpoints" / "last.ckpt"
-    if first and last.exists() and not resume:
-        raise ConfigError(
-            f"{out}: holds a finished or interrupted run. Continue it with --resume, or choose another --out."
-        )
-    begun, started_from = None, None if start is None else str(start)
-    if resume:
-        started_from = check_resumes(last, config, out / _CONFIG).hparams["started_from"]
-    elif start is not None:
-        begun = check_starts(start, config)
-    check_machine(config.train.accelerator, config.train.devices, config.train.nodes)
-    loggers(config.log.logger, out)
-    if store is None:
-        assert not isinstance(source, Store)
-        store = (
-            _prepare_for(source, val_scans, config, out / "store", progress=progress)
-            if first
-            else _prepared_by_another(out / "store", config)
-        )
+    processes = Processes.of(check_machine(config.train.accelerator, config.train.devices, config.train.nodes))
+
+    def ready(first: bool) -> Store:
+        nonlocal begun, started_from
+        if first and last.exists() and not resume:
+            raise ConfigError(
+                f"{out}: holds a finished or interrupted run. Continue it with --resume, or choose another --out."
+            )
+        if resume:
+            interrupted = check_resumes(last, config, out / _CONFIG)
+            started_from = interrupted.hparams["started_from"]
+        elif start is not None:
+            begun = check_starts(start, config)
+        loggers(config.log.logger, out)
+        path = out / "store"
+        if given is not None:
+            store = given
+        elif first:
+            assert not isinstance(source, Store)
+            store = prepare_for(source, val_scans, config, path, progress=progress)
+        else:
+            store = opened_soon(path)
+            as_prepared(config, store)
+        if resume and len(store.scans) != (trained := len(interrupted.input_scale)):
+            raise ConfigError(
+                f"{store.path}: has {len(store.scans)} scans, and {last} was trained on {trained}. "
+                "Scans were added or dropped: begin another run from this one, with --from."
+            )
+        return store
+
+    store = processes.first_goes(ready)
+    first = processes.rank == 0
     # Weights are drawn from torch's global generator, and a network may draw from it: seed it, and give it back.
     with torch.random.fork_rng(devices=[]), quiet_lightning(), interruptible():
         torch.manual_seed(config.train.seed)
@@ -159,11 +169,12 @@ def train(
         if first:
             out.mkdir(parents=True, exist_ok=True)
             save_config(config, out / _CONFIG)
-        beats = rhythm(config.train, data.batches_per_epoch(config.train.devices * config.train.nodes))
+        ranks = config.train.devices * config.train.nodes
+        beats = rhythm(config.train, data.batches_per_epoch(ranks))
         trainer = build_trainer(config, module, store, out, beats, callbacks, progress=progress)
         if config.train.compile:
             groups = GroupDataset(store, "train", with_truth=module.loss.needs_truth)
-            some = range(min(len(groups), max(1, config.train.batch_size // store.gridsize**2)))
+            some = range(-(-len(groups) // (data.batches_per_epoch(ranks) * ranks)))
             compile_generator(module, groups.__getitems__(some), trainer.strategy.root_device)
         begin = time.perf_counter()
         try:
@@ -203,78 +214,6 @@ def reading_for_prediction(
     """
     guess = dataclasses.replace(reading_of(config), guess_probe=True)
     return dataclasses.replace(guess, domain=domain, frames=frames, probe=None, drop_frames=())
-
-
-def _given_store(source: Scan | str | Path | Sequence[Scan | str | Path]) -> Store | None:
-    given = [source] if isinstance(source, (Scan, str, Path)) else list(source)
-    only = given[0] if len(given) == 1 else None
-    return Store.open(only) if isinstance(only, (str, Path)) and Path(only).is_dir() else None
-
-
-def as_prepared(config: RunConfig, store: Store) -> RunConfig:
-    """The configuration with the store's own sections prepare and group, which are decided.
-
-    Raises:
-        ConfigError: an option of these sections was set to something else.
-    """
-    decided, default = {}, RunConfig()
-    for section in ("prepare", "group"):
-        wanted, usual = getattr(config, section), getattr(default, section)
-        decided[section] = from_dict(type(wanted), store.config[section], source=str(store.path))
-        for field in dataclasses.fields(wanted):
-            value, was = getattr(wanted, field.name), getattr(decided[section], field.name)
-            if value not in (getattr(usual, field.name), was):
-                raise ConfigError(
-                    f"{field.name}: {store.path} was prepared with {was!r}; found {value!r}. Prepare another store."
-                )
-    return dataclasses.replace(config, **decided)
-
-
-def _prepare_for(
-    source: Scan | str | Path | Sequence[Scan | str | Path],
-    val_scans: Sequence[Scan | str | Path],
-    config: RunConfig,
-    path: Path,
-    *,
-    progress: bool,
-) -> Store:
-    given = [source] if isinstance(source, (Scan, str, Path)) else list(source)
-    everything = [*given, *val_scans]
-    scans = [item if isinstance(item, Scan) else open_scan(item, config.prepare) for item in everything]
-    needs_truth = Loss(config.loss).needs_truth
-    sizes = find_generator(config.model.generator).supported_n_px
-    for scan in scans:
-        if scan.n_px not in sizes:
-            raise ScanError(
-                scan.source, "diffraction",
-                expected=f"frames of N = {', '.join(map(str, sizes))} px for the generator '{config.model.generator}'",
-                found=f"N = {scan.n_px}",
-                remedy="Crop or pad the frames and the probe about the beam centre, or choose another --generator.",
-            )  # fmt: skip
-        if needs_truth and scan.truth is None and scan.truth_patches is None:
-            raise ConfigError(f"realspace_weight, realspace_mae_weight: {scan.source} has no truth to compare with.")
-    names = ["bootstrap.npz"] if len(scans) == 1 else [f"bootstrap-{number}.npz" for number in range(len(scans))]
-    scans = [
-        bootstrapped(scan, config, path.with_name(name), progress=progress)
-        for scan, name in zip(scans, names, strict=True)
-    ]
-    return prepare(scans[: len(given)], config, path, val_scans=scans[len(given) :])
-
-
-def _prepared_by_another(path: Path, config: RunConfig) -> Store:
-    """The store that the first process makes, as soon as it is there.
-
-    Raises:
-        StoreError: it is another's, or does not come within an hour.
-    """
-    begin = time.monotonic()
-    while not path.exists():
-        if time.monotonic() - begin > _PATIENCE_S:
-            raise StoreError(f"{path}: expected the first process to prepare it; it is not there after an hour.")
-        time.sleep(0.2)
-    store = Store.open(path)
-    as_prepared(config, store)
-    return store
 
 
 def reconstruct(

@@ -52,6 +52,8 @@ class TestHelp:
             ("inspect", ["--plot", "--json", "--domain"]),
             ("simulate", ["--object-kind", "--photons-per-frame", "--simulation-seed", "zone_plate"]),
             ("prepare", ["--out", "--config", "--gridsize", "--val-fraction"]),
+            ("append", ["--val-scans", "--config"]),
+            ("drop", ["STORE"]),
             ("train", ["--out", "--resume", "--config", "--steps", "--generator", "--nll-weight", "--probe"]),
             ("reconstruct", ["--out", "--accelerator", "--stitch-weight", "--input-scale"]),
             ("evaluate", ["--min-coverage", "--plot", "--json"]),
@@ -70,8 +72,8 @@ class TestHelp:
 
     def test_every_command_is_tested_above(self) -> None:
         assert set(COMMANDS) == {
-            "inspect", "convert", "simulate", "prepare", "train", "reconstruct", "refine", "resolution", "evaluate",
-            "demo", "compare", "doctor",
+            "inspect", "convert", "simulate", "prepare", "append", "drop", "train", "reconstruct", "refine",
+            "resolution", "evaluate", "demo", "compare", "doctor",
         }  # fmt: skip
 
     @pytest.mark.contract("cli.help")
@@ -157,7 +159,7 @@ class TestExitCodes:
         def broken(*_: object) -> None:
             raise AssertionError("a fault of ours")
 
-        monkeypatch.setattr("torchptycho.data.store._check_together", broken)
+        monkeypatch.setattr("torchptycho.data.preparing._check_together", broken)
         with pytest.raises(AssertionError, match="a fault of ours"):
             command("prepare", tiny_scan, "--out", tmp_path / "store")
 

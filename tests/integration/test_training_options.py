@@ -302,7 +302,7 @@ class TestCheckpoints:
     @pytest.mark.contract("train.checkpoint.every")
     def test_checkpoints_are_kept_every_few_epochs(self, tmp_path: Path) -> None:
         config = dataclasses.replace(
-            tiny(train={"epochs": 4, "batch_size": 60}), log=LogConfig(checkpoint_every_epochs=2)
+            tiny(train={"epochs": 4, "batch_size": 64}), log=LogConfig(checkpoint_every_epochs=2)
         )
         run(SCAN, config, tmp_path / "run")
         names = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
@@ -334,7 +334,7 @@ class TestLoop:
     @pytest.mark.contract("train.early-stop")
     def test_run_ends_early_when_nothing_gets_better(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("torchptycho.training.rhythm.VALIDATE_EVERY_STEPS", 1)
-        config = tiny(train={"epochs": 20, "batch_size": 60, "early_stop": 2, "learning_rate": 1e-12})
+        config = tiny(train={"epochs": 20, "batch_size": 64, "early_stop": 2, "learning_rate": 1e-12})
         run(SCAN, config, tmp_path / "run")
         assert len(read_history(tmp_path / "run")["val/nll"]) < 8
 

@@ -20,7 +20,15 @@ from torchptycho.config import SUPPORTED_N_PX, ReadConfig, RunConfig, to_dict
 from torchptycho.data.claim import claimed, draft_of, swept
 from torchptycho.data.findings import Findings, findings_of, saturated_frames
 from torchptycho.data.reopen import Request, config_parts, is_as_requested, keep_request, refuse_differences
-from torchptycho.data.space import SteadyWriter, bytes_needed, check_space, on_disk, reserve, told_in_one_line
+from torchptycho.data.space import (
+    SteadyWriter,
+    bytes_needed,
+    check_space,
+    names_on_disk,
+    on_disk,
+    reserve,
+    told_in_one_line,
+)
 from torchptycho.data.splits import no_groups, split_frames, table_of, training_groups, validation_groups
 from torchptycho.errors import ConfigError, ScanError, StoreError
 from torchptycho.grouping import Groups
@@ -250,6 +258,7 @@ def prepare(
                 keep_request(draft, request, scans)
             on_disk(draft)
             os.replace(draft, path)
+            names_on_disk(path.parent)
     return Store.open(path)
 
 

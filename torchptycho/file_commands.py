@@ -22,7 +22,7 @@ _CLEARLY_WORSE = 1.2
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Inspect(Command):
-    """Tell what is in a scan file and whether it is usable, or what a store holds.
+    """Tell what a scan file or a store holds, and whether it is usable.
 
     torchptycho inspect scan.npz --plot scan.png
     torchptycho inspect store

@@ -111,6 +111,32 @@ def test_what_a_killed_one_left_is_removed_when_a_whole_store_is_reopened(scan_f
     assert names_beside(scan_file) == [".store.0123abcd", "scan.npz", "st[o]re"]
 
 
+@pytest.mark.contract("data.store.durable")
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="names of open files are read from Linux's /proc")
+def test_every_file_is_on_the_disk_before_the_store_has_its_name(
+    scan_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    at_rename: set[str] = set()
+    sync, replace = os.fsync, os.replace
+
+    def watched_sync(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        sync(descriptor)
+
+    def watched_replace(source: Path, target: Path) -> None:
+        if Path(target).name == "store":
+            at_rename.update(str(Path(name).relative_to(source)) for name in synced)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", watched_sync)
+    monkeypatch.setattr(os, "replace", watched_replace)
+    store = scan_file.with_name("store")
+    prepare_file(scan_file, store, config_of())
+    assert at_rename == {str(item.relative_to(store)) for item in store.rglob("*")} | {"."}
+    assert synced[-1] == str(store.parent)
+
+
 @needs_fork
 @pytest.mark.contract("data.store.concurrent")
 @pytest.mark.parametrize("end", ["same", "other options", "killed"])

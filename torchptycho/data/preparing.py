@@ -12,7 +12,7 @@ from pathlib import Path
 from torchptycho.config import SUPPORTED_N_PX, GroupConfig, PrepareConfig, ReadConfig, RunConfig, from_dict
 from torchptycho.data.claim import claimed, draft_of, swept
 from torchptycho.data.reopen import Request, config_parts, is_as_requested, keep_request, refuse_differences
-from torchptycho.data.space import bytes_needed, check_space, on_disk, told_in_one_line
+from torchptycho.data.space import bytes_needed, check_space, names_on_disk, on_disk, told_in_one_line
 from torchptycho.data.splits import held_out_scans
 from torchptycho.data.store import SCHEMA, Store
 from torchptycho.data.writing import StoredScan, changing, stored_scans, write_scan, write_tables
@@ -109,6 +109,7 @@ def prepare(
                 keep_request(draft, request, opened)
             on_disk(draft)
             os.replace(draft, path)
+            names_on_disk(path.parent)
     return Store.open(path)
 
 

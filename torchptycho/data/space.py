@@ -19,7 +19,7 @@ from torchptycho.config import RunConfig
 from torchptycho.errors import StoreError
 from torchptycho.scan import Scan
 
-__all__ = ["SteadyWriter", "bytes_needed", "check_space", "on_disk", "reserve", "told_in_one_line"]
+__all__ = ["SteadyWriter", "bytes_needed", "check_space", "names_on_disk", "on_disk", "reserve", "told_in_one_line"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _BLOCK_BYTES = 1 << 20
@@ -152,11 +152,25 @@ def _to_disk(descriptor: int) -> None:
 
 
 def on_disk(folder: Path) -> None:
-    """Wait until all that is in a folder would survive a power cut."""
-    for file in (*(path for path in folder.rglob("*")), folder):
-        if file.is_dir() and os.name == "nt":
-            continue
-        descriptor = os.open(file, os.O_RDONLY)
+    """Wait until all that is in a folder would survive a power cut.
+
+    Raises:
+        OSError: the disk failed, or is full after all.
+    """
+    inside = list(folder.rglob("*"))
+    for file in inside:
+        if file.is_file():
+            with file.open("rb+") as stream:
+                os.fsync(stream.fileno())
+    for each in (*inside, folder):
+        if each.is_dir():
+            names_on_disk(each)
+
+
+def names_on_disk(folder: Path) -> None:
+    """The same for the names in a folder, where the file system has a way to ask for it."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:

@@ -28,6 +28,7 @@ from torchptycho.config import (
 )
 from torchptycho.errors import ConfigError
 from torchptycho.file_commands import Convert, Inspect
+from torchptycho.interop_commands import Ptychodus
 from torchptycho.tables import json_text, metrics_table
 
 __all__ = ["COMMANDS", "Command"]
@@ -377,4 +378,5 @@ COMMANDS: dict[str, type[Command]] = {
     "evaluate": Evaluate,
     "resolution": Resolution,
     "demo": Demo,
+    "ptychodus": Ptychodus,
 }

@@ -79,10 +79,10 @@ class TorchptychoReconstructorLibrary(PtychoPINNTorchReconstructorLibrary):
         values = self._values()
         return values, to_dict(run_config(values, mode))
 
-    def _network(self, mode: Literal["PINN", "Supervised"]) -> SubprocessReconstructor:
-        def goal() -> int:
-            return int(self._values()["Training.epochs"])
+    def _epochs(self) -> int:
+        return int(self.training_settings.epochs.get_value())
 
+    def _network(self, mode: Literal["PINN", "Supervised"]) -> SubprocessReconstructor:
         def reconstruction(parameters: ReconstructInput, model: Path | None) -> ReconstructJob:
             if model is None:
                 raise ConfigError(
@@ -90,7 +90,7 @@ class TorchptychoReconstructorLibrary(PtychoPINNTorchReconstructorLibrary):
                 )
             values, config = self._told(mode)
             return ReconstructJob(
-                mode=mode, config=config, checkpoint=model, parameters=parameters, goal=goal(),
+                mode=mode, config=config, checkpoint=model, parameters=parameters, goal=self._epochs(),
                 visible_gpus=values["Training.visible_gpu_indices"],
             )  # fmt: skip
 
@@ -106,7 +106,7 @@ class TorchptychoReconstructorLibrary(PtychoPINNTorchReconstructorLibrary):
         return SubprocessReconstructor(
             name=mode,
             reconstruct_entry_point=f"{_CHILD}:reconstruct_product",
-            progress_goal_fn=goal,
+            progress_goal_fn=self._epochs,
             build_reconstruct_payload=reconstruction,
             is_trainable=True,
             train_entry_point=f"{_CHILD}:train_network",
@@ -118,9 +118,6 @@ class TorchptychoReconstructorLibrary(PtychoPINNTorchReconstructorLibrary):
         )
 
     def _refinement(self) -> SubprocessReconstructor:
-        def goal() -> int:
-            return int(self._values()["Torchptycho.refine_epochs"])
-
         def reconstruction(parameters: ReconstructInput, model: Path | None) -> RefineJob:
             values, config = self._told("Refine")
             start = values["Torchptycho.refine_start"]
@@ -135,6 +132,6 @@ class TorchptychoReconstructorLibrary(PtychoPINNTorchReconstructorLibrary):
         return SubprocessReconstructor(
             name="Refine",
             reconstruct_entry_point=f"{_CHILD}:refine_product",
-            progress_goal_fn=goal,
+            progress_goal_fn=self._epochs,
             build_reconstruct_payload=reconstruction,
         )

@@ -7,8 +7,6 @@ import sys
 
 from ptychodus.api.plugins import PluginRegistry
 
-from torchptycho.interop.ptychodus.library import TorchptychoReconstructorLibrary
-
 __all__ = ["register_plugins"]
 
 _log = logging.getLogger(__name__)
@@ -27,4 +25,7 @@ def register_plugins(registry: PluginRegistry) -> None:
     if not hasattr(core, _LIBRARY):
         _log.warning("torchptycho is not listed: expected Ptychodus 1.7, whose %s has %s", _CORE, _LIBRARY)
         return
+    # Not above: it brings the core along, which programs without it have reasons not to load.
+    from torchptycho.interop.ptychodus.library import TorchptychoReconstructorLibrary
+
     setattr(core, _LIBRARY, TorchptychoReconstructorLibrary)

@@ -21,7 +21,6 @@ _log = logging.getLogger(__name__)
 Mode = Literal["PINN", "Supervised", "Refine"]
 
 ALONE: dict[str, str] = {
-    "Training.epochs": "train.epochs",
     "Training.learning_rate": "train.learning_rate",
     "Training.num_dataloader_workers": "train.num_workers",
     "Training.gradient_accumulation_steps": "train.accumulate",
@@ -32,7 +31,6 @@ ALONE: dict[str, str] = {
     "Torchptycho.generator": "model.generator",
     "Torchptycho.probe_trainable": "model.probe_trainable",
     "Torchptycho.refine_method": "refine.method",
-    "Torchptycho.refine_epochs": "refine.epochs",
     "Torchptycho.refine_probe_update": "refine.probe_update",
     "Torchptycho.refine_position_update": "refine.position_update",
 }
@@ -47,6 +45,7 @@ CHOICES: dict[str, tuple[str, dict[str, str]]] = {
 """Settings whose values have other names here."""
 
 TOGETHER: dict[str, str] = {
+    "Training.epochs": "train.epochs and refine.epochs",
     "Data.grid_size_x": "group.gridsize",
     "Data.grid_size_y": "group.gridsize",
     "Data.num_channels": "grid_size_x * grid_size_y",
@@ -130,7 +129,6 @@ OWN: dict[str, Any] = {
     "generator": "pie_unet",
     "probe_trainable": False,
     "refine_method": "rpie",
-    "refine_epochs": 100,
     "refine_probe_update": True,
     "refine_position_update": "none",
     "refine_start": "product",
@@ -162,6 +160,8 @@ def run_config(values: Mapping[str, Any], mode: Mode) -> RunConfig:
         put(field, values[setting])
     for setting, (field, names) in CHOICES.items():
         put(field, _chosen(setting, values[setting], names))
+    for field in ("train.epochs", "refine.epochs"):
+        put(field, values["Training.epochs"])
     if mode != "Refine":
         for name, value in _grouping(values).items():
             put(f"group.{name}", value)

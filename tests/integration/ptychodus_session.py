@@ -36,7 +36,7 @@ def main(folder: Path) -> None:
         answer["goal"] = reconstructor.get_progress_goal()
         answer["loaded before"] = reconstructor.is_model_loaded()
         for output in reconstructor.train(folder, folder):
-            losses.append([len(output.training_loss), len(output.validation_loss), output.progress])
+            losses.append([len(output.training_loss), [loss.epoch for loss in output.validation_loss], output.progress])
         answer["losses"] = losses
         api.save_model_to_file(folder / f"model{api.get_model_file_extension()}")
         api.load_model_from_file(folder / "model.ckpt")

@@ -117,13 +117,14 @@ class _Losses(Callback):
         self._sum = self._sum.to(loss.device) + loss.detach()
         self._batches += 1
 
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Not after every epoch; the metric of an earlier one stays.
+        self._validation.append(LossValue(trainer.current_epoch, float(trainer.callback_metrics["val/loss"])))
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         epoch = trainer.current_epoch
         self._training.append(LossValue(epoch, float(self._sum) / max(1, self._batches)))
         self._sum, self._batches = torch.zeros(()), 0
-        validated = trainer.callback_metrics.get("val/loss")
-        if validated is not None:
-            self._validation.append(LossValue(epoch, float(validated)))
         output = TrainOutput(tuple(self._training), tuple(self._validation), progress=epoch + 1)
         _log.info("epoch %d: loss %.5g", epoch + 1, self._training[-1].value)
         self._queue.put((TAG_TRAIN_OUTPUT, pickle.dumps(output)))

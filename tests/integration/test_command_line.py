@@ -58,6 +58,7 @@ class TestHelp:
             ("refine", ["--start", "--out", "--resume", "--epochs", "--method", "--position-update", "--n-modes"]),
             ("resolution", ["--plot", "--json", "--epochs"]),
             ("demo", ["--out", "--steps", "--n-px"]),
+            ("ptychodus", ["enable", "disable", "status"]),
         ],
     )
     def test_each_command_shows_its_options(self, command: Command, name: str, options: list[str]) -> None:
@@ -69,7 +70,7 @@ class TestHelp:
     def test_every_command_is_tested_above(self) -> None:
         assert set(COMMANDS) == {
             "inspect", "convert", "simulate", "prepare", "train", "reconstruct", "refine", "resolution", "evaluate",
-            "demo",
+            "demo", "ptychodus",
         }  # fmt: skip
 
     @pytest.mark.contract("cli.help")

@@ -125,9 +125,7 @@ def test_its_core_lists_exports_trains_saves_loads_and_reconstructs(installed: P
     )
     save_product(tmp_path / "product.h5", BLANK)
     save_diffraction_data(tmp_path / "diffraction.h5", measured(TRUE))
-    (tmp_path / "settings.ini").write_text(
-        "[PtychoPINNTorchTraining]\nepochs = 2\nnum_dataloader_workers = 0\ndevice = cpu\nbatch_size = 8\n"
-    )
+    (tmp_path / "settings.ini").write_text("[PtychoPINNTorchTraining]\nepochs = 2\ndevice = cpu\nbatch_size = 8\n")
     told = run_python(*command, "enable", path=installed)
     assert told.returncode == 0, told.stderr
     assert f"enabled in Ptychodus 1.7.0 ({installed}" in told.stdout
@@ -308,7 +306,7 @@ def test_supervised_training_looks_at_the_label_alone(tmp_path: Path) -> None:
     own = TorchptychoReconstructorLibrary(registry)
     registry["PtychoPINNTorchTraining"].parameters()["epochs"].set_value(1)
     registry["Torchptycho"].parameters()["generator"].set_value("resunet")
-    values = own._values() | {"Training.device": "cpu", "Training.num_dataloader_workers": 0}
+    values = own._values() | {"Training.device": "cpu"}
     config = settings.run_config(values, "Supervised")
     box = Box()
     train_network(

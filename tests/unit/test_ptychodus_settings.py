@@ -21,7 +21,7 @@ from torchptycho.simulation import simulate
 
 # As Ptychodus 1.7.0 has them before anything is set; what has no effect is left out.
 DEFAULTS: dict[str, Any] = {
-    "Training.epochs": 50, "Training.learning_rate": 1e-3, "Training.num_dataloader_workers": 4,
+    "Training.epochs": 50, "Training.learning_rate": 1e-3, 
     "Training.gradient_accumulation_steps": 1, "Training.gradient_clip_val": 0.0, "Training.batch_size": 16,
     "Training.device": "cuda", "Training.learning_rate_scheduler": "Default",
     "Training.use_negative_log_likelihood_loss": True,
@@ -45,6 +45,7 @@ def field(config: RunConfig, name: str) -> Any:
 def test_its_defaults_are_a_configuration() -> None:
     config = run_config(DEFAULTS, "PINN")
     assert config.model.generator == "pie_unet"
+    assert config.train.num_workers == 0
     assert (config.train.epochs, config.train.batch_size, config.train.accelerator) == (50, 64, "auto")
     assert (config.group.gridsize, config.group.neighbor_count) == (2, 6)
     assert config.group.bounds == (0.1, 0.9, 0.1, 0.9)
@@ -58,7 +59,6 @@ def test_its_defaults_are_a_configuration() -> None:
     [
         ({"Training.epochs": 7}, {"train.epochs": 7, "refine.epochs": 7}),
         ({"Training.learning_rate": 3e-4}, {"train.learning_rate": 3e-4}),
-        ({"Training.num_dataloader_workers": 0}, {"train.num_workers": 0}),
         ({"Training.gradient_accumulation_steps": 3}, {"train.accumulate": 3}),
         ({"Training.gradient_clip_val": 0.5}, {"train.gradient_clip": 0.5}),
         ({"Training.batch_size": 5}, {"train.batch_size": 20}),

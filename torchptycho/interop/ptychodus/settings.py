@@ -22,7 +22,6 @@ Mode = Literal["PINN", "Supervised", "Refine"]
 
 ALONE: dict[str, str] = {
     "Training.learning_rate": "train.learning_rate",
-    "Training.num_dataloader_workers": "train.num_workers",
     "Training.gradient_accumulation_steps": "train.accumulate",
     "Training.gradient_clip_val": "train.gradient_clip",
     "Model.probe_big": "model.probe_big",
@@ -113,6 +112,7 @@ WITHOUT_EFFECT: dict[str, str] = {
             "finetune_val_split",
         )
     },
+    "Training.num_dataloader_workers": "frames come from a memory map, in one process",
     "Training.distributed_strategy": "one device is used",
     "Training.learning_rate_warmup_epochs": "the rate rises over the first 100 steps",
     "Training.minimum_learning_rate_ratio": "the schedule says it",

@@ -21,7 +21,7 @@ from torchptycho.simulation import simulate
 
 # As Ptychodus 1.7.0 has them before anything is set; what has no effect is left out.
 DEFAULTS: dict[str, Any] = {
-    "Training.epochs": 50, "Training.learning_rate": 1e-3, 
+    "Training.epochs": 50, "Training.learning_rate": 1e-3,
     "Training.gradient_accumulation_steps": 1, "Training.gradient_clip_val": 0.0, "Training.batch_size": 16,
     "Training.device": "cuda", "Training.learning_rate_scheduler": "Default",
     "Training.use_negative_log_likelihood_loss": True,

@@ -26,8 +26,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
-$(VENV)/.installed-test: $(VENV)/.installed
+$(VENV)/.installed-test: $(VENV)/.installed tests/ptychodus.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,oracle]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/ptychodus.txt
 	touch $@
 
 format: $(VENV)/.installed-test

@@ -27,6 +27,7 @@ from torchptycho.config import (
 )
 from torchptycho.errors import ConfigError
 from torchptycho.file_commands import Convert, Inspect
+from torchptycho.interop_commands import Ptychodus
 from torchptycho.judging_commands import Compare, Evaluate, Refining, Resolution
 from torchptycho.store_commands import Append, Drop, Prepare, require_scans
 from torchptycho.system_commands import Doctor
@@ -352,6 +353,7 @@ COMMANDS: dict[str, type[Command]] = {
     "compare": Compare,
     "resolution": Resolution,
     "doctor": Doctor,
+    "ptychodus": Ptychodus,
 }
 
 PURPOSES: dict[str, tuple[str, ...]] = {

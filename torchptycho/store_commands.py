@@ -21,7 +21,7 @@ __all__ = ["Append", "Drop", "Prepare", "require_scans"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prepare(Command):
-    """Write scans as a store that training reads; `train` does it by itself.
+    """Write scans as a store for training; `train` does it by itself.
 
     torchptycho prepare day1.npz day2.npz --out store --gridsize 2
     torchptycho prepare day1/ 'day2/*.cxi' --val-scans day3.npz --out store

@@ -62,6 +62,7 @@ class TestHelp:
             ("demo", ["--out", "--steps", "--n-px"]),
             ("compare", ["--truth", "--out", "--json"]),
             ("doctor", ["--disk-mb", "--json"]),
+            ("ptychodus", ["enable", "disable", "status"]),
         ],
     )
     def test_each_command_shows_its_options(self, command: Command, name: str, options: list[str]) -> None:
@@ -73,7 +74,7 @@ class TestHelp:
     def test_every_command_is_tested_above(self) -> None:
         assert set(COMMANDS) == {
             "inspect", "convert", "simulate", "prepare", "append", "drop", "train", "reconstruct", "refine",
-            "resolution", "evaluate", "demo", "compare", "doctor",
+            "resolution", "evaluate", "demo", "compare", "doctor", "ptychodus",
         }  # fmt: skip
 
     @pytest.mark.contract("cli.help")

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from torchptycho.geometry import Geometry as Geometry
     from torchptycho.grouping import Groups as Groups
     from torchptycho.grouping import group as group
+    from torchptycho.growing import GrowingCanvas as GrowingCanvas
     from torchptycho.halves import (
         Resolution as Resolution,
     )
@@ -118,6 +119,7 @@ _HOME = {
     "model": ["PtychoPINN"],
     "orientation": ["rank_orientations"],
     "plot": ["plot_reconstruction"],
+    "growing": ["GrowingCanvas"],
     "predict": ["CanvasWriter"],
     "reconstruction": ["Reconstruction"],
     "refinement": ["refine"],

@@ -356,7 +356,11 @@ def reconstruct(
     if scale is not None:
         found = scale.statistics.solve()
         provenance["absolute_scale"] = dataclasses.asdict(found)
-        image = dataclasses.replace(image, object=image.object * np.float32(found.object_factor), provenance=provenance)
+        factor = np.float32(found.object_factor)
+        assert image.spread is not None
+        image = dataclasses.replace(
+            image, object=image.object * factor, spread=image.spread * factor, provenance=provenance
+        )
     if not refine_epochs:
         return image
     return _refined(image, module, scan, which, refine_epochs, accelerator, progress, scratch)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torchptycho.checkpoints import load_checkpoint as load_checkpoint
+    from torchptycho.checkpoints import load_network as load_network
     from torchptycho.config import (
         GroupConfig as GroupConfig,
     )
@@ -84,6 +85,7 @@ if TYPE_CHECKING:
     from torchptycho.orientation import rank_orientations as rank_orientations
     from torchptycho.plot import plot_reconstruction as plot_reconstruction
     from torchptycho.predict import CanvasWriter as CanvasWriter
+    from torchptycho.reconstructing import reconstruct as reconstruct
     from torchptycho.reconstruction import Reconstruction as Reconstruction
     from torchptycho.refinement import refine as refine
     from torchptycho.scan import Scan as Scan
@@ -93,14 +95,11 @@ if TYPE_CHECKING:
         TrainResult as TrainResult,
     )
     from torchptycho.workflows import (
-        reconstruct as reconstruct,
-    )
-    from torchptycho.workflows import (
         train as train,
     )
 
 _HOME = {
-    "checkpoints": ["load_checkpoint"],
+    "checkpoints": ["load_checkpoint", "load_network"],
     "config": [
         "GroupConfig", "LossConfig", "MappingConfig", "ModelConfig", "PrepareConfig", "ReadConfig", "ReconstructConfig",
         "RefineConfig", "RunConfig", "SimulateConfig", "TrainConfig", "load_config",
@@ -113,20 +112,21 @@ _HOME = {
     "evaluation": ["Metrics", "evaluate"],
     "geometry": ["Geometry"],
     "grouping": ["Groups", "group"],
+    "growing": ["GrowingCanvas"],
     "halves": ["Resolution", "resolution"],
     "inspection": ["inspect_scan"],
     "io": ["read_probe", "read_reconstruction", "read_scan", "write_reconstruction", "write_scan"],
     "model": ["PtychoPINN"],
     "orientation": ["rank_orientations"],
     "plot": ["plot_reconstruction"],
-    "growing": ["GrowingCanvas"],
     "predict": ["CanvasWriter"],
+    "reconstructing": ["reconstruct"],
     "reconstruction": ["Reconstruction"],
     "refinement": ["refine"],
     "scan": ["Scan"],
     "simulation": ["simulate"],
     "stitch": ["Canvas"],
-    "workflows": ["TrainResult", "reconstruct", "train"],
+    "workflows": ["TrainResult", "train"],
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

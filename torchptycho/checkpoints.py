@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from torchptycho.errors import ConfigError, StoreError
-from torchptycho.model import FORMAT, PtychoPINN
+from torchptycho.network import FORMAT, PtychoNetwork
 from torchptycho.versions import versions
 
-__all__ = ["find_checkpoint", "load_checkpoint", "sha256"]
+if TYPE_CHECKING:
+    from torchptycho.model import PtychoPINN
+
+__all__ = ["find_checkpoint", "load_checkpoint", "load_network", "sha256"]
 
 
 def load_checkpoint(path: str | Path) -> PtychoPINN:
@@ -21,11 +27,44 @@ def load_checkpoint(path: str | Path) -> PtychoPINN:
     Raises:
         StoreError: not there, not a checkpoint, or not one of this package.
     """
+    # Lightning takes as long to import as all the rest together, and prediction does without.
+    from torchptycho.model import PtychoPINN
+
     path = Path(path)
+    with _told(path):
+        module = PtychoPINN.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    module.require_statistics()
+    return module
+
+
+def load_network(path: str | Path) -> PtychoNetwork:
+    """A trained network from its checkpoint alone, ready to predict but not to train.
+
+    Raises:
+        StoreError: as `load_checkpoint`.
+    """
+    path = Path(path)
+    with _told(path):
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if (found := content["format"]["version"]) != FORMAT:
+            raise ValueError(f"it is of format {found}, and format {FORMAT} is read")
+        arguments = dict(content["hyper_parameters"])
+        for of_training in ("has_validation", "started_from"):
+            arguments.pop(of_training, None)
+        network = PtychoNetwork(**arguments)
+        network.load_state_dict(content["state_dict"])
+    network.require_statistics()
+    network.checkpoint = path
+    return network.eval()
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """What goes wrong in loading a checkpoint, as a StoreError that says what to do."""
     if not path.is_file():
         raise StoreError(f"{path}: expected a checkpoint (.ckpt); found {'a folder' if path.is_dir() else 'nothing'}.")
     try:
-        module = PtychoPINN.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+        yield
     except pickle.UnpicklingError as error:
         # torch's own message recommends to load it unsafely.
         reason = "it is another kind of file, or holds Python objects, which are never unpickled because they run code"
@@ -35,8 +74,6 @@ def load_checkpoint(path: str | Path) -> PtychoPINN:
         raise StoreError(
             f"{path}: expected a torchptycho checkpoint; it does not load ({reason}).{_differences(path)} Train again."
         ) from error
-    module.require_statistics()
-    return module
 
 
 def _differences(path: Path) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import sys
+import threading
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
@@ -26,9 +29,12 @@ from torchptycho.config import (
     load_config,
     to_dict,
 )
-from torchptycho.errors import ConfigError
+from torchptycho.errors import ConfigError, ScanError, TorchptychoError
 from torchptycho.file_commands import Convert, Inspect
 from torchptycho.tables import json_text, metrics_table
+
+if TYPE_CHECKING:
+    from torchptycho.network import PtychoNetwork
 
 __all__ = ["COMMANDS", "Command"]
 
@@ -151,19 +157,23 @@ class Train(Command):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reconstruct(Command):
-    """Reconstruct a scan with a trained network and stitch the image.
+    """Reconstruct scans with a trained network and stitch an image of each.
 
     torchptycho reconstruct run scan.npz --out image.npz
+    torchptycho reconstruct run night/*.npz --out images
     """
 
     checkpoint: Positional[Path]
     """Checkpoint, or the folder of a run (its best checkpoint)."""
-    scan: Positional[Path]
-    """Scan file."""
-    out: Path = Path("reconstruction.npz")
-    """Image file to write (NPZ); a PNG of the same name is drawn beside it."""
+    scans: Positional[tuple[Path, ...]]
+    """Scan files."""
+    out: Path | None = None
+    """Image file to write (NPZ), by default reconstruction.npz; a PNG of the same name is drawn beside it. With several
+    scans a folder, by default reconstructions, in which images have the names of their scans."""
     accelerator: str = "auto"
     """Where to compute: auto, cpu, gpu."""
+    devices: int = 1
+    """Processes that share the frames of a scan, each with a GPU or a part of the CPU."""
     domain: Literal["counts", "amplitude"] | None = None
     """What the frames hold, when the file does not say."""
     frames: str | None = None
@@ -176,35 +186,83 @@ class Reconstruct(Command):
     """Scale the network's input as in training, or anew from this scan (when its dose differs); None as trained."""
     training_scan: int | None = None
     """Which training scan's probe and scale to use, when there were several; None as trained."""
-    predict_batch_size: int | None = None
-    """Frames per forward pass; None as trained."""
+    predict_batch_size: int | Literal["auto"] | None = None
+    """Frames per forward pass; auto: what a CPU is fastest with, and what a GPU has memory for. None as trained."""
+    predict_precision: Literal["32-true", "bf16-mixed"] | None = None
+    """Arithmetic of the network; None as trained."""
+    predict_compile: bool | None = None
+    """Compile the network with torch.compile, which pays with many scans; None as trained."""
+    predict_passes: int | None = None
+    """Times that each frame is predicted, each time in a group with other neighbours; None as trained."""
     absolute_scale: bool | None = None
     """Scale the object so that it and a constant background fit the counts of the whole scan best; None as trained."""
     refine: int = 0
     """Epochs of refinement after it, with the options that the network was trained with in the section refine."""
 
     def run(self) -> None:
-        _require_new_npz(self.out, self.scan)
+        _require_scans(self.scans)
+        images = self._images()
         if self.refine < 0:
             raise ConfigError(f"--refine: expected a number of epochs, 0 for none; found {self.refine}.")
-        from torchptycho.checkpoints import find_checkpoint, load_checkpoint
-        from torchptycho.io import write_reconstruction
-        from torchptycho.plot import plot_reconstruction
-        from torchptycho.workflows import open_scan, reading_for_prediction, reconstruct
+        from torchptycho.checkpoints import find_checkpoint, load_network
 
-        path = find_checkpoint(self.checkpoint)
-        run = load_checkpoint(path).config
-        trained = to_dict(run.reconstruct)
+        network = load_network(find_checkpoint(self.checkpoint))
+        trained = to_dict(network.config.reconstruct)
         asked = {name: getattr(self, name) for name in trained if getattr(self, name) is not None}
         config = from_dict(ReconstructConfig, trained | asked, source="reconstruct")
-        scan = open_scan(self.scan, reading_for_prediction(run.prepare, self.domain, self.frames))
-        room = self.out.parent if self.out.parent.is_dir() else None
-        image = reconstruct(path, scan, config, accelerator=self.accelerator, scratch=room, refine_epochs=self.refine)
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        write_reconstruction(image, self.out)
-        picture = plot_reconstruction(image, self.out.with_suffix(".png"))
+        # Drawing takes as long to import as a small scan to predict, and the second core is idle at first.
+        threading.Thread(target=importlib.import_module, args=("torchptycho.plot",), daemon=True).start()
+        failed = []
+        for scan, image in images.items():
+            try:
+                self._reconstruct(network, config, scan, image)
+            except TorchptychoError as error:
+                if len(images) == 1:
+                    raise
+                failed.append(scan)
+                sys.stderr.write(f"torchptycho: {' '.join(str(error).split())}\n")
+        if failed:
+            raise ScanError(
+                ", ".join(map(str, failed)), None, expected=f"{len(images)} scans that can be reconstructed",
+                found=f"{len(failed)} that cannot, as told above", remedy="The images of the others are written.",
+            )  # fmt: skip
+
+    def _images(self) -> dict[Path, Path]:
+        """The image of each scan."""
+        if len(self.scans) == 1:
+            out = self.out or Path("reconstruction.npz")
+            _require_new_npz(out, self.scans[0])
+            return {self.scans[0]: out}
+        folder = self.out or Path("reconstructions")
+        if folder.suffix.lower() == ".npz" or folder.is_file():
+            raise ConfigError(f"--out: expected a folder for the images of {len(self.scans)} scans; found {folder}.")
+        images = {scan: folder / f"{scan.stem}.npz" for scan in self.scans}
+        for scan, image in images.items():
+            _require_new_npz(image, scan)
+        if len(set(images.values())) < len(self.scans):
+            raise ConfigError(
+                "expected scans of different names, after which their images are named; found some twice."
+            )
+        return images
+
+    def _reconstruct(self, network: PtychoNetwork, config: ReconstructConfig, path: Path, out: Path) -> None:
+        from torchptycho.io import read_scan, write_reconstruction
+        from torchptycho.reconstructing import reading_for_prediction, reconstruct
+
+        scan = read_scan(path, reading_for_prediction(network.config.prepare, self.domain, self.frames))
+        # Beside the image where its folder is there already: nothing is to be left after a bad file.
+        room = out.parent if out.parent.is_dir() else None
+        image = reconstruct(
+            network, scan, config, accelerator=self.accelerator, devices=self.devices, scratch=room,
+            refine_epochs=self.refine,
+        )  # fmt: skip
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_reconstruction(image, out)
+        from torchptycho.plot import plot_reconstruction
+
+        picture = plot_reconstruction(image, out.with_suffix(".png"))
         self.console.print(
-            f"{self.out}, {picture}: {image.object.shape[0]}x{image.object.shape[1]} px from {scan.n_frames} frames "
+            f"{out}, {picture}: {image.object.shape[0]}x{image.object.shape[1]} px from {scan.n_frames} frames "
             f"in {image.provenance['seconds']:.1f} s"
         )
 

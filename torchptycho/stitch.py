@@ -181,6 +181,22 @@ class Canvas:
         for sums, theirs in zip(self._sums, other._sums, strict=True):
             sums[to] += theirs[source]
 
+    def sums(self) -> dict[str, Tensor]:
+        """All that it holds, as plain tensors on the CPU, which can be saved and `from_sums` takes."""
+        names = ("numerator", "weight", "squares")
+        told = {name: sums[: self._height].cpu() for name, sums in zip(names, self._sums, strict=False)}
+        return told | {"origin_px": torch.tensor(self.origin_px)}
+
+    @classmethod
+    def from_sums(cls, sums: dict[str, Tensor], device: torch.device | str | None = None) -> Canvas:
+        """The canvas that told these."""
+        height, width = sums["weight"].shape
+        top, left = sums["origin_px"].tolist()
+        canvas = cls((height, width), (top, left), device, with_spread="squares" in sums)
+        for name, to in zip(("numerator", "weight", "squares"), canvas._sums, strict=False):
+            to[:height] = sums[name].to(to.device)
+        return canvas
+
     def _become(self, other: Canvas) -> None:
         self.origin_px, self._height = other.origin_px, other._height
         self._numerator, self._weight, self._squares = other._numerator, other._weight, other._squares

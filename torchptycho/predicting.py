@@ -27,7 +27,7 @@ __all__ = ["Predicted", "Prediction", "devices_of", "predict"]
 _log = logging.getLogger(__name__)
 
 # Batches beyond this are no faster on a CPU, whose caches they leave.
-_CPU_PIXELS = 1 << 18
+_CPU_PIXELS = 1 << 17
 # Of a GPU's free memory that a batch may take, and how many frames at most.
 _GPU_PART, _GPU_FRAMES = 0.5, 4096
 

@@ -42,9 +42,9 @@ COMMAND = "import sys; from torchptycho.cli import main; sys.exit(main(sys.argv[
 class Stages:
     """Seconds in calls, by the name of their stage."""
 
-    def __init__(self, wait: Callable[[], None]) -> None:
+    def __init__(self, clock: Callable[[], float], wait: Callable[[], None]) -> None:
         self.seconds: dict[str, float] = {}
-        self._wait = wait
+        self._clock, self._wait = clock, wait
 
     def watch(self, owner: Any, name: str, stage: str) -> None:
         """Count the time of every call of a function or method."""
@@ -52,18 +52,21 @@ class Stages:
 
         def timed(*arguments: Any, **options: Any) -> Any:
             self._wait()
-            begin = time.perf_counter()
+            begin = self._clock()
             try:
                 return inner(*arguments, **options)
             finally:
                 self._wait()
-                self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - begin
+                self.seconds[stage] = self.seconds.get(stage, 0.0) + self._clock() - begin
 
         setattr(owner, name, timed)
 
 
-def stages(checkpoint: str, scan: str, device: str, frames_per_batch: str) -> dict[str, float]:
-    """Seconds of the stages, of all of it, and of all of it once more, when everything is warm."""
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
+
+
+def stages(checkpoint: str, scan: str, device: str, frames_per_batch: str, clock: str) -> dict[str, float]:
+    """Seconds of the stages, of all of them, and of all but writing and drawing the image; imports do not count."""
     import torch
 
     from torchptycho import mosaic, reconstructing, streaming
@@ -77,31 +80,26 @@ def stages(checkpoint: str, scan: str, device: str, frames_per_batch: str) -> di
         predict_batch_size="auto" if frames_per_batch == "auto" else int(frames_per_batch),
         agree_phases=network.config.reconstruct.agree_phases,
     )
-    watch = Stages(torch.cuda.synchronize if device == "gpu" else lambda: None)
+    now = CLOCKS[clock]
+    watch = Stages(now, torch.cuda.synchronize if device == "gpu" else lambda: None)
     watch.watch(network, "forward", "network")
     watch.watch(mosaic.Mosaic, "add", "keep")
     watch.watch(mosaic, "synchronised", "phases")
     watch.watch(mosaic.Mosaic, "finish", "finish")
-    original = streaming.StreamedScan.of
     watch.watch(streaming.StreamedScan, "of", "look through")
-    assert original is not None
     with tempfile.TemporaryDirectory() as folder:
-        for _ in range(2):
-            watch.seconds.clear()
-            begin = time.perf_counter()
-            image = reconstructing.reconstruct(
-                network, scan, config, accelerator=device, progress=False, scratch=folder
-            )
-            pass_ = time.perf_counter() - begin
-            write_reconstruction(image, Path(folder) / "image.npz")
-            plot_reconstruction(image, Path(folder) / "image.png")
-            whole = time.perf_counter() - begin
+        begin = now()
+        image = reconstructing.reconstruct(network, scan, config, accelerator=device, progress=False, scratch=folder)
+        pass_ = now() - begin
+        write_reconstruction(image, Path(folder) / "image.npz")
+        plot_reconstruction(image, Path(folder) / "image.png")
+        whole = now() - begin
     found = dict(watch.seconds)
     finish = found.pop("finish")
     return {**found, "place": finish - found.get("phases", 0.0), "image": whole - pass_, "pass": pass_, "whole": whole}
 
 
-def oracle(n_px: int, few: int, frames: int, extent_px: int, threads: int) -> dict[str, float]:
+def oracle(n_px: int, few: int, frames: int, extent_px: int, threads: int, clock: str) -> dict[str, float]:
     """Seconds of the oracle for all frames, from a few. Runs in its own process."""
     import tensorflow as tf
 
@@ -117,11 +115,11 @@ def oracle(n_px: int, few: int, frames: int, extent_px: int, threads: int) -> di
     places[0], places[1] = 0, extent_px
     times = {}
     for _ in range(2):
-        begin = time.perf_counter()
+        begin = CLOCKS[clock]()
         objects = np.concatenate([network.predict(inputs[i : i + 32]) for i in range(0, few, 32)])
-        middle = time.perf_counter()
+        middle = CLOCKS[clock]()
         tf_reference.reassemble_position(objects.astype(np.complex64), places, M=n_px // 2)
-        times = {"network": middle - begin, "stitching": time.perf_counter() - middle}
+        times = {"network": middle - begin, "stitching": CLOCKS[clock]() - middle}
     return {name: seconds * frames / few for name, seconds in times.items()}
 
 
@@ -155,15 +153,22 @@ def trained(generator: str, n_px: int, frames: int, folder: Path) -> tuple[Path,
     return train(few, config, folder / "run", progress=False).last, folder / "scan.npz", edge - n_px
 
 
-def command(checkpoint: Path, scan: Path, device: str, folder: Path) -> dict[str, float]:
+def of_children() -> float:
+    """Processor seconds of the processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def command(checkpoint: Path, scan: Path, device: str, folder: Path, clock: str) -> dict[str, float]:
     """Seconds and peak memory of the command in a process of its own."""
-    begin = time.perf_counter()
+    now = of_children if clock == "processor" else time.perf_counter
+    begin = now()
     subprocess.run(
         [sys.executable, "-c", COMMAND, "reconstruct", str(checkpoint), str(scan), "--out", str(folder / "image.npz"),
          "--accelerator", device],
         check=True, capture_output=True,
     )  # fmt: skip
-    seconds = time.perf_counter() - begin
+    seconds = now() - begin
     return {"command": seconds, "peak": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024}
 
 
@@ -176,15 +181,19 @@ def main() -> None:
     parser.add_argument("--batch", default="auto", help="frames per forward pass")
     parser.add_argument("--threads", type=int, default=0, help="of the CPU, for both; 0 as the libraries choose")
     parser.add_argument("--no-oracle", action="store_true")
+    parser.add_argument(
+        "--clock", choices=sorted(CLOCKS), default="wall", help="processor: with one thread, beside other work"
+    )
     parser.add_argument("--out", default="benchmarks/results")
-    parser.add_argument("--stages", nargs=4, help=argparse.SUPPRESS)
-    parser.add_argument("--oracle", type=int, nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--stages", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--oracle", nargs=6, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.stages:
         print(json.dumps(stages(*given.stages)))
         return
     if given.oracle:
-        print(json.dumps(oracle(*given.oracle)))
+        *numbers, clock = given.oracle
+        print(json.dumps(oracle(*(int(number) for number in numbers), clock)))
         return
     if given.threads:
         os.environ["OMP_NUM_THREADS"] = str(given.threads)
@@ -201,13 +210,20 @@ def main() -> None:
                 theirs: dict[str, float] = {}
                 if generator == "cnn" and not given.no_oracle:
                     theirs = in_a_process(
-                        "--oracle", n_px, min(frames, given.oracle_frames), frames, extent_px, given.threads
+                        "--oracle",
+                        n_px,
+                        min(frames, given.oracle_frames),
+                        frames,
+                        extent_px,
+                        given.threads,
+                        given.clock,
                     )
                 for device in ["cpu", *(["gpu"] if torch.cuda.is_available() else [])]:
-                    found = in_a_process("--stages", checkpoint, scan, device, given.batch)
-                    cold = command(checkpoint, scan, device, folder)
+                    found = in_a_process("--stages", checkpoint, scan, device, given.batch, given.clock)
+                    cold = command(checkpoint, scan, device, folder, given.clock)
                     row: dict[str, Any] = {
                         "device": device, "generator": generator, "n_px": n_px, "frames": frames,
+                        "clock": given.clock,
                         "frames/s": round(frames / found["whole"], 1),
                         "frames/s, image not written": round(frames / found["pass"], 1),
                     }  # fmt: skip

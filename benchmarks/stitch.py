@@ -2,10 +2,10 @@
 
     python benchmarks/stitch.py --patches 1000 10000 --n-px 64 128 --threads 1 --out benchmarks/results
 
-Patches of N x N pixels lie at random on a square of 1.2 N * sqrt(patches) / 10 pixels, weighted by a probe. Rows are a
-size with and without spread, on the CPU and, where there is one, on a GPU. `copy` copies the patches once (8 bytes read
-and 8 written per pixel), `bound` is the bytes that stitching has to move at least (patches in, sums in and out) over the
-bandwidth of that copy. The oracle's `reassemble_position` takes time in proportion to its patches, so it gets a few of
+Patches of N x N pixels lie at random on a square of 1.2 N * sqrt(patches) / 10 pixels. Rows are a size with and without
+spread, on the CPU and, where there is one, on a GPU. `copy` copies the patches once (8 bytes read and 8 written per
+pixel), `bound` is the bytes that stitching has to move at least (patches in, sums in and out) over the bandwidth of
+that copy. The oracle's `reassemble_position` takes time in proportion to its patches, so it gets a few of
 them, at the corners of the whole scan and between, and its time is multiplied; so is ours beyond 2,000 patches, which
 are added again and again. Medians over the repetitions. Writes stitch.csv.
 """
@@ -29,16 +29,19 @@ import numpy as np
 DISTINCT = 2000
 
 
-def median_s(run: Callable[[], Any], repetitions: int, wait: Callable[[], None] = lambda: None) -> float:
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
+
+
+def median_s(run: Callable[[], Any], repetitions: int, clock: str, wait: Callable[[], None] = lambda: None) -> float:
     """Median time of a call in seconds, after one that does not count."""
     run()
     times = []
     for _ in range(repetitions):
         wait()
-        start = time.perf_counter()
+        start = CLOCKS[clock]()
         run()
         wait()
-        times.append(time.perf_counter() - start)
+        times.append(CLOCKS[clock]() - start)
     return statistics.median(times)
 
 
@@ -47,7 +50,7 @@ def extent_px(patches: int, n_px: int) -> float:
     return 1.2 * n_px * math.sqrt(patches) / 10
 
 
-def product(patches: int, n_px: int, device: str, repetitions: int) -> list[dict[str, float]]:
+def product(patches: int, n_px: int, device: str, repetitions: int, clock: str) -> list[dict[str, float]]:
     """Seconds of the canvas with and without spread, and of the copy."""
     import torch
 
@@ -61,7 +64,7 @@ def product(patches: int, n_px: int, device: str, repetitions: int) -> list[dict
     weight = torch.rand(n_px, n_px, generator=generator).to(device)
     target = torch.empty_like(values)
     times = patches / distinct
-    copy = median_s(lambda: target.copy_(values), repetitions, wait) * times
+    copy = median_s(lambda: target.copy_(values), repetitions, clock, wait) * times
     bandwidth = 2 * values.nbytes * times / copy
     rows = []
     for spread in (False, True):
@@ -70,14 +73,14 @@ def product(patches: int, n_px: int, device: str, repetitions: int) -> list[dict
         def add(canvas: Canvas = canvas) -> None:
             canvas.add(values, places, weight)
 
-        found = median_s(add, repetitions, wait) * times
+        found = median_s(add, repetitions, clock, wait) * times
         # Patches, and sums in float64 (three numbers, four with the spread) in and out.
         least = patches * n_px**2 * (8 + 16 * (4 if spread else 3)) / bandwidth
         rows.append({"spread": spread, "seconds": found, "copy": copy, "bound": least})
     return rows
 
 
-def oracle(patches: int, n_px: int, few: int, threads: int) -> float:
+def oracle(patches: int, n_px: int, few: int, threads: int, clock: str) -> float:
     """Seconds of the oracle for all patches, from a few. Runs in its own process."""
     import tensorflow as tf
 
@@ -95,7 +98,7 @@ def oracle(patches: int, n_px: int, few: int, threads: int) -> float:
     def run() -> None:
         tf_reference.reassemble_position(values, places, M=n_px)
 
-    return median_s(run, 1) * patches / few
+    return median_s(run, 1, clock) * patches / few
 
 
 def in_a_process(*arguments: object) -> float | None:
@@ -115,12 +118,16 @@ def main() -> None:
     parser.add_argument("--oracle-patches", type=int, nargs="+", default=[64, 8], help="that the oracle gets")
     parser.add_argument("--threads", type=int, default=0, help="of the CPU, for both; 0 as the libraries choose")
     parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument(
+        "--clock", choices=sorted(CLOCKS), default="wall", help="processor: with one thread, beside other work"
+    )
     parser.add_argument("--no-oracle", action="store_true")
     parser.add_argument("--out", default="benchmarks/results")
-    parser.add_argument("--oracle", type=int, nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--oracle", nargs=5, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.oracle:
-        print(json.dumps(oracle(*given.oracle)))
+        *numbers, clock = given.oracle
+        print(json.dumps(oracle(*(int(number) for number in numbers), clock)))
         return
     import torch
 
@@ -128,13 +135,14 @@ def main() -> None:
         torch.set_num_threads(given.threads)
     table = []
     for patches, n_px, few in zip(given.patches, given.n_px, given.oracle_patches, strict=True):
-        theirs = None if given.no_oracle else in_a_process(patches, n_px, few, given.threads)
+        theirs = None if given.no_oracle else in_a_process(patches, n_px, few, given.threads, given.clock)
         for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
-            for found in product(patches, n_px, device, given.repetitions):
+            for found in product(patches, n_px, device, given.repetitions, given.clock):
                 seconds = found["seconds"]
                 row: dict[str, Any] = {
                     "device": device,
                     "threads": torch.get_num_threads(),
+                    "clock": given.clock,
                     "patches": patches,
                     "n_px": n_px,
                     "spread": bool(found["spread"]),

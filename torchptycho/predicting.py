@@ -185,6 +185,8 @@ def _groups_at_once(network: PtychoNetwork, task: Prediction, device: torch.devi
 
 def _compile(network: PtychoNetwork, batch: PlainBatch) -> None:
     """Compile the generator for this batch's shape; where that fails it runs as it is, and a warning says so."""
+    if network.generator._compiled_call_impl is not None:  # by an earlier scan
+        return
     network.generator.compile()
     try:
         with torch.inference_mode():

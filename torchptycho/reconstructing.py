@@ -18,6 +18,7 @@ from torchptycho.checkpoints import load_network, sha256
 from torchptycho.config import PrepareConfig, ReadConfig, ReconstructConfig, reading_of, to_dict
 from torchptycho.errors import ConfigError, ScanError, StoreError
 from torchptycho.io import read_scan
+from torchptycho.io.frames import rows_in_file
 from torchptycho.network import PtychoNetwork
 from torchptycho.predicting import Predicted, Prediction, devices_of, predict
 from torchptycho.reconstruction import Reconstruction
@@ -130,12 +131,12 @@ def reconstruct(
 
 
 def _left_out(predicted: Predicted, scan: Scan, passes: int) -> dict[str, str]:
-    """Frames that are not in the image, as the scan's file counts them where it told, and why."""
+    """Frames that are not in the image, as the scan's file counts them, and why."""
     named = {str(frame): why for frame, why in scan.left_out.items()}
     numbers, times = np.unique(np.asarray(predicted.left_out, np.int64) % scan.n_frames, return_counts=True)
-    never = numbers[times == passes].tolist()
+    never = rows_in_file(scan.frames, numbers[times == passes].tolist())
     for frame in never:
-        named[f"{frame} of those read"] = "the network's patch is not finite"
+        named[str(frame)] = "the network's patch is not finite"
     if never:
         shown = ", ".join(map(str, never[:10])) + (", ..." if len(never) > 10 else "")
         _log.warning("%s: %d frames are not in the image, their patches are not finite: %s",

@@ -17,7 +17,7 @@ from torchptycho.reconstruction import MIN_COVERAGE, Reconstruction
 __all__ = ["MIN_COVERAGE", "Canvas", "extent"]
 
 # What is worked on at a time on a CPU, so that it stays in the cache.
-_PIXELS_AT_ONCE = 1 << 16
+_PIXELS_AT_ONCE = 1 << 17
 # A patch may end one row and, in the last of them, one pixel below the canvas, where it is 0.
 _SPARE_ROWS = 2
 
@@ -133,9 +133,11 @@ class Canvas:
             numerator, base, fraction, weight = numerator[finite], base[finite], fraction[finite], weight[finite]
         total = shifted(weight, fraction).double()
         if self._squares is not None:
-            squares = numerator.square()
             # What a patch adds to a pixel from its neighbours is one value there, of the weight that comes with it.
-            squares = (squares[..., 0] + squares[..., 1]).div_(total.clamp_min(torch.finfo(torch.float64).tiny))
+            squares = numerator[..., 0] * numerator[..., 0]
+            squares += numerator[..., 1] * numerator[..., 1]
+            # 0/0 where there is no weight.
+            squares.div_(total).nan_to_num_(0.0, 0.0, 0.0)
             add_blocks(self._squares, rounded(squares), base)
         add_blocks(self._numerator, rounded(numerator), base)
         add_blocks(self._weight, rounded(total), base)

@@ -29,11 +29,12 @@ from torchptycho.data.preparing import prepare
 from torchptycho.errors import TrainingError
 from torchptycho.evaluation import evaluate
 from torchptycho.model import PtychoPINN
+from torchptycho.reconstructing import reconstruct
 from torchptycho.reconstruction import Reconstruction
 from torchptycho.refinement import refine
 from torchptycho.scan import Scan
 from torchptycho.simulation import simulate
-from torchptycho.workflows import reconstruct, train
+from torchptycho.workflows import train
 
 KINDS = ("dead_leaves", "lines", "siemens_star", "natural")
 WANTED = 0.55

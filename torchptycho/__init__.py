@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torchptycho.bundles import save_bundle as save_bundle
     from torchptycho.checkpoints import load_checkpoint as load_checkpoint
+    from torchptycho.checkpoints import load_network as load_network
     from torchptycho.comparison import compare as compare
     from torchptycho.config import (
         GroupConfig as GroupConfig,
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from torchptycho.geometry import Geometry as Geometry
     from torchptycho.grouping import Groups as Groups
     from torchptycho.grouping import group as group
+    from torchptycho.growing import GrowingCanvas as GrowingCanvas
     from torchptycho.halves import (
         Resolution as Resolution,
     )
@@ -94,6 +96,7 @@ if TYPE_CHECKING:
     from torchptycho.plot import plot_comparison as plot_comparison
     from torchptycho.plot import plot_reconstruction as plot_reconstruction
     from torchptycho.predict import CanvasWriter as CanvasWriter
+    from torchptycho.reconstructing import reconstruct as reconstruct
     from torchptycho.reconstruction import Reconstruction as Reconstruction
     from torchptycho.refinement import refine as refine
     from torchptycho.report import write_report as write_report
@@ -104,15 +107,12 @@ if TYPE_CHECKING:
         TrainResult as TrainResult,
     )
     from torchptycho.workflows import (
-        reconstruct as reconstruct,
-    )
-    from torchptycho.workflows import (
         train as train,
     )
 
 _HOME = {
     "bundles": ["save_bundle"],
-    "checkpoints": ["load_checkpoint"],
+    "checkpoints": ["load_checkpoint", "load_network"],
     "comparison": ["compare"],
     "config": [
         "GroupConfig", "LossConfig", "MappingConfig", "ModelConfig", "PrepareConfig", "ReadConfig", "ReconstructConfig",
@@ -127,6 +127,7 @@ _HOME = {
     "evaluation": ["Metrics", "evaluate"],
     "geometry": ["Geometry"],
     "grouping": ["Groups", "group"],
+    "growing": ["GrowingCanvas"],
     "halves": ["Resolution", "resolution"],
     "inspection": ["inspect_scan"],
     "io": ["read_probe", "read_reconstruction", "read_scan", "write_reconstruction", "write_scan"],
@@ -134,13 +135,14 @@ _HOME = {
     "orientation": ["rank_orientations"],
     "plot": ["plot_comparison", "plot_reconstruction"],
     "predict": ["CanvasWriter"],
+    "reconstructing": ["reconstruct"],
     "reconstruction": ["Reconstruction"],
     "refinement": ["refine"],
     "report": ["write_report"],
     "scan": ["Scan"],
     "simulation": ["simulate"],
     "stitch": ["Canvas"],
-    "workflows": ["TrainResult", "reconstruct", "train"],
+    "workflows": ["TrainResult", "train"],
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

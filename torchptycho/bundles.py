@@ -15,9 +15,9 @@ from __future__ import annotations
 import json
 import math
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import safetensors
 import safetensors.torch
@@ -26,10 +26,15 @@ from torch import Tensor
 
 from torchptycho.errors import ConfigError, StoreError
 from torchptycho.io.files import replaced_atomically
-from torchptycho.model import PtychoPINN
+from torchptycho.network import OF_TRAINING, PtychoNetwork
 from torchptycho.versions import versions
 
-__all__ = ["BUNDLE", "MODELS", "find_bundle", "is_bundle", "load_bundle", "save_bundle"]
+if TYPE_CHECKING:
+    from torchptycho.model import PtychoPINN
+
+__all__ = ["BUNDLE", "MODELS", "find_bundle", "is_bundle", "load_bundle", "load_bundled_network", "save_bundle"]
+
+_Network = TypeVar("_Network", bound=PtychoNetwork)
 
 BUNDLE = "wts.h5.zip"
 """Usual name of a bundle, the one that the original PtychoPINN gives its own archives."""
@@ -105,6 +110,29 @@ def load_bundle(path: str | Path) -> PtychoPINN:
     Raises:
         StoreError: not there, damaged, of another version, or written by another program.
     """
+    # Lightning takes as long to import as all the rest together, and prediction does without.
+    from torchptycho.model import PtychoPINN
+
+    return _load(path, lambda config, arguments: PtychoPINN(config, **arguments))
+
+
+def load_bundled_network(path: str | Path) -> PtychoNetwork:
+    """The network alone, without what trains it.
+
+    Raises:
+        StoreError: as `load_bundle`.
+    """
+
+    def build(config: dict[str, Any], arguments: dict[str, Any]) -> PtychoNetwork:
+        return PtychoNetwork(config, **{k: v for k, v in arguments.items() if k not in OF_TRAINING})
+
+    path = find_bundle(path)
+    network = _load(path, build)
+    network.checkpoint = path
+    return network
+
+
+def _load(path: str | Path, build: Callable[[dict[str, Any], dict[str, Any]], _Network]) -> _Network:
     path = find_bundle(path)
     content = _content(path)
     manifest, config = _json(path, _MANIFEST, content), _json(path, _CONFIG, content)
@@ -121,7 +149,7 @@ def load_bundle(path: str | Path) -> PtychoPINN:
     if found != (*sizes, 2):
         raise StoreError(f"{path}: '{_PROBE}': expected probe_parts {(*sizes, 2)}; found {found}. Save it again.")
     try:
-        module = PtychoPINN(config, **arguments)
+        module = build(config, arguments)
         _check_same(path, module.state_dict(), state)
         module.load_state_dict(state)
     except (RuntimeError, LookupError, TypeError, AttributeError, ValueError, ConfigError) as error:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -25,7 +28,7 @@ from torchptycho.config import (
     load_config,
     to_dict,
 )
-from torchptycho.errors import ConfigError
+from torchptycho.errors import ConfigError, ScanError, TorchptychoError
 from torchptycho.file_commands import Convert, Inspect
 from torchptycho.interop_commands import Ptychodus
 from torchptycho.judging_commands import Compare, Evaluate, Refining, Resolution
@@ -34,6 +37,7 @@ from torchptycho.system_commands import Doctor
 from torchptycho.tables import plan_lines
 
 if TYPE_CHECKING:
+    from torchptycho.network import PtychoNetwork
     from torchptycho.reconstruction import Reconstruction
 
 __all__ = ["COMMANDS", "PURPOSES", "Command"]
@@ -140,22 +144,26 @@ class Train(Command):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reconstruct(Command):
-    """Reconstruct a scan with a trained network and stitch the image.
+    """Reconstruct scans with a trained network and stitch an image of each.
 
     torchptycho reconstruct run scan.npz --out image.npz
     torchptycho reconstruct run scan.npz --out image.npz --refine 50 --report
+    torchptycho reconstruct run night/*.npz --out images
     """
 
     OPTIONAL_FILE: ClassVar = {"--report": ".html"}
 
     checkpoint: Positional[Path]
     """Checkpoint or bundle, or the folder of a run (its best checkpoint)."""
-    scan: Positional[Path]
-    """Scan file."""
-    out: Path = Path("reconstruction.npz")
-    """Image file to write (NPZ); a PNG of the same name is drawn beside it."""
+    scans: Positional[tuple[Path, ...]]
+    """Scan files."""
+    out: Path | None = None
+    """Image file to write (NPZ), by default reconstruction.npz; a PNG of the same name is drawn beside it. With several
+    scans a folder, by default reconstructions, in which images have the names of their scans."""
     accelerator: str = "auto"
     """Where to compute: auto, cpu, gpu."""
+    devices: int = 1
+    """Processes that share the frames of a scan, each with a GPU or a part of the CPU."""
     domain: Literal["counts", "amplitude"] | None = None
     """What the frames hold, when the file does not say."""
     frames: str | None = None
@@ -168,8 +176,14 @@ class Reconstruct(Command):
     """Scale the network's input as in training, or anew from this scan (when its dose differs); None as trained."""
     training_scan: int | None = None
     """Which training scan's probe and scale to use, when there were several; None as trained."""
-    predict_batch_size: int | None = None
-    """Frames per forward pass; None as trained."""
+    predict_batch_size: int | Literal["auto"] | None = None
+    """Frames per forward pass; auto: what a CPU is fastest with, and what a GPU has memory for. None as trained."""
+    predict_precision: Literal["32-true", "bf16-mixed"] | None = None
+    """Arithmetic of the network; None as trained."""
+    predict_compile: bool | None = None
+    """Compile the network with torch.compile, which pays with many scans; None as trained."""
+    predict_passes: int | None = None
+    """Times that each frame is predicted, each time in a group with other neighbours; None as trained."""
     absolute_scale: bool | None = None
     """Scale the object so that it and a constant background fit the counts of the whole scan best; None as trained."""
     refine: int = 0
@@ -182,39 +196,86 @@ class Reconstruct(Command):
     """Print one JSON object instead of a sentence."""
 
     def run(self) -> None:
-        _require_new_npz(self.out, self.scan)
-        page = _report_file(self.report, self.out, self.report_frc)
+        require_scans(tuple(map(str, self.scans)))
+        images = self._images()
         if self.refine < 0:
             raise ConfigError(f"--refine: expected a number of epochs, 0 for none; found {self.refine}.")
-        from torchptycho.checkpoints import find_checkpoint, load_checkpoint
-        from torchptycho.io import write_reconstruction
-        from torchptycho.plot import plot_reconstruction
-        from torchptycho.workflows import open_scan, reading_for_prediction, reconstruct
+        from torchptycho.checkpoints import find_checkpoint, load_network
 
-        path = find_checkpoint(self.checkpoint)
-        module = load_checkpoint(path)
-        run = module.config
-        trained = to_dict(run.reconstruct)
+        network = load_network(find_checkpoint(self.checkpoint))
+        trained = to_dict(network.config.reconstruct)
         asked = {name: getattr(self, name) for name in trained if getattr(self, name) is not None}
         config = from_dict(ReconstructConfig, trained | asked, source="reconstruct")
-        scan = open_scan(self.scan, reading_for_prediction(run.prepare, self.domain, self.frames))
-        room = self.out.parent if self.out.parent.is_dir() else None
-        image = reconstruct(path, scan, config, accelerator=self.accelerator, scratch=room, refine_epochs=self.refine)
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        write_reconstruction(image, self.out)
-        picture = plot_reconstruction(image, self.out.with_suffix(".png"))
+        # Drawing takes as long to import as a small scan to predict, and the second core is idle at first.
+        threading.Thread(target=importlib.import_module, args=("torchptycho.plot",), daemon=True).start()
+        failed, told = [], []
+        for scan, image in images.items():
+            try:
+                told.append(self._reconstruct(network, config, scan, image))
+            except TorchptychoError as error:
+                if len(images) == 1:
+                    raise
+                failed.append(scan)
+                sys.stderr.write(f"torchptycho: {' '.join(str(error).split())}\n")
+        if self.json:
+            self.tell(told[0] if len(images) == 1 else {"images": told}, json=True)
+        if failed:
+            raise ScanError(
+                ", ".join(map(str, failed)), None, expected=f"{len(images)} scans that can be reconstructed",
+                found=f"{len(failed)} that cannot, as told above", remedy="The images of the others are written.",
+            )  # fmt: skip
+
+    def _images(self) -> dict[Path, Path]:
+        """The image of each scan."""
+        if len(self.scans) == 1:
+            out = self.out or Path("reconstruction.npz")
+            _require_new_npz(out, self.scans[0])
+            _report_file(self.report, out, self.report_frc)
+            return {self.scans[0]: out}
+        if self.report not in (None, BESIDE):
+            raise ConfigError("--report: expected no file with several scans; each page lies beside its image.")
+        folder = self.out or Path("reconstructions")
+        if folder.suffix.lower() == ".npz" or folder.is_file():
+            raise ConfigError(f"--out: expected a folder for the images of {len(self.scans)} scans; found {folder}.")
+        images = {scan: folder / f"{scan.stem}.npz" for scan in self.scans}
+        for scan, image in images.items():
+            _require_new_npz(image, scan)
+        if len(set(images.values())) < len(self.scans):
+            raise ConfigError(
+                "expected scans of different names, after which their images are named; found some twice."
+            )
+        return images
+
+    def _reconstruct(self, network: PtychoNetwork, config: ReconstructConfig, path: Path, out: Path) -> dict[str, Any]:
+        from torchptycho.io import read_scan, write_reconstruction
+        from torchptycho.reconstructing import reading_for_prediction, reconstruct
+
+        page = _report_file(self.report, out, self.report_frc)
+        scan = read_scan(path, reading_for_prediction(network.config.prepare, self.domain, self.frames))
+        # Beside the image where its folder is there already: nothing is to be left after a bad file.
+        room = out.parent if out.parent.is_dir() else None
+        image = reconstruct(
+            network, scan, config, accelerator=self.accelerator, devices=self.devices, scratch=room,
+            refine_epochs=self.refine,
+        )  # fmt: skip
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_reconstruction(image, out)
+        from torchptycho.plot import plot_reconstruction
+
+        picture = plot_reconstruction(image, out.with_suffix(".png"))
         if page is not None:
             from torchptycho.report import report_of_network
 
             with self.working(f"writing {page}"):
                 device = {"gpu": "cuda"}.get(self.accelerator, self.accelerator)
-                report_of_network(image, scan, module, path, page, halves=self.report_frc, device=device)
-        self.tell(
-            _told_of_image(image, self.out, picture, page),
-            f"{_files(self.out, picture, page)}: {image.object.shape[0]}x{image.object.shape[1]} px from "
-            f"{scan.n_frames} frames in {image.provenance['seconds']:.1f} s",
-            json=self.json,
-        )
+                report_of_network(image, scan, network, page, halves=self.report_frc, device=device)
+        told = _told_of_image(image, out, picture, page)
+        if not self.json:
+            self.console.print(
+                f"{_files(out, picture, page)}: {image.object.shape[0]}x{image.object.shape[1]} px from "
+                f"{scan.n_frames} frames in {image.provenance['seconds']:.1f} s"
+            )
+        return told
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -263,8 +263,14 @@ class ReconstructConfig:
     """Scale the network's input as in training, or anew from this scan (when its dose differs)."""
     training_scan: Annotated[int, Field(ge=0)] = 0
     """Which training scan's probe and scale to use, when there were several."""
-    predict_batch_size: Count = 64
-    """Frames per forward pass."""
+    predict_batch_size: Count | Literal["auto"] = "auto"
+    """Frames per forward pass; auto: what a CPU is fastest with, and what a GPU has memory for."""
+    predict_precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    """Arithmetic of the network; the physics is always float32."""
+    predict_compile: bool = False
+    """Compile the network with torch.compile, which takes a minute at first; where it fails it runs as it is."""
+    predict_passes: Count = 1
+    """Times that each frame is predicted, each time in a group with other neighbours; the image averages them."""
     absolute_scale: bool = False
     """Scale the object so that object and a constant background fit the counts of the whole scan best."""
 

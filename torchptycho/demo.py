@@ -64,11 +64,12 @@ def demo(out: Path, simulation: SimulateConfig, *, steps: int, console: Console)
         from torchptycho.inspection import inspect_scan
         from torchptycho.io import read_scan, write_reconstruction, write_scan
         from torchptycho.plot import plot_frc, plot_history, plot_overview, plot_reconstruction, plot_scan
+        from torchptycho.reconstructing import reconstruct
         from torchptycho.refinement import refine
         from torchptycho.report import write_report
         from torchptycho.simulation import simulate
         from torchptycho.versions import versions
-        from torchptycho.workflows import read_history, reconstruct, train
+        from torchptycho.workflows import read_history, train
     with timed.step("simulate"):
         simulated = simulate(simulation)
         # Not before: what cannot be simulated leaves an earlier demo as it was.

@@ -1,47 +1,28 @@
-"""The verbs of a run: read, train, reconstruct. Each writes what it did beside what it made."""
+"""The verb of a run: train. It writes what it did beside what it made."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import logging
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from torchptycho.absolute import ScaleWriter
-from torchptycho.bars import EpochProgress
-from torchptycho.checkpoints import load_checkpoint, sha256
 from torchptycho.config import (
-    PrepareConfig,
     ReadConfig,
-    ReconstructConfig,
     RunConfig,
-    reading_of,
     save_config,
-    to_dict,
 )
 from torchptycho.data.dataset import GroupDataset
 from torchptycho.data.module import PtychoDataModule
-from torchptycho.data.preparing import prepare
 from torchptycho.data.store import Store
-from torchptycho.errors import ConfigError, ScanError, StoreError, TrainingError
+from torchptycho.errors import ConfigError, TrainingError
 from torchptycho.io import read_scan
 from torchptycho.io.finding import Sources
 from torchptycho.model import PtychoPINN
-from torchptycho.predict import CanvasWriter
-from torchptycho.progress import StepProgress
-from torchptycho.reconstruction import Reconstruction
-from torchptycho.refinement import refine
 from torchptycho.scan import Scan
-from torchptycho.strict import Domain
 from torchptycho.training.compiling import compile_generator
 from torchptycho.training.history import read_history
 from torchptycho.training.loggers import loggers
@@ -51,14 +32,9 @@ from torchptycho.training.rhythm import rhythm
 from torchptycho.training.starting import check_resumes, check_starts, take_network
 from torchptycho.training.together import Processes, opened_soon
 from torchptycho.training.trainer import build_trainer
-from torchptycho.versions import versions
 
-__all__ = ["TrainResult", "as_prepared", "open_scan", "read_history", "reading_for_prediction", "reconstruct", "train"]
+__all__ = ["TrainResult", "as_prepared", "open_scan", "read_history", "train"]
 
-_log = logging.getLogger(__name__)
-
-# Dose of a scan relative to the training scan's beyond which its patches are no longer what the network was taught.
-_DOSE_TOLERANCE = 1.2
 _CONFIG = "config.yaml"
 
 
@@ -203,154 +179,3 @@ def _located(error: TrainingError, store: Store, last: Path) -> TrainingError:
 def open_scan(path: str | Path, config: ReadConfig) -> Scan:
     """A scan file as the configuration says: what replaces or completes it, and what is done to its frames."""
     return read_scan(path, config)
-
-
-def reading_for_prediction(
-    config: PrepareConfig, domain: Domain | None = None, frames: str | None = None
-) -> ReadConfig:
-    """How a scan is opened for a module that was trained with `config`: as then, but whole, and with any probe.
-
-    The module has its own probe, so that one from the mean pattern does where the file has none.
-    """
-    guess = dataclasses.replace(reading_of(config), guess_probe=True)
-    return dataclasses.replace(guess, domain=domain, frames=frames, probe=None, drop_frames=())
-
-
-def reconstruct(
-    checkpoint: str | Path | PtychoPINN,
-    scan: Scan | str | Path,
-    config: ReconstructConfig | None = None,
-    *,
-    accelerator: str = "auto",
-    progress: bool = True,
-    scratch: str | Path | None = None,
-    refine_epochs: int = 0,
-    callbacks: Sequence[Callback] = (),
-) -> Reconstruction:
-    """One forward pass over every frame of a scan, stitched; and refined, when epochs are given for it.
-
-    Arguments:
-        checkpoint: a trained module or its file, a checkpoint or a bundle.
-        scan: what to reconstruct; it need not be the training scan.
-        config: None takes what the module was trained with.
-        accelerator: where to compute.
-        progress: show a progress bar.
-        scratch: folder with room for an uncompressed copy of the frames while it runs; None takes the system's.
-        refine_epochs: epochs of `refine` that follow, from this image and with the module's probe, by the section
-            `refine` of the module's configuration.
-        callbacks: more Lightning callbacks for the prediction.
-
-    Raises:
-        TorchptychoError: the scan is unusable, or does not fit the module.
-    """
-    start = time.perf_counter()
-    module = checkpoint if isinstance(checkpoint, PtychoPINN) else load_checkpoint(checkpoint)
-    config = config or module.config.reconstruct
-    scan = scan if isinstance(scan, Scan) else open_scan(scan, reading_for_prediction(module.config.prepare))
-    which = config.training_scan
-    if which >= len(module.probe):
-        raise ConfigError(f"training_scan: expected 0 to {len(module.probe) - 1}; found {which}.")
-    _check_fits(module, scan)
-    check_machine(accelerator, 1)
-    if len(np.unique(scan.scan_id)) > 1:
-        _log.warning("%s: holds %d scans; they are placed onto one image.", scan.source, len(np.unique(scan.scan_id)))
-    with tempfile.TemporaryDirectory(prefix=".torchptycho-", dir=scratch) as folder:
-        store = prepare([scan], _for_prediction(module.config), Path(folder) / "store")
-        scaling = store.scans[0].scaling
-        trained_scale, trained_masks = module.input_scale.clone(), module.masks.clone()
-        try:
-            # What this scan's detector did not see has no say, whatever was seen in training.
-            module.masks[which] &= store.tensors["masks"][0].to(module.masks.device)
-            if config.input_scale == "scan":
-                module.input_scale[which] = scaling.input_scale
-            else:
-                _compare_dose(float(trained_scale[which]), scaling.input_scale, scan.source)
-            scale = ScaleWriter() if config.absolute_scale else None
-            writer = CanvasWriter(
-                store.tensors["positions_px"], config.stitch_weight, which,
-                agree_phases=config.agree_phases, scratch=folder,
-            )  # fmt: skip
-            data = PtychoDataModule(store, predict_batch_size=config.predict_batch_size, training_scan=which)
-            with quiet_lightning():
-                trainer = L.Trainer(
-                    accelerator=accelerator, devices=1, logger=False, enable_checkpointing=False,
-                    enable_model_summary=False, enable_progress_bar=False,
-                    callbacks=[
-                        writer, *([scale] if scale else []), *([StepProgress()] if progress else []), *callbacks,
-                    ],
-                )  # fmt: skip
-                trainer.predict(module, data, return_predictions=False)
-        finally:
-            module.input_scale.copy_(trained_scale)
-            module.masks.copy_(trained_masks)
-        object_pixel_m = store.scans[0].object_pixel_m
-    if writer.n_placed != scan.n_frames:
-        raise StoreError(f"{scan.source}: {scan.n_frames} frames, but {writer.n_placed} were placed.")
-    provenance: dict[str, Any] = {
-        "source": scan.source,
-        "frames": scan.n_frames,
-        "checkpoint": None if isinstance(checkpoint, PtychoPINN) else str(checkpoint),
-        "checkpoint_sha256": None if isinstance(checkpoint, PtychoPINN) else sha256(Path(checkpoint)),
-        "config": to_dict(module.config) | {"reconstruct": to_dict(config)},
-        "versions": versions(),
-        "seconds": round(time.perf_counter() - start, 3),
-    }
-    image = writer.canvas.finish(object_pixel_m, provenance)
-    if scale is not None:
-        found = scale.statistics.solve()
-        provenance["absolute_scale"] = dataclasses.asdict(found)
-        image = dataclasses.replace(image, object=image.object * np.float32(found.object_factor), provenance=provenance)
-    if not refine_epochs:
-        return image
-    return _refined(image, module, scan, which, refine_epochs, accelerator, progress, scratch)
-
-
-def _refined(
-    image: Reconstruction,
-    module: PtychoPINN,
-    scan: Scan,
-    training_scan: int,
-    epochs: int,
-    accelerator: str,
-    progress: bool,
-    scratch: str | Path | None,
-) -> Reconstruction:
-    """The network's image, fitted to the counts with the probe of the training scan."""
-    settings = dataclasses.replace(module.config.refine, epochs=epochs)
-    probe = module.probe[training_scan].detach().cpu().numpy()
-    device = {"gpu": "cuda"}.get(accelerator, accelerator)
-    with EpochProgress("refining", epochs) if progress else contextlib.nullcontext() as told:
-        refined = refine(scan, image, probe=probe, config=settings, device=device, on_epoch=told, scratch=scratch)
-    provenance = {**image.provenance, "refinement": refined.provenance}
-    provenance["seconds"] = round(image.provenance["seconds"] + refined.provenance["seconds"], 3)
-    return dataclasses.replace(refined, provenance=provenance)
-
-
-def _for_prediction(config: RunConfig) -> RunConfig:
-    """Preparation of all frames as they are: the choices of training do not apply."""
-    prediction = PrepareConfig(nphotons=config.prepare.nphotons, split_seed=config.prepare.split_seed, val_fraction=0.0)
-    whole = dataclasses.replace(
-        config.group, n_groups=None, n_subsample=None, oversample=False, bounds=(0.0, 1.0, 0.0, 1.0),
-        min_distance_px=0.0, max_distance_px=None, quadrants=False,
-    )  # fmt: skip
-    return dataclasses.replace(config, prepare=prediction, group=whole)
-
-
-def _check_fits(module: PtychoPINN, scan: Scan) -> None:
-    if (scan.n_px, scan.domain) != (module.n_px, module.domain):
-        raise ScanError(
-            scan.source, "diffraction",
-            expected=f"{module.n_px}x{module.n_px} frames of {module.domain}, as the checkpoint was trained on",
-            found=f"{scan.n_px}x{scan.n_px} frames of {scan.domain}",
-            remedy="Say what the frames hold with --domain, crop or pad them, or train on a scan of this kind.",
-        )  # fmt: skip
-
-
-def _compare_dose(trained_scale: float, found_scale: float, source: str) -> None:
-    ratio = (trained_scale / found_scale) ** 2
-    if not 1 / _DOSE_TOLERANCE < ratio < _DOSE_TOLERANCE:
-        _log.warning(
-            "%s: its frames are %.3g times as bright as those that the network was trained on. "
-            "If the beam differs and not the sample, use --input-scale scan.",
-            source, ratio,
-        )  # fmt: skip

@@ -34,9 +34,10 @@ from torchptycho.config import (
 from torchptycho.errors import ConfigError, ScanError, StoreError
 from torchptycho.io import read_scan
 from torchptycho.model import PtychoPINN
+from torchptycho.reconstructing import reconstruct
 from torchptycho.scan import ArrayFrames
 from torchptycho.simulation import simulate
-from torchptycho.workflows import TrainResult, read_history, reconstruct, train
+from torchptycho.workflows import TrainResult, read_history, train
 
 
 def tiny(**sections: Any) -> RunConfig:

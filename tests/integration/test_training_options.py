@@ -24,10 +24,11 @@ from torchptycho.data.store import Store
 from torchptycho.errors import ConfigError, StoreError, TrainingError
 from torchptycho.evaluation import evaluate
 from torchptycho.model import FORMAT, PtychoPINN
+from torchptycho.reconstructing import reconstruct
 from torchptycho.simulation import simulate
 from torchptycho.training.flatness import Flatness
 from torchptycho.training.history import read_history
-from torchptycho.workflows import TrainResult, reconstruct
+from torchptycho.workflows import TrainResult
 
 SCAN = simulate(TINY_SIMULATION)
 

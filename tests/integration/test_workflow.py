@@ -32,9 +32,10 @@ from torchptycho.interop.workflow import (
 )
 from torchptycho.io import read_reconstruction, read_scan, write_scan
 from torchptycho.model import PtychoPINN
+from torchptycho.reconstructing import reconstruct
 from torchptycho.scan import Scan
 from torchptycho.simulation import simulate
-from torchptycho.workflows import TrainResult, reconstruct, train
+from torchptycho.workflows import TrainResult, train
 
 CONFIG: dict[str, Any] = {
     "N": 32, "gridsize": 1, "n_filters_scale": 1, "nepochs": 2, "batch_size": 16, "n_groups": 512, "nphotons": 1e5,

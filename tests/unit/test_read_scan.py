@@ -362,7 +362,8 @@ def test_without_valid_the_coverage_decides_as_it_does_for_a_stitched_image(tmp_
     coverage = np.array([[1, MIN_COVERAGE, 0.99 * MIN_COVERAGE, 0]], np.float32)
     np.savez(tmp_path / "foreign.npz", object=np.ones((1, 4), np.complex64), coverage=coverage)
     read = read_reconstruction(tmp_path / "foreign.npz")
-    canvas = Canvas(torch.ones(1, 4).to(torch.complex128), torch.from_numpy(coverage).double(), (0, 0))
+    canvas = Canvas((1, 4), (0, 0))
+    canvas.weight.copy_(torch.from_numpy(coverage))
     assert read.valid.tolist() == canvas.finish().valid.tolist() == [[True, True, False, False]]
 
 

@@ -26,7 +26,8 @@ def write_reconstruction(reconstruction: Reconstruction, path: str | Path) -> No
     """Write a reconstruction as NPZ; the file appears only when it is whole.
 
     Arrays: `object`, `coverage`, `valid`, `origin_px`, `object_pixel_m` (when known), `_metadata` (JSON: provenance and
-    history), and of a refinement `probe`, `ycoords` and `xcoords` (the refined positions), `background`.
+    history), of a stitched image `spread`, and of a refinement `probe`, `ycoords` and `xcoords` (refined positions),
+    `background`.
 
     Raises:
         ScanError: the provenance is not plain data, or the place cannot be written to.
@@ -45,6 +46,8 @@ def write_reconstruction(reconstruction: Reconstruction, path: str | Path) -> No
     }
     if reconstruction.object_pixel_m is not None:
         arrays["object_pixel_m"] = np.array(reconstruction.object_pixel_m, np.float64)
+    if reconstruction.spread is not None:
+        arrays["spread"] = reconstruction.spread.astype(np.float32, copy=False)
     if reconstruction.probe is not None:
         arrays["probe"] = reconstruction.probe.astype(np.complex64, copy=False)
     if reconstruction.positions_px is not None:
@@ -99,6 +102,7 @@ def read_reconstruction(path: str | Path) -> Reconstruction:
         origin_px=_origin(archive) if own and "origin_px" in archive else (0, 0),
         object_pixel_m=next((_pixel(archive, name) for name in _PIXEL_KEYS if name in archive), None),
         provenance=metadata,
+        spread=_spread(archive, values.shape) if refined and "spread" in archive else None,
         probe=_probe(archive) if refined and "probe" in archive else None,
         positions_px=_positions(archive) if refined and "ycoords" in archive else None,
         background=archive.load("background").astype(np.float32) if refined and "background" in archive else None,
@@ -204,6 +208,10 @@ def _like_object(archive: NpzArchive, key: str, shape: tuple[int, ...], kind: st
         found, remedy = f"{member.dtype} {member.shape}", "Correct it or leave it out."
         raise ScanError(archive.path, key, expected=expected, found=found, remedy=remedy)
     return archive.load(key)
+
+
+def _spread(archive: NpzArchive, shape: tuple[int, ...]) -> np.ndarray:
+    return _like_object(archive, "spread", shape, "f").astype(np.float32)
 
 
 def _origin(archive: NpzArchive) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchptycho.config import RefineConfig
 from torchptycho.evaluation import Metrics
 from torchptycho.halves import resolution
-from torchptycho.model import PtychoPINN
+from torchptycho.network import PtychoNetwork
 from torchptycho.reconstruction import Reconstruction
 from torchptycho.report.patterns import Detect
 from torchptycho.report.write import write_report
@@ -24,8 +24,7 @@ __all__ = ["report_of_network", "report_of_refinement"]
 def report_of_network(
     image: Reconstruction,
     scan: Scan,
-    module: PtychoPINN,
-    checkpoint: Path,
+    module: PtychoNetwork,
     path: Path,
     *,
     halves: bool = False,
@@ -34,11 +33,11 @@ def report_of_network(
     """`write_report` for an image by `reconstruct`, with the probe of its module and the curves of its run.
 
     Arguments:
-        checkpoint: the module's file; when it lies in a run, the run's curves are shown.
+        module: the network; when its file lies in a run, the run's curves are shown.
         halves: refine two halves of the scan for their ring correlation.
     """
     which = image.provenance["config"]["reconstruct"]["training_scan"]
-    run = checkpoint.parent.parent
+    run = None if module.checkpoint is None else module.checkpoint.parent.parent
     probe = module.probe[which].detach().cpu().numpy() if image.probe is None else image.probe
     found = None
     if halves:
@@ -49,7 +48,7 @@ def report_of_network(
         image, scan, path, probe=probe, halves=found,
         # A refined image has its own background.
         detect=_detector(module, which) if image.probe is None else None,
-        history=read_history(run) if (run / LOGS).is_dir() else None,
+        history=read_history(run) if run is not None and (run / LOGS).is_dir() else None,
     )  # fmt: skip
 
 
@@ -74,7 +73,7 @@ def _halves(scan: Scan, config: RefineConfig, device: str) -> Metrics:
     return resolution(scan, config=config, device=device).metrics
 
 
-def _detector(module: PtychoPINN, which: int) -> Detect:
+def _detector(module: PtychoNetwork, which: int) -> Detect:
     """Blur, scale and background of the module, for counts of a training scan's beam."""
 
     def detect(counts: Tensor) -> Tensor:

@@ -27,9 +27,10 @@ from torchptycho.interop.ptychodus.jobs import ReconstructJob, RefineJob, TrainJ
 from torchptycho.interop.ptychodus.products import product_of, scan_of_input, start_of
 from torchptycho.interop.ptychodus.training_files import find_training_files, read_training_scan
 from torchptycho.losses import Loss
+from torchptycho.reconstructing import reconstruct
 from torchptycho.reconstruction import Reconstruction
 from torchptycho.refinement import refine
-from torchptycho.workflows import reconstruct, train
+from torchptycho.workflows import train
 
 __all__ = ["Outbox", "reconstruct_product", "refine_product", "train_network"]
 

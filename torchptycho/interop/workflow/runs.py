@@ -10,17 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
 from jaxtyping import Float32, Float64
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from torchptycho.bundles import BUNDLE, load_bundle, save_bundle
 from torchptycho.checkpoints import load_checkpoint
 from torchptycho.config import RunConfig
-from torchptycho.data.batch import GroupBatch
 from torchptycho.errors import ConfigError, ScanError
 from torchptycho.grouping.neighbours import neighbor_count
 from torchptycho.interop import layouts
@@ -29,9 +26,11 @@ from torchptycho.interop.workflow.container import PtychoDataContainer
 from torchptycho.interop.workflow.raw_data import RawData
 from torchptycho.model import PtychoPINN
 from torchptycho.mosaic import Mosaic
+from torchptycho.reconstructing import reconstruct
 from torchptycho.reconstruction import Reconstruction
 from torchptycho.scan import Scan
-from torchptycho.workflows import read_history, reconstruct, train
+from torchptycho.streaming import PlainBatch
+from torchptycho.workflows import read_history, train
 
 __all__ = [
     "Data",
@@ -243,7 +242,7 @@ class _Laying:
         return torch.nn.functional.pad(torch.ones(self.M, self.M), ((n_px - self.M) // 2,) * 4)
 
 
-class _Keeper(Callback):
+class _Keeper:
     """Keeps what is predicted, and the groups that it was predicted for."""
 
     def __init__(self) -> None:
@@ -251,10 +250,9 @@ class _Keeper(Callback):
         self.members: list[Tensor] = []
         self.fresh: list[Tensor] = []
 
-    def on_predict_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: GroupBatch, *_: Any
-    ) -> None:
-        self.patches.append(outputs.cpu())
+    def __call__(self, batch: PlainBatch, patches: Tensor) -> None:
+        # By NumPy: what inference mode has made takes no part in anything later.
+        self.patches.append(torch.from_numpy(patches.cpu().numpy().copy()))
         self.members.append(batch.members.cpu())
         self.fresh.append(batch.fresh.cpu())
 
@@ -339,7 +337,7 @@ def _predict(
     how = run.reconstruct if stitch and not again else dataclasses.replace(run.reconstruct, agree_phases=False)
     keeper = _Keeper()
     image = reconstruct(
-        module, scan, how, accelerator=module.config.train.accelerator, progress=progress, callbacks=[keeper]
+        module, scan, how, accelerator=module.config.train.accelerator, progress=progress, on_batch=keeper
     )
     members, patches = torch.cat(keeper.members), laying.patches(torch.cat(keeper.patches))
     patches = patches * image.provenance.get("absolute_scale", {}).get("object_factor", 1.0)

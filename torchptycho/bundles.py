@@ -113,7 +113,10 @@ def load_bundle(path: str | Path) -> PtychoPINN:
     # Lightning takes as long to import as all the rest together, and prediction does without.
     from torchptycho.model import PtychoPINN
 
-    return _load(path, lambda config, arguments: PtychoPINN(config, **arguments))
+    path = find_bundle(path)
+    module = _load(path, lambda config, arguments: PtychoPINN(config, **arguments))
+    module.came_from(path)
+    return module
 
 
 def load_bundled_network(path: str | Path) -> PtychoNetwork:
@@ -128,7 +131,7 @@ def load_bundled_network(path: str | Path) -> PtychoNetwork:
 
     path = find_bundle(path)
     network = _load(path, build)
-    network.checkpoint = path
+    network.came_from(path)
     return network
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from torchptycho.versions import versions
 if TYPE_CHECKING:
     from torchptycho.model import PtychoPINN
 
-__all__ = ["find_checkpoint", "load_checkpoint", "load_network", "sha256"]
+__all__ = ["find_checkpoint", "load_checkpoint", "load_network"]
 
 
 def load_checkpoint(path: str | Path) -> PtychoPINN:
@@ -37,7 +36,7 @@ def load_checkpoint(path: str | Path) -> PtychoPINN:
     with _told(path):
         module = PtychoPINN.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     module.require_statistics()
-    module.checkpoint = path
+    module.came_from(path)
     return module
 
 
@@ -58,7 +57,7 @@ def load_network(path: str | Path) -> PtychoNetwork:
         network = PtychoNetwork(**arguments)
         network.load_state_dict(content["state_dict"])
     network.require_statistics()
-    network.checkpoint = path
+    network.came_from(path)
     return network.eval()
 
 
@@ -115,9 +114,3 @@ def find_checkpoint(path: str | Path) -> Path:
     raise StoreError(
         f"{path}: expected a run with checkpoints/best.ckpt, or {BUNDLE}; found none. Train first, or name a file."
     )
-
-
-def sha256(path: Path) -> str:
-    """Checksum of a file, by which an image names the checkpoint that it came from."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -144,7 +144,7 @@ class Train(Command):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reconstruct(Command):
-    """Reconstruct scans with a trained network and stitch an image of each.
+    """Reconstruct scans with a trained network, an image of each.
 
     torchptycho reconstruct run scan.npz --out image.npz
     torchptycho reconstruct run scan.npz --out image.npz --refine 50 --report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -54,7 +55,7 @@ class PtychoNetwork(nn.Module):
         domain: what the frames hold.
         max_offset_px: largest distance of a frame from its group's centre in training.
 
-    `checkpoint` is the file that it was loaded from, if any.
+    `checkpoint` is the file that it was loaded from, if any, and `checkpoint_sha256` its checksum then.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class PtychoNetwork(nn.Module):
         super().__init__()
         self.config = from_dict(RunConfig, config, source="checkpoint")
         self.checkpoint: Path | None = None
+        self.checkpoint_sha256: str | None = None
         self.gridsize = self.config.group.gridsize
         self.n_px = n_px
         self.domain: Literal["counts", "amplitude"] = domain
@@ -105,6 +107,11 @@ class PtychoNetwork(nn.Module):
     def probe(self) -> Complex[Tensor, "s p n n"]:
         """Probe modes of each scan in sqrt(photons)."""
         return self.experiment.constrained(torch.view_as_complex(self.probe_parts))
+
+    def came_from(self, path: Path) -> None:
+        """Remember the file and its checksum, by which images name it; the file itself may go."""
+        with path.open("rb") as file:
+            self.checkpoint, self.checkpoint_sha256 = path, hashlib.file_digest(file, "sha256").hexdigest()
 
     def require_statistics(self) -> None:
         """Raise StoreError when neither a store nor a checkpoint has given the module its statistics."""

@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from torchptycho.bars import EpochProgress
-from torchptycho.checkpoints import load_network, sha256
+from torchptycho.checkpoints import load_network
 from torchptycho.config import PrepareConfig, ReadConfig, ReconstructConfig, reading_of, to_dict
 from torchptycho.errors import ConfigError, ScanError, StoreError
 from torchptycho.io import read_scan
@@ -113,7 +113,7 @@ def reconstruct(
         "frames": scan.n_frames,
         "left_out": left_out,
         "checkpoint": None if network.checkpoint is None else str(network.checkpoint),
-        "checkpoint_sha256": None if network.checkpoint is None else sha256(network.checkpoint),
+        "checkpoint_sha256": network.checkpoint_sha256,
         "config": to_dict(network.config) | {"reconstruct": to_dict(config)},
         "versions": versions(),
         "seconds": round(seconds, 3),

@@ -53,7 +53,7 @@ class TestHelp:
             ("simulate", ["--object-kind", "--photons-per-frame", "--simulation-seed", "zone_plate"]),
             ("prepare", ["--out", "--config", "--gridsize", "--val-fraction"]),
             ("append", ["--val-scans", "--config"]),
-            ("drop", ["STORE"]),
+            ("drop", ["--json"]),
             ("train", ["--out", "--resume", "--config", "--steps", "--generator", "--nll-weight", "--probe"]),
             ("reconstruct", ["--out", "--accelerator", "--stitch-weight", "--input-scale"]),
             ("evaluate", ["--min-coverage", "--plot", "--json"]),
@@ -160,7 +160,7 @@ class TestExitCodes:
         def broken(*_: object) -> None:
             raise AssertionError("a fault of ours")
 
-        monkeypatch.setattr("torchptycho.data.preparing._check_together", broken)
+        monkeypatch.setattr("torchptycho.data.preparing.check_together", broken)
         with pytest.raises(AssertionError, match="a fault of ours"):
             command("prepare", tiny_scan, "--out", tmp_path / "store")
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torchptycho.bundles import find_bundle, is_bundle, load_bundle, save_bundle
 from torchptycho.checkpoints import find_checkpoint, load_checkpoint
 from torchptycho.config import ExperimentConfig, GroupConfig, ModelConfig, RunConfig, SimulateConfig, to_dict
-from torchptycho.data.store import prepare
+from torchptycho.data.preparing import prepare
 from torchptycho.errors import ScanError, StoreError
 from torchptycho.model import PtychoPINN
 from torchptycho.simulation import simulate

@@ -201,7 +201,7 @@ def known_options() -> set[str]:
 
 def letters(text: str) -> set[str]:
     """Its words, without numbers, names of files and anything that differs from run to run."""
-    return set(re.findall(r"(?<![\w./])[A-Za-z][a-z]{2,}(?![\w./])", text))
+    return set(re.findall(r"(?<![\w./])[A-Za-z][A-Za-z_]+[a-z](?![\w./])", text))
 
 
 def environment_of(page: Path) -> str:

@@ -52,7 +52,7 @@ SMALL = SimulateConfig(n_px=32, object_px=80, n_frames=64, photons_per_frame=1e5
 
 
 @pytest.fixture(scope="session")
-def prepared(tiny_scan: Path, tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared(tiny_scan: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with everything that a page may begin with."""
     folder = tmp_path_factory.mktemp("prepared")
     for name in SCANS:
@@ -108,6 +108,7 @@ def smaller(config: Any) -> Any:
     if isinstance(config, RunConfig):
         return dataclasses.replace(
             config, train=smaller(config.train), refine=smaller(config.refine),
+            model=dataclasses.replace(config.model, start_projections=1, finish_projections=0),
             prepare=dataclasses.replace(config.prepare, bootstrap_probe=min(1, config.prepare.bootstrap_probe)),
         )  # fmt: skip
     return config

@@ -242,6 +242,13 @@ def test_a_wrong_block_that_is_not_run_is_found(text: str) -> None:
 
 
 @pytest.mark.contract("docs.commands")
+def test_output_that_is_not_printed_is_found() -> None:
+    printed = "run/best.ckpt: trained in 263 s, amplitude_mae 0.0168"
+    assert not letters("run/best.ckpt: trained in ... s, amplitude_mae 0.2") - letters(printed)
+    assert letters("trained with phase_mae 0.2") - letters(printed) == {"with", "phase_mae"}
+
+
+@pytest.mark.contract("docs.commands")
 def test_options_named_in_the_text_are_there() -> None:
     known = known_options() | {"--help", "--version", "--debug", "--no-smooth", "--smooth"}
     for page in pages():

@@ -36,6 +36,7 @@ from torchptycho.config import (
 from torchptycho.io import write_reconstruction
 from torchptycho.reconstruction import Reconstruction
 from torchptycho.refinement import refine
+from torchptycho.scan import Scan
 from torchptycho.simulation import simulate
 
 sys.path.insert(0, str(ROOT / "docs" / "hooks"))
@@ -48,6 +49,7 @@ SCANS = (
 IMAGES = ("image.npz", "refined.npz", "reference.npz", "siemens-star-128-reference.npz")
 PREPARED: dict[str, tuple[str, ...]] = {"docs/tutorial.md": (), "examples/first_image.ipynb": ()}
 """Pages that make their files themselves, and what they find beside that."""
+ENERGY_EV, DISTANCE_M, PIXEL_M = 8000.0, 1.0, 5e-5
 SMALL = SimulateConfig(n_px=32, object_px=80, n_frames=64, photons_per_frame=1e5)
 
 
@@ -71,27 +73,33 @@ def prepared(tiny_scan: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_recorded(folder: Path) -> None:
-    """scan.cxi, dark.h5, and raw.h5 with raw_positions.csv: an experiment of 64x64 frames in metres."""
+    """scan.cxi, dark.h5, and raw.h5 with raw_positions.csv: an experiment in metres, without a probe."""
     scan = simulate(dataclasses.replace(SMALL, n_px=64, object_px=128, n_frames=40))
-    frames = np.asarray(scan.frames[:]).astype(np.uint32)
-    energy_J, distance_m, detector_pixel_m = 8000 * 1.602176634e-19, 1.0, 5e-5
-    pixel_m = 1.239841984332002e-06 / 8000 * distance_m / (64 * detector_pixel_m)
-    places_m = scan.positions_px * pixel_m
-    with h5py.File(folder / "scan.cxi", "w") as file:
-        file["cxi_version"] = 160
-        detector = file.create_group("entry_1/instrument_1/detector_1")
-        detector["data"], detector["distance"] = frames, distance_m
-        detector["x_pixel_size"], detector["y_pixel_size"] = detector_pixel_m, detector_pixel_m
-        file["entry_1/instrument_1/source_1/energy"] = energy_J
-        file["entry_1/sample_1/geometry_1/translation"] = np.pad(-places_m[:, ::-1], ((0, 0), (0, 1)))
-        file["entry_1/data_1/translation"] = h5py.SoftLink("/entry_1/sample_1/geometry_1/translation")
+    places_m = write_cxi(folder / "scan.cxi", scan)
     with h5py.File(folder / "dark.h5", "w") as file:
         file["entry/data"] = np.zeros((64, 64), np.float32)
     with h5py.File(folder / "raw.h5", "w") as file:
-        file["entry/data/data"] = frames
-        file["entry/energy"], file["entry/distance"], file["entry/pixel"] = 8.0, distance_m, detector_pixel_m
+        file["entry/data/data"] = np.asarray(scan.frames[:])
+        file["entry/energy"], file["entry/distance"], file["entry/pixel"] = ENERGY_EV / 1e3, DISTANCE_M, PIXEL_M
     rows = [f"{y * 1e6:.9f},{x * 1e6:.9f}" for y, x in places_m]
     (folder / "raw_positions.csv").write_text("\n".join(["y_um,x_um", *rows]) + "\n", encoding="utf-8")
+
+
+def write_cxi(path: Path, scan: Scan) -> np.ndarray:
+    """The scan as a detector in metres would record it; returns its positions in metres."""
+    energy_J = ENERGY_EV * 1.602176634e-19
+    wavelength_m = 1.239841984332002e-06 / ENERGY_EV
+    places_m = np.asarray(scan.positions_px) * wavelength_m * DISTANCE_M / (scan.n_px * PIXEL_M)
+    with h5py.File(path, "w") as file:
+        file["cxi_version"] = 160
+        detector = file.create_group("entry_1/instrument_1/detector_1")
+        detector["data"], detector["distance"] = np.asarray(scan.frames[:]), DISTANCE_M
+        detector["x_pixel_size"], detector["y_pixel_size"] = PIXEL_M, PIXEL_M
+        file["entry_1/instrument_1/source_1/energy"] = energy_J
+        # The sample's motion, (x, y, z).
+        file["entry_1/sample_1/geometry_1/translation"] = np.pad(-places_m[:, ::-1], ((0, 0), (0, 1)))
+        file["entry_1/data_1/translation"] = h5py.SoftLink("/entry_1/sample_1/geometry_1/translation")
+    return places_m
 
 
 def smaller(config: Any) -> Any:

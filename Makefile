@@ -5,7 +5,7 @@ VENV ?= .venv
 TYPECHECKER := beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
 BIN := $(VENV)/bin
 
-.PHONY: demo test docs lint install format parity-table freeze bench-grouping bench-steps bench-memory bench-refine bench-photon-limit bench-robustness bench-train bench-convergence bench-generators bench-options bench-network-or-iteration fuzz clean
+.PHONY: demo test docs lint install format parity-table freeze bench-data bench-steps bench-memory bench-refine bench-photon-limit bench-robustness bench-train bench-stitch bench-reconstruct bench-convergence bench-generators bench-options bench-network-or-iteration fuzz clean
 
 demo: $(VENV)/.installed
 	$(BIN)/torchptycho demo --out demo
@@ -30,8 +30,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
-$(VENV)/.installed-test: $(VENV)/.installed
+$(VENV)/.installed-test: $(VENV)/.installed tests/ptychodus.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,oracle]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/ptychodus.txt
 	touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed
@@ -63,11 +64,18 @@ bench-photon-limit: $(VENV)/.installed
 bench-robustness: $(VENV)/.installed
 	$(BIN)/python benchmarks/robustness.py
 
-bench-grouping: $(VENV)/.installed
-	$(BIN)/python benchmarks/grouping.py
+# Needs 2 GB of disk where temporary files are.
+bench-data: $(VENV)/.installed-test
+	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python benchmarks/data.py
 
 bench-train: $(VENV)/.installed-test
 	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python benchmarks/train.py
+
+bench-stitch: $(VENV)/.installed-test
+	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python benchmarks/stitch.py
+
+bench-reconstruct: $(VENV)/.installed-test
+	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python benchmarks/reconstruct.py
 
 # About a minute for each of 20 runs on 2 cores.
 bench-convergence: $(VENV)/.installed

@@ -25,15 +25,16 @@ import torch
 
 from torchptycho.checkpoints import load_checkpoint
 from torchptycho.config import GroupConfig, ModelConfig, RefineConfig, RunConfig, SimulateConfig, TrainConfig
-from torchptycho.data.store import prepare
+from torchptycho.data.preparing import prepare
 from torchptycho.errors import TrainingError
 from torchptycho.evaluation import evaluate
 from torchptycho.model import PtychoPINN
+from torchptycho.reconstructing import reconstruct
 from torchptycho.reconstruction import Reconstruction
 from torchptycho.refinement import refine
 from torchptycho.scan import Scan
 from torchptycho.simulation import simulate
-from torchptycho.workflows import reconstruct, train
+from torchptycho.workflows import train
 
 KINDS = ("dead_leaves", "lines", "siemens_star", "natural")
 WANTED = 0.55

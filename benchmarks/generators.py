@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from torchptycho.config import ModelConfig, RunConfig, TrainConfig
 from torchptycho.data.dataset import GroupDataset
-from torchptycho.data.store import prepare
+from torchptycho.data.preparing import prepare
 from torchptycho.evaluation import align_to_truth
 from torchptycho.model import PtychoPINN
 from torchptycho.reconstruction import Reconstruction

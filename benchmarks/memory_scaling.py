@@ -103,7 +103,7 @@ def with_store(path: Path, groups: int, folder: Path) -> int:
     """Prepare a store and run through its batches once."""
     from torchptycho.config import GroupConfig, PrepareConfig, RunConfig
     from torchptycho.data.module import PtychoDataModule
-    from torchptycho.data.store import prepare
+    from torchptycho.data.preparing import prepare
     from torchptycho.io import read_scan
 
     config = RunConfig(prepare=PrepareConfig(val_fraction=0.0), group=GroupConfig(gridsize=2, n_groups=groups))
@@ -139,7 +139,7 @@ def measure(mode: str, path: Path, groups: int, n_px: int) -> dict[str, Any]:
     # Imports and their first allocations are not what is asked about.
     if mode == "torchptycho":
         import torchptycho.data.module
-        import torchptycho.data.store
+        import torchptycho.data.preparing
         import torchptycho.io  # noqa: F401
     else:
         import tf_reference

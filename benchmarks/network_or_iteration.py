@@ -27,11 +27,12 @@ from matplotlib.ticker import NullFormatter
 from torchptycho.checkpoints import load_checkpoint
 from torchptycho.config import RefineConfig, RunConfig, SimulateConfig, TrainConfig
 from torchptycho.evaluation import evaluate
+from torchptycho.reconstructing import reconstruct
 from torchptycho.reconstruction import Reconstruction
 from torchptycho.refinement import refine
 from torchptycho.scan import Scan
 from torchptycho.simulation import simulate
-from torchptycho.workflows import reconstruct, train
+from torchptycho.workflows import train
 
 N_PX = 64
 BEAM_PX = 0.4 * N_PX

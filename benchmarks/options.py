@@ -27,8 +27,9 @@ from robustness import defocused
 from torchptycho.checkpoints import load_checkpoint
 from torchptycho.config import ExperimentConfig, ModelConfig, RunConfig, TrainConfig
 from torchptycho.errors import TrainingError
+from torchptycho.reconstructing import reconstruct
 from torchptycho.scan import ArrayFrames, Scan
-from torchptycho.workflows import reconstruct, train
+from torchptycho.workflows import train
 
 
 def out_of_focus(scan: Scan) -> Scan:

@@ -62,7 +62,8 @@ def errors(image: Reconstruction, scan: Scan) -> tuple[float, float]:
 
 
 def network_image(dose: float, scan: Scan, steps: int, *, subpixel: bool) -> Reconstruction:
-    from torchptycho.workflows import reconstruct, train
+    from torchptycho.reconstructing import reconstruct
+    from torchptycho.workflows import train
 
     config = RunConfig(group=GroupConfig(gridsize=2), train=TrainConfig(steps=steps))
     with tempfile.TemporaryDirectory() as folder:

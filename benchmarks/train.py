@@ -78,7 +78,7 @@ def product_parts(
 
     from torchptycho.config import GroupConfig, ModelConfig, RunConfig, SimulateConfig
     from torchptycho.data.dataset import GroupDataset
-    from torchptycho.data.store import prepare
+    from torchptycho.data.preparing import prepare
     from torchptycho.model import PtychoPINN
     from torchptycho.simulation import simulate
 

@@ -9,7 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torchptycho.bundles import save_bundle as save_bundle
     from torchptycho.checkpoints import load_checkpoint as load_checkpoint
+    from torchptycho.checkpoints import load_network as load_network
+    from torchptycho.comparison import compare as compare
     from torchptycho.config import (
         GroupConfig as GroupConfig,
     )
@@ -49,14 +52,23 @@ if TYPE_CHECKING:
     from torchptycho.data.batch import GroupBatch as GroupBatch
     from torchptycho.data.dataset import GroupDataset as GroupDataset
     from torchptycho.data.module import PtychoDataModule as PtychoDataModule
+    from torchptycho.data.preparing import (
+        append_scans as append_scans,
+    )
+    from torchptycho.data.preparing import (
+        drop_scans as drop_scans,
+    )
+    from torchptycho.data.preparing import (
+        prepare as prepare,
+    )
     from torchptycho.data.store import Store as Store
-    from torchptycho.data.store import prepare as prepare
     from torchptycho.errors import TorchptychoError as TorchptychoError
     from torchptycho.evaluation import Metrics as Metrics
     from torchptycho.evaluation import evaluate as evaluate
     from torchptycho.geometry import Geometry as Geometry
     from torchptycho.grouping import Groups as Groups
     from torchptycho.grouping import group as group
+    from torchptycho.growing import GrowingCanvas as GrowingCanvas
     from torchptycho.halves import (
         Resolution as Resolution,
     )
@@ -81,10 +93,13 @@ if TYPE_CHECKING:
     )
     from torchptycho.model import PtychoPINN as PtychoPINN
     from torchptycho.orientation import rank_orientations as rank_orientations
+    from torchptycho.plot import plot_comparison as plot_comparison
     from torchptycho.plot import plot_reconstruction as plot_reconstruction
     from torchptycho.predict import CanvasWriter as CanvasWriter
+    from torchptycho.reconstructing import reconstruct as reconstruct
     from torchptycho.reconstruction import Reconstruction as Reconstruction
     from torchptycho.refinement import refine as refine
+    from torchptycho.report import write_report as write_report
     from torchptycho.scan import Scan as Scan
     from torchptycho.simulation import simulate as simulate
     from torchptycho.stitch import Canvas as Canvas
@@ -92,14 +107,13 @@ if TYPE_CHECKING:
         TrainResult as TrainResult,
     )
     from torchptycho.workflows import (
-        reconstruct as reconstruct,
-    )
-    from torchptycho.workflows import (
         train as train,
     )
 
 _HOME = {
-    "checkpoints": ["load_checkpoint"],
+    "bundles": ["save_bundle"],
+    "checkpoints": ["load_checkpoint", "load_network"],
+    "comparison": ["compare"],
     "config": [
         "GroupConfig", "LossConfig", "MappingConfig", "ModelConfig", "PrepareConfig", "ReadConfig", "ReconstructConfig",
         "RefineConfig", "RunConfig", "SimulateConfig", "TrainConfig", "load_config",
@@ -107,24 +121,28 @@ _HOME = {
     "data.batch": ["GroupBatch"],
     "data.dataset": ["GroupDataset"],
     "data.module": ["PtychoDataModule"],
-    "data.store": ["Store", "prepare"],
+    "data.preparing": ["append_scans", "drop_scans", "prepare"],
+    "data.store": ["Store"],
     "errors": ["TorchptychoError"],
     "evaluation": ["Metrics", "evaluate"],
     "geometry": ["Geometry"],
     "grouping": ["Groups", "group"],
+    "growing": ["GrowingCanvas"],
     "halves": ["Resolution", "resolution"],
     "inspection": ["inspect_scan"],
     "io": ["read_probe", "read_reconstruction", "read_scan", "write_reconstruction", "write_scan"],
     "model": ["PtychoPINN"],
     "orientation": ["rank_orientations"],
-    "plot": ["plot_reconstruction"],
+    "plot": ["plot_comparison", "plot_reconstruction"],
     "predict": ["CanvasWriter"],
+    "reconstructing": ["reconstruct"],
     "reconstruction": ["Reconstruction"],
     "refinement": ["refine"],
+    "report": ["write_report"],
     "scan": ["Scan"],
     "simulation": ["simulate"],
     "stitch": ["Canvas"],
-    "workflows": ["TrainResult", "reconstruct", "train"],
+    "workflows": ["TrainResult", "train"],
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
-import lightning as L
 import torch
-from jaxtyping import Bool, Float
-from lightning.pytorch.callbacks import Callback
-from torch import Tensor
+from jaxtyping import Bool, Complex, Float
+from torch import Tensor, distributed
 
-from torchptycho.data.batch import GroupBatch
 from torchptycho.errors import StoreError
-from torchptycho.model import PtychoPINN
+from torchptycho.network import FrameBatch, PtychoNetwork
 
-__all__ = ["AbsoluteScale", "ScaleStatistics", "ScaleWriter"]
+__all__ = ["AbsoluteScale", "ScaleStatistics"]
 
 # Counts added to the variance of a pixel: one that expects nothing must not weigh infinitely.
 _LEAST_VARIANCE = 0.5
@@ -79,20 +75,28 @@ class ScaleStatistics:
             raise StoreError(f"absolute_scale: expected a positive factor of the counts; the best fit is {alpha:.3g}.")
         return AbsoluteScale(math.sqrt(alpha), beta)
 
-
-class ScaleWriter(Callback):
-    """Sums up `ScaleStatistics` while a scan is predicted, in the units of training and every frame once."""
-
-    def __init__(self) -> None:
-        self.statistics = ScaleStatistics()
-
-    def on_predict_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: GroupBatch, *_: Any
-    ) -> None:
-        assert isinstance(pl_module, PtychoPINN)
+    def add_batch(self, network: PtychoNetwork, patches: Complex[Tensor, "b c n n"], batch: FrameBatch) -> None:
+        """Take a batch as it is predicted, in the units of training and every frame once."""
         with torch.no_grad():
             # Of the object alone: the background is what is fitted.
-            expected = pl_module.expected_counts(outputs, batch, background=False)
-            counts = pl_module.measured_counts(batch)
-            good = pl_module.masks[batch.scan][:, None] & batch.fresh[:, :, None, None]
-        self.statistics.add(expected, counts, good)
+            expected = network.expected_counts(patches, batch, background=False)
+            counts = network.measured_counts(batch)
+            good = network.masks[batch.scan][:, None] & batch.fresh[:, :, None, None]
+        self.add(expected, counts, good)
+
+    def all_reduce(self, device: torch.device) -> None:
+        """Become the sums of all processes, which communicate on this device."""
+        both = torch.cat([self._normal.reshape(-1), self._right]).to(device)
+        distributed.all_reduce(both)
+        self._normal, self._right = both[:4].cpu().reshape(2, 2), both[4:].cpu()
+
+    def sums(self) -> dict[str, Tensor]:
+        """All that it holds, as plain tensors."""
+        return {"normal": self._normal, "right": self._right}
+
+    @classmethod
+    def from_sums(cls, sums: dict[str, Tensor]) -> ScaleStatistics:
+        """What `sums` told."""
+        statistics = cls()
+        statistics._normal, statistics._right = sums["normal"], sums["right"]
+        return statistics

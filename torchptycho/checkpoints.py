@@ -2,30 +2,78 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
+from torchptycho.bundles import BUNDLE, is_bundle, load_bundle, load_bundled_network
 from torchptycho.errors import ConfigError, StoreError
-from torchptycho.model import FORMAT, PtychoPINN
+from torchptycho.network import FORMAT, OF_TRAINING, PtychoNetwork
 from torchptycho.versions import versions
 
-__all__ = ["find_checkpoint", "load_checkpoint", "sha256"]
+if TYPE_CHECKING:
+    from torchptycho.model import PtychoPINN
+
+__all__ = ["find_checkpoint", "load_checkpoint", "load_network", "sha256"]
 
 
 def load_checkpoint(path: str | Path) -> PtychoPINN:
-    """A trained module from its checkpoint alone; nothing in the file is executed.
+    """A trained module from its checkpoint or bundle alone; nothing in the file is executed.
 
     Raises:
-        StoreError: not there, not a checkpoint, or not one of this package.
+        StoreError: not there, neither of the two, or not one of this package.
     """
+    # Lightning takes as long to import as all the rest together, and prediction does without.
+    from torchptycho.model import PtychoPINN
+
+    path = _there(path)
+    if is_bundle(path):
+        return load_bundle(path)
+    with _told(path):
+        module = PtychoPINN.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    module.require_statistics()
+    module.checkpoint = path
+    return module
+
+
+def load_network(path: str | Path) -> PtychoNetwork:
+    """A trained network from its checkpoint or bundle alone, ready to predict but not to train.
+
+    Raises:
+        StoreError: as `load_checkpoint`.
+    """
+    path = _there(path)
+    if is_bundle(path):
+        return load_bundled_network(path)
+    with _told(path):
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if (found := content["format"]["version"]) != FORMAT:
+            raise ValueError(f"it is of format {found}, and format {FORMAT} is read")
+        arguments = {name: value for name, value in content["hyper_parameters"].items() if name not in OF_TRAINING}
+        network = PtychoNetwork(**arguments)
+        network.load_state_dict(content["state_dict"])
+    network.require_statistics()
+    network.checkpoint = path
+    return network.eval()
+
+
+def _there(path: str | Path) -> Path:
     path = Path(path)
     if not path.is_file():
         raise StoreError(f"{path}: expected a checkpoint (.ckpt); found {'a folder' if path.is_dir() else 'nothing'}.")
+    return path
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """What goes wrong in loading a checkpoint, as a StoreError that says what to do."""
     try:
-        module = PtychoPINN.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+        yield
     except pickle.UnpicklingError as error:
         # torch's own message recommends to load it unsafely.
         reason = "it is another kind of file, or holds Python objects, which are never unpickled because they run code"
@@ -35,8 +83,6 @@ def load_checkpoint(path: str | Path) -> PtychoPINN:
         raise StoreError(
             f"{path}: expected a torchptycho checkpoint; it does not load ({reason}).{_differences(path)} Train again."
         ) from error
-    module.require_statistics()
-    return module
 
 
 def _differences(path: Path) -> str:
@@ -55,7 +101,7 @@ def _differences(path: Path) -> str:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint that a user means: a file as it is, or the best one of a run's folder.
+    """The checkpoint that a user means: a file as it is, or the best one of a run's folder, or the bundle in it.
 
     Raises:
         StoreError: the folder holds none.
@@ -63,11 +109,11 @@ def find_checkpoint(path: str | Path) -> Path:
     path = Path(path)
     if not path.is_dir():
         return path
-    for candidate in (path / "checkpoints" / "best.ckpt", path / "checkpoints" / "last.ckpt"):
+    for candidate in (path / "checkpoints" / "best.ckpt", path / "checkpoints" / "last.ckpt", path / BUNDLE):
         if candidate.is_file():
             return candidate
     raise StoreError(
-        f"{path}: expected a run with checkpoints/best.ckpt; found none. Train first, or name a .ckpt file."
+        f"{path}: expected a run with checkpoints/best.ckpt, or {BUNDLE}; found none. Train first, or name a file."
     )
 
 

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import importlib.metadata
+import inspect
+import io
 import itertools
 import logging
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import tyro
 
-from torchptycho.commands import COMMANDS, Command
+from torchptycho.command import BESIDE
+from torchptycho.commands import COMMANDS, PURPOSES, Command
 from torchptycho.config import RunConfig, load_config
 from torchptycho.errors import ConfigError, TorchptychoError
 
 __all__ = ["main"]
 
 _EPILOGUE = """
-torchptycho COMMAND --help tells about one command.
---debug shows tracebacks and what is going on; --version prints the version."""
+torchptycho COMMAND --help tells about one. --version prints the version;
+--completion bash (zsh, fish) a script that completes commands and options; with
+--debug a command shows tracebacks and what is going on."""
+
+_SHELLS = ("bash", "zsh", "fish")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given[0] == "--version":
         sys.stdout.write(f"torchptycho {_version()}\n")
         return 0
+    if given[0] == "--completion":
+        return _print_completion(given[1:])
     logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         _parse(given).run()
@@ -57,10 +67,36 @@ def _version() -> str:
 
 
 def _overview() -> str:
-    lines = ["Ptychography in PyTorch: from a scan file to an image.", "", "usage: torchptycho COMMAND ...", ""]
-    for name, kind in COMMANDS.items():
-        lines.append(f"  {name:<12} {(kind.__doc__ or '').splitlines()[0]}")
+    lines = ["Ptychography in PyTorch: from a scan file to an image.", "usage: torchptycho COMMAND"]
+    grouped = {name for names in PURPOSES.values() for name in names}
+    rest = tuple(name for name in COMMANDS if name not in grouped)
+    for purpose, names in {**PURPOSES, "the rest": rest}.items():
+        lines.append(f"{purpose}:")
+        lines += [f"  {name:<12} {(COMMANDS[name].__doc__ or '').splitlines()[0]}" for name in names]
     return "\n".join(lines) + "\n" + _EPILOGUE + "\n"
+
+
+def _description(kind: type[Command]) -> str:
+    """What the help says about a command; its examples keep their lines."""
+    lines = inspect.cleandoc(kind.__doc__ or "").splitlines()
+    return "\n".join(f"  {line}" if line.startswith("torchptycho ") else line for line in lines)
+
+
+def _print_completion(rest: Sequence[str]) -> int:
+    if len(rest) != 1 or rest[0] not in _SHELLS:
+        sys.stderr.write(f"torchptycho: --completion: expected one of {', '.join(_SHELLS)}; found {' '.join(rest)}.\n")
+        return 1
+    script = io.StringIO()
+    # "-" is standard output; it leaves by SystemExit.
+    with contextlib.redirect_stdout(script), contextlib.suppress(SystemExit):
+        tyro.extras.subcommand_cli_from_dict(
+            dict(COMMANDS), prog="torchptycho", args=["--tyro-write-completion", rest[0], "-"],
+            config=(tyro.conf.OmitArgPrefixes,),
+        )  # fmt: skip
+    for line in script.getvalue().splitlines():
+        # A description of two lines would be offered as two options (tyro 1.0).
+        sys.stdout.write((re.sub(r"\\n *", " ", line) if line.startswith("COMPLETION_SPEC = ") else line) + "\n")
+    return 0
 
 
 def _parse(given: Sequence[str]) -> Command:
@@ -72,13 +108,27 @@ def _parse(given: Sequence[str]) -> Command:
         raise ConfigError(f"unknown command '{name}'. {hint}")
     kind = COMMANDS[name]
     config = _config_file(rest)
+    rest = _with_file_names(rest, kind.OPTIONAL_FILE)
     return tyro.cli(  # type: ignore[return-value]
         kind,
         args=rest,
         prog=f"torchptycho {name}",
+        description=_description(kind),
         default=None if config is None else _with_defaults(kind, config),
         config=(tyro.conf.OmitArgPrefixes,),
     )
+
+
+def _with_file_names(arguments: Sequence[str], optional: dict[str, str]) -> list[str]:
+    """Each option that may stand without a file's name followed by something: what comes next is its file only when it
+    has that ending, so that `--report scan.npz` does not take the scan for the report."""
+    out: list[str] = []
+    for argument, following in itertools.zip_longest(arguments, arguments[1:]):
+        out.append(argument)
+        ending = optional.get(argument)
+        if ending is not None and not (following or "").lower().endswith((ending, ending[:-1], BESIDE)):
+            out.append(BESIDE)
+    return out
 
 
 def _with_defaults(kind: type[Command], config: RunConfig) -> Command:

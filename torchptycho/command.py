@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from rich.console import Console
+from typing import Any, ClassVar, Literal
+
+from rich.console import Console, RenderableType
 from rich.status import Status
 
-__all__ = ["Command"]
+from torchptycho.tables import json_text
+
+__all__ = ["BESIDE", "Beside", "Command"]
+
+Beside = Literal["beside"]
+BESIDE: Beside = "beside"
+"""What an option for a file means that stands without a name: beside the result, with the result's name."""
 
 
 class Command:
@@ -14,12 +22,24 @@ class Command:
     Fields named as sections of `RunConfig` take their defaults from the file given with `--config`.
     """
 
+    OPTIONAL_FILE: ClassVar[dict[str, str]] = {}
+    """Options that may stand without a file's name, and how a name ends that follows them."""
+
     def run(self) -> None:
         raise NotImplementedError
 
     @property
     def console(self) -> Console:
-        return Console(highlight=False, soft_wrap=True)
+        # Without markup: [3, 4] is a pixel and torchptycho[wandb] a package, not a style.
+        return Console(highlight=False, soft_wrap=True, markup=False)
+
+    def tell(self, values: dict[str, Any], *lines: RenderableType, json: bool) -> None:
+        """The result on standard output: for people its lines, for scripts its values as one JSON object."""
+        if json:
+            self.console.print_json(json_text(values))
+            return
+        for line in lines:
+            self.console.print(line)
 
     def working(self, what: str) -> Status:
         """A sign of life on standard error, where that is a terminal, for work whose length is not known beforehand."""

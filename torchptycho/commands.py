@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import sys
+import threading
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from rich.console import Console
 from tyro.conf import Positional, arg
 
-from torchptycho.command import Command
+from torchptycho.command import BESIDE, Beside, Command
 from torchptycho.config import (
     ExperimentConfig,
     GroupConfig,
@@ -16,9 +20,7 @@ from torchptycho.config import (
     LossConfig,
     ModelConfig,
     PrepareConfig,
-    ReadConfig,
     ReconstructConfig,
-    RefineConfig,
     RunConfig,
     SimulateConfig,
     TrainConfig,
@@ -26,24 +28,34 @@ from torchptycho.config import (
     load_config,
     to_dict,
 )
-from torchptycho.errors import ConfigError
+from torchptycho.errors import ConfigError, ScanError, TorchptychoError
 from torchptycho.file_commands import Convert, Inspect
-from torchptycho.tables import json_text, metrics_table
+from torchptycho.interop_commands import Ptychodus
+from torchptycho.judging_commands import Compare, Evaluate, Refining, Resolution
+from torchptycho.store_commands import Append, Drop, Prepare, require_scans
+from torchptycho.system_commands import Doctor
+from torchptycho.tables import plan_lines
 
-__all__ = ["COMMANDS", "Command"]
+if TYPE_CHECKING:
+    from torchptycho.network import PtychoNetwork
+    from torchptycho.reconstruction import Reconstruction
+
+__all__ = ["COMMANDS", "PURPOSES", "Command"]
 
 # The package's heavy half (torch, lightning, matplotlib) is imported inside `run`: help and errors come at once.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Simulate(Command):
-    """Simulate an experiment and write it as a scan file with its truth.
+    """Simulate an experiment and write it as a scan file.
 
     torchptycho simulate scan.npz --object-kind siemens_star --photons-per-frame 1e5
     """
 
     out: Positional[Path]
     """Scan file to write (NPZ)."""
+    json: bool = False
+    """Print one JSON object instead of a sentence."""
     simulation: SimulateConfig = dataclasses.field(default_factory=SimulateConfig)
 
     def run(self) -> None:
@@ -53,45 +65,13 @@ class Simulate(Command):
         with self.working("simulating"):
             scan = simulate(self.simulation)
             write_scan(scan, self.out)
-        self.console.print(f"{self.out}: {scan!r}")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Prepare(Command):
-    """Check scans and write them as a store that training reads; `train` does this by itself.
-
-    torchptycho prepare day1.npz day2.npz --out store --gridsize 2
-    """
-
-    scans: Positional[tuple[Path, ...]]
-    """Scan files."""
-    out: Path
-    """Folder to make."""
-    config: Path | None = None
-    """YAML or TOML file with the sections prepare, group, model, loss, train, reconstruct; flags override it."""
-    prepare: PrepareConfig = dataclasses.field(default_factory=PrepareConfig)
-    group: GroupConfig = dataclasses.field(default_factory=GroupConfig)
-
-    def run(self) -> None:
-        _require_scans(self.scans)
-        from torchptycho.bootstrap import bootstrapped
-        from torchptycho.data.store import prepare
-        from torchptycho.workflows import open_scan
-
-        later = load_config(self.config).refine if self.config else RefineConfig()
-        config = RunConfig(prepare=self.prepare, group=self.group, refine=later)
-        scans = [
-            bootstrapped(open_scan(path, self.prepare), config, self.out.with_name(f"{self.out.name}-{number}.npz"))
-            for number, path in enumerate(self.scans)
-        ]
-        with self.working(f"preparing {sum(scan.n_frames for scan in scans)} frames"):
-            store = prepare(scans, config, self.out)
-        train, val = (len(store.groups(split)) for split in ("train", "val"))
-        left_out = sum(len(entry.left_out) for entry in store.scans)
-        self.console.print(
-            f"{self.out}: {store.n_frames} frames, {train} groups for training, {val} held out"
-            + (f"; {left_out} frames left out, listed in {self.out / 'store.json'}" if left_out else "")
-        )
+        told = {
+            "out": str(self.out),
+            "n_frames": scan.n_frames,
+            "n_px": scan.n_px,
+            "simulation": to_dict(self.simulation),
+        }
+        self.tell(told, f"{self.out}: {scan!r}", json=self.json)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,16 +84,20 @@ class Train(Command):
     torchptycho train day1.npz day2.npz --val-scans day3.npz --out run
     """
 
-    scans: Positional[tuple[Path, ...]]
-    """Scan files, or one prepared store."""
+    scans: Positional[tuple[str, ...]]
+    """Scan files, folders of them, or patterns; or one prepared store."""
     out: Path
     """Folder of the run: configuration, store, checkpoints, metrics."""
-    val_scans: tuple[Path, ...] = ()
-    """Scan files that are not trained on; validation looks at every frame of them."""
+    val_scans: tuple[str, ...] = ()
+    """Scans that are not trained on; validation looks at every frame of them."""
     start: Annotated[Path | None, arg(name="from")] = None
     """Checkpoint or folder of a run whose network is trained further, on these scans."""
     resume: bool = False
     """Continue the run in this folder from its last checkpoint."""
+    dry_run: bool = False
+    """Read and check everything, tell what would be made and in how many steps, and write nothing."""
+    json: bool = False
+    """Print one JSON object instead of a sentence."""
     config: Path | None = None
     """YAML or TOML file with the sections prepare, group, model, experiment, loss, train, log, reconstruct; flags
     override it."""
@@ -126,7 +110,7 @@ class Train(Command):
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
 
     def run(self) -> None:
-        _require_scans((*self.scans, *self.val_scans))
+        require_scans((*self.scans, *self.val_scans))
         from torchptycho.plot import plot_history
         from torchptycho.workflows import read_history, train
 
@@ -135,35 +119,51 @@ class Train(Command):
             later, prepare=self.prepare, group=self.group, model=self.model, experiment=self.experiment,
             loss=self.loss, train=self.train, log=self.log,
         )  # fmt: skip
+        if self.dry_run:
+            from torchptycho.planning import plan_training
+
+            with self.working("reading"):
+                plan = plan_training(
+                    self.scans, config, self.out, val_scans=self.val_scans, start=self.start, resume=self.resume
+                )
+            self.tell(plan, *plan_lines(plan), json=self.json)
+            return
         result = train(self.scans, config, self.out, val_scans=self.val_scans, start=self.start, resume=self.resume)
         if result.rank:
             return
         plot_history(read_history(self.out), self.out / "history.png")
-        self.console.print(
+        losses = {name: value for name, value in sorted(result.metrics.items()) if name in ("train/loss", "val/loss")}
+        told = {"checkpoint": str(result.checkpoint), "last": str(result.last), "seconds": result.seconds}
+        self.tell(
+            told | {"metrics": result.metrics},
             f"{result.checkpoint}: trained in {result.seconds:.0f} s, "
-            + ", ".join(
-                f"{name} {value:.4g}"
-                for name, value in sorted(result.metrics.items())
-                if name in ("train/loss", "val/loss")
-            )
+            + ", ".join(f"{name} {value:.4g}" for name, value in losses.items()),
+            json=self.json,
         )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reconstruct(Command):
-    """Reconstruct a scan with a trained network and stitch the image.
+    """Reconstruct scans with a trained network and stitch an image of each.
 
     torchptycho reconstruct run scan.npz --out image.npz
+    torchptycho reconstruct run scan.npz --out image.npz --refine 50 --report
+    torchptycho reconstruct run night/*.npz --out images
     """
 
+    OPTIONAL_FILE: ClassVar = {"--report": ".html"}
+
     checkpoint: Positional[Path]
-    """Checkpoint, or the folder of a run (its best checkpoint)."""
-    scan: Positional[Path]
-    """Scan file."""
-    out: Path = Path("reconstruction.npz")
-    """Image file to write (NPZ); a PNG of the same name is drawn beside it."""
+    """Checkpoint or bundle, or the folder of a run (its best checkpoint)."""
+    scans: Positional[tuple[Path, ...]]
+    """Scan files."""
+    out: Path | None = None
+    """Image file to write (NPZ), by default reconstruction.npz; a PNG of the same name is drawn beside it. With several
+    scans a folder, by default reconstructions, in which images have the names of their scans."""
     accelerator: str = "auto"
     """Where to compute: auto, cpu, gpu."""
+    devices: int = 1
+    """Processes that share the frames of a scan, each with a GPU or a part of the CPU."""
     domain: Literal["counts", "amplitude"] | None = None
     """What the frames hold, when the file does not say."""
     frames: str | None = None
@@ -176,60 +176,120 @@ class Reconstruct(Command):
     """Scale the network's input as in training, or anew from this scan (when its dose differs); None as trained."""
     training_scan: int | None = None
     """Which training scan's probe and scale to use, when there were several; None as trained."""
-    predict_batch_size: int | None = None
-    """Frames per forward pass; None as trained."""
+    predict_batch_size: int | Literal["auto"] | None = None
+    """Frames per forward pass; auto: what a CPU is fastest with, and what a GPU has memory for. None as trained."""
+    predict_precision: Literal["32-true", "bf16-mixed"] | None = None
+    """Arithmetic of the network; None as trained."""
+    predict_compile: bool | None = None
+    """Compile the network with torch.compile, which pays with many scans; None as trained."""
+    predict_passes: int | None = None
+    """Times that each frame is predicted, each time in a group with other neighbours; None as trained."""
     absolute_scale: bool | None = None
     """Scale the object so that it and a constant background fit the counts of the whole scan best; None as trained."""
     refine: int = 0
     """Epochs of refinement after it, with the options that the network was trained with in the section refine."""
+    report: Beside | Path | None = None
+    """Write a page about the image into this HTML file; --report alone puts it beside the image."""
+    report_frc: bool = False
+    """Show in it how fine an image the data allow, too, which takes two refinements."""
+    json: bool = False
+    """Print one JSON object instead of a sentence."""
 
     def run(self) -> None:
-        _require_new_npz(self.out, self.scan)
+        require_scans(tuple(map(str, self.scans)))
+        images = self._images()
         if self.refine < 0:
             raise ConfigError(f"--refine: expected a number of epochs, 0 for none; found {self.refine}.")
-        from torchptycho.checkpoints import find_checkpoint, load_checkpoint
-        from torchptycho.io import write_reconstruction
-        from torchptycho.plot import plot_reconstruction
-        from torchptycho.workflows import open_scan, reading_for_prediction, reconstruct
+        from torchptycho.checkpoints import find_checkpoint, load_network
 
-        path = find_checkpoint(self.checkpoint)
-        run = load_checkpoint(path).config
-        trained = to_dict(run.reconstruct)
+        network = load_network(find_checkpoint(self.checkpoint))
+        trained = to_dict(network.config.reconstruct)
         asked = {name: getattr(self, name) for name in trained if getattr(self, name) is not None}
         config = from_dict(ReconstructConfig, trained | asked, source="reconstruct")
-        scan = open_scan(self.scan, reading_for_prediction(run.prepare, self.domain, self.frames))
-        room = self.out.parent if self.out.parent.is_dir() else None
-        image = reconstruct(path, scan, config, accelerator=self.accelerator, scratch=room, refine_epochs=self.refine)
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        write_reconstruction(image, self.out)
-        picture = plot_reconstruction(image, self.out.with_suffix(".png"))
-        self.console.print(
-            f"{self.out}, {picture}: {image.object.shape[0]}x{image.object.shape[1]} px from {scan.n_frames} frames "
-            f"in {image.provenance['seconds']:.1f} s"
-        )
+        # Drawing takes as long to import as a small scan to predict, and the second core is idle at first.
+        threading.Thread(target=importlib.import_module, args=("torchptycho.plot",), daemon=True).start()
+        failed, told = [], []
+        for scan, image in images.items():
+            try:
+                told.append(self._reconstruct(network, config, scan, image))
+            except TorchptychoError as error:
+                if len(images) == 1:
+                    raise
+                failed.append(scan)
+                sys.stderr.write(f"torchptycho: {' '.join(str(error).split())}\n")
+        if self.json:
+            self.tell(told[0] if len(images) == 1 else {"images": told}, json=True)
+        if failed:
+            raise ScanError(
+                ", ".join(map(str, failed)), None, expected=f"{len(images)} scans that can be reconstructed",
+                found=f"{len(failed)} that cannot, as told above", remedy="The images of the others are written.",
+            )  # fmt: skip
+
+    def _images(self) -> dict[Path, Path]:
+        """The image of each scan."""
+        if len(self.scans) == 1:
+            out = self.out or Path("reconstruction.npz")
+            _require_new_npz(out, self.scans[0])
+            _report_file(self.report, out, self.report_frc)
+            return {self.scans[0]: out}
+        if self.report not in (None, BESIDE):
+            raise ConfigError("--report: expected no file with several scans; each page lies beside its image.")
+        folder = self.out or Path("reconstructions")
+        if folder.suffix.lower() == ".npz" or folder.is_file():
+            raise ConfigError(f"--out: expected a folder for the images of {len(self.scans)} scans; found {folder}.")
+        images = {scan: folder / f"{scan.stem}.npz" for scan in self.scans}
+        for scan, image in images.items():
+            _require_new_npz(image, scan)
+        if len(set(images.values())) < len(self.scans):
+            raise ConfigError(
+                "expected scans of different names, after which their images are named; found some twice."
+            )
+        return images
+
+    def _reconstruct(self, network: PtychoNetwork, config: ReconstructConfig, path: Path, out: Path) -> dict[str, Any]:
+        from torchptycho.io import read_scan, write_reconstruction
+        from torchptycho.reconstructing import reading_for_prediction, reconstruct
+
+        page = _report_file(self.report, out, self.report_frc)
+        scan = read_scan(path, reading_for_prediction(network.config.prepare, self.domain, self.frames))
+        # Beside the image where its folder is there already: nothing is to be left after a bad file.
+        room = out.parent if out.parent.is_dir() else None
+        image = reconstruct(
+            network, scan, config, accelerator=self.accelerator, devices=self.devices, scratch=room,
+            refine_epochs=self.refine,
+        )  # fmt: skip
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_reconstruction(image, out)
+        from torchptycho.plot import plot_reconstruction
+
+        picture = plot_reconstruction(image, out.with_suffix(".png"))
+        if page is not None:
+            from torchptycho.report import report_of_network
+
+            with self.working(f"writing {page}"):
+                device = {"gpu": "cuda"}.get(self.accelerator, self.accelerator)
+                report_of_network(image, scan, network, page, halves=self.report_frc, device=device)
+        told = _told_of_image(image, out, picture, page)
+        if not self.json:
+            self.console.print(
+                f"{_files(out, picture, page)}: {image.object.shape[0]}x{image.object.shape[1]} px from "
+                f"{scan.n_frames} frames in {image.provenance['seconds']:.1f} s"
+            )
+        return told
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Refining(Command):
-    """What the commands that refine a scan are told."""
+class Refine(Refining):
+    """Fit an image to the counts; no training is needed.
 
-    scan: Positional[Path]
-    """Scan file."""
-    device: str = "auto"
-    """Where to compute: auto, cpu, cuda."""
-    config: Path | None = None
-    """YAML or TOML file with the sections prepare and refine; flags override it."""
-    reading: ReadConfig = dataclasses.field(default_factory=ReadConfig)
-    refine: RefineConfig = dataclasses.field(default_factory=RefineConfig)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Refine(_Refining):
-    """Fit the image to the counts, from nothing or from an earlier image; no training is needed.
+    It begins with nothing or with an earlier image.
 
     torchptycho refine scan.npz --out refined.npz
     torchptycho refine scan.npz --start image.npz --out refined.npz --position-update frames
+    torchptycho refine scan.npz --out refined.npz --report --report-frc
     """
+
+    OPTIONAL_FILE: ClassVar = {"--report": ".html"}
 
     start: Path | None = None
     """Image to begin with, as `reconstruct` or `refine` wrote it; None begins with nothing."""
@@ -237,9 +297,16 @@ class Refine(_Refining):
     """Image file to write (NPZ), with the refined probe and positions; a PNG of the same name is drawn beside it."""
     resume: bool = False
     """Go on from where an earlier refinement into this file ended, up to the epochs asked for."""
+    report: Beside | Path | None = None
+    """Write a page about the image into this HTML file; --report alone puts it beside the image."""
+    report_frc: bool = False
+    """Show in it how fine an image the data allow, too, which takes two refinements."""
+    json: bool = False
+    """Print one JSON object instead of a sentence."""
 
     def run(self) -> None:
         _require_new_npz(self.out, self.scan)
+        page = _report_file(self.report, self.out, self.report_frc)
         from torchptycho.bars import EpochProgress
         from torchptycho.io import read_reconstruction, read_scan, write_reconstruction
         from torchptycho.plot import plot_reconstruction
@@ -250,96 +317,34 @@ class Refine(_Refining):
         if start is not None and self.reading.probe is not None:
             start = dataclasses.replace(start, probe=None)
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        with EpochProgress("refining", self.refine.epochs) as told:
+        with EpochProgress("refining", self.refine.epochs) as bar:
             image = refine(
-                scan, start, config=self.refine, device=self.device, resume=self.resume, on_epoch=told,
+                scan, start, config=self.refine, device=self.device, resume=self.resume, on_epoch=bar,
                 state_file=self.out.with_suffix(".state.npz"), scratch=self.out.parent,
             )  # fmt: skip
         write_reconstruction(image, self.out)
         picture = plot_reconstruction(image, self.out.with_suffix(".png"))
+        if page is not None:
+            from torchptycho.report import report_of_refinement
+
+            with self.working(f"writing {page}"):
+                report_of_refinement(image, scan, page, self.refine, halves=self.report_frc, device=self.device)
         misfit = image.history["misfit"]
         fit = f"misfit {misfit[-1]:.4g} (1 is the photon noise) " if misfit else ""
-        self.console.print(
-            f"{self.out}, {picture}: {image.object.shape[0]}x{image.object.shape[1]} px, "
-            f"{fit}after {len(misfit)} epochs in {image.provenance['seconds']:.1f} s"
+        told = _told_of_image(image, self.out, picture, page)
+        self.tell(
+            told | {"misfit": misfit[-1] if misfit else None, "epochs": len(misfit)},
+            f"{_files(self.out, picture, page)}: {image.object.shape[0]}x{image.object.shape[1]} px, "
+            f"{fit}after {len(misfit)} epochs in {image.provenance['seconds']:.1f} s",
+            json=self.json,
         )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Resolution(_Refining):
-    """Tell how fine an image the data allow, without a truth: refine two halves of the frames and correlate them.
-
-    torchptycho resolution scan.npz --plot frc.png
-    """
-
-    plot: Path | None = None
-    """Draw the ring correlation into this PNG."""
-    json: bool = False
-    """Print JSON instead of a sentence."""
-
-    def run(self) -> None:
-        from torchptycho.halves import resolution
-        from torchptycho.io import read_scan
-
-        scan = read_scan(self.scan, self.reading)
-        with self.working("refining two halves of the frames"):
-            found = resolution(scan, config=self.refine, device=self.device)
-        if self.plot:
-            from torchptycho.plot import plot_frc
-
-            plot_frc(found.metrics, self.plot, halves=True)
-        if self.json:
-            told = {"half_period_px": found.half_period_px, "half_period_m": found.half_period_m}
-            self.console.print_json(json_text(told | {"metrics": found.metrics.to_dict()}))
-            return
-        metres = "" if found.half_period_m is None else f" ({found.half_period_m * 1e9:.3g} nm)"
-        self.console.print(
-            f"{self.scan}: half period {found.half_period_px:.3g} px{metres} at the 1/2-bit threshold, from two halves "
-            f"of {scan.n_frames} frames"
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluate(Command):
-    """Compare a reconstruction with a true or reference object.
-
-    torchptycho evaluate image.npz scan.npz
-    """
-
-    reconstruction: Positional[Path]
-    """Image file written by `reconstruct`."""
-    truth: Positional[Path]
-    """Scan with `objectGuess`, or any image file with `object`."""
-    min_coverage: float = 0.1
-    """Look only where at least this part of the largest weight met."""
-    plot: Path | None = None
-    """Draw both and their errors into this PNG."""
-    json: bool = False
-    """Print JSON instead of a table."""
-
-    def run(self) -> None:
-        import numpy as np
-
-        from torchptycho.evaluation import evaluate
-        from torchptycho.io import read_reconstruction
-
-        image, truth = read_reconstruction(self.reconstruction), read_reconstruction(self.truth)
-        # Where a reference is not valid itself there is nothing to compare with.
-        known = np.where(truth.valid, truth.object, np.nan).astype(np.complex64)
-        metrics = evaluate(image, known, truth_origin_px=truth.origin_px, min_coverage=self.min_coverage)
-        if self.plot:
-            from torchptycho.plot import plot_reconstruction
-
-            plot_reconstruction(image, self.plot, truth=known, truth_origin_px=truth.origin_px, metrics=metrics)
-        if self.json:
-            self.console.print_json(json_text(metrics.to_dict()))
-        else:
-            self.console.print(metrics_table(metrics))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Demo(Command):
-    """Go the whole way on a simulated experiment: simulate, inspect, train, reconstruct, evaluate, draw.
+    """Go the whole way on a simulated experiment.
+
+    Simulate, inspect, train, reconstruct, refine, evaluate, draw.
 
     torchptycho demo --out demo
     """
@@ -348,12 +353,17 @@ class Demo(Command):
     """Folder for everything that it makes."""
     steps: int = 200
     """Optimiser steps of the training."""
+    json: bool = False
+    """Print one JSON object, what demo.json holds, instead of sentences."""
     simulation: SimulateConfig = dataclasses.field(default_factory=SimulateConfig)
 
     def run(self) -> None:
         from torchptycho.demo import demo
 
-        demo(self.out, self.simulation, steps=self.steps, console=self.console)
+        console = Console(stderr=True) if self.json else self.console
+        told = demo(self.out, self.simulation, steps=self.steps, console=console)
+        if self.json:
+            self.tell(told, json=True)
 
 
 def _require_new_npz(out: Path, scan: Path) -> None:
@@ -361,20 +371,57 @@ def _require_new_npz(out: Path, scan: Path) -> None:
         raise ConfigError(f"--out: expected a new file whose name ends in .npz; found {out}.")
 
 
-def _require_scans(scans: tuple[Path, ...]) -> None:
-    if not scans:
-        raise ConfigError("expected at least one scan file; found none.")
+def _report_file(asked: Beside | Path | None, out: Path, frc: bool) -> Path | None:
+    if asked is None:
+        if frc:
+            raise ConfigError("--report-frc: belongs to --report; add it, or leave this out.")
+        return None
+    page = out.with_suffix(".html") if asked == BESIDE else Path(asked)
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"--report: expected a file whose name ends in .html; found {page}.")
+    return page
+
+
+def _files(*files: Path | None) -> str:
+    return ", ".join(str(file) for file in files if file is not None)
+
+
+def _told_of_image(image: Reconstruction, out: Path, picture: Path, page: Path | None) -> dict[str, Any]:
+    return {
+        "out": str(out),
+        "picture": str(picture),
+        "report": None if page is None else str(page),
+        "shape_px": list(image.object.shape),
+        "origin_px": list(image.origin_px),
+        "object_pixel_m": image.object_pixel_m,
+        "n_frames": image.provenance["frames"],
+        "seconds": image.provenance["seconds"],
+    }
 
 
 COMMANDS: dict[str, type[Command]] = {
     "inspect": Inspect,
     "convert": Convert,
     "simulate": Simulate,
+    "demo": Demo,
+    "refine": Refine,
     "prepare": Prepare,
+    "append": Append,
+    "drop": Drop,
     "train": Train,
     "reconstruct": Reconstruct,
-    "refine": Refine,
     "evaluate": Evaluate,
+    "compare": Compare,
     "resolution": Resolution,
-    "demo": Demo,
+    "doctor": Doctor,
+    "ptychodus": Ptychodus,
 }
+
+PURPOSES: dict[str, tuple[str, ...]] = {
+    "scan files": ("inspect", "convert"),
+    "something to try": ("simulate", "demo"),
+    "an image without training": ("refine",),
+    "a network": ("prepare", "append", "drop", "train", "reconstruct"),
+    "how good it is": ("evaluate", "compare", "resolution"),
+}
+"""What the commands are for, as the overview groups them; those that are in no group come last."""

@@ -137,13 +137,32 @@ class PrepareConfig(ReadConfig):
     """Photons per frame of amplitude data; None follows the file's metadata, then 1e9."""
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Part of the frames that is held out for validation."""
+    val_by: Literal["frames", "region", "scans"] = "frames"
+    """What is held out: single frames of each scan, which their neighbours overlap; a region of each scan, with nothing
+    near it trained on; or whole scans (those of --val-scans, or else drawn ones)."""
+    val_region: tuple[Fraction, Fraction, Fraction, Fraction] | None = None
+    """Region of each scan to hold out: y start, y stop, x start, x stop as fractions of its extent, in place of
+    `val_fraction`; None takes what lies beyond a straight line in a random direction."""
+    val_gap_px: NonNegative | None = None
+    """How far from a held-out region training begins; frames between are not used. None takes the width of the beam
+    (95 % of its power)."""
     split_seed: int = 0
-    """Seed of the choice of held-out frames."""
+    """Seed of the choice of held-out frames, regions or scans."""
     bootstrap_probe: Annotated[int, Field(ge=0)] = 0
     """Epochs of refinement that make the probe good before anything else is done with it; 0 takes it as it is.
     The image found on the way is kept beside the store."""
     bootstrap_positions: bool = False
     """Take over the positions that this refinement found, too."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("val_region", "val_gap_px"):
+            if getattr(self, name) is not None and self.val_by != "region":
+                raise ConfigError(f"{name}: belongs to val_by region; found val_by {self.val_by}.")
+        if self.val_region is not None:
+            y0, y1, x0, x1 = self.val_region
+            if not (y0 < y1 and x0 < x1):
+                raise ConfigError(f"val_region: expected start < stop in (y0, y1, x0, x1); found {self.val_region}.")
 
 
 @strict
@@ -215,7 +234,7 @@ class TrainConfig:
     seed: int = 0
     """Seed of the weights and of the order of the frames."""
     num_workers: Annotated[int, Field(ge=0)] = 0
-    """Processes that load batches."""
+    """Threads that gather batches ahead of their use; 0 gathers in the training thread."""
     accelerator: str = "auto"
     """Where to compute: auto, cpu, gpu."""
     devices: Count = 1
@@ -244,8 +263,14 @@ class ReconstructConfig:
     """Scale the network's input as in training, or anew from this scan (when its dose differs)."""
     training_scan: Annotated[int, Field(ge=0)] = 0
     """Which training scan's probe and scale to use, when there were several."""
-    predict_batch_size: Count = 64
-    """Frames per forward pass."""
+    predict_batch_size: Count | Literal["auto"] = "auto"
+    """Frames per forward pass; auto: what a CPU is fastest with, and what a GPU has memory for."""
+    predict_precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    """Arithmetic of the network; the physics is always float32."""
+    predict_compile: bool = False
+    """Compile the network with torch.compile, which takes a minute at first; where it fails it runs as it is."""
+    predict_passes: Count = 1
+    """Times that each frame is predicted, each time in a group with other neighbours; the image averages them."""
     absolute_scale: bool = False
     """Scale the object so that object and a constant background fit the counts of the whole scan best."""
 

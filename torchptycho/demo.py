@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -41,12 +42,15 @@ class _Steps:
         self.rows.append((name, time.perf_counter() - start, peak_GB))
 
 
-def demo(out: Path, simulation: SimulateConfig, *, steps: int, console: Console) -> None:
+def demo(out: Path, simulation: SimulateConfig, *, steps: int, console: Console) -> dict[str, Any]:
     """Simulate, inspect, train, reconstruct, refine, evaluate and draw into `out`.
 
-    Writes scan.npz, scan.png, run/, the network's image.npz and the refined refined.npz with their PNGs, frc.png of the
-    refined one, overview.png, report.md and demo.json. An earlier demo in the folder is replaced; any other folder is
-    left alone.
+    Writes scan.npz, scan.png, run/, the network's image.npz and the refined refined.npz with their PNGs, frc.png and
+    report.html of the refined one, overview.png, report.md and demo.json. An earlier demo in the folder is replaced;
+    any other folder is left alone.
+
+    Returns:
+        what demo.json holds: times, metrics, the scan, configuration and versions.
 
     Raises:
         ConfigError: `out` exists and is not an earlier demo.
@@ -60,10 +64,12 @@ def demo(out: Path, simulation: SimulateConfig, *, steps: int, console: Console)
         from torchptycho.inspection import inspect_scan
         from torchptycho.io import read_scan, write_reconstruction, write_scan
         from torchptycho.plot import plot_frc, plot_history, plot_overview, plot_reconstruction, plot_scan
+        from torchptycho.reconstructing import reconstruct
         from torchptycho.refinement import refine
+        from torchptycho.report import write_report
         from torchptycho.simulation import simulate
         from torchptycho.versions import versions
-        from torchptycho.workflows import read_history, reconstruct, train
+        from torchptycho.workflows import read_history, train
     with timed.step("simulate"):
         simulated = simulate(simulation)
         # Not before: what cannot be simulated leaves an earlier demo as it was.
@@ -92,6 +98,7 @@ def demo(out: Path, simulation: SimulateConfig, *, steps: int, console: Console)
             plot_reconstruction(made, out / f"{name}.png", truth=scan.truth, metrics=metrics)
         plot_frc(images["refined"][1], out / "frc.png")
         overview = plot_overview(scan, images, out / "overview.png")
+        page = write_report(refined, scan, out / "report.html", history=read_history(out / "run"))
 
     table = Table("step", "seconds", "peak memory so far (GB)")
     for name, seconds, peak_GB in timed.rows:
@@ -112,7 +119,8 @@ def demo(out: Path, simulation: SimulateConfig, *, steps: int, console: Console)
     (out / "report.md").write_text(
         _report(timed, {name: metrics.to_dict() for name, (_, metrics) in images.items()}), encoding="utf-8"
     )
-    console.print(f"picture: {overview}   report: {out / 'report.md'}")
+    console.print(f"picture: {overview}   report: {page}")
+    return report
 
 
 def _report(timed: _Steps, metrics: dict[str, dict[str, object]]) -> str:

@@ -12,7 +12,7 @@ from torchptycho.command import Command
 from torchptycho.config import ReadConfig
 from torchptycho.errors import ConfigError
 from torchptycho.reading import ScanFormat
-from torchptycho.tables import json_text, orientation_table, show
+from torchptycho.tables import orientation_table, show, store_lines, store_rows
 
 __all__ = ["Convert", "Inspect"]
 
@@ -22,26 +22,30 @@ _CLEARLY_WORSE = 1.2
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Inspect(Command):
-    """Tell what is in a scan file and whether it is usable.
+    """Tell what a scan file or a store holds, and whether it is usable.
 
     torchptycho inspect scan.npz --plot scan.png
+    torchptycho inspect store
     torchptycho inspect scan.cxi --guess-probe --orientation
     """
 
     scan: Positional[Path]
-    """Scan file."""
+    """Scan file, or a store."""
     plot: Path | None = None
     """Draw mean pattern, probe, positions and dose into this PNG."""
     orientation: bool = False
     """Rank the eight orientations of the positions by how well a short refinement of a part of the scan explains the
     counts; takes about a minute."""
     json: bool = False
-    """Print JSON instead of a table."""
+    """Print one JSON object instead of a table."""
     config: Path | None = None
     """YAML or TOML file with the section prepare; flags override it."""
     reading: ReadConfig = dataclasses.field(default_factory=ReadConfig)
 
     def run(self) -> None:
+        if (self.scan / "store.json").is_file():
+            self._tell_store()
+            return
         from torchptycho.inspection import inspect_scan
         from torchptycho.io import read_scan
 
@@ -60,7 +64,7 @@ class Inspect(Command):
                 ranked = rank_orientations(scan)
             told["orientations"] = [dataclasses.asdict(one) for one in ranked]
         if self.json:
-            self.console.print_json(json_text(told))
+            self.tell(told, json=True)
             return
         table = Table(title=str(self.scan), show_header=False)
         for name, value in told.items():
@@ -81,10 +85,24 @@ class Inspect(Command):
                     "Give a measured probe with --probe FILE, or a cleaner part of the scan with --frames."
                 )
 
+    def _tell_store(self) -> None:
+        from torchptycho.data.store import Store
+
+        if self.plot or self.orientation or self.reading != ReadConfig():
+            raise ConfigError(f"{self.scan}: is a store, of which only the scans are told. Leave out all but --json.")
+        store = Store.open(self.scan)
+        if self.json:
+            self.tell({"scans": store_rows(store)}, json=True)
+        else:
+            for line in store_lines(store):
+                self.console.print(line)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Convert(Command):
-    """Write a scan file in another format, with the options of reading applied.
+    """Write a scan file in another format.
+
+    The options of reading are applied.
 
     torchptycho convert scan.cxi scan.npz --crop-px 256 --guess-probe
     torchptycho convert scan.npz product.h5
@@ -98,6 +116,8 @@ class Convert(Command):
     """Format to write; None follows the name."""
     compressed: bool = True
     """Compress frames and arrays."""
+    json: bool = False
+    """Print one JSON object instead of sentences."""
     config: Path | None = None
     """YAML or TOML file with the section prepare; flags override it."""
     reading: ReadConfig = dataclasses.field(default_factory=ReadConfig)
@@ -110,6 +130,5 @@ class Convert(Command):
         scan = read_scan(self.scan, self.reading)
         with self.working(f"writing {self.out}"):
             write_scan(scan, self.out, format=self.format, compressed=self.compressed)
-        for note in scan.notes:
-            self.console.print(f"- {note}")
-        self.console.print(f"{self.out}: {scan!r}")
+        told = {"out": str(self.out), "n_frames": scan.n_frames, "n_px": scan.n_px, "notes": list(scan.notes)}
+        self.tell(told, *(f"- {note}" for note in scan.notes), f"{self.out}: {scan!r}", json=self.json)

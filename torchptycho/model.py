@@ -8,27 +8,21 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from jaxtyping import Bool, Complex, Float
+from jaxtyping import Complex
 from torch import Tensor, nn
 
-from torchptycho.config import RunConfig, from_dict, to_dict
+from torchptycho.config import RunConfig, to_dict
 from torchptycho.data.batch import GroupBatch
 from torchptycho.data.dataset import GroupDataset
 from torchptycho.data.store import Store
-from torchptycho.errors import ConfigError, StoreError, TrainingError
-from torchptycho.experiment import Experiment
+from torchptycho.errors import ConfigError, TrainingError
 from torchptycho.losses import Comparison, Loss
 from torchptycho.means import Mean
-from torchptycho.nn import GroupInput, build_generator
-from torchptycho.physics.diffraction import expected_counts
-from torchptycho.physics.merging import central_weight, merge, merge_canvas_px, probe_weight
-from torchptycho.physics.scaling import counts_per_squared_amplitude, intensity
+from torchptycho.network import FORMAT, PtychoNetwork
+from torchptycho.physics.merging import central_weight
 from torchptycho.versions import versions
 
-__all__ = ["FORMAT", "PtychoPINN", "learning_rate_shape"]
-
-FORMAT = 1
-"""Version of what a checkpoint holds."""
+__all__ = ["PtychoPINN", "learning_rate_shape"]
 
 # With the usual 0.999 the step size lags behind a sudden rise of the gradient by a thousand steps, and training on a
 # measured scan once jumped from a nearly finished image to a flat one, from which it did not return.
@@ -37,7 +31,7 @@ _BETAS = (0.9, 0.95)
 _PLATEAU_STEPS = 300
 
 
-class PtychoPINN(L.LightningModule):
+class PtychoPINN(PtychoNetwork, L.LightningModule):
     """Trains a generator without labels: patches -> expected counts -> Poisson likelihood of the measured counts.
 
     Reference: Hoidn, Mishra, Mehta, Scientific Reports 13, 22789 (2023).
@@ -68,34 +62,15 @@ class PtychoPINN(L.LightningModule):
         has_validation: bool = True,
         started_from: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(config, n_px, n_scans, n_modes, domain, max_offset_px)
         self.save_hyperparameters(
             {
                 "config": config, "n_px": n_px, "n_scans": n_scans, "n_modes": n_modes, "domain": domain,
                 "max_offset_px": max_offset_px, "has_validation": has_validation, "started_from": started_from,
             }
         )  # fmt: skip
-        self.config = from_dict(RunConfig, config, source="checkpoint")
-        self.gridsize = self.config.group.gridsize
-        self.n_px, self.domain, self.has_validation = n_px, domain, has_validation
-        self.generator = build_generator(self.config.model, n_px, self.gridsize)
-        # Convolutions are up to 1.3 times as fast on a CPU, and on a GPU in half precision.
-        nn.Module.to(self.generator, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.has_validation = has_validation
         self.loss = Loss(self.config.loss)
-        self.experiment = Experiment(self.config.experiment, n_px, n_scans)
-        self._canvas_px = merge_canvas_px(n_px, max_offset_px)
-        self._predicted_canvas_px: int | None = None
-        # Real and imaginary part apart: DDP, GradScaler and fused optimisers do not take complex parameters.
-        self.probe_parts = nn.Parameter(
-            torch.zeros(n_scans, n_modes, n_px, n_px, 2), requires_grad=self.config.model.probe_trainable
-        )
-        # NaN until `set_statistics` or a checkpoint fills them in: a module without its statistics must not guess.
-        self.register_buffer("input_scale", torch.full((n_scans,), math.nan, dtype=torch.float64))
-        self.register_buffer("photons_per_frame", torch.full((n_scans,), math.nan, dtype=torch.float64))
-        self.register_buffer("masks", torch.ones(n_scans, n_px, n_px, dtype=torch.bool))
-        self.input_scale: Tensor
-        self.photons_per_frame: Tensor
-        self.masks: Tensor
         # Brings each scan's truth to the phase that a transparent object has; used in training only.
         self.register_buffer("truth_turn", torch.ones(n_scans, dtype=torch.complex64), persistent=False)
         self._train_mean = Mean()
@@ -149,103 +124,6 @@ class PtychoPINN(L.LightningModule):
     def learns_experiment(self) -> bool:
         """Whether more than the network is trained."""
         return self.probe_parts.requires_grad or any(True for _ in self.experiment.parameters())
-
-    @property
-    def probe(self) -> Complex[Tensor, "s p n n"]:
-        """Probe modes of each scan in sqrt(photons)."""
-        return self.experiment.constrained(torch.view_as_complex(self.probe_parts))
-
-    def require_statistics(self) -> None:
-        """Raise StoreError when neither a store nor a checkpoint has given the module its statistics."""
-        if bool(self.input_scale.isnan().any()):
-            raise StoreError(
-                "this module has no statistics (input scale, photons per frame, probe): "
-                "build it with PtychoPINN.for_store or load a checkpoint."
-            )
-
-    def forward(self, batch: GroupBatch) -> Complex[Tensor, "b c n n"]:
-        """Object patches of the frames of each group, as the generator sees them, before any merging."""
-        amplitude = self._intensity(batch).sqrt() * self._per_group(self.input_scale, batch)
-        photon = self._photon[batch.scan].float()
-        background = torch.as_tensor(self.experiment.background, device=photon.device).expand(len(self.masks))
-        return self.generator(  # type: ignore[no-any-return]
-            GroupInput(
-                amplitude=amplitude,
-                probe=self._input_probe(batch),
-                offset_px=batch.offset_px,
-                mask=self._mask(batch),
-                photon=photon,
-                background=photon * background[batch.scan].float(),
-                canvas_px=self._canvas_for(batch),
-            )
-        )
-
-    def expected_counts(
-        self, patches: Complex[Tensor, "b c n n"], batch: GroupBatch, *, background: bool = True
-    ) -> Float[Tensor, "b c n n"]:
-        """Photon counts that the detector is expected to see, after the patches of a group agreed on one object."""
-        probe = self.probe_of(batch)
-        with torch.autocast(device_type=self.device.type, enabled=False):
-            if self.gridsize > 1 and not self.generator.patches_agree:
-                if self.config.model.merge_weight == "probe":
-                    weight = probe_weight(probe.detach())
-                else:
-                    weight = central_weight(self.n_px, patches)
-                patches = merge(patches, batch.offset_px, weight, self._canvas_for(batch))
-            counts = expected_counts(patches, probe[:, None])
-            return self.experiment.detected(counts, batch.scan, background=background)
-
-    def _canvas_for(self, batch: GroupBatch) -> int:
-        # In training every offset is known.
-        if torch.is_grad_enabled():
-            return self._canvas_px
-        if self._predicted_canvas_px is not None:
-            return self._predicted_canvas_px
-        return max(self._canvas_px, merge_canvas_px(self.n_px, float(batch.offset_px.abs().max())))
-
-    def measured_counts(self, batch: GroupBatch) -> Float[Tensor, "b c n n"]:
-        """The frames in photon counts, 0 under the mask."""
-        counts = self._intensity(batch)
-        if self.domain == "counts":
-            return counts
-        factor = counts_per_squared_amplitude(self.photons_per_frame, self.input_scale, self.n_px)
-        return counts * self._per_group(factor, batch)
-
-    def _intensity(self, batch: GroupBatch) -> Float[Tensor, "b c n n"]:
-        # Not a product: what lies under the mask may be NaN.
-        return torch.where(self._mask(batch), intensity(batch.frames, self.domain), 0.0)
-
-    def _per_group(self, values: Tensor, batch: GroupBatch) -> Float[Tensor, "b 1 1 1"]:
-        return values[batch.scan].float()[:, None, None, None]
-
-    def probe_of(self, batch: GroupBatch) -> Complex[Tensor, "probe_b p n n"]:
-        """The probe of each group, or once when all groups share it."""
-        probe = self.probe
-        return probe if len(probe) == 1 else probe[batch.scan]
-
-    def _input_probe(self, batch: GroupBatch) -> Complex[Tensor, "probe_b p n n"]:
-        """The probe in the units of the network's input; the network does not train it."""
-        # By the scan's photons and not by the probe's own power: some of its light may fall on masked pixels.
-        factor = self.n_px / 2 / self.photons_per_frame.sqrt()
-        if self.experiment.scale is not None:
-            factor = factor * self.experiment.scale.sqrt()
-        probe = self.probe_of(batch).detach()
-        return probe * (factor if len(self.probe_parts) == 1 else factor[batch.scan]).float()[:, None, None, None]
-
-    @property
-    def _photon(self) -> Float[Tensor, " s"]:
-        """What one count is in the network's input, squared; with frames of counts also when that is scaled anew."""
-        if self.domain == "counts":
-            return self.input_scale.square()
-        return (self.n_px / 2) ** 2 / self.photons_per_frame
-
-    def mean_count(self, batch: GroupBatch) -> Float[Tensor, " b"]:
-        """Photons per good pixel in a mean frame of each group's scan."""
-        good = self.masks.sum(dim=(-2, -1))
-        return (self.photons_per_frame / good)[batch.scan].float()
-
-    def _mask(self, batch: GroupBatch) -> Bool[Tensor, "b 1 n n"]:
-        return self.masks[batch.scan][:, None]
 
     def _step(self, batch: GroupBatch) -> dict[str, Tensor]:
         return self._terms(self(batch), batch)
@@ -366,20 +244,14 @@ class PtychoPINN(L.LightningModule):
         # One canvas for all batches: what a network makes of a group depends a little on the edge around it.
         dataset = getattr(self.trainer.predict_dataloaders, "dataset", None)
         if isinstance(dataset, GroupDataset):
-            self._predicted_canvas_px = max(self._canvas_px, merge_canvas_px(self.n_px, dataset.max_offset_px))
+            self.expect_offsets(dataset.max_offset_px)
 
     def on_predict_end(self) -> None:
-        self._predicted_canvas_px = None
+        self.expect_offsets(None)
 
     def predict_step(self, batch: GroupBatch, batch_index: int) -> Complex[Tensor, "b c n n"]:
         self.require_statistics()
         return self(batch)  # type: ignore[no-any-return]
-
-    def stitch_weight(self, kind: Literal["probe", "central"], scan: int = 0) -> Float[Tensor, "n n"]:
-        """Weight of each pixel of a patch in the stitched image: |P|^2 of a training scan, or its central half."""
-        if kind == "probe":
-            return probe_weight(self.probe[scan].detach())
-        return central_weight(self.n_px, self.probe_parts)
 
     @property
     def monitor(self) -> str:

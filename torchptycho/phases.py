@@ -14,7 +14,8 @@ from torch import Tensor
 __all__ = ["synchronised"]
 
 _NEIGHBOURS = 16
-_PAIRS_AT_ONCE = 512
+# Few enough for the caches.
+_PAIRS_AT_ONCE = 64
 # Patches are compared at about so many pixels each way, which is plenty for one number.
 _SAMPLES = 32
 _ITERATIONS = 5
@@ -45,9 +46,9 @@ def synchronised(
     group_of = group.cpu().numpy()
     n_groups = int(group_of.max()) + 1
     first, second = _neighbours(positions_px.cpu().double().numpy(), group_of)
-    if not len(first):
+    overlap = _overlaps(patches, positions_px, weight, first, second) if len(first) else np.zeros(0)
+    if not overlap.any():
         return torch.ones(len(patches), dtype=patches.dtype, device=patches.device)
-    overlap = _overlaps(patches, positions_px, weight, first, second)
     one, other = group_of[first], group_of[second]
     # One edge from the lower to the higher group, however many pairs of patches it stands for.
     overlap = np.where(one < other, overlap, overlap.conj())
@@ -56,8 +57,9 @@ def synchronised(
     np.add.at(total, where.ravel(), overlap)
     phase = _fitted(edges, total, n_groups)
     power = torch.zeros(n_groups, dtype=torch.float64)
-    own = (patches.real.square() + patches.imag.square()).sum((1, 2)).double().cpu()
-    power.index_add_(0, torch.from_numpy(group_of), own)
+    # Piece by piece: the patches may lie in a file that is larger than the memory.
+    own = [torch.view_as_real(some).square().sum((1, 2, 3)).double().cpu() for some in torch.split(patches, 512)]
+    power.index_add_(0, torch.from_numpy(group_of), torch.cat(own))
     phase = _least_turned(phase, edges, power.numpy())
     return torch.from_numpy(np.exp(1j * phase))[group.cpu()].to(patches.device, patches.dtype)
 
@@ -79,7 +81,8 @@ def _overlaps(
     """sum over the common pixels of w_a O_a conj(w_b O_b), at whole pixels."""
     n_px = patches.shape[-1]
     sample = torch.arange(0, n_px, max(1, n_px // _SAMPLES), device=patches.device)
-    found = []
+    # One array beforehand: pieces kept on the way would lie between what is freed, and the heap would grow.
+    found = torch.empty(len(first), dtype=torch.complex128)
     for start in range(0, len(first), _PAIRS_AT_ONCE):
         a = torch.from_numpy(first[start : start + _PAIRS_AT_ONCE]).to(patches.device)
         b = torch.from_numpy(second[start : start + _PAIRS_AT_ONCE]).to(patches.device)
@@ -94,8 +97,8 @@ def _overlaps(
         else:
             weights = weight[a[:, None, None], rows, columns] * weight[b][:, *at_sample]
         product = patches[a[:, None, None], rows, columns] * patches[b][:, *at_sample].conj()
-        found.append((product * (weights * inside)).sum((1, 2)).cpu())
-    return torch.cat(found).to(torch.complex128).numpy()
+        found[start : start + len(a)] = (product * (weights * inside)).sum((1, 2)).cpu()
+    return found.numpy()
 
 
 def _fitted(edges: np.ndarray, overlap: np.ndarray, n_groups: int) -> np.ndarray:

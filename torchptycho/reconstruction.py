@@ -25,6 +25,8 @@ class Reconstruction:
         origin_px: (y, x) position of pixel [0, 0] in the scan's object pixels.
         object_pixel_m: edge of a pixel, or None when only pixels are known.
         provenance: plain data: configuration, checkpoint hash, source, versions, timings.
+        spread: [H, W] standard deviation, by their weights, of the values that patches brought to a pixel: how far they
+            disagree, in the object's unit; 0 where there was one patch alone. Of stitched images only.
         probe: [P, N, N] refined modes in sqrt(photons); refinement only, as all that follows.
         positions_px: [M, 2] (y, x) where the frames were found to be.
         background: [N, N] counts that do not come from the sample, zero frequency at [N//2, N//2]; when it was fitted.
@@ -37,6 +39,7 @@ class Reconstruction:
     origin_px: tuple[int, int]
     object_pixel_m: float | None = None
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
+    spread: Float32[np.ndarray, "h w"] | None = None
     probe: Complex64[np.ndarray, "p n n"] | None = None
     positions_px: Float64[np.ndarray, "m 2"] | None = None
     background: Float32[np.ndarray, "n n"] | None = None

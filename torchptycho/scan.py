@@ -12,7 +12,7 @@ from jaxtyping import Bool, Complex64, Float64, Int64
 from torchptycho.geometry import Geometry
 from torchptycho.reading import ReadConfig
 
-__all__ = ["ArrayFrames", "Frames", "Scan"]
+__all__ = ["ArrayFrames", "Frames", "Scan", "SourceFile"]
 
 
 @runtime_checkable
@@ -57,6 +57,21 @@ class ArrayFrames:
         return np.asarray(self.array[index])
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SourceFile:
+    """A file that a scan was read from, as it was when it was opened.
+
+    Arguments:
+        path: absolute.
+        n_bytes: its size.
+        modified_ns: time of its last change, in nanoseconds since 1970.
+    """
+
+    path: str
+    n_bytes: int
+    modified_ns: int
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Scan:
     """One recorded or simulated scan. Built by `read_scan` and `simulate`, which check what they put in.
@@ -78,6 +93,7 @@ class Scan:
         reading: the options that the file was opened with.
         notes: how the file was understood and what was done to it, sentence by sentence.
         left_out: frames of the file that are not in the scan although they were asked for, and why.
+        files: all the files that it was read from, as they were then; none for a scan that was made in memory.
     """
 
     frames: Frames
@@ -96,6 +112,7 @@ class Scan:
     reading: ReadConfig = dataclasses.field(default_factory=ReadConfig)
     notes: tuple[str, ...] = ()
     left_out: dict[int, str] = dataclasses.field(default_factory=dict)
+    files: tuple[SourceFile, ...] = ()
 
     @property
     def n_frames(self) -> int:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import importlib.metadata
 
-__all__ = ["versions"]
+__all__ = ["package_version", "versions"]
+
+
+def package_version() -> str:
+    """Version of this package, as installed."""
+    return _version("torchptycho")
 
 
 def versions() -> dict[str, str]:
     """Versions of this package and of those under it, as installed."""
-    found = {}
-    for name in ("torchptycho", "torch", "lightning", "tensordict", "numpy"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    return {name: _version(name) for name in ("torchptycho", "torch", "lightning", "tensordict", "numpy")}
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

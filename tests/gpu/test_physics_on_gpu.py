@@ -46,8 +46,13 @@ def test_canvas_is_the_same_on_cpu_and_gpu() -> None:
         canvases.append(canvas)
     cpu, gpu = canvases
     assert gpu.weight.is_cuda
-    assert_close(gpu.numerator, cpu.numerator, "order")
-    assert_close(gpu.weight, cpu.weight, "order")
+    assert_close(gpu.numerator, cpu.numerator, "devices")
+    assert_close(gpu.weight, cpu.weight, "devices")
+    again = Canvas.for_positions(places, 64, CUDA)
+    order = torch.randperm(500, generator=torch.Generator().manual_seed(6))
+    for part in order.split(77):
+        again.add(patches[part].to(CUDA), places[part].to(CUDA), weight.to(CUDA))
+    assert torch.equal(again.numerator, gpu.numerator)
     assert_close(torch.from_numpy(gpu.finish().object), torch.from_numpy(cpu.finish().object), "devices")
 
 

@@ -10,9 +10,10 @@ import torch
 from tolerances import relative_l2
 
 from torchptycho.config import GroupConfig, ModelConfig, RefineConfig, RunConfig, SimulateConfig, TrainConfig
+from torchptycho.reconstructing import reconstruct
 from torchptycho.refinement import refine
 from torchptycho.simulation import simulate
-from torchptycho.workflows import reconstruct, train
+from torchptycho.workflows import train
 
 pytestmark = [
     pytest.mark.gpu,

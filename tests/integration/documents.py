@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import glob
 import io
 import json
 import re
@@ -135,6 +136,7 @@ def _run_line(words: list[str]) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             out = contextlib.redirect_stdout(target.open("w", encoding="utf-8"))
         assert not set(words) & set(_REDIRECTIONS), f"more of a shell than is understood here: {shlex.join(words)}"
+        words = [found for word in words for found in sorted(glob.glob(word)) or [word]]
         with out as stream:
             _run_words(words, patch)
         if stream is not None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scan_files import cases
 from tiny import TINY_FLAGS, Command
 
 from torchptycho.config import SimulateConfig
@@ -22,6 +23,7 @@ from torchptycho.simulation import simulate
 M, N = 12, 32
 SCAN = simulate(SimulateConfig(n_px=N, object_px=64, n_frames=M, photons_per_frame=1e4))
 FRAMES = SCAN.frames[:]
+CXI = next(case for case in cases() if case.name == "cxi")
 GOOD: dict[str, Any] = {
     "diffraction": FRAMES,
     "xcoords": SCAN.positions_px[:, 1],
@@ -83,6 +85,7 @@ CASES: dict[str, tuple[bytes, str | None, list[str]]] = {
     "positions in metres": (
         npz(xcoords=GOOD["xcoords"] * 1e-8, ycoords=GOOD["ycoords"] * 1e-8), "xcoords", ["look like metres", "divide"],
     ),
+    "truncated HDF5": (CXI.files["scan.cxi"][:-200], None, ["truncated", "again"]),
     "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(100), None, ["HDF5", "again"]),
 }  # fmt: skip
 

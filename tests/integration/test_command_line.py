@@ -52,12 +52,17 @@ class TestHelp:
             ("inspect", ["--plot", "--json", "--domain"]),
             ("simulate", ["--object-kind", "--photons-per-frame", "--simulation-seed", "zone_plate"]),
             ("prepare", ["--out", "--config", "--gridsize", "--val-fraction"]),
+            ("append", ["--val-scans", "--config"]),
+            ("drop", ["STORE"]),
             ("train", ["--out", "--resume", "--config", "--steps", "--generator", "--nll-weight", "--probe"]),
             ("reconstruct", ["--out", "--accelerator", "--stitch-weight", "--input-scale"]),
             ("evaluate", ["--min-coverage", "--plot", "--json"]),
             ("refine", ["--start", "--out", "--resume", "--epochs", "--method", "--position-update", "--n-modes"]),
             ("resolution", ["--plot", "--json", "--epochs"]),
             ("demo", ["--out", "--steps", "--n-px"]),
+            ("compare", ["--truth", "--out", "--json"]),
+            ("doctor", ["--disk-mb", "--json"]),
+            ("ptychodus", ["enable", "disable", "status"]),
         ],
     )
     def test_each_command_shows_its_options(self, command: Command, name: str, options: list[str]) -> None:
@@ -68,8 +73,8 @@ class TestHelp:
 
     def test_every_command_is_tested_above(self) -> None:
         assert set(COMMANDS) == {
-            "inspect", "convert", "simulate", "prepare", "train", "reconstruct", "refine", "resolution", "evaluate",
-            "demo",
+            "inspect", "convert", "simulate", "prepare", "append", "drop", "train", "reconstruct", "refine",
+            "resolution", "evaluate", "demo", "compare", "doctor", "ptychodus",
         }  # fmt: skip
 
     @pytest.mark.contract("cli.help")
@@ -155,7 +160,7 @@ class TestExitCodes:
         def broken(*_: object) -> None:
             raise AssertionError("a fault of ours")
 
-        monkeypatch.setattr("torchptycho.data.store._check_together", broken)
+        monkeypatch.setattr("torchptycho.data.preparing._check_together", broken)
         with pytest.raises(AssertionError, match="a fault of ours"):
             command("prepare", tiny_scan, "--out", tmp_path / "store")
 
@@ -369,7 +374,9 @@ class TestDemo:
         told = json.loads((out / "demo.json").read_text())
         assert told["metrics"]["refined"]["complex_nrmse"] < told["metrics"]["network"]["complex_nrmse"]
         assert [step["name"] for step in told["steps"]][-1] == "draw"
-        for name in ("scan.npz", "scan.png", "image.npz", "image.png", "refined.npz", "refined.png", "frc.png"):
+        for name in (
+            "scan.npz", "scan.png", "image.npz", "image.png", "refined.npz", "refined.png", "frc.png", "report.html",
+        ):  # fmt: skip
             assert (out / name).is_file(), name
 
     @pytest.mark.contract("cli.demo")

@@ -44,9 +44,11 @@ import reference
 
 SCANS = (
     "scan.npz", "new.npz", "other.npz", "day1.npz", "day2.npz", "day3.npz", "train.npz", "test.npz", "demo/scan.npz",
+    "day1/scan_0001.npz", "day1/scan_0007.npz", "day2/scan_0001.npz", "day3/scan_0042.npz", "day4/scan_0001.npz",
+    "night/scan_0001.npz", "night/scan_0002.npz",
     "siemens-star-128.npz", "synth64-train.npz", "synth64-test.npz",
 )  # fmt: skip
-IMAGES = ("image.npz", "refined.npz", "reference.npz", "siemens-star-128-reference.npz")
+IMAGES = ("image.npz", "theirs.npz", "refined.npz", "reference.npz", "siemens-star-128-reference.npz")
 PREPARED: dict[str, tuple[str, ...]] = {"docs/tutorial.md": (), "examples/first_image.ipynb": ()}
 """Pages that make their files themselves, and what they find beside that."""
 ENERGY_EV, DISTANCE_M, PIXEL_M = 8000.0, 1.0, 5e-5

@@ -127,7 +127,7 @@ def _peak_mib(tmp_path: Path, parts: int) -> float:
 import re, threading, time
 from pathlib import Path
 from torchptycho.config import *
-from torchptycho.data.store import prepare
+from torchptycho.data.preparing import prepare
 from torchptycho.io import read_scan
 def now(): return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 mapping = MappingConfig(frames="a", positions_y="p[0]", positions_x="p[1]", positions_unit="px")

@@ -9,7 +9,8 @@ import pytest
 from torchptycho.config import PrepareConfig, RunConfig, TrainConfig
 from torchptycho.evaluation import evaluate
 from torchptycho.io import read_reconstruction, read_scan
-from torchptycho.workflows import reconstruct, train
+from torchptycho.reconstructing import reconstruct
+from torchptycho.workflows import train
 
 
 @pytest.mark.contract("train.measured-scan")

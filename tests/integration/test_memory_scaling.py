@@ -39,8 +39,8 @@ def slope(out: Path, mode: str, groups: tuple[int, int]) -> float:
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="anonymous memory is read from Linux's /proc")
 @pytest.mark.contract("data.memory.flat")
 def test_a_store_takes_no_memory_per_group(tmp_path: Path) -> None:
-    # Beyond the size of one chunk of frames, and each group brings a frame of its own to the scan.
-    assert slope(tmp_path / "out", "torchptycho", (4000, 10_000)) < 0.1 * FRAME_BYTES
+    # Eight times the frames, and each group brings a frame of its own; what grows is the index tables' making.
+    assert slope(tmp_path / "out", "torchptycho", (3000, 24_000)) < 0.1 * FRAME_BYTES
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="anonymous memory is read from Linux's /proc")

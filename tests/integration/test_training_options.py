@@ -24,10 +24,11 @@ from torchptycho.data.store import Store
 from torchptycho.errors import ConfigError, StoreError, TrainingError
 from torchptycho.evaluation import evaluate
 from torchptycho.model import FORMAT, PtychoPINN
+from torchptycho.reconstructing import reconstruct
 from torchptycho.simulation import simulate
 from torchptycho.training.flatness import Flatness
 from torchptycho.training.history import read_history
-from torchptycho.workflows import TrainResult, reconstruct
+from torchptycho.workflows import TrainResult
 
 SCAN = simulate(TINY_SIMULATION)
 
@@ -302,7 +303,7 @@ class TestCheckpoints:
     @pytest.mark.contract("train.checkpoint.every")
     def test_checkpoints_are_kept_every_few_epochs(self, tmp_path: Path) -> None:
         config = dataclasses.replace(
-            tiny(train={"epochs": 4, "batch_size": 60}), log=LogConfig(checkpoint_every_epochs=2)
+            tiny(train={"epochs": 4, "batch_size": 64}), log=LogConfig(checkpoint_every_epochs=2)
         )
         run(SCAN, config, tmp_path / "run")
         names = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
@@ -334,7 +335,7 @@ class TestLoop:
     @pytest.mark.contract("train.early-stop")
     def test_run_ends_early_when_nothing_gets_better(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("torchptycho.training.rhythm.VALIDATE_EVERY_STEPS", 1)
-        config = tiny(train={"epochs": 20, "batch_size": 60, "early_stop": 2, "learning_rate": 1e-12})
+        config = tiny(train={"epochs": 20, "batch_size": 64, "early_stop": 2, "learning_rate": 1e-12})
         run(SCAN, config, tmp_path / "run")
         assert len(read_history(tmp_path / "run")["val/nll"]) < 8
 

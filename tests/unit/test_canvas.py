@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,8 @@ from strategies import normal
 from tolerances import assert_close
 from torch import Tensor
 
+from torchptycho.growing import GrowingCanvas
+from torchptycho.physics.exact_sums import QUANTUM, rounded
 from torchptycho.stitch import MIN_COVERAGE, Canvas
 
 N = 6
@@ -107,3 +112,93 @@ def test_reconstruction_carries_what_was_said_about_it() -> None:
     result = canvas.finish(object_pixel_m=2e-8, provenance={"seed": 1})
     assert (result.object.dtype, result.coverage.dtype, result.valid.dtype) == (np.complex64, np.float32, np.bool_)
     assert (result.origin_px, result.object_pixel_m, result.provenance) == ((0, 1), 2e-8, {"seed": 1})
+
+
+@pytest.mark.contract("stitch.finite")
+@pytest.mark.parametrize("bad", [np.nan, np.inf, complex(0, -np.inf)])
+def test_patches_that_are_not_finite_are_left_out_and_named(bad: complex) -> None:
+    patches = normal((40, N, N), 1, torch.complex64)
+    patches[7, 2, 3] = bad
+    places = 20 * torch.rand(40, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for canvas in (Canvas.for_positions(places, N), GrowingCanvas()):
+        placed = canvas.add(patches, places, torch.ones(N, N))
+        assert torch.nonzero(~placed).flatten().tolist() == [7]
+        without = Canvas.for_positions(places, N)
+        others = torch.arange(40) != 7
+        without.add(patches[others], places[others], torch.ones(N, N))
+        inner = canvas.cut() if isinstance(canvas, GrowingCanvas) else canvas
+        expected = Canvas(inner.shape, inner.origin_px)
+        expected.paste(without)
+        assert torch.equal(inner.numerator, expected.numerator)
+        assert torch.equal(inner.weight, expected.weight)
+
+
+@pytest.mark.contract("stitch.grow.limit")
+def test_position_out_of_reach_is_not_placed_and_takes_no_memory() -> None:
+    canvas = GrowingCanvas(tile_px=16, largest_px=200)
+    places = at((0, 0), (1, 1), (1e9, 0), (0, -150), (np.nan, 0), (90, -80))
+    assert canvas.add(ones(6), places, torch.ones(N, N)).tolist() == [True, True, False, False, False, False]
+    assert canvas.add(ones(2), at((70, -70), (0, 1e300)), torch.ones(N, N)).tolist() == [True, False]
+    assert max(canvas.shape) <= 200
+    assert canvas.used_px == ((0 - N // 2, -70 - N // 2), (70 + N // 2 + 1, 1 + N // 2 + 1))
+
+
+@pytest.mark.contract("stitch.empty")
+def test_canvas_that_has_not_grown_has_no_image() -> None:
+    canvas = GrowingCanvas()
+    assert not bool(canvas.add(ones(1), at((np.nan, 0)), torch.ones(N, N)).any())
+    with pytest.raises(ValueError, match="nothing was placed"):
+        canvas.finish()
+    with pytest.raises(ValueError, match="at least four tiles"):
+        GrowingCanvas(tile_px=64, largest_px=200)
+
+
+@pytest.mark.contract("stitch.spread")
+def test_canvas_without_spread_has_none_and_adds_to_its_like_only() -> None:
+    canvas = Canvas.for_positions(at((0, 0)), N, with_spread=False)
+    canvas.add(ones(1), at((0, 0)), torch.ones(N, N))
+    assert canvas.finish().spread is None
+    with pytest.raises(ValueError, match="with and without spread"):
+        canvas + Canvas.for_positions(at((0, 0)), N)
+
+
+@pytest.mark.contract("stitch.exact")
+def test_sums_are_whole_quanta_and_exact() -> None:
+    """Where the sums of any terms are rounded, the order shows."""
+    terms = rounded(normal((10_000,), 3, torch.float64))
+    assert torch.equal(terms / QUANTUM, (terms / QUANTUM).round())
+    exact = sum(Fraction(term) for term in terms.tolist())
+    assert Fraction(float(terms.cumsum(0)[-1])) == exact == Fraction(float(terms.flip(0).cumsum(0)[-1]))
+    raw = normal((10_000,), 3, torch.float64)
+    assert float(raw.cumsum(0)[-1]) != float(raw.flip(0).cumsum(0)[-1])
+
+
+@pytest.mark.contract("stitch.reduce")
+def test_two_processes_have_the_canvas_of_one(tmp_path: Path) -> None:
+    places = 30 * torch.rand(24, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    patches = normal((24, N, N), 1, torch.complex64)
+    whole = Canvas.for_positions(places, N)
+    whole.add(patches, places, torch.ones(N, N))
+    torch.multiprocessing.spawn(_one_of_two, (str(tmp_path), patches, places), nprocs=2)
+    for rank in (0, 1):
+        for found in torch.load(tmp_path / f"{rank}.pt", weights_only=True):
+            assert torch.equal(found["numerator"], whole.numerator)
+            assert torch.equal(found["weight"], whole.weight)
+            assert tuple(found["origin_px"].tolist()) == whole.origin_px
+
+
+def _one_of_two(rank: int, folder: str, patches: Tensor, places: Tensor) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    growing, known = GrowingCanvas(tile_px=16), Canvas.for_positions(places, N)
+    own = slice(rank * 7, 7 if rank == 0 else None)
+    for canvas in (growing, known):
+        canvas.add(patches[own], places[own], torch.ones(N, N))
+        canvas.all_reduce()
+    torch.save(
+        [
+            {"numerator": c.numerator.clone(), "weight": c.weight.clone(), "origin_px": torch.tensor(c.origin_px)}
+            for c in (growing.cut(), known)
+        ],
+        f"{folder}/{rank}.pt",
+    )
+    torch.distributed.destroy_process_group()

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import gc
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tolerances import assert_close
 
 from torchptycho.config import GroupConfig, PrepareConfig, RunConfig, SimulateConfig
 from torchptycho.data.batch import GroupBatch
 from torchptycho.data.dataset import GroupDataset
 from torchptycho.data.module import PtychoDataModule
-from torchptycho.data.store import Store, prepare
+from torchptycho.data.order import EpochOrder, batches_per_epoch
+from torchptycho.data.preparing import prepare
+from torchptycho.data.store import Store
 from torchptycho.physics.patches import corner, extract
 from torchptycho.scan import Scan
 from torchptycho.simulation import simulate
@@ -53,7 +59,7 @@ class TestBatch:
         assert batch.frames.shape == (3, count, N, N)
         assert batch.frames.dtype == torch.uint16
         np.testing.assert_array_equal(batch.members.numpy(), groups.members[[3, 0, 5]])
-        np.testing.assert_array_equal(batch.frames.numpy(), store.tensors["frames"].numpy()[batch.members.numpy()])
+        np.testing.assert_array_equal(batch.frames.numpy(), store.frames.parts[0].numpy()[batch.members.numpy()])
         assert (batch.center_px.dtype, batch.offset_px.dtype) == (torch.float64, torch.float32)
         places = batch.center_px[:, None] + batch.offset_px
         assert_close(places, store.tensors["positions_px"][batch.members], "single")
@@ -70,10 +76,10 @@ class TestBatch:
     @pytest.mark.contract("data.batch.copy")
     def test_batch_can_be_changed_without_changing_the_store(self, tmp_path: Path) -> None:
         store = store_in(tmp_path)
-        before = store.tensors["frames"].clone()
+        before = store.frames.parts[0].clone()
         batch = GroupDataset(store, "train").__getitems__([0, 1])
         batch.frames.zero_()
-        assert torch.equal(store.tensors["frames"], before)
+        assert torch.equal(store.frames.parts[0], before)
 
     @pytest.mark.contract("data.batch.scan")
     def test_batch_says_which_scan_its_groups_are_of(self, tmp_path: Path) -> None:
@@ -141,12 +147,33 @@ class TestOrder:
         members_by_epoch(module, 1)
         assert torch.equal(torch.get_rng_state(), before)
 
-    @pytest.mark.contract("data.last-batch")
-    def test_ragged_last_batch_is_dropped_unless_it_is_the_only_one(self, tmp_path: Path) -> None:
-        store = store_in(tmp_path)
-        sizes = [batch.batch_size[0] for batch in PtychoDataModule(store, batch_size=7).train_dataloader()]
-        assert sizes == [7, 7, 7]
-        assert [b.batch_size[0] for b in PtychoDataModule(store, batch_size=100).train_dataloader()] == [24]
+    @pytest.mark.contract("data.batches")
+    @pytest.mark.parametrize(("batch_size", "sizes"), [(7, [6] * 4), (11, [8] * 3), (23, [12] * 2), (100, [24])])
+    def test_no_batch_is_ragged_and_no_group_left_out(self, tmp_path: Path, batch_size: int, sizes: list[int]) -> None:
+        module = PtychoDataModule(store_in(tmp_path), batch_size=batch_size)
+        assert [batch.batch_size[0] for batch in module.train_dataloader()] == sizes
+        assert module.batches_per_epoch() == len(module.train_dataloader()) == len(sizes)
+
+    @pytest.mark.contract("data.batches")
+    @given(groups=st.integers(1, 60), batch_groups=st.integers(1, 9), ranks=st.integers(1, 4), epoch=st.integers(0, 3))
+    def test_every_group_is_in_one_batch_of_one_process(
+        self, groups: int, batch_groups: int, ranks: int, epoch: int
+    ) -> None:
+        orders = [EpochOrder(range(groups), 3, batch_groups, ranks, rank) for rank in range(ranks)]
+        for order in orders:
+            order.set_epoch(epoch)
+        batches = [list(order) for order in orders]
+        if groups < ranks:
+            assert not any(batches)
+            return
+        assert sorted(group for mine in batches for batch in mine for group in batch) == list(range(groups))
+        assert len({len(mine) for mine in batches}) == 1
+        sizes = [len(batch) for mine in batches for batch in mine]
+        assert max(sizes) <= max(batch_groups, 2 if ranks > 1 else 1)
+        assert min(sizes) >= 1
+        whole = [sum(len(mine[k]) for mine in batches) for k in range(len(batches[0]))]
+        assert max(whole) - min(whole) <= 1
+        assert len(orders[0]) == len(batches[0]) == batches_per_epoch(groups, batch_groups, ranks)
 
     @pytest.mark.contract("data.workers")
     def test_two_workers_give_the_same_batches_as_none(self, tmp_path: Path) -> None:
@@ -154,3 +181,27 @@ class TestOrder:
         alone, helped = (PtychoDataModule(store, batch_size=16, num_workers=n) for n in (0, 2))
         for a, b in zip(alone.train_dataloader(), helped.train_dataloader(), strict=True):
             assert bool((a == b).all())
+
+    @pytest.mark.contract("data.workers")
+    def test_threads_end_with_their_loop_and_pass_errors_on(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def working() -> list[str]:
+            return [thread.name for thread in threading.enumerate() if "torchptycho" in thread.name]
+
+        data = PtychoDataModule(store_in(tmp_path), batch_size=4, num_workers=2)
+        batches = iter(data.train_dataloader())
+        next(batches)
+        assert working()
+        del batches
+        gc.collect()
+        assert not working()
+
+        def fail(*_: object) -> None:
+            raise OSError("gone")
+
+        monkeypatch.setattr(GroupDataset, "__getitems__", fail)
+        for loader in (data.train_dataloader(), data.val_dataloader(), data.predict_dataloader()):
+            with pytest.raises(OSError, match="gone"):
+                next(iter(loader))
+        assert not working()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from torchptycho.config import RunConfig
-from torchptycho.data.store import prepare
+from torchptycho.data.preparing import prepare
 from torchptycho.errors import ScanError
 from torchptycho.geometry import Geometry
 from torchptycho.inspection import inspect_scan, probe_diameter_px

@@ -18,7 +18,8 @@ from torchptycho.config import GroupConfig, LossConfig, ModelConfig, RunConfig, 
 from torchptycho.config import to_dict as plain
 from torchptycho.data.batch import GroupBatch
 from torchptycho.data.dataset import GroupDataset
-from torchptycho.data.store import Store, prepare
+from torchptycho.data.preparing import prepare
+from torchptycho.data.store import Store
 from torchptycho.errors import ConfigError, StoreError, TrainingError
 from torchptycho.model import PtychoPINN, learning_rate_shape
 from torchptycho.nn import GroupInput

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from torchptycho.config import ReadConfig, RunConfig, SimulateConfig
-from torchptycho.data.store import prepare
+from torchptycho.data.preparing import prepare
 from torchptycho.errors import ScanError
 from torchptycho.inspection import inspect_scan
 from torchptycho.io import read_scan

@@ -18,6 +18,7 @@ from torchptycho import plot
 from torchptycho.evaluation import Metrics, evaluate
 from torchptycho.io import read_scan, write_scan
 from torchptycho.io.frames import ZippedFrames
+from torchptycho.plot.complexes import complex_rgb, hue_rgb, wheel_rgba
 from torchptycho.plot.panels import limits_of, nice_length, phase_map_of
 from torchptycho.plot.scans import mean_counts
 from torchptycho.reconstruction import Reconstruction
@@ -188,3 +189,33 @@ def test_a_compressed_file_is_read_once_and_gives_the_same_pattern(
     monkeypatch.setattr(ZippedFrames, "chunks", lambda frames, k: passes.append(k) or chunks(frames, k))
     plot.plot_scan(zipped, tmp_path / "scan.png")
     assert len(passes) == 1
+
+
+@pytest.mark.contract("plot.complex")
+def test_hue_is_the_phase_and_every_phase_is_as_light() -> None:
+    phase = np.linspace(-math.pi, math.pi, 361)
+    rgb = hue_rgb(phase)
+    assert rgb.shape == (361, 3)
+    np.testing.assert_allclose(rgb[0], rgb[-1], atol=1e-12)
+    assert rgb.min() > 0.05
+    assert rgb.max() < 1
+    # CIE Y of sRGB: perceived lightness is nearly that, and never that of another grey.
+    luminance = np.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92) @ (0.2126, 0.7152, 0.0722)
+    assert np.ptp(luminance) < 0.12
+    steps = np.linalg.norm(np.diff(rgb, axis=0), axis=1)
+    assert steps.max() < 3 * steps.min()
+    assert rgb[180].argmax() == 0  # red is phase 0
+
+
+@pytest.mark.contract("plot.complex")
+def test_brightness_is_the_amplitude_and_the_wheel_is_the_key() -> None:
+    image = np.array([[0, 0.5, 1.0, 4.0]]) * np.exp(1j * 0.7)
+    rgb = complex_rgb(image, 1.0).astype(int)
+    assert (rgb[0, 0] == 0).all()
+    np.testing.assert_allclose(rgb[0, 1], rgb[0, 2] / 2, atol=1)
+    np.testing.assert_array_equal(rgb[0, 3], rgb[0, 2])
+    assert (complex_rgb(np.zeros((2, 2), complex)) == 0).all()
+    wheel = wheel_rgba(101).astype(int)
+    assert wheel[0, 0, 3] == 0
+    # Up is +pi/2.
+    np.testing.assert_allclose(wheel[5, 50, :3], 255 * hue_rgb(np.array(math.pi / 2)) * 0.89, atol=4)

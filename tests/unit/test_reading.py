@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from torchptycho.config import PrepareConfig, ReadConfig, RunConfig, SimulateConfig, reading_of
-from torchptycho.data.store import Store, prepare
+from torchptycho.data.preparing import prepare
+from torchptycho.data.store import Store
 from torchptycho.errors import ConfigError, ScanError
 from torchptycho.geometry import Geometry
 from torchptycho.io import checked_chunks, read_scan, write_scan

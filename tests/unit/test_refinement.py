@@ -425,6 +425,16 @@ class TestCourse:
         monkeypatch.undo()
         assert len(refine(scan, config=QUICK, state_file=state, resume=True).history["misfit"]) == 3
 
+    @pytest.mark.contract("refine.images")
+    def test_the_image_so_far_is_shown(self, scan: Scan) -> None:
+        shown: list[Reconstruction] = []
+        config = dataclasses.replace(QUICK, epochs=5)
+        found = refine(scan, config=config, on_image=shown.append, image_every_epochs=2)
+        assert [len(image.history["misfit"]) for image in shown] == [2, 4]
+        assert not any(image.provenance["complete"] for image in shown)
+        assert not np.array_equal(shown[0].object, shown[1].object)
+        np.testing.assert_array_equal(found.object, refine(scan, config=config).object)
+
     @pytest.mark.contract("refine.patience")
     def test_it_ends_when_nothing_becomes_better(self, scan: Scan) -> None:
         config = RefineConfig(epochs=400, batch_size=16, probe_update=False, patience=4, min_improvement=0.02)

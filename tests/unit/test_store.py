@@ -18,8 +18,9 @@ from strategies import seeds
 from tolerances import assert_close
 
 from torchptycho.config import GroupConfig, PrepareConfig, RunConfig, SimulateConfig
-from torchptycho.data import store as store_module
-from torchptycho.data.store import Store, prepare
+from torchptycho.data import writing as writing_module
+from torchptycho.data.preparing import prepare
+from torchptycho.data.store import Store
 from torchptycho.errors import ConfigError, GroupingError, ScanError, StoreError
 from torchptycho.geometry import Geometry
 from torchptycho.io import read_scan, write_scan
@@ -48,7 +49,7 @@ def run_config(val_fraction: float = 0.2, **group: Any) -> RunConfig:
 
 
 def frames_of(store: Store) -> np.ndarray:
-    return np.asarray(store.tensors["frames"].numpy())
+    return np.asarray(store.frames[torch.arange(store.n_frames)].numpy())
 
 
 def everything_under(folder: Path) -> list[Path]:
@@ -68,7 +69,23 @@ class TestFrames:
         assert len(store.groups("train")) == 200
         on_disk = sum(path.stat().st_size for path in everything_under(tmp_path / "store") if path.is_file())
         assert on_disk < frames.nbytes + 150_000
-        assert (tmp_path / "store" / "tensors" / "frames.memmap").stat().st_size == frames.nbytes
+        assert next((tmp_path / "store").glob("scans/*/frames.memmap")).stat().st_size == frames.nbytes
+
+    @pytest.mark.contract("data.store.size")
+    def test_disk_holds_the_frames_the_index_tables_and_nothing_else(self, tmp_path: Path) -> None:
+        store = prepare([SCAN], run_config(gridsize=2, n_groups=20), tmp_path / "store")
+        n_train, n_val = len(store.groups("train")), len(store.groups("val"))
+        assert (n_train, n_val) == (20, 6)
+        assert SCAN.truth is not None
+        per_group = 4 * 8 + 2 * 8 + 4 * 2 * 4
+        used = M - n_val + M
+        tables = M * (2 * 8 + 8 + 8) + (n_train + n_val) * per_group + used * 8
+        # What a scan brings, and what stands in the tables over all scans.
+        own = FRAMES.nbytes + M * (2 * 8 + 8 + 8) + SCAN.truth.nbytes
+        expected = own + tables + 2 * (SCAN.probe.nbytes + N * N)
+        files = [path for path in everything_under(tmp_path / "store") if path.is_file()]
+        assert sum(path.stat().st_size for path in files if path.suffix == ".memmap") == expected
+        assert {path.suffix for path in files} == {".memmap", ".json"}
 
     @pytest.mark.contract("data.frames.once")
     def test_largest_count_of_the_detector_is_kept(self, tmp_path: Path) -> None:
@@ -98,8 +115,8 @@ class TestFrames:
     def test_writing_to_the_tensors_of_a_store_does_not_change_its_files(self, tmp_path: Path) -> None:
         store = prepare([SCAN], run_config(), tmp_path / "store")
         before = {path: path.read_bytes() for path in everything_under(tmp_path / "store") if path.is_file()}
-        store.tensors["frames"][0] = 7
-        store.tensors["frames"].numpy()[1] = 7
+        store.frames.parts[0][0] = 7
+        store.frames.parts[0].numpy()[1] = 7
         store.tensors["positions_px"].fill_(3.0)
         store.tensors["train"]["members"].zero_()
         assert {path: path.read_bytes() for path in everything_under(tmp_path / "store") if path.is_file()} == before
@@ -353,25 +370,30 @@ class TestReopening:
         self, tmp_path: Path, config: RunConfig, field: str
     ) -> None:
         prepare([SCAN], run_config(), tmp_path / "store")
-        with pytest.raises(StoreError, match=rf"store: is a store of something else: {field} differ"):
+        with pytest.raises(
+            StoreError, match=rf"store: is a store of something else; what differs: {field} \(\S+ then, \S+ now\)\."
+        ):
             prepare([SCAN], config, tmp_path / "store")
 
     @pytest.mark.contract("data.store.fingerprint")
     @pytest.mark.parametrize(
-        "other",
+        ("other", "field"),
         [
-            changed(positions_px=SCAN.positions_px + 0.5),
-            changed(probe=SCAN.probe * np.complex64(2)),
-            changed(frames=ArrayFrames(FRAMES + np.uint16(1))),
-            changed(mask=np.arange(N * N).reshape(N, N) > 0),
-            changed(probe_is_calibrated=False),
-            changed(geometry=Geometry(object_pixel_m=1e-8)),
+            (changed(positions_px=SCAN.positions_px + 0.5), "positions_px"),
+            (changed(probe=SCAN.probe * np.complex64(2)), "probe"),
+            (changed(frames=ArrayFrames(FRAMES + np.uint16(1))), "frames"),
+            (changed(mask=np.arange(N * N).reshape(N, N) > 0), "mask"),
+            (changed(probe_is_calibrated=False), "probe_is_calibrated"),
+            (changed(geometry=Geometry(object_pixel_m=1e-8)), "geometry"),
+            (changed(metadata={"nphotons": 3.0}), "metadata"),
+            (changed(truth_patches=np.ones((M, N, N), np.complex64)), "truth_patches"),
         ],
-        ids=["positions", "probe", "frames", "mask", "calibration", "geometry"],
     )
-    def test_another_scan_is_an_error_that_names_it(self, tmp_path: Path, other: Scan) -> None:
+    def test_another_scan_is_an_error_that_names_it_and_the_field(
+        self, tmp_path: Path, other: Scan, field: str
+    ) -> None:
         prepare([SCAN], run_config(), tmp_path / "store")
-        with pytest.raises(StoreError, match=r"something else: scan 0 \(simulate\(dead_leaves, seed 0\)\) differ"):
+        with pytest.raises(StoreError, match=rf"differs: scan 0 \(simulate\(dead_leaves, seed 0\)\) {field}[ .]"):
             prepare([other], run_config(), tmp_path / "store")
 
     @pytest.mark.contract("data.store.fingerprint.frames")
@@ -386,7 +408,7 @@ class TestReopening:
         first, second = (read_scan(tmp_path / "scan.npz", frames=cut) for cut in (slice(None, M), slice(M, None)))
         prepare([first], run_config(), tmp_path / "store")
         for other in (second, dataclasses.replace(first, frames=ArrayFrames(first.frames[:] // 2))):
-            with pytest.raises(StoreError, match=r"scan 0 \(.*scan.npz\) differ"):
+            with pytest.raises(StoreError, match=r"differs: scan 0 \(.*scan.npz\) frames"):
                 prepare([other], run_config(), tmp_path / "store")
 
     @pytest.mark.contract("data.store.fingerprint.frames")
@@ -427,10 +449,10 @@ class TestIncomplete:
             raise failure("now")
 
         if when == "frames":
-            monkeypatch.setattr(store_module, "checked_chunks", some_then_fail)
+            monkeypatch.setattr(writing_module, "checked_chunks", some_then_fail)
         else:
-            monkeypatch.setattr(store_module, "measure_scaling", fail)
-        with pytest.raises(failure, match="now"):
+            monkeypatch.setattr(writing_module, "measure_scaling", fail)
+        with pytest.raises(StoreError if failure is OSError else failure, match="now"):
             prepare([SCAN], run_config(), tmp_path / "new" / "folder" / "store")
         assert not everything_under(tmp_path)
         monkeypatch.undo()
@@ -445,19 +467,20 @@ class TestIncomplete:
 
     @pytest.mark.contract("data.store.damage")
     @pytest.mark.parametrize(
-        "name", ["tensors/frames.memmap", "tensors/probes.memmap", "tensors/train/members.memmap", "tensors/meta.json"]
+        "name",
+        ["scans/*/frames.memmap", "tables/*/probes.memmap", "tables/*/train/members.memmap", "scans/*/meta.json"],
     )
     @pytest.mark.parametrize("how", ["truncated", "removed"])
     def test_file_of_another_size_is_found_on_opening(self, tmp_path: Path, name: str, how: str) -> None:
         prepare([SCAN], run_config(), tmp_path / "store")
-        path = tmp_path / "store" / name
+        (path,) = (tmp_path / "store").glob(name)
         size = path.stat().st_size
         if how == "truncated":
             path.write_bytes(path.read_bytes()[:-1])
         else:
             path.unlink()
         found = size - 1 if how == "truncated" else 0
-        with pytest.raises(StoreError, match=rf"{name}: expected {size} bytes; found {found}\. Prepare"):
+        with pytest.raises(StoreError, match=rf"{path}: expected {size} bytes; found {found}\. Prepare"):
             Store.open(tmp_path / "store")
 
     @pytest.mark.contract("data.store.damage")
@@ -465,9 +488,9 @@ class TestIncomplete:
         ("change", "message"),
         [
             (lambda m: json.dumps(m)[:-5], "expected JSON"),
-            (lambda m: json.dumps(m | {"schema": 99}), "'schema': expected 3; found 99"),
+            (lambda m: json.dumps(m | {"schema": 99}), "'schema': expected 4; found 99"),
             (lambda m: "[]", "'schema'"),
-            (lambda m: json.dumps({"schema": 3}), "incomplete"),
+            (lambda m: json.dumps({"schema": 4}), "incomplete"),
         ],
     )
     def test_damaged_or_foreign_manifest_is_a_store_error(self, tmp_path: Path, change: Any, message: str) -> None:

@@ -57,17 +57,18 @@ class GroupDataset(Dataset[GroupBatch]):
         """Indices of the groups of one scan of the store."""
         return torch.nonzero(self.store.tensors["frame_scan"][self._members[:, 0]] == scan).flatten().tolist()
 
-    def __getitem__(self, index: int) -> GroupBatch:
-        return self.__getitems__([index])
+    def __getitem__(self, index: int | Sequence[int]) -> GroupBatch:
+        """The batch of one group, or of all those that are asked for."""
+        return self.__getitems__([index] if isinstance(index, int) else index)
 
     def __getitems__(self, indices: Sequence[int]) -> GroupBatch:
         """One `GroupBatch` of all the groups asked for, which is what the data loader calls."""
         rows = torch.as_tensor(indices)
         members = self._members[rows]
         tensors = self.store.tensors
-        scan = tensors["frame_scan"][members[:, 0]]
+        scan = tensors["frame_scan"].index_select(0, members[:, 0])
         batch = GroupBatch(
-            frames=tensors["frames"][members],
+            frames=self.store.frames[members],
             offset_px=self._offset_px[rows],
             center_px=self._center_px[rows],
             scan=scan if self._training_scan is None else torch.full_like(scan, self._training_scan),

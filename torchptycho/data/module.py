@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader
 
 from torchptycho.data.batch import GroupBatch
 from torchptycho.data.dataset import GroupDataset, identity
-from torchptycho.data.order import EpochOrder, InOrder, ResumableLoader
+from torchptycho.data.loading import ThreadedLoader
+from torchptycho.data.order import EpochOrder, InOrder, ResumableLoader, batches_per_epoch
 from torchptycho.data.store import Store
 from torchptycho.errors import ConfigError
 
@@ -24,7 +25,7 @@ class PtychoDataModule(L.LightningDataModule):
         store: made by `prepare`.
         batch_size: frames per batch and process in training; groups are batch_size / gridsize^2, at least 1.
         predict_batch_size: the same for validation and prediction.
-        num_workers: loading processes; 0 loads in the training process.
+        num_workers: threads that gather batches ahead of their use; 0 gathers in the training thread.
         seed: of the order of the groups, which is drawn anew each epoch.
         with_truth: add object patches (real-space losses).
         training_scan: whose probe and scale prediction uses; None takes each frame's own, for the training store.
@@ -55,22 +56,18 @@ class PtychoDataModule(L.LightningDataModule):
 
     def batches_per_epoch(self, ranks: int = 1) -> int:
         """Training batches that each of so many processes gets in an epoch."""
-        share = len(self._dataset("train")) // ranks
-        return max(1, share // self._batch_groups)
+        return max(1, batches_per_epoch(len(self._dataset("train")), self._batch_groups, ranks))
 
     def train_dataloader(self) -> DataLoader[GroupBatch]:
         dataset = self._dataset("train")
-        order = EpochOrder(dataset, self._seed, *self._process)
+        order = EpochOrder(dataset, self._seed, self._batch_groups, *self._process)
         if not len(order):
             raise ConfigError(
                 f"devices, nodes: expected at most {len(dataset)} processes for {len(dataset)} groups; "
                 f"found {order.num_replicas}."
             )
-        # A ragged last batch would weigh its few groups more than the others; one batch is better than none.
-        drop_last = len(order) > self._batch_groups
-        self._loader = ResumableLoader(
-            dataset, batch_size=self._batch_groups, sampler=order, drop_last=drop_last, **self._loading()
-        )
+        # Without a batch size: the order gives whole batches.
+        self._loader = ResumableLoader(dataset, batch_size=None, sampler=order, **self._loading())
         if self._resumed is not None:
             self._loader.load_state_dict(self._resumed)
         return self._loader
@@ -89,13 +86,13 @@ class PtychoDataModule(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[GroupBatch]:
         dataset = self._dataset("val")
-        return DataLoader(
+        return ThreadedLoader(
             dataset, batch_size=self._predict_groups, sampler=InOrder(dataset, *self._process), **self._loading()
         )
 
     def predict_dataloader(self) -> DataLoader[GroupBatch]:
         dataset = GroupDataset(self.store, "predict", training_scan=self._training_scan)
-        return DataLoader(dataset, batch_size=self._predict_groups, **self._loading())
+        return ThreadedLoader(dataset, batch_size=self._predict_groups, **self._loading())
 
     def _dataset(self, split: Literal["train", "val"]) -> GroupDataset:
         return GroupDataset(self.store, split, with_truth=self._with_truth)
@@ -107,9 +104,8 @@ class PtychoDataModule(L.LightningDataModule):
 
     def _loading(self) -> dict[str, Any]:
         return {
-            "num_workers": self._num_workers,
-            "persistent_workers": self._num_workers > 0,
-            # Workers get a seed even where nothing is random; without a generator it would be drawn from torch's own.
+            "threads": self._num_workers,
+            # A loader draws a seed even where nothing is random; without a generator it would draw from torch's own.
             "generator": torch.Generator().manual_seed(self._seed),
             "collate_fn": identity,
         }

@@ -2,48 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DistributedSampler
 
 from torchptycho.data.batch import GroupBatch
 from torchptycho.data.dataset import GroupDataset
+from torchptycho.data.loading import ThreadedLoader
 
-__all__ = ["EpochOrder", "InOrder", "ResumableLoader"]
+__all__ = ["EpochOrder", "InOrder", "ResumableLoader", "batches_per_epoch"]
 
 
 class EpochOrder(DistributedSampler[GroupBatch]):
-    """A random order that depends on seed and epoch alone, dealt out to the processes in turn.
+    """Batches in a random order that depends on seed and epoch alone, each dealt out to the processes in turn.
 
-    Batch k of all W processes together is batch k of one process with W times the batch size. Of the remainder of a
-    division by W nobody gets anything, so that all have as many; it is another remainder in every epoch.
+    Every group is in one batch of one process. There are as few batches as the largest size allows, and their sizes
+    differ by one group at most: a small last one would weigh its groups more than the others. Batch k of all W
+    processes together is batch k of one process with W times the batch size. All have equally many, and none is empty,
+    for which a batch may have to be one group larger than `batch_groups` where that is 1.
 
     Lightning leaves a `DistributedSampler` as it is and tells it the epoch.
+
+    Arguments:
+        batch_groups: largest number of groups in a batch of one process.
+        ranks, rank: how many processes train together, and which of them this is.
     """
 
-    def __init__(self, dataset: GroupDataset, seed: int, ranks: int = 1, rank: int = 0) -> None:
-        super().__init__(dataset, num_replicas=ranks, rank=rank, seed=seed, drop_last=True)
+    def __init__(self, dataset: Sized, seed: int, batch_groups: int, ranks: int = 1, rank: int = 0) -> None:
+        super().__init__(dataset, num_replicas=ranks, rank=rank, seed=seed)  # type: ignore[arg-type]
+        self._groups = len(dataset)
+        self._batches = batches_per_epoch(self._groups, batch_groups, ranks)
         self._resumed = (-1, 0)
 
     def resume(self, epoch: int, given: int) -> None:
-        """Begin this epoch after so many groups, and every other one from its start."""
+        """Begin this epoch after so many batches, and every other one from its start."""
         self._resumed = (epoch, given)
 
     @property
     def start(self) -> int:
-        """Groups of the present epoch that this process has had before it was resumed."""
+        """Batches of the present epoch that were given before it was resumed."""
         return self._resumed[1] if self.epoch == self._resumed[0] else 0
 
     def __len__(self) -> int:
-        return len(self.dataset) // self.num_replicas  # type: ignore[arg-type]
+        return self._batches
 
-    def __iter__(self) -> Iterator[int]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[list[int]]:  # type: ignore[override]
         generator = torch.Generator().manual_seed(hash((self.seed, self.epoch)) % 2**63)
-        order = torch.randperm(len(self.dataset), generator=generator).tolist()  # type: ignore[arg-type]
-        mine = order[: len(self) * self.num_replicas][self.rank :: self.num_replicas]
-        return iter(mine[self.start :])
+        order = torch.randperm(self._groups, generator=generator)
+        together = order.tensor_split(self._batches) if self._batches else ()
+        return iter([batch[self.rank :: self.num_replicas].tolist() for batch in together][self.start :])
+
+
+def batches_per_epoch(groups: int, batch_groups: int, ranks: int = 1) -> int:
+    """Training batches that each of so many processes gets in an epoch."""
+    return min(-(-groups // (ranks * batch_groups)), groups // ranks)
 
 
 class InOrder(DistributedSampler[GroupBatch]):
@@ -62,16 +76,15 @@ class InOrder(DistributedSampler[GroupBatch]):
         return iter(self._mine)
 
 
-class ResumableLoader(DataLoader[GroupBatch]):
-    """A loader over `EpochOrder` that Lightning saves in the middle of an epoch and that goes on from there."""
+class ResumableLoader(ThreadedLoader):
+    """A loader of the batches of an `EpochOrder`; Lightning saves it in the middle of an epoch, to go on from there."""
 
     _given = 0
 
     def __iter__(self) -> Iterator[GroupBatch]:  # type: ignore[override]
-        # A generator: nothing, not even a worker, looks at the order before Lightning has told the epoch.
+        # A generator: nothing, not even a thread, looks at the order before Lightning has told the epoch.
         assert isinstance(self.sampler, EpochOrder)
-        assert self.batch_size is not None
-        self._given = self.sampler.start // self.batch_size
+        self._given = self.sampler.start
         for batch in super().__iter__():
             self._given += 1
             yield batch
@@ -84,5 +97,4 @@ class ResumableLoader(DataLoader[GroupBatch]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
         assert isinstance(self.sampler, EpochOrder)
-        assert self.batch_size is not None
-        self.sampler.resume(state["epoch"], state["batches"] * self.batch_size)
+        self.sampler.resume(state["epoch"], state["batches"])

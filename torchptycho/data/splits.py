@@ -4,43 +4,192 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Complex64, Float64
+from scipy.spatial import cKDTree
 
-from torchptycho.config import RunConfig
-from torchptycho.errors import GroupingError
+from torchptycho.config import PrepareConfig, RunConfig
+from torchptycho.errors import ConfigError, GroupingError
 from torchptycho.grouping import Groups, group
+from torchptycho.scan import Scan
 
-__all__ = ["no_groups", "split_frames", "table_of", "training_groups", "validation_groups"]
+__all__ = [
+    "Division",
+    "Split",
+    "beam_width_px",
+    "divide",
+    "held_out_scans",
+    "no_groups",
+    "split_frames",
+    "table_of",
+]
 
 _log = logging.getLogger(__name__)
 
+# Part of its power that lies within the width of a beam.
+_POWER = 0.95
 
-def split_frames(
-    frame_scan: np.ndarray, fraction: float, seed: int, gridsize: int, n_trained: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Frames for training and for validation, drawn per scan; a scan keeps at least one group for training.
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+    """Sorted frame indices i64; frames along the border of a region are in neither part."""
+
+    training: np.ndarray
+    held_out: np.ndarray
+
+
+def held_out_scans(n_trained: int, n_held_out: int, config: PrepareConfig) -> list[bool]:
+    """Which scans are held out as a whole: those that were given for it, or with `val_by` "scans" some that are drawn.
 
     Arguments:
-        n_trained: scans from this one on are held out as a whole.
+        n_trained, n_held_out: scans that were given to train on, and after them those to validate on.
+
+    Raises:
+        ConfigError: there is only one scan to draw from.
     """
-    rng = np.random.default_rng(seed)
-    held_out = []
-    for index in range(int(frame_scan[-1]) + 1):
-        frames = np.flatnonzero(frame_scan == index)
-        count = min(round(fraction * len(frames)), max(0, len(frames) - gridsize**2))
-        held_out.append(frames if index >= n_trained else rng.choice(frames, size=count, replace=False))
-    val = np.sort(np.concatenate(held_out))
-    return np.setdiff1d(np.arange(len(frame_scan)), val), val
+    flags = [False] * n_trained + [True] * n_held_out
+    if config.val_by != "scans" or n_held_out or not config.val_fraction:
+        return flags
+    if n_trained < 2:
+        raise ConfigError(f"val_by scans: expected at least 2 scans to hold one of them out; found {n_trained}.")
+    count = min(max(1, round(config.val_fraction * n_trained)), n_trained - 1)
+    for index in np.random.default_rng(config.split_seed).choice(n_trained, size=count, replace=False):
+        flags[index] = True
+    return flags
 
 
-def training_groups(positions: np.ndarray, separate: np.ndarray, training: np.ndarray, config: RunConfig) -> Groups:
+def split_frames(scans: Sequence[Scan], held_out: Sequence[bool], config: RunConfig) -> Split:
+    """Frames for training and for validation.
+
+    What is held out of a scan follows from the seed and from the scan alone, so that it stays held out when other scans
+    come or go. A scan keeps at least one group for training.
+
+    Arguments:
+        held_out: scans of which every frame is.
+
+    Raises:
+        GroupingError: a region leaves too little of a scan.
+    """
+    training, validating, start = [], [], 0
+    for scan, whole in zip(scans, held_out, strict=True):
+        every = np.arange(scan.n_frames)
+        if whole:
+            own, val = every[:0], every
+        elif config.prepare.val_by == "region":
+            own, val = _by_region(scan, config)
+        else:
+            fraction = config.prepare.val_fraction if config.prepare.val_by == "frames" else 0.0
+            count = min(round(fraction * scan.n_frames), max(0, scan.n_frames - config.group.gridsize**2))
+            rng = np.random.default_rng(config.prepare.split_seed)
+            val = np.sort(rng.choice(scan.n_frames, size=count, replace=False))
+            own = np.setdiff1d(every, val)
+        training.append(start + own)
+        validating.append(start + val)
+        start += scan.n_frames
+    return Split(np.concatenate(training), np.concatenate(validating))
+
+
+def _by_region(scan: Scan, config: RunConfig) -> tuple[np.ndarray, np.ndarray]:
+    """One part of the scan for validation, and all that is far enough from it for training."""
+    prepare, positions_px = config.prepare, scan.positions_px
+    if prepare.val_region is not None:
+        start, stop = np.array(prepare.val_region[0::2]), np.array(prepare.val_region[1::2])
+        from_low = positions_px - positions_px.min(axis=0)
+        extent = from_low.max(axis=0)
+        inside = ((from_low >= start * extent) & (from_low <= stop * extent)).all(axis=1)
+        if not inside.any():
+            raise GroupingError(
+                f"{scan.source}: val_region {prepare.val_region} (y0, y1, x0, x1) contains no frame. Widen it."
+            )
+    else:
+        # Beyond a straight line: the shortest border, and so the fewest frames that are lost along it.
+        angle = np.random.default_rng(prepare.split_seed).uniform(0, 2 * math.pi)
+        along = positions_px @ np.array([math.sin(angle), math.cos(angle)])
+        count = round(prepare.val_fraction * scan.n_frames)
+        inside = np.zeros(scan.n_frames, bool)
+        inside[np.argsort(along, kind="stable")[scan.n_frames - count :]] = True
+    held_out, others = np.flatnonzero(inside), np.flatnonzero(~inside)
+    if not len(held_out):
+        return others, held_out
+    gap_px = beam_width_px(scan.probe) if prepare.val_gap_px is None else prepare.val_gap_px
+    if len(others):
+        apart_px, _ = cKDTree(positions_px[held_out]).query(positions_px[others])
+        training = others[apart_px >= gap_px]
+    else:
+        training = others
+    size = config.group.gridsize**2
+    if len(training) < size:
+        raise GroupingError(
+            f"{scan.source}: {len(held_out)} frames are held out as a region and {len(others) - len(training)} lie "
+            f"within {gap_px:.3g} px of it; of the {size} that a group for training needs {len(training)} are left. "
+            "Hold out less (val_fraction, val_region), or lower val_gap_px."
+        )
+    return training, held_out
+
+
+def beam_width_px(probe: Complex64[np.ndarray, "p n n"]) -> float:
+    """Diameter in object pixels of the circle about the beam's centre of mass that holds 95 % of its power."""
+    power: Float64[np.ndarray, "n n"] = np.square(np.abs(probe), dtype=np.float64).sum(axis=0)
+    where = np.indices(power.shape).reshape(2, -1)
+    weight = power.ravel() / power.sum()
+    center = where @ weight
+    radius = np.hypot(*(where - center[:, None]))
+    order = np.argsort(radius)
+    within = int(np.searchsorted(np.cumsum(weight[order]), _POWER))
+    return 2 * float(radius[order][min(within, len(order) - 1)])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Division:
+    """Frames and groups of several scans together, as a store holds them.
+
+    Arguments:
+        positions_px: f64 [M, 2]. frame_scan: i64 [M] which scan a frame is of.
+        separate: i64 [M] frames of one number may share a group: those of one scan within one file.
+        split: which frames are trained on. train, val: the groups of both parts; val is None where nothing is held out.
+    """
+
+    positions_px: np.ndarray
+    frame_scan: np.ndarray
+    separate: np.ndarray
+    split: Split
+    train: Groups
+    val: Groups | None
+
+
+def divide(scans: Sequence[Scan], held_out: Sequence[bool], config: RunConfig) -> Division:
+    """Split the frames of these scans and form their groups.
+
+    Raises:
+        GroupingError: the configured groups cannot be formed.
+    """
+    positions = np.concatenate([scan.positions_px for scan in scans])
+    frame_scan = np.concatenate([np.full(scan.n_frames, i, np.int64) for i, scan in enumerate(scans)])
+    # Groups mix neither files nor the scans within a file.
+    kind = np.concatenate([scan.scan_id for scan in scans])
+    _, separate = np.unique(np.stack([frame_scan, kind], 1), axis=0, return_inverse=True)
+    separate = separate.reshape(-1).astype(np.int64)
+    split = split_frames(scans, held_out, config)
+    return Division(
+        positions_px=positions,
+        frame_scan=frame_scan,
+        separate=separate,
+        split=split,
+        train=training_groups(positions, separate, split, config),
+        val=validation_groups(positions, separate, split, config),
+    )
+
+
+def training_groups(positions: np.ndarray, separate: np.ndarray, split: Split, config: RunConfig) -> Groups:
     """Groups of frames that are not held out; an error tells when these are what is missing."""
     try:
-        return group(positions, config.group, scan_id=separate, candidates=training)
+        return group(positions, config.group, scan_id=separate, candidates=split.training)
     except GroupingError as error:
-        n_held_out = len(positions) - len(training)
+        n_held_out = len(positions) - len(split.training)
         try:
             group(positions, config.group, scan_id=separate)
         except GroupingError:
@@ -51,24 +200,23 @@ def training_groups(positions: np.ndarray, separate: np.ndarray, training: np.nd
         ) from None
 
 
-def validation_groups(
-    positions: np.ndarray, separate: np.ndarray, held_out: np.ndarray, config: RunConfig
-) -> Groups | None:
+def validation_groups(positions: np.ndarray, separate: np.ndarray, split: Split, config: RunConfig) -> Groups | None:
     """One group for each held-out frame, or None.
 
-    A held-out frame is judged among its neighbours, whether these were held out or not. The options that choose seeds
-    do not apply. The constraints on neighbours do, so that no group reaches farther than those of training: frames
-    with too few neighbours are left out, and when that leaves none there is no validation.
+    A held-out frame is judged among its neighbours, whether these were held out or not; a region, among its own frames.
+    The options that choose seeds do not apply. The constraints on neighbours do, so that no group reaches farther than
+    those of training: frames with too few neighbours are left out, and when that leaves none there is no validation.
     """
-    if not len(held_out):
+    if not len(split.held_out):
         return None
     for_seeds = dataclasses.replace(
         config.group, n_groups=None, n_subsample=None, sequential=False, oversample=False, bounds=(0.0, 1.0, 0.0, 1.0)
     )
+    among = split.held_out if config.prepare.val_by == "region" else None
     try:
-        return group(positions, for_seeds, scan_id=separate, seeds=held_out)
+        return group(positions, for_seeds, scan_id=separate, candidates=among, seeds=split.held_out)
     except GroupingError as error:
-        _log.warning("no validation, although %d frames are held out: %s", len(held_out), error)
+        _log.warning("no validation, although %d frames are held out: %s", len(split.held_out), error)
         return None
 
 

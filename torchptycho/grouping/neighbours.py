@@ -54,22 +54,17 @@ def find_neighbours(
     """The K nearest usable frames of each seed in its own scan, judged by the distances and quadrants of `config`."""
     k = neighbor_count(config)
     index = np.empty((len(seeds), k), np.int64)
-    distance_px = np.empty((len(seeds), k))
+    allowed = np.empty((len(seeds), k), bool)
     for frames in by_scan(scan_id, pool):
         rows = np.flatnonzero(scan_id[seeds] == scan_id[frames[0]])
         if len(rows) == 0:
             continue
         whole = len(rows) == len(seeds)
-        found, apart = _nearest(positions_px, frames, seeds if whole else seeds[rows], k)
+        found, may = _nearest(positions_px, frames, seeds if whole else seeds[rows], k, config)
         if whole:
-            index, distance_px = found, apart
+            index, allowed = found, may
             break
-        index[rows], distance_px[rows] = found, apart
-    allowed = np.isfinite(distance_px)
-    if config.min_distance_px > 0:
-        allowed &= distance_px >= config.min_distance_px
-    if config.max_distance_px is not None:
-        allowed &= distance_px <= config.max_distance_px
+        index[rows], allowed[rows] = found, may
     quadrant = None
     if config.quadrants:
         dy, dx = np.moveaxis(positions_px[index] - positions_px[seeds][:, None], -1, 0)
@@ -78,23 +73,38 @@ def find_neighbours(
     return Neighbours(index, allowed, quadrant, math.ceil((config.gridsize**2 - 1) / 4))
 
 
-def _nearest(positions_px: np.ndarray, frames: np.ndarray, seeds: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k frames nearest to each seed, itself excluded; where there are fewer, at an infinite distance."""
+def _nearest(
+    positions_px: np.ndarray, frames: np.ndarray, seeds: np.ndarray, k: int, config: GroupConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k frames nearest to each seed, itself excluded, and which are there and within the distances of `config`."""
     tree = cKDTree(positions_px[frames], balanced_tree=False, compact_nodes=False)
-    own = np.searchsorted(frames, seeds)
     # Queries in the order of the tree's leaves find the same nodes in the cache: a third less time on unordered scans.
+    own = np.searchsorted(frames, seeds)
     row_of = np.full(len(frames), -1)
     row_of[own] = np.arange(len(seeds))
     visits = row_of[tree.indices]
     visits = visits[visits >= 0]
-    index, distance_px = np.empty((len(seeds), k + 1), np.int64), np.empty((len(seeds), k + 1))
-    distance_px[visits], index[visits] = tree.query(positions_px[seeds[visits]], k=k + 1, workers=-1)
-    if (index[:, 0] == own).all():
-        index, distance_px = index[:, 1:], distance_px[:, 1:]
+    distance_px, found = tree.query(positions_px[seeds[visits]], k=k + 1, workers=-1)
+    myself = own[visits, None]
+    if (found[:, :1] == myself).all():
+        found, distance_px = found[:, 1:], distance_px[:, 1:]
     else:
         # Frames at one and the same position: the seed need not come first, nor be found at all.
-        keep = index != own[:, None]
+        keep = found != myself
         keep[keep.all(axis=1), -1] = False
-        index, distance_px = index[keep].reshape(-1, k), distance_px[keep].reshape(-1, k)
-    # scipy marks a missing neighbour by the index len(frames).
-    return frames[np.minimum(index, len(frames) - 1)], distance_px
+        found, distance_px = found[keep].reshape(-1, k), distance_px[keep].reshape(-1, k)
+    may = np.isfinite(distance_px)
+    if not may.all():
+        # scipy marks a missing neighbour by the index len(frames) at an infinite distance.
+        found = np.minimum(found, len(frames) - 1)
+    if config.min_distance_px > 0:
+        may &= distance_px >= config.min_distance_px
+    if config.max_distance_px is not None:
+        may &= distance_px <= config.max_distance_px
+    # Frames are in ascending order: those of the whole scan are their own indices.
+    if frames[0] != 0 or frames[-1] != len(frames) - 1:
+        found = frames[found]
+    # Back from the order of the visits to that of the seeds.
+    index, allowed = np.empty(found.shape, np.int64), np.empty(found.shape, bool)
+    index[visits], allowed[visits] = found, may
+    return index, allowed

@@ -8,12 +8,14 @@ from typing import Any, Literal
 
 from torchptycho.config import ReadConfig, reading_of
 from torchptycho.io.checks import checked_chunks
+from torchptycho.io.files import file_head
 from torchptycho.io.mapped import read_mapped
 from torchptycho.io.opening import scan_of
 from torchptycho.io.probes import read_probe
 from torchptycho.io.reconstructions import read_reconstruction, write_reconstruction
 from torchptycho.io.recorded import Recorded
 from torchptycho.io.registry import Reader, recognise
+from torchptycho.io.sources import file_state, other_files
 from torchptycho.io.writing import write_scan
 from torchptycho.scan import Scan
 
@@ -59,11 +61,15 @@ def read_scan(
     base = ReadConfig() if config is None else reading_of(config)
     reading = dataclasses.replace(base, **{name: value for name, value in given.items() if value is not None})
     if reading.mapping is not None:
-        return scan_of(
-            read_mapped(path, reading, reading.mapping), "the configuration says where it keeps what", reading
-        )
-    reader, why = recognise(path)
-    return scan_of(reader.read(path, reading), why, reading)
+        file_head(path)
+        before = file_state(path)
+        recorded, why = read_mapped(path, reading, reading.mapping), "the configuration says where it keeps what"
+    else:
+        reader, why = recognise(path)
+        before = file_state(path)
+        recorded = reader.read(path, reading)
+    others = tuple(file_state(file) for file in other_files(recorded, reading))
+    return dataclasses.replace(scan_of(recorded, why, reading), files=(before, *others))
 
 
 def _text(frames: slice) -> str:

@@ -268,7 +268,7 @@ def array_header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     raise ValueError(f".npy format version {version} is not read")
 
 
-def fill(stream: io.BufferedIOBase, out: np.ndarray) -> None:
+def fill(stream: io.BufferedIOBase | io.RawIOBase, out: np.ndarray) -> None:
     """Read into a C-contiguous array until it is full.
 
     Raises:

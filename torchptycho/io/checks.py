@@ -13,6 +13,7 @@ from torchptycho.config import SUPPORTED_N_PX
 from torchptycho.errors import ScanError
 from torchptycho.geometry import Geometry
 from torchptycho.io.frames import frames_in, rows_in_file
+from torchptycho.io.sources import unchanged
 from torchptycho.scan import Frames, Scan
 
 __all__ = [
@@ -128,7 +129,8 @@ def checked_chunks(scan: Scan, frames_per_chunk: int | None = None) -> Iterator[
         frames_per_chunk: None takes about 16 MiB at a time.
 
     Raises:
-        ScanError: NaN, infinite or negative values, all frames zero or all equal, or a damaged file.
+        ScanError: NaN, infinite or negative values, all frames zero or all equal, a damaged file, or one that changed
+            since the scan was opened.
     """
     for _, checked in _checked(scan, frames_per_chunk):
         yield checked
@@ -146,15 +148,14 @@ def _checked(scan: Scan, frames_per_chunk: int | None) -> Iterator[tuple[np.ndar
     first: np.ndarray | None = None
     start, all_equal, all_zero = 0, True, True
     masked = ~scan.mask
-    for raw in frames.chunks(frames_per_chunk or frames_in(_CHUNK_BYTES, frames)):
+    for raw in _as_opened(scan, frames.chunks(frames_per_chunk or frames_in(_CHUNK_BYTES, frames))):
         chunk = raw
         if masked.any():
             chunk = raw.copy()
             chunk[:, masked] = 0
-        if chunk.dtype.kind == "f":
-            not_finite.add(start, np.any(~np.isfinite(chunk), axis=(1, 2)))
-        if chunk.dtype.kind in "if":
+        if chunk.dtype.kind in "if" and not _within(chunk):
             with np.errstate(invalid="ignore"):
+                not_finite.add(start, ~np.isfinite(chunk).all(axis=(1, 2)))
                 negative.add(start, (chunk < 0).any(axis=(1, 2)))
         first = chunk[0].copy() if first is None else first
         all_equal = all_equal and bool((chunk == first).all())
@@ -184,6 +185,17 @@ def _checked(scan: Scan, frames_per_chunk: int | None) -> Iterator[tuple[np.ndar
             found=f"{start} frames that are all zero" if all_zero else f"{start} frames that are all equal",
             remedy="The detector or the shutter did not work, or one frame was exported many times; record it again.",
         )
+
+
+def _as_opened(scan: Scan, chunks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    with unchanged(scan):
+        yield from chunks
+
+
+def _within(chunk: np.ndarray) -> bool:
+    """Whether all values are finite and none is negative, in two quick passes; a NaN is neither above nor below."""
+    with np.errstate(invalid="ignore"):
+        return bool(chunk.min() >= 0 and chunk.max() < np.inf)
 
 
 class _Offenders:

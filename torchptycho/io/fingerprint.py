@@ -1,4 +1,4 @@
-"""What a scan is, in one number: whether a store or a state still belongs to it."""
+"""What a scan is, in a few numbers: whether a store or a state still belongs to it."""
 
 from __future__ import annotations
 
@@ -9,19 +9,27 @@ import numpy as np
 from torchptycho.io.frames import backing_files, frames_in
 from torchptycho.scan import Scan
 
-__all__ = ["scan_fingerprint"]
+__all__ = ["scan_fingerprint", "scan_parts"]
 
 _CHUNK_BYTES = 16 << 20
+_ARRAYS = ("positions_px", "probe", "mask", "scan_id", "truth", "truth_patches")
 
 
 def scan_fingerprint(scan: Scan) -> str:
     """SHA-256 over everything but the frames of a file, which its size and time of change stand for."""
-    digest = hashlib.sha256()
-    for array in (scan.positions_px, scan.probe, scan.mask, scan.scan_id, scan.truth):
-        if array is not None:
-            digest.update(np.ascontiguousarray(array).tobytes())
-    told = (scan.domain, scan.frames.shape, str(scan.frames.dtype), scan.metadata, scan.geometry)
-    digest.update(repr((*told, scan.probe_is_calibrated)).encode())
+    return hashlib.sha256(repr(sorted(scan_parts(scan).items())).encode()).hexdigest()
+
+
+def scan_parts(scan: Scan) -> dict[str, str]:
+    """The same by the fields of the scan, so that a difference has a name; a field that is absent has no part."""
+    parts = {
+        name: hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
+        for name in _ARRAYS
+        if (array := getattr(scan, name)) is not None
+    }
+    parts |= {name: repr(getattr(scan, name)) for name in ("domain", "geometry", "probe_is_calibrated")}
+    parts["metadata"] = hashlib.sha256(repr(scan.metadata).encode()).hexdigest()
+    digest = hashlib.sha256(repr((scan.frames.shape, str(scan.frames.dtype))).encode())
     backing = backing_files(scan.frames)
     if backing is not None:
         files, part = backing
@@ -30,5 +38,6 @@ def scan_fingerprint(scan: Scan) -> str:
         digest.update(part.encode())
     else:
         for chunk in scan.frames.chunks(frames_in(_CHUNK_BYTES, scan.frames)):
-            digest.update(np.ascontiguousarray(chunk).tobytes())
-    return digest.hexdigest()
+            digest.update(np.ascontiguousarray(chunk).data)
+    parts["frames"] = digest.hexdigest()
+    return parts

@@ -1,18 +1,21 @@
-"""Stacks of frames that stay in their file: memory-mapped where stored plainly, streamed where compressed."""
+"""Stacks of frames that stay in their file: read where they lie when stored plainly, streamed when compressed."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
+import itertools
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from torchptycho.errors import ScanError
-from torchptycho.io.archive import Member, NpzArchive, fill
+from torchptycho.io.archive import Member, NpzArchive, fill, member_damage
 from torchptycho.io.hdf5_frames import Hdf5Frames
 from torchptycho.io.processing import ProcessedFrames
 from torchptycho.io.views import JoinedFrames, PickedFrames
@@ -65,19 +68,21 @@ class FileFrames:
 
 
 class StoredFrames(FileFrames):
-    """Frames of an uncompressed NPZ, mapped read-only; a whole pass verifies the archive's checksum."""
+    """Frames of an uncompressed NPZ, read where they lie; a whole pass verifies the archive's checksum.
 
-    def __init__(self, member: Member, shape: tuple[int, int, int], *, transposed: bool) -> None:
-        super().__init__(member, shape, transposed=transposed)
-        assert member.file_offset is not None
-        self._map = np.memmap(member.path, member.dtype, mode="r", offset=member.file_offset, shape=shape)
+    Read, not mapped: a file that is cut short meanwhile is then an error, and not the end of the process.
+    """
 
     def chunks(self, frames_per_chunk: int) -> Iterator[np.ndarray]:
+        m, height, width = self._stored_shape
         crc = self.member.header_crc
-        for start in range(0, len(self._map), frames_per_chunk):
-            chunk = np.asarray(self._map[start : start + frames_per_chunk])
-            crc = zlib.crc32(chunk.data, crc)
-            yield self._oriented(chunk)
+        with self._values() as stream:
+            for start in range(0, m, frames_per_chunk):
+                chunk = np.empty((min(frames_per_chunk, m - start), height, width), self.dtype)
+                fill(stream, chunk)
+                crc = zlib.crc32(chunk.data, crc)
+                chunk.flags.writeable = False
+                yield self._oriented(chunk)
         if crc != self.member.crc:
             raise ScanError(
                 self.member.path,
@@ -88,7 +93,26 @@ class StoredFrames(FileFrames):
             )
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        return self._oriented(np.array(self._map[index]))
+        m, height, width = self._stored_shape
+        wanted = np.arange(m)[index]
+        rows = np.ravel(wanted)
+        out = np.empty((rows.size, height, width), self.dtype)
+        # One read for frames that follow each other.
+        starts = np.flatnonzero(np.diff(rows, prepend=-2) != 1).tolist()
+        runs = list(itertools.pairwise([*starts, rows.size]))
+        with self._values() as stream:
+            begin = stream.tell()
+            for first, last in runs:
+                stream.seek(begin + int(rows[first]) * height * width * self.dtype.itemsize)
+                fill(stream, out[first:last])
+        return self._oriented(out).reshape(*np.shape(wanted), *self.shape[1:])
+
+    @contextmanager
+    def _values(self) -> Iterator[io.RawIOBase]:
+        assert self.member.file_offset is not None
+        with member_damage(self.member.path, self.key), self.member.path.open("rb", buffering=0) as stream:
+            stream.seek(self.member.file_offset)
+            yield stream
 
 
 class ZippedFrames(FileFrames):
@@ -122,6 +146,28 @@ class ViewFrames(ArrayFrames):
     """Frames whose axes lie in another order in the file; a view of the file's map, or a copy in memory."""
 
     key: str = "diffraction"
+
+    def chunks(self, frames_per_chunk: int) -> Iterator[np.ndarray]:
+        for chunk in super().chunks(frames_per_chunk):
+            self._refuse_shorter()
+            yield chunk
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        self._refuse_shorter()
+        return super().__getitem__(index)
+
+    def _refuse_shorter(self) -> None:
+        """To look beyond the end of a file that is mapped would end the process."""
+        array = self.array
+        if not isinstance(array, np.memmap) or array.filename is None:
+            return
+        path, needed = Path(array.filename), array.offset + array.nbytes
+        found = path.stat().st_size if path.is_file() else 0
+        if found < needed:
+            raise ScanError(
+                path, self.key, expected=f"{needed} bytes, as when it was opened", found=f"{found}",
+                remedy="Wait until it is written completely, and read it again.",
+            )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -78,7 +78,17 @@ def read_mapped(path: Path, config: ReadConfig, mapping: MappingConfig) -> Recor
             detector_pixel_m=pixel,
         ),
         notes=(f"frames in {frames_at}", f"positions in {mapping.positions_unit}"),
+        beside=tuple(place(text).path for text in _places(mapping)),
     )  # fmt: skip
+
+
+def _places(mapping: MappingConfig) -> list[str]:
+    """All that the mapping names."""
+    named = (
+        mapping.frames, mapping.positions_y, mapping.positions_x, mapping.probe, mapping.mask, mapping.energy,
+        mapping.distance, mapping.detector_pixel,
+    )  # fmt: skip
+    return [text for text in named if text is not None]
 
 
 def _vector(place: Place) -> np.ndarray:

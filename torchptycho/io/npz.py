@@ -44,6 +44,11 @@ def sniff_npz(path: Path, head: bytes) -> str | None:
     return f"a zip archive with {', '.join(named)}" if named else "a zip archive of arrays"
 
 
+def holds_frames(path: Path) -> bool:
+    """Whether there are frames in a zip archive of arrays: images, probes and masks are such archives, too."""
+    return not set(_FRAMES_KEYS).isdisjoint(NpzArchive(path).keys)
+
+
 def read_npz(path: Path, config: ReadConfig) -> Recorded:
     """A scan in an NPZ file: canonical, legacy, or as Ptychodus writes it for training."""
     frames = frame_slice(config.frames)

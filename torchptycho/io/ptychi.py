@@ -71,6 +71,7 @@ def read_ptychi(path: Path, config: ReadConfig) -> Recorded:
         geometry=lengths(path, object_pixel_m=pixel_m),
         truth=truth,
         notes=(f"frames in {frames_path.name}, positions, probe and object in {parameters_path.name}",),
+        beside=(frames_path, parameters_path),
     )
 
 

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from torchptycho.errors import ScanError
 from torchptycho.io.archive import NpzArchive, write_array
 from torchptycho.io.files import dump_json, file_head, replaced_atomically
-from torchptycho.io.hdf5 import MAGIC, attribute, load_complex, locate, open_hdf5
+from torchptycho.io.hdf5 import MAGIC, attribute, load_array, load_complex, locate, names_in, open_hdf5
 from torchptycho.io.probes import load_probe
 from torchptycho.reconstruction import MIN_COVERAGE, Reconstruction
 
 __all__ = ["read_reconstruction", "write_reconstruction"]
 
 _FORMAT, _FORMAT_VERSION = "torchptycho-reconstruction", 1
+# Ours, and that of a Ptychodus product saved as NPZ.
+_PIXEL_KEYS = ("object_pixel_m", "object_pixel_height_m")
 
 
 def write_reconstruction(reconstruction: Reconstruction, path: str | Path) -> None:
     """Write a reconstruction as NPZ; the file appears only when it is whole.
 
     Arrays: `object`, `coverage`, `valid`, `origin_px`, `object_pixel_m` (when known), `_metadata` (JSON: provenance and
-    history), and of a refinement `probe`, `ycoords` and `xcoords` (the refined positions), `background`.
+    history), of a stitched image `spread`, and of a refinement `probe`, `ycoords` and `xcoords` (refined positions),
+    `background`.
 
     Raises:
         ScanError: the provenance is not plain data, or the place cannot be written to.
@@ -42,6 +46,8 @@ def write_reconstruction(reconstruction: Reconstruction, path: str | Path) -> No
     }
     if reconstruction.object_pixel_m is not None:
         arrays["object_pixel_m"] = np.array(reconstruction.object_pixel_m, np.float64)
+    if reconstruction.spread is not None:
+        arrays["spread"] = reconstruction.spread.astype(np.float32, copy=False)
     if reconstruction.probe is not None:
         arrays["probe"] = reconstruction.probe.astype(np.complex64, copy=False)
     if reconstruction.positions_px is not None:
@@ -56,7 +62,8 @@ def write_reconstruction(reconstruction: Reconstruction, path: str | Path) -> No
 def read_reconstruction(path: str | Path) -> Reconstruction:
     """Read a reconstruction, or any NPZ with a complex `object` (else `objectGuess`: a scan that brings its truth).
 
-    Of HDF5 files the object of a Ptychodus product, of a pty-chi pair and of a CXI file (`image_2`) are read.
+    Of HDF5 files the object of a Ptychodus product, of a pty-chi pair, of a CXI file (`image_2`) and of a PtyPy
+    reconstruction (`.ptyr`) are read.
 
     What a foreign file lacks is filled in: coverage 1 everywhere, valid where it reaches `MIN_COVERAGE`, origin (0, 0).
 
@@ -93,8 +100,9 @@ def read_reconstruction(path: str | Path) -> Reconstruction:
         coverage=coverage,
         valid=coverage >= MIN_COVERAGE if valid is None else valid,
         origin_px=_origin(archive) if own and "origin_px" in archive else (0, 0),
-        object_pixel_m=_pixel(archive) if "object_pixel_m" in archive else None,
+        object_pixel_m=next((_pixel(archive, name) for name in _PIXEL_KEYS if name in archive), None),
         provenance=metadata,
+        spread=_spread(archive, values.shape) if refined and "spread" in archive else None,
         probe=_probe(archive) if refined and "probe" in archive else None,
         positions_px=_positions(archive) if refined and "ycoords" in archive else None,
         background=archive.load("background").astype(np.float32) if refined and "background" in archive else None,
@@ -106,11 +114,18 @@ def _from_hdf5(path: Path) -> Reconstruction:
     """The object of one slice; a product's pixel [0, 0] is the one that its positions count from."""
     with open_hdf5(path) as file:
         key, node = locate(file, path, "object", "entry_1/image_2/data")
+        storage = None if node is not None else _ptypy_storage(file, path)
+        if storage is not None:
+            key, node = locate(file, path, f"{storage}/data")
         if node is None:
             raise ScanError(path, "object", expected="a complex object (H, W)", found="no such dataset",
-                            remedy="Name a product, a CXI file with image_2, or an NPZ with 'object'.")  # fmt: skip
+                            remedy="Name a product, a CXI file with image_2, a .ptyr file, or an NPZ with "
+                            "'object'.")  # fmt: skip
         values = load_complex(node, path, key)
         pixel_m = attribute(node, path, "pixel_height_m")
+        origin_px = (0, 0)
+        if storage is not None:
+            pixel_m, origin_px = _ptypy_grid(file, path, storage)
     shape = values.shape[-2:]
     if len(shape) != 2 or values.size != shape[0] * shape[1]:
         raise ScanError(path, key, expected="a complex object (H, W)", found=f"{values.dtype} {values.shape}",
@@ -119,9 +134,37 @@ def _from_hdf5(path: Path) -> Reconstruction:
         object=values.reshape(shape),
         coverage=np.ones(shape, np.float32),
         valid=np.ones(shape, bool),
-        origin_px=(0, 0),
+        origin_px=origin_px,
         object_pixel_m=float(pixel_m) if isinstance(pixel_m, int | float) and pixel_m > 0 else None,
     )
+
+
+def _ptypy_storage(file: Any, path: Path) -> str | None:
+    """Where a PtyPy reconstruction keeps its object; its storages are named after the scan."""
+    names = names_in(file, path, "content/obj")
+    if len(names) > 1:
+        raise ScanError(path, "content/obj", expected="the object of one scan", found=f"{', '.join(names)}",
+                        remedy="Save one of them as an NPZ with 'object'.")  # fmt: skip
+    return f"content/obj/{names[0]}" if names else None
+
+
+def _ptypy_grid(file: Any, path: Path, storage: str) -> tuple[float | None, tuple[int, int]]:
+    """Edge of a pixel in metres, and the (y, x) of pixel [0, 0] in such pixels, which PtyPy keeps in metres too."""
+    found = {}
+    for name in ("_psize", "_origin"):
+        key, node = locate(file, path, f"{storage}/{name}")
+        if node is None:
+            continue
+        values = load_array(node, path, key).astype(np.float64).reshape(-1)
+        if values.size != 2 or not np.isfinite(values).all():
+            raise ScanError(path, key, expected="two numbers in metres", found=f"{values[:3]}",
+                            remedy="Save the reconstruction again.")  # fmt: skip
+        found[name] = values
+    pixel_m = found.get("_psize", np.zeros(2))
+    if pixel_m.min() <= 0:
+        return None, (0, 0)
+    y, x = np.rint(found.get("_origin", np.zeros(2)) / pixel_m).astype(int).tolist()
+    return float(pixel_m[0]), (y, x)
 
 
 def _probe(archive: NpzArchive) -> np.ndarray:
@@ -167,6 +210,10 @@ def _like_object(archive: NpzArchive, key: str, shape: tuple[int, ...], kind: st
     return archive.load(key)
 
 
+def _spread(archive: NpzArchive, shape: tuple[int, ...]) -> np.ndarray:
+    return _like_object(archive, "spread", shape, "f").astype(np.float32)
+
+
 def _origin(archive: NpzArchive) -> tuple[int, int]:
     member = archive.member("origin_px")
     if member.shape != (2,) or member.dtype.kind not in "iu":
@@ -177,8 +224,7 @@ def _origin(archive: NpzArchive) -> tuple[int, int]:
     return (y, x)
 
 
-def _pixel(archive: NpzArchive) -> float:
-    key = "object_pixel_m"
+def _pixel(archive: NpzArchive, key: str) -> float:
     member = archive.member(key)
     value = float(archive.load(key).reshape(-1)[0]) if member.shape in ((), (1,)) and member.dtype.kind == "f" else 0.0
     if not 0 < value < float("inf"):

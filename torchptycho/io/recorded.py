@@ -40,6 +40,7 @@ class Recorded:
         truth, truth_patches, nominal_positions_px, metadata, probe_is_calibrated: as in `Scan`.
         notes: how the file was understood, sentence by sentence.
         left_out: frames of the file without a place in the scan, and why.
+        beside: other files that something was read from; those of the frames need not be named.
     """
 
     path: Path
@@ -64,6 +65,7 @@ class Recorded:
     probe_is_calibrated: bool = False
     notes: tuple[str, ...] = ()
     left_out: dict[int, str] = dataclasses.field(default_factory=dict)
+    beside: tuple[Path, ...] = ()
 
 
 def rows_of(path: Path, key: str, n_in_file: int, frames: slice | None) -> range:

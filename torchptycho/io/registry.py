@@ -10,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torchptycho.errors import ConfigError, ScanError
+from torchptycho.errors import ConfigError
 from torchptycho.io.files import file_head, foreign_content
 from torchptycho.io.recorded import Recorded
 from torchptycho.reading import ReadConfig
 
-__all__ = ["ENTRY_POINTS", "Reader", "readers", "recognise"]
+__all__ = ["ENTRY_POINTS", "Reader", "reader_of", "readers", "recognise"]
 
 ENTRY_POINTS = "torchptycho.readers"
 """Group of entry points; each names a `Reader`."""
@@ -86,12 +86,20 @@ def recognise(path: Path) -> tuple[Reader, str]:
         ScanError: no file, or of no known format.
     """
     head = file_head(path)
+    found = reader_of(path, head)
+    if found is None:
+        raise foreign_content(path, head, [reader.name for reader in readers()])
+    return found
+
+
+def reader_of(path: Path, head: bytes) -> tuple[Reader, str] | None:
+    """The reader of a file that begins so, and why; None for a file of no known format.
+
+    Raises:
+        ScanError: the file is damaged.
+    """
     for reader in readers():
         why = reader.sniff(path, head)
         if why is not None:
             return reader, why
-    raise _unknown(path, head)
-
-
-def _unknown(path: Path, head: bytes) -> ScanError:
-    return foreign_content(path, head, [reader.name for reader in readers()])
+    return None

@@ -49,17 +49,21 @@ class GroupProjection:
     ) -> None:
         self._n_px, self._canvas_px = amplitude.shape[-1], canvas_px
         self._corner_px = corner(offset_px, self._n_px, (-(canvas_px // 2), -(canvas_px // 2)))
-        self._intensity = torch.fft.ifftshift(amplitude.square(), dim=(-2, -1))[:, :, None]
-        self._mask = torch.fft.ifftshift(mask, dim=(-2, -1))[:, :, None]
-        self._photon = photon.to(amplitude.dtype)[:, None, None, None, None]
-        self._background = background.to(amplitude.dtype)[:, None, None, None, None]
+        photon = photon.to(amplitude.dtype)[:, None, None, None]
+        # (y - I) / 2 (I + 1) = (y + 1) / 2 (I + 1) - 1/2, and 0 under the mask: what of it does not change.
+        self._half = 0.5 * torch.fft.ifftshift(mask, dim=(-2, -1)).to(amplitude.dtype)
+        self._raised = (torch.fft.ifftshift(amplitude.square(), dim=(-2, -1)) + photon) * self._half
+        self._offset = photon + background.to(amplitude.dtype)[:, None, None, None]
         self._probe = probe[:, None]
+        self._conjugate = probe.conj().resolve_conj()[:, None]
         power = (probe.real.square() + probe.imag.square()).sum(1)[:, None]
         light = place_groups(power.expand(amplitude.shape).contiguous(), self._corner_px, canvas_px)
         peak = light.amax((-2, -1), keepdim=True)
         self.light = light / peak
         """[b, S, S] where the beams were, at most 1."""
-        self._divisor = (1 - _REGULARISATION) * light + _REGULARISATION * peak
+        # For real and imaginary part: a complex number over a real one is a division of two complex ones otherwise.
+        inverse = 1 / ((1 - _REGULARISATION) * light + _REGULARISATION * peak)
+        self._inverse = torch.stack([inverse, inverse], -1)
 
     def transparent(self) -> Complex[Tensor, "b s s"]:
         """Where one begins: O = 1."""
@@ -72,15 +76,22 @@ class GroupProjection:
     def change(self, canvas: Complex[Tensor, "b s s"]) -> Complex[Tensor, "b s s"]:
         """What the counts would have these objects change by."""
         far = torch.fft.fft2(self.patches(canvas)[:, :, None] * self._probe, norm="ortho")
-        intensity = (far.real.square() + far.imag.square()).sum(2, keepdim=True) + self._background
-        ratio = (0.5 * (self._intensity - intensity) / (intensity + self._photon)).clamp_max(_LONGEST) * self._mask
-        wish = (torch.fft.ifft2(far * ratio, norm="ortho") * self._probe.conj()).sum(2)
-        return place_groups(wish, self._corner_px, self._canvas_px) / self._divisor
+        squares = torch.view_as_real(far).square()
+        expected = _over_modes(squares[..., 0] + squares[..., 1]) + self._offset
+        ratio = (self._raised / expected).sub_(self._half).clamp_max_(_LONGEST)
+        wish = _over_modes(torch.fft.ifft2(far * ratio[:, :, None], norm="ortho") * self._conjugate)
+        placed = place_groups(wish, self._corner_px, self._canvas_px)
+        return torch.view_as_complex(torch.view_as_real(placed) * self._inverse)
 
     def run(self, canvas: Complex[Tensor, "b s s"], steps: int) -> Complex[Tensor, "b s s"]:
         """So many corrections, one after the other, each going on in the direction of the last."""
         previous = canvas
         for _ in range(steps):
-            ahead = canvas + _MOMENTUM * (canvas - previous)
+            ahead = canvas.add(canvas - previous, alpha=_MOMENTUM)
             previous, canvas = canvas, ahead + self.change(ahead)
         return canvas
+
+
+def _over_modes(values: Tensor) -> Tensor:
+    """The sum over axis 2, which costs nothing where there is one mode."""
+    return values[:, :, 0] if values.shape[2] == 1 else values.sum(2)

@@ -11,7 +11,7 @@ from torchptycho.evaluation import Metrics, half_period_px
 from torchptycho.plot.page import BLUE, GREEN, ORANGE, PURPLE, SMALL, TEXT, new_figure, plain_axes, save
 from torchptycho.plot.panels import length_unit
 
-__all__ = ["half_period_text", "plot_frc", "plot_history"]
+__all__ = ["by_quantity", "half_period_text", "plot_frc", "plot_history"]
 
 
 def plot_frc(metrics: Metrics, path: str | Path, *, halves: bool = False) -> Path:
@@ -65,11 +65,7 @@ def plot_history(history: dict[str, list[tuple[int, float]]], path: str | Path) 
         history: (step, value) pairs by name. Names that differ only in a leading train, val or test share a panel.
             Panels whose values are all positive have a logarithmic axis.
     """
-    panels: dict[str, list[tuple[str, list[tuple[int, float]]]]] = {}
-    for name, points in history.items():
-        stage, _, rest = name.replace("/", "_").partition("_")
-        known = stage in ("train", "val", "test") and rest
-        panels.setdefault(rest if known else name, []).append((stage if known else "", points))
+    panels = by_quantity(history)
     columns = min(3, max(1, len(panels)))
     rows = math.ceil(max(1, len(panels)) / columns)
     figure = new_figure(0.6 + 4.2 * columns, 0.3 + 3.0 * rows)
@@ -92,6 +88,16 @@ def plot_history(history: dict[str, list[tuple[int, float]]], path: str | Path) 
         if any(stage for stage, _ in curves):
             axis.legend(frameon=False, fontsize=SMALL)
     return save(figure, path)
+
+
+def by_quantity(history: dict[str, list[tuple[int, float]]]) -> dict[str, list[tuple[str, list[tuple[int, float]]]]]:
+    """Curves by what they are of; each with its stage (train, val, test), or "" where its name has none."""
+    panels: dict[str, list[tuple[str, list[tuple[int, float]]]]] = {}
+    for name, points in history.items():
+        stage, _, rest = name.replace("/", "_").partition("_")
+        known = stage in ("train", "val", "test") and rest
+        panels.setdefault(rest if known else name, []).append((stage if known else "", points))
+    return panels
 
 
 def half_period_text(frequency: float, last: float, pixel_m: float | None) -> str:

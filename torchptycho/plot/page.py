@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import UInt8
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
@@ -29,8 +30,14 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="compressed", facecolor="white")
 
 
-def save(figure: Figure, path: str | Path, colour_maps: tuple[str, ...] = ()) -> Path:
-    """Write a PNG; one that would be large is reduced to evenly spaced steps of the colour maps in it."""
+def save(
+    figure: Figure, path: str | Path, colour_maps: tuple[str, ...] = (), colours: UInt8[np.ndarray, "k 3"] | None = None
+) -> Path:
+    """Write a PNG; one that would be large is reduced to evenly spaced steps of the colour maps in it.
+
+    Arguments:
+        colours: at most 100 more to keep, of what follows no colour map.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     drawn = io.BytesIO()
@@ -40,15 +47,15 @@ def save(figure: Figure, path: str | Path, colour_maps: tuple[str, ...] = ()) ->
         plain = picture.convert("RGB")
     plain.save(path, format="png")
     if colour_maps and path.stat().st_size > _LARGE_BYTES:
-        _reduced(plain, colour_maps).save(path, format="png")
+        _reduced(plain, colour_maps, np.zeros((0, 3)) if colours is None else colours / 255).save(path, format="png")
     return path
 
 
-def _reduced(plain: Image.Image, colour_maps: tuple[str, ...]) -> Image.Image:
+def _reduced(plain: Image.Image, colour_maps: tuple[str, ...], more: np.ndarray) -> Image.Image:
     """The picture in a palette of 240 steps of these colour maps and the colours of lines."""
-    steps = np.linspace(0, 1, 240 // len(colour_maps))
+    steps = np.linspace(0, 1, (240 - len(more)) // len(colour_maps))
     colours = [to_rgb(name) for name in (NO_DATA, "white", "black", BLUE, ORANGE, GREEN, PURPLE)]
-    rgb = np.rint(255 * np.concatenate([*(colormaps[name](steps)[:, :3] for name in colour_maps), colours]))
+    rgb = np.rint(255 * np.concatenate([*(colormaps[name](steps)[:, :3] for name in colour_maps), colours, more]))
     pixels = np.asarray(plain).reshape(-1, 3)
     used, back = np.unique(pixels @ np.array([1 << 16, 1 << 8, 1]), return_inverse=True)
     wanted = np.stack([used >> 16, used >> 8 & 255, used & 255], axis=1)

@@ -17,8 +17,8 @@ from matplotlib.patches import Rectangle
 from torchptycho.plot.page import NO_DATA, SMALL, TEXT
 
 __all__ = [
-    "SAMPLING", "Limits", "bounding_box", "colour_bar", "draw_image", "draw_pattern", "length_unit", "limits_of",
-    "nice_length", "phase_map_of", "scale_bar",
+    "SAMPLING", "Limits", "bounding_box", "colour_bar", "draw_image", "draw_pattern", "frame_only", "length_unit",
+    "limits_of", "nice_length", "phase_map_of", "scale_bar",
 ]  # fmt: skip
 
 # Averages where several object pixels share one pixel of the picture, which nearest would alias.
@@ -33,11 +33,11 @@ def draw_image(
     colours = colormaps[colour_map].with_extremes(bad=NO_DATA)
     shown = np.ma.masked_array(image, ~mask)
     drawn = axis.imshow(shown, cmap=colours, vmin=limits[0], vmax=limits[1], interpolation=SAMPLING)
-    _frame_only(axis, title)
+    frame_only(axis, title)
     return drawn
 
 
-def _frame_only(axis: Axes, title: str) -> None:
+def frame_only(axis: Axes, title: str) -> None:
     axis.set_xticks([])
     axis.set_yticks([])
     for spine in axis.spines.values():
@@ -66,7 +66,7 @@ def draw_pattern(axis: Axes, counts: np.ndarray, good: np.ndarray, title: str, u
     colours = colormaps["inferno"].with_extremes(bad=NO_DATA)
     shown = np.ma.masked_array(np.maximum(counts, low), ~good)
     drawn = axis.imshow(shown, cmap=colours, norm=LogNorm(low, max(top, 1.01 * low)), interpolation=SAMPLING)
-    _frame_only(axis, title)
+    frame_only(axis, title)
     colour_bar(axis, drawn, unit)
 
 

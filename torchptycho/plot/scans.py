@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 
+from torchptycho.plot.complexes import colour_wheel, draw_complex, wheel_colours
 from torchptycho.plot.page import BLUE, GREEN, ORANGE, PURPLE, SMALL, TEXT, new_figure, plain_axes, save
 from torchptycho.plot.panels import SAMPLING, colour_bar, draw_image, draw_pattern, scale_bar
 from torchptycho.scan import Scan
@@ -39,19 +39,16 @@ def plot_scan(scan: Scan, path: str | Path, *, title: str | None = None, max_fra
     drawn = draw_image(axes[1, 0], amplitude, everywhere, "gray", top, f"probe amplitude{modes}")
     colour_bar(axes[1, 0], drawn, "√photons" if scan.probe_is_calibrated else "arb. u.")
     scale_bar(axes[1, 0], probe.shape[1], scan.geometry.with_object_pixel(scan.n_px).object_pixel_m)
-    # Where there is hardly any light the phase is noise, and would be all that one sees.
-    lit = amplitude > 0.1 * amplitude.max()
-    drawn = draw_image(
-        axes[1, 1], np.angle(probe), lit, "twilight", (-math.pi, math.pi), "probe phase, above 10 % amplitude"
-    )
-    colour_bar(axes[1, 1], drawn, "rad", (-math.pi, math.pi))
+    # Dark where there is hardly any light: the phase is noise there, and would be all that one sees.
+    draw_complex(axes[1, 1], probe, "probe, its phase as hue")
+    colour_wheel(axes[1, 1])
     axis = axes[1, 2]
     axis.plot(index, total, ".", color=BLUE, markersize=3, markeredgewidth=0)
     plain_axes(axis, "frame", f"{unit} per frame")
     axis.set_ylim(0, 1.08 * float(total.max()) or 1.0)
     axis.set_title(f"dose: mean {float(total.mean()):.4g} {unit} per frame", fontsize=TEXT)
     figure.suptitle(title if title is not None else _source_name(scan), fontsize=TEXT + 2)
-    return save(figure, path, ("gray", "inferno", "twilight"))
+    return save(figure, path, ("gray", "inferno"), wheel_colours())
 
 
 def draw_positions(axis: Axes, scan: Scan) -> None:

@@ -42,6 +42,7 @@ _FIRST_BACKGROUND = 1e-3
 _SAVE_EVERY_S = 30.0
 
 Told = Callable[[int, float], None]
+Shown = Callable[[Reconstruction], None]
 
 
 def refine(
@@ -54,6 +55,8 @@ def refine(
     state_file: str | Path | None = None,
     resume: bool = False,
     on_epoch: Told | None = None,
+    on_image: Shown | None = None,
+    image_every_epochs: int = 10,
     scratch: str | Path | None = None,
 ) -> Reconstruction:
     """Fit an image to the counts of a scan; without a start this is a plain iterative reconstruction.
@@ -70,6 +73,7 @@ def refine(
         state_file: where to write the state from time to time and at the end, for `resume`.
         resume: go on from that file, up to the configured epochs.
         on_epoch: told the number of each finished epoch and its misfit.
+        on_image: shown the image so far, every `image_every_epochs` epochs before the last.
         scratch: folder for a temporary copy of frames that do not fit into memory.
 
     Returns:
@@ -93,7 +97,14 @@ def refine(
             state = State.load(state_file, fingerprint, place)
         else:
             state = _begin(problem, scan, start, probe, config)
-        complete = _run(problem, scan, state, config, on_epoch, state_file, fingerprint)
+
+        def tell(epoch: int, misfit: float) -> None:
+            if on_epoch is not None:
+                on_epoch(epoch, misfit)
+            if on_image is not None and epoch % image_every_epochs == 0 and epoch < config.epochs:
+                on_image(_result(problem, scan, state, config, False, fingerprint["scan"]))
+
+        complete = _run(problem, scan, state, config, tell, state_file, fingerprint)
         return _result(problem, scan, state, config, complete, fingerprint["scan"])
 
 
@@ -172,7 +183,7 @@ def _run(
     scan: Scan,
     state: State,
     config: RefineConfig,
-    on_epoch: Told | None,
+    on_epoch: Told,
     state_file: str | Path | None,
     fingerprint: dict[str, Any],
 ) -> bool:
@@ -196,8 +207,7 @@ def _run(
             if not math.isfinite(misfit):
                 raise FloatingPointError(f"{scan.source}: the misfit is {misfit} after epoch {state.epoch}.")
             _watch(state)
-            if on_epoch is not None:
-                on_epoch(state.epoch, misfit)
+            on_epoch(state.epoch, misfit)
             if state_file is not None and time.perf_counter() - saved > _SAVE_EVERY_S:
                 state.save(state_file, fingerprint)
                 saved = time.perf_counter()

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 
 import lightning as L
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from torchptycho.errors import ConfigError
@@ -22,21 +23,26 @@ _ADVICE = (
 )  # fmt: skip
 
 
-def check_machine(accelerator: str, devices: int, nodes: int = 1) -> None:
-    """Raise ConfigError when this machine has no such devices, or torchrun or Slurm started other processes."""
+def check_machine(accelerator: str, devices: int, nodes: int = 1) -> ClusterEnvironment | None:
+    """What started the processes of this run, when there can be several.
+
+    Raises:
+        ConfigError: this machine has no such devices, or torchrun or Slurm started other processes.
+    """
     try:
         with quiet_lightning():
             trainer = L.Trainer(
                 accelerator=accelerator, devices=devices, num_nodes=nodes, logger=False, enable_checkpointing=False
             )
             # Lightning itself compares these only when training begins.
-            environment = getattr(trainer.strategy, "cluster_environment", None)
+            environment: ClusterEnvironment | None = getattr(trainer.strategy, "cluster_environment", None)
             if environment is not None:
                 environment.validate_settings(num_devices=devices, num_nodes=nodes)
     except (MisconfigurationException, ValueError) as error:
         reason = " ".join(str(error).split())
         asked = f"accelerator '{accelerator}', devices {devices}" + (f", nodes {nodes}" if nodes > 1 else "")
         raise ConfigError(f"{asked}: not on this machine ({reason}).") from None
+    return environment
 
 
 @contextlib.contextmanager

@@ -49,7 +49,8 @@ def build_trainer(
         # Without held-out frames it looks at the end of every epoch, else at every validation.
         own.append(EarlyStopping(module.monitor, patience=train.early_stop, check_finite=False))
     if log.image_every_epochs:
-        groups = max(1, config.reconstruct.predict_batch_size // store.gridsize**2)
+        frames = config.reconstruct.predict_batch_size
+        groups = max(1, (64 if frames == "auto" else frames) // store.gridsize**2)
         own.append(Pictures(store, out / "images", log.image_every_epochs, log.image_patches, groups))
     if progress:
         own.append(StepProgress())

@@ -53,8 +53,7 @@ class Stitching:
         n_px = self.patches.shape[-1]
         edge = n_px + 2 * self.room
         origin = -(self.room + n_px // 2)
-        numerator = torch.zeros(edge, edge, dtype=torch.complex128)
-        return Canvas(numerator, torch.zeros(edge, edge, dtype=torch.float64), (origin, origin))
+        return Canvas((edge, edge), (origin, origin))
 
     def on_oracle_pixels(self, image: Tensor | np.ndarray) -> Tensor:
         """What lies on the oracle's canvas, as its (S, S, 1)."""
@@ -188,8 +187,7 @@ def test_borders_outweigh_centres_in_the_oracle_s_whole_object(px, values):
     channels = layouts.channels_last(patches[:, None].numpy())
     theirs = oracle.reassemble_whole_object(channels, relative, edge, norm=True)[..., 0]
     origin = -edge // 2
-    numerator = torch.zeros(edge, edge, dtype=torch.complex128)
-    canvas = Canvas(numerator, torch.zeros(edge, edge, dtype=torch.float64), (origin, origin))
+    canvas = Canvas((edge, edge), (origin, origin))
     canvas.add(patches, offset_px, central_weight(n_px, patches))
     here = canvas.finish().object
     pixel = (-3 - 1 - origin, -px - origin)  # a pixel above the middle of the first frame, 7 above that of the second

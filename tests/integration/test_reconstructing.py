@@ -1,0 +1,266 @@
+"""Reconstruction as a stream: memory, processes, passes, what is named when it is not in the image, many scans."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import TINY_SIMULATION, Command
+from tolerances import relative_l2
+
+from torchptycho.checkpoints import load_checkpoint, load_network
+from torchptycho.config import ReconstructConfig
+from torchptycho.errors import ConfigError
+from torchptycho.io import read_reconstruction, write_scan
+from torchptycho.predicting import devices_of
+from torchptycho.reconstructing import reconstruct
+from torchptycho.reconstruction import Reconstruction
+from torchptycho.simulation import simulate
+from torchptycho.streaming import StreamedScan
+from torchptycho.workflows import TrainResult, train
+
+QUIET: dict[str, Any] = {"accelerator": "cpu", "progress": False}
+
+
+@pytest.fixture(scope="session")
+def paired(tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    """A network for groups of 2x2 frames."""
+    from tiny import TINY
+
+    config = dataclasses.replace(
+        TINY, group=dataclasses.replace(TINY.group, gridsize=2), train=dataclasses.replace(TINY.train, steps=1),
+        model=dataclasses.replace(TINY.model, start_projections=2, finish_projections=2),
+    )  # fmt: skip
+    return train(simulate(TINY_SIMULATION), config, tmp_path_factory.mktemp("paired") / "run", progress=False)
+
+
+def same(one: Reconstruction, other: Reconstruction) -> bool:
+    assert one.spread is not None
+    assert other.spread is not None
+    return np.array_equal(one.object, other.object) and np.array_equal(one.spread, other.spread)
+
+
+@pytest.mark.contract("predict.plain")
+def test_network_without_its_training_gives_the_same_image(tiny_result: TrainResult, tiny_scan: Path) -> None:
+    network, module = load_network(tiny_result.checkpoint), load_checkpoint(tiny_result.checkpoint)
+    assert same(reconstruct(network, tiny_scan, **QUIET), reconstruct(module, tiny_scan, **QUIET))
+
+
+@pytest.mark.contract("predict.plain")
+def test_prediction_imports_neither_lightning_nor_tensordict() -> None:
+    code = "import torchptycho as tp, sys; tp.reconstruct; tp.load_network; import torchptycho.plot"
+    tail = "; print([n for n in ('lightning', 'tensordict', 'torchmetrics', 'skimage') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code + tail], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.contract("predict.processes")
+@pytest.mark.parametrize("agree", [True, False])
+def test_two_processes_give_the_image_of_one(paired: TrainResult, tmp_path: Path, agree: bool) -> None:
+    scan = simulate(TINY_SIMULATION)
+    config = ReconstructConfig(agree_phases=agree, predict_batch_size=12, absolute_scale=agree)
+    network = load_network(paired.last)
+    one = reconstruct(network, scan, config, scratch=tmp_path, **QUIET)
+    two = reconstruct(network, scan, config, devices=2, scratch=tmp_path, **QUIET)
+    # Each batch is that of one process, and the sums are exact; the threads of a batch are half as many.
+    assert relative_l2(torch.from_numpy(two.object), torch.from_numpy(one.object)) < 1e-6
+    assert np.array_equal(two.coverage, one.coverage)
+    if agree:
+        scales = [image.provenance["absolute_scale"]["object_factor"] for image in (one, two)]
+        assert scales[1] == pytest.approx(scales[0], rel=1e-6)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.contract("predict.once")
+@pytest.mark.parametrize("passes", [1, 3])
+def test_every_frame_is_predicted_as_often_as_asked_for(tmp_path: Path, passes: int) -> None:
+    scan = simulate(dataclasses.replace(TINY_SIMULATION, n_frames=63))
+    stream = StreamedScan.of(scan, tmp_path, gridsize=2, nphotons=None, training_scan=0, passes=passes)
+    numbers = stream.members[stream.fresh]
+    assert torch.equal(numbers.sort().values, torch.arange(63 * passes))
+    batch = stream.batch(0, len(stream))
+    assert np.array_equal(batch.frames.numpy(), scan.frames[batch.members.numpy() % 63])
+    where = stream.positions_px[batch.members]
+    assert torch.allclose(where - where.mean(1, keepdim=True), batch.offset_px.double(), atol=1e-5)
+    # Other neighbours in each pass.
+    together = {
+        number: {frozenset((row % 63).tolist()) for row in stream.members if int(row[0]) // 63 == number}
+        for number in range(passes)
+    }
+    assert all(len(together[0] & together[number]) < len(together[0]) // 2 for number in range(1, passes))
+
+
+@pytest.mark.contract("predict.once")
+def test_several_passes_average_and_need_neighbours(paired: TrainResult, tiny_result: TrainResult) -> None:
+    scan = simulate(TINY_SIMULATION)
+    network = load_network(paired.last)
+    once = reconstruct(network, scan, ReconstructConfig(), **QUIET)
+    often = reconstruct(network, scan, ReconstructConfig(predict_passes=3), **QUIET)
+    assert not np.array_equal(often.object, once.object)
+    np.testing.assert_allclose(often.coverage, once.coverage, atol=1e-5)
+    with pytest.raises(ConfigError, match="predict_passes: expected 1 with gridsize 1"):
+        reconstruct(tiny_result.checkpoint, scan, ReconstructConfig(predict_passes=2), **QUIET)
+
+
+@pytest.mark.contract("predict.named")
+def test_frames_whose_patches_are_not_finite_are_named_and_the_others_are_placed(
+    tiny_result: TrainResult, caplog: pytest.LogCaptureFixture
+) -> None:
+    scan = simulate(TINY_SIMULATION)
+    module = load_checkpoint(tiny_result.checkpoint)
+    forward = module.forward
+
+    def spoilt(batch: Any) -> torch.Tensor:
+        patches: torch.Tensor = forward(batch)
+        patches[(batch.members == 5) | (batch.members == 40)] = torch.nan
+        return patches
+
+    module.forward = spoilt  # type: ignore[method-assign]
+    for agree in (True, False):
+        image = reconstruct(module, scan, ReconstructConfig(agree_phases=agree), **QUIET)
+        assert list(image.provenance["left_out"]) == ["5", "40"]
+        assert np.isfinite(image.object).all()
+        assert image.coverage.max() == 1
+    assert "2 frames are not in the image" in caplog.text
+
+
+@pytest.mark.contract("predict.precision")
+def test_half_precision_changes_little(paired: TrainResult) -> None:
+    scan = simulate(TINY_SIMULATION)
+    network = load_network(paired.last)
+    full = torch.from_numpy(reconstruct(network, scan, ReconstructConfig(), **QUIET).object)
+    half = reconstruct(network, scan, ReconstructConfig(predict_precision="bf16-mixed"), **QUIET)
+    assert 0 < relative_l2(torch.from_numpy(half.object), full) < 0.02
+
+
+@pytest.mark.contract("predict.compile")
+def test_without_a_compiler_the_network_runs_as_it_is(
+    paired: TrainResult, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls = []
+
+    def compile_(self: torch.nn.Module) -> None:
+        def fail(*_: Any) -> None:
+            calls.append(1)
+            raise RuntimeError("no compiler is found")
+
+        self._compiled_call_impl = fail
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_)
+    scan = simulate(TINY_SIMULATION)
+    network = load_network(paired.last)
+    compiled = reconstruct(network, scan, ReconstructConfig(predict_compile=True), **QUIET)
+    assert calls == [1]
+    assert "which fails here: no compiler is found" in caplog.text
+    assert same(compiled, reconstruct(network, scan, ReconstructConfig(), **QUIET))
+
+
+@pytest.mark.contract("predict.machine")
+@pytest.mark.parametrize(("accelerator", "count"), [("abacus", 1), ("gpu", 99), ("cpu", 0)])
+def test_devices_that_are_not_there_are_refused(accelerator: str, count: int) -> None:
+    with pytest.raises(ConfigError, match="devices"):
+        devices_of(accelerator, count)
+
+
+@pytest.mark.contract("files.reconstruction.spread")
+def test_spread_is_in_the_image_file(tiny_result: TrainResult, tmp_path: Path, command: Command) -> None:
+    """And several scans give an image each, in one command; a bad one among them does not keep the others back."""
+    scans = []
+    for seed in (1, 2):
+        scans.append(tmp_path / f"scan-{seed}.npz")
+        write_scan(simulate(dataclasses.replace(TINY_SIMULATION, simulation_seed=seed)), scans[-1])
+    broken = tmp_path / "broken.npz"
+    broken.write_bytes(scans[0].read_bytes()[:1000])
+    answer = command(
+        "reconstruct", tiny_result.checkpoint, scans[0], broken, scans[1], "--out", tmp_path / "images",
+        "--accelerator", "cpu",
+    )  # fmt: skip
+    assert answer.code == 1
+    assert "broken.npz" in answer.err
+    for scan in scans:
+        read = read_reconstruction(tmp_path / "images" / scan.name)
+        alone = reconstruct(tiny_result.checkpoint, scan, **QUIET)
+        assert same(read, alone)
+        assert read.provenance["checkpoint_sha256"] == alone.provenance["checkpoint_sha256"]
+        assert (tmp_path / "images" / scan.name).with_suffix(".png").is_file()
+    assert not (tmp_path / "images" / "broken.npz").exists()
+
+
+@pytest.mark.contract("cli.reconstruct.several")
+def test_names_of_several_images_must_differ_and_need_a_folder(tiny_run: Path, command: Command) -> None:
+    answer = command("reconstruct", tiny_run, "a/scan.npz", "b/scan.npz")
+    assert answer.code == 1
+    assert "different names" in answer.err
+    answer = command("reconstruct", tiny_run, "a.npz", "b.npz", "--out", "image.npz")
+    assert answer.code == 1
+    assert "expected a folder" in answer.err
+
+
+MEASURE = """
+import json, sys
+from pathlib import Path
+import numpy as np, torch
+torch.set_num_threads(1)
+from torchptycho.config import ReconstructConfig
+from torchptycho.checkpoints import load_network
+from torchptycho.reconstructing import reconstruct
+from torchptycho.scan import ArrayFrames
+from torchptycho.simulation import simulate
+from torchptycho.config import SimulateConfig
+import dataclasses
+checkpoint, folder, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+scan = simulate(SimulateConfig(n_px=32, object_px=80, n_frames=64, photons_per_frame=1e5))
+many = np.lib.format.open_memmap(folder / "frames.npy", "w+", scan.frames.dtype, (count, 32, 32))
+for start in range(0, count, 64):
+    many[start : start + 64] = scan.frames[:][: count - start]
+places = np.stack(np.divmod(np.arange(count), 40), 1) * 4.0 + np.random.default_rng(0).uniform(0, 1, (count, 2))
+scan = dataclasses.replace(scan, frames=ArrayFrames(np.load(folder / "frames.npy", mmap_mode="r")), positions_px=places,
+                           scan_id=np.zeros(count, np.int64), truth=None)
+def anonymous():
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) * 1024
+network = load_network(checkpoint)
+network.generator.start_projections = network.generator.finish_projections = 1
+peak = [0]
+forward = network.forward
+def watched(batch):
+    patches = forward(batch)
+    peak[0] = max(peak[0], anonymous())
+    return patches
+network.forward = watched
+import torchptycho.mosaic as mosaic
+place = mosaic.Mosaic._place
+def placed(self, *given):
+    place(self, *given)
+    peak[0] = max(peak[0], anonymous())
+mosaic.Mosaic._place = placed
+few = dataclasses.replace(scan, frames=ArrayFrames(scan.frames.array[:64]), positions_px=places[:64],
+                          scan_id=scan.scan_id[:64])
+reconstruct(network, few, ReconstructConfig(), accelerator="cpu", progress=False, scratch=folder)
+peak[0] = 0
+reconstruct(network, scan, ReconstructConfig(), accelerator="cpu", progress=False, scratch=folder)
+print(json.dumps(peak[0]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="anonymous memory is read from Linux's /proc")
+@pytest.mark.contract("predict.memory")
+def test_memory_does_not_grow_with_the_number_of_frames(paired: TrainResult, tmp_path: Path) -> None:
+    peaks = []
+    for count in (1000, 4000):
+        (tmp_path / str(count)).mkdir()
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURE, str(paired.last), str(tmp_path / str(count)), str(count)],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        peaks.append(json.loads(done.stdout.splitlines()[-1]))
+    # A patch is 8 KB. What grows is the image, half a kilobyte a frame here, and tables of groups and neighbours.
+    assert (peaks[1] - peaks[0]) / 3000 < 4096

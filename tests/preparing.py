@@ -1,0 +1,104 @@
+"""Preparing a store in a process of its own that can be killed, held up, or given little room."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from torchptycho.config import GroupConfig, PrepareConfig, RunConfig
+from torchptycho.data import writing as writing_module
+from torchptycho.data.preparing import prepare
+from torchptycho.data.reopen import Request
+from torchptycho.errors import TorchptychoError
+from torchptycho.io import read_scan
+
+# Imported once, by the process that the others are forked from.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    ["torchptycho.data.preparing", "torchptycho.io.npz", "scipy.spatial", "scipy.ndimage", "pytest"]
+)
+
+_WATCHED = ("/torchptycho/data/", "/torchptycho/io/", "/tensordict/memmap.py")
+
+
+def config_of(val_fraction: float = 0.2) -> RunConfig:
+    return RunConfig(prepare=PrepareConfig(val_fraction=val_fraction), group=GroupConfig(gridsize=1))
+
+
+def prepare_file(scan: Path, store: Path, config: RunConfig) -> None:
+    prepare([read_scan(scan, config.prepare)], config, store, request=Request.of([scan], config))
+
+
+def started(function: Callable[..., None], *arguments: Any) -> Any:
+    process = CONTEXT.Process(target=function, args=arguments, daemon=True)
+    process.start()
+    return process
+
+
+def killed_at(line: int | None, scan: Path, store: Path, told: Connection) -> None:
+    """Prepare, and be killed before the line of that number is executed; tells the number of lines otherwise."""
+    lines = 0
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal lines
+        if not any(part in frame.f_code.co_filename for part in _WATCHED):
+            return None
+        if event == "line":
+            lines += 1
+            if lines == line:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+
+    sys.settrace(trace)
+    prepare_file(scan, store, config_of())
+    sys.settrace(None)
+    told.send(lines)
+
+
+def with_little_room(largest_file: int, scan: Path, store: Path, told: Connection) -> None:
+    """Prepare where no file can grow beyond so many bytes; tells the error."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    told.send(_error_of(scan, store, config_of()))
+
+
+def held_up(scan: Path, store: Path, val_fraction: float, began: Any, go_on: Any, told: Connection) -> None:
+    """Prepare, and wait among the frames; tells the error or None."""
+    whole = writing_module.checked_chunks
+
+    def halting(*arguments: Any) -> Iterator[Any]:
+        for chunk in whole(*arguments):
+            began.set()
+            go_on.wait()
+            yield chunk
+
+    writing_module.checked_chunks = halting  # type: ignore[assignment]
+    told.send(_error_of(scan, store, config_of(val_fraction)))
+
+
+def second(scan: Path, store: Path, val_fraction: float, waits: Any, told: Connection) -> None:
+    """Prepare; `waits` is set when another process is found at it; tells the error or None."""
+
+    class Tell(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "another process is preparing it" in record.getMessage():
+                waits.set()
+
+    logging.getLogger("torchptycho").addHandler(Tell())
+    told.send(_error_of(scan, store, config_of(val_fraction)))
+
+
+def _error_of(scan: Path, store: Path, config: RunConfig) -> str | None:
+    try:
+        prepare_file(scan, store, config)
+    except TorchptychoError as error:
+        return f"{type(error).__name__}: {error}"
+    return None

@@ -1,0 +1,66 @@
+"""Training data as Ptychodus exports them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from torchptycho.errors import ScanError
+from torchptycho.io import read_scan
+from torchptycho.io.archive import NpzArchive, is_zip
+from torchptycho.io.files import file_head
+from torchptycho.scan import Scan
+
+__all__ = ["HALF_PX", "find_training_files", "read_training_scan"]
+
+HALF_PX = 0.5
+"""Ptychodus puts the middle of a patch, (N - 1) / 2, on the position; here it is pixel N / 2."""
+
+
+def find_training_files(path: Path) -> tuple[list[Path], list[Path]]:
+    """Files to train on, and files that validation looks at.
+
+    In a folder these are train_data.npz and, where it is there, test_data.npz; else every NPZ in it; else product.h5,
+    which has its frames in diffraction.h5 beside it.
+
+    Raises:
+        ScanError: the folder has none of them.
+    """
+    if path.is_file():
+        return [path], []
+    train, test, product = (path / name for name in ("train_data.npz", "test_data.npz", "product.h5"))
+    if train.is_file():
+        return [train], [test] if test.is_file() else []
+    files = sorted(path.glob("*.npz")) or [file for file in [product] if file.is_file()]
+    if not files:
+        raise ScanError(
+            path, None, expected="train_data.npz, another NPZ of training data, or product.h5", found="none of them",
+            remedy="Export training data into this folder first.",
+        )  # fmt: skip
+    return files, []
+
+
+def read_training_scan(path: Path, *, subtract_mean_phase: bool) -> Scan:
+    """A scan to train on; the frames of Ptychodus' own NPZ are counts, whatever their dtype.
+
+    Arguments:
+        subtract_mean_phase: turn the object, which is a label in supervised training, so that its mean is real.
+
+    Raises:
+        ScanError: the file is not a scan.
+    """
+    exported = is_zip(file_head(path)) and "diff3d" in NpzArchive(path)
+    scan = read_scan(path, domain="counts" if exported else None)
+    if exported:
+        nominal = scan.nominal_positions_px
+        scan = dataclasses.replace(
+            scan,
+            positions_px=scan.positions_px + HALF_PX,
+            nominal_positions_px=None if nominal is None else nominal + HALF_PX,
+        )
+    if subtract_mean_phase and scan.truth is not None:
+        turn = np.exp(-1j * np.angle(scan.truth.sum(dtype=np.complex128)))
+        scan = dataclasses.replace(scan, truth=(scan.truth * turn).astype(np.complex64))
+    return scan

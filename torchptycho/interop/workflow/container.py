@@ -1,0 +1,273 @@
+"""`PtychoDataContainer`: the groups of a scan as torch tensors under the original's names."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Complex64, Float, Float32, Float64, Int64, Num, Shaped
+from torch import Tensor
+
+from torchptycho.errors import ScanError
+from torchptycho.interop import layouts
+from torchptycho.interop.workflow.raw_data import Grouping, RawData
+from torchptycho.io.frames import scattered_is_dear
+from torchptycho.io.views import PickedFrames
+from torchptycho.physics.scaling import DEFAULT_NPHOTONS, Scaling
+from torchptycho.scan import Scan
+
+__all__ = ["PtychoDataContainer"]
+
+Source = np.ndarray | Callable[[], np.ndarray]
+
+
+class PtychoDataContainer:
+    """B groups of C frames of N x N pixels, and their probe.
+
+    Built from arrays in the original's layouts, images (B, N, N, C). Given back as torch tensors, images (B, C, N, N),
+    coordinates (B, 1, 2, C) with (x, y) on axis 2, as there. A tensor is made when it is first asked for, and stays.
+
+    Arguments:
+        X: amplitudes, as `RawData.generate_grouped_data` scales them.
+        Y_I, Y_phi: modulus and phase of the object's patches.
+        norm_Y_I: factor from X to the root of photons.
+        YY_full: object (H, W), or None.
+        coords_nominal, coords_true: (B, 1, 2, C) relative coordinates, mean - position.
+        nn_indices: (B, C) frames of each group.
+        global_offsets: (B, 1, 2, 1) mean position of each group.
+        local_offsets: (B, 1, 2, C) relative coordinates.
+        probeGuess: (N, N) or (P, N, N).
+
+    Raises:
+        ScanError: the arrays do not count the same groups and frames.
+    """
+
+    def __init__(
+        self,
+        X: Num[np.ndarray, "b n n c"],
+        Y_I: Num[np.ndarray, "b n n c"],
+        Y_phi: Num[np.ndarray, "b n n c"],
+        norm_Y_I: float | np.floating[Any] | np.ndarray,
+        YY_full: Num[np.ndarray, "h w"] | None,
+        coords_nominal: Float[np.ndarray, "b 1 2 c"],
+        coords_true: Float[np.ndarray, "b 1 2 c"],
+        nn_indices: Shaped[np.ndarray, "b c"],
+        global_offsets: Float[np.ndarray, "b 1 2 1"],
+        local_offsets: Float[np.ndarray, "b 1 2 c"],
+        probeGuess: Num[np.ndarray, "*p n n"],
+    ) -> None:
+        b, n, _, c = X.shape
+        shapes = {
+            "X": (X, (b, n, n, c)), "Y_I": (Y_I, (b, n, n, c)), "Y_phi": (Y_phi, (b, n, n, c)),
+            "coords_nominal": (coords_nominal, (b, 1, 2, c)), "coords_true": (coords_true, (b, 1, 2, c)),
+            "nn_indices": (nn_indices, (b, c)), "global_offsets": (global_offsets, (b, 1, 2, 1)),
+            "local_offsets": (local_offsets, (b, 1, 2, c)),
+        }  # fmt: skip
+        for name, (array, expected) in shapes.items():
+            if array.shape != expected:
+                raise ScanError("PtychoDataContainer", name, expected=f"shape {expected}, as X of {X.shape} asks",
+                                found=f"{array.shape}", remedy="Cut all arrays alike.")  # fmt: skip
+        sources: dict[str, Source] = {
+            "X": lambda: layouts.channels_first(X), "Y_I": lambda: layouts.channels_first(Y_I),
+            "Y_phi": lambda: layouts.channels_first(Y_phi), "coords_nominal": coords_nominal,
+            "coords_true": coords_true, "nn_indices": nn_indices, "global_offsets": global_offsets,
+            "local_offsets": local_offsets, "probe": probeGuess, "norm_Y_I": np.asarray(norm_Y_I),
+        }  # fmt: skip
+        self._begin(sources, YY_full, (b, c, n, n), None)
+
+    @classmethod
+    def from_raw_data(cls, raw: RawData, *, nphotons: float | None = None, **options: Any) -> PtychoDataContainer:
+        """Group the frames of a scan; images are gathered when they are asked for.
+
+        Arguments:
+            nphotons: photons of a mean frame; None takes counts as they are, and for amplitudes follows the scan's
+                metadata, then 1e9.
+            options: those of `RawData.generate_grouped_data`; N is the scan's by default. And `n_subsample` and
+                `subsample_seed`: frames that are drawn before, and the seed of that draw.
+        """
+        scan = raw.scan
+        grouping = Grouping(raw, options.pop("N", scan.n_px), **options)
+
+        def scaled() -> np.ndarray:
+            return np.asarray(np.multiply(grouping.frames(), grouping.input_scale, dtype=np.float32))
+
+        def part(of: Callable[[np.ndarray], np.ndarray], without: float) -> Callable[[], np.ndarray]:
+            def patches() -> np.ndarray:
+                known = grouping.patches()
+                return np.full(shape, without, np.float32) if known is None else of(known)
+
+            return patches
+
+        def norm() -> np.ndarray:
+            scale = grouping.input_scale
+            told = (scan.n_px / 2 / scale) ** 2 if scan.domain == "counts" else scan.photons_per_frame
+            photons = nphotons or told or DEFAULT_NPHOTONS
+            scaling = Scaling(domain="amplitude", input_scale=scale, photons_per_frame=photons, n_px=scan.n_px)
+            return np.asarray(scaling.intensity_scale)
+
+        shape = (len(grouping), grouping.members_per_group, scan.n_px, scan.n_px)
+        container = cls.__new__(cls)
+        container._begin(
+            {
+                "X": scaled, "Y_I": part(np.abs, 1.0), "Y_phi": part(np.angle, 0.0), "norm_Y_I": norm,
+                "coords_nominal": grouping.relative, "coords_true": grouping.relative, "probe": raw.probeGuess,
+                "nn_indices": grouping.nn_indices, "global_offsets": grouping.offsets,
+                "local_offsets": grouping.relative,
+            },
+            scan.truth,
+            shape,
+            scan,
+        )  # fmt: skip
+        return container
+
+    @classmethod
+    def from_raw_data_without_pc(
+        cls,
+        xcoords: Num[np.ndarray, " m"],
+        ycoords: Num[np.ndarray, " m"],
+        diff3d: Shaped[np.ndarray, "frames n n2"],
+        probeGuess: Num[np.ndarray, "*p a b"],
+        scan_index: Num[np.ndarray, " ms"] | None,
+        objectGuess: Num[np.ndarray, "h w"] | None = None,
+        **options: Any,
+    ) -> PtychoDataContainer:
+        """The same from arrays; see `RawData.from_coords_without_pc` and `from_raw_data`."""
+        raw = RawData.from_coords_without_pc(xcoords, ycoords, diff3d, probeGuess, scan_index, objectGuess)
+        return cls.from_raw_data(raw, **options)
+
+    def _begin(
+        self, sources: dict[str, Source], truth: np.ndarray | None, shape: tuple[int, int, int, int], scan: Scan | None
+    ) -> None:
+        self._sources, self._truth, self._shape, self._scan = sources, truth, shape, scan
+        self._tensors: dict[str, Tensor] = {}
+
+    def _once(self, name: str, dtype: torch.dtype) -> Tensor:
+        if name not in self._tensors:
+            source = self._sources[name]
+            array = source() if callable(source) else source
+            self._tensors[name] = torch.as_tensor(np.ascontiguousarray(array)).to(dtype).reshape(array.shape)
+        return self._tensors[name]
+
+    @property
+    def X(self) -> Float32[Tensor, "b c n n"]:
+        """Amplitudes, sum X^2 = (N/2)^2 in the mean."""
+        return self._once("X", torch.float32)
+
+    @property
+    def Y_I(self) -> Float32[Tensor, "b c n n"]:
+        """Modulus of the object's patches; 1 without an object."""
+        return self._once("Y_I", torch.float32)
+
+    @property
+    def Y_phi(self) -> Float32[Tensor, "b c n n"]:
+        """Phase of the object's patches in radians; 0 without an object."""
+        return self._once("Y_phi", torch.float32)
+
+    @property
+    def Y(self) -> Complex64[Tensor, "b c n n"]:
+        """The object's patches."""
+        if "Y" not in self._tensors:
+            self._tensors["Y"] = torch.polar(self.Y_I, self.Y_phi)
+        return self._tensors["Y"]
+
+    @property
+    def coords_nominal(self) -> Float32[Tensor, "b 1 2 c"]:
+        """Relative coordinates, mean - position."""
+        return self._once("coords_nominal", torch.float32)
+
+    @property
+    def coords_true(self) -> Float32[Tensor, "b 1 2 c"]:
+        """The same; there is one set of positions."""
+        return self._once("coords_true", torch.float32)
+
+    @property
+    def coords(self) -> Float32[Tensor, "b 1 2 c"]:
+        """`coords_nominal`."""
+        return self.coords_nominal
+
+    @property
+    def nn_indices(self) -> Int64[Tensor, "b c"]:
+        """Frames of each group."""
+        return self._once("nn_indices", torch.int64)
+
+    @property
+    def global_offsets(self) -> Float64[Tensor, "b 1 2 1"]:
+        """Mean position of each group in object pixels."""
+        return self._once("global_offsets", torch.float64)
+
+    @property
+    def local_offsets(self) -> Float64[Tensor, "b 1 2 c"]:
+        """Relative coordinates in double precision."""
+        return self._once("local_offsets", torch.float64)
+
+    @property
+    def probe(self) -> Complex64[Tensor, "*p n n"]:
+        """As given."""
+        return self._once("probe", torch.complex64)
+
+    @property
+    def norm_Y_I(self) -> Float32[Tensor, ""]:
+        """Factor from X to the root of photons."""
+        return self._once("norm_Y_I", torch.float32)
+
+    @property
+    def YY_full(self) -> Num[np.ndarray, "h w"] | None:
+        """The whole object, where it is known."""
+        return self._truth
+
+    @property
+    def materialised(self) -> frozenset[str]:
+        """Names of the tensors that exist."""
+        return frozenset(self._tensors)
+
+    def __len__(self) -> int:
+        return self._shape[0]
+
+    def __repr__(self) -> str:
+        b, c, n, _ = self._shape
+        return f"PtychoDataContainer({b} groups of {c} frames {n}x{n})"
+
+    @property
+    def frames_used(self) -> Int64[np.ndarray, " m"]:
+        """Numbers of the frames in these groups, each once, in order."""
+        return np.unique(self.nn_indices.numpy()).astype(np.int64)
+
+    def as_scan(self) -> Scan:
+        """The frames in these groups, each once, in the order of their numbers.
+
+        They are those of the scan that the container was made from, counts where that has counts; or, made from
+        arrays, amplitudes in the unit of X.
+
+        Raises:
+            ScanError: they are fewer than two, or all at one place.
+        """
+        rows = self.frames_used
+        if len(rows) < 2:
+            raise ScanError("PtychoDataContainer", "nn_indices", expected="at least 2 frames", found=f"{len(rows)}",
+                            remedy="Ask for more groups.")  # fmt: skip
+        return self._from_groups() if self._scan is None else _some_frames(self._scan, rows)
+
+    def _from_groups(self) -> Scan:
+        first = np.unique(self.nn_indices.numpy().reshape(-1), return_index=True)[1]
+        positions_px = layouts.positions_from_coords((self.global_offsets - self.local_offsets).numpy())
+        y, x = positions_px.reshape(-1, 2)[first].T
+        n = self._shape[-1]
+        photons = float(self.norm_Y_I) ** 2 * (n / 2) ** 2
+        metadata = {"nphotons": photons, "domain": "amplitude"}
+        frames = self.X.reshape(-1, n, n).numpy()[first]
+        return RawData(x, y, x, y, frames, self.probe.numpy(), None, self._truth, metadata=metadata).scan
+
+
+def _some_frames(scan: Scan, rows: np.ndarray) -> Scan:
+    patches, nominal = scan.truth_patches, scan.nominal_positions_px
+    return dataclasses.replace(
+        scan,
+        frames=PickedFrames(scan.frames, rows, streamed=scattered_is_dear(scan.frames)),
+        positions_px=scan.positions_px[rows],
+        scan_id=scan.scan_id[rows],
+        truth_patches=None if patches is None else patches[rows],
+        nominal_positions_px=None if nominal is None else nominal[rows],
+    )

@@ -1,0 +1,326 @@
+"""`RawData`: a scan under the original's names, and its groups in the original's dictionary."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Complex64, Float, Float64, Int64, Num, Shaped
+
+from torchptycho.config import GroupConfig, ReadConfig
+from torchptycho.errors import ConfigError, ScanError
+from torchptycho.grouping import group
+from torchptycho.interop import layouts
+from torchptycho.io import Recorded, read_scan
+from torchptycho.io.checks import check_frame_shape
+from torchptycho.io.opening import scan_of
+from torchptycho.io.probes import probe_modes
+from torchptycho.io.recorded import check_count
+from torchptycho.physics.patches import corner, extract
+from torchptycho.physics.scaling import frame_sums, measure_scaling
+from torchptycho.scan import ArrayFrames, Scan
+
+__all__ = ["Grouping", "RawData"]
+
+_PATCHES_AT_ONCE = 256
+
+
+class RawData:
+    """A scan, with the attributes that scripts of the original read. It is checked as `read_scan` checks a file.
+
+    Arguments:
+        xcoords, ycoords: [M] positions in object pixels.
+        xcoords_start, ycoords_start: [M] positions as they were asked for.
+        diff3d: [M, N, N] amplitudes, zero frequency at [N/2, N/2]; whole numbers are counts, whose roots are taken.
+        probeGuess: [N, N] or [P, N, N] complex.
+        scan_index: [M] which of several scans a frame belongs to; None for one.
+        objectGuess: [H, W] complex object, where it is known.
+        Y: [M, N, N] complex patches of the object, where they are known.
+        metadata: plain data; "nphotons" says what amplitudes stand for, "domain" what the frames hold.
+
+    Raises:
+        ScanError: an array breaks the contract.
+    """
+
+    def __init__(
+        self,
+        xcoords: Num[np.ndarray, " m"],
+        ycoords: Num[np.ndarray, " my"],
+        xcoords_start: Num[np.ndarray, " mxs"],
+        ycoords_start: Num[np.ndarray, " mys"],
+        diff3d: Shaped[np.ndarray, "frames n n2"],
+        probeGuess: Num[np.ndarray, "*p a b"],
+        scan_index: Num[np.ndarray, " ms"] | None,
+        objectGuess: Num[np.ndarray, "h w"] | None = None,
+        Y: Num[np.ndarray, "frames_y c d"] | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        here = Path("RawData")
+        m, rows = len(diff3d), range(len(diff3d))
+        check_frame_shape(here, "diff3d", *diff3d.shape[1:])
+        columns = {"xcoords": xcoords, "ycoords": ycoords, "xcoords_start": xcoords_start,
+                   "ycoords_start": ycoords_start}  # fmt: skip
+        if scan_index is not None:
+            columns["scan_index"] = scan_index
+        for name, values in columns.items():
+            check_count(here, name, len(values), m, rows, cut=False)
+        probe = probe_modes(here, "probeGuess", probeGuess.astype(np.complex64), (diff3d.shape[1],))
+        domain = (metadata or {}).get("domain")
+        if domain not in (None, "counts", "amplitude"):
+            raise ScanError(here, "metadata", expected="'domain' to be 'counts' or 'amplitude'", found=f"{domain!r}",
+                            remedy="Correct it or leave it out.")  # fmt: skip
+        recorded = Recorded(
+            path=here, format="arrays", frames=ArrayFrames(diff3d), rows=rows,
+            positions=_pairs(ycoords, xcoords), unit="px", position_keys=("ycoords", "xcoords"),
+            nominal_positions_px=_pairs(ycoords_start, xcoords_start), probe=probe, domain=domain,
+            scan_id=None if scan_index is None else scan_index.astype(np.int64),
+            truth=None if objectGuess is None else objectGuess.astype(np.complex64),
+            truth_patches=None if Y is None else Y.astype(np.complex64),
+            metadata={name: value for name, value in (metadata or {}).items() if name != "domain"},
+        )  # fmt: skip
+        self._scan = scan_of(recorded, "given as arrays", ReadConfig())
+
+    @classmethod
+    def from_scan(cls, scan: Scan) -> RawData:
+        """The same scan under the original's names; its frames stay where they are until they are asked for."""
+        raw = cls.__new__(cls)
+        raw._scan = scan
+        return raw
+
+    @classmethod
+    def from_file(cls, train_data_file_path: str | Path, reading: ReadConfig | None = None) -> RawData:
+        """A scan file of any format that this package reads; `reading` says how, see `read_scan`."""
+        return cls.from_scan(read_scan(train_data_file_path, reading))
+
+    @classmethod
+    def from_files(
+        cls, train_data_file_path: str | Path, test_data_file_path: str | Path, reading: ReadConfig | None = None
+    ) -> tuple[RawData, RawData]:
+        """A training and a test scan."""
+        return cls.from_file(train_data_file_path, reading), cls.from_file(test_data_file_path, reading)
+
+    @classmethod
+    def from_coords_without_pc(
+        cls,
+        xcoords: Num[np.ndarray, " m"],
+        ycoords: Num[np.ndarray, " m"],
+        diff3d: Shaped[np.ndarray, "frames n n2"],
+        probeGuess: Num[np.ndarray, "*p a b"],
+        scan_index: Num[np.ndarray, " ms"] | None,
+        objectGuess: Num[np.ndarray, "h w"] | None = None,
+    ) -> RawData:
+        """A scan from arrays whose positions were never corrected: the start positions are the positions."""
+        return cls(xcoords, ycoords, xcoords, ycoords, diff3d, probeGuess, scan_index, objectGuess)
+
+    @property
+    def scan(self) -> Scan:
+        """The scan itself."""
+        return self._scan
+
+    @property
+    def xcoords(self) -> Float64[np.ndarray, " m"]:
+        return self._scan.positions_px[:, 1]
+
+    @property
+    def ycoords(self) -> Float64[np.ndarray, " m"]:
+        return self._scan.positions_px[:, 0]
+
+    @property
+    def xcoords_start(self) -> Float64[np.ndarray, " m"]:
+        return self._start[:, 1]
+
+    @property
+    def ycoords_start(self) -> Float64[np.ndarray, " m"]:
+        return self._start[:, 0]
+
+    @functools.cached_property
+    def diff3d(self) -> Num[np.ndarray, "m n n"]:
+        """Amplitudes [M, N, N]: as given, or the float32 roots of counts; 0 under the mask. Read on first access."""
+        frames = self._scan.frames[:]
+        values = frames if self._scan.domain == "amplitude" else np.sqrt(frames, dtype=np.float32)
+        return values if self._scan.mask.all() else np.where(self._scan.mask, values, values.dtype.type(0))
+
+    @property
+    def probeGuess(self) -> Complex64[np.ndarray, "*p n n"]:
+        """[N, N], or [P, N, N] where there are several modes."""
+        probe = self._scan.probe
+        return probe[0] if len(probe) == 1 else probe
+
+    @property
+    def scan_index(self) -> Int64[np.ndarray, " m"]:
+        return self._scan.scan_id
+
+    @property
+    def objectGuess(self) -> Complex64[np.ndarray, "h w"] | None:
+        return self._scan.truth
+
+    @property
+    def Y(self) -> Complex64[np.ndarray, "m n n"] | None:
+        return self._scan.truth_patches
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        return self._scan.metadata
+
+    def __len__(self) -> int:
+        return self._scan.n_frames
+
+    def __repr__(self) -> str:
+        return f"RawData({self._scan!r})"
+
+    def generate_grouped_data(
+        self,
+        N: int,
+        K: int = 4,
+        nsamples: int = 1,
+        seed: int | None = None,
+        sequential_sampling: bool = False,
+        gridsize: int = 1,
+        enable_oversampling: bool = False,
+        neighbor_pool_size: int | None = None,
+    ) -> dict[str, np.ndarray | None]:
+        """Groups by the original's own draws, in its dictionary and layouts.
+
+        Arguments:
+            N: edge of the frames.
+            K: nearest frames of a seed among which C = gridsize^2 are chosen.
+            nsamples: groups wanted; with gridsize 1 at most the number of frames.
+            seed: of the draws; None for 0.
+            sequential_sampling: take the first frames in order as seeds.
+            enable_oversampling: allow more groups than frames.
+            neighbor_pool_size: what stands for K when there are more groups than frames; None for K.
+
+        Returns:
+            `diffraction` [B, N, N, C] amplitudes as given, `X_full` f32 the same times one factor, so that the mean of
+            sum X^2 over frames is (N/2)^2; `Y` c64 [B, N, N, C] patches of the object, None without one; `nn_indices`
+            [B, C]; coordinates f64 as (x, y) on axis 2: `coords_nn` [B, 1, 2, C], their means `coords_offsets`
+            [B, 1, 2, 1], `coords_relative` [B, 1, 2, C] = mean - position, the same three of the start positions as
+            `coords_start_...`; `objectGuess`.
+
+            As the original cuts them, the patches `Y` of an object lie at 2 mean - position, mirrored about the middle
+            of their group; those of `Scan.truth_patches` belong to their frames.
+
+        Raises:
+            GroupingError: the groups cannot be formed.
+        """
+        grouping = Grouping(
+            self, N, K=K, nsamples=nsamples, seed=seed, sequential_sampling=sequential_sampling, gridsize=gridsize,
+            enable_oversampling=enable_oversampling, neighbor_pool_size=neighbor_pool_size,
+        )  # fmt: skip
+        diffraction = layouts.channels_last(grouping.frames())
+        patches = grouping.patches()
+        return {
+            "diffraction": diffraction,
+            "Y": None if patches is None else layouts.channels_last(patches),
+            "coords_offsets": grouping.offsets,
+            "coords_relative": grouping.relative,
+            "coords_start_offsets": grouping.start_offsets,
+            "coords_start_relative": grouping.start_relative,
+            "coords_nn": grouping.coords,
+            "coords_start_nn": grouping.start_coords,
+            "nn_indices": grouping.nn_indices,
+            "objectGuess": self.objectGuess,
+            "X_full": (diffraction * grouping.input_scale).astype(np.float32),
+        }
+
+    @property
+    def _start(self) -> Float64[np.ndarray, "m 2"]:
+        nominal = self._scan.nominal_positions_px
+        return self._scan.positions_px if nominal is None else nominal
+
+
+class Grouping:
+    """Which frames of a `RawData` make groups, and where; images are gathered when they are asked for.
+
+    Arguments are those of `RawData.generate_grouped_data`, and how many frames are drawn before all else, and by which
+    seed; None draws none.
+    """
+
+    def __init__(
+        self,
+        raw: RawData,
+        N: int,
+        *,
+        K: int = 4,
+        nsamples: int = 1,
+        seed: int | None = None,
+        sequential_sampling: bool = False,
+        gridsize: int = 1,
+        enable_oversampling: bool = False,
+        neighbor_pool_size: int | None = None,
+        n_subsample: int | None = None,
+        subsample_seed: int = 0,
+    ) -> None:
+        scan = raw.scan
+        if scan.n_px != N:
+            raise ScanError(
+                scan.source, "diff3d", expected=f"frames of N = {N} px, as asked for", found=f"N = {scan.n_px}",
+                remedy="Give the edge of the frames, or crop them as they are read: ReadConfig(crop_px=...).",
+            )  # fmt: skip
+        if nsamples < 1 or K < 1 or gridsize < 1:
+            raise ConfigError(f"nsamples, K, gridsize: expected at least 1; found {nsamples}, {K}, {gridsize}.")
+        more = gridsize > 1 and nsamples > (n_subsample or scan.n_frames)
+        config = GroupConfig(
+            gridsize=gridsize, n_groups=nsamples, sequential=sequential_sampling, oversample=enable_oversampling,
+            neighbor_count=neighbor_pool_size if more and neighbor_pool_size is not None else K,
+            group_seed=0 if seed is None else seed, sampler="oracle", n_subsample=n_subsample,
+            subsample_seed=subsample_seed,
+        )  # fmt: skip
+        self._raw, self._scan = raw, scan
+        self._members = group(scan.positions_px, config).members
+        self._narrow = gridsize > 1 and not more
+        self.coords, self.offsets, self.relative = self._places(scan.positions_px)
+        self.start_coords, self.start_offsets, self.start_relative = self._places(raw._start)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    @property
+    def members_per_group(self) -> int:
+        """C."""
+        return int(self._members.shape[1])
+
+    @property
+    def nn_indices(self) -> Shaped[np.ndarray, "b c"]:
+        """Frames of each group, in the original's dtype: int32 for plain groups of several frames, else int64."""
+        return self._members.astype(np.int32) if self._narrow else self._members
+
+    @functools.cached_property
+    def input_scale(self) -> float:
+        """Factor from amplitudes to X, measured over all groups, a frame as often as groups hold it."""
+        sums = frame_sums(self._raw.diff3d, "amplitude")
+        return measure_scaling(float(sums[self._members].mean()), self._scan.n_px, "amplitude").input_scale
+
+    def frames(self) -> Num[np.ndarray, "b c n n"]:
+        """Amplitudes of each group."""
+        return np.asarray(self._raw.diff3d[self._members])
+
+    def patches(self) -> Complex64[np.ndarray, "b c n n"] | None:
+        """Patches of the object as the original cuts them, or those that the scan brings."""
+        n_px, truth = self._scan.n_px, self._scan.truth
+        if truth is None:
+            known = self._scan.truth_patches
+            return None if known is None else np.asarray(known[self._members])
+        # Not -relative: so the original has it.
+        where = torch.from_numpy(layouts.positions_from_coords(self.offsets + self.relative)).reshape(-1, 2)
+        field = torch.from_numpy(truth)
+        parts = [extract(field, corner(some, n_px), n_px) for some in torch.split(where, _PATCHES_AT_ONCE)]
+        return np.asarray(torch.cat(parts).reshape(*self._members.shape, n_px, n_px).numpy())
+
+    def _places(
+        self, positions_px: Float64[np.ndarray, "m 2"]
+    ) -> tuple[Float[np.ndarray, "b 1 2 c"], Float[np.ndarray, "b 1 2 1"], Float[np.ndarray, "b 1 2 c"]]:
+        where = positions_px[self._members]
+        center = where.mean(axis=1)
+        return (
+            layouts.coords_from_positions(where),
+            layouts.offsets_from_centers(center),
+            layouts.relative_from_offsets(where - center[:, None]),
+        )
+
+
+def _pairs(y: np.ndarray, x: np.ndarray) -> Float64[np.ndarray, "m 2"]:
+    return np.stack([y, x], axis=1).astype(np.float64)

@@ -1,0 +1,203 @@
+"""The pass of a network over the frames of a scan, on one device or shared by several processes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, distributed
+from torch.multiprocessing.spawn import spawn
+
+from torchptycho.absolute import ScaleStatistics
+from torchptycho.bars import new_bar
+from torchptycho.config import ReconstructConfig
+from torchptycho.errors import ConfigError
+from torchptycho.mosaic import Mosaic
+from torchptycho.network import PtychoNetwork
+from torchptycho.stitch import Canvas
+from torchptycho.streaming import PlainBatch, StreamedScan
+
+__all__ = ["Predicted", "Prediction", "devices_of", "predict"]
+
+_log = logging.getLogger(__name__)
+
+# Batches beyond this are no faster on a CPU, whose caches they leave.
+_CPU_PIXELS = 1 << 17
+# Of a GPU's free memory that a batch may take, and how many frames at most.
+_GPU_PART, _GPU_FRAMES = 0.5, 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What is to be predicted, and how.
+
+    Arguments:
+        stream: the frames.
+        config: the section `reconstruct`.
+        folder: for temporary files; all processes see it.
+        progress: show a bar.
+        on_batch: told every batch of groups with its patches; of one process only.
+    """
+
+    stream: StreamedScan
+    config: ReconstructConfig
+    folder: Path
+    progress: bool = False
+    on_batch: Callable[[PlainBatch, Tensor], None] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Predicted:
+    """What came out: the canvas, the numbers of the stream that are not on it, and the sums of the absolute scale."""
+
+    canvas: Canvas
+    n_placed: int
+    left_out: list[int]
+    scale: ScaleStatistics | None
+
+
+def devices_of(accelerator: str, count: int) -> list[torch.device]:
+    """The devices that are meant; `auto` is a GPU where there is one.
+
+    Raises:
+        ConfigError: there are none such.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count < 1:
+        raise ConfigError(f"devices: expected at least 1; found {count}.")
+    if accelerator == "cpu" or (accelerator == "auto" and not gpus):
+        return [torch.device("cpu")] * count
+    if accelerator in ("auto", "gpu", "cuda") and gpus >= count:
+        return [torch.device("cuda", number) for number in range(count)]
+    known = accelerator in ("auto", "gpu", "cuda")
+    reason = f"it has {gpus} GPUs" if known else "expected auto, cpu or gpu"
+    raise ConfigError(f"accelerator '{accelerator}', devices {count}: not on this machine ({reason}).")
+
+
+def predict(network: PtychoNetwork, task: Prediction, devices: list[torch.device]) -> Predicted:
+    """Predict every group and stitch; the network is in evaluation mode and comes back to where it was."""
+    if len(devices) == 1:
+        home = network.probe_parts.device
+        try:
+            return _predict(network.to(devices[0]), task, devices[0])
+        finally:
+            network.to(home)
+    patches = task.folder / "patches"
+    if task.config.agree_phases:
+        n_px = network.n_px
+        with patches.open("wb") as file:
+            file.truncate(len(task.stream.positions_px) * n_px * n_px * 8)
+    # The plain network, without what a module in training refers to.
+    plain = PtychoNetwork.copy_of(network)
+    spawn(_share, (plain, task, devices), nprocs=len(devices))  # type: ignore[no-untyped-call]
+    found = torch.load(task.folder / "predicted.pt", weights_only=True)
+    scale = ScaleStatistics.from_sums(found["scale"]) if task.config.absolute_scale else None
+    return Predicted(Canvas.from_sums(found["canvas"]), found["n_placed"], found["left_out"], scale)
+
+
+def _share(rank: int, network: PtychoNetwork, task: Prediction, devices: list[torch.device]) -> None:
+    """One of several processes: predicts its share, and the first writes what all of them found."""
+    device = devices[rank]
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    else:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // len(devices)))
+    distributed.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        init_method=f"file://{task.folder / 'meeting'}", rank=rank, world_size=len(devices),
+    )  # fmt: skip
+    try:
+        found = _predict(network.to(device), task, device, rank, len(devices))
+        if rank == 0:
+            told = {"canvas": found.canvas.sums(), "n_placed": found.n_placed, "left_out": found.left_out}
+            if found.scale is not None:
+                told["scale"] = found.scale.sums()
+            torch.save(told, task.folder / "predicted.pt")
+    finally:
+        distributed.destroy_process_group()
+
+
+def _predict(
+    network: PtychoNetwork, task: Prediction, device: torch.device, rank: int = 0, ranks: int = 1
+) -> Predicted:
+    stream, config = task.stream, task.config
+    size = _groups_at_once(network, task, device)
+    if ranks > 1:
+        # All take the same batches as one process would.
+        common = torch.tensor(size, device=device)
+        distributed.all_reduce(common, distributed.ReduceOp.MIN)
+        size = int(common)
+    cuts = [(start, min(start + size, len(stream))) for start in range(0, len(stream), size)]
+    mosaic = Mosaic(
+        stream.positions_px, network.stitch_weight(config.stitch_weight, stream.training_scan),
+        agree_phases=config.agree_phases, scratch=task.folder, shared=task.folder / "patches" if ranks > 1 else None,
+    )  # fmt: skip
+    scale = ScaleStatistics() if config.absolute_scale else None
+    if config.predict_compile:
+        _compile(network, stream.batch(*cuts[0]).to(device))
+    own = cuts[rank::ranks]
+    bar = new_bar() if task.progress and rank == 0 else None
+    with torch.inference_mode(), bar or contextlib.nullcontext():
+        told = bar.add_task("reconstructing", total=len(own), note="") if bar else None
+        for number, batch in enumerate(stream.batches(own)):
+            here = batch.pinned().to(device) if device.type == "cuda" else batch
+            patches = _patches(network, here, config)
+            mosaic.add(patches, here.members, here.fresh, own[number][0])
+            if task.on_batch is not None:
+                task.on_batch(batch, patches)
+            if scale is not None:
+                scale.add_batch(network, patches, here)
+            if bar is not None and told is not None:
+                bar.update(told, completed=number + 1)
+        canvas = mosaic.finish()
+    if ranks > 1 and scale is not None:
+        scale.all_reduce(device)
+    return Predicted(canvas, mosaic.n_placed, mosaic.left_out, scale)
+
+
+def _patches(network: PtychoNetwork, batch: PlainBatch, config: ReconstructConfig) -> Tensor:
+    half = config.predict_precision == "bf16-mixed"
+    with torch.autocast(batch.frames.device.type, torch.bfloat16, enabled=half):
+        patches: Tensor = network(batch)
+    return patches
+
+
+def _groups_at_once(network: PtychoNetwork, task: Prediction, device: torch.device) -> int:
+    """Groups in a batch: as asked for, or as many as there is memory for on a GPU and as fill the caches of a CPU."""
+    members, n_px = network.gridsize**2, network.n_px
+    frames = task.config.predict_batch_size
+    if isinstance(frames, int):
+        return max(1, frames // members)
+    if device.type != "cuda":
+        return max(1, _CPU_PIXELS // n_px**2 // members)
+    # What one small batch takes at its peak tells what a large one takes.
+    probe = task.stream.batch(0, min(len(task.stream), max(1, 16 // members))).to(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    with torch.inference_mode():
+        _patches(network, probe, task.config)
+    per_group = (torch.cuda.max_memory_allocated(device) - before) / len(probe.members)
+    torch.cuda.empty_cache()
+    room = _GPU_PART * torch.cuda.mem_get_info(device)[0]
+    return int(np.clip(room / max(per_group, 1), 1, max(1, _GPU_FRAMES // members)))
+
+
+def _compile(network: PtychoNetwork, batch: PlainBatch) -> None:
+    """Compile the generator for this batch's shape; where that fails it runs as it is, and a warning says so."""
+    if network.generator._compiled_call_impl is not None:  # by an earlier scan
+        return
+    network.generator.compile()
+    try:
+        with torch.inference_mode():
+            network(batch)
+    except (RuntimeError, OSError, ImportError) as error:
+        network.generator._compiled_call_impl = None
+        torch._dynamo.reset()
+        reason = " ".join(str(error).split())[:200]
+        _log.warning("predict_compile: the network runs without torch.compile, which fails here: %s", reason)

@@ -1,0 +1,84 @@
+"""Pages about what the commands make: what a network reconstructed, and what was refined."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from torchptycho.config import RefineConfig
+from torchptycho.evaluation import Metrics
+from torchptycho.halves import resolution
+from torchptycho.network import PtychoNetwork
+from torchptycho.reconstruction import Reconstruction
+from torchptycho.report.patterns import Detect
+from torchptycho.report.write import write_report
+from torchptycho.scan import Scan
+from torchptycho.training.history import LOGS, read_history
+
+__all__ = ["report_of_network", "report_of_refinement"]
+
+
+def report_of_network(
+    image: Reconstruction,
+    scan: Scan,
+    module: PtychoNetwork,
+    path: Path,
+    *,
+    halves: bool = False,
+    device: str = "auto",
+) -> Path:
+    """`write_report` for an image by `reconstruct`, with the probe of its module and the curves of its run.
+
+    Arguments:
+        module: the network; when its file lies in a run, the run's curves are shown.
+        halves: refine two halves of the scan for their ring correlation.
+    """
+    which = image.provenance["config"]["reconstruct"]["training_scan"]
+    run = None if module.checkpoint is None else module.checkpoint.parent.parent
+    probe = module.probe[which].detach().cpu().numpy() if image.probe is None else image.probe
+    found = None
+    if halves:
+        # The scan's own probe may be no more than a guess.
+        known = dataclasses.replace(scan, probe=probe, probe_is_calibrated=True)
+        found = _halves(known, module.config.refine, device)
+    return write_report(
+        image, scan, path, probe=probe, halves=found,
+        # A refined image has its own background.
+        detect=_detector(module, which) if image.probe is None else None,
+        history=read_history(run) if run is not None and (run / LOGS).is_dir() else None,
+    )  # fmt: skip
+
+
+def report_of_refinement(
+    image: Reconstruction,
+    scan: Scan,
+    path: Path,
+    config: RefineConfig,
+    *,
+    halves: bool = False,
+    device: str = "auto",
+) -> Path:
+    """`write_report` for an image by `refine`.
+
+    Arguments:
+        config: how it was refined, and how the two halves are when their ring correlation is asked for.
+    """
+    return write_report(image, scan, path, halves=_halves(scan, config, device) if halves else None)
+
+
+def _halves(scan: Scan, config: RefineConfig, device: str) -> Metrics:
+    return resolution(scan, config=config, device=device).metrics
+
+
+def _detector(module: PtychoNetwork, which: int) -> Detect:
+    """Blur, scale and background of the module, for counts of a training scan's beam."""
+
+    def detect(counts: Tensor) -> Tensor:
+        scan = torch.full((len(counts),), which)
+        with torch.no_grad():
+            return module.experiment.detected(counts[:, None], scan)[:, 0]
+
+    return detect

@@ -41,6 +41,10 @@ def prepare_file(scan: Path, store: Path, config: RunConfig) -> None:
 def started(function: Callable[..., None], *arguments: Any) -> Any:
     process = CONTEXT.Process(target=function, args=arguments, daemon=True)
     process.start()
+    # The other end is the child's alone, so that whoever listens hears when it ends without a word.
+    for argument in arguments:
+        if isinstance(argument, Connection):
+            argument.close()
     return process
 
 

@@ -71,7 +71,6 @@ def test_killed_twenty_times_it_is_there_as_a_whole_or_not_at_all(scan_file: Pat
     def run(line: int | None) -> int | None:
         hear, tell = CONTEXT.Pipe(duplex=False)
         process = started(killed_at, line, scan_file, store, tell)
-        tell.close()
         process.join()
         assert process.exitcode in (0, -9)
         return int(hear.recv()) if process.exitcode == 0 else None

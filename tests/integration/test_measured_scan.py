@@ -1,4 +1,4 @@
-"""The default recipe on a measured x-ray scan, shortened: what it reaches in full is in examples/real_scan.md."""
+"""The default recipe on a measured x-ray scan, shortened: what it reaches in full is in docs/real_scan.md."""
 
 from __future__ import annotations
 

@@ -14,9 +14,9 @@ from torchptycho.workflows import train
 
 
 @pytest.mark.contract("train.measured-scan")
-def test_default_recipe_locks_in_on_a_measured_scan_within_80_steps(measured_data: Path, tmp_path: Path) -> None:
+def test_default_recipe_locks_in_on_a_measured_scan_within_20_steps(measured_data: Path, tmp_path: Path) -> None:
     reference = measured_data / "siemens-star-128-reference.npz"
-    config = RunConfig(prepare=PrepareConfig(probe=str(reference)), train=TrainConfig(steps=80))
+    config = RunConfig(prepare=PrepareConfig(probe=str(reference)), train=TrainConfig(steps=20))
     scan = read_scan(measured_data / "siemens-star-128.npz")
     run = train(scan, config, tmp_path / "run", progress=False)
     image = reconstruct(run.checkpoint, scan, progress=False)

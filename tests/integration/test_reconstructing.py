@@ -262,7 +262,8 @@ def test_memory_does_not_grow_with_the_number_of_frames(paired: TrainResult, tmp
             [sys.executable, "-c", MEASURE, str(paired.last), str(tmp_path / str(count)), str(count)],
             capture_output=True, text=True, check=True,
             # What is freed goes back at once: the peak is of what is held, and not of how the heap was cut up.
-            env=os.environ | {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"},
+            env=os.environ
+            | {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"},
         )  # fmt: skip
         peaks.append(json.loads(done.stdout.splitlines()[-1]))
     # A patch is 8 KB. What grows is the image, half a kilobyte a frame here, and tables of groups and neighbours.

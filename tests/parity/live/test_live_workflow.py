@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from strategies import seeds
 
 from torchptycho.config import GroupConfig, ModelConfig, ReconstructConfig, RunConfig, SimulateConfig
-from torchptycho.data.store import prepare
+from torchptycho.data.preparing import prepare
 from torchptycho.errors import ConfigError, GroupingError, ScanError
 from torchptycho.interop import layouts
 from torchptycho.interop.workflow import PtychoDataContainer, RawData, reassemble_cdi_image

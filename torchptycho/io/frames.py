@@ -24,7 +24,6 @@ from torchptycho.scan import ArrayFrames, Frames
 __all__ = [
     "CastFrames",
     "FileFrames",
-    "SelectedFrames",
     "StoredFrames",
     "ZippedFrames",
     "backing_files",
@@ -171,45 +170,6 @@ class ViewFrames(ArrayFrames):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class SelectedFrames:
-    """The frames `rows` of another stack, in its order."""
-
-    inner: Frames
-    rows: range
-
-    @property
-    def key(self) -> str:
-        return str(getattr(self.inner, "key", "diffraction"))
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return (len(self.rows), *self.inner.shape[1:])
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.inner.dtype
-
-    def chunks(self, frames_per_chunk: int) -> Iterator[np.ndarray]:
-        if not scattered_is_dear(self.inner):
-            for start in range(0, len(self.rows), frames_per_chunk):
-                part = self.rows[start : start + frames_per_chunk]
-                yield self.inner[part.start : part.stop : part.step]
-            return
-        start = taken = 0
-        for chunk in self.inner.chunks(frames_per_chunk):
-            stop = start + len(chunk)
-            end = taken + len(range(self.rows[taken], min(stop, self.rows.stop), self.rows.step))
-            if end > taken:
-                yield chunk[self.rows[taken] - start :: self.rows.step][: end - taken]
-            start, taken = stop, end
-            if taken == len(self.rows):
-                return
-
-    def __getitem__(self, index: Any) -> np.ndarray:
-        return self.inner[np.asarray(self.rows)[index]]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
 class CastFrames:
     """Another stack, converted as it is read."""
 
@@ -247,14 +207,12 @@ def backing_files(frames: Frames) -> tuple[tuple[Path, ...], str] | None:
         if any(part is None for part in parts):
             return None
         return tuple(file for part in parts if part for file in part[0]), ";".join(part[1] for part in parts if part)
-    if isinstance(frames, CastFrames | SelectedFrames | PickedFrames | ProcessedFrames):
+    if isinstance(frames, CastFrames | PickedFrames | ProcessedFrames):
         inner = backing_files(frames.inner)
         if inner is None:
             return None
         how = ""
-        if isinstance(frames, SelectedFrames):
-            how = f"{frames.rows}"
-        elif isinstance(frames, PickedFrames):
+        if isinstance(frames, PickedFrames):
             how = hashlib.sha256(np.ascontiguousarray(frames.rows, np.int64).tobytes()).hexdigest()
         elif isinstance(frames, ProcessedFrames):
             how = f"{frames.steps.fingerprint()}{frames.domain}"
@@ -272,7 +230,7 @@ def scattered_is_dear(frames: Frames) -> bool:
     """Whether reading single frames means reading all those before."""
     if isinstance(frames, JoinedFrames):
         return any(scattered_is_dear(part) for part in frames.parts)
-    if isinstance(frames, CastFrames | SelectedFrames | PickedFrames | ProcessedFrames):
+    if isinstance(frames, CastFrames | PickedFrames | ProcessedFrames):
         return scattered_is_dear(frames.inner)
     return isinstance(frames, ZippedFrames)
 
@@ -281,7 +239,7 @@ def rows_in_file(frames: Frames, indices: list[int]) -> list[int]:
     """The same frames as the file counts them."""
     if isinstance(frames, CastFrames | ProcessedFrames):
         return rows_in_file(frames.inner, indices)
-    if isinstance(frames, SelectedFrames | PickedFrames):
+    if isinstance(frames, PickedFrames):
         return rows_in_file(frames.inner, [int(frames.rows[i]) for i in indices])
     return indices
 
@@ -293,7 +251,9 @@ def working_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 def select(frames: Frames, rows: range) -> Frames:
     """Only the frames `rows` of a stack, in working dtype; the stack itself when nothing needs to change."""
-    selected = frames if rows == range(frames.shape[0]) else SelectedFrames(frames, rows)
+    selected = frames
+    if rows != range(frames.shape[0]):
+        selected = PickedFrames(frames, np.asarray(rows), streamed=scattered_is_dear(frames))
     dtype = working_dtype(frames.dtype)
     return selected if dtype == frames.dtype else CastFrames(selected, dtype)
 

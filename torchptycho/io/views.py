@@ -40,7 +40,7 @@ class PickedFrames:
     def chunks(self, frames_per_chunk: int) -> Iterator[np.ndarray]:
         if not self.streamed:
             for start in range(0, len(self.rows), frames_per_chunk):
-                yield self.inner[self.rows[start : start + frames_per_chunk]]
+                yield self.inner[_as_slice(self.rows[start : start + frames_per_chunk])]
             return
         start = 0
         for chunk in self.inner.chunks(frames_per_chunk):
@@ -53,6 +53,14 @@ class PickedFrames:
 
     def __getitem__(self, index: Any) -> np.ndarray:
         return self.inner[self.rows[index]]
+
+
+def _as_slice(rows: np.ndarray) -> np.ndarray | slice:
+    """Rows at even distances as a slice, which files are read by at once."""
+    steps = np.diff(rows)
+    if not len(steps) or (steps != steps[0]).any():
+        return rows
+    return slice(int(rows[0]), int(rows[-1]) + 1, int(steps[0]))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

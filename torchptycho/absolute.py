@@ -82,6 +82,8 @@ class ScaleStatistics:
             expected = network.expected_counts(patches, batch, background=False)
             counts = network.measured_counts(batch)
             good = network.masks[batch.scan][:, None] & batch.fresh[:, :, None, None]
+            # Patches that are not finite are left out of the image, too.
+            good = good & expected.isfinite() & counts.isfinite()
         self.add(expected, counts, good)
 
     def all_reduce(self, device: torch.device) -> None:

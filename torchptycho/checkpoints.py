@@ -62,9 +62,9 @@ def load_network(path: str | Path) -> PtychoNetwork:
 
 
 def _there(path: str | Path) -> Path:
-    path = Path(path)
+    path = find_checkpoint(path)
     if not path.is_file():
-        raise StoreError(f"{path}: expected a checkpoint (.ckpt); found {'a folder' if path.is_dir() else 'nothing'}.")
+        raise StoreError(f"{path}: expected a checkpoint (.ckpt), or the folder of a run; found nothing.")
     return path
 
 
@@ -77,8 +77,8 @@ def _told(path: Path) -> Iterator[None]:
         # torch's own message recommends to load it unsafely.
         reason = "it is another kind of file, or holds Python objects, which are never unpickled because they run code"
         raise StoreError(f"{path}: expected a torchptycho checkpoint; {reason}. Train again.") from error
-    except (RuntimeError, LookupError, EOFError, TypeError, AttributeError, ValueError, ConfigError) as error:
-        reason = " ".join(str(error).split())[:300]
+    except (OSError, RuntimeError, LookupError, EOFError, TypeError, AttributeError, ValueError, ConfigError) as error:
+        reason = " ".join(str(error).split())[:300] or "it ends too early"
         raise StoreError(
             f"{path}: expected a torchptycho checkpoint; it does not load ({reason}).{_differences(path)} Train again."
         ) from error
@@ -90,7 +90,7 @@ def _differences(path: Path) -> str:
         content = torch.load(path, map_location="cpu", weights_only=True)
         told = content["format"] if isinstance(content, dict) else {}
         format_, written = told["version"], dict(told["written_with"])
-    except (pickle.UnpicklingError, RuntimeError, LookupError, EOFError, TypeError, ValueError):
+    except (OSError, pickle.UnpicklingError, RuntimeError, LookupError, EOFError, TypeError, ValueError):
         return ""
     here = versions()
     differs = [f"{name} {there}, here {here.get(name)}" for name, there in written.items() if here.get(name) != there]

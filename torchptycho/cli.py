@@ -53,6 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         sys.stderr.write(f"torchptycho: {' '.join(str(error).split())}\n")
         return 1
+    except (MemoryError, RuntimeError) as error:
+        # torch's own is not imported for this alone.
+        if debug or not (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"):
+            raise
+        sys.stderr.write("torchptycho: there is not enough memory for this; try smaller batches, or fewer devices.\n")
+        return 1
     except KeyboardInterrupt:
         sys.stderr.write("torchptycho: interrupted\n")
         return 130
@@ -107,7 +113,8 @@ def _parse(given: Sequence[str]) -> Command:
         hint = f"Did you mean '{near[0]}'?" if near else f"Commands: {', '.join(COMMANDS)}."
         raise ConfigError(f"unknown command '{name}'. {hint}")
     kind = COMMANDS[name]
-    config = _config_file(rest)
+    takes_file = "config" in {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    config = _config_file(rest) if takes_file else None
     rest = _with_file_names(rest, kind.OPTIONAL_FILE)
     return tyro.cli(  # type: ignore[return-value]
         kind,

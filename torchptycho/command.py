@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from rich.console import Console, RenderableType
 from rich.status import Status
 
+from torchptycho.errors import ConfigError
 from torchptycho.tables import json_text
 
-__all__ = ["BESIDE", "Beside", "Command"]
+__all__ = ["BESIDE", "Beside", "Command", "require_png"]
 
 Beside = Literal["beside"]
 BESIDE: Beside = "beside"
 """What an option for a file means that stands without a name: beside the result, with the result's name."""
+
+
+def require_png(option: str, path: Path | None) -> None:
+    """Refuse, before anything is computed, a picture whose name is that of another kind of file."""
+    if path is not None and path.suffix.lower() != ".png":
+        raise ConfigError(f"{option}: expected a file whose name ends in .png; found {path}.")
 
 
 class Command:

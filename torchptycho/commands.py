@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import sys
 import threading
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -212,7 +213,7 @@ class Reconstruct(Command):
         for scan, image in images.items():
             try:
                 told.append(self._reconstruct(network, config, scan, image))
-            except TorchptychoError as error:
+            except (TorchptychoError, OSError, FloatingPointError) as error:
                 if len(images) == 1:
                     raise
                 failed.append(scan)
@@ -369,6 +370,10 @@ class Demo(Command):
 def _require_new_npz(out: Path, scan: Path) -> None:
     if out.suffix.lower() != ".npz" or out.resolve() == scan.resolve():
         raise ConfigError(f"--out: expected a new file whose name ends in .npz; found {out}.")
+    from torchptycho.io.npz import holds_frames
+
+    if zipfile.is_zipfile(out) and holds_frames(out):
+        raise ConfigError(f"--out: {out} is a scan. Choose another name, or move it away.")
 
 
 def _report_file(asked: Beside | Path | None, out: Path, frc: bool) -> Path | None:

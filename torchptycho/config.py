@@ -311,7 +311,7 @@ class RefineConfig:
     """Epochs before positions move."""
     position_step_px: Positive = 0.5
     """Longest step of a frame in one epoch; it becomes shorter towards the end."""
-    position_limit_px: Positive = 8.0
+    position_limit_px: Annotated[float, Field(gt=0, le=1024)] = 8.0
     """Farthest that a frame may move from where it was said to be, along each axis."""
     smoothness_weight: NonNegative = 0.0
     """Weight of the squared differences between neighbouring object pixels."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.table import Table
 from tyro.conf import Positional
 
-from torchptycho.command import Command
+from torchptycho.command import Command, require_png
 from torchptycho.config import ReadConfig
 from torchptycho.errors import ConfigError
 from torchptycho.reading import ScanFormat
@@ -43,6 +43,7 @@ class Inspect(Command):
     reading: ReadConfig = dataclasses.field(default_factory=ReadConfig)
 
     def run(self) -> None:
+        require_png("--plot", self.plot)
         if (self.scan / "store.json").is_file():
             self._tell_store()
             return

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from torchptycho.command import Command
+from torchptycho.command import Command, require_png
 from torchptycho.config import ReadConfig, RefineConfig
 from torchptycho.tables import comparison_table, metrics_table
 
@@ -43,6 +43,7 @@ class Resolution(Refining):
     """Print one JSON object instead of a sentence."""
 
     def run(self) -> None:
+        require_png("--plot", self.plot)
         from torchptycho.halves import resolution
         from torchptycho.io import read_scan
 
@@ -82,6 +83,7 @@ class Evaluate(Command):
     """Print one JSON object instead of a table."""
 
     def run(self) -> None:
+        require_png("--plot", self.plot)
         import numpy as np
 
         from torchptycho.evaluation import evaluate
@@ -123,6 +125,7 @@ class Compare(Command):
     """Print one JSON object instead of a table."""
 
     def run(self) -> None:
+        require_png("--out", self.out)
         from torchptycho.comparison import compare
         from torchptycho.io import read_reconstruction
 

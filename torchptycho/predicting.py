@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, distributed
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
 from torchptycho.absolute import ScaleStatistics
 from torchptycho.bars import new_bar
 from torchptycho.config import ReconstructConfig
-from torchptycho.errors import ConfigError
+from torchptycho.errors import ConfigError, StoreError
 from torchptycho.mosaic import Mosaic
 from torchptycho.network import PtychoNetwork
 from torchptycho.stitch import Canvas
@@ -95,7 +95,14 @@ def predict(network: PtychoNetwork, task: Prediction, devices: list[torch.device
             file.truncate(len(task.stream.positions_px) * n_px * n_px * 8)
     # The plain network, without what a module in training refers to.
     plain = PtychoNetwork.copy_of(network)
-    spawn(_share, (plain, task, devices), nprocs=len(devices))  # type: ignore[no-untyped-call]
+    try:
+        spawn(_share, (plain, task, devices), nprocs=len(devices))  # type: ignore[no-untyped-call]
+    except (ProcessExitedException, ProcessRaisedException) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise StoreError(
+            f"devices: one of the {len(devices)} processes that shared the frames ended: {reason}. With fewer of them "
+            "there is more memory for each."
+        ) from error
     found = torch.load(task.folder / "predicted.pt", weights_only=True)
     scale = ScaleStatistics.from_sums(found["scale"]) if task.config.absolute_scale else None
     return Predicted(Canvas.from_sums(found["canvas"]), found["n_placed"], found["left_out"], scale)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -105,6 +106,9 @@ def reconstruct(
         with _adapted(network, stream, config, scan.source):
             task = Prediction(stream=stream, config=config, folder=Path(folder), progress=progress, on_batch=on_batch)
             predicted = predict(network, task, where)
+    # The network's probe is that of its training scan; with this scan's own scale its photons are this scan's.
+    photons = stream.scaling.photons_per_frame / float(network.photons_per_frame[which])
+    probe_factor = math.sqrt(photons) if config.input_scale == "scan" else 1.0
     object_pixel_m = scan.geometry.with_object_pixel(scan.n_px).object_pixel_m
     left_out = _left_out(predicted, scan, config.predict_passes)
     seconds = time.perf_counter() - start
@@ -112,6 +116,7 @@ def reconstruct(
         "source": scan.source,
         "frames": scan.n_frames,
         "left_out": left_out,
+        "probe_factor": probe_factor,
         "checkpoint": None if network.checkpoint is None else str(network.checkpoint),
         "checkpoint_sha256": network.checkpoint_sha256,
         "config": to_dict(network.config) | {"reconstruct": to_dict(config)},
@@ -185,11 +190,18 @@ def _refined(
     from torchptycho.refinement import refine
 
     settings = dataclasses.replace(network.config.refine, epochs=epochs)
-    probe = network.probe[training_scan].detach().cpu().numpy()
+    probe = network.probe[training_scan].detach() * image.provenance["probe_factor"]
+    if network.experiment.scale is not None:
+        probe = probe * network.experiment.scale[training_scan].detach().sqrt().to(probe.real.dtype)
     device = {"gpu": "cuda"}.get(accelerator, accelerator)
     with EpochProgress("refining", epochs) if progress else contextlib.nullcontext() as told:
-        refined = refine(scan, image, probe=probe, config=settings, device=device, on_epoch=told, scratch=scratch)
-    provenance = {**image.provenance, "refinement": refined.provenance}
+        refined = refine(
+            scan, image, probe=probe.cpu().numpy(), config=settings, device=device, on_epoch=told, scratch=scratch
+        )
+    # What the pass of the network alone was like is no longer so.
+    stale = ("absolute_scale", "frames_per_second")
+    provenance = {name: value for name, value in image.provenance.items() if name not in stale}
+    provenance |= {"left_out": refined.provenance["left_out"], "refinement": refined.provenance}
     provenance["seconds"] = round(image.provenance["seconds"] + refined.provenance["seconds"], 3)
     return dataclasses.replace(refined, provenance=provenance)
 

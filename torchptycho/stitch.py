@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Complex, Complex128, Float, Float64
 from torch import Tensor, distributed
 
-from torchptycho.physics.exact_sums import add_blocks, rounded, shifted
+from torchptycho.physics.exact_sums import QUANTUM, add_blocks, rounded, shifted
 from torchptycho.reconstruction import MIN_COVERAGE, Reconstruction
 
 __all__ = ["MIN_COVERAGE", "Canvas", "extent"]
@@ -20,6 +20,8 @@ __all__ = ["MIN_COVERAGE", "Canvas", "extent"]
 _PIXELS_AT_ONCE = 1 << 17
 # A patch may end one row and, in the last of them, one pixel below the canvas, where it is 0.
 _SPARE_ROWS = 2
+# What the sums of some hundred patches at one pixel may be off by.
+_ROUNDING = 256 * QUANTUM
 
 
 class Canvas:
@@ -228,7 +230,10 @@ class Canvas:
         if self._squares is not None:
             squares = self._squares[: self._height].cpu().numpy()
             mean = np.divide(squares, weight, out=np.zeros(weight.shape), where=covered)
-            spread = np.sqrt(np.maximum(mean - (image.real**2 + image.imag**2), 0)).astype(np.float32)
+            square = image.real**2 + image.imag**2
+            # Of a patch alone the two are the same but for what their sums are rounded to.
+            rounded = np.divide(_ROUNDING, weight, out=np.zeros(weight.shape), where=covered) * (1 + square)
+            spread = np.sqrt(np.where(mean - square > rounded, mean - square, 0)).astype(np.float32)
         return Reconstruction(
             object=image.astype(np.complex64),
             coverage=coverage,

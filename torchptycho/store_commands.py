@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,7 @@ class Prepare(Command):
         request = Request.of(self.scans, config, self.val_scans)
         store = reopened(self.out, request)
         if store is None:
-            keep = self.out.with_name(f"{self.out.name}-bootstrap.npz")
+            keep = _beside(self.out)
             trained, validated = ready_scans(self.scans, self.val_scans, config, keep)
             with self.working(f"preparing {sum(scan.n_frames for scan in (*trained, *validated))} frames"):
                 store = prepare(trained, config, self.out, val_scans=validated, request=request)
@@ -93,7 +94,7 @@ class Append(Command):
 
         later = load_config(self.config).refine if self.config else RefineConfig()
         config = dataclasses.replace(config_of(Store.open(self.store)), refine=later)
-        keep = self.store.with_name(f"{self.store.name}-bootstrap.npz")
+        keep = _beside(self.store)
         trained, validated = ready_scans(self.scans, self.val_scans, config, keep)
         with self.working(f"adding {sum(scan.n_frames for scan in (*trained, *validated))} frames"):
             store = append_scans(self.store, trained, val_scans=validated)
@@ -123,6 +124,12 @@ class Drop(Command):
             raise ConfigError(f"expected scans to drop; found none. {scans_of(Store.open(self.store))}")
         store = drop_scans(self.store, [int(scan) if scan.isdecimal() else scan for scan in self.scans])
         self.tell(values_of(store), told_of(store), json=self.json)
+
+
+def _beside(store: Path) -> Path:
+    """Where the image goes with which a probe was made good."""
+    real = Path(os.path.realpath(store))
+    return real.parent / f"{real.name}-bootstrap.npz"
 
 
 def require_scans(scans: tuple[str, ...]) -> None:

@@ -268,3 +268,59 @@ def test_memory_does_not_grow_with_the_number_of_frames(paired: TrainResult, tmp
         peaks.append(json.loads(done.stdout.splitlines()[-1]))
     # A patch is 8 KB. What grows is the image, half a kilobyte a frame here, and tables of groups and neighbours.
     assert (peaks[1] - peaks[0]) / 3000 < 4096
+
+
+@pytest.mark.contract("predict.dose")
+def test_refinement_after_another_dose_has_the_probe_of_that_dose(paired: TrainResult) -> None:
+    dim = simulate(dataclasses.replace(TINY_SIMULATION, photons_per_frame=TINY_SIMULATION.photons_per_frame / 10))
+    config = ReconstructConfig(input_scale="scan")
+    network = load_network(paired.last)
+    image = reconstruct(network, dim, config, refine_epochs=4, **QUIET)
+    assert image.provenance["probe_factor"] == pytest.approx(0.1**0.5, rel=0.05)
+    assert image.probe is not None
+    light = float(network.probe.abs().square().sum())
+    assert float((np.abs(image.probe) ** 2).sum()) == pytest.approx(light / 10, rel=0.05)
+
+
+@pytest.mark.contract("predict.absolute")
+def test_a_patch_that_is_not_finite_has_no_say_in_the_absolute_scale(paired: TrainResult) -> None:
+    network = load_network(paired.last)
+    forward = network.forward
+
+    def spoilt(batch: Any) -> torch.Tensor:
+        patches = forward(batch).clone()
+        patches[(batch.members == 7) & batch.fresh] = torch.nan
+        return patches
+
+    network.forward = spoilt  # type: ignore[method-assign]
+    image = reconstruct(network, simulate(TINY_SIMULATION), ReconstructConfig(absolute_scale=True), **QUIET)
+    assert list(image.provenance["left_out"]) == ["7"]
+    assert 0.5 < image.provenance["absolute_scale"]["object_factor"] < 2
+
+
+@pytest.mark.contract("cli.reconstruct.several")
+def test_an_image_does_not_take_the_place_of_a_scan(command: Command, paired: TrainResult, tmp_path: Path) -> None:
+    measured = tmp_path / "images" / "a.npz"
+    measured.parent.mkdir()
+    for path in (tmp_path / "a.npz", tmp_path / "b.npz", measured):
+        write_scan(simulate(TINY_SIMULATION), path)
+    before = measured.read_bytes()
+    answer = command("reconstruct", paired.last, tmp_path / "a.npz", tmp_path / "b.npz", "--out", measured.parent)
+    assert answer.code == 1
+    assert "is a scan" in answer.err
+    assert measured.read_bytes() == before
+
+
+@pytest.mark.contract("cli.compare")
+def test_a_picture_does_not_take_the_place_of_an_image(command: Command, paired: TrainResult, tmp_path: Path) -> None:
+    scan, image = tmp_path / "scan.npz", tmp_path / "image.npz"
+    write_scan(simulate(TINY_SIMULATION), scan)
+    assert command("reconstruct", paired.last, scan, "--out", image).code == 0
+    before = image.read_bytes()
+    for asked in (
+        ("compare", image, scan, "--out", image), ("evaluate", image, scan, "--plot", image),
+        ("inspect", scan, "--plot", image), ("resolution", scan, "--plot", image),
+    ):  # fmt: skip
+        answer = command(*asked)
+        assert (answer.code, ".png" in answer.err) == (1, True)
+    assert image.read_bytes() == before

@@ -92,6 +92,8 @@ def test_same_scan_is_taken_once_and_not_trained_on_when_it_is_validated_on(fold
     assert names(held_out) == ["scan.cxi"]
     # What is asked for twice by name is given twice.
     assert names(open_scans([folder / "scan.npz"] * 2, GUESS)[0]) == ["scan.npz"] * 2
+    with pytest.raises(ScanError, match="either trained on or held out"):
+        open_scans([folder / "scan.npz", folder / "scan.cxi"], GUESS, [folder / "scan.npz"])
 
 
 @pytest.mark.contract("data.find.once")

@@ -339,6 +339,22 @@ class TestBesideTheObject:
         scale = np.linalg.lstsq(given.positions_px - middle, found - found.mean(0), rcond=None)[0]
         assert np.abs(scale - np.eye(2)).max() < 0.002
 
+    @pytest.mark.contract("refine.positions.affine")
+    @pytest.mark.parametrize("update", ["affine", "both", "frames"])
+    def test_frames_at_one_place_are_left_there(self, scan: Scan, update: str) -> None:
+        still = dataclasses.replace(scan, positions_px=np.full_like(scan.positions_px, 36.0))
+        config = dataclasses.replace(QUICK, position_update=update, position_start_epoch=0)
+        found = refine(still, config=config).positions_px
+        assert found is not None
+        assert np.isfinite(found).all()
+
+    @pytest.mark.contract("refine.start.positions")
+    def test_positions_of_the_start_are_taken_over(self, scan: Scan) -> None:
+        start = dataclasses.replace(truth_of(scan), positions_px=scan.positions_px + np.array([2.5, -1.25]))
+        found = refine(scan, start, config=QUICK).positions_px
+        assert found is not None
+        np.testing.assert_array_equal(found, start.positions_px)
+
     @pytest.mark.contract("refine.positions.lost")
     def test_a_lost_frame_finds_its_place(self) -> None:
         given = scan_of(1e7)

@@ -12,9 +12,23 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from torchptycho.errors import StoreError
+
 __all__ = ["claimed", "draft_of", "swept"]
 
 _log = logging.getLogger(__name__)
+
+
+def _real(path: Path) -> Path:
+    """The folder itself: under two names, a link's among them, there would be two locks.
+
+    Raises:
+        StoreError: it has no name that others could be made from.
+    """
+    path = Path(os.path.realpath(path))
+    if not path.name:
+        raise StoreError(f"{path}: expected a folder for a store; found the root of the file system.")
+    return path
 
 
 def _lock_file(path: Path) -> Path:
@@ -30,6 +44,7 @@ def claimed(path: Path) -> Iterator[None]:
     Raises:
         OSError: the folder cannot be written to.
     """
+    path = _real(path)
     # filelock takes some refusals to make the file for another process that has just removed it, and asks for ever.
     _lock_file(path).touch()
     lock = FileLock(_lock_file(path))
@@ -51,6 +66,7 @@ def draft_of(path: Path) -> Iterator[Path]:
 
     Named by hand rather than by tempfile, so that the umask decides who may read the store.
     """
+    path = _real(path)
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     draft.mkdir()
     try:
@@ -61,6 +77,7 @@ def draft_of(path: Path) -> Iterator[Path]:
 
 def swept(path: Path) -> None:
     """Remove what killed processes left beside a store, where there is something, nobody writes, and it is allowed."""
+    path = _real(path)
     if not _lock_file(path).exists():
         return
     with contextlib.suppress(OSError, Timeout):

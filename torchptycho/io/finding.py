@@ -46,6 +46,7 @@ def open_scans(sources: Sources, config: ReadConfig, val_sources: Sources = ()) 
     wanted = (_listed(val_sources), _listed(sources))
     # Scans that are named come first: they decide which of several files stands for the same frames.
     named = [[None if _is_many(one) else taken.add(_read(one, config)) for one in part] for part in wanted]
+    _refuse_both(*named)
     held_out, trained = (
         [
             scan
@@ -55,6 +56,17 @@ def open_scans(sources: Sources, config: ReadConfig, val_sources: Sources = ()) 
         for part, scans in zip(wanted, named, strict=True)
     )
     return trained, held_out
+
+
+def _refuse_both(held_out: list[Scan | None], trained: list[Scan | None]) -> None:
+    """A shell that expands a pattern names what is to be held out once more: then it would be trained on."""
+    files = {_frames_of(scan): scan.source for scan in held_out if scan is not None and backing_files(scan.frames)}
+    for scan in trained:
+        if scan is not None and _frames_of(scan) in files:
+            raise ScanError(
+                scan.source, None, expected="scans that are either trained on or held out",
+                found=f"it, and in val_scans {files[_frames_of(scan)]}", remedy="Name it once.",
+            )  # fmt: skip
 
 
 def files_meant(sources: Sources, config: ReadConfig) -> list[Path] | None:

@@ -25,7 +25,8 @@ _PLACES_TRIED = 8
 def linear_part(shift_px: Float64[Tensor, "m 2"], positions_px: Float64[Tensor, "m 2"]) -> Float64[Tensor, "m 2"]:
     """What of these shifts is one linear map of all positions about their centre, in least squares."""
     away = positions_px - positions_px.mean(0)
-    part: Tensor = away @ torch.linalg.lstsq(away, shift_px - shift_px.mean(0)).solution
+    # By the pseudoinverse: frames on a line, or at one place, leave a part of the map open.
+    part: Tensor = away @ (torch.linalg.pinv(away.T @ away, hermitian=True) @ (away.T @ (shift_px - shift_px.mean(0))))
     return part
 
 
@@ -96,7 +97,7 @@ class Shifts:
         design[:, 0, :2], design[:, 1, 2:] = away, away
         normal = torch.einsum("mia,mij,mjb->ab", design, self._curvature, design)
         wanted = torch.einsum("mia,mi->a", design, self._slope)
-        ridge = 1e-6 * normal.diagonal().mean() * torch.eye(4, dtype=away.dtype, device=away.device)
+        ridge = (1e-6 * normal.diagonal().mean() + 1e-30) * torch.eye(4, dtype=away.dtype, device=away.device)
         return torch.einsum("mia,a->mi", design, torch.linalg.solve(normal + ridge, wanted))
 
     def _damped(self) -> Tensor:

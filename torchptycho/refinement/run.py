@@ -89,7 +89,7 @@ def refine(
         raise ConfigError("resume: expected the state_file of an earlier refinement; found none.")
     place = _place(device)
     moves = config.position_update != "none"
-    margin_px = math.ceil(config.position_limit_px) if moves else 0
+    margin_px = math.ceil(config.position_limit_px) if moves else _moved_before_px(scan, start)
     with torch.no_grad(), open_problem(scan, margin_px=margin_px, device=place, scratch=scratch) as problem:
         fingerprint = _fingerprint(scan, config)
         if resume:
@@ -106,6 +106,13 @@ def refine(
 
         complete = _run(problem, scan, state, config, tell, state_file, fingerprint)
         return _result(problem, scan, state, config, complete, fingerprint["scan"])
+
+
+def _moved_before_px(scan: Scan, start: Reconstruction | None) -> int:
+    """Room for the positions that an earlier refinement has found."""
+    if start is None or start.positions_px is None or start.positions_px.shape != scan.positions_px.shape:
+        return 0
+    return math.ceil(float(np.abs(start.positions_px - scan.positions_px).max()))
 
 
 def _place(device: str) -> torch.device:
@@ -136,12 +143,14 @@ def _begin(
         )
     modes = with_modes(modes.to(problem.device, problem.dtype), config.n_modes or len(modes))
     positions_px = torch.from_numpy(scan.positions_px).to(problem.device)
-    if start is not None and start.positions_px is not None and config.position_update != "none":
+    moves = config.position_update != "none"
+    if start is not None and start.positions_px is not None and (moves or len(start.positions_px) == scan.n_frames):
         if start.positions_px.shape != scan.positions_px.shape:
             raise ConfigError(
                 f"start: its positions are of {len(start.positions_px)} frames; the scan has {scan.n_frames}."
             )
-        positions_px = _bounded(torch.from_numpy(start.positions_px).to(problem.device), positions_px, config)
+        found_px = torch.from_numpy(start.positions_px).to(problem.device)
+        positions_px = _bounded(found_px, positions_px, config) if moves else found_px
     object = _transparent(problem, modes) if start is None else _object_of(problem, start)
     state = State.begin(object, modes, positions_px)
     if config.background:
@@ -330,6 +339,7 @@ def _result(
     provenance: dict[str, Any] = {
         "source": scan.source,
         "frames": scan.n_frames,
+        "left_out": {str(frame): why for frame, why in scan.left_out.items()},
         "scan_sha256": digest,
         "refine": to_dict(config),
         "epochs": state.epoch,

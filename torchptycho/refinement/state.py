@@ -136,7 +136,11 @@ class State:
             raise StoreError(
                 f"{path}: belongs to another refinement: {', '.join(differs)} differ. Refine as it was, or anew."
             )
+        names = [field.name for field in dataclasses.fields(cls) if field.name not in _TENSORS]
+        missing = [name for name in _TENSORS if name not in archive.keys] + [n for n in names if n not in metadata]
+        if missing:
+            raise StoreError(f"{path}: expected {', '.join(missing)} in the state; found none. Refine from the start.")
         tensors: dict[str, Any] = {name: torch.from_numpy(archive.load(name)).to(device) for name in _TENSORS}
-        told = {f.name: metadata[f.name] for f in dataclasses.fields(cls) if f.name not in _TENSORS}
+        told = {name: metadata[name] for name in names}
         told["center_px"] = tuple(told["center_px"])
         return cls(**tensors, **told)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,8 +38,12 @@ def report_of_network(
         halves: refine two halves of the scan for their ring correlation.
     """
     which = image.provenance["config"]["reconstruct"]["training_scan"]
-    run = None if module.checkpoint is None else module.checkpoint.parent.parent
-    probe = module.probe[which].detach().cpu().numpy() if image.probe is None else image.probe
+    run = None if module.checkpoint is None else module.checkpoint.parent
+    # A bundle lies in its run, a checkpoint one folder deeper.
+    run = run.parent if run is not None and run.name == "checkpoints" else run
+    probe = image.probe
+    if probe is None:
+        probe = module.probe[which].detach().cpu().numpy() * np.float32(image.provenance.get("probe_factor", 1.0))
     found = None
     if halves:
         # The scan's own probe may be no more than a guess.
@@ -47,7 +52,7 @@ def report_of_network(
     return write_report(
         image, scan, path, probe=probe, halves=found,
         # A refined image has its own background.
-        detect=_detector(module, which) if image.probe is None else None,
+        detect=_detector(module, which, image.provenance.get("absolute_scale")) if image.probe is None else None,
         history=read_history(run) if run is not None and (run / LOGS).is_dir() else None,
     )  # fmt: skip
 
@@ -73,12 +78,19 @@ def _halves(scan: Scan, config: RefineConfig, device: str) -> Metrics:
     return resolution(scan, config=config, device=device).metrics
 
 
-def _detector(module: PtychoNetwork, which: int) -> Detect:
-    """Blur, scale and background of the module, for counts of a training scan's beam."""
+def _detector(module: PtychoNetwork, which: int, absolute: dict[str, float] | None) -> Detect:
+    """Blur, scale and background of the module, for counts of a training scan's beam.
+
+    Arguments:
+        absolute: the scale that was fitted to the whole scan, whose background stands for the module's.
+    """
 
     def detect(counts: Tensor) -> Tensor:
         scan = torch.full((len(counts),), which)
         with torch.no_grad():
-            return module.experiment.detected(counts[:, None], scan)[:, 0]
+            if absolute is None:
+                return module.experiment.detected(counts[:, None], scan)[:, 0]
+            seen = module.experiment.detected(counts[:, None], scan, background=False)[:, 0]
+            return seen + absolute["background_counts"]
 
     return detect

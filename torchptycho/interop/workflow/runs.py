@@ -335,6 +335,8 @@ def _predict(
     window = laying.window(module.n_px) if again and laying.M is not None else None
     # An image that is laid anew, or that nobody wants, need not be a good one.
     how = run.reconstruct if stitch and not again else dataclasses.replace(run.reconstruct, agree_phases=False)
+    # The original predicts each group once.
+    how = dataclasses.replace(how, predict_passes=1)
     keeper = _Keeper()
     image = reconstruct(
         module, scan, how, accelerator=module.config.train.accelerator, progress=progress, on_batch=keeper
@@ -343,7 +345,7 @@ def _predict(
     patches = patches * image.provenance.get("absolute_scale", {}).get("object_factor", 1.0)
     positions_px = laying.positions(scan.positions_px)
     if again:
-        weight = module.stitch_weight(run.reconstruct.stitch_weight).cpu() if window is None else window
+        weight = module.stitch_weight(how.stitch_weight, how.training_scan).cpu() if window is None else window
         mosaic = Mosaic(torch.from_numpy(positions_px), laying.patches(weight) if window is None else weight,
                         agree_phases=run.reconstruct.agree_phases)  # fmt: skip
         mosaic.add(patches, members, torch.cat(keeper.fresh))

@@ -16,10 +16,11 @@ from typing import Any
 
 from torchptycho.config import GroupConfig, PrepareConfig, RunConfig
 from torchptycho.data import writing as writing_module
-from torchptycho.data.preparing import prepare
+from torchptycho.data.preparing import append_scans, drop_scans, prepare
 from torchptycho.data.reopen import Request
 from torchptycho.errors import TorchptychoError
 from torchptycho.io import read_scan
+from torchptycho.scan import Scan
 
 # Imported once, by the process that the others are forked from.
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -66,6 +67,13 @@ def killed_at(line: int | None, scan: Path, store: Path, told: Connection) -> No
     prepare_file(scan, store, config_of())
     sys.settrace(None)
     told.send(lines)
+
+
+def append_and_drop(store: Path, scan: Scan, number: int, times: int) -> None:
+    """Add a scan to a store, where it is that number, and take it out again."""
+    for _ in range(times):
+        append_scans(store, scan)
+        drop_scans(store, [number])
 
 
 def with_little_room(largest_file: int, scan: Path, store: Path, told: Connection) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +221,8 @@ class TestScans:
     @pytest.mark.contract("train.val-scans")
     def test_command_line_takes_held_out_scans(self, command: Command, tiny_scan: Path, tmp_path: Path) -> None:
         flags = ["--out", tmp_path / "run", "--gridsize", "1", "--n-filters-scale", "1", "--steps", "1"]
-        assert command("train", tiny_scan, "--val-scans", tiny_scan, *flags, "--accelerator", "cpu").code == 0
+        other = shutil.copy(tiny_scan, tmp_path / "other.npz")
+        assert command("train", tiny_scan, "--val-scans", other, *flags, "--accelerator", "cpu").code == 0
         assert Store.open(tmp_path / "run" / "store").scans[1].held_out
         answer = command("train", tmp_path / "run" / "store", "--val-scans", tiny_scan, "--out", tmp_path / "b")
         assert "is prepared already" in answer.err

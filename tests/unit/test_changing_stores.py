@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from preparing import append_and_drop, started
 
 from torchptycho.config import GroupConfig, PrepareConfig, RunConfig, SimulateConfig
 from torchptycho.data import writing as writing_module
@@ -210,12 +210,12 @@ class TestInBetween:
         old = prepare(SCANS[:2], run_config(), tmp_path / "old")
         new = append_scans(prepare(SCANS[:2], run_config(), tmp_path / "new"), SCANS[2])
         begin = time.monotonic()
-        _in_another_process(lambda: append_scans(store.path, SCANS[2])).join()
+        started(append_scans, store.path, SCANS[2]).join()
         whole = time.monotonic() - begin
         drop_scans(store, [2])
         outcomes = set()
         for part in range(8):
-            process = _in_another_process(lambda: append_scans(store.path, SCANS[2]))
+            process = started(append_scans, store.path, SCANS[2])
             process.join(whole * (part + 1) / 8)
             process.kill()
             process.join()
@@ -238,12 +238,7 @@ class TestInBetween:
         # Compared by value, as the opened store's own files go away.
         groups = {count: one.groups("train").members.copy() for count, one in known.items()}
 
-        def back_and_forth() -> None:
-            for _ in range(8):
-                append_scans(store.path, SCANS[2])
-                drop_scans(store.path, [2])
-
-        process = _in_another_process(back_and_forth)
+        process = started(append_and_drop, store.path, SCANS[2], 2, 8)
         seen = set()
         while process.is_alive():
             found = Store.open(store.path)
@@ -258,7 +253,7 @@ class TestInBetween:
     def test_processes_that_add_at_once_lose_no_scan(self, tmp_path: Path) -> None:
         store = prepare(SCANS[:1], run_config(), tmp_path / "store")
         given = [scan(seed) for seed in range(4)]
-        processes = [_in_another_process(lambda one=one: append_scans(store.path, one)) for one in given]
+        processes = [started(append_scans, store.path, one) for one in given]
         for process in processes:
             process.join()
         assert [process.exitcode for process in processes] == [0] * 4
@@ -266,13 +261,6 @@ class TestInBetween:
         assert {entry.source for entry in found.scans[1:]} == {one.source for one in given}
         assert found.n_frames == SCANS[0].n_frames + 4 * 16
         assert {path.name for path in tmp_path.iterdir()} == {"store"}
-
-
-def _in_another_process(work: Callable[[], Any]) -> multiprocessing.process.BaseProcess:
-    # Forked, because a new interpreter takes seconds to import torch.
-    process = multiprocessing.get_context("fork").Process(target=work)
-    process.start()
-    return process
 
 
 class TestFramesOfSeveralScans:

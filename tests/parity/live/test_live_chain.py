@@ -35,6 +35,7 @@ from networks import (  # noqa: E402 (imports the oracle)
 )
 
 import torchptycho.model  # noqa: E402
+import torchptycho.network  # noqa: E402
 from torchptycho.config import GroupConfig, LossConfig, ModelConfig, RunConfig, to_dict  # noqa: E402
 from torchptycho.data.batch import GroupBatch  # noqa: E402
 from torchptycho.interop.layouts import channels_first, channels_last, relative_from_offsets  # noqa: E402
@@ -91,7 +92,7 @@ class Pair:
         )
 
     def expected(self) -> Tensor:
-        with patch.object(torchptycho.model, "merge", merge_with_epsilon):
+        with patch.object(torchptycho.network, "merge", merge_with_epsilon):
             return self.ours.expected_counts(self.ours(self.batch), self.batch)
 
     def likelihood(self) -> Tensor:

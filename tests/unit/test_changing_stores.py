@@ -209,10 +209,12 @@ class TestInBetween:
         store = prepare(SCANS[:2], run_config(), tmp_path / "store")
         old = prepare(SCANS[:2], run_config(), tmp_path / "old")
         new = append_scans(prepare(SCANS[:2], run_config(), tmp_path / "new"), SCANS[2])
-        begin = time.monotonic()
-        started(append_scans, store.path, SCANS[2]).join()
-        whole = time.monotonic() - begin
-        drop_scans(store, [2])
+        # The second time: at first the server of processes begins, too.
+        for _ in range(2):
+            begin = time.monotonic()
+            started(append_scans, store.path, SCANS[2]).join()
+            whole = time.monotonic() - begin
+            drop_scans(store, [2])
         outcomes = set()
         for part in range(8):
             process = started(append_scans, store.path, SCANS[2])

@@ -268,8 +268,7 @@ class Reconstruct(Command):
             from torchptycho.report import report_of_network
 
             with self.working(f"writing {page}"):
-                device = {"gpu": "cuda"}.get(self.accelerator, self.accelerator)
-                report_of_network(image, scan, network, page, halves=self.report_frc, device=device)
+                report_of_network(image, scan, network, page, halves=self.report_frc, device=self.accelerator)
         told = _told_of_image(image, out, picture, page)
         if not self.json:
             self.console.print(

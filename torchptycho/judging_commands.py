@@ -21,7 +21,7 @@ class Refining(Command):
     scan: Positional[Path]
     """Scan file."""
     device: str = "auto"
-    """Where to compute: auto, cpu, cuda."""
+    """Where to compute: auto, cpu, gpu."""
     config: Path | None = None
     """YAML or TOML file with the sections prepare and refine; flags override it."""
     reading: ReadConfig = dataclasses.field(default_factory=ReadConfig)

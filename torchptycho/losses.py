@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
-from torchptycho.config import LossConfig
+from torchptycho.config import LossConfig, RunConfig
 from torchptycho.errors import ConfigError
 from torchptycho.physics.noise import poisson_deviance
 
@@ -115,6 +115,23 @@ class Loss:
                 "loss: nll_weight compares counts and mae_weight amplitudes, whose scales differ; "
                 "found both above 0. Set one of them to 0."
             )
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Loss:
+        """The configured loss, when what is to be trained can be learnt from it.
+
+        Raises:
+            ConfigError: as above, or the experiment is to be learnt and no term looks at the detector.
+        """
+        loss = cls(config.loss)
+        experiment = config.experiment
+        learns = config.model.probe_trainable or experiment.scale_trainable or experiment.background_trainable
+        if learns and not loss.needs_counts:
+            raise ConfigError(
+                "probe_trainable, scale_trainable, background_trainable: expected a term of the loss that looks at the "
+                "detector, from which they are learnt; found real-space terms only."
+            )
+        return loss
 
     @property
     def needs_truth(self) -> bool:

@@ -70,7 +70,7 @@ class PtychoPINN(PtychoNetwork, L.LightningModule):
             }
         )  # fmt: skip
         self.has_validation = has_validation
-        self.loss = Loss(self.config.loss)
+        self.loss = Loss.of(self.config)
         # Brings each scan's truth to the phase that a transparent object has; used in training only.
         self.register_buffer("truth_turn", torch.ones(n_scans, dtype=torch.complex64), persistent=False)
         self._train_mean = Mean()
@@ -103,11 +103,6 @@ class PtychoPINN(PtychoNetwork, L.LightningModule):
         )
         if module.loss.needs_truth and not store.has_truth:
             raise ConfigError(f"realspace_weight, realspace_mae_weight: {store.path} has scans without a truth.")
-        if module.learns_experiment and not module.loss.needs_counts:
-            raise ConfigError(
-                "probe_trainable, scale_trainable, background_trainable: expected a term of the loss that looks at the "
-                "detector, from which they are learnt; found real-space terms only."
-            )
         scalings = [entry.scaling for entry in store.scans]
         module.probe_parts.data = torch.view_as_real(probes.clone()).contiguous()
         module.input_scale = torch.tensor([s.input_scale for s in scalings], dtype=torch.float64)
@@ -119,11 +114,6 @@ class PtychoPINN(PtychoNetwork, L.LightningModule):
         if config.train.freeze_encoder:
             module.generator.freeze_encoder()
         return module
-
-    @property
-    def learns_experiment(self) -> bool:
-        """Whether more than the network is trained."""
-        return self.probe_parts.requires_grad or any(True for _ in self.experiment.parameters())
 
     def _step(self, batch: GroupBatch) -> dict[str, Tensor]:
         return self._terms(self(batch), batch)

@@ -8,7 +8,8 @@ from typing import Any
 
 from torchptycho.config import RunConfig, to_dict
 from torchptycho.data.order import batches_per_epoch
-from torchptycho.data.preparing import check_together
+from torchptycho.data.preparing import check_together, refuse_another_store, reopened
+from torchptycho.data.reopen import Request
 from torchptycho.data.splits import divide, held_out_scans
 from torchptycho.data.store import Store
 from torchptycho.errors import ConfigError
@@ -18,10 +19,11 @@ from torchptycho.io.near_field import refuse_near_field
 from torchptycho.losses import Loss
 from torchptycho.nn import build_generator
 from torchptycho.scan import Scan
+from torchptycho.training.loggers import loggers
 from torchptycho.training.preparing import as_prepared, given_store
 from torchptycho.training.quiet import check_machine
 from torchptycho.training.rhythm import rhythm
-from torchptycho.training.starting import check_resumes, check_starts
+from torchptycho.training.starting import check_resumes, check_size, check_starts
 
 __all__ = ["plan_preparation", "plan_training"]
 
@@ -34,13 +36,19 @@ def plan_preparation(
     Raises:
         TorchptychoError: what `prepare` would refuse.
     """
-    return _of_scans(*open_scans(scans, config.prepare, val_scans), config, out)
+    as_asked = reopened(out, Request.of(scans, config, val_scans)) is not None
+    return _of_scans(*open_scans(scans, config.prepare, val_scans), config, Path(out), as_asked)
 
 
-def _of_scans(trained: Sequence[Scan], validated: Sequence[Scan], config: RunConfig, out: str | Path) -> dict[str, Any]:
+def _of_scans(
+    trained: Sequence[Scan], validated: Sequence[Scan], config: RunConfig, out: Path, as_asked: bool
+) -> dict[str, Any]:
     opened = [*trained, *validated]
     check_together(opened, config)
     held_out = held_out_scans(len(trained), len(validated), config.prepare)
+    # A bootstrapped probe is part of a store and not known yet.
+    if not (as_asked or config.prepare.bootstrap_probe):
+        refuse_another_store(out, opened, held_out, config)
     told, problems = [], []
     for scan, held in zip(opened, held_out, strict=True):
         refuse_near_field(scan)
@@ -89,19 +97,24 @@ def plan_training(
     if last.exists() and not resume:
         raise ConfigError(f"{out}: holds a run. Continue it with --resume, or choose another --out.")
     if resume:
+        # Its network is the run's own.
         check_resumes(last, config, out / "config.yaml")
-    elif start is not None:
-        check_starts(start, config)
+    begun = check_starts(start, config) if start is not None and not resume else None
+    loggers(config.log.logger, out)
+    loss = Loss.of(config)
     check_machine(config.train.accelerator, config.train.devices, config.train.nodes)
     if store is not None:
         plan = _of_store(store, config)
         n_px, has_truth = store.n_px, store.has_truth
     else:
         trained, validated = open_scans(scans, config.prepare, val_scans)
-        plan = _of_scans(trained, validated, config, out / "store")
+        as_asked = reopened(out / "store", Request.of(scans, config, val_scans)) is not None
+        plan = _of_scans(trained, validated, config, out / "store", as_asked)
         n_px = plan["scans"][0]["n_px"]
         has_truth = all(scan.truth is not None or scan.truth_patches is not None for scan in (*trained, *validated))
-    if Loss(config.loss).needs_truth and not has_truth:
+    if begun is not None:
+        check_size(begun, n_px)
+    if loss.needs_truth and not has_truth:
         raise ConfigError("realspace_weight, realspace_mae_weight: a scan has no truth to compare with.")
     network = build_generator(config.model, n_px, config.group.gridsize)
     parameters = sum(parameter.numel() for parameter in network.parameters())

@@ -193,10 +193,9 @@ def _refined(
     probe = network.probe[training_scan].detach() * image.provenance["probe_factor"]
     if network.experiment.scale is not None:
         probe = probe * network.experiment.scale[training_scan].detach().sqrt().to(probe.real.dtype)
-    device = {"gpu": "cuda"}.get(accelerator, accelerator)
     with EpochProgress("refining", epochs) if progress else contextlib.nullcontext() as told:
         refined = refine(
-            scan, image, probe=probe.cpu().numpy(), config=settings, device=device, on_epoch=told, scratch=scratch
+            scan, image, probe=probe.cpu().numpy(), config=settings, device=accelerator, on_epoch=told, scratch=scratch
         )
     # What the pass of the network alone was like is no longer so.
     stale = ("absolute_scale", "frames_per_second")

@@ -116,7 +116,7 @@ def train(
             store = given
         elif first:
             assert not isinstance(source, Store)
-            store = prepare_for(source, val_scans, config, path, progress=progress)
+            store = prepare_for(source, val_scans, config, path, progress=progress, start=begun)
         else:
             store = opened_soon(path)
             as_prepared(config, store)

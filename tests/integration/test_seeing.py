@@ -6,6 +6,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -160,6 +161,12 @@ class TestDryRun:
             (["--n-groups", "900"], "900"),
             (["--realspace-weight", "1", "--nll-weight", "0", "--frames", ":20"], ""),
             (["--resume"], "expected a checkpoint to resume from"),
+            (["--probe-trainable", "--realspace-weight", "1", "--nll-weight", "0"], "looks at the detector"),
+            pytest.param(
+                ["--logger", "wandb"],
+                "'wandb' is not installed",
+                marks=pytest.mark.skipif(find_spec("wandb") is not None, reason="wandb is installed"),
+            ),
             (["--devices", "3000", "--accelerator", "gpu"], "gpu"),
         ],
     )
@@ -170,6 +177,34 @@ class TestDryRun:
         assert answer.code == (1 if words else 0)
         assert words in answer.err.lower()
         assert not list(tmp_path.iterdir())
+
+    @pytest.mark.contract("cli.dry-run")
+    def test_a_network_for_other_frames_is_refused_before_anything_is_written(
+        self, command: Command, tiny_run: Path, tmp_path: Path
+    ) -> None:
+        scan = tmp_path / "scan.npz"
+        assert command("simulate", "--n-px", "64", "--object-px", "120", "--n-frames", "30", scan).code == 0
+        begin = ["train", scan, "--out", tmp_path / "run", *TINY_FLAGS, "--from", tiny_run]
+        for more in (["--dry-run"], []):
+            answer = command(*begin, *more)
+            assert answer.code == 1
+            assert "--from: expected a network for frames of N = 64 px; found N = 32" in answer.err
+            assert [path.name for path in tmp_path.iterdir()] == [scan.name]
+
+    @pytest.mark.contract("cli.dry-run")
+    def test_another_store_is_not_planned_over(self, command: Command, tiny_scan: Path, tmp_path: Path) -> None:
+        store = tmp_path / "store"
+        assert command("prepare", tiny_scan, "--out", store, "--gridsize", "1").code == 0
+        assert command("prepare", tiny_scan, "--out", store, "--gridsize", "1", "--dry-run").code == 0
+        answer = command("prepare", tiny_scan, "--out", store, "--gridsize", "2", "--dry-run")
+        assert answer.code == 1
+        assert "group.gridsize (1 then, 2 now)" in answer.err
+        other = tmp_path / "other.npz"
+        other.write_bytes(tiny_scan.read_bytes())
+        answer = command("prepare", tiny_scan, other, "--out", store, "--gridsize", "1", "--dry-run")
+        assert answer.code == 1
+        assert f"scan 1 ({other}) now only." in answer.err
+        assert answer.err.count(str(other)) == 1
 
     @pytest.mark.contract("cli.dry-run")
     def test_an_existing_run_is_not_planned_over(self, command: Command, tiny_run: Path, tiny_scan: Path) -> None:

@@ -25,7 +25,7 @@ from torchptycho.io.near_field import refuse_near_field
 from torchptycho.io.sources import unchanged
 from torchptycho.scan import Scan
 
-__all__ = ["append_scans", "check_together", "config_of", "drop_scans", "prepare", "reopened"]
+__all__ = ["append_scans", "check_together", "config_of", "drop_scans", "prepare", "refuse_another_store", "reopened"]
 
 _log = logging.getLogger(__name__)
 
@@ -84,10 +84,7 @@ def prepare(
     check_together(opened, config)
     held_out = held_out_scans(len(trained), len(validated), config.prepare)
     marks = [scan_parts(scan) for scan in opened]
-    fingerprint = _fingerprint(
-        [(scan.source, mark, held) for scan, mark, held in zip(opened, marks, held_out, strict=True)],
-        {"schema": str(SCHEMA), **config_parts(config)},
-    )
+    fingerprint = _fingerprint_of(opened, marks, held_out, config)
     if path.exists():
         return _reopen(path, fingerprint)
     for scan in opened:
@@ -274,6 +271,26 @@ def _check_read_so(scan: Scan, config: RunConfig) -> None:
                 f"{field.name}: {scan.source} was read with {was!r}; found {wanted!r}. "
                 "Give the file, or read it with read_scan(path, config.prepare)."
             )
+
+
+def refuse_another_store(path: Path, scans: Sequence[Scan], held_out: Sequence[bool], config: RunConfig) -> None:
+    """What `prepare` says about a folder that is there already; it may be a store of just this.
+
+    Raises:
+        StoreError: it is something else.
+    """
+    if path.exists():
+        marks = [scan_parts(scan) for scan in scans]
+        refuse_differences(path, Store.open(path).fingerprint, _fingerprint_of(scans, marks, held_out, config))
+
+
+def _fingerprint_of(
+    scans: Sequence[Scan], marks: Sequence[dict[str, str]], held_out: Sequence[bool], config: RunConfig
+) -> dict[str, str]:
+    return _fingerprint(
+        [(scan.source, mark, held) for scan, mark, held in zip(scans, marks, held_out, strict=True)],
+        {"schema": str(SCHEMA), **config_parts(config)},
+    )
 
 
 def _fingerprint(scans: Sequence[tuple[str, dict[str, str], bool]], others: dict[str, str]) -> dict[str, str]:

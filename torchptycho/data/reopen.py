@@ -109,12 +109,29 @@ def refuse_differences(path: Path, was: Mapping[str, str], now: Mapping[str, str
     Raises:
         StoreError: naming every part that differs, and both values where they are short.
     """
-    differs = [_told(key, was.get(key), now.get(key)) for key in sorted({*was, *now}) if was.get(key) != now.get(key)]
+    # A scan that one of them does not have at all is told once, not by each of its parts.
+    gone, come = sorted(_scans(was) - _scans(now)), sorted(_scans(now) - _scans(was))
+    differs = [*(f"{scan} then only" for scan in gone), *(f"{scan} now only" for scan in come)]
+    differs += [
+        _told(key, was.get(key), now.get(key))
+        for key in sorted({*was, *now})
+        if was.get(key) != now.get(key) and _scan_of(key) not in (*gone, *come)
+    ]
     if differs or files:
         raise StoreError(
             f"{path}: is a store of something else; what differs: {'; '.join([*files, *differs])}. "
             "Choose another folder, or remove this one."
         )
+
+
+def _scan_of(key: str) -> str | None:
+    """The scan whose part this is; its name ends with a bracket."""
+    name, _, _ = key.rpartition(" ")
+    return name if name.endswith(")") else None
+
+
+def _scans(parts: Mapping[str, str]) -> set[str]:
+    return {name for key in parts if (name := _scan_of(key)) is not None}
 
 
 def _told(key: str, was: str | None, now: str | None) -> str:

@@ -69,7 +69,7 @@ def refine(
             positions are taken over when it has them. None begins with a transparent object.
         probe: modes in sqrt(photons) that replace the scan's (and the start's) own.
         config: method, epochs, and what may change beside the object.
-        device: "auto" takes a GPU when there is one; else a name that torch knows.
+        device: "auto" takes a GPU when there is one; "gpu", "cpu", or another name that torch knows.
         state_file: where to write the state from time to time and at the end, for `resume`.
         resume: go on from that file, up to the configured epochs.
         on_epoch: told the number of each finished epoch and its misfit.
@@ -118,13 +118,14 @@ def _moved_before_px(scan: Scan, start: Reconstruction | None) -> int:
 def _place(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if device == "gpu" else device
     try:
         # Naming a device does not need it; putting something there does.
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"device: expected auto, cpu, or a GPU that is there (cuda); found '{device}': {reason}"
+            f"device: expected auto, cpu, or a GPU that is there (gpu); found '{device}': {reason}"
         ) from None
 
 

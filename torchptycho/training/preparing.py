@@ -13,8 +13,10 @@ from torchptycho.data.store import MANIFEST, Store
 from torchptycho.errors import ConfigError, ScanError
 from torchptycho.io.finding import Sources, open_scans
 from torchptycho.losses import Loss
+from torchptycho.model import PtychoPINN
 from torchptycho.nn import find_generator
 from torchptycho.scan import Scan
+from torchptycho.training.starting import check_size
 
 __all__ = ["as_prepared", "given_store", "prepare_for", "ready_scans"]
 
@@ -70,13 +72,24 @@ def _bootstrapped(
     return good[: len(trained)], good[len(trained) :]
 
 
-def prepare_for(sources: Sources, val_sources: Sources, config: RunConfig, path: Path, *, progress: bool) -> Store:
+def prepare_for(
+    sources: Sources,
+    val_sources: Sources,
+    config: RunConfig,
+    path: Path,
+    *,
+    progress: bool,
+    start: PtychoPINN | None = None,
+) -> Store:
     """The store of a run, made of scans that its network and its loss can use.
+
+    Arguments:
+        start: whose network the run goes on from.
 
     Raises:
         TorchptychoError: they cannot, or not together.
     """
-    needs_truth = Loss(config.loss).needs_truth
+    needs_truth = Loss.of(config).needs_truth
     sizes = find_generator(config.model.generator).supported_n_px
     request = Request.of(sources, config, val_sources)
     store = reopened(path, request)
@@ -91,6 +104,8 @@ def prepare_for(sources: Sources, val_sources: Sources, config: RunConfig, path:
                 found=f"N = {scan.n_px}",
                 remedy="Crop or pad the frames and the probe about the beam centre, or choose another --generator.",
             )  # fmt: skip
+        if start is not None:
+            check_size(start, scan.n_px)
         if needs_truth and scan.truth is None and scan.truth_patches is None:
             raise ConfigError(f"realspace_weight, realspace_mae_weight: {scan.source} has no truth to compare with.")
     trained, validated = _bootstrapped(opened, config, path.with_name("bootstrap.npz"), progress=progress)

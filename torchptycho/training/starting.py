@@ -9,7 +9,7 @@ from torchptycho.config import RunConfig, to_dict
 from torchptycho.errors import ConfigError, StoreError
 from torchptycho.model import PtychoPINN
 
-__all__ = ["check_resumes", "check_starts", "take_network"]
+__all__ = ["check_resumes", "check_size", "check_starts", "take_network"]
 
 # Fields of TrainConfig that say how long and where to compute, not what.
 _LENGTH = ("steps", "epochs")
@@ -65,12 +65,17 @@ def check_starts(start: str | Path, config: RunConfig) -> PtychoPINN:
     return module
 
 
+def check_size(start: PtychoPINN, n_px: int) -> None:
+    """Refuse, by ConfigError, a trained network of another frame size."""
+    if start.n_px != n_px:
+        raise ConfigError(f"--from: expected a network for frames of N = {n_px} px; found N = {start.n_px}.")
+
+
 def take_network(module: PtychoPINN, start: PtychoPINN) -> None:
     """Begin with the weights of another module's network; probe, scales and statistics stay those of the new scans.
 
     Raises:
         ConfigError: the frames have another size.
     """
-    if module.n_px != start.n_px:
-        raise ConfigError(f"--from: expected a network for frames of N = {module.n_px} px; found N = {start.n_px}.")
+    check_size(start, module.n_px)
     module.generator.load_state_dict(start.generator.state_dict())

@@ -96,7 +96,7 @@ def refine_product(job: RefineJob, queue: Outbox) -> None:
     show(
         refine(
             scan_of_input(job.parameters), start, config=config.refine,
-            device={"gpu": "cuda"}.get(config.train.accelerator, config.train.accelerator),
+            device=config.train.accelerator,
             on_image=show, image_every_epochs=job.image_every_epochs,
         )
     )  # fmt: skip

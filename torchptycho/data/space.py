@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import shutil
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +25,8 @@ __all__ = ["SteadyWriter", "bytes_needed", "check_space", "names_on_disk", "on_d
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _BLOCK_BYTES = 1 << 20
 _SYNC_BYTES = 32 << 20
+# Arrays that may wait to be written.
+_AHEAD = 2
 # Of a frame beside its pixels: position, scan, and its part in the lists of frames that groups were formed from.
 _FRAME_BYTES = 16 + 8 + 8 + 8
 # Of a member of a group: its index and its offset; of a group: its centre.
@@ -110,7 +113,7 @@ def _allocate(descriptor: int, n_bytes: int) -> None:
 
 
 class SteadyWriter:
-    """Writes arrays to a stream, and has what was written brought to the disk while the next ones are made.
+    """Writes arrays to a stream, and brings what was written to the disk, while the next ones are made.
 
     Otherwise the disk has nothing to do until all is written, and then the program has nothing to do.
     """
@@ -118,23 +121,35 @@ class SteadyWriter:
     def __init__(self, stream: io.RawIOBase) -> None:
         self._stream = stream
         self._waiting = 0
-        self._thread = ThreadPoolExecutor(1)
+        self._writer, self._syncer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._writes: deque[Future[None]] = deque()
         self._sync: Future[None] | None = None
 
     def __enter__(self) -> SteadyWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._thread.shutdown()
+        try:
+            while kind is None and self._writes:
+                self._writes.popleft().result()
+        finally:
+            self._writer.shutdown(cancel_futures=True)
+            self._syncer.shutdown()
         if self._sync is not None and kind is None:
             self._sync.result()
 
     def write(self, values: np.ndarray) -> None:
-        """All bytes of a C-contiguous array; a single write may take a part of them only.
+        """Take a C-contiguous array, which must stay as it is from now on; a few wait while one is written.
 
         Raises:
-            OSError: the disk is full, or failed.
+            OSError: the disk is full, or failed, at an earlier array; at the last ones the block ends with it.
         """
+        while len(self._writes) >= _AHEAD:
+            self._writes.popleft().result()
+        self._writes.append(self._writer.submit(self._write, values))
+
+    def _write(self, values: np.ndarray) -> None:
+        # A single write may take a part of the bytes only.
         view = memoryview(values.reshape(-1).view(np.uint8).data)
         done = 0
         while done < len(view):
@@ -143,7 +158,7 @@ class SteadyWriter:
         if self._waiting >= _SYNC_BYTES and (self._sync is None or self._sync.done()):
             if self._sync is not None:
                 self._sync.result()
-            self._sync = self._thread.submit(_to_disk, self._stream.fileno())
+            self._sync = self._syncer.submit(_to_disk, self._stream.fileno())
             self._waiting = 0
 
 

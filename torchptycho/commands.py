@@ -201,9 +201,9 @@ class Reconstruct(Command):
         images = self._images()
         if self.refine < 0:
             raise ConfigError(f"--refine: expected a number of epochs, 0 for none; found {self.refine}.")
-        from torchptycho.checkpoints import find_checkpoint, load_network
+        from torchptycho.checkpoints import load_network
 
-        network = load_network(find_checkpoint(self.checkpoint))
+        network = load_network(self.checkpoint)
         trained = to_dict(network.config.reconstruct)
         asked = {name: getattr(self, name) for name in trained if getattr(self, name) is not None}
         config = from_dict(ReconstructConfig, trained | asked, source="reconstruct")

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["find_checkpoint", "load_checkpoint", "load_network"]
 
+_REMEDY = "The checkpoint comes before the scans; if this is one, train again."
+
 
 def load_checkpoint(path: str | Path) -> PtychoPINN:
     """A trained module from its checkpoint or bundle alone; nothing in the file is executed.
@@ -38,7 +40,6 @@ def load_checkpoint(path: str | Path) -> PtychoPINN:
     module.require_statistics()
     module.came_from(path)
     return module
-
 
 def load_network(path: str | Path) -> PtychoNetwork:
     """A trained network from its checkpoint or bundle alone, ready to predict but not to train.
@@ -76,11 +77,11 @@ def _told(path: Path) -> Iterator[None]:
     except pickle.UnpicklingError as error:
         # torch's own message recommends to load it unsafely.
         reason = "it is another kind of file, or holds Python objects, which are never unpickled because they run code"
-        raise StoreError(f"{path}: expected a torchptycho checkpoint; {reason}. Train again.") from error
+        raise StoreError(f"{path}: expected a torchptycho checkpoint; {reason}. {_REMEDY}") from error
     except (OSError, RuntimeError, LookupError, EOFError, TypeError, AttributeError, ValueError, ConfigError) as error:
         reason = " ".join(str(error).split())[:300] or "it ends too early"
         raise StoreError(
-            f"{path}: expected a torchptycho checkpoint; it does not load ({reason}).{_differences(path)} Train again."
+            f"{path}: expected a torchptycho checkpoint; it does not load ({reason}).{_differences(path)} {_REMEDY}"
         ) from error
 
 

@@ -118,10 +118,9 @@ def _moved_before_px(scan: Scan, start: Reconstruction | None) -> int:
 def _place(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = "cuda" if device == "gpu" else device
     try:
         # Naming a device does not need it; putting something there does.
-        return torch.empty(0, device=device).device
+        return torch.empty(0, device="cuda" if device == "gpu" else device).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(

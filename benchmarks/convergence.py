@@ -6,8 +6,9 @@ Seed s is an object of kind s mod 4 (dead leaves, lines, Siemens star, natural) 
 The network is trained on one scan and judged on another object under the same beam at the same dose, every `--every`
 steps. A run has converged when the structural similarity of amplitude and of phase both reach 0.55 or, where the
 photons do not allow that, nine tenths of what 40 epochs of refinement reach on the same scan. A run that the watch for
-flat networks ended has not. Beside it stand the same network untrained, and `--beside` another generator trained for as
-long.
+flat networks ended has not. Frames of more than 64 px are predicted twice, among other neighbours. Beside it stand the
+same network untrained, and `--beside` another generator trained for as long.
+
 Writes convergence.csv.
 """
 
@@ -24,7 +25,15 @@ from pathlib import Path
 import torch
 
 from torchptycho.checkpoints import load_checkpoint
-from torchptycho.config import GroupConfig, ModelConfig, RefineConfig, RunConfig, SimulateConfig, TrainConfig
+from torchptycho.config import (
+    GroupConfig,
+    ModelConfig,
+    ReconstructConfig,
+    RefineConfig,
+    RunConfig,
+    SimulateConfig,
+    TrainConfig,
+)
 from torchptycho.data.preparing import prepare
 from torchptycho.errors import TrainingError
 from torchptycho.evaluation import evaluate
@@ -98,6 +107,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--every", type=int, default=50, help="steps between two judgements")
     parser.add_argument("--seconds", type=float, default=900, help="of training, for one seed at most")
+    parser.add_argument("--predict-passes", type=int, help="None takes 1 for N = 64, and 2 for larger frames")
     parser.add_argument("--generator", default="pie_unet")
     parser.add_argument("--beside", help="another generator, trained for as long")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
@@ -110,6 +120,7 @@ def main() -> None:
             config = RunConfig(
                 group=GroupConfig(gridsize=options.gridsize), model=ModelConfig(generator=options.generator),
                 train=TrainConfig(steps=options.steps, seed=seed, accelerator="cpu"),
+                reconstruct=ReconstructConfig(predict_passes=options.predict_passes or (1 if n_px <= 64 else 2)),
             )  # fmt: skip
             best = ssim(refine(judged, config=RefineConfig(epochs=40, probe_update=False)), judged)
             wanted = (min(WANTED, PART_OF_REFINED * best[0]), min(WANTED, PART_OF_REFINED * best[1]))

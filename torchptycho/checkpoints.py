@@ -41,6 +41,7 @@ def load_checkpoint(path: str | Path) -> PtychoPINN:
     module.came_from(path)
     return module
 
+
 def load_network(path: str | Path) -> PtychoNetwork:
     """A trained network from its checkpoint or bundle alone, ready to predict but not to train.
 

@@ -207,8 +207,8 @@ class Reconstruct(Command):
         trained = to_dict(network.config.reconstruct)
         asked = {name: getattr(self, name) for name in trained if getattr(self, name) is not None}
         config = from_dict(ReconstructConfig, trained | asked, source="reconstruct")
-        # Drawing takes as long to import as a small scan to predict, and the second core is idle at first.
-        threading.Thread(target=importlib.import_module, args=("torchptycho.plot",), daemon=True).start()
+        # What comes after the network takes as long to import as a small scan to predict.
+        threading.Thread(target=_import_ahead, daemon=True).start()
         failed, told = [], []
         for scan, image in images.items():
             try:
@@ -388,6 +388,11 @@ def _report_file(asked: Beside | Path | None, out: Path, frc: bool) -> Path | No
 
 def _files(*files: Path | None) -> str:
     return ", ".join(str(file) for file in files if file is not None)
+
+
+def _import_ahead() -> None:
+    for module in ("torchptycho.phases", "torchptycho.plot"):
+        importlib.import_module(module)
 
 
 def _told_of_image(image: Reconstruction, out: Path, picture: Path, page: Path | None) -> dict[str, Any]:

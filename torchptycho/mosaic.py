@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor, distributed
 
-from torchptycho.phases import synchronised
 from torchptycho.stitch import Canvas
 
 __all__ = ["Mosaic"]
@@ -118,6 +117,9 @@ class Mosaic:
         missing = int((self._group < 0).sum())
         if missing:
             raise ValueError(f"expected {len(patches)} patches; {len(patches) - missing} came")
+        # What it needs takes half a second to import, which can be done while the network is busy.
+        from torchptycho.phases import synchronised
+
         turn = synchronised(patches, self._positions_px, self._weight.to(patches.device), self._group)
         for numbers in torch.split(torch.nonzero(self._own).flatten(), _PLACED_AT_ONCE):
             there = numbers.to(patches.device)

@@ -6,7 +6,9 @@ import contextlib
 import dataclasses
 import logging
 import os
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,8 @@ _log = logging.getLogger(__name__)
 
 # Batches beyond this are no faster on a CPU, whose caches they leave.
 _CPU_PIXELS = 1 << 17
+# Threads beyond this would wait for Python's lock.
+_MOST_BATCHES = 8
 # Of a GPU's free memory that a batch may take, and how many frames at most.
 _GPU_PART, _GPU_FRAMES = 0.5, 4096
 
@@ -152,9 +156,7 @@ def _predict(
     bar = new_bar() if task.progress and rank == 0 else None
     with torch.inference_mode(), bar or contextlib.nullcontext():
         told = bar.add_task("reconstructing", total=len(own), note="") if bar else None
-        for number, batch in enumerate(stream.batches(own)):
-            here = batch.pinned().to(device) if device.type == "cuda" else batch
-            patches = _patches(network, here, config)
+        for number, (batch, here, patches) in enumerate(_predicted(network, task, own, device)):
             mosaic.add(patches, here.members, here.fresh, own[number][0])
             if task.on_batch is not None:
                 task.on_batch(batch, patches)
@@ -166,6 +168,41 @@ def _predict(
     if ranks > 1 and scale is not None:
         scale.all_reduce(device)
     return Predicted(canvas, mosaic.n_placed, mosaic.left_out, scale)
+
+
+def _predicted(
+    network: PtychoNetwork, task: Prediction, cuts: list[tuple[int, int]], device: torch.device
+) -> Iterator[tuple[PlainBatch, PlainBatch, Tensor]]:
+    """Batches as they were read and as they are on the device, with their patches, in the order of `cuts`."""
+    threads = torch.get_num_threads()
+    if device.type == "cuda" or threads == 1 or task.config.predict_compile:
+        for batch in task.stream.batches(cuts):
+            here = batch.pinned().to(device) if device.type == "cuda" else batch
+            yield batch, here, _patches(network, here, task.config)
+        return
+    # Each core computes batches of its own. Threads that share every operation wait for each other at the end of each,
+    # by spinning: where one of them is kept off its core by another program, the whole takes five times as long.
+    at_once = min(threads, _MOST_BATCHES)
+
+    def computed(cut: tuple[int, int]) -> tuple[PlainBatch, PlainBatch, Tensor]:
+        batch = task.stream.batch(*cut)
+        with torch.inference_mode():
+            return batch, batch, _patches(network, batch, task.config)
+
+    # It holds for this thread, which would disturb the others, and for threads to come.
+    torch.set_num_threads(max(1, threads // at_once))
+    pool = ThreadPoolExecutor(at_once)
+    try:
+        coming: deque[Future[tuple[PlainBatch, PlainBatch, Tensor]]] = deque()
+        for cut in cuts:
+            coming.append(pool.submit(computed, cut))
+            if len(coming) > at_once:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
 
 
 def _patches(network: PtychoNetwork, batch: PlainBatch, config: ReconstructConfig) -> Tensor:

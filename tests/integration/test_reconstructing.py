@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from torchptycho.predicting import devices_of
 from torchptycho.reconstructing import reconstruct
 from torchptycho.reconstruction import Reconstruction
 from torchptycho.simulation import simulate
-from torchptycho.streaming import StreamedScan
+from torchptycho.streaming import PlainBatch, StreamedScan
 from torchptycho.workflows import TrainResult, train
 
 QUIET: dict[str, Any] = {"accelerator": "cpu", "progress": False}
@@ -96,6 +97,57 @@ def test_every_frame_is_predicted_as_often_as_asked_for(tmp_path: Path, passes: 
         for number in range(passes)
     }
     assert all(len(together[0] & together[number]) < len(together[0]) // 2 for number in range(1, passes))
+
+
+@pytest.fixture
+def threads() -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield 3
+    torch.set_num_threads(before)
+
+
+@pytest.mark.contract("predict.threads")
+@pytest.mark.parametrize("agree", [True, False])
+def test_threads_that_take_batches_of_their_own_give_the_image_of_one(
+    paired: TrainResult, threads: int, agree: bool
+) -> None:
+    scan = simulate(TINY_SIMULATION)
+    network, config = load_network(paired.last), ReconstructConfig(predict_batch_size=4, agree_phases=agree)
+    alone: set[int] = set()
+
+    def told(batch: PlainBatch, patches: torch.Tensor) -> None:
+        seen.append(int(batch.members[0, 0]))
+        alone.add(torch.get_num_threads())
+
+    seen: list[int] = []
+    shared = reconstruct(network, scan, config, on_batch=told, **QUIET)
+    assert (alone, torch.get_num_threads()) == ({1}, threads)
+    torch.set_num_threads(1)
+    together, seen = seen, []
+    assert same(shared, reconstruct(network, scan, config, on_batch=told, **QUIET))
+    assert together == seen
+    assert len(seen) > 2 * threads
+
+
+@pytest.mark.contract("predict.threads")
+def test_a_failure_in_a_thread_is_the_failure(paired: TrainResult, threads: int) -> None:
+    network, calls = load_checkpoint(paired.last), 0
+    forward = network.forward
+
+    def failing(batch: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise MemoryError
+        return forward(batch)
+
+    network.forward = failing  # type: ignore[method-assign]
+    with pytest.raises(MemoryError):
+        reconstruct(network, simulate(TINY_SIMULATION), ReconstructConfig(predict_batch_size=4), **QUIET)
+    assert torch.get_num_threads() == threads
+    # What waited was not begun.
+    assert calls < 3 + 2 * threads
 
 
 @pytest.mark.contract("predict.once")

@@ -17,6 +17,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 from torchptycho.absolute import ScaleStatistics
 from torchptycho.bars import new_bar
 from torchptycho.config import ReconstructConfig
+from torchptycho.engines import ExportedNetwork
 from torchptycho.errors import ConfigError, StoreError
 from torchptycho.mosaic import Mosaic
 from torchptycho.network import PtychoNetwork
@@ -29,6 +30,8 @@ _log = logging.getLogger(__name__)
 
 # Batches beyond this are no faster on a CPU, whose caches they leave.
 _CPU_PIXELS = 1 << 17
+# What another engine than torch takes of a GPU's memory is not seen.
+_UNSEEN_PIXELS = 1 << 21
 # Of a GPU's free memory that a batch may take, and how many frames at most.
 _GPU_PART, _GPU_FRAMES = 0.5, 4096
 
@@ -183,6 +186,8 @@ def _groups_at_once(network: PtychoNetwork, task: Prediction, device: torch.devi
         return max(1, frames // members)
     if device.type != "cuda":
         return max(1, _CPU_PIXELS // n_px**2 // members)
+    if isinstance(network, ExportedNetwork):
+        return max(1, _UNSEEN_PIXELS // n_px**2 // members)
     # What one small batch takes at its peak tells what a large one takes.
     probe = task.stream.batch(0, min(len(task.stream), max(1, 16 // members))).to(device)
     torch.cuda.reset_peak_memory_stats(device)

@@ -51,6 +51,7 @@ LARGEST_ERROR = 1e-4
 _SUFFIXES: dict[str, Format] = {".onnx": "onnx", ".pt2": "aot"}
 # Has all operators that are needed, and runs on every ONNX Runtime since 1.14.
 _OPSET = 18
+_LARGEST_OFFSET_PX = 4096
 # Groups in the batches that it is checked with.
 _CHECKED = (3, 1, 5)
 
@@ -78,12 +79,16 @@ def export_network(
 
     Raises:
         ExportError: a package is missing, the network uses what cannot be exported, or the file would not agree.
-        ConfigError: the format or the scan is none.
+        ConfigError: the format, the place, the scan or the room is none.
     """
     path = Path(path)
     kind = format or _SUFFIXES.get(path.suffix.lower())
     if kind is None:
         raise ConfigError(f"{path}: expected a name that ends in .onnx or .pt2, or a format; found neither.")
+    if path.is_dir() or (network.checkpoint is not None and path.resolve() == network.checkpoint.resolve()):
+        raise ConfigError(f"{path}: expected a new file; found {'a folder' if path.is_dir() else 'the checkpoint'}.")
+    if not 0 <= (max_offset_px or 0.0) <= _LARGEST_OFFSET_PX:
+        raise ConfigError(f"max_offset_px: expected 0 to {_LARGEST_OFFSET_PX}; found {max_offset_px}.")
     network.require_statistics()
     require(("onnx", "onnxscript", "onnxruntime") if kind == "onnx" else (), "torchptycho[onnx]")
     which = network.config.reconstruct.training_scan if training_scan is None else training_scan

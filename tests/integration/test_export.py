@@ -244,8 +244,14 @@ def test_the_command_writes_and_tells(trained: Path, tmp_path: Path, command: Co
     assert told["canvas_px"] == 32 + 2 * 15
     assert "tensors" not in told
     assert (tmp_path / "network.bin").is_file()
-    answer = command("export", trained, tmp_path / "network.txt")
-    assert (answer.code, "ends in .onnx or .pt2" in answer.err) == (1, True)
+    for wrong, told in (
+        ([tmp_path / "network.txt"], "ends in .onnx or .pt2"),
+        ([tmp_path, "--format", "onnx"], "found a folder"),
+        ([trained, "--format", "onnx"], "found the checkpoint"),
+        ([tmp_path / "network.onnx", "--max-offset-px", "nan"], "max_offset_px: expected 0 to 4096; found nan"),
+    ):
+        answer = command("export", trained, *wrong)
+        assert (answer.code, told in answer.err) == (1, True), answer.err
 
 
 @pytest.mark.contract("export.refuses")

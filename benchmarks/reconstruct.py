@@ -16,6 +16,8 @@ untrained, which costs the same. Stages:
 - oracle: the network of tf_reference and its `reassemble_position`, in a process of its own with as many threads; for
   `cnn` with gridsize 1, whose shape its network has. It gets a few of the frames, and its time is multiplied.
 
+With `--engine torch onnx aot` each row is repeated with the exported network; exporting does not count.
+
 Writes reconstruct.csv.
 """
 
@@ -23,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import os
 import resource
@@ -65,17 +68,17 @@ class Stages:
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 
 
-def stages(checkpoint: str, scan: str, device: str, frames_per_batch: str, clock: str) -> dict[str, float]:
+def stages(checkpoint: str, scan: str, device: str, frames_per_batch: str, clock: str, engine: str) -> dict[str, float]:
     """Seconds of the stages, of all of them, and of all but writing and drawing the image; imports do not count."""
     import torch
 
     from torchptycho import mosaic, reconstructing, streaming
-    from torchptycho.checkpoints import load_network
     from torchptycho.config import ReconstructConfig
     from torchptycho.io import write_reconstruction
+    from torchptycho.opening import open_network
     from torchptycho.plot import plot_reconstruction
 
-    network = load_network(checkpoint)
+    network = open_network(checkpoint, engine, accelerator=device)  # type: ignore[arg-type]
     config = ReconstructConfig(
         predict_batch_size="auto" if frames_per_batch == "auto" else int(frames_per_batch),
         agree_phases=network.config.reconstruct.agree_phases,
@@ -153,19 +156,35 @@ def trained(generator: str, n_px: int, frames: int, folder: Path) -> tuple[Path,
     return train(few, config, folder / "run", progress=False).last, folder / "scan.npz", edge - n_px
 
 
+def exported(checkpoint: Path, scan: Path, engine: str, device: str, folder: Path) -> Path:
+    """What the engine takes in the place of a checkpoint, with room for the groups of this scan."""
+    if engine == "torch":
+        return checkpoint
+    from torchptycho.checkpoints import load_network
+    from torchptycho.export import export_network
+    from torchptycho.io import read_scan
+    from torchptycho.streaming import StreamedScan
+
+    network = load_network(checkpoint)
+    stream = StreamedScan.of(read_scan(scan), folder, gridsize=network.gridsize, nphotons=None, training_scan=0)
+    file = folder / f"network{'.onnx' if engine == 'onnx' else '.pt2'}"
+    export_network(network.to("cuda" if device == "gpu" else "cpu"), file, max_offset_px=stream.max_offset_px)
+    return file
+
+
 def of_children() -> float:
     """Processor seconds of the processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
-def command(checkpoint: Path, scan: Path, device: str, folder: Path, clock: str) -> dict[str, float]:
+def command(checkpoint: Path, scan: Path, device: str, folder: Path, clock: str, engine: str) -> dict[str, float]:
     """Seconds and peak memory of the command in a process of its own."""
     now = of_children if clock == "processor" else time.perf_counter
     begin = now()
     subprocess.run(
         [sys.executable, "-c", COMMAND, "reconstruct", str(checkpoint), str(scan), "--out", str(folder / "image.npz"),
-         "--accelerator", device],
+         "--accelerator", device, "--engine", engine],
         check=True, capture_output=True,
     )  # fmt: skip
     seconds = now() - begin
@@ -180,12 +199,13 @@ def main() -> None:
     parser.add_argument("--oracle-frames", type=int, default=32)
     parser.add_argument("--batch", default="auto", help="frames per forward pass")
     parser.add_argument("--threads", type=int, default=0, help="of the CPU, for both; 0 as the libraries choose")
+    parser.add_argument("--engine", nargs="+", default=["torch"], choices=["torch", "onnx", "aot"])
     parser.add_argument("--no-oracle", action="store_true")
     parser.add_argument(
         "--clock", choices=sorted(CLOCKS), default="wall", help="processor: with one thread, beside other work"
     )
     parser.add_argument("--out", default="benchmarks/results")
-    parser.add_argument("--stages", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--stages", nargs=6, help=argparse.SUPPRESS)
     parser.add_argument("--oracle", nargs=6, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.stages:
@@ -218,11 +238,13 @@ def main() -> None:
                         given.threads,
                         given.clock,
                     )
-                for device in ["cpu", *(["gpu"] if torch.cuda.is_available() else [])]:
-                    found = in_a_process("--stages", checkpoint, scan, device, given.batch, given.clock)
-                    cold = command(checkpoint, scan, device, folder, given.clock)
+                devices = ["cpu", *(["gpu"] if torch.cuda.is_available() else [])]
+                for device, engine in itertools.product(devices, given.engine):
+                    file = exported(checkpoint, scan, engine, device, folder)
+                    found = in_a_process("--stages", file, scan, device, given.batch, given.clock, engine)
+                    cold = command(file, scan, device, folder, given.clock, engine)
                     row: dict[str, Any] = {
-                        "device": device, "generator": generator, "n_px": n_px, "frames": frames,
+                        "device": device, "engine": engine, "generator": generator, "n_px": n_px, "frames": frames,
                         "clock": given.clock,
                         "frames/s": round(frames / found["whole"], 1),
                         "frames/s, image not written": round(frames / found["pass"], 1),

@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from torchptycho.errors import TorchptychoError as TorchptychoError
     from torchptycho.evaluation import Metrics as Metrics
     from torchptycho.evaluation import evaluate as evaluate
+    from torchptycho.export import export_network as export_network
     from torchptycho.geometry import Geometry as Geometry
     from torchptycho.grouping import Groups as Groups
     from torchptycho.grouping import group as group
@@ -92,6 +93,7 @@ if TYPE_CHECKING:
         write_scan as write_scan,
     )
     from torchptycho.model import PtychoPINN as PtychoPINN
+    from torchptycho.opening import open_network as open_network
     from torchptycho.orientation import rank_orientations as rank_orientations
     from torchptycho.plot import plot_comparison as plot_comparison
     from torchptycho.plot import plot_reconstruction as plot_reconstruction
@@ -125,6 +127,7 @@ _HOME = {
     "data.store": ["Store"],
     "errors": ["TorchptychoError"],
     "evaluation": ["Metrics", "evaluate"],
+    "export": ["export_network"],
     "geometry": ["Geometry"],
     "grouping": ["Groups", "group"],
     "growing": ["GrowingCanvas"],
@@ -132,6 +135,7 @@ _HOME = {
     "inspection": ["inspect_scan"],
     "io": ["read_probe", "read_reconstruction", "read_scan", "write_reconstruction", "write_scan"],
     "model": ["PtychoPINN"],
+    "opening": ["open_network"],
     "orientation": ["rank_orientations"],
     "plot": ["plot_comparison", "plot_reconstruction"],
     "predict": ["CanvasWriter"],

@@ -31,7 +31,7 @@ from torchptycho.config import (
 )
 from torchptycho.errors import ConfigError, ScanError, TorchptychoError
 from torchptycho.file_commands import Convert, Inspect
-from torchptycho.interop_commands import Ptychodus
+from torchptycho.interop_commands import Export, Ptychodus
 from torchptycho.judging_commands import Compare, Evaluate, Refining, Resolution
 from torchptycho.store_commands import Append, Drop, Prepare, require_scans
 from torchptycho.system_commands import Doctor
@@ -155,7 +155,7 @@ class Reconstruct(Command):
     OPTIONAL_FILE: ClassVar = {"--report": ".html"}
 
     checkpoint: Positional[Path]
-    """Checkpoint or bundle, or the folder of a run (its best checkpoint)."""
+    """Checkpoint or bundle, the folder of a run (its best checkpoint), or an exported file (.onnx, .pt2)."""
     scans: Positional[tuple[Path, ...]]
     """Scan files."""
     out: Path | None = None
@@ -163,6 +163,9 @@ class Reconstruct(Command):
     scans a folder, by default reconstructions, in which images have the names of their scans."""
     accelerator: str = "auto"
     """Where to compute: auto, cpu, gpu."""
+    engine: Literal["torch", "onnx", "aot"] | None = None
+    """What computes the network; for onnx and aot a checkpoint is exported first. None is ONNX Runtime for .onnx files,
+    otherwise torch. A .pt2 file is machine code, which runs as it is loaded: it needs --engine aot."""
     devices: int = 1
     """Processes that share the frames of a scan, each with a GPU or a part of the CPU."""
     domain: Literal["counts", "amplitude"] | None = None
@@ -201,9 +204,12 @@ class Reconstruct(Command):
         images = self._images()
         if self.refine < 0:
             raise ConfigError(f"--refine: expected a number of epochs, 0 for none; found {self.refine}.")
-        from torchptycho.checkpoints import load_network
+        from torchptycho.opening import open_network
 
-        network = load_network(self.checkpoint)
+        with self.working("opening the network"):
+            network = open_network(
+                self.checkpoint, self.engine, training_scan=self.training_scan, accelerator=self.accelerator
+            )
         trained = to_dict(network.config.reconstruct)
         asked = {name: getattr(self, name) for name in trained if getattr(self, name) is not None}
         config = from_dict(ReconstructConfig, trained | asked, source="reconstruct")
@@ -419,6 +425,7 @@ COMMANDS: dict[str, type[Command]] = {
     "drop": Drop,
     "train": Train,
     "reconstruct": Reconstruct,
+    "export": Export,
     "evaluate": Evaluate,
     "compare": Compare,
     "resolution": Resolution,
@@ -430,7 +437,7 @@ PURPOSES: dict[str, tuple[str, ...]] = {
     "scan files": ("inspect", "convert"),
     "something to try": ("simulate", "demo"),
     "an image without training": ("refine",),
-    "a network": ("prepare", "append", "drop", "train", "reconstruct"),
+    "a network": ("prepare", "append", "drop", "train", "reconstruct", "export"),
     "how good it is": ("evaluate", "compare", "resolution"),
 }
 """What the commands are for, as the overview groups them; those that are in no group come last."""

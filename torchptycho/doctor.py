@@ -19,6 +19,9 @@ __all__ = ["OPTIONAL", "examine"]
 
 OPTIONAL: dict[str, tuple[str, str]] = {
     "hdf5plugin": ("detector frames compressed with bitshuffle, LZ4, Blosc, Zstandard", "pip install hdf5plugin"),
+    "onnx": ("export to ONNX", "pip install 'torchptycho[onnx]'"),
+    "onnxscript": ("export to ONNX", "pip install 'torchptycho[onnx]'"),
+    "onnxruntime": ("reconstruct --engine onnx", "pip install onnxruntime"),
     "tensorboardX": ("train --logger tensorboard", "pip install 'torchptycho[tensorboard]'"),
     "mlflow": ("train --logger mlflow", "pip install 'torchptycho[mlflow]'"),
     "wandb": ("train --logger wandb", "pip install 'torchptycho[wandb]'"),

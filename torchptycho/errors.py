@@ -10,6 +10,7 @@ from pathlib import Path
 __all__ = [
     "ConfigError",
     "EvaluationError",
+    "ExportError",
     "GroupingError",
     "ScanError",
     "StoreError",
@@ -31,6 +32,10 @@ class ConfigError(TorchptychoError):
 
 class EvaluationError(TorchptychoError):
     """A reconstruction and a truth cannot be compared."""
+
+
+class ExportError(TorchptychoError):
+    """A network cannot be exported, or an exported one cannot run here."""
 
 
 class GroupingError(TorchptychoError, ValueError):

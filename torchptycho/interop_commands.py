@@ -3,13 +3,64 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Literal
 
 from tyro.conf import Positional
 
 from torchptycho.command import Command
 
-__all__ = ["Ptychodus"]
+__all__ = ["Export", "Ptychodus"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Export(Command):
+    """Write a trained network as one file for other engines: ONNX, or machine code.
+
+    The file is checked against the network before it appears. `reconstruct` takes it in the place of the checkpoint.
+
+    torchptycho export run network.onnx
+    torchptycho export run network.pt2
+    """
+
+    checkpoint: Positional[Path]
+    """Checkpoint or bundle, or the folder of a run (its best checkpoint)."""
+    out: Positional[Path]
+    """File to write: .onnx, or .pt2 for machine code of AOTInductor, which needs a C++ compiler and runs where it was
+    made."""
+    format: Literal["onnx", "aot"] | None = None
+    """For a file of another name."""
+    training_scan: int | None = None
+    """Training scan whose probe, input scale and mask go into it; None as trained."""
+    max_offset_px: float | None = None
+    """Room for frames that are this far from their group's centre, along an axis; None for those of training."""
+    accelerator: str = "auto"
+    """What machine code is for: auto, cpu, gpu. ONNX runs on both."""
+    json: bool = False
+    """Print one JSON object instead of a sentence."""
+
+    def run(self) -> None:
+        import json
+
+        from torchptycho.checkpoints import find_checkpoint, load_network
+        from torchptycho.export import export_network
+        from torchptycho.predicting import devices_of
+
+        network = load_network(find_checkpoint(self.checkpoint))
+        (device,) = devices_of(self.accelerator, 1)
+        with self.working("exporting"):
+            told = export_network(
+                network.to(device), self.out, format=self.format, training_scan=self.training_scan,
+                max_offset_px=self.max_offset_px,
+            )  # fmt: skip
+        values = json.loads(told.text())
+        shown = {name: value for name, value in values.items() if name not in ("config", "tensors")}
+        self.tell(
+            {"out": str(self.out)} | shown,
+            f"{self.out}: {values['generator']} for groups of {told.gridsize}x{told.gridsize} frames of "
+            f"{told.n_px}x{told.n_px} {told.domain}, within {told.error:.1e} of the network",
+            json=self.json,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchptycho.config import RunConfig, from_dict, to_dict
 from torchptycho.errors import StoreError
 from torchptycho.experiment import Experiment
-from torchptycho.nn import GroupInput, build_generator
+from torchptycho.nn import Generator, GroupInput, build_generator
 from torchptycho.physics.diffraction import expected_counts
 from torchptycho.physics.merging import central_weight, merge, merge_canvas_px, probe_weight
 from torchptycho.physics.scaling import counts_per_squared_amplitude, intensity
@@ -74,7 +74,7 @@ class PtychoNetwork(nn.Module):
         self.gridsize = self.config.group.gridsize
         self.n_px = n_px
         self.domain: Literal["counts", "amplitude"] = domain
-        self.generator = build_generator(self.config.model, n_px, self.gridsize)
+        self.generator = self._new_generator()
         # Convolutions are up to 1.3 times as fast on a CPU, and on a GPU in half precision.
         nn.Module.to(self.generator, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.experiment = Experiment(self.config.experiment, n_px, n_scans)
@@ -91,6 +91,9 @@ class PtychoNetwork(nn.Module):
         self.input_scale: Tensor
         self.photons_per_frame: Tensor
         self.masks: Tensor
+
+    def _new_generator(self) -> Generator:
+        return build_generator(self.config.model, self.n_px, self.gridsize)
 
     @classmethod
     def copy_of(cls, other: PtychoNetwork) -> PtychoNetwork:
@@ -112,6 +115,11 @@ class PtychoNetwork(nn.Module):
         """Remember the file and its checksum, by which images name it; the file itself may go."""
         with path.open("rb") as file:
             self.checkpoint, self.checkpoint_sha256 = path, hashlib.file_digest(file, "sha256").hexdigest()
+
+    @property
+    def canvas_px(self) -> int:
+        """Edge of the canvas of a group in training, which holds its patches."""
+        return self._canvas_px
 
     def require_statistics(self) -> None:
         """Raise StoreError when neither a store nor a checkpoint has given the module its statistics."""

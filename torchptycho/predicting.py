@@ -19,6 +19,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 from torchptycho.absolute import ScaleStatistics
 from torchptycho.bars import new_bar
 from torchptycho.config import ReconstructConfig
+from torchptycho.engines import ExportedNetwork
 from torchptycho.errors import ConfigError, StoreError
 from torchptycho.mosaic import Mosaic
 from torchptycho.network import PtychoNetwork
@@ -33,6 +34,8 @@ _log = logging.getLogger(__name__)
 _CPU_PIXELS = 1 << 17
 # Threads beyond this would wait for Python's lock.
 _MOST_BATCHES = 8
+# What another engine than torch takes of a GPU's memory is not seen.
+_UNSEEN_PIXELS = 1 << 21
 # Of a GPU's free memory that a batch may take, and how many frames at most.
 _GPU_PART, _GPU_FRAMES = 0.5, 4096
 
@@ -175,7 +178,9 @@ def _predicted(
 ) -> Iterator[tuple[PlainBatch, PlainBatch, Tensor]]:
     """Batches as they were read and as they are on the device, with their patches, in the order of `cuts`."""
     threads = torch.get_num_threads()
-    if device.type == "cuda" or threads == 1 or task.config.predict_compile:
+    # Other engines have threads of their own.
+    alone = threads == 1 or task.config.predict_compile or isinstance(network, ExportedNetwork)
+    if device.type == "cuda" or alone:
         for batch in task.stream.batches(cuts):
             here = batch.pinned().to(device) if device.type == "cuda" else batch
             yield batch, here, _patches(network, here, task.config)
@@ -220,6 +225,8 @@ def _groups_at_once(network: PtychoNetwork, task: Prediction, device: torch.devi
         return max(1, frames // members)
     if device.type != "cuda":
         return max(1, _CPU_PIXELS // n_px**2 // members)
+    if isinstance(network, ExportedNetwork):
+        return max(1, _UNSEEN_PIXELS // n_px**2 // members)
     # What one small batch takes at its peak tells what a large one takes.
     probe = task.stream.batch(0, min(len(task.stream), max(1, 16 // members))).to(device)
     torch.cuda.reset_peak_memory_stats(device)

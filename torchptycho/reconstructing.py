@@ -16,12 +16,13 @@ import numpy as np
 from torch import Tensor
 
 from torchptycho.bars import EpochProgress
-from torchptycho.checkpoints import load_network
 from torchptycho.config import PrepareConfig, ReadConfig, ReconstructConfig, reading_of, to_dict
+from torchptycho.engines import EngineName, ExportedNetwork
 from torchptycho.errors import ConfigError, ScanError, StoreError
 from torchptycho.io import read_scan
 from torchptycho.io.frames import rows_in_file
 from torchptycho.network import PtychoNetwork
+from torchptycho.opening import open_network
 from torchptycho.predicting import Predicted, Prediction, devices_of, predict
 from torchptycho.reconstruction import Reconstruction
 from torchptycho.scan import Scan
@@ -58,6 +59,7 @@ def reconstruct(
     progress: bool = True,
     scratch: str | Path | None = None,
     refine_epochs: int = 0,
+    engine: EngineName | None = None,
     on_batch: Callable[[PlainBatch, Tensor], None] | None = None,
 ) -> Reconstruction:
     """One forward pass over every frame of a scan, stitched; and refined, when epochs are given for it.
@@ -65,7 +67,7 @@ def reconstruct(
     Memory depends on the batch and on the image, not on the number of frames.
 
     Arguments:
-        checkpoint: a trained network (`load_network`, `load_checkpoint`) or its file.
+        checkpoint: a trained network (`load_network`, `load_checkpoint`), its file, or an exported file.
         scan: what to reconstruct; it need not be the training scan.
         config: None takes what the network was trained with.
         accelerator: where to compute: auto, cpu, gpu.
@@ -76,17 +78,23 @@ def reconstruct(
             takes the system's.
         refine_epochs: epochs of `refine` that follow, from this image and with the network's probe, by the section
             `refine` of its configuration.
+        engine: what computes the patches: `torch`, `onnx` or `aot`, see `open_network`.
         on_batch: told every batch of groups and its patches complex64 [B, C, N, N], where they were computed.
 
     Raises:
         TorchptychoError: the scan is unusable, or does not fit the network.
     """
     start = time.perf_counter()
-    network = checkpoint if isinstance(checkpoint, PtychoNetwork) else load_network(checkpoint)
+    asked = None if config is None else config.training_scan
+    network = open_network(checkpoint, engine, training_scan=asked, accelerator=accelerator)
     network.require_statistics()
     config = config or network.config.reconstruct
     scan = scan if isinstance(scan, Scan) else read_scan(scan, reading_for_prediction(network.config.prepare))
-    which = config.training_scan
+    which, by = config.training_scan, "torch"
+    if isinstance(network, ExportedNetwork):
+        network.check_options(config, devices)
+        # It knows one training scan only.
+        which, by = 0, network.description.engine
     if which >= len(network.probe_parts):
         raise ConfigError(f"training_scan: expected 0 to {len(network.probe_parts) - 1}; found {which}.")
     if config.predict_passes > 1 and network.gridsize == 1:
@@ -95,7 +103,7 @@ def reconstruct(
     if on_batch is not None and devices > 1:
         raise ConfigError(f"devices: expected 1 with on_batch, which other processes cannot call; found {devices}.")
     _check_fits(network, scan)
-    where = devices_of(accelerator, devices)
+    where = [network.runs_on] if isinstance(network, ExportedNetwork) else devices_of(accelerator, devices)
     if len(np.unique(scan.scan_id)) > 1:
         _log.warning("%s: holds %d scans; they are placed onto one image.", scan.source, len(np.unique(scan.scan_id)))
     with tempfile.TemporaryDirectory(prefix=".torchptycho-", dir=scratch) as folder:
@@ -119,6 +127,7 @@ def reconstruct(
         "probe_factor": probe_factor,
         "checkpoint": None if network.checkpoint is None else str(network.checkpoint),
         "checkpoint_sha256": network.checkpoint_sha256,
+        "engine": by,
         "config": to_dict(network.config) | {"reconstruct": to_dict(config)},
         "versions": versions(),
         "seconds": round(seconds, 3),

@@ -62,6 +62,7 @@ class TestHelp:
             ("demo", ["--out", "--steps", "--n-px"]),
             ("compare", ["--truth", "--out", "--json"]),
             ("doctor", ["--disk-mb", "--json"]),
+            ("export", ["--format", "--training-scan", "--max-offset-px", "--json"]),
             ("ptychodus", ["enable", "disable", "status"]),
         ],
     )
@@ -74,7 +75,7 @@ class TestHelp:
     def test_every_command_is_tested_above(self) -> None:
         assert set(COMMANDS) == {
             "inspect", "convert", "simulate", "prepare", "append", "drop", "train", "reconstruct", "refine",
-            "resolution", "evaluate", "demo", "compare", "doctor", "ptychodus",
+            "resolution", "evaluate", "demo", "compare", "doctor", "ptychodus", "export",
         }  # fmt: skip
 
     @pytest.mark.contract("cli.help")

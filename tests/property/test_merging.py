@@ -10,6 +10,8 @@ from strategies import beam, normal, offsets, probes, seeds
 from tolerances import assert_close, relative_l2, tolerance
 from torch import Tensor
 
+from torchptycho.physics.by_matrices import extract_by_matrices, place_by_matrices
+from torchptycho.physics.inside import extract_groups, place_groups
 from torchptycho.physics.merging import central_weight, merge, merge_canvas_px, probe_weight
 from torchptycho.physics.patches import corner, extract
 
@@ -150,3 +152,15 @@ def test_gradient_of_merging_agrees_with_finite_differences() -> None:
     merge(dark, offset.float(), central_weight(4, dark), canvas_px).abs().square().sum().backward()
     assert dark.grad is not None
     assert float(dark.grad.abs().max()) <= tolerance("copied")
+
+
+@pytest.mark.contract("export.matrices")
+@given(offset=offsets(2, 3, 5), seed=seeds)
+def test_matrices_read_and_place_as_groups_do(offset: Tensor, seed: int) -> None:
+    size = merge_canvas_px(N, 5.0)
+    place_px = corner(offset.double(), N, (-(size // 2), -(size // 2)))
+    canvases, patches = normal((2, size, size), seed), normal((2, 3, N, N), seed + 1)
+    for complex_ in (True, False):
+        field, part = (canvases, patches) if complex_ else (canvases.real, patches.real)
+        assert_close(extract_by_matrices(field, place_px, N), extract_groups(field, place_px, N), "double")
+        assert_close(place_by_matrices(part, place_px, size), place_groups(part, place_px, size), "double")

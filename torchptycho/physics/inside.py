@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from torchptycho.physics.by_matrices import extract_by_matrices, place_by_matrices, wanted
 from torchptycho.physics.patches import extract_inside, place_inside
 
 __all__ = ["extract_groups", "place_groups"]
@@ -53,6 +54,8 @@ def extract_groups(
 
     Every corner lies within [0, size - n_px), which is not looked at.
     """
+    if wanted():
+        return extract_by_matrices(canvases, corner_px, n_px)
     groups, members = corner_px.shape[:2]
     field = canvases.reshape(-1, canvases.shape[-1])
     patches = _Extract.apply(field, _stacked(corner_px, canvases.shape[-2]), n_px)  # type: ignore[no-untyped-call]
@@ -64,7 +67,9 @@ def place_groups(
     patches: Shaped[Tensor, "b c n n"], corner_px: Float[Tensor, "b c 2"], size: int
 ) -> Shaped[Tensor, "b size size"]:
     """Sum C patches into each of B square canvases: the adjoint of `extract_groups`, under the same condition."""
-    groups = len(patches)
+    if wanted():
+        return place_by_matrices(patches, corner_px, size)
+    groups = patches.shape[0]
     stacked = _stacked(corner_px, size)
     field = _Place.apply(patches.flatten(0, 1), stacked, (groups * size, size))  # type: ignore[no-untyped-call]
     assert isinstance(field, Tensor)
@@ -73,6 +78,6 @@ def place_groups(
 
 def _stacked(corner_px: Tensor, height: int) -> Tensor:
     """Corners on the canvases as they lie under one another. In double precision: thousands of rows, and fractions."""
-    below = torch.arange(len(corner_px), device=corner_px.device, dtype=torch.float64) * height
+    below = torch.arange(corner_px.shape[0], device=corner_px.device, dtype=torch.float64) * height
     rows = corner_px[..., 0].double() + below[:, None]
     return torch.stack([rows, corner_px[..., 1].double()], -1).reshape(-1, 2)

@@ -1,0 +1,75 @@
+"""From what a user names to a network that predicts, by torch or by another engine."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from pathlib import Path
+
+import torch
+
+from torchptycho.checkpoints import find_checkpoint, load_network
+from torchptycho.engines import EngineName, ExportedNetwork, has_cuda, is_exported, load_exported
+from torchptycho.errors import ConfigError
+from torchptycho.network import PtychoNetwork
+
+__all__ = ["open_network"]
+
+_log = logging.getLogger(__name__)
+
+
+def open_network(
+    checkpoint: str | Path | PtychoNetwork,
+    engine: EngineName | None = None,
+    *,
+    training_scan: int | None = None,
+    accelerator: str = "auto",
+) -> PtychoNetwork:
+    """A network, ready to predict with an engine.
+
+    Arguments:
+        checkpoint: a checkpoint or bundle, the folder of a run, an exported file, or a network as it is.
+        engine: `torch`, or `onnx` or `aot`, for which a checkpoint is exported first, which takes a minute or more.
+            None is ONNX Runtime for .onnx files and torch for everything else.
+        training_scan: for which it is exported then; None as trained.
+        accelerator: where it is to compute: auto, cpu, gpu. An export stays where it is opened.
+
+    Raises:
+        StoreError: it is no checkpoint.
+        ExportError: it cannot be exported, or not run here.
+        ConfigError: it was exported for another engine.
+    """
+    if isinstance(checkpoint, ExportedNetwork):
+        if engine not in (None, checkpoint.description.engine):
+            raise ConfigError(f"engine: expected {checkpoint.description.engine}, for which the network was exported; "
+                              f"found {engine}.")  # fmt: skip
+        return checkpoint
+    if not isinstance(checkpoint, PtychoNetwork):
+        path = find_checkpoint(checkpoint)
+        if is_exported(path):
+            return load_exported(path, engine, _device(engine or "onnx", accelerator))
+        checkpoint = load_network(path)
+    if engine is None or engine == "torch":
+        return checkpoint
+    from torchptycho.export import export_network
+
+    device = _device(engine, accelerator)
+    _log.info("exporting the network for the engine %s; `torchptycho export` does it once and for all", engine)
+    home = checkpoint.probe_parts.device
+    with tempfile.TemporaryDirectory(prefix="torchptycho-") as folder:
+        file = Path(folder) / f"network{'.onnx' if engine == 'onnx' else '.pt2'}"
+        try:
+            export_network(checkpoint.to(device), file, training_scan=training_scan)
+        finally:
+            checkpoint.to(home)
+        return load_exported(file, engine, device)
+
+
+def _device(engine: EngineName, accelerator: str) -> str:
+    """Where an engine computes: on a GPU where there is one, unless told otherwise."""
+    if accelerator == "cpu" or not torch.cuda.is_available():
+        return "cpu"
+    if engine == "onnx" and accelerator == "auto" and not has_cuda():
+        _log.warning("onnxruntime is one for CPUs only, and computes there; pip install onnxruntime-gpu has the other.")
+        return "cpu"
+    return "cuda"

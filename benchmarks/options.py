@@ -69,6 +69,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--generator", default="pie_unet")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--options", nargs="+", choices=list(OPTIONS), default=list(OPTIONS), metavar="OPTION")
     options = parser.parse_args()
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     rows: list[dict[str, object]] = []
@@ -79,7 +80,7 @@ def main() -> None:
             train=TrainConfig(steps=options.steps, accelerator="cpu", on_flat="warn"),
         )
         without: dict[Any, tuple[float, float]] = {}
-        for name, (model, experiment, spoil) in OPTIONS.items():
+        for name, (model, experiment, spoil) in ((name, OPTIONS[name]) for name in options.options):
             config = dataclasses.replace(
                 plain, model=dataclasses.replace(plain.model, **model), experiment=ExperimentConfig(**experiment)
             )

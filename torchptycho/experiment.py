@@ -13,7 +13,7 @@ from torchptycho.physics.beam import smoothing_envelope, soft_disc, with_power
 
 __all__ = ["Experiment"]
 
-# Part of the mean count at which a background begins that is learnt from nothing: its logarithm needs a start.
+# Part of the mean count at which a background begins at least that is learnt: its logarithm needs a start.
 _FIRST_BACKGROUND = 1e-3
 
 
@@ -44,17 +44,20 @@ class Experiment(nn.Module):
         self.log_scale = nn.Parameter(torch.zeros(n_scans)) if config.scale_trainable else None
         self.log_background = nn.Parameter(torch.zeros(n_scans)) if config.background_trainable else None
 
-    def begin(self, probe: Complex[Tensor, "s p n n"], mean_counts: Float[Tensor, " s"]) -> None:
+    def begin(
+        self, probe: Complex[Tensor, "s p n n"], mean_counts: Float[Tensor, " s"], floor_counts: Float[Tensor, " s"]
+    ) -> None:
         """Take the power to keep, and where the background begins, from the scans.
 
         Arguments:
             probe: of each scan, before any constraint.
             mean_counts: photons per pixel of a mean frame of each scan.
+            floor_counts: photons in its darkest pixels.
         """
         if self.power is not None:
             self.power = probe.abs().double().square().sum(dim=(1, 2, 3))
         if self.log_background is not None:
-            first = self._config.background_counts or _FIRST_BACKGROUND * mean_counts
+            first = self._config.background_counts or floor_counts.clamp_min(_FIRST_BACKGROUND * mean_counts)
             self.log_background.data = (
                 torch.as_tensor(first, dtype=torch.float32).log().expand(len(mean_counts)).clone()
             )

@@ -108,7 +108,10 @@ class PtychoPINN(PtychoNetwork, L.LightningModule):
         module.input_scale = torch.tensor([s.input_scale for s in scalings], dtype=torch.float64)
         module.photons_per_frame = torch.tensor([s.photons_per_frame for s in scalings], dtype=torch.float64)
         module.masks = store.tensors["masks"].clone()
-        module.experiment.begin(probes, module.photons_per_frame / module.masks.sum(dim=(-2, -1)))
+        mean_counts = module.photons_per_frame / module.masks.sum(dim=(-2, -1))
+        # Frames are read only for the one who asks.
+        floor_counts = store.floor_counts() if config.experiment.background_trainable else 0 * mean_counts
+        module.experiment.begin(probes, mean_counts, floor_counts)
         if module.loss.needs_truth:
             module.truth_turn = store.truth_turns()
         if config.train.freeze_encoder:

@@ -27,7 +27,8 @@ class ExperimentConfig:
     background_counts: NonNegative = 0.0
     """Counts per detector pixel and frame that do not come from the sample."""
     background_trainable: bool = False
-    """Learn this background for each scan, from the given value on; it stays positive."""
+    """Learn this background for each scan, from the given value on, or else from the darkest pixels of the mean frame;
+    it stays positive."""
     experiment_learning_rate: Positive = 1e-2
     """Learning rate of scale and background, relative to themselves."""
 

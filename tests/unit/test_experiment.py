@@ -23,6 +23,7 @@ from torchptycho.physics.beam import smoothing_envelope, soft_disc, with_power
 from torchptycho.physics.diffraction import far_field, measurement
 from torchptycho.physics.merging import central_weight, merge, merge_canvas_px, probe_weight
 from torchptycho.physics.patches import corner, extract, place
+from torchptycho.scan import ArrayFrames
 
 N = 32
 # A network that does not look at the probe: what the default one makes of it is not part of the gradient.
@@ -164,8 +165,9 @@ class TestDetector:
         bright = dataclasses.replace(given, frames=type(given.frames)(given.frames[:] + np.uint16(20)))
         module, batch = made(tmp_path, config, scans=bright)
         start = float(module.experiment.background)  # type: ignore[arg-type]
-        mean = float(module.photons_per_frame[0]) / N**2
-        assert start == pytest.approx(first or 1e-3 * mean, rel=1e-5)
+        dark = np.sort(bright.frames[:].mean(0).ravel())[: N * N // 64].mean()
+        assert dark >= 20
+        assert start == pytest.approx(first or dark, rel=1e-5)
         assert batch.truth is None
         optimizer = torch.optim.Adam(module.experiment.parameters(), lr=0.1)
         for _ in range(60):
@@ -174,6 +176,39 @@ class TestDetector:
             optimizer.step()
         # The network has learnt nothing, so the background takes some of its part; it is the order that counts.
         assert 10 < float(module.experiment.background) < 60  # type: ignore[arg-type]
+
+    @pytest.mark.contract("train.background")
+    @pytest.mark.parametrize("domain", ["counts", "amplitude"])
+    def test_a_learnt_background_begins_at_the_floor_in_photons_and_under_no_mask(
+        self, tmp_path: Path, domain: str
+    ) -> None:
+        given = scan()
+        frames = given.frames[:].astype(np.float32) + 20
+        mask = np.ones((N, N), bool)
+        mask[3, :5] = False
+        frames[:, 3, :5] = 0
+        if domain == "amplitude":
+            photons = float(frames.sum(axis=(1, 2)).mean())
+            changed = dataclasses.replace(
+                given, frames=ArrayFrames(np.sqrt(frames) / 7), domain="amplitude", mask=mask,
+                metadata={"nphotons": photons},
+            )  # fmt: skip
+        else:
+            changed = dataclasses.replace(given, frames=ArrayFrames(frames), mask=mask)
+        module, _ = made(tmp_path, run_config(experiment=ExperimentConfig(background_trainable=True)), scans=changed)
+        # Photons of amplitudes are those of the frames that are trained on.
+        dark = np.sort(frames.mean(0)[mask])[: int(mask.sum()) // 64].mean()
+        assert float(module.experiment.background) == pytest.approx(dark, rel=1e-2)  # type: ignore[arg-type]
+
+    @pytest.mark.contract("train.background")
+    def test_without_light_in_the_dark_a_learnt_background_begins_with_a_little(self, tmp_path: Path) -> None:
+        given = scan()
+        frames = given.frames[:].copy()
+        frames[:, :4] = 0
+        dark = dataclasses.replace(given, frames=ArrayFrames(frames))
+        module, _ = made(tmp_path, run_config(experiment=ExperimentConfig(background_trainable=True)), scans=dark)
+        mean = float(module.photons_per_frame[0]) / N**2
+        assert float(module.experiment.background) == pytest.approx(1e-3 * mean, rel=1e-5)  # type: ignore[arg-type]
 
     @pytest.mark.contract("physics.beam.smoothing")
     def test_envelope_is_a_gaussian_blur_of_the_exit_wave(self) -> None:

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Complex64
+from jaxtyping import Complex64, Float64
 from tensordict import TensorDict
 
 from torchptycho.data.findings import Findings
 from torchptycho.data.frames import FrameStack
 from torchptycho.errors import StoreError
 from torchptycho.grouping import Groups
-from torchptycho.physics.scaling import Scaling
+from torchptycho.physics.scaling import Scaling, intensity
 
 __all__ = ["MANIFEST", "SCHEMA", "ScanEntry", "Store", "mapped"]
 
@@ -68,6 +68,10 @@ class ScanEntry:
     fingerprint: dict[str, str]
     probe_is_calibrated: bool
     stated_photons: float | None
+
+
+# Frames that the mean one is taken of, and the part of its pixels that are its darkest.
+_FLOOR_FRAMES, _FLOOR_PART = 256, 64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -134,6 +138,16 @@ class Store:
                 mean = self.tensors["truth"][str(index)][low[0] : high[0], low[1] : high[1]].sum()
             turns.append(mean.conj() / mean.abs() if mean.abs() > 0 else torch.ones_like(mean))
         return torch.stack(turns).to(torch.complex64)
+
+    def floor_counts(self) -> Float64[torch.Tensor, " s"]:
+        """Photons in the darkest good pixels of each scan's mean frame, which no background is above."""
+        floors = []
+        for entry, part, mask in zip(self.scans, self.frames.parts, self.tensors["masks"], strict=True):
+            some = torch.linspace(0, len(part) - 1, min(len(part), _FLOOR_FRAMES)).long()
+            mean = intensity(part.index_select(0, some), entry.scaling.domain).double().mean(0)[mask]
+            darkest = mean.sort().values[: max(1, len(mean) // _FLOOR_PART)].mean()
+            floors.append(darkest * entry.scaling.counts_per_intensity)
+        return torch.stack(floors)
 
     @property
     def max_offset_px(self) -> float:

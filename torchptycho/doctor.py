@@ -21,6 +21,7 @@ OPTIONAL: dict[str, tuple[str, str]] = {
     "hdf5plugin": ("detector frames compressed with bitshuffle, LZ4, Blosc, Zstandard", "pip install hdf5plugin"),
     "tensorboardX": ("train --logger tensorboard", "pip install 'torchptycho[tensorboard]'"),
     "mlflow": ("train --logger mlflow", "pip install 'torchptycho[mlflow]'"),
+    "pyzmq": ("watch and replay over ZeroMQ", "pip install 'torchptycho[live]'"),
     "wandb": ("train --logger wandb", "pip install 'torchptycho[wandb]'"),
 }
 """Packages by name: what each is for, and how to get it."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Complex
 from torch import Tensor, distributed
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
@@ -23,7 +24,7 @@ from torchptycho.network import PtychoNetwork
 from torchptycho.stitch import Canvas
 from torchptycho.streaming import PlainBatch, StreamedScan
 
-__all__ = ["Predicted", "Prediction", "devices_of", "predict"]
+__all__ = ["Predicted", "Prediction", "devices_of", "groups_at_once", "patches_of", "predict"]
 
 _log = logging.getLogger(__name__)
 
@@ -134,7 +135,7 @@ def _predict(
     network: PtychoNetwork, task: Prediction, device: torch.device, rank: int = 0, ranks: int = 1
 ) -> Predicted:
     stream, config = task.stream, task.config
-    size = _groups_at_once(network, task, device)
+    size = groups_at_once(network, stream, config, device)
     if ranks > 1:
         # All take the same batches as one process would.
         common = torch.tensor(size, device=device)
@@ -154,7 +155,7 @@ def _predict(
         told = bar.add_task("reconstructing", total=len(own), note="") if bar else None
         for number, batch in enumerate(stream.batches(own)):
             here = batch.pinned().to(device) if device.type == "cuda" else batch
-            patches = _patches(network, here, config)
+            patches = patches_of(network, here, config)
             mosaic.add(patches, here.members, here.fresh, own[number][0])
             if task.on_batch is not None:
                 task.on_batch(batch, patches)
@@ -168,27 +169,30 @@ def _predict(
     return Predicted(canvas, mosaic.n_placed, mosaic.left_out, scale)
 
 
-def _patches(network: PtychoNetwork, batch: PlainBatch, config: ReconstructConfig) -> Tensor:
+def patches_of(network: PtychoNetwork, batch: PlainBatch, config: ReconstructConfig) -> Complex[Tensor, "b c n n"]:
+    """Patches of a batch of groups, in the arithmetic that is asked for."""
     half = config.predict_precision == "bf16-mixed"
     with torch.autocast(batch.frames.device.type, torch.bfloat16, enabled=half):
         patches: Tensor = network(batch)
     return patches
 
 
-def _groups_at_once(network: PtychoNetwork, task: Prediction, device: torch.device) -> int:
+def groups_at_once(
+    network: PtychoNetwork, stream: StreamedScan, config: ReconstructConfig, device: torch.device
+) -> int:
     """Groups in a batch: as asked for, or as many as there is memory for on a GPU and as fill the caches of a CPU."""
     members, n_px = network.gridsize**2, network.n_px
-    frames = task.config.predict_batch_size
+    frames = config.predict_batch_size
     if isinstance(frames, int):
         return max(1, frames // members)
     if device.type != "cuda":
         return max(1, _CPU_PIXELS // n_px**2 // members)
     # What one small batch takes at its peak tells what a large one takes.
-    probe = task.stream.batch(0, min(len(task.stream), max(1, 16 // members))).to(device)
+    probe = stream.batch(0, min(len(stream), max(1, 16 // members))).to(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     with torch.inference_mode():
-        _patches(network, probe, task.config)
+        patches_of(network, probe, config)
     per_group = (torch.cuda.max_memory_allocated(device) - before) / len(probe.members)
     torch.cuda.empty_cache()
     room = _GPU_PART * torch.cuda.mem_get_info(device)[0]

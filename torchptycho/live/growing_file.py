@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, Shaped
 
 from torchptycho.errors import ConfigError, ScanError
 from torchptycho.io.frames import CastFrames
@@ -83,6 +83,7 @@ class GrowingFile:
             return None
         try:
             scan = self._first_look()
+            name = _name_of(self._path, scan.positions_px[:2], _again(scan.frames, self._stack)[:2])
         except ScanError as error:
             # Before the first frames there is nothing wrong with a file that somebody writes.
             if written_by(self._path) != "nobody":
@@ -91,7 +92,7 @@ class GrowingFile:
             return None
         self._scan, self._trouble = scan, None
         return Layout(
-            scan=_name_of(self._path, scan), n_px=scan.n_px, dtype=scan.frames.dtype, domain=scan.domain,
+            scan=name, n_px=scan.n_px, dtype=scan.frames.dtype, domain=scan.domain,
             mask=scan.mask, geometry=scan.geometry, photons_per_frame=scan.photons_per_frame,
         )  # fmt: skip
 
@@ -179,7 +180,7 @@ class GrowingFile:
         assert self._recorded is not None
         stack = _stack_of(self._recorded.frames)
         assert stack is not None
-        return stack
+        return dataclasses.replace(stack, grows=True)
 
     def _shape(self) -> tuple[int, ...]:
         with open_hdf5(self._path) as file, hdf5_damage(self._path, self._stack.key):
@@ -218,8 +219,8 @@ def _again(frames: Frames, stack: Hdf5Frames) -> Frames:
     return _again(frames.inner, stack) if isinstance(frames, PickedFrames) else stack
 
 
-def _name_of(path: Path, scan: Scan) -> str:
+def _name_of(path: Path, positions_px: Float64[np.ndarray, "2 2"], frames: Shaped[np.ndarray, "2 n n"]) -> str:
     """The file, and what tells it from another one of the same name."""
-    first: Float64[np.ndarray, "2 2"] = scan.positions_px[:2]
-    word = hashlib.sha256(first.tobytes() + np.ascontiguousarray(scan.frames[:2]).tobytes()).hexdigest()[:16]
+    first = np.ascontiguousarray(positions_px).tobytes() + np.ascontiguousarray(frames).tobytes()
+    word = hashlib.sha256(first).hexdigest()[:16]
     return f"{os.path.abspath(path)} {word}"

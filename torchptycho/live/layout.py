@@ -6,7 +6,7 @@ import base64
 import binascii
 import dataclasses
 import math
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float64, Shaped
@@ -148,6 +148,7 @@ class Chunk:
         return cls(frames=np.zeros((0, layout.n_px, layout.n_px), layout.dtype), positions_px=np.zeros((0, 2)), end=end)
 
 
+@runtime_checkable
 class Source(Protocol):
     """Where frames come from. All of it is called by one thread, and nothing of it waits for longer than a moment."""
 

@@ -11,8 +11,8 @@ which also says that all frames before these are safe on its side. The source an
 
 the frames, `count` times N * N numbers of the dtype in the description, row by row; and the positions (y, x), `count`
 times two float64, little-endian. Without new frames `count` is 0, at once, and the reader asks again. `end` says that
-no frame comes after these. A source that goes on to another scan adds `"scan"`, as in its description, so that frames of
-two scans are not mixed. What cannot be answered is answered by `{"torchptycho": 1, "error": "why"}`.
+no frame comes after these. A source that goes on to another scan adds `"scan"`, as in its description, so that frames
+of two scans are not mixed. What cannot be answered is answered by `{"torchptycho": 1, "error": "why"}`.
 """
 
 from __future__ import annotations

@@ -63,6 +63,8 @@ class TestHelp:
             ("compare", ["--truth", "--out", "--json"]),
             ("doctor", ["--disk-mb", "--json"]),
             ("ptychodus", ["enable", "disable", "status"]),
+            ("watch", ["--model", "--out", "--spool-frames", "--idle-s", "--page", "--json"]),
+            ("replay", ["--hz", "--address", "--swmr", "--energy-eV", "--json"]),
         ],
     )
     def test_each_command_shows_its_options(self, command: Command, name: str, options: list[str]) -> None:
@@ -74,7 +76,8 @@ class TestHelp:
     def test_every_command_is_tested_above(self) -> None:
         assert set(COMMANDS) == {
             "inspect", "convert", "simulate", "prepare", "append", "drop", "train", "reconstruct", "refine",
-            "resolution", "evaluate", "demo", "compare", "doctor", "ptychodus",
+            "resolution", "evaluate", "demo", "compare", "doctor", "ptychodus", "watch",
+            "replay",
         }  # fmt: skip
 
     @pytest.mark.contract("cli.help")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import resource
@@ -163,8 +162,12 @@ class TestMessages:
             cut = data.draw(st.integers(0, len(parts[at])))
             parts[at] = parts[at][:cut] + data.draw(st.binary(max_size=3)) + parts[at][cut + 1 :]
         for take in (lambda: scan_in(parts, "here"), lambda: frames_in(parts, told, LAYOUT, 7, 5, "here")):
-            with contextlib.suppress(ScanError):
+            said = "here"
+            try:
                 take()
+            except ScanError as error:
+                said = str(error)
+            assert said.startswith("here")
         for request in parts:
             told_back = answer(request, LAYOUT, ArrayFrames(chunk(9).frames), chunk(9).positions_px, 9)
             assert len(told_back) in (1, 3)

@@ -1,6 +1,6 @@
 """Frames per second of a watch: onto the disk alone, and through the network, beside a plain write of the same bytes.
 
-    python benchmarks/live.py --n-px 64 128 --frames 4000 2000 --out benchmarks/results
+    python benchmarks/live.py --n-px 64 128 --frames 2000 500 --received 32000 8000 --out benchmarks/results
 
 For each frame size a scan is played by a process of its own as fast as it is fetched, over ZeroMQ on this computer:
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import os
 import socket
 import subprocess
@@ -95,7 +96,7 @@ def sustained(scan: Path, checkpoint: Path, folder: Path, accelerator: str) -> d
     process, address = played(scan)
     try:
         found = watch(
-            address, checkpoint, folder / "live", spool_frames=1000, accelerator=accelerator, progress=False,
+            address, checkpoint, folder / "live", spool_frames=256, accelerator=accelerator, progress=False,
             drop_spool=True, stop=threading.Event(),
         )  # fmt: skip
     finally:
@@ -110,7 +111,8 @@ def sustained(scan: Path, checkpoint: Path, folder: Path, accelerator: str) -> d
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n-px", type=int, nargs="+", default=[64, 128])
-    parser.add_argument("--frames", type=int, nargs="+", default=[4000, 2000], help="of each frame size")
+    parser.add_argument("--frames", type=int, nargs="+", default=[2000, 500], help="that go through the network")
+    parser.add_argument("--received", type=int, nargs="+", default=[32000, 8000], help="that go to the disk alone")
     parser.add_argument("--generator", default="pie_unet")
     parser.add_argument("--gridsize", type=int, default=2)
     parser.add_argument("--out", default="benchmarks/results")
@@ -119,12 +121,13 @@ def main() -> None:
 
     from torchptycho.config import GroupConfig, ModelConfig, RunConfig, SimulateConfig, TrainConfig
     from torchptycho.io import write_scan
+    from torchptycho.scan import ArrayFrames
     from torchptycho.simulation import simulate
     from torchptycho.workflows import train
 
     accelerator = "gpu" if torch.cuda.is_available() else "cpu"
     table = []
-    for n_px, frames in zip(given.n_px, given.frames, strict=True):
+    for n_px, frames, many in zip(given.n_px, given.frames, given.received, strict=True):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             edge = int(n_px + 6 * np.sqrt(frames) * n_px / 64)
@@ -136,17 +139,24 @@ def main() -> None:
             )  # fmt: skip
             few = simulate(SimulateConfig(n_px=n_px, object_px=2 * n_px, n_frames=8))
             checkpoint = train(few, config, folder / "run", progress=False).last
-            stack = np.ascontiguousarray(scan.frames[:])
+            stack = np.random.default_rng(0).poisson(3, (many, n_px, n_px)).astype(np.uint16)
+            where = np.random.default_rng(1).uniform(0, 500, (many, 2))
+            write_scan(
+                dataclasses.replace(
+                    scan, frames=ArrayFrames(stack), positions_px=where, scan_id=np.zeros(many, np.int64), truth=None
+                ),
+                folder / "many.npz",
+            )
             plain = min(plain_write(stack, folder, sync=False) for _ in range(3))
             synced = min(plain_write(stack, folder, sync=True) for _ in range(3))
-            alone = received(folder / "scan.npz", frames, folder)
+            alone = received(folder / "many.npz", many, folder)
             whole = sustained(folder / "scan.npz", checkpoint, folder, accelerator)
             row = {
                 "device": accelerator, "generator": given.generator, "gridsize": given.gridsize, "n_px": n_px,
-                "frames": frames, "MB": round(stack.nbytes / 1e6),
-                "plain write (frames/s)": round(frames / plain),
-                "plain write, to the disk (frames/s)": round(frames / synced),
-                "received (frames/s)": round(frames / alone),
+                "frames": frames, "frames received": many, "MB received": round(stack.nbytes / 1e6),
+                "plain write (frames/s)": round(many / plain),
+                "plain write, to the disk (frames/s)": round(many / synced),
+                "received (frames/s)": round(many / alone),
                 "of plain": round(plain / alone, 3),
                 "of plain, to the disk": round(synced / alone, 3),
                 "sustained (frames/s)": round(frames / whole["whole"], 1),

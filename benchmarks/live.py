@@ -72,8 +72,7 @@ def received(scan: Path, frames: int, folder: Path) -> float:
                 first = time.perf_counter()
         seconds = time.perf_counter() - first
     process.wait()
-    if receiver.error is not None:
-        raise receiver.error
+    receiver.require_well()
     assert receiver.spool is not None
     assert receiver.spool.count == frames
     receiver.spool.drop()

@@ -64,7 +64,7 @@ class GrowingFile:
             )
         if reading.find_bad_pixels:
             _log.warning("%s: find_bad_pixels needs all frames, and is left out while the scan grows", path)
-        self.name = str(path)
+        self.name = os.path.abspath(path)
         self._path = path
         self._reading = dataclasses.replace(reading, find_bad_pixels=False, bad_frames="refuse", frames=None)
         self._scan: Scan | None = None
@@ -108,6 +108,7 @@ class GrowingFile:
         try:
             n = len(self._positions_px)
             n = n if start + at_most <= n else max(n, self._count())
+            self._well_at, self._trouble = time.monotonic(), None
             if n <= start:
                 return dataclasses.replace(nothing, end=self._was_written and not writing)
             if n > len(self._positions_px):
@@ -118,7 +119,6 @@ class GrowingFile:
         except ScanError as error:
             self._bear(error)
             return nothing
-        self._well_at, self._trouble = time.monotonic(), None
         return Chunk(
             frames=np.ascontiguousarray(frames), positions_px=self._positions_px[start:stop],
             end=stop == n and self._was_written and not writing,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from torchptycho.errors import TorchptychoError
 from torchptycho.live.layout import Chunk, Layout, Source
 from torchptycho.live.spool import Spool
 
@@ -32,10 +32,9 @@ class Receiver:
 
     def __init__(self, source: Source, folder: Path, room: int, expected: int | None, idle_s: float | None) -> None:
         self._source, self._folder, self._room, self._idle_s = source, folder, room, idle_s
-        self.expected = expected
         self.changed = threading.Condition()
         self.spool = Spool.opened(folder)
-        self.error: BaseException | None = None
+        self.expected = expected or (None if self.spool is None else self.spool.layout.total)
         self.ended = False
         self.paused = False
         self.largest_backlog = 0
@@ -43,19 +42,25 @@ class Receiver:
         self._done = 0
         self._arrivals: deque[tuple[int, float]] = deque()
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="receiver", daemon=True)
+        self._thread = ThreadPoolExecutor(1, "receiver")
+        self._receiving: Future[None] | None = None
 
     def __enter__(self) -> Receiver:
-        self._thread.start()
+        self._receiving = self._thread.submit(self._run)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stopped.set()
         with self.changed:
             self.changed.notify_all()
-        self._thread.join()
+        self._thread.shutdown()
         if self.spool is not None:
             self.spool.close()
+
+    def require_well(self) -> None:
+        """Raise what has ended the thread, when it has ended by an error."""
+        if self._receiving is not None and self.ended:
+            self._receiving.result()
 
     @property
     def waits_for(self) -> str | None:
@@ -74,8 +79,6 @@ class Receiver:
     def _run(self) -> None:
         try:
             self._receive()
-        except (TorchptychoError, OSError, MemoryError) as error:
-            self.error = error
         finally:
             self._source.close(0 if self.spool is None else self.spool.count)
             with self.changed:

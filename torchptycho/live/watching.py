@@ -208,8 +208,7 @@ class _Watch:
                 if not ended:
                     receiver.changed.wait(_MOMENT_S)
             if ended:
-                if receiver.error is not None:
-                    raise receiver.error
+                receiver.require_well()
                 require_frames(self._status.source, 0, self._network.gridsize)
             if time.monotonic() >= next_s:
                 next_s = time.monotonic() + self._refresh_s
@@ -222,12 +221,14 @@ class _Watch:
         receiver, size = self._receiver, self._network.gridsize**2
         next_s, quiet_since, drawn_at = 0.0, time.monotonic(), -1
         self._status.message = None
+        self._tell("receiving", bar, told)
         while not self._stop.is_set():
             with receiver.changed:
                 waiting, over = spool.count - self._done, receiver.ended
                 take = min(waiting, self._at_once(spool))
                 quiet = over or time.monotonic() > quiet_since + _QUIET_S
-                if take < size and not (quiet and waiting):
+                # Of fewer than make one group nothing can be made yet.
+                if take < size and not (quiet and waiting and (over or spool.count >= size)):
                     if over and not waiting:
                         break
                     receiver.changed.wait(_MOMENT_S)
@@ -243,8 +244,7 @@ class _Watch:
                 self._status.message = receiver.waits_for if not take else None
                 self._tell("receiving", bar, told)
                 next_s = time.monotonic() + self._refresh_s
-        if receiver.error is not None:
-            raise receiver.error
+        receiver.require_well()
         found = image.image() if drawn_at != self._done else None
         if found is not None:
             self._draw(found, provisional=True)

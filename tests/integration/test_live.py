@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tiny import Command
 
 from torchptycho.checkpoints import load_network
@@ -26,8 +27,11 @@ from torchptycho.errors import ScanError, StoreError
 from torchptycho.geometry import Geometry
 from torchptycho.io import read_reconstruction, read_scan, write_scan
 from torchptycho.live import Watched, replay, watch
-from torchptycho.live.replay import Replayed
+from torchptycho.live.layout import Chunk, Layout
+from torchptycho.live.provisional import Provisional
+from torchptycho.live.replay import Replayed, layout_of
 from torchptycho.live.status import Status
+from torchptycho.predicting import patches_of
 from torchptycho.reconstructing import reconstruct
 from torchptycho.reconstruction import Reconstruction
 from torchptycho.scan import ArrayFrames, Scan
@@ -173,8 +177,6 @@ def test_ten_thousand_frames_above_the_sustained_rate(single: Path, tmp_path: Pa
 def test_frames_that_lack_a_group_wait_for_it_and_all_are_in_the_image_once(
     paired: Path, recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from torchptycho.live.provisional import Provisional
-
     taken: list[tuple[int, int]] = []
     inner = Provisional.add
 
@@ -320,16 +322,29 @@ def test_status_and_pictures_are_whole_at_any_moment(single: Path, recorded: Pat
     assert not (out / "spool").exists()
 
 
+class Turns:
+    """Random phases, others each time."""
+
+    def __init__(self) -> None:
+        self._generator = torch.Generator().manual_seed(0)
+
+    def random_phases(self, count: int) -> torch.Tensor:
+        return 2 * torch.pi * torch.rand(count, generator=self._generator)
+
+
 @pytest.mark.contract("live.provisional")
 @pytest.mark.parametrize("kind", ["single", "paired"])
 def test_the_image_on_the_way_is_that_of_the_frames_that_are_there(
-    kind: str, request: pytest.FixtureRequest, recorded: Path
+    kind: str, request: pytest.FixtureRequest, recorded: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import torch
+    def turned(network: Any, batch: Any, config: Any) -> Any:
+        """Each group with a phase of its own, as diffraction leaves it."""
+        patches = patches_of(network, batch, config)
+        return patches * torch.polar(torch.ones(len(patches)), turns.random_phases(len(patches)))[:, None, None, None]
 
-    from torchptycho.live.provisional import Provisional
-    from torchptycho.live.replay import layout_of
-
+    turns = Turns()
+    if kind == "paired":
+        monkeypatch.setattr("torchptycho.live.provisional.patches_of", turned)
     network = load_network(request.getfixturevalue(kind))
     scan = read_scan(recorded, frames=slice(None, 400))
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -360,7 +375,6 @@ def test_a_folder_takes_one_scan_and_one_watch(single: Path, recorded: Path, tmp
     with playing(scan, where, 1e5):
         watched(where, single, out)
     other = dataclasses.replace(scan, positions_px=scan.positions_px + 1)
-    network = load_network(single)
     # It is complete, and its image is made again without its source.
     assert watched(where, single, out).status.received == 100
     with playing(other, where, 1e5), pytest.raises(StoreError, match=r"'scan': expected .*It is another scan"):
@@ -371,7 +385,71 @@ def test_a_folder_takes_one_scan_and_one_watch(single: Path, recorded: Path, tmp
 
     with claimed(out), pytest.raises(StoreError, match="another watch at work"):
         watched(where, single, out)
-    assert network.n_px == 32
+
+
+class InMemory:
+    """A source of one's own, which shows what is asked of one."""
+
+    name, idle_s = "memory", None
+
+    def __init__(self, scan: Scan, fault_at: int | None = None) -> None:
+        self.scan, self.fault_at, self.closed = scan, fault_at, -1
+
+    def describe(self) -> Layout:
+        return layout_of(self.scan)
+
+    def fetch(self, start: int, at_most: int) -> Chunk:
+        if self.fault_at is not None and start >= self.fault_at:
+            raise ZeroDivisionError("a fault of the source")
+        stop = min(start + min(at_most, 30), self.scan.n_frames)
+        return Chunk(
+            frames=self.scan.frames[start:stop], positions_px=self.scan.positions_px[start:stop],
+            end=stop == self.scan.n_frames,
+        )  # fmt: skip
+
+    def waits_for(self) -> None:
+        return None
+
+    def close(self, received: int) -> None:
+        self.closed = received
+
+
+@pytest.mark.contract("live.own-source")
+def test_a_source_of_ones_own_is_watched_and_its_fault_is_not_taken_for_the_end(
+    single: Path, recorded: Path, tmp_path: Path
+) -> None:
+    scan = read_scan(recorded, frames=slice(None, 100))
+    good, bad = InMemory(scan), InMemory(scan, fault_at=50)
+    with pytest.raises(ZeroDivisionError):
+        watched(bad, single, tmp_path / "live")
+    assert json.loads((tmp_path / "live" / "status.json").read_text())["state"] == "failed"
+    assert not (tmp_path / "live" / "reconstruction.npz").exists()
+    assert received(tmp_path / "live") == bad.closed == 60
+    found = watched(good, single, tmp_path / "live")
+    assert same(found.image, reconstruct(single, scan, **OFFLINE))
+    assert good.closed == 100
+
+
+@pytest.mark.contract("live.messages.answers")
+def test_a_plain_request_is_answered(recorded: Path) -> None:
+    import zmq
+
+    where, enough = address(), threading.Event()
+    with playing(recorded, where, 1e6, stop=enough), zmq.Context() as context, context.socket(zmq.REQ) as asking:
+        asking.connect(where)
+        asking.send(b'{"torchptycho": 1, "ask": "scan"}')
+        told = json.loads(asking.recv())
+        assert (told["n_px"], told["total"], told["positions_unit"]) == (32, 900, "px")
+        time.sleep(0.01)
+        asking.send(b'{"torchptycho": 1, "from": 0, "at_most": 3}')
+        header, frames, positions = asking.recv_multipart()
+        assert json.loads(header) == {"torchptycho": 1, "from": 0, "count": 3, "end": False, "scan": told["scan"]}
+        scan = read_scan(recorded)
+        assert frames == scan.frames[:3].astype(told["dtype"]).tobytes()
+        assert positions == scan.positions_px[:3].astype("<f8").tobytes()
+        asking.send(b"what?")
+        assert "expected a request" in json.loads(asking.recv())["error"]
+        enough.set()
 
 
 @pytest.mark.contract("live.fits")
@@ -403,7 +481,7 @@ def test_a_stream_without_an_end_is_over_when_it_is_quiet_for_as_long_as_was_sai
 @pytest.mark.contract("live.command")
 def test_the_commands_tell_what_they_did(command: Command, single: Path, recorded: Path, tmp_path: Path) -> None:
     where = address()
-    with playing(recorded, where, 1e5, reading=None):
+    with playing(recorded, where, 1e5):
         answer = command(
             "watch", where, "--model", single, "--out", tmp_path / "live", "--page", "--page-port", "0",
             "--accelerator", "cpu",

@@ -66,12 +66,8 @@ class Watch(Command):
         from torchptycho.checkpoints import find_checkpoint, load_network
         from torchptycho.live import watch
         from torchptycho.live.page import serve
-        from torchptycho.reconstructing import reading_for_prediction
 
         network = load_network(find_checkpoint(self.model))
-        if reading is not None:
-            both = dataclasses.replace(network.config.prepare, **dataclasses.asdict(reading))
-            reading = reading_for_prediction(both, reading.domain)
         with contextlib.ExitStack() as open_:
             stop = open_.enter_context(_stopped_by_signals())
             if self.page:
@@ -120,6 +116,8 @@ class Replay(Command):
     """Where `watch` finds it; it begins when somebody asks, and ends when all frames were fetched."""
     swmr: Path | None = None
     """Write a CXI file in SWMR mode at that rate instead, and begin at once."""
+    config: Path | None = None
+    """YAML or TOML file with the section prepare; flags override it."""
     json: bool = False
     """Print one JSON object instead of a sentence."""
     reading: ReadConfig = dataclasses.field(default_factory=ReadConfig)

@@ -16,13 +16,25 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
 from tiny import Command
 
 from torchptycho.checkpoints import load_network
-from torchptycho.config import GroupConfig, ModelConfig, ReconstructConfig, RunConfig, SimulateConfig, TrainConfig
+from torchptycho.config import (
+    GroupConfig,
+    MappingConfig,
+    ModelConfig,
+    PrepareConfig,
+    ReadConfig,
+    ReconstructConfig,
+    RunConfig,
+    SimulateConfig,
+    TrainConfig,
+    save_config,
+)
 from torchptycho.errors import ScanError, StoreError
 from torchptycho.geometry import Geometry
 from torchptycho.io import read_reconstruction, read_scan, write_scan
@@ -257,10 +269,29 @@ def test_a_file_is_watched_while_another_process_writes_it(single: Path, recorde
     np.testing.assert_allclose(read_scan(growing, guess_of()).positions_px, read_scan(recorded).positions_px, atol=1e-9)
 
 
-def guess_of() -> Any:
-    from torchptycho.config import ReadConfig
-
+def guess_of() -> ReadConfig:
     return ReadConfig(guess_probe=True)
+
+
+@pytest.mark.contract("live.swmr")
+def test_a_file_of_any_layout_is_watched_by_its_mapping(
+    command: Command, single: Path, recorded: Path, tmp_path: Path
+) -> None:
+    scan = read_scan(recorded, frames=slice(None, 120))
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["data"], file["y"], file["x"] = scan.frames[:], scan.positions_px[:, 0], scan.positions_px[:, 1]
+    mapping = MappingConfig(frames="/data", positions_y="/y", positions_x="/x", positions_unit="px")
+    prepare = PrepareConfig(mapping=mapping, flip_x=True)
+    save_config(RunConfig(prepare=prepare), tmp_path / "x.yaml")
+    answer = command(
+        "watch", tmp_path / "x.h5", "--model", single, "--out", tmp_path / "live", "--config", tmp_path / "x.yaml",
+        "--idle-s", "0.3", "--accelerator", "cpu", "--json",
+    )  # fmt: skip
+    assert answer.code == 0, answer.err
+    told = json.loads(answer.out)
+    assert (told["state"], told["received"], told["left_out"]) == ("done", 120, {})
+    whole = read_scan(tmp_path / "x.h5", ReadConfig(mapping=mapping, flip_x=True, guess_probe=True))
+    assert same(read_reconstruction(tmp_path / "live" / "reconstruction.npz"), reconstruct(single, whole, **OFFLINE))
 
 
 @pytest.mark.contract("live.left-out")

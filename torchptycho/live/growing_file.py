@@ -66,7 +66,11 @@ class GrowingFile:
             _log.warning("%s: find_bad_pixels needs all frames, and is left out while the scan grows", path)
         self.name = os.path.abspath(path)
         self._path = path
-        self._reading = dataclasses.replace(reading, find_bad_pixels=False, bad_frames="refuse", frames=None)
+        # No probe is needed, and which frames are used is the watch's affair.
+        self._reading = dataclasses.replace(
+            reading, find_bad_pixels=False, bad_frames="refuse", frames=None, drop_frames=(), probe=None,
+            guess_probe=False, probe_defocus_m=0.0,
+        )  # fmt: skip
         self._scan: Scan | None = None
         self._recorded: Recorded | None = None
         self._positions_px = np.zeros((0, 2))

@@ -122,6 +122,9 @@ def watch(
     path = None if isinstance(model, PtychoNetwork) else find_checkpoint(model)
     network = model if isinstance(model, PtychoNetwork) else load_network(find_checkpoint(model))
     network.require_statistics()
+    if spool_frames < 4 * network.gridsize**2:
+        raise ConfigError(f"spool_frames: expected at least four groups of {network.gridsize**2} frames; found "
+                          f"{spool_frames}.")  # fmt: skip
     if isinstance(source, str | Path):
         guessed = reading_for_prediction(network.config.prepare)
         source = source_of(source, guessed if reading is None else reading_of(reading))

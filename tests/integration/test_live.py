@@ -197,6 +197,8 @@ def test_frames_that_lack_a_group_wait_for_it_and_all_are_in_the_image_once(
         inner(self, frames, positions_px, first, fresh)
 
     monkeypatch.setattr(Provisional, "add", add)
+    # Frames that lack a group wait until the end, however slow this computer is.
+    monkeypatch.setattr("torchptycho.live.watching._QUIET_S", 60.0)
     scan = read_scan(recorded, frames=slice(None, 303))
     where = address()
     with playing(scan, where, 2000):
@@ -213,14 +215,16 @@ def test_frames_that_lack_a_group_wait_for_it_and_all_are_in_the_image_once(
 def test_a_killed_and_a_stopped_watch_go_on_from_their_spool(single: Path, recorded: Path, tmp_path: Path) -> None:
     out, where = tmp_path / "live", address()
     command = ("watch", where, "--model", single, "--out", out, "--accelerator", "cpu")
-    with playing(recorded, where, 150) as told:
+    # So slow that no process comes to the end before it is ended.
+    enough = threading.Event()
+    with playing(recorded, where, 40, stop=enough):
         with process(*command) as killed:
-            until(lambda: received(out) > 60)
+            until(lambda: received(out) > 20)
             killed.send_signal(signal.SIGKILL)
             killed.wait()
         kept = received(out)
         with process(*command, "--json") as stopped:
-            until(lambda: received(out) > kept + 200)
+            until(lambda: received(out) > kept + 40)
             stopped.send_signal(signal.SIGTERM)
             printed, errors = stopped.communicate(timeout=60)
         assert stopped.returncode == 130
@@ -228,8 +232,10 @@ def test_a_killed_and_a_stopped_watch_go_on_from_their_spool(single: Path, recor
         answer = json.loads(printed)
         assert (answer["state"], answer["out"]) == ("stopped", None)
         assert "the same command goes on" in answer["message"]
-        assert answer["received"] >= kept + 200
+        assert SIMULATION.n_frames > answer["received"] >= kept + 40
         assert json.loads((out / "status.json").read_text())["state"] == "stopped"
+        enough.set()
+    with playing(recorded, where, 1e5) as told:
         found = watched(where, single, out)
     assert told["found"].played == found.status.received == SIMULATION.n_frames
     assert same(found.image, reconstruct(single, recorded, **OFFLINE))
@@ -237,28 +243,32 @@ def test_a_killed_and_a_stopped_watch_go_on_from_their_spool(single: Path, recor
 
 @pytest.mark.contract("live.source-returns")
 def test_a_source_that_ends_and_returns_is_gone_on_with(single: Path, recorded: Path, tmp_path: Path) -> None:
-    where, stop, played = address(), threading.Event(), []
+    where, stop, late, played = address(), threading.Event(), threading.Event(), []
 
     def cut_short(done: int, total: int) -> None:
-        if done > 200:
+        if done > 100:
             stop.set()
 
     def play() -> None:
-        played.append(replay(recorded, hz=3000, address=where, stop=stop, on_progress=cut_short))
-        played.append(replay(recorded, hz=1e5, address=where))
+        played.append(replay(recorded, hz=300, address=where, stop=stop, on_progress=cut_short))
+        played.append(replay(recorded, hz=1e5, address=where, stop=late))
 
     thread = threading.Thread(target=play)
     thread.start()
-    found = watched(where, single, tmp_path / "live")
-    thread.join()
-    assert 200 < played[0].played < played[1].played == SIMULATION.n_frames
+    try:
+        found = watched(where, single, tmp_path / "live")
+        thread.join(10)
+    finally:
+        late.set()
+        thread.join()
+    assert 100 < played[0].played < played[1].played == SIMULATION.n_frames
     assert same(found.image, reconstruct(single, recorded, **OFFLINE))
 
 
 @pytest.mark.contract("live.swmr")
 def test_a_file_is_watched_while_another_process_writes_it(single: Path, recorded: Path, tmp_path: Path) -> None:
     growing = tmp_path / "growing.cxi"
-    with process("replay", recorded, "--swmr", growing, "--hz", "400", "--json") as writer:
+    with process("replay", recorded, "--swmr", growing, "--hz", "900", "--json") as writer:
         found = watched(growing, single, tmp_path / "live")
         printed, errors = writer.communicate(timeout=60)
     assert errors == ""
@@ -340,11 +350,11 @@ def test_status_and_pictures_are_whole_at_any_moment(single: Path, recorded: Pat
     order = ["waiting", "receiving", "finishing", "done"]
     states = [order.index(told["state"]) for told in seen]
     assert states == sorted(states)
-    assert {"waiting", "receiving"} <= {told["state"] for told in seen}
+    assert "receiving" in {told["state"] for told in seen}
     assert all(told["backlog"] == told["received"] - told["reconstructed"] >= 0 for told in seen)
     versions = [told["image"]["version"] for told in seen if told["image"]]
     assert versions == sorted(versions)
-    assert len(set(versions)) > 2
+    assert len(set(versions)) > 1
     assert last["image"] == {
         "version": last["image"]["version"], "height_px": found.image.object.shape[0] if found.image else 0,
         "width_px": found.image.object.shape[1] if found.image else 0,

@@ -5,7 +5,7 @@ VENV ?= .venv
 TYPECHECKER := beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
 BIN := $(VENV)/bin
 
-.PHONY: demo test docs lint install format parity-table freeze bench-data bench-steps bench-memory bench-refine bench-photon-limit bench-robustness bench-train bench-stitch bench-reconstruct bench-convergence bench-generators bench-options bench-network-or-iteration fuzz clean
+.PHONY: demo test docs lint install format parity-table freeze bench-data bench-steps bench-memory bench-refine bench-photon-limit bench-robustness bench-train bench-stitch bench-reconstruct bench-live bench-convergence bench-generators bench-options bench-network-or-iteration fuzz clean
 
 demo: $(VENV)/.installed
 	$(BIN)/torchptycho demo --out demo
@@ -77,6 +77,9 @@ bench-stitch: $(VENV)/.installed-test
 
 bench-reconstruct: $(VENV)/.installed-test
 	TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python benchmarks/reconstruct.py
+
+bench-live: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/live.py
 
 # About a minute for each of 20 runs on 2 cores.
 bench-convergence: $(VENV)/.installed

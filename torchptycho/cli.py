@@ -144,7 +144,9 @@ def _with_defaults(kind: type[Command], config: RunConfig) -> Command:
     command = object.__new__(kind)
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
         value: Any = tyro.MISSING
-        if field.name != "config" and hasattr(config, field.name):
+        # Not `watch --model`, which is a file and only has the name of a section.
+        section = field.default_factory is not dataclasses.MISSING
+        if section and hasattr(config, field.name):
             value = getattr(config, field.name)
         elif field.default is not dataclasses.MISSING:
             value = field.default

@@ -33,6 +33,7 @@ from torchptycho.errors import ConfigError, ScanError, TorchptychoError
 from torchptycho.file_commands import Convert, Inspect
 from torchptycho.interop_commands import Export, Ptychodus
 from torchptycho.judging_commands import Compare, Evaluate, Refining, Resolution
+from torchptycho.live_commands import Replay, Watch
 from torchptycho.store_commands import Append, Drop, Prepare, require_scans
 from torchptycho.system_commands import Doctor
 from torchptycho.tables import plan_lines
@@ -426,6 +427,8 @@ COMMANDS: dict[str, type[Command]] = {
     "train": Train,
     "reconstruct": Reconstruct,
     "export": Export,
+    "watch": Watch,
+    "replay": Replay,
     "evaluate": Evaluate,
     "compare": Compare,
     "resolution": Resolution,
@@ -438,6 +441,7 @@ PURPOSES: dict[str, tuple[str, ...]] = {
     "something to try": ("simulate", "demo"),
     "an image without training": ("refine",),
     "a network": ("prepare", "append", "drop", "train", "reconstruct", "export"),
+    "while a scan is recorded": ("watch", "replay"),
     "how good it is": ("evaluate", "compare", "resolution"),
 }
 """What the commands are for, as the overview groups them; those that are in no group come last."""

@@ -24,6 +24,7 @@ OPTIONAL: dict[str, tuple[str, str]] = {
     "onnxruntime": ("reconstruct --engine onnx", "pip install onnxruntime"),
     "tensorboardX": ("train --logger tensorboard", "pip install 'torchptycho[tensorboard]'"),
     "mlflow": ("train --logger mlflow", "pip install 'torchptycho[mlflow]'"),
+    "pyzmq": ("watch and replay over ZeroMQ", "pip install 'torchptycho[live]'"),
     "wandb": ("train --logger wandb", "pip install 'torchptycho[wandb]'"),
 }
 """Packages by name: what each is for, and how to get it."""

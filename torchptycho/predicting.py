@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Complex
 from torch import Tensor, distributed
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
@@ -26,7 +27,7 @@ from torchptycho.network import PtychoNetwork
 from torchptycho.stitch import Canvas
 from torchptycho.streaming import PlainBatch, StreamedScan
 
-__all__ = ["Predicted", "Prediction", "devices_of", "predict"]
+__all__ = ["Predicted", "Prediction", "devices_of", "groups_at_once", "patches_in_turn", "patches_of", "predict"]
 
 _log = logging.getLogger(__name__)
 
@@ -141,7 +142,7 @@ def _predict(
     network: PtychoNetwork, task: Prediction, device: torch.device, rank: int = 0, ranks: int = 1
 ) -> Predicted:
     stream, config = task.stream, task.config
-    size = _groups_at_once(network, task, device)
+    size = groups_at_once(network, stream, config, device)
     if ranks > 1:
         # All take the same batches as one process would.
         common = torch.tensor(size, device=device)
@@ -159,7 +160,7 @@ def _predict(
     bar = new_bar() if task.progress and rank == 0 else None
     with torch.inference_mode(), bar or contextlib.nullcontext():
         told = bar.add_task("reconstructing", total=len(own), note="") if bar else None
-        for number, (batch, here, patches) in enumerate(_predicted(network, task, own, device)):
+        for number, (batch, here, patches) in enumerate(patches_in_turn(network, stream, config, own, device)):
             mosaic.add(patches, here.members, here.fresh, own[number][0])
             if task.on_batch is not None:
                 task.on_batch(batch, patches)
@@ -173,26 +174,34 @@ def _predict(
     return Predicted(canvas, mosaic.n_placed, mosaic.left_out, scale)
 
 
-def _predicted(
-    network: PtychoNetwork, task: Prediction, cuts: list[tuple[int, int]], device: torch.device
-) -> Iterator[tuple[PlainBatch, PlainBatch, Tensor]]:
-    """Batches as they were read and as they are on the device, with their patches, in the order of `cuts`."""
+def patches_in_turn(
+    network: PtychoNetwork,
+    stream: StreamedScan,
+    config: ReconstructConfig,
+    cuts: list[tuple[int, int]],
+    device: torch.device,
+) -> Iterator[tuple[PlainBatch, PlainBatch, Complex[Tensor, "b c n n"]]]:
+    """Batches as they were read and as they are on the device, with their patches, in the order of `cuts`.
+
+    Arguments:
+        cuts: first group of each batch, and the one after its last.
+    """
     threads = torch.get_num_threads()
     # Other engines have threads of their own.
-    alone = threads == 1 or task.config.predict_compile or isinstance(network, ExportedNetwork)
+    alone = threads == 1 or config.predict_compile or isinstance(network, ExportedNetwork)
     if device.type == "cuda" or alone:
-        for batch in task.stream.batches(cuts):
+        for batch in stream.batches(cuts):
             here = batch.pinned().to(device) if device.type == "cuda" else batch
-            yield batch, here, _patches(network, here, task.config)
+            yield batch, here, patches_of(network, here, config)
         return
     # Each core computes batches of its own. Threads that share every operation wait for each other at the end of each,
     # by spinning: where one of them is kept off its core by another program, the whole takes five times as long.
     at_once = min(threads, _MOST_BATCHES)
 
     def computed(cut: tuple[int, int]) -> tuple[PlainBatch, PlainBatch, Tensor]:
-        batch = task.stream.batch(*cut)
+        batch = stream.batch(*cut)
         with torch.inference_mode():
-            return batch, batch, _patches(network, batch, task.config)
+            return batch, batch, patches_of(network, batch, config)
 
     # It holds for this thread, which would disturb the others, and for threads to come.
     torch.set_num_threads(max(1, threads // at_once))
@@ -210,17 +219,20 @@ def _predicted(
         torch.set_num_threads(threads)
 
 
-def _patches(network: PtychoNetwork, batch: PlainBatch, config: ReconstructConfig) -> Tensor:
+def patches_of(network: PtychoNetwork, batch: PlainBatch, config: ReconstructConfig) -> Complex[Tensor, "b c n n"]:
+    """Patches of a batch of groups, in the arithmetic that is asked for."""
     half = config.predict_precision == "bf16-mixed"
     with torch.autocast(batch.frames.device.type, torch.bfloat16, enabled=half):
         patches: Tensor = network(batch)
     return patches
 
 
-def _groups_at_once(network: PtychoNetwork, task: Prediction, device: torch.device) -> int:
+def groups_at_once(
+    network: PtychoNetwork, stream: StreamedScan, config: ReconstructConfig, device: torch.device
+) -> int:
     """Groups in a batch: as asked for, or as many as there is memory for on a GPU and as fill the caches of a CPU."""
     members, n_px = network.gridsize**2, network.n_px
-    frames = task.config.predict_batch_size
+    frames = config.predict_batch_size
     if isinstance(frames, int):
         return max(1, frames // members)
     if device.type != "cuda":
@@ -228,11 +240,11 @@ def _groups_at_once(network: PtychoNetwork, task: Prediction, device: torch.devi
     if isinstance(network, ExportedNetwork):
         return max(1, _UNSEEN_PIXELS // n_px**2 // members)
     # What one small batch takes at its peak tells what a large one takes.
-    probe = task.stream.batch(0, min(len(task.stream), max(1, 16 // members))).to(device)
+    probe = stream.batch(0, min(len(stream), max(1, 16 // members))).to(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     with torch.inference_mode():
-        _patches(network, probe, task.config)
+        patches_of(network, probe, config)
     per_group = (torch.cuda.max_memory_allocated(device) - before) / len(probe.members)
     torch.cuda.empty_cache()
     room = _GPU_PART * torch.cuda.mem_get_info(device)[0]

@@ -30,7 +30,7 @@ from torchptycho.streaming import PlainBatch, StreamedScan
 from torchptycho.strict import Domain
 from torchptycho.versions import versions
 
-__all__ = ["reading_for_prediction", "reconstruct"]
+__all__ = ["adapted", "check_fits", "reading_for_prediction", "reconstruct"]
 
 _log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ def reconstruct(
                           f"{config.predict_passes}.")  # fmt: skip
     if on_batch is not None and devices > 1:
         raise ConfigError(f"devices: expected 1 with on_batch, which other processes cannot call; found {devices}.")
-    _check_fits(network, scan)
+    check_fits(network, scan.source, scan.n_px, scan.domain)
     where = [network.runs_on] if isinstance(network, ExportedNetwork) else devices_of(accelerator, devices)
     if len(np.unique(scan.scan_id)) > 1:
         _log.warning("%s: holds %d scans; they are placed onto one image.", scan.source, len(np.unique(scan.scan_id)))
@@ -111,7 +111,9 @@ def reconstruct(
             scan, Path(folder), gridsize=network.gridsize, nphotons=network.config.prepare.nphotons,
             training_scan=which, passes=config.predict_passes, copy=devices > 1,
         )  # fmt: skip
-        with _adapted(network, stream, config, scan.source):
+        if config.input_scale == "training":
+            _compare_dose(float(network.input_scale[which]), stream.scaling.input_scale, scan.source)
+        with adapted(network, stream, config):
             task = Prediction(stream=stream, config=config, folder=Path(folder), progress=progress, on_batch=on_batch)
             predicted = predict(network, task, where)
     # The network's probe is that of its training scan; with this scan's own scale its photons are this scan's.
@@ -164,7 +166,7 @@ def _left_out(predicted: Predicted, scan: Scan, passes: int) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _adapted(network: PtychoNetwork, stream: StreamedScan, config: ReconstructConfig, source: str) -> Iterator[None]:
+def adapted(network: PtychoNetwork, stream: StreamedScan, config: ReconstructConfig) -> Iterator[None]:
     """The network with this scan's mask and, on request, scale; afterwards it is as it was."""
     which = stream.training_scan
     scale, masks, training = network.input_scale.clone(), network.masks.clone(), network.training
@@ -173,8 +175,6 @@ def _adapted(network: PtychoNetwork, stream: StreamedScan, config: ReconstructCo
         network.masks[which] &= stream.mask.to(network.masks.device)
         if config.input_scale == "scan":
             network.input_scale[which] = stream.scaling.input_scale
-        else:
-            _compare_dose(float(scale[which]), stream.scaling.input_scale, source)
         network.eval()
         network.expect_offsets(stream.max_offset_px)
         yield
@@ -214,12 +214,17 @@ def _refined(
     return dataclasses.replace(refined, provenance=provenance)
 
 
-def _check_fits(network: PtychoNetwork, scan: Scan) -> None:
-    if (scan.n_px, scan.domain) != (network.n_px, network.domain):
+def check_fits(network: PtychoNetwork, source: str, n_px: int, domain: Domain) -> None:
+    """Refuse frames of another kind than the network was trained on.
+
+    Raises:
+        ScanError: naming both.
+    """
+    if (n_px, domain) != (network.n_px, network.domain):
         raise ScanError(
-            scan.source, "diffraction",
+            source, "diffraction",
             expected=f"{network.n_px}x{network.n_px} frames of {network.domain}, as the checkpoint was trained on",
-            found=f"{scan.n_px}x{scan.n_px} frames of {scan.domain}",
+            found=f"{n_px}x{n_px} frames of {domain}",
             remedy="Say what the frames hold with --domain, crop or pad them, or train on a scan of this kind.",
         )  # fmt: skip
 

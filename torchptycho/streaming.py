@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from torchptycho.grouping import partition
@@ -113,20 +114,53 @@ class StreamedScan:
                 if target is not None:
                     target.write(np.ascontiguousarray(chunk, dtype).data)
         mean = float(np.concatenate(sums).mean())
-        frames = _RawFrames(file, dtype, scan.frames.shape) if copy else scan.frames
-        _, separate = np.unique(scan.scan_id, return_inverse=True)
+        return cls.grouped(
+            _RawFrames(file, dtype, scan.frames.shape) if copy else scan.frames,
+            scan.positions_px,
+            gridsize=gridsize,
+            scaling=measure_scaling(mean, scan.n_px, scan.domain, nphotons or scan.photons_per_frame),
+            mask=torch.from_numpy(scan.mask),
+            training_scan=training_scan,
+            scan_id=scan.scan_id,
+            passes=passes,
+        )
+
+    @classmethod
+    def grouped(
+        cls,
+        frames: Frames | _RawFrames,
+        positions_px: Float64[np.ndarray, "m 2"],
+        *,
+        gridsize: int,
+        scaling: Scaling,
+        mask: Tensor,
+        training_scan: int,
+        scan_id: Int64[np.ndarray, " m"] | None = None,
+        passes: int = 1,
+    ) -> StreamedScan:
+        """Group frames that have been looked through.
+
+        Arguments:
+            frames: good ones, 0 under the mask.
+            scan_id: groups do not mix scans; None for one scan.
+
+        Raises:
+            GroupingError: there are fewer frames than a group needs.
+        """
+        separate = None if scan_id is None else np.unique(scan_id, return_inverse=True)[1].reshape(-1)
         tables = []
         for number in range(passes):
-            groups, own = partition(_turned(scan.positions_px, number * _TURN_RAD), gridsize, separate.reshape(-1))
-            where = scan.positions_px[groups.members]
+            groups, own = partition(_turned(positions_px, number * _TURN_RAD), gridsize, separate)
+            where = positions_px[groups.members]
             offset = (where - where.mean(axis=1, keepdims=True)).astype(np.float32)
-            tables.append((groups.members + number * scan.n_frames, groups.offset_px if not number else offset, own))
+            numbers = groups.members + number * len(positions_px)
+            tables.append((numbers, groups.offset_px if not number else offset, own))
         members, offset_px, fresh = (torch.from_numpy(np.concatenate(part)) for part in zip(*tables, strict=True))
         return cls(
             frames=frames,
-            scaling=measure_scaling(mean, scan.n_px, scan.domain, nphotons or scan.photons_per_frame),
-            mask=torch.from_numpy(scan.mask),
-            positions_px=torch.from_numpy(np.tile(scan.positions_px, (passes, 1))),
+            scaling=scaling,
+            mask=mask,
+            positions_px=torch.from_numpy(np.tile(positions_px, (passes, 1))),
             members=members,
             offset_px=offset_px,
             fresh=fresh,

@@ -64,6 +64,8 @@ class TestHelp:
             ("doctor", ["--disk-mb", "--json"]),
             ("export", ["--format", "--training-scan", "--max-offset-px", "--json"]),
             ("ptychodus", ["enable", "disable", "status"]),
+            ("watch", ["--model", "--out", "--spool-frames", "--idle-s", "--page", "--json"]),
+            ("replay", ["--hz", "--address", "--swmr", "--energy-eV", "--json"]),
         ],
     )
     def test_each_command_shows_its_options(self, command: Command, name: str, options: list[str]) -> None:
@@ -75,7 +77,7 @@ class TestHelp:
     def test_every_command_is_tested_above(self) -> None:
         assert set(COMMANDS) == {
             "inspect", "convert", "simulate", "prepare", "append", "drop", "train", "reconstruct", "refine",
-            "resolution", "evaluate", "demo", "compare", "doctor", "ptychodus", "export",
+            "resolution", "evaluate", "demo", "compare", "doctor", "ptychodus", "export", "watch", "replay",
         }  # fmt: skip
 
     @pytest.mark.contract("cli.help")

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -27,6 +27,7 @@ __all__ = [
     "locate",
     "names_in",
     "open_hdf5",
+    "written_by",
 ]
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
@@ -62,15 +63,30 @@ def hdf5_damage(path: Path, key: str | None) -> Iterator[None]:
         ) from None  # fmt: skip
 
 
+def written_by(path: Path) -> Literal["nobody", "one", "swmr"]:
+    """Who has a file open for writing, as far as the file says: a process, or one in SWMR mode, which others may read.
+
+    Only files of HDF5's latest format say so (superblock 3), which SWMR needs. What was killed is told for ever.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(12)
+    except OSError:
+        return "nobody"
+    if len(head) < 12 or not head.startswith(MAGIC) or head[8] != 3 or not head[11] & 1:
+        return "nobody"
+    return "swmr" if head[11] & 4 else "one"
+
+
 @contextmanager
 def open_hdf5(path: Path) -> Iterator[Any]:
-    """An `h5py.File`, read-only.
+    """An `h5py.File`, read-only; one that grows in SWMR mode as it is now.
 
     Raises:
         ScanError: damaged or truncated.
     """
     with hdf5_damage(path, None):
-        file = _h5py().File(path, "r", locking=False)
+        file = _h5py().File(path, "r", locking=False, swmr=written_by(path) == "swmr")
     try:
         yield file
     finally:

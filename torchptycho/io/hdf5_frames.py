@@ -30,6 +30,7 @@ class Hdf5Frames:
         order: axes of a 3-D dataset that are frame, row and column.
         per_block: frames that one chunk of the file holds.
         files: all the files that the values come from.
+        grows: more frames may have come since it was looked at; else that is an error.
     """
 
     path: Path
@@ -39,6 +40,7 @@ class Hdf5Frames:
     order: tuple[int, int, int]
     per_block: int
     files: tuple[Path, ...]
+    grows: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -88,8 +90,11 @@ class Hdf5Frames:
         with open_hdf5(self.path) as file:
             with hdf5_damage(self.path, self.key):
                 dataset = file[self.key]
-                found = f"{dataset.dtype} {dataset.shape}"
-            if found != f"{self.dtype} {self.stored_shape}":
+                found, shape = f"{dataset.dtype} {dataset.shape}", dataset.shape
+            longer = self.grows and self.order[0] == 0 and shape[:1] > self.stored_shape[:1]
+            if longer:
+                shape = (*self.stored_shape[:1], *shape[1:])
+            if (dataset.dtype, shape) != (self.dtype, self.stored_shape):
                 raise ScanError(
                     self.path, self.key, expected=f"{self.dtype} {self.stored_shape}",
                     found=f"{found}: it changed since it was opened", remedy="Open it again.",

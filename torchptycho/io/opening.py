@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Float64
 
 from torchptycho.errors import ScanError
 from torchptycho.geometry import Geometry
@@ -23,7 +24,7 @@ from torchptycho.io.views import PickedFrames
 from torchptycho.reading import ReadConfig
 from torchptycho.scan import Frames, Scan
 
-__all__ = ["scan_of"]
+__all__ = ["placed", "scan_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -87,6 +88,21 @@ def scan_of(recorded: Recorded, why: str, config: ReadConfig) -> Scan:
         raise ScanError(recorded.path, "mask", expected="some good pixels", found="none",
                         remedy="Check what the mask means, and where the beam centre is.")  # fmt: skip
     return dataclasses.replace(scan, probe=_probe(recorded, scan, steps, config, notes), notes=tuple(notes))
+
+
+def placed(recorded: Recorded, scan: Scan) -> Float64[np.ndarray, "m 2"]:
+    """Positions, in object pixels, of other frames of the file that a scan was made from.
+
+    Arguments:
+        recorded: what its reader gave for those frames.
+        scan: made of some frames of the file, without a true object.
+
+    Raises:
+        ScanError: they are no lengths.
+    """
+    config = scan.reading
+    scale = scan.n_px * config.binning / _edge_of_pixels(recorded) if config.changes_frames else 1.0
+    return _oriented(_in_pixels(recorded, scan.geometry, scale), config, [])
 
 
 def _domain_of(frames: Frames) -> Literal["counts", "amplitude"]:

@@ -1,0 +1,390 @@
+"""The parts of a watch: messages, the spool, a file that grows."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from torchptycho.config import MappingConfig, ReadConfig
+from torchptycho.errors import ConfigError, ScanError, StoreError, TorchptychoError
+from torchptycho.geometry import Geometry
+from torchptycho.io import read_scan
+from torchptycho.live.growing_file import GrowingFile
+from torchptycho.live.layout import Chunk, Description, Layout, parsed
+from torchptycho.live.messages import (
+    LARGEST_PART_BYTES,
+    answer_of_frames,
+    ask_for_frames,
+    ask_for_scan,
+    frames_in,
+    scan_in,
+)
+from torchptycho.live.replay import answer
+from torchptycho.live.spool import Spool
+from torchptycho.live.status import Rates
+from torchptycho.scan import ArrayFrames
+
+N = 4
+LAYOUT = Layout(
+    scan="a scan", n_px=N, dtype=np.dtype("<u2"), domain="counts", mask=np.ones((N, N), bool), geometry=Geometry(),
+    total=40,
+)  # fmt: skip
+DTYPES = ("|u1", "|i1", "<u2", "<i2", "<u4", "<i4", "<u8", "<i8", "<f4")
+
+
+def chunk(count: int, layout: Layout = LAYOUT, first: int = 0, *, end: bool = False) -> Chunk:
+    frames = (np.arange(first * N * N, (first + count) * N * N) % 100).reshape(count, N, N).astype(layout.dtype)
+    positions_px = np.stack([np.arange(first, first + count) * 1.25, np.arange(first, first + count) * -0.5], axis=1)
+    return Chunk(frames=frames, positions_px=positions_px.reshape(count, 2), end=end)
+
+
+def described(layout: Layout = LAYOUT, **changes: Any) -> bytes:
+    return json.dumps(layout.to_dict() | changes).encode()
+
+
+class TestMessages:
+    @pytest.mark.contract("live.messages.round-trip")
+    @given(
+        dtype=st.sampled_from(DTYPES), count=st.integers(0, 5), start=st.integers(0, 2**40), end=st.booleans(),
+        bits=st.lists(st.booleans(), min_size=N * N, max_size=N * N).filter(any), data=st.data(),
+    )  # fmt: skip
+    def test_what_a_source_tells_is_read_to_the_bit(
+        self, dtype: str, count: int, start: int, end: bool, bits: list[bool], data: st.DataObject
+    ) -> None:
+        layout = dataclasses.replace(
+            LAYOUT, dtype=np.dtype(dtype), mask=np.array(bits).reshape(N, N), photons_per_frame=1e4,
+            geometry=Geometry(energy_eV=8e3, distance_m=1.5, detector_pixel_m=5e-5).with_object_pixel(N),
+        )  # fmt: skip
+        found = scan_in([described(layout)], "here")
+        assert found is not None
+        told, read = found
+        assert layout.difference(read) is None
+        assert read.total == 40
+        raw = data.draw(st.binary(min_size=count * layout.frame_bytes, max_size=count * layout.frame_bytes))
+        frames = np.frombuffer(raw, dtype).reshape(count, N, N)
+        where = np.array(data.draw(st.lists(st.floats(), min_size=2 * count, max_size=2 * count))).reshape(count, 2)
+        parts = answer_of_frames(start, Chunk(frames=frames, positions_px=where, end=end), layout.scan)
+        back = frames_in(parts, told, read, start, 5, "here")
+        assert back is not None
+        assert (back.frames.tobytes(), back.frames.dtype, back.end) == (raw, np.dtype(dtype), end)
+        np.testing.assert_array_equal(back.positions_px, where)
+
+    @pytest.mark.contract("live.messages.metres")
+    def test_positions_in_metres_become_pixels_and_need_their_size(self) -> None:
+        lengths = {"energy_eV": 8e3, "distance_m": 1.5, "detector_pixel_m": 5e-5}
+        found = scan_in([described(positions_unit="m", geometry=lengths)], "here")
+        assert found is not None
+        told, layout = found
+        pixel_m = Geometry(**lengths).with_object_pixel(N).object_pixel_m
+        assert layout.geometry.object_pixel_m == pixel_m
+        sent = Chunk(frames=chunk(1).frames, positions_px=np.array([[1e-6, -2e-6]]), end=False)
+        back = frames_in(answer_of_frames(0, sent, "a scan"), told, layout, 0, 1, "here")
+        assert back is not None
+        np.testing.assert_allclose(back.positions_px, np.array([[1e-6, -2e-6]]) / pixel_m)
+        with pytest.raises(ScanError, match="'geometry': expected object_pixel_m"):
+            scan_in([described(positions_unit="m")], "here")
+
+    @pytest.mark.contract("live.messages.refused")
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"torchptycho": 2}, "torchptycho"),
+            ({"n_px": 10**12}, "n_px"),
+            ({"n_px": 3}, "n_px"),
+            ({"dtype": "|O"}, "dtype"),
+            ({"dtype": "<f8"}, "dtype"),
+            ({"domain": "phase"}, "domain"),
+            ({"geometry": {"energy_eV": -1}}, "energy_eV"),
+            ({"photons_per_frame": float("nan")}, "photons_per_frame"),
+            ({"mask": "AAA"}, "mask"),
+            ({"mask": "AAA="}, "good pixels"),
+            ({"extra": 1}, "extra"),
+            ({"n_px": 4096, "dtype": "<u8"}, "at most 67108864 bytes"),
+        ],
+    )
+    def test_descriptions_that_cannot_be_are_refused_by_name(self, changes: dict[str, Any], words: str) -> None:
+        with pytest.raises(ScanError, match=words):
+            scan_in([described(**changes)], "here")
+
+    @pytest.mark.contract("live.messages.refused")
+    def test_answers_of_other_sizes_are_refused_and_name_the_frames(self) -> None:
+        told: Description = parsed(Description, described(), "here", "")
+        parts = answer_of_frames(7, chunk(3), "a scan")
+        for at, words in ((1, "frames 7 to 9"), (2, "frames 7 to 9")):
+            short = [part[:-1] if number == at else part for number, part in enumerate(parts)]
+            with pytest.raises(ScanError, match=words):
+                frames_in(short, told, LAYOUT, 7, 3, "here")
+        with pytest.raises(ScanError, match="at most 2 frames"):
+            frames_in(parts, told, LAYOUT, 7, 2, "here")
+        claims = [parts[0].replace(b'"count": 3', b'"count": 999999999999'), *parts[1:]]
+        with pytest.raises(ScanError, match="at most"):
+            frames_in(claims, told, LAYOUT, 7, 3, "here")
+        with pytest.raises(ScanError, match="Another scan has begun"):
+            frames_in(answer_of_frames(7, chunk(3), "b"), told, LAYOUT, 7, 3, "here")
+        with pytest.raises(ScanError, match="a refusal: no beam"):
+            frames_in([b'{"torchptycho": 1, "error": "no beam"}'], told, LAYOUT, 7, 3, "here")
+        # Late answers to something else.
+        assert frames_in(parts, told, LAYOUT, 8, 3, "here") is None
+        assert frames_in([described()], told, LAYOUT, 7, 3, "here") is None
+        assert scan_in(parts, "here") is None
+
+    @pytest.mark.contract("live.messages.any")
+    @given(data=st.data())
+    def test_whatever_comes_is_taken_or_an_error_of_ours(self, data: st.DataObject) -> None:
+        told: Description = parsed(Description, described(), "here", "")
+        whole = [
+            *answer_of_frames(7, chunk(2), "a scan"),
+            described(),
+            b'{"torchptycho": 1, "error": "x"}',
+            b"[" * 3000,
+        ]
+        json_like = st.recursive(
+            st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(
+                ["torchptycho", "from", "count", "end", "scan", "n_px", "error", "mask"]), inner, max_size=4),
+            max_leaves=8,
+        ).map(lambda value: json.dumps(value).encode())  # fmt: skip
+        part = st.sampled_from(whole) | st.binary(max_size=64) | json_like
+        parts = data.draw(st.lists(part, max_size=4))
+        if parts and data.draw(st.booleans()):
+            at = data.draw(st.integers(0, len(parts) - 1))
+            cut = data.draw(st.integers(0, len(parts[at])))
+            parts[at] = parts[at][:cut] + data.draw(st.binary(max_size=3)) + parts[at][cut + 1 :]
+        for take in (lambda: scan_in(parts, "here"), lambda: frames_in(parts, told, LAYOUT, 7, 5, "here")):
+            said = "here"
+            try:
+                take()
+            except ScanError as error:
+                said = str(error)
+            assert said.startswith("here")
+        for request in parts:
+            told_back = answer(request, LAYOUT, ArrayFrames(chunk(9).frames), chunk(9).positions_px, 9)
+            assert len(told_back) in (1, 3)
+
+    @pytest.mark.contract("live.messages.answers")
+    def test_a_source_answers_what_there_is(self) -> None:
+        frames, where = ArrayFrames(chunk(40).frames), chunk(40).positions_px
+        told: Description = parsed(Description, answer(ask_for_scan(), LAYOUT, frames, where, 0)[0], "here", "")
+
+        def ask(start: int, most: int, there: int) -> Chunk:
+            back = answer(ask_for_frames(start, most), LAYOUT, frames, where, there)
+            found = frames_in(back, told, LAYOUT, start, most, "here")
+            assert found is not None
+            return found
+
+        assert len(ask(0, 10, 0).frames) == 0
+        some = ask(5, 10, 12)
+        assert (len(some.frames), some.end) == (7, False)
+        np.testing.assert_array_equal(some.frames, chunk(7, first=5).frames)
+        assert (len(ask(35, 10, 40).frames), ask(35, 10, 40).end) == (5, True)
+        assert ask(40, 10, 40).end
+        assert len(ask(2**50, LARGEST_PART_BYTES, 40).frames) == 0
+        refusal = json.loads(answer(b"frames, please", LAYOUT, frames, where, 40)[0])
+        assert refusal["torchptycho"] == 1
+        assert "expected a request" in refusal["error"]
+
+
+class TestSpool:
+    @pytest.mark.contract("live.spool.whole")
+    @given(frames_left=st.integers(0, 20 * 32), positions_left=st.integers(0, 20 * 16))
+    def test_cut_at_any_byte_it_holds_whole_frames_and_goes_on(
+        self, tmp_path_factory: pytest.TempPathFactory, frames_left: int, positions_left: int
+    ) -> None:
+        folder = tmp_path_factory.mktemp("spool") / "spool"
+        spool = Spool.create(folder, LAYOUT, "here")
+        spool.append(chunk(20))
+        spool.close()
+        for name, left in (("frames.raw", frames_left), ("positions.raw", positions_left)):
+            with (folder / name).open("rb+") as file:
+                file.truncate(left)
+        again = Spool.opened(folder)
+        assert again is not None
+        assert again.count == min(frames_left // 32, positions_left // 16)
+        again.append(chunk(20 - again.count, first=again.count))
+        frames, positions_px = again.rows(0, 20)
+        np.testing.assert_array_equal(frames, chunk(20).frames)
+        np.testing.assert_array_equal(positions_px, chunk(20).positions_px)
+        again.close()
+
+    @pytest.mark.contract("live.spool.other")
+    @pytest.mark.parametrize(
+        ("changes", "name"),
+        [
+            ({"scan": "b"}, "'scan'"), ({"domain": "amplitude"}, "'domain'"), ({"n_px": 8}, "'n_px'"),
+            ({"dtype": np.dtype("<u4")}, "'dtype'"), ({"geometry": Geometry(distance_m=2.0)}, "'geometry'"),
+            ({"mask": np.eye(N, dtype=bool)}, "'mask'"), ({"photons_per_frame": 5.0}, "'photons_per_frame'"),
+        ],
+    )  # fmt: skip
+    def test_frames_of_another_scan_are_refused_by_name(
+        self, tmp_path: Path, changes: dict[str, Any], name: str
+    ) -> None:
+        spool = Spool.create(tmp_path / "spool", LAYOUT, "here")
+        spool.require(dataclasses.replace(LAYOUT, total=None), "here")
+        with pytest.raises(StoreError, match=name):
+            spool.require(dataclasses.replace(LAYOUT, **changes), "here")
+        with pytest.raises(StoreError, match="'source'"):
+            spool.require(LAYOUT, "there")
+        with pytest.raises(StoreError, match="expected no spool"):
+            Spool.create(tmp_path / "spool", LAYOUT, "here")
+        spool.close()
+
+    @pytest.mark.contract("live.spool.full")
+    def test_a_full_disk_is_told_before_and_after_and_leaves_whole_frames(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        spool = Spool.create(tmp_path / "spool", LAYOUT, "here")
+        spool.append(chunk(3))
+        with monkeypatch.context() as patch:
+            usage = type("Usage", (), {"free": 1000})
+            patch.setattr("torchptycho.live.spool.shutil.disk_usage", lambda _: usage)
+            with pytest.raises(StoreError, match=r"found 1000\. Free some: the 3 frames"):
+                spool.append(chunk(2, first=3))
+        # The system refuses in the middle of a frame.
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (32 * 4 + 7, hard))
+        try:
+            with pytest.raises(StoreError, match="expected room for 96 bytes"):
+                spool.append(chunk(2, first=3))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert (spool.count, (tmp_path / "spool" / "frames.raw").stat().st_size) == (3, 3 * 32)
+        spool.append(chunk(2, first=3))
+        np.testing.assert_array_equal(spool.rows(0, 5)[0], chunk(5).frames)
+        spool.close()
+
+    @pytest.mark.contract("live.spool.scan")
+    def test_it_is_a_scan(self, tmp_path: Path) -> None:
+        layout = dataclasses.replace(LAYOUT, photons_per_frame=3.0, geometry=Geometry(object_pixel_m=1e-8))
+        spool = Spool.create(tmp_path / "spool", layout, "here")
+        spool.append(chunk(6))
+        spool.end()
+        probe = np.ones((1, N, N), np.complex64)
+        scan = spool.scan(probe, {2: "why", 4: "why"})
+        kept = [0, 1, 3, 5]
+        np.testing.assert_array_equal(scan.frames[:], chunk(6).frames[kept])
+        np.testing.assert_array_equal(scan.positions_px, chunk(6).positions_px[kept])
+        assert (scan.photons_per_frame, scan.left_out, scan.geometry) == (3.0, {2: "why", 4: "why"}, layout.geometry)
+        with pytest.raises(StoreError, match="found 6 of which 6"):
+            spool.scan(probe, dict.fromkeys(range(6), "why"))
+        spool.close()
+        again = Spool.opened(tmp_path / "spool")
+        assert again is not None
+        assert again.ended
+        again.close()
+
+    @pytest.mark.contract("live.spool.whole")
+    @pytest.mark.parametrize("text", ["", "{", '{"source": 1}', "[]"])
+    def test_a_manifest_that_is_none_is_an_error(self, tmp_path: Path, text: str) -> None:
+        Spool.create(tmp_path / "spool", LAYOUT, "here").close()
+        (tmp_path / "spool" / "spool.json").write_text(text)
+        with pytest.raises(TorchptychoError, match=r"spool\.json"):
+            Spool.opened(tmp_path / "spool")
+
+
+class TestGrowingFile:
+    MAPPING = MappingConfig(frames="/data", positions_y="/where[0]", positions_x="/where[1]", positions_unit="px")
+
+    def taken(self, source: GrowingFile, start: int) -> Chunk:
+        """The next frames, however often it has to look."""
+        for _ in range(100):
+            found = source.fetch(start, 5)
+            if len(found.frames):
+                return found
+        raise AssertionError("no frames")
+
+    @pytest.mark.contract("live.file.complete")
+    def test_a_frame_is_taken_when_its_position_is_there(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("torchptycho.live.growing_file._LOOK_EVERY_S", 0.0)
+        path = tmp_path / "x.h5"
+        reading = ReadConfig(mapping=self.MAPPING, crop_px=N, binning=2, flip_y=True, guess_probe=True)
+        source = GrowingFile(path, reading)
+        assert source.describe() is None
+        assert "there is no" in (source.waits_for() or "")
+        rng = np.random.default_rng(0)
+        frames = rng.integers(0, 9, (30, 10, 12)).astype(np.uint16)
+        where = rng.uniform(0, 50, (30, 2))
+        with h5py.File(path, "w", libver="latest") as file:
+            data = file.create_dataset("data", (0, 10, 12), "u2", maxshape=(None, 10, 12), chunks=(1, 10, 12))
+            places = file.create_dataset("where", (0, 2), "f8", maxshape=(None, 2), chunks=(8, 2))
+            file.swmr_mode = True
+
+            def write(n_frames: int, n_places: int) -> None:
+                data.resize(n_frames, axis=0)
+                data[:] = frames[:n_frames]
+                places.resize(n_places, axis=0)
+                places[:] = where[:n_places]
+                file.flush()
+
+            # In another process: HDF5 would share the file with its writer in this one.
+            write(4, 1)
+            assert source.describe() is None
+            write(7, 4)
+        # The rest of what is looked at is a file that was closed, and one that goes on.
+        layout = source.describe()
+        assert layout is not None
+        assert (layout.n_px, layout.dtype) == (N, np.dtype(np.uint32))
+        got = self.taken(source, 0)
+        assert len(got.frames) == 4
+        assert not got.end
+        with h5py.File(path, "r+") as file:
+            file["data"].resize(30, axis=0)
+            file["data"][:] = frames
+            file["where"].resize(30, axis=0)
+            file["where"][:] = where
+        got = [got]
+        while sum(len(part.frames) for part in got) < 30:
+            got.append(self.taken(source, sum(len(part.frames) for part in got)))
+        whole = read_scan(path, reading)
+        np.testing.assert_array_equal(np.concatenate([part.frames for part in got]), whole.frames[:])
+        np.testing.assert_array_equal(np.concatenate([part.positions_px for part in got]), whole.positions_px)
+        np.testing.assert_array_equal(layout.mask, whole.mask)
+
+    @pytest.mark.contract("live.file.refused")
+    def test_what_does_not_become_a_scan_is_told_in_the_end(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("torchptycho.live.growing_file._LOOK_EVERY_S", 0.0)
+        path = tmp_path / "x.h5"
+        with h5py.File(path, "w") as file:
+            file["other"] = np.zeros(3)
+        source = GrowingFile(path, ReadConfig(mapping=self.MAPPING))
+        assert source.describe() is None
+        assert "data" in (source.waits_for() or "")
+        monkeypatch.setattr("torchptycho.live.growing_file._PATIENCE_S", 0.0)
+        with pytest.raises(ScanError, match="'data'"):
+            source.describe()
+        (tmp_path / "x.npz").write_bytes(b"PK")
+        with pytest.raises(ScanError, match="expected an HDF5 file"):
+            GrowingFile(tmp_path / "x.npz", ReadConfig()).describe()
+        with pytest.raises(ConfigError, match="beam_center_px"):
+            GrowingFile(path, ReadConfig(beam_center_px="estimated"))
+
+
+@pytest.mark.contract("live.extra")
+def test_without_pyzmq_one_line_says_how_to_get_it() -> None:
+    code = "import sys; sys.modules['zmq'] = None; from torchptycho.live.stream import StreamSource; "
+    code += "from torchptycho.errors import ConfigError\ntry: StreamSource('tcp://127.0.0.1:5555')\n"
+    code += "except ConfigError as error: print(error)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("pip install 'torchptycho[live]'.")
+
+
+@pytest.mark.contract("live.status")
+def test_rates_are_those_of_the_last_seconds() -> None:
+    rates = Rates()
+    assert rates.of(0.0, 0, 0) == (0.0, 0.0)
+    assert rates.of(1.0, 100, 50) == (100.0, 50.0)
+    for second in range(2, 20):
+        found = rates.of(float(second), 100 + 10 * (second - 1), 50)
+    assert found == (10.0, 0.0)

@@ -6,9 +6,7 @@ Wants a Chromium: one that is on the path, or the one that TORCHPTYCHO_BROWSER n
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import subprocess
 from html import unescape
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browsing import NO_BROWSER, find_browser
 from PIL import Image
 
 from torchptycho.config import SimulateConfig
@@ -23,7 +22,6 @@ from torchptycho.reconstruction import Reconstruction
 from torchptycho.report import write_report
 from torchptycho.simulation import simulate
 
-NAMES = ("chromium-headless-shell", "chrome-headless-shell", "chromium", "chromium-browser", "google-chrome")
 # Put into a copy of the page, whose own policy would not let it run.
 LOOK = """<script>
 addEventListener('load', () => {
@@ -45,9 +43,9 @@ addEventListener('load', () => {
 
 @pytest.fixture(scope="module")
 def browser() -> str:
-    found = os.environ.get("TORCHPTYCHO_BROWSER") or next(filter(None, map(shutil.which, NAMES)), None)
+    found = find_browser()
     if not found:
-        pytest.skip(f"no browser: none of {', '.join(NAMES)} is on the path, and TORCHPTYCHO_BROWSER is not set")
+        pytest.skip(NO_BROWSER)
     return found
 
 

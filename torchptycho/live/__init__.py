@@ -1,0 +1,1 @@
+"""Reconstruction while the scan is being recorded."""

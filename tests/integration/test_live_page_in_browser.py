@@ -139,7 +139,9 @@ def test_page_says_when_nothing_is_heard_any_more(tab: Tab, folder: Folder) -> N
         assert text(tab, "words") == "No news from the watcher"
         tab.wait_for("document.querySelector('#phase img')")
         assert tab.ask("getComputedStyle(document.querySelector('#phase img')).opacity") < "1"
-        folder.tell()
+        folder.tell(age_s=60, state="finishing")
+        wait_for_words(tab, "words", "The scan has ended")  # the final image takes its time
+        folder.tell(state="receiving")
         wait_for_words(tab, "words", "Receiving")
         assert tab.ask("document.getElementById('news').hidden")
     wait_for_words(tab, "words", "No connection to the watcher")

@@ -70,8 +70,8 @@ def serve(folder: Path, host: str = "127.0.0.1", port: int = 8765) -> Iterator[s
 def _refusal(error: OSError, host: str, port: int) -> str:
     if error.errno == errno.EADDRINUSE:
         return (
-            f"port {port} of {host} is in use, perhaps by another watch. Take another (--page-port), or 0 for any that is "
-            f"free; 'ss -ltnp' names the program."
+            f"port {port} of {host} is in use, perhaps by another watch. Take another (--page-port), or 0 for any that "
+            "is free; 'ss -ltnp' names the program."
         )
     if error.errno == errno.EACCES:
         return f"port {port} of {host}: only root may listen there. Take one above 1023, or 0 for any that is free."

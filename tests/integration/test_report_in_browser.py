@@ -31,6 +31,9 @@ addEventListener('load', () => {
   const told = {
     width: innerWidth, page: document.documentElement.scrollWidth, wide: wide.map(e => e.tagName + '.' + e.className),
     images: [...document.images].map(i => [i.complete, i.naturalWidth, i.getBoundingClientRect().width]),
+    scales: [...document.querySelectorAll('.scale i')].map(e => [
+      parseFloat(e.getAttribute('style').match(/[0-9.]+/)[0]),
+      e.getBoundingClientRect().width / e.closest('.image').getBoundingClientRect().width]),
     drawings: [...document.querySelectorAll('figure > svg')].map(s => s.getBoundingClientRect().height),
     back: getComputedStyle(document.body).backgroundColor, text: getComputedStyle(document.body).color,
     smallest: Math.min(...all.filter(e => e.innerText && !e.children.length && !e.closest('svg'))
@@ -96,6 +99,8 @@ def test_page_fits_its_window_and_shows_every_image(browser: str, page: Path, wi
     assert len(told["images"]) > 15
     assert all(complete and natural > 0 and drawn > 20 for complete, natural, drawn in told["images"])
     assert all(height > 40 for height in told["drawings"])
+    assert told["scales"]
+    assert all(drawn == pytest.approx(meant, rel=0.01) for meant, drawn in told["scales"])
     assert told["smallest"] >= 12
 
 

@@ -14,9 +14,12 @@ import logging
 import numpy as np
 import scipy.fft
 import scipy.ndimage
-from jaxtyping import Bool, Complex
+from jaxtyping import Bool, Complex, Float
 
-__all__ = ["MAX_RAMP_RAD_PER_PX", "MAX_SHIFT_PX", "Alignment", "align", "flatten", "fourier_shift"]
+__all__ = [
+    "MAX_RAMP_RAD_PER_PX", "MAX_SHIFT_PX", "Alignment", "align", "display_slope", "flatten", "fourier_shift",
+    "without_plane",
+]  # fmt: skip
 
 _log = logging.getLogger(__name__)
 
@@ -128,11 +131,27 @@ def flatten(object: Complex[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"]) -
     """
     if not np.any(object[mask]):
         return object
+    return without_plane(object, mask, display_slope(object, mask))
+
+
+def display_slope(object: Complex[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "2"]:
+    """Slope (y, x) in rad per pixel of the plane that `flatten` removes."""
+    if not np.any(object[mask]):
+        return np.zeros(2)
     slope = _plane_rad_per_px(object, np.ones_like(object), mask)
-    slope, _ = _bounded(slope, 2 * np.pi * _DISPLAY_TURNS / np.array(object.shape))
-    y, x = np.indices(object.shape)
-    flat = object * np.exp(-1j * (slope[0] * y + slope[1] * x))
-    return np.asarray(flat * np.exp(-1j * np.angle(flat[mask].sum())))
+    return _bounded(slope, 2 * np.pi * _DISPLAY_TURNS / np.array(object.shape))[0]
+
+
+def without_plane(
+    object: Complex[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"], slope_rad_per_px: Float[np.ndarray, "2"]
+) -> Complex[np.ndarray, "h w"]:
+    """Remove a phase plane and then the constant phase, in the precision of the object."""
+    y, x = (
+        np.exp(-1j * slope * np.arange(n)).astype(object.dtype)
+        for slope, n in zip(slope_rad_per_px, object.shape, strict=True)
+    )
+    flat = object * y[:, None] * x
+    return np.asarray(flat * complex(np.exp(-1j * np.angle(flat[mask].sum()))))
 
 
 def fourier_shift(image: Complex[np.ndarray, "h w"], shift_px: tuple[float, float]) -> Complex[np.ndarray, "h w"]:

@@ -6,9 +6,7 @@ Wants a Chromium: one that is on the path, or the one that TORCHPTYCHO_BROWSER n
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import subprocess
 from html import unescape
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browsing import NO_BROWSER, find_browser
 from PIL import Image
 
 from torchptycho.config import SimulateConfig
@@ -23,7 +22,6 @@ from torchptycho.reconstruction import Reconstruction
 from torchptycho.report import write_report
 from torchptycho.simulation import simulate
 
-NAMES = ("chromium-headless-shell", "chrome-headless-shell", "chromium", "chromium-browser", "google-chrome")
 # Put into a copy of the page, whose own policy would not let it run.
 LOOK = """<script>
 addEventListener('load', () => {
@@ -33,6 +31,9 @@ addEventListener('load', () => {
   const told = {
     width: innerWidth, page: document.documentElement.scrollWidth, wide: wide.map(e => e.tagName + '.' + e.className),
     images: [...document.images].map(i => [i.complete, i.naturalWidth, i.getBoundingClientRect().width]),
+    scales: [...document.querySelectorAll('.scale i')].map(e => [
+      parseFloat(e.getAttribute('style').match(/[0-9.]+/)[0]),
+      e.getBoundingClientRect().width / e.closest('.image').getBoundingClientRect().width]),
     drawings: [...document.querySelectorAll('figure > svg')].map(s => s.getBoundingClientRect().height),
     back: getComputedStyle(document.body).backgroundColor, text: getComputedStyle(document.body).color,
     smallest: Math.min(...all.filter(e => e.innerText && !e.children.length && !e.closest('svg'))
@@ -45,9 +46,9 @@ addEventListener('load', () => {
 
 @pytest.fixture(scope="module")
 def browser() -> str:
-    found = os.environ.get("TORCHPTYCHO_BROWSER") or next(filter(None, map(shutil.which, NAMES)), None)
+    found = find_browser()
     if not found:
-        pytest.skip(f"no browser: none of {', '.join(NAMES)} is on the path, and TORCHPTYCHO_BROWSER is not set")
+        pytest.skip(NO_BROWSER)
     return found
 
 
@@ -98,6 +99,8 @@ def test_page_fits_its_window_and_shows_every_image(browser: str, page: Path, wi
     assert len(told["images"]) > 15
     assert all(complete and natural > 0 and drawn > 20 for complete, natural, drawn in told["images"])
     assert all(height > 40 for height in told["drawings"])
+    assert told["scales"]
+    assert all(drawn == pytest.approx(meant, rel=0.01) for meant, drawn in told["scales"])
     assert told["smallest"] >= 12
 
 

@@ -19,11 +19,12 @@ from PIL import Image
 
 from torchptycho.config import RefineConfig, SimulateConfig
 from torchptycho.evaluation import evaluate
+from torchptycho.plot.pixels import reduced
 from torchptycho.reconstruction import Reconstruction
 from torchptycho.report import write_report
 from torchptycho.report.charts import Series, curves_svg, positions_svg
 from torchptycho.report.patterns import compare_patterns
-from torchptycho.report.pixels import mapped_png, reduced
+from torchptycho.report.pixels import mapped_png
 from torchptycho.scan import ArrayFrames, Scan
 from torchptycho.simulation import simulate
 
@@ -284,7 +285,7 @@ class TestDrawings:
         mask = np.zeros(values.shape, bool)
         mask[:, 200:] = True
         values[~mask] = np.nan
-        smaller, known = reduced(values, mask)
+        smaller, known = reduced(values, mask, 1200)
         assert smaller.shape == known.shape == (833, 133)
         assert known[:, 67:].all()
         assert not known[:, :66].any()

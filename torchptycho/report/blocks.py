@@ -9,11 +9,10 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Complex, Float
-from matplotlib import colormaps
-from matplotlib.colors import to_hex
 
 from torchptycho.plot.complexes import wheel_rgba
 from torchptycho.plot.panels import Limits, nice_length
+from torchptycho.plot.pixels import colour_stops
 from torchptycho.report.pixels import complex_png, mapped_png, picture_png
 
 __all__ = [
@@ -138,7 +137,7 @@ def mapped_figure(
     low, high = ends or tuple(f"{value:.3g}".replace("-", "−") for value in limits)
     if limits == (-math.pi, math.pi):
         low, high = "−π", "π"
-    stops = ", ".join(to_hex(colour) for colour in colormaps[colour_map](np.linspace(0, 1, 17)))
+    stops = ", ".join(colour_stops(colour_map))
     return Figure(
         title=title, source=mapped_png(values, mask, colour_map, limits), width=mask.shape[1], height=mask.shape[0],
         bar=Bar(gradient=f"linear-gradient(to right, {stops})", low=low, high=high, unit=unit),

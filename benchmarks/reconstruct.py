@@ -13,8 +13,9 @@ untrained, which costs the same. Stages:
 - image: division, NPZ and PNG
 - command: `torchptycho reconstruct`, a process of its own, from its start to the image; its peak memory is the largest
   that it held at once, files that are mapped included
-- oracle: the network of tf_reference and its `reassemble_position`, in a process of its own with as many threads; for
-  `cnn` with gridsize 1, whose shape its network has. It gets a few of the frames, and its time is multiplied.
+- oracle: the network of tf_reference, which is the one of `cnn` with gridsize 1 whatever stands in the row, and its
+  `reassemble_position`, in a process of its own with as many threads. It gets a few of the frames, and its time is
+  multiplied. What is compared is both programs from frames to image, not equal networks, but for `cnn`
 
 With `--engine torch onnx aot` each row is repeated with the exported network; exporting does not count.
 
@@ -193,7 +194,7 @@ def command(checkpoint: Path, scan: Path, device: str, folder: Path, clock: str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--generator", nargs="+", default=["pie_unet", "cnn"])
+    parser.add_argument("--generator", nargs="+", default=["pie_unet", "resunet", "cnn"])
     parser.add_argument("--n-px", type=int, nargs="+", default=[64, 128, 256])
     parser.add_argument("--frames", type=int, nargs="+", default=[1000, 500, 100], help="of each frame size")
     parser.add_argument("--oracle-frames", type=int, default=32)
@@ -219,7 +220,7 @@ def main() -> None:
         os.environ["OMP_NUM_THREADS"] = str(given.threads)
     import torch
 
-    table = []
+    table, oracles = [], dict[tuple[int, int], dict[str, float]]()
     for generator in given.generator:
         for n_px, frames in zip(given.n_px, given.frames, strict=True):
             if generator == "cnn" and n_px < 64:
@@ -227,17 +228,12 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as name:
                 folder = Path(name)
                 checkpoint, scan, extent_px = trained(generator, n_px, frames, folder)
-                theirs: dict[str, float] = {}
-                if generator == "cnn" and not given.no_oracle:
-                    theirs = in_a_process(
-                        "--oracle",
-                        n_px,
-                        min(frames, given.oracle_frames),
-                        frames,
-                        extent_px,
-                        given.threads,
+                if (n_px, frames) not in oracles and n_px >= 64 and not given.no_oracle:
+                    oracles[n_px, frames] = in_a_process(
+                        "--oracle", n_px, min(frames, given.oracle_frames), frames, extent_px, given.threads,
                         given.clock,
-                    )
+                    )  # fmt: skip
+                theirs = oracles.get((n_px, frames), {})
                 devices = ["cpu", *(["gpu"] if torch.cuda.is_available() else [])]
                 for device, engine in itertools.product(devices, given.engine):
                     file = exported(checkpoint, scan, engine, device, folder)

@@ -15,7 +15,7 @@ __all__ = ["Export", "Ptychodus"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Export(Command):
-    """Write a trained network as one file for other engines: ONNX, or machine code.
+    """Write a trained network as one file for another engine.
 
     The file is checked against the network before it appears. `reconstruct` takes it in the place of the checkpoint.
 

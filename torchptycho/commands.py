@@ -438,10 +438,9 @@ COMMANDS: dict[str, type[Command]] = {
 
 PURPOSES: dict[str, tuple[str, ...]] = {
     "scan files": ("inspect", "convert"),
-    "something to try": ("simulate", "demo"),
+    "something to try": ("simulate", "demo", "replay"),
     "an image without training": ("refine",),
-    "a network": ("prepare", "append", "drop", "train", "reconstruct", "export"),
-    "while a scan is recorded": ("watch", "replay"),
+    "a network": ("prepare", "append", "drop", "train", "reconstruct", "watch", "export"),
     "how good it is": ("evaluate", "compare", "resolution"),
 }
 """What the commands are for, as the overview groups them; those that are in no group come last."""

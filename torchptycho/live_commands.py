@@ -102,7 +102,7 @@ class Watch(Command):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Replay(Command):
-    """Play a recorded scan as if it were being recorded, to try `watch`.
+    """Play a scan as if it were being recorded, to try `watch`.
 
     torchptycho replay scan.npz --hz 2000
     torchptycho replay scan.npz --swmr growing.cxi --energy-eV 8000 --distance-m 1 --detector-pixel-m 75e-6

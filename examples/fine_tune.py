@@ -9,6 +9,7 @@ where it has one, else with a refinement of its counts.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 import torchptycho as tp
@@ -26,8 +27,9 @@ def main() -> None:
 
     before = tp.load_network(given.trained)
     train = tp.TrainConfig(steps=given.steps, learning_rate_factor=given.factor, freeze_encoder=given.freeze_encoder)
-    # The network's own options: only a network of the same kind can go on.
-    config = tp.RunConfig(model=before.config.model, group=before.config.group, train=train)
+    # The options that the network was trained with, but for how long and how fast.
+    group = dataclasses.replace(before.config.group, n_groups=None)
+    config = dataclasses.replace(before.config, group=group, train=train)
     result = tp.train(given.scan, config, given.out, start=given.trained)
 
     scan = tp.read_scan(given.scan)

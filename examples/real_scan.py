@@ -27,10 +27,10 @@ def main() -> None:
         print(f"! {problem}")
 
     config = tp.RunConfig(prepare=tp.PrepareConfig(bootstrap_probe=given.bootstrap_probe))
-    result = tp.train(given.scan, config, given.out)
-    image = tp.reconstruct(result.checkpoint, scan)
+    network = tp.load_network(tp.train(given.scan, config, given.out).checkpoint)
+    image = tp.reconstruct(network, scan)
     # What the counts can still say, from the network's image and with its probe.
-    refined = tp.refine(scan, image)
+    refined = tp.reconstruct(network, scan, refine_epochs=config.refine.epochs)
 
     for name, each in (("network", image), ("refined", refined)):
         tp.write_reconstruction(each, given.out / f"{name}.npz")

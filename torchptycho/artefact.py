@@ -32,6 +32,7 @@ KEY = "torchptycho"
 
 _FORMAT, _VERSION = "torchptycho-export", 1
 _MEMBER = "extra/torchptycho.json"
+_NUMBERS = ("input_scale", "photons_per_frame")
 _MOST_TEXT_BYTES = 1 << 28
 _UNITS = "object: transmission, 1 where nothing is; probe: sqrt(photons); offsets, canvas: pixels of the object"
 
@@ -142,17 +143,22 @@ def _check(told: Description) -> None:
         "domain": told.domain in ("counts", "amplitude"),
         "sizes": all(type(value) is int and 0 < value <= 1 << 14 for value in whole),
         "gridsize": told.gridsize == told.config.group.gridsize,
-        "max_offset_px": math.isfinite(told.max_offset_px) and told.max_offset_px >= 0,
         "training_scan": told.training_scan == told.config.reconstruct.training_scan,
         "patches_agree": isinstance(told.patches_agree, bool),
         "checkpoint": isinstance(told.checkpoint, str | None) and isinstance(told.checkpoint_sha256, str | None),
         "probe": told.tensors["probe_parts"].shape == (1, told.n_modes, told.n_px, told.n_px, 2),
         "mask": told.tensors["masks"].shape == (1, told.n_px, told.n_px) and told.tensors["masks"].dtype == torch.bool,
-        "input_scale": bool(told.tensors["input_scale"].isfinite().all()),
+        "input_scale, photons_per_frame": all(_is_positive(told.tensors[name]) for name in _NUMBERS),
+        "max_offset_px": told.max_offset_px == (told.canvas_px - told.n_px) / 2 - 1,
+        "values of the probe": bool(told.tensors["probe_parts"].isfinite().all()),
     }
     for name, fine in good.items():
         if not fine:
             raise ValueError(f"{name} is not one that it can have")
+
+
+def _is_positive(value: Tensor) -> bool:
+    return value.shape == (1,) and value.is_floating_point() and bool(value.isfinite().all() and (value > 0).all())
 
 
 def add_to_package(package: Path, description: Description) -> None:

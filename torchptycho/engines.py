@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Complex
 from torch import Tensor
@@ -62,7 +63,8 @@ class OnnxEngine:
         import onnxruntime
 
         state = onnxruntime.capi.onnxruntime_pybind11_state
-        damage = (
+        self._path = path
+        self._damage = damage = (
             state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NoSuchFile,
             state.NotImplemented, state.RuntimeException,
         )  # fmt: skip
@@ -97,7 +99,15 @@ class OnnxEngine:
 
     def __call__(self, frames: Tensor, offset_px: Tensor, input_scale: Tensor, mask: Tensor) -> Tensor:
         inputs = {"frames": frames, "offset_px": offset_px, "input_scale": input_scale, "mask": mask}
-        (patches,) = self._session.run(["patches"], {name: value.cpu().numpy() for name, value in inputs.items()})
+        try:
+            (patches,) = self._session.run(["patches"], {name: value.cpu().numpy() for name, value in inputs.items()})
+        except self._damage as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ExportError(f"{self._path}: expected the graph of an exported network; it does not run ({reason}). "
+                              "Export it again.") from None  # fmt: skip
+        if patches.shape != (*frames.shape, 2) or patches.dtype != np.float32:
+            raise ExportError(f"{self._path}: expected patches float32 {(*frames.shape, 2)}; found {patches.dtype} "
+                              f"{patches.shape}. Export it again.")  # fmt: skip
         return torch.from_numpy(patches).to(frames.device)
 
 
@@ -172,7 +182,8 @@ class ExportedNetwork(PtychoNetwork):
         if max_offset_px is not None and math.ceil(max_offset_px) > math.ceil(room_px):
             raise ConfigError(
                 f"expected frames within {room_px:g} px of their group's centre, for which the network was exported; "
-                f"found {max_offset_px:.4g} px. Export it with --max-offset-px {math.ceil(max_offset_px)}."
+                f"found {max_offset_px:.4g} px. Make room with "
+                f"`torchptycho export CKPT FILE --max-offset-px {math.ceil(max_offset_px)}`."
             )
 
     def forward(self, batch: FrameBatch) -> Complex[Tensor, "b c n n"]:
@@ -221,7 +232,7 @@ def load_exported(path: str | Path, engine: EngineName | None = None, device: st
         if description.device != device:
             raise ExportError(f"{path}: expected machine code for {device}; found it for {description.device}. Export "
                               "it again, or choose another --accelerator.")  # fmt: skip
-        return ExportedNetwork(description, AotEngine(path), device)
+        return _network(path, description, AotEngine(path), device)
     if engine == "torch" or path.suffix.lower() == _PACKAGE:
         raise ExportError(f"{path}: expected a checkpoint, or the engine of an exported network; found engine "
                           f"'{engine or 'torch'}'. A .pt2 archive is machine code, which runs as it is loaded: if you "
@@ -230,4 +241,13 @@ def load_exported(path: str | Path, engine: EngineName | None = None, device: st
     description = description_of(runner.metadata.get(KEY), path)
     if description.engine != "onnx":
         raise ExportError(f"{path}: expected a network exported to ONNX; found one for {description.engine}.")
-    return ExportedNetwork(description, runner, device)
+    return _network(path, description, runner, device)
+
+
+def _network(path: Path, description: Description, runner: Runner, device: str) -> ExportedNetwork:
+    try:
+        return ExportedNetwork(description, runner, device)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ExportError(f"{path}: has other tensors than its configuration asks for ({reason}). "
+                          "Export it again.") from None  # fmt: skip

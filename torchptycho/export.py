@@ -60,7 +60,6 @@ def export_network(
     network: PtychoNetwork,
     path: str | Path,
     *,
-    format: Format | None = None,
     training_scan: int | None = None,
     max_offset_px: float | None = None,
 ) -> Description:
@@ -69,7 +68,6 @@ def export_network(
     Arguments:
         network: with its statistics, as `load_network` gives it; aot is made for the device that it is on.
         path: ends in .onnx, or in .pt2 for machine code, which needs a C++ compiler and runs where it was made.
-        format: `onnx` or `aot`, for a file of another name.
         training_scan: whose probe, input scale and mask go into it; None takes the configured one.
         max_offset_px: largest distance of a frame from its group's centre, along an axis, that there is to be room for.
             None takes that of training; more makes the canvases larger, at some cost.
@@ -82,11 +80,11 @@ def export_network(
         ConfigError: the format, the place, the scan or the room is none.
     """
     path = Path(path)
-    kind = format or _SUFFIXES.get(path.suffix.lower())
+    kind = _SUFFIXES.get(path.suffix.lower())
     if kind is None:
-        raise ConfigError(f"{path}: expected a name that ends in .onnx or .pt2, or a format; found neither.")
-    if path.is_dir() or (network.checkpoint is not None and path.resolve() == network.checkpoint.resolve()):
-        raise ConfigError(f"{path}: expected a new file; found {'a folder' if path.is_dir() else 'the checkpoint'}.")
+        raise ConfigError(f"{path}: expected a name that ends in .onnx or .pt2, which tells the format.")
+    if path.is_dir():
+        raise ConfigError(f"{path}: expected a file to write; found a folder.")
     if not 0 <= (max_offset_px or 0.0) <= _LARGEST_OFFSET_PX:
         raise ConfigError(f"max_offset_px: expected 0 to {_LARGEST_OFFSET_PX}; found {max_offset_px}.")
     network.require_statistics()

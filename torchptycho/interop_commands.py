@@ -28,8 +28,6 @@ class Export(Command):
     out: Positional[Path]
     """File to write: .onnx, or .pt2 for machine code of AOTInductor, which needs a C++ compiler and runs where it was
     made."""
-    format: Literal["onnx", "aot"] | None = None
-    """For a file of another name."""
     training_scan: int | None = None
     """Training scan whose probe, input scale and mask go into it; None as trained."""
     max_offset_px: float | None = None
@@ -42,16 +40,15 @@ class Export(Command):
     def run(self) -> None:
         import json
 
-        from torchptycho.checkpoints import find_checkpoint, load_network
+        from torchptycho.checkpoints import load_network
         from torchptycho.export import export_network
         from torchptycho.predicting import devices_of
 
-        network = load_network(find_checkpoint(self.checkpoint))
+        network = load_network(self.checkpoint)
         (device,) = devices_of(self.accelerator, 1)
         with self.working("exporting"):
             told = export_network(
-                network.to(device), self.out, format=self.format, training_scan=self.training_scan,
-                max_offset_px=self.max_offset_px,
+                network.to(device), self.out, training_scan=self.training_scan, max_offset_px=self.max_offset_px
             )  # fmt: skip
         values = json.loads(told.text())
         shown = {name: value for name, value in values.items() if name not in ("config", "tensors")}

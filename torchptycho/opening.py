@@ -6,12 +6,11 @@ import logging
 import tempfile
 from pathlib import Path
 
-import torch
-
 from torchptycho.checkpoints import find_checkpoint, load_network
 from torchptycho.engines import EngineName, ExportedNetwork, has_cuda, is_exported, load_exported
 from torchptycho.errors import ConfigError
 from torchptycho.network import PtychoNetwork
+from torchptycho.predicting import devices_of
 
 __all__ = ["open_network"]
 
@@ -67,7 +66,8 @@ def open_network(
 
 def _device(engine: EngineName, accelerator: str) -> str:
     """Where an engine computes: on a GPU where there is one, unless told otherwise."""
-    if accelerator == "cpu" or not torch.cuda.is_available():
+    (where,) = devices_of(accelerator, 1)
+    if where.type == "cpu":
         return "cpu"
     if engine == "onnx" and accelerator == "auto" and not has_cuda():
         _log.warning("onnxruntime is one for CPUs only, and computes there; pip install onnxruntime-gpu has the other.")

@@ -10,6 +10,7 @@ from torchptycho.config import RunConfig, to_dict
 from torchptycho.data.order import batches_per_epoch
 from torchptycho.data.preparing import check_together, refuse_another_store, reopened
 from torchptycho.data.reopen import Request
+from torchptycho.data.space import bytes_needed, check_place
 from torchptycho.data.splits import divide, held_out_scans
 from torchptycho.data.store import Store
 from torchptycho.errors import ConfigError
@@ -23,7 +24,7 @@ from torchptycho.training.loggers import loggers
 from torchptycho.training.preparing import as_prepared, given_store
 from torchptycho.training.quiet import check_machine
 from torchptycho.training.rhythm import rhythm
-from torchptycho.training.starting import check_resumes, check_size, check_starts
+from torchptycho.training.starting import check_beginning, check_resumes, check_same_scans, check_size, check_starts
 
 __all__ = ["plan_preparation", "plan_training"]
 
@@ -49,6 +50,9 @@ def _of_scans(
     # A bootstrapped probe is part of a store and not known yet.
     if not (as_asked or config.prepare.bootstrap_probe):
         refuse_another_store(out, opened, held_out, config)
+    needed = bytes_needed(opened, config)
+    if not out.exists():
+        check_place(out, needed)
     told, problems = [], []
     for scan, held in zip(opened, held_out, strict=True):
         refuse_near_field(scan)
@@ -67,7 +71,7 @@ def _of_scans(
         "frames_held_out": len(division.split.held_out),
         "groups": len(division.train),
         "frames_per_group": config.group.gridsize**2,
-        "store_bytes": sum(scan.n_frames * scan.n_px**2 * scan.frames.dtype.itemsize for scan in opened),
+        "store_bytes": needed,
         "config": to_dict(config),
         "problems": problems,
     }
@@ -96,9 +100,8 @@ def plan_training(
     last = out / "checkpoints" / "last.ckpt"
     if last.exists() and not resume:
         raise ConfigError(f"{out}: holds a run. Continue it with --resume, or choose another --out.")
-    if resume:
-        # Its network is the run's own.
-        check_resumes(last, config, out / "config.yaml")
+    interrupted = check_resumes(last, config, out / "config.yaml") if resume else None
+    check_beginning(config, start, interrupted)
     begun = check_starts(start, config) if start is not None and not resume else None
     loggers(config.log.logger, out)
     loss = Loss.of(config)
@@ -108,10 +111,12 @@ def plan_training(
         n_px, has_truth = store.n_px, store.has_truth
     else:
         trained, validated = open_scans(scans, config.prepare, val_scans)
-        as_asked = reopened(out / "store", Request.of(scans, config, val_scans)) is not None
-        plan = _of_scans(trained, validated, config, out / "store", as_asked)
+        store = reopened(out / "store", Request.of(scans, config, val_scans))
+        plan = _of_scans(trained, validated, config, out / "store", store is not None)
         n_px = plan["scans"][0]["n_px"]
         has_truth = all(scan.truth is not None or scan.truth_patches is not None for scan in (*trained, *validated))
+    if interrupted is not None and store is not None:
+        check_same_scans(last, interrupted, store)
     if begun is not None:
         check_size(begun, n_px)
     if loss.needs_truth and not has_truth:

@@ -187,8 +187,11 @@ def patches_in_turn(
         cuts: first group of each batch, and the one after its last.
     """
     threads = torch.get_num_threads()
+    at_once = max(1, min(threads, _MOST_BATCHES, len(cuts)))
+    each = -(-threads // at_once)
+    at_once = -(-threads // each)
     # Other engines have threads of their own.
-    alone = threads == 1 or config.predict_compile or isinstance(network, ExportedNetwork)
+    alone = at_once == 1 or config.predict_compile or isinstance(network, ExportedNetwork)
     if device.type == "cuda" or alone:
         for batch in stream.batches(cuts):
             here = batch.pinned().to(device) if device.type == "cuda" else batch
@@ -196,7 +199,6 @@ def patches_in_turn(
         return
     # Each core computes batches of its own. Threads that share every operation wait for each other at the end of each,
     # by spinning: where one of them is kept off its core by another program, the whole takes five times as long.
-    at_once = min(threads, _MOST_BATCHES)
 
     def computed(cut: tuple[int, int]) -> tuple[PlainBatch, PlainBatch, Tensor]:
         batch = stream.batch(*cut)
@@ -204,7 +206,7 @@ def patches_in_turn(
             return batch, batch, patches_of(network, batch, config)
 
     # It holds for this thread, which would disturb the others, and for threads to come.
-    torch.set_num_threads(max(1, threads // at_once))
+    torch.set_num_threads(each)
     pool = ThreadPoolExecutor(at_once)
     try:
         coming: deque[Future[tuple[PlainBatch, PlainBatch, Tensor]]] = deque()

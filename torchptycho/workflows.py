@@ -29,7 +29,7 @@ from torchptycho.training.loggers import loggers
 from torchptycho.training.preparing import as_prepared, given_store, prepare_for
 from torchptycho.training.quiet import check_machine, interruptible, quiet_lightning
 from torchptycho.training.rhythm import rhythm
-from torchptycho.training.starting import check_resumes, check_starts, take_network
+from torchptycho.training.starting import check_beginning, check_resumes, check_same_scans, check_starts, take_network
 from torchptycho.training.together import Processes, opened_soon
 from torchptycho.training.trainer import build_trainer
 
@@ -105,8 +105,9 @@ def train(
             raise ConfigError(
                 f"{out}: holds a finished or interrupted run. Continue it with --resume, or choose another --out."
             )
-        if resume:
-            interrupted = check_resumes(last, config, out / _CONFIG)
+        interrupted = check_resumes(last, config, out / _CONFIG) if resume else None
+        check_beginning(config, start, interrupted)
+        if interrupted is not None:
             started_from = interrupted.hparams["started_from"]
         elif start is not None:
             begun = check_starts(start, config)
@@ -120,11 +121,8 @@ def train(
         else:
             store = opened_soon(path)
             as_prepared(config, store)
-        if resume and len(store.scans) != (trained := len(interrupted.input_scale)):
-            raise ConfigError(
-                f"{store.path}: has {len(store.scans)} scans, and {last} was trained on {trained}. "
-                "Scans were added or dropped: begin another run from this one, with --from."
-            )
+        if interrupted is not None:
+            check_same_scans(last, interrupted, store)
         return store
 
     store = processes.first_goes(ready)

@@ -62,7 +62,7 @@ class TestHelp:
             ("demo", ["--out", "--steps", "--n-px"]),
             ("compare", ["--truth", "--out", "--json"]),
             ("doctor", ["--disk-mb", "--json"]),
-            ("export", ["--format", "--training-scan", "--max-offset-px", "--json"]),
+            ("export", ["--training-scan", "--max-offset-px", "--json"]),
             ("ptychodus", ["enable", "disable", "status"]),
             ("watch", ["--model", "--out", "--spool-frames", "--idle-s", "--page", "--json"]),
             ("replay", ["--hz", "--address", "--swmr", "--energy-eV", "--json"]),

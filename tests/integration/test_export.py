@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import shutil
@@ -15,6 +16,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import safetensors.torch
 import torch
 from small_generators import Angles, Estimate
 from tiny import TINY, TINY_SIMULATION, Command
@@ -237,21 +239,51 @@ def test_a_checkpoint_is_exported_for_the_engine(trained: Path, scan: Scan, tmp_
 
 @pytest.mark.contract("export.command")
 def test_the_command_writes_and_tells(trained: Path, tmp_path: Path, command: Command) -> None:
-    answer = command("export", trained, tmp_path / "network.bin", "--format", "onnx", "--max-offset-px", 14, "--json")
+    answer = command("export", trained, tmp_path / "network.onnx", "--max-offset-px", 14, "--json")
     assert answer.code == 0, answer.err
     told = json.loads(answer.out)
     assert told["max_offset_px"] == 14
     assert told["canvas_px"] == 32 + 2 * 15
     assert "tensors" not in told
-    assert (tmp_path / "network.bin").is_file()
+    assert (tmp_path / "network.onnx").is_file()
+    (tmp_path / "folder.onnx").mkdir()
     for wrong, told in (
         ([tmp_path / "network.txt"], "ends in .onnx or .pt2"),
-        ([tmp_path, "--format", "onnx"], "found a folder"),
-        ([trained, "--format", "onnx"], "found the checkpoint"),
+        ([trained], "ends in .onnx or .pt2"),
+        ([tmp_path / "folder.onnx"], "found a folder"),
         ([tmp_path / "network.onnx", "--max-offset-px", "nan"], "max_offset_px: expected 0 to 4096; found nan"),
     ):
         answer = command("export", trained, *wrong)
         assert (answer.code, told in answer.err) == (1, True), answer.err
+
+
+@pytest.mark.contract("export.damage")
+@pytest.mark.parametrize("how", ["fails", "of another shape"])
+def test_a_graph_that_is_not_ours_is_told_when_it_runs(exported: Path, scan: Scan, tmp_path: Path, how: str) -> None:
+    model = onnx.load(exported)
+    (output,) = model.graph.output
+    if how == "fails":
+        output.name = "somewhere"
+        for node in model.graph.node:
+            node.output[:] = ["somewhere" if name == "patches" else name for name in node.output]
+    else:
+        for node in model.graph.node:
+            node.output[:] = ["all" if name == "patches" else name for name in node.output]
+        model.graph.node.append(onnx.helper.make_node("Unsqueeze", ["all", "axis"], ["patches"]))
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(1, np.int64), "axis"))
+        del output.type.tensor_type.shape.dim[:]
+    path = tmp_path / "network.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ExportError, match=r"network\.onnx: expected (the graph|patches float32)"):
+        reconstruct(path, scan, **QUIET)
+
+
+@pytest.mark.contract("predict.machine")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_devices_that_are_not_there_are_refused_for_exported_networks_too(exported: Path, scan: Scan) -> None:
+    for accelerator in ("gpu", "banana"):
+        with pytest.raises(ConfigError, match=f"accelerator '{accelerator}'"):
+            reconstruct(exported, scan, accelerator=accelerator, progress=False)
 
 
 @pytest.mark.contract("export.refuses")
@@ -292,6 +324,15 @@ def spoilt(exported: Path, path: Path, how: str) -> None:
         told["n_px"] = 16
     elif how == "with no numbers":
         told["canvas_px"] = "many"
+    elif how == "of another canvas":
+        told["canvas_px"] += 2
+    elif how in ("without light", "with another tensor"):
+        tensors = safetensors.torch.load(base64.b64decode(told["tensors"]))
+        if how == "without light":
+            tensors["photons_per_frame"] *= torch.nan
+        else:
+            tensors["more"] = torch.ones(1)
+        told["tensors"] = base64.b64encode(safetensors.torch.save(tensors)).decode()
     elif how == "for another engine":
         told["engine"] = "aot"
     else:
@@ -317,6 +358,9 @@ def spoilt(exported: Path, path: Path, how: str) -> None:
         ("of another version", "it is of format 99, and format 1 is read"),
         ("with another probe", "probe is not one that it can have"),
         ("with no numbers", "what it says of itself cannot be read"),
+        ("of another canvas", "max_offset_px is not one that it can have"),
+        ("without light", "input_scale, photons_per_frame is not one that it can have"),
+        ("with another tensor", "other tensors than its configuration asks for"),
         ("for another engine", "found one for aot"),
         ("absolute", "ONNX Runtime does not take it"),
         ("beside", "ONNX Runtime does not take it"),

@@ -15,16 +15,21 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 from test_training import assert_same_weights, run, tiny, weights
+from tiny import TINY, TINY_SIMULATION
 from tolerances import relative_l2
 
 from torchptycho.config import LogConfig, save_config
 from torchptycho.data.dataset import GroupDataset
 from torchptycho.data.module import PtychoDataModule
 from torchptycho.data.order import EpochOrder, InOrder
+from torchptycho.data.preparing import prepare
 from torchptycho.data.store import Store
 from torchptycho.errors import ConfigError
+from torchptycho.planning import plan_training
+from torchptycho.simulation import simulate
 from torchptycho.training.history import read_history
 from torchptycho.training.quiet import check_machine
+from torchptycho.workflows import train
 
 
 class _Killed(BaseException):
@@ -42,6 +47,23 @@ class _KillAfter(Callback):
 
 
 class TestKilled:
+    @pytest.mark.contract("train.resume.same")
+    def test_a_run_is_not_resumed_on_a_prepared_store_of_other_scans(self, tmp_path: Path) -> None:
+        bright = simulate(TINY_SIMULATION)
+        dim = simulate(dataclasses.replace(TINY_SIMULATION, photons_per_frame=1e4))
+        large = simulate(dataclasses.replace(TINY_SIMULATION, n_px=64, object_px=112))
+        config = dataclasses.replace(TINY, train=dataclasses.replace(TINY.train, steps=1))
+        longer = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=2))
+        stores = [prepare([scan], config, tmp_path / name) for name, scan in (("a", bright), ("b", dim), ("c", large))]
+        train(stores[0], config, tmp_path / "run", progress=False)
+        for store in stores[1:]:
+            with pytest.raises(ConfigError, match=r"expected the scans that .*last\.ckpt was trained on; found others"):
+                train(store, longer, tmp_path / "run", resume=True, progress=False)
+            with pytest.raises(ConfigError, match=r"expected the scans that .*last\.ckpt was trained on; found others"):
+                plan_training([store.path], longer, tmp_path / "run", resume=True)
+        plan_training([stores[0].path], longer, tmp_path / "run", resume=True)
+        train(stores[0], longer, tmp_path / "run", resume=True, progress=False)
+
     @pytest.mark.contract("train.resume")
     @pytest.mark.parametrize(
         ("killed_after", "step", "options", "held_out"),

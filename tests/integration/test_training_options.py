@@ -192,8 +192,22 @@ class TestStart:
 
     @pytest.mark.contract("train.from")
     def test_network_without_an_encoder_cannot_be_frozen(self, tmp_path: Path) -> None:
+        begun = run(SCAN, tiny(model=CONSTANT), tmp_path / "begun")
+        frozen = tiny(model=CONSTANT, train={"freeze_encoder": True})
         with pytest.raises(ConfigError, match=r"freeze_encoder: .*Constant has none"):
-            run(SCAN, tiny(model=CONSTANT, train={"freeze_encoder": True}), tmp_path / "run")
+            run(SCAN, frozen, tmp_path / "run", start=begun.last)
+
+    @pytest.mark.contract("train.from")
+    def test_a_new_network_is_not_frozen_and_a_resumed_run_has_no_other_start(
+        self, tiny_run: Path, tmp_path: Path
+    ) -> None:
+        with pytest.raises(ConfigError, match=r"freeze_encoder: expected a trained network"):
+            run(SCAN, tiny(train={"freeze_encoder": True}), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+        run(SCAN, tiny(), tmp_path / "run", start=tiny_run)
+        with pytest.raises(ConfigError, match=rf"--from: .* began with {tiny_run}; found elsewhere"):
+            run(SCAN, tiny(), tmp_path / "run", start="elsewhere", resume=True)
+        assert run(SCAN, tiny(), tmp_path / "run", start=tiny_run, resume=True).last.is_file()
 
 
 class TestScans:

@@ -20,7 +20,16 @@ from torchptycho.config import RunConfig
 from torchptycho.errors import StoreError
 from torchptycho.scan import Scan
 
-__all__ = ["SteadyWriter", "bytes_needed", "check_space", "names_on_disk", "on_disk", "reserve", "told_in_one_line"]
+__all__ = [
+    "SteadyWriter",
+    "bytes_needed",
+    "check_place",
+    "check_space",
+    "names_on_disk",
+    "on_disk",
+    "reserve",
+    "told_in_one_line",
+]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _BLOCK_BYTES = 1 << 20
@@ -61,6 +70,19 @@ def check_space(path: Path, needed: int) -> None:
             f"{path}: expected {needed} bytes of free space; found {free}. Free some, or choose a folder on another "
             "disk."
         )
+
+
+def check_place(path: Path, needed: int) -> None:
+    """The same for a folder that does not exist yet, whose parents may not either; nothing is made.
+
+    Raises:
+        StoreError: there cannot be a folder, or there is too little space.
+    """
+    first = next(folder for folder in path.absolute().parents if folder.exists())
+    if not first.is_dir() or not os.access(first, os.W_OK | os.X_OK):
+        found = "a folder that cannot be written to" if first.is_dir() else "a file"
+        raise StoreError(f"{path}: expected a place that can be written to; found {found} ({first}). Choose another.")
+    check_space(first / path.name, needed)
 
 
 @contextlib.contextmanager
@@ -109,7 +131,14 @@ def _allocate(descriptor: int, n_bytes: int) -> None:
         os.posix_fallocate(descriptor, 0, n_bytes)
         return
     for start in range(0, n_bytes, _BLOCK_BYTES):
-        os.write(descriptor, bytes(min(_BLOCK_BYTES, n_bytes - start)))
+        _write_all(descriptor, bytes(min(_BLOCK_BYTES, n_bytes - start)))
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    # A single write may take a part of the bytes only.
+    done = 0
+    while done < len(content):
+        done += os.write(descriptor, content[done:])
 
 
 class SteadyWriter:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from torchptycho.checkpoints import find_checkpoint, load_checkpoint
 from torchptycho.config import RunConfig, to_dict
+from torchptycho.data.store import Store
 from torchptycho.errors import ConfigError, StoreError
 from torchptycho.model import PtychoPINN
 
-__all__ = ["check_resumes", "check_size", "check_starts", "take_network"]
+__all__ = ["check_beginning", "check_resumes", "check_same_scans", "check_size", "check_starts", "take_network"]
 
 # Fields of TrainConfig that say how long and where to compute, not what.
 _LENGTH = ("steps", "epochs")
@@ -63,6 +64,52 @@ def check_starts(start: str | Path, config: RunConfig) -> PtychoPINN:
     if differs:
         raise ConfigError(f"{path}: expected the network that is to be trained; {'; '.join(differs)}.")
     return module
+
+
+def check_beginning(config: RunConfig, start: str | Path | None, interrupted: PtychoPINN | None) -> None:
+    """Refuse options that say nothing where the run begins.
+
+    Arguments:
+        start: whose network it is to go on from.
+        interrupted: the module that is resumed, None for a new run.
+
+    Raises:
+        ConfigError: an encoder is frozen that has learnt nothing, or a resumed run is to have another start.
+    """
+    if interrupted is not None:
+        began = interrupted.hparams["started_from"]
+        if start is not None and str(start) != began:
+            raise ConfigError(
+                f"--from: a run that is resumed goes on with its own network, which began with {began or 'nothing'}; "
+                f"found {start}. Leave --from out, or begin another run."
+            )
+    elif config.train.freeze_encoder and start is None:
+        raise ConfigError(
+            "freeze_encoder: expected a trained network to go on from (--from); a new one has learnt nothing."
+        )
+
+
+def check_same_scans(last: Path, interrupted: PtychoPINN, store: Store) -> None:
+    """Refuse to resume a run on other scans than its own, whose statistics its checkpoint has.
+
+    Raises:
+        ConfigError: they are others.
+    """
+    if len(store.scans) != (trained := len(interrupted.input_scale)):
+        raise ConfigError(
+            f"{store.path}: has {len(store.scans)} scans, and {last} was trained on {trained}. "
+            "Scans were added or dropped: begin another run from this one, with --from."
+        )
+    scalings = [entry.scaling for entry in store.scans]
+    there = (store.n_px, scalings[0].domain, [s.input_scale for s in scalings], [s.photons_per_frame for s in scalings])
+    own = (
+        interrupted.n_px, interrupted.domain, interrupted.input_scale.tolist(), interrupted.photons_per_frame.tolist()
+    )  # fmt: skip
+    if there != own:
+        raise ConfigError(
+            f"{store.path}: expected the scans that {last} was trained on; found others (frame size, domain, "
+            "brightness or photons per frame differ). Begin another run from this one, with --from."
+        )
 
 
 def check_size(start: PtychoPINN, n_px: int) -> None:

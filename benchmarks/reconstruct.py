@@ -73,7 +73,7 @@ def stages(checkpoint: str, scan: str, device: str, frames_per_batch: str, clock
     """Seconds of the stages, of all of them, and of all but writing and drawing the image; imports do not count."""
     import torch
 
-    from torchptycho import mosaic, reconstructing, streaming
+    from torchptycho import mosaic, phases, reconstructing, streaming
     from torchptycho.config import ReconstructConfig
     from torchptycho.io import write_reconstruction
     from torchptycho.opening import open_network
@@ -88,7 +88,7 @@ def stages(checkpoint: str, scan: str, device: str, frames_per_batch: str, clock
     watch = Stages(now, torch.cuda.synchronize if device == "gpu" else lambda: None)
     watch.watch(network, "forward", "network")
     watch.watch(mosaic.Mosaic, "add", "keep")
-    watch.watch(mosaic, "synchronised", "phases")
+    watch.watch(phases, "synchronised", "phases")
     watch.watch(mosaic.Mosaic, "finish", "finish")
     watch.watch(streaming.StreamedScan, "of", "look through")
     with tempfile.TemporaryDirectory() as folder:

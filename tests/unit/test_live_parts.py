@@ -442,6 +442,11 @@ class TestGrowingFile:
         (tmp_path / "new.h5").replace(path)
         with pytest.raises(ScanError, match="found the first frames of another one"):
             source.fetch(12, 12)
+        # Nor is one that was cut, whether it is counted or not.
+        write_stack(path, frames[:6], where)
+        for start, most in ((4, 4), (12, 12)):
+            assert len(source.fetch(start, most).frames) == 0
+            assert "expected the 12 frames that were there; found 6" in (source.waits_for() or "")
         write_stack(path, stack(2, 1)[0], where[:1])
         assert len(source.fetch(12, 12).frames) == 0
         assert "expected the 12 frames that were there; found 1" in (source.waits_for() or "")
@@ -458,8 +463,13 @@ class TestGrowingFile:
         (tmp_path / "away.h5").rename(path)
         assert len(source.fetch(0, 6).frames) == 6
         assert source.waits_for() is None
+        clock = SimpleNamespace(now=time.monotonic())
+        monkeypatch.setattr("torchptycho.live.growing_file.time", SimpleNamespace(monotonic=lambda: clock.now))
         path.unlink()
-        monkeypatch.setattr("torchptycho.live.growing_file._PATIENCE_S", 0.0)
+        # It was not looked at for a while, as when there was no room, and is waited for from now on.
+        clock.now += 100
+        assert len(source.fetch(6, 6).frames) == 0
+        clock.now += 11
         with pytest.raises(ScanError, match="that it is gone"):
             source.fetch(6, 6)
 

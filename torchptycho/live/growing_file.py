@@ -125,6 +125,8 @@ class GrowingFile:
         try:
             known = len(self._positions_px)
             n = known if writing and start + at_most <= known else self._count()
+            shape = self._shape()
+            n = min(n, shape[0])
             if n < known:
                 if n >= 2:
                     self._require_same()
@@ -135,7 +137,7 @@ class GrowingFile:
             if n > known:
                 self._positions_px = placed(self._read(n), self._scan)
             stop = max(start, min(n, start + at_most))
-            stack = dataclasses.replace(self._stack, stored_shape=self._shape())
+            stack = dataclasses.replace(self._stack, stored_shape=shape)
             frames = _again(self._scan.frames, stack)[start:stop] if stop > start else empty
             # After all was read: then it was all of the same scan.
             if stop > start or closed or self._inode_now() != self._inode:
@@ -145,7 +147,7 @@ class GrowingFile:
         except ScanError as error:
             self._bear(error)
             return nothing
-        self._well_at, self._trouble = time.monotonic(), None
+        self._trouble = None
         return Chunk(
             frames=np.ascontiguousarray(frames), positions_px=self._positions_px[start:stop], end=stop >= n and closed
         )
@@ -170,8 +172,12 @@ class GrowingFile:
                 self._path, None, expected="the file that is watched", found="that it is gone",
                 remedy="Put it back and go on with the same command; what was received is safe.",
             )  # fmt: skip
+        now = time.monotonic()
+        if self._trouble is None:
+            # Nobody may have looked for long, as when there was no room for more frames.
+            self._well_at = now
         self._trouble = str(error)
-        if time.monotonic() > self._well_at + _PATIENCE_S:
+        if now >= self._well_at + _PATIENCE_S:
             raise error
 
     def _inode_now(self) -> tuple[int, int] | None:

@@ -53,7 +53,8 @@ class StreamSource:
     """Frames from the address to which a source is bound; see `messages`.
 
     The source may start later than its reader, end and start again: what was asked for is asked for again. Of what it
-    sends unasked two messages wait here, and the others with it.
+    sends unasked two messages wait here, and the others with it. ZeroMQ takes a message as a whole, however many parts
+    it has, before any can be read and refused: a source is trusted not to send one without an end.
     """
 
     idle_s: float | None = None

@@ -7,7 +7,11 @@ import json
 import resource
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -111,6 +115,15 @@ class TestMessages:
             ({"mask": "AAA="}, "good pixels"),
             ({"extra": 1}, "extra"),
             ({"n_px": 4096, "dtype": "<u8"}, "at most 67108864 bytes"),
+            # Each is a length, and what follows from them is none: infinite, and too small for a number.
+            *[
+                (
+                    {"geometry": {"energy_eV": energy, "distance_m": 1 / energy, "detector_pixel_m": pixel}, **unit},
+                    "'geometry': expected lengths of an experiment",
+                )
+                for energy, pixel in ((1e-300, 1e-9), (1e300, 1e300))
+                for unit in ({}, {"positions_unit": "m"})
+            ],
         ],
     )
     def test_descriptions_that_cannot_be_are_refused_by_name(self, changes: dict[str, Any], words: str) -> None:
@@ -138,6 +151,22 @@ class TestMessages:
         assert frames_in(parts, told, LAYOUT, 8, 3, "here") is None
         assert frames_in([described()], told, LAYOUT, 7, 3, "here") is None
         assert scan_in(parts, "here") is None
+
+    @pytest.mark.contract("live.messages.refused")
+    @pytest.mark.parametrize("name", ["error", '"error"', "scan"])
+    def test_a_scan_may_have_any_name(self, name: str) -> None:
+        layout = dataclasses.replace(LAYOUT, scan=name)
+        found = scan_in([described(layout)], "here")
+        assert found is not None
+        told, read = found
+        assert read.scan == name
+        # A late description, and a refusal that speaks of it.
+        assert frames_in([described(layout)], told, read, 7, 3, "here") is None
+        refusal = json.dumps({"torchptycho": 1, "error": f'no "scan" {name}'}).encode()
+        with pytest.raises(ScanError, match="a refusal: no"):
+            frames_in([refusal], told, read, 7, 3, "here")
+        with pytest.raises(ScanError, match="a refusal: no"):
+            scan_in([refusal], "here")
 
     @pytest.mark.contract("live.messages.any")
     @given(data=st.data())
@@ -350,6 +379,105 @@ class TestGrowingFile:
         np.testing.assert_array_equal(np.concatenate([part.positions_px for part in got]), whole.positions_px)
         np.testing.assert_array_equal(layout.mask, whole.mask)
 
+    def watched(self, path: Path, frames: np.ndarray, where: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> Any:
+        """The source of a file whose writer has it open, as far as it says."""
+        monkeypatch.setattr("torchptycho.live.growing_file._LOOK_EVERY_S", 0.0)
+        monkeypatch.setattr("torchptycho.live.growing_file.written_by", lambda _: "swmr")
+        write_stack(path, frames, where)
+        source = GrowingFile(path, ReadConfig(mapping=self.MAPPING))
+        assert source.describe() is not None
+        return source
+
+    @pytest.mark.contract("live.file.closed")
+    def test_a_writer_that_closes_between_two_looks_leaves_no_frame_behind(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        frames, where = stack(1, 20)
+        source = self.watched(tmp_path / "x.h5", frames[:12], where[:12], monkeypatch)
+        assert len(source.fetch(0, 6).frames) == 6
+        with h5py.File(tmp_path / "x.h5", "r+") as file:
+            file["data"].resize(20, axis=0)
+            file["where"].resize(20, axis=0)
+            file["data"][:], file["where"][:] = frames, where
+        monkeypatch.setattr("torchptycho.live.growing_file.written_by", lambda _: "nobody")
+        # These are all that were there when it was counted last.
+        got = [source.fetch(6, 6), source.fetch(12, 6), source.fetch(18, 6)]
+        assert [(len(part.frames), part.end) for part in got] == [(6, False), (6, False), (2, True)]
+        np.testing.assert_array_equal(np.concatenate([part.frames for part in got]), frames[6:])
+        assert source.fetch(20, 6).end
+
+    @pytest.mark.contract("live.file.other")
+    @pytest.mark.parametrize(
+        ("count", "edge", "in_place"), [(12, 8, False), (20, 8, False), (4, 8, False), (20, 8, True), (20, 10, False)]
+    )
+    def test_frames_of_another_scan_are_not_mixed_in(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, edge: int, in_place: bool
+    ) -> None:
+        path = tmp_path / "x.h5"
+        frames, where = stack(1, 12)
+        source = self.watched(path, frames, where, monkeypatch)
+        assert len(source.fetch(0, 8).frames) == 8
+        # The same way over the sample, as scans have it.
+        others = np.resize(stack(2, count, edge)[0], (count, edge, edge)), np.resize(where, (count, 2))
+        write_stack(path if in_place else tmp_path / "new.h5", *others)
+        if not in_place:
+            (tmp_path / "new.h5").replace(path)
+        with pytest.raises(ScanError, match=r"found the first frames of another one.*another --out"):
+            source.fetch(8, 20)
+
+    @pytest.mark.contract("live.file.other")
+    def test_another_scan_is_seen_though_nothing_new_is_there(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "x.h5"
+        frames, where = stack(1, 12)
+        source = self.watched(path, frames, where, monkeypatch)
+        assert len(source.fetch(0, 12).frames) == 12
+        # Copied anew, it is still the scan.
+        write_stack(tmp_path / "copy.h5", frames, where)
+        (tmp_path / "copy.h5").replace(path)
+        assert len(source.fetch(12, 12).frames) == 0
+        assert source.waits_for() is None
+        write_stack(tmp_path / "new.h5", stack(2, 12)[0], where)
+        (tmp_path / "new.h5").replace(path)
+        with pytest.raises(ScanError, match="found the first frames of another one"):
+            source.fetch(12, 12)
+        # Nor is one that was cut, whether it is counted or not.
+        write_stack(path, frames[:6], where)
+        for start, most in ((4, 4), (12, 12)):
+            assert len(source.fetch(start, most).frames) == 0
+            assert "expected the 12 frames that were there; found 6" in (source.waits_for() or "")
+        write_stack(path, stack(2, 1)[0], where[:1])
+        assert len(source.fetch(12, 12).frames) == 0
+        assert "expected the 12 frames that were there; found 1" in (source.waits_for() or "")
+
+    @pytest.mark.contract("live.file.other")
+    def test_a_file_that_vanishes_is_told_as_gone_and_comes_back(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "x.h5"
+        source = self.watched(path, *stack(1, 12), monkeypatch)
+        path.rename(tmp_path / "away.h5")
+        assert not source.fetch(0, 6).end
+        assert "that it is gone" in (source.waits_for() or "")
+        (tmp_path / "away.h5").rename(path)
+        assert len(source.fetch(0, 6).frames) == 6
+        assert source.waits_for() is None
+        clock = SimpleNamespace(now=time.monotonic())
+        monkeypatch.setattr("torchptycho.live.growing_file.time", SimpleNamespace(monotonic=lambda: clock.now))
+        path.unlink()
+        # It was not looked at for a while, as when there was no room, and is waited for from now on.
+        clock.now += 100
+        assert len(source.fetch(6, 6).frames) == 0
+        clock.now += 11
+        with pytest.raises(ScanError, match="that it is gone"):
+            source.fetch(6, 6)
+
+    @pytest.mark.contract("live.file.refused")
+    def test_a_folder_is_no_file(self, tmp_path: Path) -> None:
+        with pytest.raises(ScanError, match="expected an HDF5 file; found a folder"):
+            GrowingFile(tmp_path, ReadConfig()).describe()
+
     @pytest.mark.contract("live.file.refused")
     def test_what_does_not_become_a_scan_is_told_in_the_end(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -369,6 +497,158 @@ class TestGrowingFile:
             GrowingFile(tmp_path / "x.npz", ReadConfig()).describe()
         with pytest.raises(ConfigError, match="beam_center_px"):
             GrowingFile(path, ReadConfig(beam_center_px="estimated"))
+
+
+def stack(seed: int, count: int, edge: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 99, (count, edge, edge)).astype(np.uint16), rng.uniform(0, 50, (count, 2))
+
+
+def write_stack(path: Path, frames: np.ndarray, where: np.ndarray) -> None:
+    with h5py.File(path, "w", libver="latest") as file:
+        file.create_dataset("data", data=frames, maxshape=(None, *frames.shape[1:]), chunks=(1, *frames.shape[1:]))
+        file.create_dataset("where", data=where, maxshape=(None, 2), chunks=(8, 2))
+
+
+@pytest.fixture
+def line(tmp_path: Path) -> Iterator[tuple[Any, str]]:
+    """A socket of a source that a test plays itself, and its address."""
+    zmq = pytest.importorskip("zmq")
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.SNDHWM, 1)
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        where = f"ipc://{tmp_path}/s"
+        socket.bind(where)
+        yield socket, where
+
+
+class TestStream:
+    def opened(self, socket: Any, where: str) -> tuple[Any, bytes]:
+        """A reader that knows the scan, and its name for the source."""
+        from torchptycho.live.stream import StreamSource
+
+        source = StreamSource(where)
+        while not socket.poll(10):
+            assert source.describe() is None
+        reader, request = socket.recv_multipart()
+        assert json.loads(request)["ask"] == "scan"
+        socket.send_multipart([reader, described()])
+        while source.describe() is None:
+            pass
+        while socket.poll(10):
+            socket.recv_multipart()
+        return source, reader
+
+    @pytest.mark.contract("live.messages.late")
+    def test_a_late_answer_does_not_double_all_that_follow(
+        self, line: tuple[Any, str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        clock = SimpleNamespace(now=100.0)
+        told = SimpleNamespace(monotonic=lambda: clock.now, sleep=time.sleep)
+        monkeypatch.setattr("torchptycho.live.stream.time", told)
+        socket, where = line
+        source, reader = self.opened(socket, where)
+
+        def asked() -> list[int]:
+            found = []
+            while socket.poll(50):
+                found.append(json.loads(socket.recv_multipart()[1])["from"])
+            return found
+
+        def answer_twice(start: int, times: int = 2) -> None:
+            for _ in range(times):
+                socket.send_multipart([reader, *answer_of_frames(start, chunk(4, first=start), "a scan")])
+
+        assert len(source.fetch(0, 4).frames) == 0
+        clock.now += 2.5
+        assert len(source.fetch(0, 4).frames) == 0
+        assert asked() == [0, 0]
+        answer_twice(0)
+        assert len(source.fetch(0, 4).frames) == 4
+        # The other answer to the same comes now, and does not have the next asked for again, nor soon.
+        for _ in range(4):
+            assert len(source.fetch(4, 4).frames) == 0
+            clock.now += 0.9
+        assert asked() == [4]
+        answer_twice(4, 1)
+        np.testing.assert_array_equal(source.fetch(4, 4).frames, chunk(4, first=4).frames)
+        assert len(source.fetch(8, 4).frames) == 0
+        assert asked() == [8]
+        source.close(8)
+
+    @pytest.mark.contract("live.messages.bounded")
+    def test_what_is_sent_unasked_waits_at_the_source(self, line: tuple[Any, str]) -> None:
+        import zmq
+
+        socket, where = line
+        source, reader = self.opened(socket, where)
+        sent = 0
+        while sent < 100:
+            try:
+                socket.send_multipart([reader, b"{}", bytes(1 << 20), b""], zmq.DONTWAIT)
+            except zmq.Again:
+                # The messages on their way have some time to arrive.
+                if not socket.poll(300, zmq.POLLOUT):
+                    break
+                continue
+            sent += 1
+        assert sent < 20
+        source.close(0)
+
+    @pytest.mark.contract("live.messages.bounded")
+    def test_an_answer_of_many_parts_is_refused_before_they_are_read(self, line: tuple[Any, str]) -> None:
+        socket, where = line
+        source, reader = self.opened(socket, where)
+        assert len(source.fetch(0, 4).frames) == 0
+        socket.send_multipart([reader, *answer_of_frames(0, chunk(4), "a scan"), *[b"more"] * 1000])
+
+        def wait() -> None:
+            for _ in range(50):
+                source.fetch(0, 4)
+
+        with pytest.raises(ScanError, match="expected an answer of at most 3 parts; found more"):
+            wait()
+        source.close(0)
+
+
+@pytest.mark.contract("live.messages.sender")
+def test_the_sender_of_the_documentation_waits_for_its_first_frame(tmp_path: Path) -> None:
+    pytest.importorskip("zmq")
+    from torchptycho.live.stream import StreamSource
+
+    page = (Path(__file__).resolve().parents[2] / "docs" / "live.md").read_text(encoding="utf-8")
+    (snippet,) = [block.split("```")[0] for block in page.split("```python\n")[1:] if "def send(" in block]
+    space: dict[str, Any] = {}
+    exec(snippet, space)
+    whole, where = chunk(40), f"ipc://{tmp_path}/s"
+    frames: list[np.ndarray] = []
+    places: list[np.ndarray] = []
+    got: list[Chunk] = []
+    sender = threading.Thread(target=space["send"], args=(where, "a scan", frames, places, 40), daemon=True)
+    sender.start()
+    source = StreamSource(where)
+    try:
+        assert source.describe() is None
+        assert sender.is_alive()
+        frames.append(whole.frames[0])
+        # Its position comes after it.
+        places.append(whole.positions_px[0])
+        while source.describe() is None:
+            assert sender.is_alive()
+        while not (got and got[-1].end):
+            assert sender.is_alive()
+            found = source.fetch(sum(len(part.frames) for part in got), 16)
+            got += [found] if len(found.frames) else []
+            if len(frames) < 40:
+                frames.append(whole.frames[len(frames)])
+                places.append(whole.positions_px[len(places)])
+    finally:
+        source.close(sum(len(part.frames) for part in got))
+    sender.join(10)
+    assert not sender.is_alive()
+    np.testing.assert_array_equal(np.concatenate([part.frames for part in got]), whole.frames)
+    np.testing.assert_array_equal(np.concatenate([part.positions_px for part in got]), whole.positions_px)
 
 
 @pytest.mark.contract("live.extra")

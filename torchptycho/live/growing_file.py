@@ -38,13 +38,18 @@ _FIRST_FRAMES = 64
 _LOOK_EVERY_S = 0.05
 
 
+class _AnotherScan(ScanError):
+    """Which does not go by itself."""
+
+
 class GrowingFile:
     """Frames of a CXI or NXcxi_ptycho file, or of any HDF5 file with a mapping, as they come; see `read_scan`.
 
     The file is opened anew at each look, in SWMR mode when it is written so. A frame is taken when its position is
     there. The scan is over when a file that was written in SWMR mode has been closed, or when it does not grow any more
-    for `idle_s`. Stacks must be extended as frames come, (M, H, W) along their first axis: in one that has its full
-    size from the beginning, what is missing cannot be told from frames without a count.
+    for `idle_s`. Frames that are taken are those of the scan that was described: its first two are compared each time.
+    Stacks must be extended as frames come, (M, H, W) along their first axis: in one that has its full size from the
+    beginning, what is missing cannot be told from frames without a count.
 
     Arguments:
         path: need not be there yet.
@@ -72,6 +77,8 @@ class GrowingFile:
             guess_probe=False, probe_defocus_m=0.0,
         )  # fmt: skip
         self._scan: Scan | None = None
+        self._word = ""
+        self._inode: tuple[int, int] | None = None
         self._recorded: Recorded | None = None
         self._positions_px = np.zeros((0, 2))
         self._was_written = False
@@ -85,18 +92,22 @@ class GrowingFile:
         if not self._path.exists():
             self._trouble, self._well_at = f"there is no {self._path} yet", time.monotonic()
             return None
+        if self._path.is_dir():
+            raise ScanError(self._path, None, expected="an HDF5 file", found="a folder",
+                            remedy="Name the file inside it.")  # fmt: skip
         try:
+            inode = self._inode_now()
             scan = self._first_look()
-            name = _name_of(self._path, scan.positions_px[:2], _again(scan.frames, self._stack)[:2])
+            word = self._word_now(scan)
         except ScanError as error:
             # Before the first frames there is nothing wrong with a file that somebody writes.
             if written_by(self._path) != "nobody":
                 self._well_at = time.monotonic()
             self._bear(error)
             return None
-        self._scan, self._trouble = scan, None
+        self._scan, self._word, self._inode, self._trouble = scan, word, inode, None
         return Layout(
-            scan=name, n_px=scan.n_px, dtype=scan.frames.dtype, domain=scan.domain,
+            scan=f"{self.name} {word}", n_px=scan.n_px, dtype=scan.frames.dtype, domain=scan.domain,
             mask=scan.mask, geometry=scan.geometry, photons_per_frame=scan.photons_per_frame,
         )  # fmt: skip
 
@@ -106,27 +117,40 @@ class GrowingFile:
         nothing = Chunk(frames=empty, positions_px=np.zeros((0, 2)), end=False)
         if start >= len(self._positions_px) and self._resting():
             return nothing
-        # Asked before the frames are counted: what was written until it was closed is there then.
+        # Asked before the frames are counted: what was written until it was closed is there then. An earlier count says
+        # nothing about a file that has been closed since.
         writing = written_by(self._path) != "nobody"
         self._was_written |= writing
+        closed = self._was_written and not writing
         try:
-            n = len(self._positions_px)
-            n = n if start + at_most <= n else max(n, self._count())
-            self._well_at, self._trouble = time.monotonic(), None
-            if n <= start:
-                return dataclasses.replace(nothing, end=self._was_written and not writing)
-            if n > len(self._positions_px):
+            known = len(self._positions_px)
+            n = known if writing and start + at_most <= known else self._count()
+            shape = self._shape()
+            n = min(n, shape[0])
+            if n < known:
+                if n >= 2:
+                    self._require_same()
+                raise ScanError(
+                    self._path, None, expected=f"the {known} frames that were there", found=f"{n}",
+                    remedy="Write each scan to a file of its own, and watch another one with another --out.",
+                )  # fmt: skip
+            if n > known:
                 self._positions_px = placed(self._read(n), self._scan)
-            stop = min(n, start + at_most)
-            stack = dataclasses.replace(self._stack, stored_shape=self._shape())
-            frames = _again(self._scan.frames, stack)[start:stop]
+            stop = max(start, min(n, start + at_most))
+            stack = dataclasses.replace(self._stack, stored_shape=shape)
+            frames = _again(self._scan.frames, stack)[start:stop] if stop > start else empty
+            # After all was read: then it was all of the same scan.
+            if stop > start or closed or self._inode_now() != self._inode:
+                self._require_same()
+        except _AnotherScan:
+            raise
         except ScanError as error:
             self._bear(error)
             return nothing
+        self._trouble = None
         return Chunk(
-            frames=np.ascontiguousarray(frames), positions_px=self._positions_px[start:stop],
-            end=stop == n and self._was_written and not writing,
-        )  # fmt: skip
+            frames=np.ascontiguousarray(frames), positions_px=self._positions_px[start:stop], end=stop >= n and closed
+        )
 
     def waits_for(self) -> str | None:
         return self._trouble
@@ -143,9 +167,45 @@ class GrowingFile:
 
     def _bear(self, error: ScanError) -> None:
         """An error that may go by itself, until it has not for too long."""
+        if not self._path.exists():
+            error = ScanError(
+                self._path, None, expected="the file that is watched", found="that it is gone",
+                remedy="Put it back and go on with the same command; what was received is safe.",
+            )  # fmt: skip
+        now = time.monotonic()
+        if self._trouble is None:
+            # Nobody may have looked for long, as when there was no room for more frames.
+            self._well_at = now
         self._trouble = str(error)
-        if time.monotonic() > self._well_at + _PATIENCE_S:
+        if now >= self._well_at + _PATIENCE_S:
             raise error
+
+    def _inode_now(self) -> tuple[int, int] | None:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def _word_now(self, scan: Scan) -> str:
+        """What tells the scan in the file from another one of the same name."""
+        positions_px = placed(self._read(2), scan)[:2]
+        stack = dataclasses.replace(self._stack, stored_shape=self._shape())
+        return _word_of(positions_px, _again(scan.frames, stack)[:2])
+
+    def _require_same(self) -> None:
+        assert self._scan is not None
+        inode = self._inode_now()
+        if self._word_now(self._scan) != self._word:
+            raise self._another()
+        # A file that was copied anew is another one, with the same scan.
+        self._inode = inode
+
+    def _another(self) -> ScanError:
+        return _AnotherScan(
+            self._path, None, expected="more frames of the scan that is watched", found="the first frames of another "
+            "one, which has begun under this name", remedy="Watch it with another --out; what was received is safe.",
+        )  # fmt: skip
 
     def _first_look(self) -> Scan:
         with self._path.open("rb") as file:
@@ -187,8 +247,13 @@ class GrowingFile:
         return dataclasses.replace(stack, grows=True)
 
     def _shape(self) -> tuple[int, ...]:
-        with open_hdf5(self._path) as file, hdf5_damage(self._path, self._stack.key):
-            return tuple(int(length) for length in file[self._stack.key].shape)
+        known = self._stack
+        with open_hdf5(self._path) as file, hdf5_damage(self._path, known.key):
+            dataset = file[known.key]
+            shape, dtype = tuple(int(length) for length in dataset.shape), dataset.dtype
+        if (shape[1:], dtype) != (known.stored_shape[1:], known.dtype):
+            raise self._another()
+        return shape
 
     def _count(self) -> int:
         """Frames whose positions are there."""
@@ -223,8 +288,6 @@ def _again(frames: Frames, stack: Hdf5Frames) -> Frames:
     return _again(frames.inner, stack) if isinstance(frames, PickedFrames) else stack
 
 
-def _name_of(path: Path, positions_px: Float64[np.ndarray, "2 2"], frames: Shaped[np.ndarray, "2 n n"]) -> str:
-    """The file, and what tells it from another one of the same name."""
+def _word_of(positions_px: Float64[np.ndarray, "2 2"], frames: Shaped[np.ndarray, "2 n n"]) -> str:
     first = np.ascontiguousarray(positions_px).tobytes() + np.ascontiguousarray(frames).tobytes()
-    word = hashlib.sha256(first).hexdigest()[:16]
-    return f"{os.path.abspath(path)} {word}"
+    return hashlib.sha256(first).hexdigest()[:16]

@@ -16,7 +16,7 @@ from torchptycho.errors import ScanError
 from torchptycho.geometry import Geometry
 from torchptycho.strict import Count, Domain, Positive, strict
 
-__all__ = ["Chunk", "Description", "Layout", "Source", "in_pixels", "parsed"]
+__all__ = ["Chunk", "Description", "Layout", "Source", "in_pixels", "parsed", "with_object_pixel"]
 
 
 @strict
@@ -204,20 +204,35 @@ def parsed(kind: type, text: bytes | str, source: str, what: str) -> Any:
         ) from None  # fmt: skip
 
 
+def with_object_pixel(geometry: Geometry, n_px: int, source: str) -> Geometry:
+    """Lengths of a description, with the object pixel where it follows from them.
+
+    Raises:
+        ScanError: no number can be what follows.
+    """
+    try:
+        return geometry.with_object_pixel(n_px)
+    except (ValueError, OverflowError, ZeroDivisionError):
+        raise ScanError(source, "geometry", expected="lengths of an experiment", found=f"{geometry}",
+                        remedy="Send the energy in eV and lengths in metres.") from None  # fmt: skip
+
+
 def in_pixels(
     positions: Float64[np.ndarray, "k 2"], unit: Literal["px", "m"], geometry: Geometry, n_px: int, source: str
 ) -> Float64[np.ndarray, "k 2"]:
     """Positions of a description's unit in object pixels.
 
     Raises:
-        ScanError: they are in metres, and nobody says how large an object pixel is.
+        ScanError: they are in metres, and nobody says how large an object pixel is, or what is said cannot be.
     """
     if unit == "px":
         return positions
-    pixel_m = geometry.with_object_pixel(n_px).object_pixel_m
+    pixel_m = with_object_pixel(geometry, n_px, source).object_pixel_m
     if pixel_m is None or not math.isfinite(pixel_m):
         raise ScanError(
             source, "geometry", expected="object_pixel_m, or energy_eV, distance_m and detector_pixel_m, as positions "
             "are in metres", found=f"{geometry}", remedy="Send them, or positions in object pixels.",
         )  # fmt: skip
-    return positions / pixel_m
+    # What becomes infinite is no position, and is told of that frame.
+    with np.errstate(over="ignore"):
+        return positions / pixel_m

@@ -25,11 +25,12 @@ import numpy as np
 from pydantic import Field
 
 from torchptycho.errors import ScanError
-from torchptycho.live.layout import Chunk, Description, Layout, in_pixels, parsed
+from torchptycho.live.layout import Chunk, Description, Layout, in_pixels, parsed, with_object_pixel
 from torchptycho.strict import strict
 
 __all__ = [
     "LARGEST_PART_BYTES",
+    "MOST_PARTS",
     "Asked",
     "answer_of_frames",
     "ask_for_frames",
@@ -40,6 +41,8 @@ __all__ = [
 
 LARGEST_PART_BYTES = 64 << 20
 """Of a message that is taken."""
+MOST_PARTS = 3
+"""Of an answer: header, frames, positions."""
 _NUMBER = Annotated[int, Field(ge=0, lt=1 << 53)]
 
 
@@ -90,7 +93,7 @@ def scan_in(parts: list[bytes], source: str) -> tuple[Description, Layout] | Non
     Raises:
         ScanError: it is not one, or the source refuses.
     """
-    if len(parts) == 3:
+    if len(parts) == MOST_PARTS:
         return None
     _refuse(parts, source)
     told: Description = parsed(Description, parts[0], source, "a description of a scan")
@@ -101,7 +104,7 @@ def scan_in(parts: list[bytes], source: str) -> tuple[Description, Layout] | Non
             remedy="Cut or bin them before they are sent.",
         )  # fmt: skip
     in_pixels(np.zeros((0, 2)), told.positions_unit, layout.geometry, layout.n_px, source)
-    return told, dataclasses.replace(layout, geometry=layout.geometry.with_object_pixel(layout.n_px))
+    return told, dataclasses.replace(layout, geometry=with_object_pixel(layout.geometry, layout.n_px, source))
 
 
 def frames_in(
@@ -112,10 +115,9 @@ def frames_in(
     Raises:
         ScanError: sizes do not fit, or the source refuses; the frames at fault are named.
     """
-    if len(parts) != 3:
-        if len(parts) == 1 and b'"scan"' in parts[0][:4096] and b'"error"' not in parts[0][:4096]:
+    if len(parts) != MOST_PARTS:
+        if "scan" in _refuse(parts, source):
             return None
-        _refuse(parts, source)
         raise ScanError(source, None, expected="an answer of three parts: header, frames, positions",
                         found=f"{len(parts)}", remedy="The format is described in docs/live.md.")  # fmt: skip
     header: _Header = parsed(_Header, parts[0], source, "the header of an answer")
@@ -143,12 +145,14 @@ def frames_in(
     return Chunk(frames=frames, positions_px=placed, end=header.end)
 
 
-def _refuse(parts: list[bytes], source: str) -> None:
-    """Raise what a source answers that refuses, or an answer that is none."""
+def _refuse(parts: list[bytes], source: str) -> dict[str, object]:
+    """Raise what a source answers that refuses, or an answer that is none; what it says otherwise."""
     if len(parts) != 1:
         raise ScanError(source, None, expected="an answer of one part", found=f"{len(parts)}",
                         remedy="The format is described in docs/live.md.")  # fmt: skip
-    if b'"error"' in parts[0][:4096]:
+    said: dict[str, object] = parsed(dict, parts[0], source, "an answer in JSON")
+    if "error" in said:
         refusal: _Refusal = parsed(_Refusal, parts[0], source, "why something is refused")
         raise ScanError(source, None, expected="frames", found=f"a refusal: {refusal.error}",
                         remedy="Look at the source.")  # fmt: skip
+    return said

@@ -248,6 +248,7 @@ class _Watch:
             self._network, scan, self._config, accelerator=accelerator, progress=progress, scratch=self._out,
             on_batch=self._go_on,
         )  # fmt: skip
+        self._go_on()
         write_reconstruction(final, self._out / "reconstruction.npz")
         from torchptycho.plot import plot_reconstruction
 

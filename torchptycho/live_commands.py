@@ -55,7 +55,8 @@ class Watch(Command):
     page_port: int = 8765
     """Port of the page; 0 takes any that is free."""
     config: Path | None = None
-    """YAML or TOML file whose section prepare says how a file is read; without it as the network's training scans."""
+    """YAML or TOML file whose section prepare says how a file is read (not for a stream, which sends frames that are
+    ready); without it as the network's training scans."""
     json: bool = False
     """Print one JSON object instead of a sentence."""
 
@@ -71,7 +72,6 @@ class Watch(Command):
         with contextlib.ExitStack() as open_:
             stop = open_.enter_context(_stopped_by_signals())
             if self.page:
-                self.out.mkdir(parents=True, exist_ok=True)
                 url = open_.enter_context(serve(self.out, self.page_host, self.page_port))
                 sys.stderr.write(f"torchptycho: the image as it grows: {url}\n")
             found = watch(
@@ -92,10 +92,11 @@ class Watch(Command):
         late = f"waited at most {status.longest_wait_s:.1f} s, {status.largest_backlog} at once"
         paused = f"; the source had to keep some for {status.paused_s:.1f} s" if status.paused_s else ""
         left = f"; {len(status.left_out)} are left out: {_few(status.left_out)}" if status.left_out else ""
+        said = f"; {status.message}" if status.message else ""
         self.tell(
             told,
             f"{self.out / 'reconstruction.npz'}, {self.out / 'reconstruction.png'}: {height_px}x{width_px} px from "
-            f"{status.received} frames, which {late}{paused}{left}",
+            f"{status.received} frames, which {late}{paused}{left}{said}",
             json=self.json,
         )
 

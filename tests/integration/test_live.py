@@ -43,6 +43,7 @@ from torchptycho.live.layout import Chunk, Layout
 from torchptycho.live.provisional import Provisional
 from torchptycho.live.replay import Replayed, layout_of
 from torchptycho.live.status import Status
+from torchptycho.live.watching import source_of
 from torchptycho.predicting import patches_of
 from torchptycho.reconstructing import reconstruct
 from torchptycho.reconstruction import Reconstruction
@@ -410,18 +411,25 @@ def test_the_image_on_the_way_is_that_of_the_frames_that_are_there(
 
 @pytest.mark.contract("live.spool.other")
 @pytest.mark.contract("live.spool.alone")
-def test_a_folder_takes_one_scan_and_one_watch(single: Path, recorded: Path, tmp_path: Path) -> None:
+def test_a_folder_takes_one_scan_and_one_watch(
+    single: Path, recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out, where = tmp_path / "live", address()
     scan = read_scan(recorded, frames=slice(None, 100))
     with playing(scan, where, 1e5):
         watched(where, single, out)
     other = dataclasses.replace(scan, positions_px=scan.positions_px + 1)
+    picture = (out / "amplitude.png").read_bytes()
+    for more in ({}, {"frames": 101}):
+        with playing(other, where, 1e8), pytest.raises(StoreError, match=r"'scan': expected .*It is another scan"):
+            watched(where, single, out, **more)
+    assert (out / "amplitude.png").read_bytes() == picture
     # It is complete, and its image is made again without its source.
-    assert watched(where, single, out).status.received == 100
-    with playing(other, where, 1e5), pytest.raises(StoreError, match=r"'scan': expected .*It is another scan"):
-        watched(where, single, out, frames=101)
+    monkeypatch.setattr("torchptycho.live.receiver._ASKED_S", 0.3)
+    again = watched(where, single, out).status
+    assert (again.received, again.message) == (100, "all 100 frames were here already; the source was not asked")
     with pytest.raises(StoreError, match="'source': expected tcp"):
-        watched("tcp://127.0.0.1:9", single, out, frames=101)
+        watched("tcp://127.0.0.1:9", single, out)
     from torchptycho.live.spool import claimed
 
     with claimed(out), pytest.raises(StoreError, match="another watch at work"):
@@ -431,21 +439,26 @@ def test_a_folder_takes_one_scan_and_one_watch(single: Path, recorded: Path, tmp
 class InMemory:
     """A source of one's own, which shows what is asked of one."""
 
-    name, idle_s = "memory", None
+    idle_s = None
 
-    def __init__(self, scan: Scan, fault_at: int | None = None) -> None:
+    def __init__(
+        self, scan: Scan, fault_at: int | None = None, end_at: int | None = None, name: str = "memory",
+        answers: bool = True, **layout: Any,
+    ) -> None:  # fmt: skip
         self.scan, self.fault_at, self.closed = scan, fault_at, -1
+        self.end_at, self.name, self.answers = scan.n_frames if end_at is None else end_at, name, answers
+        self.layout = dataclasses.replace(layout_of(scan), **layout)
 
-    def describe(self) -> Layout:
-        return layout_of(self.scan)
+    def describe(self) -> Layout | None:
+        return self.layout if self.answers else None
 
     def fetch(self, start: int, at_most: int) -> Chunk:
         if self.fault_at is not None and start >= self.fault_at:
             raise ZeroDivisionError("a fault of the source")
-        stop = min(start + min(at_most, 30), self.scan.n_frames)
+        stop = min(start + min(at_most, 30), self.end_at)
         return Chunk(
             frames=self.scan.frames[start:stop], positions_px=self.scan.positions_px[start:stop],
-            end=stop == self.scan.n_frames,
+            end=stop == self.end_at,
         )  # fmt: skip
 
     def waits_for(self) -> None:
@@ -469,6 +482,172 @@ def test_a_source_of_ones_own_is_watched_and_its_fault_is_not_taken_for_the_end(
     found = watched(good, single, tmp_path / "live")
     assert same(found.image, reconstruct(single, scan, **OFFLINE))
     assert good.closed == 100
+
+
+@pytest.mark.contract("live.left-out")
+def test_frames_that_came_first_and_far_away_do_not_keep_the_others_out_of_the_final_image(
+    single: Path, recorded: Path, tmp_path: Path
+) -> None:
+    scan = read_scan(recorded, frames=slice(None, 100))
+    far = scan.positions_px.copy()
+    far[:60, 0] += 8500
+    odd = dataclasses.replace(scan, positions_px=far)
+    found = watched(InMemory(odd), single, tmp_path / "live")
+    assert found.status.left_out == {}
+    assert same(found.image, reconstruct(single, odd, **OFFLINE))
+
+
+@pytest.mark.contract("live.missing")
+@pytest.mark.contract("live.resume")
+def test_a_scan_that_ended_early_is_told_as_such_and_is_over_when_it_is_gone_on_with(
+    single: Path, recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torchptycho.live.receiver._ASKED_S", 0.2)
+    scan, out = read_scan(recorded, frames=slice(None, 100)), tmp_path / "live"
+
+    def killed(*_: Any, **__: Any) -> None:
+        told.append(json.loads((out / "status.json").read_text()))
+        raise SystemExit
+
+    told: list[dict[str, Any]] = []
+    with monkeypatch.context() as patch:
+        patch.setattr("torchptycho.live.watching.reconstruct", killed)
+        with pytest.raises(SystemExit):
+            watched(InMemory(scan, end_at=60), single, out)
+    assert (told[0]["state"], told[0]["message"]) == ("finishing", None)
+    some = reconstruct(single, read_scan(recorded, frames=slice(None, 60)), **OFFLINE)
+    missing = "40 of 100 expected frames did not come"
+    for answers, message in (
+        (True, missing), (False, f"all 60 frames were here already; the source was not asked; {missing}")
+    ):  # fmt: skip
+        again = watched(InMemory(scan, end_at=60, answers=answers), single, out)
+        assert (again.status.state, again.status.message) == ("done", message)
+        assert same(again.image, some)
+
+
+@pytest.mark.contract("live.idle")
+def test_a_number_of_frames_and_an_end_without_any_are_not_the_end_for_ever(
+    single: Path, recorded: Path, tmp_path: Path
+) -> None:
+    scan = read_scan(recorded, frames=slice(None, 100))
+    assert watched(InMemory(scan, total=None), single, tmp_path / "some", frames=50).status.received == 50
+    assert watched(InMemory(scan, total=None), single, tmp_path / "some").status.received == 100
+    with pytest.raises(ScanError, match="at least 2 frames"):
+        watched(InMemory(scan, end_at=0), single, tmp_path / "none")
+    assert watched(InMemory(scan), single, tmp_path / "none").status.received == 100
+
+
+@pytest.mark.contract("live.stop")
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, KeyboardInterrupt])
+def test_a_watch_is_stopped_while_the_final_image_is_made(
+    how: Any, command: Command, single: Path, recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*arguments: Any, **options: Any) -> Reconstruction:
+        if how is KeyboardInterrupt:
+            raise KeyboardInterrupt
+        os.kill(os.getpid(), how)
+        return reconstruct(*arguments, **options)
+
+    out, where = tmp_path / "live", address()
+    monkeypatch.setattr("torchptycho.live.watching.reconstruct", stopped)
+    with playing(read_scan(recorded, frames=slice(None, 100)), where, 1e5):
+        answer = command("watch", where, "--model", single, "--out", out, "--accelerator", "cpu")
+    assert (answer.code, answer.err.endswith("torchptycho: interrupted\n")) == (130, True), answer.err
+    told = json.loads((out / "status.json").read_text())
+    assert told["state"] == "stopped"
+    assert told["message"].startswith("stopped with 100 frames in ")
+    assert not (out / "reconstruction.npz").exists()
+
+
+@pytest.mark.contract("live.spool.other")
+def test_another_scan_is_refused_before_anything_is_reconstructed_and_another_address_is_none(
+    single: Path, recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan, out = read_scan(recorded, frames=slice(None, 100)), tmp_path / "live"
+    with pytest.raises(ZeroDivisionError):
+        watched(InMemory(scan, fault_at=60), single, out)
+
+    another = InMemory(scan)
+    another.layout = dataclasses.replace(another.layout, scan="another")
+
+    def no_frame(*_: Any) -> None:
+        raise AssertionError("frames of one scan were reconstructed for another")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Provisional, "add", no_frame)
+        with pytest.raises(StoreError, match=r"'scan': expected .*move this one away"):
+            watched(another, single, out)
+    monkeypatch.setattr("torchptycho.live.receiver._ASKED_S", 0.2)
+    with pytest.raises(StoreError, match=r"'source': expected memory, .*which does not answer"):
+        watched(InMemory(scan, name="elsewhere", answers=False), single, out, idle_s=0.1)
+    found = watched(InMemory(scan, name="elsewhere"), single, out)
+    assert same(found.image, reconstruct(single, scan, **OFFLINE))
+    assert watched(InMemory(scan, name="elsewhere", answers=False), single, out).status.state == "done"
+
+
+@pytest.mark.contract("live.own-source")
+def test_a_fault_of_the_source_is_told_at_once(
+    single: Path, recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, after, inner = InMemory(read_scan(recorded), fault_at=600), [], Provisional.add
+
+    def add(self: Provisional, *arguments: Any) -> None:
+        until(lambda: source.closed >= 0)
+        after.append(arguments)
+        inner(self, *arguments)
+
+    monkeypatch.setattr(Provisional, "add", add)
+    with pytest.raises(ZeroDivisionError):
+        watched(source, single, tmp_path / "live")
+    assert (len(after), source.closed) == (1, 600)
+
+
+@pytest.mark.contract("live.status")
+def test_a_status_or_a_picture_that_cannot_be_written_is_written_the_next_time(
+    single: Path, recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    out, inner, failed = tmp_path / "live", Status.write, []
+
+    def write(self: Status, folder: Path) -> None:
+        if len(failed) < 2:
+            failed.append(self.state)
+            raise OSError(116, "Stale file handle")
+        inner(self, folder)
+
+    def draw(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Status, "write", write)
+    monkeypatch.setattr("torchptycho.live.watching.draw", draw)
+    found = watched(InMemory(read_scan(recorded, frames=slice(None, 100))), single, out)
+    assert (found.status.state, found.status.image, len(failed)) == ("done", None, 2)
+    assert json.loads((out / "status.json").read_text())["state"] == "done"
+    assert (out / "reconstruction.npz").is_file()
+    assert [record.getMessage().split(":")[0] for record in caplog.records if "cannot be written" in record.msg] == [
+        str(out / "status.json"), str(out / "amplitude.png")
+    ]  # fmt: skip
+
+
+@pytest.mark.contract("live.ready")
+def test_what_is_done_to_a_file_and_not_to_a_stream_is_told(
+    command: Command, single: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = load_network(single)
+    source_of("tcp://127.0.0.1:9", network, None).close(0)
+    assert caplog.text == ""
+    prepare = dataclasses.replace(network.config.prepare, crop_px=32, swap_xy=True)
+    network.config = dataclasses.replace(network.config, prepare=prepare)
+    source_of("tcp://127.0.0.1:9", network, None).close(0)
+    assert "were read with swap_xy, crop_px; a stream has to send frames" in caplog.text
+    source_of(tmp_path / "x.cxi", network, ReadConfig(frames=":5", drop_frames=(1,)))
+    assert "frames is not followed while the scan grows" in caplog.text
+    assert "drop_frames is not followed" in caplog.text
+    save_config(RunConfig(prepare=PrepareConfig(flip_x=True)), tmp_path / "x.yaml")
+    answer = command(
+        "watch", "tcp://127.0.0.1:9", "--model", single, "--out", tmp_path / "none", "--config", tmp_path / "x.yaml"
+    )
+    assert (answer.code, "config: expected none for tcp://127.0.0.1:9" in answer.err) == (1, True), answer.err
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.contract("live.messages.answers")
@@ -510,6 +689,7 @@ def test_a_stream_without_an_end_is_over_when_it_is_quiet_for_as_long_as_was_sai
     enough = threading.Event()
     with playing(recorded, where, 1e5, stop=enough):
         found = watched(where, single, out, frames=150)
+        assert found.status.message is None
         enough.set()
     assert found.status.received == 150
     some = read_scan(recorded, frames=slice(None, 150))
@@ -525,7 +705,7 @@ def test_the_commands_tell_what_they_did(command: Command, single: Path, recorde
     with playing(recorded, where, 1e5):
         answer = command(
             "watch", where, "--model", single, "--out", tmp_path / "live", "--page", "--page-port", "0",
-            "--accelerator", "cpu",
+            "--accelerator", "cpu", "--refresh-s", "20",
         )  # fmt: skip
     assert answer.code == 0, answer.err
     assert "http://127.0.0.1:" in answer.err
@@ -533,6 +713,14 @@ def test_the_commands_tell_what_they_did(command: Command, single: Path, recorde
     assert "from 900 frames" in answer.out
     for name in ("reconstruction.npz", "reconstruction.png", "status.json", "amplitude.png", "spool/spool.json"):
         assert (tmp_path / "live" / name).is_file()
+    # By it the page knows when to expect the next word.
+    assert json.loads((tmp_path / "live" / "status.json").read_text())["refresh_s"] == 20
+    assert "status.refresh_s" in (ROOT / "torchptycho" / "live" / "page.html").read_text(encoding="utf-8")
+    answer = command(
+        "watch", where, "--model", single, "--out", tmp_path / "live", "--frames", "901", "--idle-s", "0.2",
+        "--accelerator", "cpu",
+    )  # fmt: skip
+    assert answer.out.endswith("; 1 of 901 expected frames did not come\n"), answer.out
     for wrong, words in (
         (["--spool-frames", "3"], "spool_frames: expected at least 16"),
         (["--refresh-s", "0"], "refresh_s: expected 0.05"),
@@ -541,6 +729,17 @@ def test_the_commands_tell_what_they_did(command: Command, single: Path, recorde
         answer = command("watch", where, "--model", single, "--out", tmp_path / "none", *wrong)
         assert (answer.code, words in answer.err) == (1, True), answer.err
         assert not (tmp_path / "none").exists()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        answer = command(
+            "watch", where, "--model", single, "--out", tmp_path / "none", "--page", "--page-port",
+            str(taken.getsockname()[1]),
+        )  # fmt: skip
+    assert (answer.code, "is in use" in answer.err) == (1, True), answer.err
+    assert not (tmp_path / "none").exists()
+    answer = command("watch", where, "--model", single, "--out", recorded)
+    assert (answer.code, "out: expected a folder" in answer.err) == (1, True), answer.err
     answer = command("watch", "http://x", "--model", single, "--out", tmp_path / "none")
     assert "expected an HDF5 file, or an address" in answer.err
     answer = command("replay", recorded, "--hz", "0")

@@ -263,7 +263,9 @@ class TestSpool:
         with pytest.raises(StoreError, match=name):
             spool.require(dataclasses.replace(LAYOUT, **changes), "here")
         with pytest.raises(StoreError, match="'source'"):
-            spool.require(LAYOUT, "there")
+            spool.require(None, "there")
+        spool.require(LAYOUT, "there")
+        spool.require(None, "there")
         with pytest.raises(StoreError, match="expected no spool"):
             Spool.create(tmp_path / "spool", LAYOUT, "here")
         spool.close()

@@ -59,7 +59,8 @@ class Provisional:
         self._scaling: Scaling | None = None
         self._size = 0
         self._context = contextlib.ExitStack()
-        self.left_out: dict[int, str] = {}
+        self.unfit: dict[int, str] = {}
+        self.unplaced: dict[int, str] = {}
 
     def __enter__(self) -> Provisional:
         return self
@@ -76,7 +77,8 @@ class Provisional:
     ) -> None:
         """Predict frames and place them.
 
-        Frames that are not fit for it are named in `left_out` and change nothing.
+        Frames that are unfit for any image are named in `unfit`, and those that only this one has no place for, as it
+        does not know all frames, in `unplaced`; they change nothing.
 
         Arguments:
             frames: numbers `first`, `first` + 1, ...
@@ -90,8 +92,8 @@ class Provisional:
         numbers = np.arange(first, first + len(frames))
         for number, why in zip(numbers, _faults(frames, positions_px), strict=True):
             if why is not None:
-                self.left_out[int(number)] = why
-        good = ~np.isin(numbers, list(self.left_out))
+                self.unfit[int(number)] = why
+        good = ~np.isin(numbers, [*self.unfit, *self.unplaced])
         frames, positions_px, numbers = frames[good], positions_px[good], numbers[good]
         if len(frames) < self._network.gridsize**2:
             return
@@ -148,9 +150,9 @@ class Provisional:
         placed = torch.zeros_like(finite)
         placed[chosen] = self._canvas.add(patches[chosen], there[chosen], self._weight)
         for number in numbers[(new & ~finite.cpu()).numpy()].tolist():
-            self.left_out[number] = "the network's patch is not finite"
+            self.unplaced[number] = "the network's patch is not finite"
         for number in numbers[(chosen & ~placed).cpu().numpy()].tolist():
-            self.left_out[number] = "its position is too far from the others"
+            self.unplaced[number] = "its position is too far from the others"
 
     def _turn(self, patches: Tensor, positions_px: Tensor) -> Tensor:
         """The phase with which a chunk agrees with what is there."""

@@ -15,6 +15,8 @@ __all__ = ["Receiver"]
 
 _CHUNK_BYTES = 8 << 20
 _MOMENT_S = 0.02
+# A source that has its say about frames that are here already has it within this.
+_ASKED_S = 3.0
 
 
 class Receiver:
@@ -27,7 +29,9 @@ class Receiver:
         expected: frames after which the scan is over; None follows the source.
         idle_s: seconds without a new frame after which it is over, too; None for never.
 
-    `changed` is notified when something happens; hold it to look at several of the others at once.
+    `changed` is notified when something happens; hold it to look at several of the others at once. `compared` says
+    that frames of an earlier watch may be used: the source has been asked whether they are its own, or does not answer.
+    `unasked` says that it ended so.
     """
 
     def __init__(self, source: Source, folder: Path, room: int, expected: int | None, idle_s: float | None) -> None:
@@ -36,6 +40,8 @@ class Receiver:
         self.spool = Spool.opened(folder)
         self.expected = expected or (None if self.spool is None else self.spool.layout.total)
         self.ended = False
+        self.compared = False
+        self.unasked = False
         self.paused = False
         self.largest_backlog = 0
         self.paused_s = 0.0
@@ -86,21 +92,13 @@ class Receiver:
                 self.changed.notify_all()
 
     def _receive(self) -> None:
-        if self.spool is not None and self.spool.source != self._source.name:
-            self.spool.require(self.spool.layout, self._source.name)
-        quiet_since = time.monotonic()
-        layout = None
-        while layout is None:
-            if self._stopped.is_set() or self._is_over() or self._idle_for(quiet_since):
-                return
-            layout = self._source.describe()
-            if layout is None:
-                self._stopped.wait(_MOMENT_S)
+        layout = self._described()
+        if layout is None:
+            return
         spool = self._matched(layout)
         quiet_since = time.monotonic()
         while not self._stopped.is_set():
             if self._is_over():
-                spool.end()
                 return
             room = self._wait_for_room(spool)
             if self.paused:
@@ -118,6 +116,24 @@ class Receiver:
                 if self._idle_for(quiet_since):
                     return
                 self._stopped.wait(_MOMENT_S)
+
+    def _described(self) -> Layout | None:
+        """What the source tells of its scan; None when there is enough without it."""
+        began = time.monotonic()
+        while not self._stopped.is_set():
+            asked = time.monotonic() > began + (_ASKED_S if self._idle_s is None else min(_ASKED_S, self._idle_s))
+            layout = self._source.describe()
+            if layout is not None:
+                return layout
+            if self.spool is not None and self.spool.count and asked:
+                self.unasked = self._is_over()
+                if self.unasked or self._idle_for(began):
+                    self.spool.require(None, self._source.name)
+                    return None
+                if self.spool.source == self._source.name and not self.compared:
+                    self._allow(self.spool)
+            self._stopped.wait(_MOMENT_S)
+        return None
 
     def _wait_for_room(self, spool: Spool) -> int:
         """Frames that may come; 0, and `paused`, when there was no room for a moment."""
@@ -144,16 +160,19 @@ class Receiver:
         if self.spool is not None:
             self.spool.require(layout, self._source.name)
         spool = self.spool or Spool.create(self._folder, layout, self._source.name)
-        with self.changed:
-            self.expected = self.expected or layout.total
-            self.spool = spool
-            self.changed.notify_all()
+        self.expected = self.expected or layout.total
+        self._allow(spool)
         return spool
+
+    def _allow(self, spool: Spool) -> None:
+        with self.changed:
+            self.spool, self.compared = spool, True
+            self.changed.notify_all()
 
     def _is_over(self) -> bool:
         if self.spool is None:
             return False
-        return self.spool.ended if self.expected is None else self.spool.count >= self.expected
+        return self.spool.ended or (self.expected is not None and self.spool.count >= self.expected)
 
     def _idle_for(self, since: float) -> bool:
         some = self.spool is not None and self.spool.count > 0

@@ -124,19 +124,32 @@ class Spool:
         self.close()
         shutil.rmtree(self.folder)
 
-    def require(self, layout: Layout, source: str) -> None:
-        """Refuse frames of another scan.
+    def require(self, layout: Layout | None, source: str) -> None:
+        """Refuse frames of another scan, and remember under which name the source of this one is found now.
+
+        Arguments:
+            layout: what the source tells of its scan; None when it does not answer, and its name alone has to do.
 
         Raises:
             StoreError: what differs is named.
         """
-        found = ("source", source, self.source) if source != self.source else layout.difference(self.layout)
+        if layout is None:
+            if source != self.source:
+                raise StoreError(
+                    f"{self.folder}: 'source': expected {self.source}, of which the {self.count} frames are that are "
+                    f"there; found {source}, which does not answer. Name the former, or another --out."
+                )
+            return
+        found = layout.difference(self.layout)
         if found is not None:
             name, theirs, mine = found
             raise StoreError(
                 f"{self.folder}: '{name}': expected {mine}, as the {self.count} frames that are there; found {theirs}. "
-                "It is another scan: choose another --out, or remove the folder."
+                "It is another scan: name another --out, or move this one away."
             )
+        if source != self.source:
+            _write_manifest(self.folder, self.layout, source, ended=self.ended)
+            self.source = source
 
     def append(self, chunk: Chunk) -> None:
         """Write frames; they count when all of them are there, and none of them otherwise.
@@ -157,10 +170,10 @@ class Spool:
             raise StoreError(self._full(needed, error.strerror or str(error))) from error
         self.count += len(chunk.frames)
 
-    def end(self) -> None:
-        """Remember that no frame comes any more."""
-        _write_manifest(self.folder, self.layout, self.source, ended=True)
-        self.ended = True
+    def end(self, *, ended: bool = True) -> None:
+        """Remember whether the source has said that no frame comes any more."""
+        _write_manifest(self.folder, self.layout, self.source, ended=ended)
+        self.ended = ended
 
     def rows(self, start: int, stop: int) -> tuple[Shaped[np.ndarray, "k n n"], Float64[np.ndarray, "k 2"]]:
         """Frames and positions, in memory."""

@@ -42,6 +42,7 @@ class Status:
         latest_wait_s, longest_wait_s: seconds from a frame's arrival until it was in the image.
         received_per_s, reconstructed_per_s: frames in the last seconds.
         left_out: frames that are not in the image, and why.
+        refresh_s: seconds between two pictures, and between two words of this.
         started, updated: in UTC.
         image: the picture beside it; None before the first.
         message: what else there is to say.
@@ -61,6 +62,7 @@ class Status:
     received_per_s: float = 0.0
     reconstructed_per_s: float = 0.0
     left_out: dict[int, str] = dataclasses.field(default_factory=dict)
+    refresh_s: float = 2.0
     started: str = dataclasses.field(default_factory=lambda: _now())
     updated: str = ""
     image: ImageStatus | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import threading
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ from rich.progress import Progress, TaskID
 from torchptycho.bars import new_bar
 from torchptycho.checkpoints import find_checkpoint, load_network
 from torchptycho.config import ReadConfig, reading_of
-from torchptycho.errors import ConfigError
+from torchptycho.errors import ConfigError, ScanError
 from torchptycho.io import write_reconstruction
 from torchptycho.live.growing_file import GrowingFile
 from torchptycho.live.layout import Source
@@ -32,9 +33,14 @@ from torchptycho.reconstruction import Reconstruction
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
+
+    from torchptycho.streaming import PlainBatch
 
 __all__ = ["SPOOL", "Watched", "source_of", "watch"]
 
+
+_log = logging.getLogger(__name__)
 
 SPOOL = "spool"
 """Folder of the spool, in that of the watch."""
@@ -58,17 +64,50 @@ class Watched:
     image: Reconstruction | None
 
 
-def source_of(text: str | Path, reading: ReadConfig) -> Source:
+class _Stopped(Exception):
+    """The watch was told to stop while its final image was made."""
+
+
+def source_of(text: str | Path, network: PtychoNetwork, reading: ReadConfig | None) -> Source:
     """A stream for `tcp://...` and `ipc://...`, else a file that grows.
 
+    Arguments:
+        reading: how a file is read; None as the network's training scans were.
+
     Raises:
-        ConfigError: an address that does not work, or pyzmq is not installed.
+        ConfigError: an address that does not work or that shall be read in some way, or pyzmq is not installed.
     """
     if is_address(str(text)):
+        if reading is not None:
+            raise ConfigError(
+                f"config: expected none for {text}, as it says how a file is read, and a stream sends frames that are "
+                "ready. Leave it out."
+            )
+        changes = _changes(network.config.prepare)
+        if changes:
+            _log.warning(
+                "%s: the network's training scans were read with %s; a stream has to send frames, positions and mask "
+                "that are ready, and they are taken as they come", text, ", ".join(changes),
+            )  # fmt: skip
         return StreamSource(str(text))
     if "://" in str(text):
         raise ConfigError(f"{text}: expected an HDF5 file, or an address that begins with tcp:// or ipc://.")
-    return GrowingFile(Path(text), reading)
+    if reading is None:
+        reading = reading_for_prediction(network.config.prepare)
+    for name in ("frames", "drop_frames"):
+        if getattr(reading, name):
+            _log.warning("%s: %s is not followed while the scan grows: all its frames are taken", text, name)
+    return GrowingFile(Path(text), reading_of(reading))
+
+
+def _changes(reading: ReadConfig) -> list[str]:
+    """Options by which the frames or positions of a scan are not those of its file."""
+    default = ReadConfig()
+    names = (
+        "swap_xy", "flip_y", "flip_x", "fftshift", "beam_center_px", "crop_px", "binning", "dark", "flat",
+        "clip_negative", "mask", "find_bad_pixels",
+    )  # fmt: skip
+    return [name for name in names if getattr(reading, name) != getattr(default, name)]
 
 
 def watch(
@@ -104,7 +143,7 @@ def watch(
         spool_frames: frames that may wait on the disk to be reconstructed; beyond it the source has to keep them.
         refresh_s: seconds between two pictures.
         accelerator: where to compute: auto, cpu, gpu.
-        reading: how a file is read; None as the network's training scans were.
+        reading: how a file is read, for a file only; None as the network's training scans were.
         drop_spool: remove the spool when the final image is written.
         stop: set it to end the watch; the image of what is there is drawn, and the spool is kept.
         progress: show a bar.
@@ -125,20 +164,25 @@ def watch(
     if spool_frames < 4 * network.gridsize**2:
         raise ConfigError(f"spool_frames: expected at least four groups of {network.gridsize**2} frames; found "
                           f"{spool_frames}.")  # fmt: skip
-    if isinstance(source, str | Path):
-        guessed = reading_for_prediction(network.config.prepare)
-        source = source_of(source, guessed if reading is None else reading_of(reading))
     out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"out: expected a folder, or a name that is free; found {out}, a file. Name another one.")
+    if isinstance(source, str | Path):
+        source = source_of(source, network, reading)
     out.mkdir(parents=True, exist_ok=True)
-    status = Status(source=source.name, model=str(path or network.checkpoint or "a network in memory"))
+    status = Status(
+        source=source.name, model=str(path or network.checkpoint or "a network in memory"), refresh_s=refresh_s
+    )
     with claimed(out):
         receiver = Receiver(source, out / SPOOL, spool_frames, frames, source.idle_s if idle_s is None else idle_s)
         work = _Watch(network, device, out, receiver, status, refresh_s, stop or threading.Event())
         try:
             image = work.run(accelerator, progress)
         except BaseException as error:
-            status.state = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
-            status.message = " ".join(str(error).split()) or type(error).__name__
+            if isinstance(error, KeyboardInterrupt):
+                status.state, status.message = "stopped", _how_to_go_on(status.received, out)
+            else:
+                status.state, status.message = "failed", " ".join(str(error).split()) or type(error).__name__
             with contextlib.suppress(OSError):
                 status.write(out)
             raise
@@ -162,12 +206,13 @@ class _Watch:
         self._drawn = 0
         self._rates = Rates()
         self._speed = 0.0
+        self._unfit: dict[int, str] = {}
+        self._warned: set[Path] = set()
 
     def run(self, accelerator: str, progress: bool) -> Reconstruction | None:
         """Until the scan is over or it is told to stop."""
         self._tell("waiting")
         bar = new_bar() if progress else None
-        left_out: dict[int, str] = {}
         with self._receiver as receiver:
             with bar or contextlib.nullcontext():
                 told = bar.add_task("watching", total=None, note="") if bar else None
@@ -176,29 +221,54 @@ class _Watch:
                     with Provisional(
                         self._network, self._config, spool.layout, self._status.source, self._device
                     ) as image:
-                        image.left_out = self._status.left_out
                         self._follow(spool, image, bar, told)
-                    left_out = dict(self._status.left_out)
-            if self._stop.is_set() or spool is None:
-                self._status.message = _how_to_go_on(0 if spool is None else spool.count, self._out)
+            try:
+                if spool is None:
+                    raise _Stopped
+                final = self._finish(spool, accelerator, progress)
+            except _Stopped:
+                self._status.message = _how_to_go_on(0 if receiver.spool is None else receiver.spool.count, self._out)
                 self._tell("stopped")
                 return None
-            self._tell("finishing")
-            require_frames(self._status.source, spool.count - len(left_out), self._network.gridsize)
-            probe = self._network.probe[self._config.training_scan].detach().cpu().numpy().astype(np.complex64)
-            scan = spool.scan(probe, left_out)
-            final = reconstruct(
-                self._network, scan, self._config, accelerator=accelerator, progress=progress, scratch=self._out
-            )
-            write_reconstruction(final, self._out / "reconstruction.npz")
-            from torchptycho.plot import plot_reconstruction
-
-            plot_reconstruction(final, self._out / "reconstruction.png")
-            self._draw(final, provisional=False)
-            self._status.left_out = {int(frame): why for frame, why in final.provenance["left_out"].items()}
             receiver.reconstructed(spool.count)
+        self._status.message = _what_is_missing(spool.count, receiver)
         self._tell("done")
         return final
+
+    def _finish(self, spool: Spool, accelerator: str, progress: bool) -> Reconstruction:
+        """The final image, of all frames."""
+        self._go_on()
+        self._status.message = None
+        self._tell("finishing")
+        # What had no place in an image that did not know all frames may have one in this.
+        self._require_frames(spool, spool.count - len(self._unfit))
+        probe = self._network.probe[self._config.training_scan].detach().cpu().numpy().astype(np.complex64)
+        scan = spool.scan(probe, self._unfit)
+        final = reconstruct(
+            self._network, scan, self._config, accelerator=accelerator, progress=progress, scratch=self._out,
+            on_batch=self._go_on,
+        )  # fmt: skip
+        self._go_on()
+        write_reconstruction(final, self._out / "reconstruction.npz")
+        from torchptycho.plot import plot_reconstruction
+
+        plot_reconstruction(final, self._out / "reconstruction.png")
+        self._draw(final, provisional=False)
+        self._status.left_out = {int(frame): why for frame, why in final.provenance["left_out"].items()}
+        return final
+
+    def _go_on(self, batch: PlainBatch | None = None, patches: Tensor | None = None) -> None:
+        if self._stop.is_set():
+            raise _Stopped
+
+    def _require_frames(self, spool: Spool | None, n: int) -> None:
+        try:
+            require_frames(self._status.source, n, self._network.gridsize)
+        except ScanError:
+            # Whatever the source has said, the next watch asks it for more.
+            if spool is not None and spool.ended:
+                spool.end(ended=False)
+            raise
 
     def _first_frames(self, bar: Progress | None, told: TaskID | None) -> Spool | None:
         """The spool when it has frames; None when there will be none."""
@@ -206,13 +276,15 @@ class _Watch:
         while not self._stop.is_set():
             with receiver.changed:
                 spool, ended = receiver.spool, receiver.ended
-                if spool is not None and spool.count:
-                    return spool
-                if not ended:
+                some = spool is not None and spool.count > 0
+                if not ended and not (some and receiver.compared):
                     receiver.changed.wait(_MOMENT_S)
+                    some = False
+            receiver.require_well()
+            if some:
+                return spool
             if ended:
-                receiver.require_well()
-                require_frames(self._status.source, 0, self._network.gridsize)
+                self._require_frames(spool, 0)
             if time.monotonic() >= next_s:
                 next_s = time.monotonic() + self._refresh_s
                 self._status.message = receiver.waits_for
@@ -236,13 +308,13 @@ class _Watch:
                         break
                     receiver.changed.wait(_MOMENT_S)
                     take = 0
+            receiver.require_well()
             if take:
                 self._reconstruct(spool, image, take - take % size if take >= size else take)
                 quiet_since = time.monotonic()
             if time.monotonic() >= next_s:
                 found = image.image() if drawn_at != self._done else None
-                if found is not None:
-                    self._draw(found, provisional=True)
+                if found is not None and self._draw(found, provisional=True):
                     drawn_at = self._done
                 self._status.message = receiver.waits_for if not take else None
                 self._tell("receiving", bar, told)
@@ -260,6 +332,7 @@ class _Watch:
         start = min(self._done, max(0, stop - size))
         frames, positions_px = spool.rows(start, stop)
         image.add(frames, positions_px, start, self._done - start)
+        self._unfit, self._status.left_out = image.unfit, image.unfit | image.unplaced
         self._done = stop
         wait_s = self._receiver.reconstructed(stop)
         speed = take / max(time.monotonic() - began, 1e-6)
@@ -274,14 +347,25 @@ class _Watch:
         size = self._network.gridsize**2
         return max(4 * size, min(room, int(self._speed * self._refresh_s / 2) if self._speed else 64))
 
-    def _draw(self, image: Reconstruction, *, provisional: bool) -> None:
-        draw(image.object, image.coverage, image.object_pixel_m, self._out)
+    def _draw(self, image: Reconstruction, *, provisional: bool) -> bool:
+        """Draw it, if the folder can be written to; the next picture may be."""
+        try:
+            draw(image.object, image.coverage, image.object_pixel_m, self._out)
+        except (OSError, ScanError) as error:
+            self._warn(self._out / "amplitude.png", error)
+            return False
         height_px, width_px = image.object.shape
         self._drawn += 1
         self._status.image = ImageStatus(
             version=self._drawn, height_px=height_px, width_px=width_px, object_pixel_m=image.object_pixel_m,
             provisional=provisional,
         )  # fmt: skip
+        return True
+
+    def _warn(self, path: Path, error: Exception) -> None:
+        if path not in self._warned:
+            self._warned.add(path)
+            _log.warning("%s: cannot be written now (%s); frames are received all the same", path, error)
 
     def _tell(self, state: State, bar: Progress | None = None, told: TaskID | None = None) -> None:
         status, receiver = self._status, self._receiver
@@ -294,10 +378,23 @@ class _Watch:
         status.received_per_s, status.reconstructed_per_s = self._rates.of(
             time.monotonic(), status.received, self._done
         )
-        status.write(self._out)
+        try:
+            status.write(self._out)
+        except OSError as error:
+            self._warn(self._out / "status.json", error)
         if bar is not None and told is not None:
             note = status.message or f"{status.reconstructed_per_s:.0f} frames/s, {status.backlog} waiting"
             bar.update(told, completed=self._done, total=status.expected, note=note)
+
+
+def _what_is_missing(count: int, receiver: Receiver) -> str | None:
+    """What a final image should be known to lack, or not to have been compared with."""
+    said = []
+    if receiver.unasked:
+        said.append(f"all {count} frames were here already; the source was not asked")
+    if receiver.expected is not None and count < receiver.expected:
+        said.append(f"{receiver.expected - count} of {receiver.expected} expected frames did not come")
+    return "; ".join(said) or None
 
 
 def _how_to_go_on(count: int, out: Path) -> str:

@@ -40,6 +40,7 @@ class GroupDataset(Dataset[GroupBatch]):
         self.with_truth = with_truth
         self._training_scan = training_scan if split == "predict" else None
         groups, fresh = _partition(store) if split == "predict" else (store.groups(split), None)
+        self._frame_scan = store.tensors["frame_scan"]
         self._members = torch.from_numpy(groups.members)
         self._center_px = torch.from_numpy(groups.center_px)
         self._offset_px = torch.from_numpy(groups.offset_px)
@@ -64,16 +65,16 @@ class GroupDataset(Dataset[GroupBatch]):
     def __getitems__(self, indices: Sequence[int]) -> GroupBatch:
         """One `GroupBatch` of all the groups asked for, which is what the data loader calls."""
         rows = torch.as_tensor(indices)
-        members = self._members[rows]
-        tensors = self.store.tensors
-        scan = tensors["frame_scan"].index_select(0, members[:, 0])
+        # A batch has a quarter of a millisecond: index_select takes half as long as indexing.
+        members = self._members.index_select(0, rows)
+        scan = self._frame_scan.index_select(0, members[:, 0])
         batch = GroupBatch(
             frames=self.store.frames[members],
-            offset_px=self._offset_px[rows],
-            center_px=self._center_px[rows],
+            offset_px=self._offset_px.index_select(0, rows),
+            center_px=self._center_px.index_select(0, rows),
             scan=scan if self._training_scan is None else torch.full_like(scan, self._training_scan),
             members=members,
-            fresh=self._fresh[rows],
+            fresh=self._fresh.index_select(0, rows),
             batch_size=[len(rows)],
         )
         if self.with_truth:

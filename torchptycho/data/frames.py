@@ -43,7 +43,8 @@ class FrameStack:
         # index_select copies whole frames; indexing with a matrix goes pixel by pixel and takes five times as long.
         wanted = members.flatten()
         if len(self.parts) == 1:
-            return self.parts[0].index_select(0, wanted).reshape(*members.shape, *self.shape[1:])
+            of_one = self.parts[0].index_select(0, wanted)
+            return of_one.reshape(*members.shape, *of_one.shape[1:])
         which = torch.bucketize(wanted, self.starts, right=True) - 1
         rows = wanted - self.starts.index_select(0, which)
         frames = torch.empty(len(wanted), *self.shape[1:], dtype=self.dtype)

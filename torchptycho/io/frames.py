@@ -8,6 +8,7 @@ import io
 import itertools
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -74,20 +75,22 @@ class StoredFrames(FileFrames):
 
     def chunks(self, frames_per_chunk: int) -> Iterator[np.ndarray]:
         m, height, width = self._stored_shape
-        crc = self.member.header_crc
-        with self._values() as stream:
+        # The sum of a chunk takes as long as reading it, and is taken while it is used.
+        crc: Future[int] = Future()
+        crc.set_result(self.member.header_crc)
+        with self._values() as stream, ThreadPoolExecutor(1) as beside:
             for start in range(0, m, frames_per_chunk):
                 chunk = np.empty((min(frames_per_chunk, m - start), height, width), self.dtype)
                 fill(stream, chunk)
-                crc = zlib.crc32(chunk.data, crc)
                 chunk.flags.writeable = False
+                crc = beside.submit(zlib.crc32, chunk.data, crc.result())
                 yield self._oriented(chunk)
-        if crc != self.member.crc:
+        if crc.result() != self.member.crc:
             raise ScanError(
                 self.member.path,
                 self.key,
                 expected=f"data with the checksum {self.member.crc:08x}",
-                found=f"{crc:08x}: the data changed since they were written",
+                found=f"{crc.result():08x}: the data changed since they were written",
                 remedy="Copy or export the file again.",
             )
 

@@ -64,11 +64,11 @@ class Watch(Command):
         reading = None if self.config is None else load_config(self.config).reading
         if not 0 <= self.page_port < 1 << 16:
             raise ConfigError(f"--page-port: expected 0 to 65535; found {self.page_port}.")
-        from torchptycho.checkpoints import find_checkpoint, load_network
+        from torchptycho.checkpoints import load_network
         from torchptycho.live import watch
         from torchptycho.live.page import serve
 
-        network = load_network(find_checkpoint(self.model))
+        network = load_network(self.model)
         with contextlib.ExitStack() as open_:
             stop = open_.enter_context(_stopped_by_signals())
             if self.page:

@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -158,9 +158,10 @@ def _predict(
         _compile(network, stream.batch(*cuts[0]).to(device))
     own = cuts[rank::ranks]
     bar = new_bar() if task.progress and rank == 0 else None
-    with torch.inference_mode(), bar or contextlib.nullcontext():
+    with torch.inference_mode(), bar or contextlib.nullcontext(), contextlib.ExitStack() as stack:
         told = bar.add_task("reconstructing", total=len(own), note="") if bar else None
-        for number, (batch, here, patches) in enumerate(patches_in_turn(network, stream, config, own, device)):
+        in_turn = stack.enter_context(contextlib.closing(patches_in_turn(network, stream, config, own, device)))
+        for number, (batch, here, patches) in enumerate(in_turn):
             mosaic.add(patches, here.members, here.fresh, own[number][0])
             if task.on_batch is not None:
                 task.on_batch(batch, patches)
@@ -180,8 +181,10 @@ def patches_in_turn(
     config: ReconstructConfig,
     cuts: list[tuple[int, int]],
     device: torch.device,
-) -> Iterator[tuple[PlainBatch, PlainBatch, Complex[Tensor, "b c n n"]]]:
+) -> Generator[tuple[PlainBatch, PlainBatch, Complex[Tensor, "b c n n"]], None, None]:
     """Batches as they were read and as they are on the device, with their patches, in the order of `cuts`.
+
+    Until it is closed, torch has fewer threads where it is called.
 
     Arguments:
         cuts: first group of each batch, and the one after its last.

@@ -21,7 +21,7 @@ from torchptycho.checkpoints import load_checkpoint, load_network
 from torchptycho.config import ReconstructConfig
 from torchptycho.errors import ConfigError
 from torchptycho.io import read_reconstruction, write_scan
-from torchptycho.predicting import devices_of
+from torchptycho.predicting import devices_of, patches_in_turn
 from torchptycho.reconstructing import reconstruct
 from torchptycho.reconstruction import Reconstruction
 from torchptycho.simulation import simulate
@@ -128,6 +128,20 @@ def test_threads_that_take_batches_of_their_own_give_the_image_of_one(
     assert same(shared, reconstruct(network, scan, config, on_batch=told, **QUIET))
     assert together == seen
     assert len(seen) > 2 * threads
+
+
+@pytest.mark.contract("predict.threads")
+def test_threads_come_back_where_batches_are_left_undone(paired: TrainResult, threads: int, tmp_path: Path) -> None:
+    network = load_network(paired.last)
+    stream = StreamedScan.of(
+        simulate(TINY_SIMULATION), tmp_path, gridsize=2, nphotons=None, training_scan=0
+    )  # fmt: skip
+    cuts = [(start, start + 1) for start in range(8)]
+    in_turn = patches_in_turn(network, stream, ReconstructConfig(), cuts, torch.device("cpu"))
+    next(in_turn)
+    assert torch.get_num_threads() == 1
+    in_turn.close()
+    assert torch.get_num_threads() == threads
 
 
 @pytest.mark.contract("predict.threads")

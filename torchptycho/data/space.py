@@ -18,6 +18,7 @@ from torch import Tensor
 
 from torchptycho.config import RunConfig
 from torchptycho.errors import StoreError
+from torchptycho.io.files import write_all
 from torchptycho.scan import Scan
 
 __all__ = [
@@ -123,22 +124,15 @@ def reserve(tensors: TensorDict, folder: Path) -> None:
             continue
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("xb") as stream:
-            _allocate(stream.fileno(), tensor.nbytes)
+            _allocate(stream, tensor.nbytes)
 
 
-def _allocate(descriptor: int, n_bytes: int) -> None:
+def _allocate(stream: io.BufferedWriter, n_bytes: int) -> None:
     if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, n_bytes)
+        os.posix_fallocate(stream.fileno(), 0, n_bytes)
         return
     for start in range(0, n_bytes, _BLOCK_BYTES):
-        _write_all(descriptor, bytes(min(_BLOCK_BYTES, n_bytes - start)))
-
-
-def _write_all(descriptor: int, content: bytes) -> None:
-    # A single write may take a part of the bytes only.
-    done = 0
-    while done < len(content):
-        done += os.write(descriptor, content[done:])
+        stream.write(bytes(min(_BLOCK_BYTES, n_bytes - start)))
 
 
 class SteadyWriter:
@@ -178,12 +172,8 @@ class SteadyWriter:
         self._writes.append(self._writer.submit(self._write, values))
 
     def _write(self, values: np.ndarray) -> None:
-        # A single write may take a part of the bytes only.
-        view = memoryview(values.reshape(-1).view(np.uint8).data)
-        done = 0
-        while done < len(view):
-            done += self._stream.write(view[done:]) or 0
-        self._waiting += len(view)
+        write_all(self._stream, values)
+        self._waiting += values.nbytes
         if self._waiting >= _SYNC_BYTES and (self._sync is None or self._sync.done()):
             if self._sync is not None:
                 self._sync.result()

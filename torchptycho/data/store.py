@@ -144,7 +144,7 @@ class Store:
         floors = []
         for entry, part, mask in zip(self.scans, self.frames.parts, self.tensors["masks"], strict=True):
             some = torch.linspace(0, len(part) - 1, min(len(part), _FLOOR_FRAMES)).long()
-            mean = intensity(part.index_select(0, some), entry.scaling.domain).double().mean(0)[mask]
+            mean = intensity(part.index_select(0, some), entry.scaling.domain).mean(0, dtype=torch.float64)[mask]
             darkest = mean.sort().values[: max(1, len(mean) // _FLOOR_PART)].mean()
             floors.append(darkest * entry.scaling.counts_per_intensity)
         return torch.stack(floors)

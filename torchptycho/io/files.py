@@ -15,7 +15,7 @@ import numpy as np
 
 from torchptycho.errors import ScanError
 
-__all__ = ["dump_json", "file_head", "foreign_content", "replaced_atomically"]
+__all__ = ["dump_json", "file_head", "foreign_content", "replaced_atomically", "write_all"]
 
 _HEAD_BYTES = 16
 _FOREIGN = (
@@ -27,6 +27,18 @@ _FOREIGN = (
     (b"MM\x00*", "a TIFF image", "Stack the images into an array 'diffraction' (M, N, N) and save it as NPZ."),
     (b"\x80", "perhaps a Python pickle", "Pickles are never opened, because they can run code; export to NPZ."),
 )  # fmt: skip
+
+
+def write_all(file: io.RawIOBase, values: np.ndarray) -> None:
+    """All bytes of a C-contiguous array into an unbuffered file, of which a single write may take a part only.
+
+    Raises:
+        OSError: the disk is full, or failed.
+    """
+    view = memoryview(values.reshape(-1).view(np.uint8).data)
+    done = 0
+    while done < len(view):
+        done += file.write(view[done:]) or 0
 
 
 def file_head(path: Path) -> bytes:

@@ -107,10 +107,11 @@ class Provisional:
         group = torch.zeros(len(frames), dtype=torch.int64)
         cuts = [(start, min(start + self._size, len(stream))) for start in range(0, len(stream), self._size)]
         in_turn = patches_in_turn(self._network, stream, self._config, cuts, self._device)
-        for (start, _), (batch, _, patches) in zip(cuts, in_turn, strict=True):
-            mine = batch.members[batch.fresh]
-            found[mine.to(self._device)] = patches[batch.fresh.to(self._device)]
-            group[mine] = (torch.arange(len(batch.members))[:, None].expand(batch.members.shape) + start)[batch.fresh]
+        with contextlib.closing(in_turn):
+            for (start, _), (batch, _, patches) in zip(cuts, in_turn, strict=True):
+                mine, numbered = batch.members[batch.fresh], torch.arange(start, start + len(batch.members))
+                found[mine.to(self._device)] = patches[batch.fresh.to(self._device)]
+                group[mine] = numbered[:, None].expand(batch.members.shape)[batch.fresh]
         new = torch.from_numpy(numbers >= first + fresh)
         self._place(found, stream.positions_px, group, new, numbers)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import shutil
@@ -15,7 +14,7 @@ from filelock import FileLock, Timeout
 from jaxtyping import Complex64, Float64, Shaped
 
 from torchptycho.errors import StoreError
-from torchptycho.io.files import replaced_atomically
+from torchptycho.io.files import replaced_atomically, write_all
 from torchptycho.io.views import PickedFrames
 from torchptycho.live.layout import Chunk, Description, Layout, parsed
 from torchptycho.scan import ArrayFrames, Frames, Scan
@@ -162,8 +161,8 @@ class Spool:
         if free < needed + _SPARE_BYTES:
             raise StoreError(self._full(needed, f"{free}"))
         try:
-            _write(self._frames, chunk.frames)
-            _write(self._positions, chunk.positions_px)
+            write_all(self._frames, np.ascontiguousarray(chunk.frames))
+            write_all(self._positions, np.ascontiguousarray(chunk.positions_px))
         except OSError as error:
             with contextlib.suppress(OSError):
                 self._cut()
@@ -225,10 +224,3 @@ class Spool:
 def _write_manifest(folder: Path, layout: Layout, source: str, *, ended: bool) -> None:
     with replaced_atomically(folder / _MANIFEST) as file:
         file.write(json.dumps({"source": source, "ended": ended, "scan": layout.to_dict()}).encode())
-
-
-def _write(file: io.FileIO, values: np.ndarray) -> None:
-    view = memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
-    done = 0
-    while done < len(view):
-        done += file.write(view[done:]) or 0

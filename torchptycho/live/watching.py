@@ -14,7 +14,7 @@ import numpy as np
 from rich.progress import Progress, TaskID
 
 from torchptycho.bars import new_bar
-from torchptycho.checkpoints import find_checkpoint, load_network
+from torchptycho.checkpoints import load_network
 from torchptycho.config import ReadConfig, reading_of
 from torchptycho.errors import ConfigError, ScanError
 from torchptycho.io import write_reconstruction
@@ -158,8 +158,7 @@ def watch(
     if not 0.05 <= refresh_s <= 3600:
         raise ConfigError(f"refresh_s: expected 0.05 to 3600 seconds; found {refresh_s}.")
     device = devices_of(accelerator, 1)[0]
-    path = None if isinstance(model, PtychoNetwork) else find_checkpoint(model)
-    network = model if isinstance(model, PtychoNetwork) else load_network(find_checkpoint(model))
+    network = model if isinstance(model, PtychoNetwork) else load_network(model)
     network.require_statistics()
     if spool_frames < 4 * network.gridsize**2:
         raise ConfigError(f"spool_frames: expected at least four groups of {network.gridsize**2} frames; found "
@@ -170,9 +169,7 @@ def watch(
     if isinstance(source, str | Path):
         source = source_of(source, network, reading)
     out.mkdir(parents=True, exist_ok=True)
-    status = Status(
-        source=source.name, model=str(path or network.checkpoint or "a network in memory"), refresh_s=refresh_s
-    )
+    status = Status(source=source.name, model=str(network.checkpoint or "a network in memory"), refresh_s=refresh_s)
     with claimed(out):
         receiver = Receiver(source, out / SPOOL, spool_frames, frames, source.idle_s if idle_s is None else idle_s)
         work = _Watch(network, device, out, receiver, status, refresh_s, stop or threading.Event())

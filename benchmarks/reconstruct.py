@@ -147,13 +147,13 @@ def trained(generator: str, n_px: int, frames: int, folder: Path) -> tuple[Path,
     edge = int(n_px + 6 * np.sqrt(frames) * n_px / 64)
     scan = simulate(SimulateConfig(n_px=n_px, object_px=edge, n_frames=frames))
     write_scan(scan, folder / "scan.npz")
-    few = simulate(SimulateConfig(n_px=n_px, object_px=2 * n_px, n_frames=8))
     config = RunConfig(
         model=ModelConfig(generator=generator),
         group=GroupConfig(gridsize=1 if generator == "cnn" else 2),
         train=TrainConfig(steps=1, batch_size=4, accelerator="cpu", on_flat="warn"),
     )
-    return train(few, config, folder / "run", progress=False).last, folder / "scan.npz", edge - n_px
+    # On the scan itself: groups of a sparser one would make the canvases of all groups larger.
+    return train(scan, config, folder / "run", progress=False).last, folder / "scan.npz", edge - n_px
 
 
 def exported(checkpoint: Path, scan: Path, engine: str, device: str, folder: Path) -> Path:

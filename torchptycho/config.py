@@ -173,10 +173,10 @@ class ModelConfig:
     """Registered network: `pie_unet`, `resunet`, `cnn`, or one of your own."""
     n_filters_scale: Annotated[int, Field(ge=1, le=16)] = 2
     """Width of the network (cnn: multiplies all filter counts; pie_unet: 2 is 32 to 96 channels; resunet: to 128)."""
-    start_projections: Annotated[int, Field(ge=0)] = 8
-    """pie_unet: steps of classical projection of each group before the network."""
-    finish_projections: Annotated[int, Field(ge=0)] = 10
-    """pie_unet: such steps after the network, when it is not being trained."""
+    start_projections: Annotated[int, Field(ge=0)] = 12
+    """pie_unet: steps of classical projection of each group before the network, at half the resolution."""
+    finish_projections: Annotated[int, Field(ge=0)] = 5
+    """pie_unet: such steps after the network, at full resolution, when it is not being trained."""
     amplitude_activation: Literal["sigmoid", "swish", "softplus", "relu"] = "sigmoid"
     """cnn only: what bounds its amplitude."""
     probe_big: bool = True

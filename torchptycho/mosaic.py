@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor, distributed
 
+from torchptycho.cores import in_turn
 from torchptycho.stitch import Canvas
 
 __all__ = ["Mosaic"]
@@ -74,6 +76,7 @@ class Mosaic:
         self._own[numbers] = True
         if self._patches is None:
             self._place(mine, numbers)
+            self.n_placed = int(self._placed.sum())
             return
         # A patch that is not finite would spoil the phases of all that it overlaps.
         finite = torch.view_as_real(mine).isfinite().flatten(1).all(-1)
@@ -121,16 +124,20 @@ class Mosaic:
         from torchptycho.phases import synchronised
 
         turn = synchronised(patches, self._positions_px, self._weight.to(patches.device), self._group)
-        for numbers in torch.split(torch.nonzero(self._own).flatten(), _PLACED_AT_ONCE):
+
+        def place(numbers: Tensor) -> None:
             there = numbers.to(patches.device)
             turned = patches[there] * turn[there][:, None, None]
             self._place(turned.to(self._weight.device), numbers)
+
+        own = torch.split(torch.nonzero(self._own).flatten(), _PLACED_AT_ONCE)
+        with in_turn(place, own, alone=self._weight.is_cuda) as done:
+            deque(done, maxlen=0)
 
     def _place(self, patches: Tensor, numbers: Tensor) -> None:
         # Not center + offset, whose rounding can put a patch at the edge a hair outside the canvas.
         placed = self._canvas.add(patches, self._positions_px[numbers].to(patches.device), self._weight)
         self._placed[numbers] = placed.cpu()
-        self.n_placed = int(self._placed.sum())
 
 
 def _room(shape: tuple[int, ...], device: torch.device, scratch: str | Path | None, shared: Path | None) -> Tensor:

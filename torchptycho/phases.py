@@ -11,6 +11,8 @@ from scipy.sparse.linalg import splu
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from torchptycho.cores import in_turn
+
 __all__ = ["synchronised"]
 
 _NEIGHBOURS = 16
@@ -81,9 +83,8 @@ def _overlaps(
     """sum over the common pixels of w_a O_a conj(w_b O_b), at whole pixels."""
     n_px = patches.shape[-1]
     sample = torch.arange(0, n_px, max(1, n_px // _SAMPLES), device=patches.device)
-    # One array beforehand: pieces kept on the way would lie between what is freed, and the heap would grow.
-    found = torch.empty(len(first), dtype=torch.complex128)
-    for start in range(0, len(first), _PAIRS_AT_ONCE):
+
+    def compared(start: int) -> Tensor:
         a = torch.from_numpy(first[start : start + _PAIRS_AT_ONCE]).to(patches.device)
         b = torch.from_numpy(second[start : start + _PAIRS_AT_ONCE]).to(patches.device)
         apart = (positions_px[b.to(positions_px.device)] - positions_px[a.to(positions_px.device)]).round()
@@ -97,8 +98,15 @@ def _overlaps(
         else:
             weights = weight[a[:, None, None], rows, columns] * weight[b][:, *at_sample]
         product = patches[a[:, None, None], rows, columns] * patches[b][:, *at_sample].conj()
-        found[start : start + len(a)] = (product * (weights * inside)).sum((1, 2)).cpu()
-    return found.numpy()
+        return (product * (weights * inside)).sum((1, 2)).cpu()
+
+    # One array beforehand: pieces kept on the way would lie between what is freed, and the heap would grow.
+    overlap = torch.empty(len(first), dtype=torch.complex128)
+    starts = range(0, len(first), _PAIRS_AT_ONCE)
+    with in_turn(compared, starts, alone=patches.is_cuda) as found:
+        for start, some in zip(starts, found, strict=True):
+            overlap[start : start + len(some)] = some
+    return overlap.numpy()
 
 
 def _fitted(edges: np.ndarray, overlap: np.ndarray, n_groups: int) -> np.ndarray:

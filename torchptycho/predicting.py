@@ -6,9 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import os
-from collections import deque
 from collections.abc import Callable, Generator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +18,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 from torchptycho.absolute import ScaleStatistics
 from torchptycho.bars import new_bar
 from torchptycho.config import ReconstructConfig
+from torchptycho.cores import in_turn
 from torchptycho.engines import ExportedNetwork
 from torchptycho.errors import ConfigError, StoreError
 from torchptycho.mosaic import Mosaic
@@ -33,8 +32,6 @@ _log = logging.getLogger(__name__)
 
 # Batches beyond this are no faster on a CPU, whose caches they leave.
 _CPU_PIXELS = 1 << 17
-# Threads beyond this would wait for Python's lock.
-_MOST_BATCHES = 8
 # What another engine than torch takes of a GPU's memory is not seen.
 _UNSEEN_PIXELS = 1 << 21
 # Of a GPU's free memory that a batch may take, and how many frames at most.
@@ -189,39 +186,20 @@ def patches_in_turn(
     Arguments:
         cuts: first group of each batch, and the one after its last.
     """
-    threads = torch.get_num_threads()
-    at_once = max(1, min(threads, _MOST_BATCHES, len(cuts)))
-    each = -(-threads // at_once)
-    at_once = -(-threads // each)
-    # Other engines have threads of their own.
-    alone = at_once == 1 or config.predict_compile or isinstance(network, ExportedNetwork)
-    if device.type == "cuda" or alone:
+    if device.type == "cuda":
         for batch in stream.batches(cuts):
-            here = batch.pinned().to(device) if device.type == "cuda" else batch
+            here = batch.pinned().to(device)
             yield batch, here, patches_of(network, here, config)
         return
-    # Each core computes batches of its own. Threads that share every operation wait for each other at the end of each,
-    # by spinning: where one of them is kept off its core by another program, the whole takes five times as long.
 
     def computed(cut: tuple[int, int]) -> tuple[PlainBatch, PlainBatch, Tensor]:
         batch = stream.batch(*cut)
         with torch.inference_mode():
             return batch, batch, patches_of(network, batch, config)
 
-    # It holds for this thread, which would disturb the others, and for threads to come.
-    torch.set_num_threads(each)
-    pool = ThreadPoolExecutor(at_once)
-    try:
-        coming: deque[Future[tuple[PlainBatch, PlainBatch, Tensor]]] = deque()
-        for cut in cuts:
-            coming.append(pool.submit(computed, cut))
-            if len(coming) > at_once:
-                yield coming.popleft().result()
-        while coming:
-            yield coming.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
+    # Other engines have threads of their own.
+    with in_turn(computed, cuts, alone=config.predict_compile or isinstance(network, ExportedNetwork)) as found:
+        yield from found
 
 
 def patches_of(network: PtychoNetwork, batch: PlainBatch, config: ReconstructConfig) -> Complex[Tensor, "b c n n"]:

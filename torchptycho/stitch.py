@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,6 +49,7 @@ class Canvas:
     ) -> None:
         self.origin_px = origin_px
         self._height = shape[0]
+        self._adding = threading.Lock()
         rows = (shape[0] + _SPARE_ROWS, shape[1])
         self._numerator = torch.zeros(*rows, 2, dtype=torch.float64, device=device)
         self._weight = torch.zeros(rows, dtype=torch.float64, device=device)
@@ -93,7 +95,7 @@ class Canvas:
     ) -> Bool[Tensor, " k"]:
         """Accumulate patches in place, bilinearly at sub-pixel positions, touching their own pixels only.
 
-        Products are in the precision of patches and weight, sums in float64.
+        Products are in the precision of patches and weight, sums in float64. Several threads may add at once.
 
         Arguments:
             patches: object patches.
@@ -133,16 +135,19 @@ class Canvas:
         if not bool(numerator.sum().isfinite()):
             finite = numerator.isfinite().flatten(1).all(-1)
             numerator, base, fraction, weight = numerator[finite], base[finite], fraction[finite], weight[finite]
-        total = shifted(weight, fraction).double()
+        total, squares = shifted(weight, fraction).double(), None
         if self._squares is not None:
             # What a patch adds to a pixel from its neighbours is one value there, of the weight that comes with it.
             squares = numerator[..., 0] * numerator[..., 0]
             squares += numerator[..., 1] * numerator[..., 1]
             # 0/0 where there is no weight.
             squares.div_(total).nan_to_num_(0.0, 0.0, 0.0)
-            add_blocks(self._squares, rounded(squares), base)
-        add_blocks(self._numerator, rounded(numerator), base)
-        add_blocks(self._weight, rounded(total), base)
+        numerator, total = rounded(numerator), rounded(total)
+        with self._adding:
+            add_blocks(self._numerator, numerator, base)
+            add_blocks(self._weight, total, base)
+            if self._squares is not None and squares is not None:
+                add_blocks(self._squares, rounded(squares), base)
         return finite
 
     @property

@@ -60,5 +60,5 @@ def test_projection_does_not_depend_on_the_unit_of_amplitude(scan: Scan, factor:
     for unit in (1.0, factor):
         one, none = torch.full((1,), unit**2), torch.zeros(1)
         projection = GroupProjection(amplitude * unit, probe * unit, offset_px, good, one, none, canvas_px)
-        images.append(projection.run(projection.transparent(), 4))
+        images.append(projection.run(projection.transparent(), 4)[0])
     assert relative_l2(images[1], images[0]) < 1e-3

@@ -17,10 +17,10 @@ from torchptycho.nn import Generator, GroupInput, build_generator, find_generato
 from torchptycho.nn.cnn import CNN
 from torchptycho.nn.pie_unet import PieUNet
 from torchptycho.nn.resunet import ResUNet, first_estimate
-from torchptycho.physics.diffraction import expected_counts
+from torchptycho.physics.diffraction import expected_counts, far_field, measurement
 from torchptycho.physics.merging import merge_canvas_px
 from torchptycho.physics.patches import corner, extract
-from torchptycho.physics.projection import GroupProjection
+from torchptycho.physics.projection import GroupProjection, doubled, shifted_beam
 
 NETWORKS = [
     ("cnn", 64),
@@ -253,17 +253,20 @@ class TestPieUNet:
         return patches, group(diffraction(patches, probe), probe, offset_px)
 
     @pytest.mark.contract("generator.pie_unet.start")
-    def test_untrained_it_is_a_few_steps_of_projection(self) -> None:
+    def test_untrained_it_is_projection_at_half_and_then_at_full_resolution(self) -> None:
         truth, given = self.seen([[-3.0, 2.0], [3.0, -2.0], [2.0, 3.0], [-2.0, -3.0]])
-        network = self.network().eval()
+        network = self.network(start_projections=7, finish_projections=4).eval()
+        canvas_px = -(-given.canvas_px // network.multiple_px) * network.multiple_px
+        arguments = (
+            given.amplitude, given.probe, given.offset_px, given.mask, given.photon, given.background, canvas_px
+        )  # fmt: skip
+        coarse, fine = GroupProjection.coarse(*arguments), GroupProjection(*arguments)
         with torch.no_grad():
             found = network(given)
-            canvas_px = -(-given.canvas_px // network.multiple_px) * network.multiple_px
-            projection = GroupProjection(
-                given.amplitude, given.probe, given.offset_px, given.mask, given.photon, given.background, canvas_px
-            )
-            classical = projection.patches(projection.run(projection.transparent(), 18))
-        assert relative_l2(found, classical) < 0.05
+            rough, velocity = coarse.run(coarse.transparent(), 7)
+            assert velocity is not None
+            classical = fine.patches(fine.run(doubled(rough), 5, doubled(velocity))[0])
+        assert_close(found, classical, "single")
         weight = given.probe[0].abs()
         assert relative_l2(found * weight, truth * weight) < 0.7 * relative_l2(
             weight.expand(truth.shape), truth * weight
@@ -302,15 +305,70 @@ class TestProjection:
     @pytest.mark.contract("phys.projection.fixed")
     @pytest.mark.parametrize("modes", [1, 3])
     def test_what_explains_the_counts_is_left_as_it_is(self, modes: int) -> None:
-        offset_px = torch.tensor([[[-2.0, 1.0], [2.0, -1.0]], [[0.5, 0.25], [-0.5, -0.25]]], dtype=torch.float64)
+        whole_px = torch.tensor([[[-2.0, 1.0], [2.0, -1.0]], [[1.0, 0.0], [-1.0, 0.0]]], dtype=torch.float64)
+        between_px = torch.tensor([[[0.25, -0.45], [0.0, 0.375]], [[-0.25, 0.125], [0.4, 0.3]]], dtype=torch.float64)
         probe = unit_beam(32, modes, torch.complex128)
         field = torch.cat([weak_object(40, 0.3, seed)[0] for seed in (1, 2)])
-        patches = extract(field, corner(offset_px, 32, (-20, -20)), 32)
+        patches = extract(field, corner(whole_px, 32, (-20, -20)), 32)
+        waves = patches[:, :, None] * shifted_beam(probe, between_px)
+        amplitude = measurement(far_field(waves)).sqrt()
         good = torch.ones(2, 1, 32, 32, dtype=torch.bool)
         projection = GroupProjection(
-            diffraction(patches, probe), probe, offset_px, good, torch.full((2,), PHOTON), torch.zeros(2), 40
+            amplitude, probe, whole_px + between_px, good, torch.full((2,), PHOTON), torch.zeros(2), 40
         )
         assert float(projection.change(field).abs().max()) < 1e-6
+        assert float(projection.correction(field).abs().max()) < 1e-6
+
+    @pytest.mark.contract("phys.projection.between-pixels")
+    def test_beam_between_pixels_is_where_it_is_said_to_be(self) -> None:
+        def gaussian(y_px: float, x_px: float) -> Tensor:
+            place = torch.arange(32, dtype=torch.float64) - 16
+            y, x = place[:, None] - y_px, place - x_px
+            return torch.exp(-(y.square() + 2 * x.square()) / 20) * torch.exp(0.2j * (y + 2 * x))
+
+        moved = shifted_beam(gaussian(0, 0)[None, None], torch.tensor([[[0.25, -0.5], [0.0, 0.375]]]).double())
+        expected = torch.stack([gaussian(0.25, -0.5), gaussian(0.0, 0.375)])
+        assert relative_l2(moved[0, :, 0], expected) < 1e-4
+
+    @pytest.mark.contract("phys.projection.coarse")
+    def test_half_the_resolution_has_the_same_object_at_every_second_pixel(self) -> None:
+        offset_px = torch.tensor([[[-3.0, 2.25], [3.0, -2.0], [2.0, 3.0], [-2.5, -3.0]]], dtype=torch.float64)
+        probe = unit_beam(64, dtype=torch.complex128)
+        field = weak_object(80, 0.1, 3)[0]
+        # Neither the beam nor the object has anything beyond the middle of the detector.
+        low = (torch.fft.fftfreq(80).abs() < 0.12).double()
+        field = torch.fft.ifft2(torch.fft.fft2(field) * (low[:, None] * low))
+        corner_px = corner(offset_px, 64, (-40, -40))
+        whole = corner_px.round()
+        waves = extract(field, whole, 64)[:, :, None] * shifted_beam(probe, corner_px - whole)
+        amplitude = measurement(far_field(waves)).sqrt()
+        good = torch.ones(1, 1, 64, 64, dtype=torch.bool)
+        coarse = GroupProjection.coarse(amplitude, probe, offset_px, good, *levels(1), 80)
+        asked = coarse.change(coarse.transparent()).abs().max()
+        assert float(coarse.change(field[:, ::2, ::2]).abs().max()) < 0.01 * float(asked)
+        assert float(coarse.change(field[:, 1::2, ::2]).abs().max()) > 0.1 * float(asked)
+
+    @pytest.mark.contract("phys.projection.doubled")
+    def test_pixels_between_are_the_means_of_their_neighbours(self) -> None:
+        rough = normal((2, 6, 6), 4, torch.complex128)
+        found = doubled(rough)
+        assert torch.equal(found[:, ::2, ::2], rough)
+        assert_close(found[:, 1:-1:2, ::2], (rough[:, 1:] + rough[:, :-1]) / 2, "double")
+        assert_close(found[:, ::2, 1:-1:2], (rough[..., 1:] + rough[..., :-1]) / 2, "double")
+        assert torch.equal(found[:, -1, ::2], rough[:, -1])
+
+    @pytest.mark.contract("phys.projection.slow-turns")
+    def test_slow_turns_go_twice_as_far_and_nothing_else_does(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        probe, offset_px = unit_beam(32, dtype=torch.complex128), torch.zeros(1, 1, 2, dtype=torch.float64)
+        amplitude = diffraction(torch.ones(1, 1, 32, 32, dtype=torch.complex128), probe)
+        good = torch.ones(1, 1, 32, 32, dtype=torch.bool)
+        projection = GroupProjection(amplitude, probe, offset_px, good, *levels(1), 40)
+        canvas, steps = (0.3j * weak_object(40, 1.0)[0].real).exp(), torch.arange(40, dtype=torch.float64)
+        uniform = torch.full((1, 40, 40), 0.1, dtype=torch.float64)
+        fast = torch.cos(math.pi / 40 * (steps + 0.5) * 30).expand(1, 40, 40) * 0.1
+        for asked, factor in ((1j * uniform, 2.0), (uniform, 1.0), (1j * fast, 1.0)):
+            monkeypatch.setattr(projection, "change", lambda _, asked=asked: canvas * asked)
+            assert relative_l2(projection.correction(canvas), factor * canvas * asked) < 0.01
 
     @pytest.mark.contract("phys.projection.mask")
     def test_masked_pixels_ask_for_nothing(self) -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from torchptycho.physics.by_matrices import extract_by_matrices, place_by_matrices, wanted
 from torchptycho.physics.patches import extract_inside, place_inside
 
-__all__ = ["extract_groups", "place_groups"]
+__all__ = ["WholeBlocks", "extract_groups", "place_groups"]
 
 
 class _Extract(torch.autograd.Function):
@@ -74,6 +74,39 @@ def place_groups(
     field = _Place.apply(patches.flatten(0, 1), stacked, (groups * size, size))  # type: ignore[no-untyped-call]
     assert isinstance(field, Tensor)
     return field.reshape(groups, size, size)
+
+
+class WholeBlocks:
+    """C blocks of N x N on each of B square canvases, at whole pixels: nothing is interpolated.
+
+    Arguments:
+        first_px: (y, x) of each block's pixel [0, 0]; all blocks lie inside, which is not looked at.
+        n_px: edge of the blocks.
+        size: edge of the canvases.
+    """
+
+    def __init__(self, first_px: Int64[Tensor, "b c 2"], n_px: int, size: int) -> None:
+        self._shape, self._size = (*first_px.shape[:2], n_px, n_px), size
+        # As `by_matrices` counts them; a hat at a whole pixel is 1 there and 0 elsewhere.
+        self._corner_px = first_px.float() if wanted() else None
+        span = torch.arange(n_px, device=first_px.device)
+        below = torch.arange(len(first_px), device=first_px.device)[:, None] * size
+        first = (below + first_px[..., 0]) * size + first_px[..., 1]
+        self._table = (first[..., None, None] + (span[:, None] * size + span)).reshape(-1)
+
+    def extract(self, canvases: Shaped[Tensor, "b s s"]) -> Shaped[Tensor, "b c n n"]:
+        """Copies of the blocks."""
+        if self._corner_px is not None:
+            return extract_by_matrices(canvases, self._corner_px, self._shape[-1])
+        return canvases.reshape(-1).index_select(0, self._table).view(self._shape)
+
+    def place(self, blocks: Shaped[Tensor, "b c n n"]) -> Shaped[Tensor, "b s s"]:
+        """Canvases with the blocks added up: the adjoint of `extract`."""
+        if self._corner_px is not None:
+            return place_by_matrices(blocks, self._corner_px, self._size)
+        size = self._size
+        empty = blocks.new_zeros(len(blocks) * size * size)
+        return empty.scatter_add(0, self._table, blocks.reshape(-1)).view(-1, size, size)
 
 
 def _stacked(corner_px: Tensor, height: int) -> Tensor:

@@ -173,7 +173,9 @@ def _real(network: PtychoNetwork, description: Description, *, matrices: bool) -
     try:
         with by_matrices():
             traced = torch.export.export(_Whole(network), arguments, dynamic_shapes=shapes, strict=False)
-        plain = RealArithmetic(traced.module(check_guards=False), network.n_px if matrices else None)
+        # Of frames, and of their middle.
+        edges_px = (network.n_px, network.n_px // 2) if matrices else None
+        plain = RealArithmetic(traced.module(check_guards=False), edges_px)
         return torch.export.export(plain.to(frames.device), arguments, dynamic_shapes=shapes, strict=False)
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, NotImplementedError) as error:
         reason = " ".join(str(error).split())[:300]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -34,21 +34,19 @@ class RealArithmetic(torch.nn.Module):
 
     Arguments:
         traced: of the arguments of `forward`, which are real, as is what it returns.
-        n_px: edge of the frames, if they are to be transformed by products with the matrix of the transform; None for
-            torch's own transform, around which numbers are complex.
+        edges_px: edges of what is to be transformed by products with the matrix of the transform; None for torch's own
+            transform, around which numbers are complex.
     """
 
-    def __init__(self, traced: fx.GraphModule, n_px: int | None) -> None:
+    def __init__(self, traced: fx.GraphModule, edges_px: Sequence[int] | None) -> None:
         super().__init__()
-        self._traced = traced
-        number = torch.arange(n_px or 0, dtype=torch.float64)
-        # Modulo N: the angle of a large product would lose its digits.
-        angle = 2 * math.pi / max(len(number), 1) * (torch.outer(number, number) % max(len(number), 1))
-        scale = max(len(number), 1) ** -0.5
-        self.register_buffer("cosine", (scale * angle.cos()).float(), persistent=False)
-        self.register_buffer("sine", (scale * angle.sin()).float(), persistent=False)
-        self.cosine: Tensor
-        self.sine: Tensor
+        self._traced, self._edges_px = traced, edges_px
+        for edge_px in edges_px or ():
+            number = torch.arange(edge_px, dtype=torch.float64)
+            # Modulo N: the angle of a large product would lose its digits.
+            angle = 2 * math.pi / edge_px * (torch.outer(number, number) % edge_px)
+            matrix = edge_px**-0.5 * torch.stack([angle.cos(), angle.sin()])
+            self.register_buffer(f"matrix{edge_px}", matrix.float(), persistent=False)
 
     def forward(self, frames: Tensor, offset_px: Tensor, input_scale: Tensor, mask: Tensor) -> Any:
         """What the traced network returns.
@@ -62,7 +60,7 @@ class RealArithmetic(torch.nn.Module):
         self, inverse: bool, values: Any, s: Any = None, dim: Any = (-2, -1), norm: str | None = None
     ) -> _Pair:
         """A two-dimensional transform: F X F, F being the matrix of one axis."""
-        if not len(self.cosine):
+        if self._edges_px is None:
             if _is_pair(values):
                 # Not torch.complex, for which compiled code would come back to Python's dispatcher.
                 values = torch.view_as_complex(torch.stack(values, -1))
@@ -70,16 +68,18 @@ class RealArithmetic(torch.nn.Module):
             return _Pair(far[..., 0], far[..., 1])
         if not _is_pair(values):
             values = _Pair(values, torch.zeros_like(values))
-        size, n_px = tuple(values.real.shape[-2:]), len(self.cosine)
-        if s is not None or tuple(dim) != (-2, -1) or size != (n_px, n_px):
+        height, edge_px = values.real.shape[-2:]
+        if s is not None or tuple(dim) != (-2, -1) or height != edge_px or edge_px not in self._edges_px:
+            known = " or ".join(f"{edge}x{edge}" for edge in self._edges_px)
             raise ExportError(
-                f"export: expected transforms of {n_px}x{n_px} frames over the last two axes; the generator has one of "
+                f"export: expected transforms of {known} frames over the last two axes; the generator has one of "
                 f"{tuple(values.real.shape)}, s = {s}, dim = {dim}."
             )
-        matrix = _Pair(self.cosine, self.sine if inverse else -self.sine)
+        cosine, sine = self.get_buffer(f"matrix{edge_px}")
+        matrix = _Pair(cosine, sine if inverse else -sine)
         found = _product(matrix, _product(values, matrix))
         # The matrix is that of the orthonormal transform.
-        factor = 1.0 if norm == "ortho" else float(n_px) ** (-1 if inverse != (norm == "forward") else 1)
+        factor = 1.0 if norm == "ortho" else float(edge_px) ** (-1 if inverse != (norm == "forward") else 1)
         return found if factor == 1 else _Pair(found.real * factor, found.imag * factor)
 
 
@@ -108,7 +108,8 @@ class _Interpreter(fx.Interpreter):
         has_pair = any(map(_is_pair, pytree.tree_leaves((args, kwargs), is_leaf=_is_pair)))
         if target in _MAKERS:
             return _MAKERS[target](*args, **kwargs)
-        if target in _RULES and has_pair:
+        # Real numbers times a complex one are complex, too.
+        if target in _RULES and (has_pair or any(isinstance(value, complex) for value in args)):
             return _RULES[target](*args, **kwargs)
         if any(_is_complex(value) for value in (*args, *kwargs.values())):
             args, kwargs = ([_real(value) for value in args], {k: _real(v) for k, v in kwargs.items()})
@@ -159,8 +160,8 @@ def _sum(a: Any, b: Any, alpha: float = 1) -> _Pair:
 
 
 def _multiplied(a: Any, b: Any) -> _Pair:
-    a, b = (a, b) if _is_pair(a) else (b, a)
-    b = _as_pair(b)
+    a, b = _as_pair(a), _as_pair(b)
+    a, b = (a, b) if a.imag is not None else (b, a)
     if b.imag is None:
         return _Pair(a.real * b.real, a.imag * b.real)
     return _Pair(a.real * b.real - a.imag * b.imag, a.real * b.imag + a.imag * b.real)

@@ -86,13 +86,13 @@ class WholeBlocks:
     """
 
     def __init__(self, first_px: Int64[Tensor, "b c 2"], n_px: int, size: int) -> None:
-        self._shape, self._size = (*first_px.shape[:2], n_px, n_px), size
+        groups, members = first_px.shape[:2]
+        self._shape, self._size = (groups, members, n_px, n_px), size
         # As `by_matrices` counts them; a hat at a whole pixel is 1 there and 0 elsewhere.
         self._corner_px = first_px.float() if wanted() else None
         span = torch.arange(n_px, device=first_px.device)
-        below = torch.arange(len(first_px), device=first_px.device)[:, None] * size
-        first = (below + first_px[..., 0]) * size + first_px[..., 1]
-        self._table = (first[..., None, None] + (span[:, None] * size + span)).reshape(-1)
+        first = (torch.arange(groups, device=first_px.device)[:, None] * size + first_px[..., 0]) * size
+        self._table = (first[..., None, None] + first_px[..., 1, None, None] + (span[:, None] * size + span)).flatten()
 
     def extract(self, canvases: Shaped[Tensor, "b s s"]) -> Shaped[Tensor, "b c n n"]:
         """Copies of the blocks."""
@@ -104,9 +104,9 @@ class WholeBlocks:
         """Canvases with the blocks added up: the adjoint of `extract`."""
         if self._corner_px is not None:
             return place_by_matrices(blocks, self._corner_px, self._size)
-        size = self._size
-        empty = blocks.new_zeros(len(blocks) * size * size)
-        return empty.scatter_add(0, self._table, blocks.reshape(-1)).view(-1, size, size)
+        groups, size = self._shape[0], self._size
+        empty = blocks.new_zeros(groups * size * size)
+        return empty.scatter_add(0, self._table, blocks.flatten()).view(groups, size, size)
 
 
 def _stacked(corner_px: Tensor, height: int) -> Tensor:

@@ -170,7 +170,8 @@ def shifted_beam(
 ) -> Complex[Tensor, "b c p n n"]:
     """The beam of each frame, moved by a part of a pixel towards larger indices, by Fourier."""
     n_px = probe.shape[-1]
-    cycles = torch.fft.fftfreq(n_px, dtype=shift_px.dtype, device=probe.device)
+    # Not fftfreq, which ONNX does not have.
+    cycles = torch.fft.ifftshift(torch.arange(n_px, dtype=shift_px.dtype, device=probe.device) - n_px // 2) / n_px
     angle = -2 * math.pi * (shift_px[..., 0, None, None] * cycles[:, None] + shift_px[..., 1, None, None] * cycles)
     turn = torch.complex(angle.cos(), angle.sin())
     beams: Tensor = torch.fft.ifft2(torch.fft.fft2(probe)[:, None] * turn[:, :, None])

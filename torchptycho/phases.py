@@ -15,7 +15,7 @@ from torchptycho.cores import in_turn
 
 __all__ = ["synchronised"]
 
-_NEIGHBOURS = 16
+_NEIGHBOURS = 10
 # Few enough for the caches.
 _PAIRS_AT_ONCE = 64
 # Patches are compared at about so many pixels each way, which is plenty for one number.

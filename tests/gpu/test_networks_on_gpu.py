@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pretended_cuda import Machine
@@ -23,10 +24,12 @@ from torchptycho.config import (
 )
 from torchptycho.data.dataset import GroupDataset
 from torchptycho.data.preparing import prepare
+from torchptycho.live.provisional import Provisional
+from torchptycho.live.replay import layout_of
 from torchptycho.model import PtychoPINN
 from torchptycho.reconstructing import reconstruct
 from torchptycho.reconstruction import Reconstruction
-from torchptycho.scan import Scan
+from torchptycho.scan import ArrayFrames, Scan
 from torchptycho.simulation import simulate
 from torchptycho.training.history import read_history
 from torchptycho.workflows import train
@@ -171,3 +174,26 @@ def test_a_run_on_a_gpu_is_resumed_there(cuda: torch.device, tmp_path: Path) -> 
     train(SCAN, longer, tmp_path / "at once", progress=False)
     resumed, at_once = (read_history(tmp_path / name)["train/loss_epoch"] for name in ("run", "at once"))
     assert resumed[-1][1] == pytest.approx(at_once[-1][1], rel=1e-2)
+
+
+@pytest.mark.contract("live.devices")
+@pytest.mark.parametrize("gridsize", [1, 2])
+def test_a_provisional_image_is_the_same_on_cpu_and_gpu(cuda: torch.device, tmp_path: Path, gridsize: int) -> None:
+    module, scan, _ = module_of(tmp_path, config_of("resunet", gridsize))
+    frames = np.array(scan.frames[:], np.float32)
+    frames[5, 3, 3] = np.nan
+    layout = layout_of(dataclasses.replace(scan, frames=ArrayFrames(frames)))
+    found, before = [], {name: value.clone() for name, value in module.state_dict().items()}
+    for device in (torch.device("cpu"), cuda):
+        with Provisional(module, module.config.reconstruct, layout, "here", device) as image:
+            for start in (0, 12, 20):
+                some = slice(max(0, start - 4), start + 12)
+                image.add(frames[some], scan.positions_px[some], some.start, start - some.start)
+            found.append(image.image())
+        assert list(image.unfit) == [5]
+        assert not image.unplaced
+        assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+        assert not any(value.is_inference() for value in module.state_dict().values())
+    assert found[0] is not None
+    assert found[1] is not None
+    assert_same(found[1], found[0])

@@ -27,10 +27,13 @@ from torchptycho.data.preparing import prepare
 from torchptycho.live.provisional import Provisional
 from torchptycho.live.replay import layout_of
 from torchptycho.model import PtychoPINN
+from torchptycho.mosaic import Mosaic
+from torchptycho.predicting import groups_at_once
 from torchptycho.reconstructing import reconstruct
 from torchptycho.reconstruction import Reconstruction
 from torchptycho.scan import ArrayFrames, Scan
 from torchptycho.simulation import simulate
+from torchptycho.streaming import StreamedScan
 from torchptycho.training.history import read_history
 from torchptycho.workflows import train
 
@@ -129,6 +132,36 @@ def test_an_experiment_that_was_learnt_and_a_refinement_follow(
 def test_patches_that_do_not_fit_onto_the_gpu_are_kept_in_a_file(machine: Machine, tmp_path: Path) -> None:
     machine.free_bytes = 4 * 32 * 32 * 32 * 8
     assert_images_agree(tmp_path, config_of(), ReconstructConfig(predict_batch_size=8))
+
+
+@pytest.mark.contract("predict.memory.gpu")
+def test_what_is_free_on_a_gpu_is_shared_out(machine: Machine, tmp_path: Path) -> None:
+    module, _, _ = module_of(tmp_path, config_of())
+    stream = StreamedScan.of(SCAN, tmp_path, gridsize=2, nphotons=None, training_scan=0)
+    config, device = ReconstructConfig(), torch.device("cuda", 0)
+    module.to(device)
+    groups = min(4, len(stream))
+    # So much for each group that ten of them take half of what there is.
+    machine.free_bytes, machine.peak_bytes = 20 << 20, groups << 20
+    assert groups_at_once(module, stream, config, device) == 10
+    machine.free_bytes = 1 << 40
+    assert groups_at_once(module, stream, config, device) == 4096 // 4
+    size = 8 * 100 * 32 * 32
+    for free, there in ((4 * size + 4, True), (4 * size - 4, False)):
+        machine.free_bytes = free
+        mosaic = Mosaic(torch.rand(100, 2), torch.ones(32, 32, device="cuda"))
+        assert mosaic._patches is not None
+        assert mosaic._patches.is_cuda == there
+
+
+@pytest.mark.contract("predict.memory.gpu")
+def test_wide_frames_come_in_smaller_batches(machine: Machine, tmp_path: Path) -> None:
+    machine.free_bytes = 1 << 40
+    wide = simulate(SimulateConfig(n_px=256, object_px=300, n_frames=6, photons_per_frame=1e6))
+    run = config_of("resunet", 1)
+    module = PtychoPINN.for_store(prepare([wide], run, tmp_path / "store"), run).to("cuda")
+    stream = StreamedScan.of(wide, tmp_path, gridsize=1, nphotons=None, training_scan=0)
+    assert groups_at_once(module, stream, ReconstructConfig(), torch.device("cuda", 0)) == 1024
 
 
 @pytest.mark.contract("train.devices")

@@ -14,8 +14,8 @@ from torch import Tensor
 __all__ = ["synchronised"]
 
 _NEIGHBOURS = 16
-# Few enough for the caches.
-_PAIRS_AT_ONCE = 64
+# Few enough for a CPU's caches; on a GPU, where each piece has to be waited for, as many as fill it.
+_PAIRS_AT_ONCE, _GPU_PIXELS = 64, 1 << 24
 # Patches are compared at about so many pixels each way, which is plenty for one number.
 _SAMPLES = 32
 _ITERATIONS = 5
@@ -58,8 +58,8 @@ def synchronised(
     phase = _fitted(edges, total, n_groups)
     power = torch.zeros(n_groups, dtype=torch.float64)
     # Piece by piece: the patches may lie in a file that is larger than the memory.
-    own = [torch.view_as_real(some).square().sum((1, 2, 3)).double().cpu() for some in torch.split(patches, 512)]
-    power.index_add_(0, torch.from_numpy(group_of), torch.cat(own))
+    own = [torch.view_as_real(some).square().sum((1, 2, 3)).double() for some in torch.split(patches, 512)]
+    power.index_add_(0, torch.from_numpy(group_of), torch.cat(own).cpu())
     phase = _least_turned(phase, edges, power.numpy())
     return torch.from_numpy(np.exp(1j * phase))[group.cpu()].to(patches.device, patches.dtype)
 
@@ -81,11 +81,12 @@ def _overlaps(
     """sum over the common pixels of w_a O_a conj(w_b O_b), at whole pixels."""
     n_px = patches.shape[-1]
     sample = torch.arange(0, n_px, max(1, n_px // _SAMPLES), device=patches.device)
+    at_once = max(_PAIRS_AT_ONCE, _GPU_PIXELS // n_px**2) if patches.is_cuda else _PAIRS_AT_ONCE
     # One array beforehand: pieces kept on the way would lie between what is freed, and the heap would grow.
     found = torch.empty(len(first), dtype=torch.complex128)
-    for start in range(0, len(first), _PAIRS_AT_ONCE):
-        a = torch.from_numpy(first[start : start + _PAIRS_AT_ONCE]).to(patches.device)
-        b = torch.from_numpy(second[start : start + _PAIRS_AT_ONCE]).to(patches.device)
+    for start in range(0, len(first), at_once):
+        a = torch.from_numpy(first[start : start + at_once]).to(patches.device)
+        b = torch.from_numpy(second[start : start + at_once]).to(patches.device)
         apart = (positions_px[b.to(positions_px.device)] - positions_px[a.to(positions_px.device)]).round()
         place = sample + apart.to(patches.device, torch.int64)[..., None]
         inside = ((place >= 0) & (place < n_px))[:, 0, :, None] & ((place >= 0) & (place < n_px))[:, 1, None, :]

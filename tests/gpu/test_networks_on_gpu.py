@@ -184,6 +184,22 @@ def test_loss_and_gradient_are_the_same_on_cpu_and_gpu(cuda: torch.device, tmp_p
     assert relative_l2(found[1][1], found[0][1]) < 1e-2
 
 
+@pytest.mark.contract("train.waits")
+@pytest.mark.parametrize(
+    "run", [config_of("pie_unet"), config_of("resunet", **EVERYTHING)], ids=["plain", "everything"]
+)
+def test_a_forward_pass_does_not_wait_for_the_gpu(machine: Machine, tmp_path: Path, run: RunConfig) -> None:
+    module, _, groups = module_of(tmp_path, run)
+    batch = groups.__getitems__(range(3)).to("cuda")
+    module.to("cuda")
+    before = machine.waits
+    module._step(batch)["loss"].backward()
+    module.expect_offsets(groups.max_offset_px)
+    with torch.inference_mode():
+        module(batch)
+    assert machine.waits == before
+
+
 @pytest.mark.contract("train.devices")
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_training_takes_the_same_steps_on_cpu_and_gpu(cuda: torch.device, tmp_path: Path, precision: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pretended_cuda import Machine
 from strategies import beam, normal
 from tolerances import assert_close, relative_l2, tolerance
 
@@ -127,6 +128,17 @@ def test_phases_are_the_same_on_cpu_and_gpu(cuda: torch.device, one_weight: bool
     )
     assert there.is_cuda
     assert relative_l2(there, here) < 1e-4
+
+
+@pytest.mark.contract("phases.devices")
+def test_a_gpu_is_waited_for_as_often_for_many_patches_as_for_few(machine: Machine) -> None:
+    waits = []
+    for count in (20, 200):
+        patches, places = normal((count, 16, 16), 4, torch.complex64).to("cuda"), scattered(count, 60, 5)
+        before = machine.waits
+        synchronised(patches, places, torch.ones(16, 16, device="cuda"), torch.arange(count))
+        waits.append(machine.waits - before)
+    assert waits[0] == waits[1]
 
 
 @pytest.mark.contract("physics.devices")

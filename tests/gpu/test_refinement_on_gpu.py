@@ -83,3 +83,14 @@ def test_orientations_are_ranked_the_same(cuda: torch.device, monkeypatch: pytes
 def test_counts_that_do_not_fit_onto_the_gpu_stay_in_memory(machine: Machine) -> None:
     machine.free_bytes = 2 * 36 * 32 * 32 * 4
     assert_same(refine(SCAN, config=SHORT, device="gpu"), refine(SCAN, config=SHORT, device="cpu"))
+
+
+@pytest.mark.contract("refine.waits")
+@pytest.mark.parametrize("method", ["rpie", "gradient"])
+def test_a_gpu_is_waited_for_as_often_for_many_batches_as_for_few(machine: Machine, method: Any) -> None:
+    waits = []
+    for batch_size in (36, 9):
+        before = machine.waits
+        refine(SCAN, config=dataclasses.replace(SHORT, method=method, epochs=2, batch_size=batch_size), device="gpu")
+        waits.append(machine.waits - before)
+    assert waits[0] == waits[1]

@@ -85,6 +85,20 @@ def test_canvases_grow_and_add_and_are_told_on_the_device(cuda: torch.device) ->
     assert_images_close(images[1], images[0])
 
 
+@pytest.mark.contract("stitch.deterministic")
+def test_canvases_take_deterministic_algorithms_only(cuda: torch.device) -> None:
+    patches, places = normal((60, 16, 16), 4, torch.complex64).to(cuda), scattered(60, 90, 5).to(cuda)
+    canvases = []
+    for deterministic in (False, True):
+        torch.use_deterministic_algorithms(deterministic)
+        try:
+            canvases.append(GrowingCanvas(cuda))
+            canvases[-1].add(patches, places, torch.ones(16, 16, device=cuda))
+        finally:
+            torch.use_deterministic_algorithms(False)
+    assert torch.equal(canvases[0].numerator, canvases[1].numerator)
+
+
 @pytest.mark.contract("stitch.devices")
 def test_a_patch_outside_is_refused_on_the_device(cuda: torch.device) -> None:
     canvas = Canvas.for_positions(torch.zeros(1, 2), 16, cuda)

@@ -85,6 +85,21 @@ def test_canvases_grow_and_add_and_are_told_on_the_device(cuda: torch.device) ->
     assert_images_close(images[1], images[0])
 
 
+@pytest.mark.contract("stitch.pieces")
+def test_many_patches_are_placed_in_pieces(cuda: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    place = Canvas._place
+
+    def counted(canvas: Canvas, patches: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        taken.append(len(patches))
+        return place(canvas, patches, *rest)
+
+    monkeypatch.setattr(Canvas, "_place", counted)
+    patches, places = normal((70, 256, 256), 4, torch.complex64).to(cuda), scattered(70, 60, 5).to(cuda)
+    Canvas.for_positions(places, 256, cuda).add(patches, places, torch.ones(256, 256, device=cuda))
+    assert taken == [64, 6]
+
+
 @pytest.mark.contract("stitch.deterministic")
 def test_canvases_take_deterministic_algorithms_only(cuda: torch.device) -> None:
     patches, places = normal((60, 16, 16), 4, torch.complex64).to(cuda), scattered(60, 90, 5).to(cuda)

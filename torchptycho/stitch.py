@@ -16,7 +16,7 @@ from torchptycho.reconstruction import MIN_COVERAGE, Reconstruction
 
 __all__ = ["MIN_COVERAGE", "Canvas", "extent"]
 
-# What is worked on at a time: on a CPU what stays in the cache; on a GPU, which has enough to do with it, some hundred MB.
+# What is worked on at a time: on a CPU what stays in the cache, on a GPU what keeps it busy and takes some hundred MB.
 _PIXELS_AT_ONCE, _GPU_PIXELS_AT_ONCE = 1 << 17, 1 << 22
 # A patch may end one row and, in the last of them, one pixel below the canvas, where it is 0.
 _SPARE_ROWS = 2

@@ -226,7 +226,7 @@ def _checked(network: PtychoNetwork, description: Description, run: Runner) -> D
     """The description with the largest error that was found; ExportError where it is too large."""
     worst = 0.0
     scale, mask = network.input_scale[0].float(), network.masks[0]
-    with torch.no_grad():
+    with torch.no_grad(), _all_digits():
         for frames, offset_px in _examples(network, description):
             expected = torch.view_as_real(network(_batch(frames, offset_px)))
             found = run(frames, offset_px, scale, mask)
@@ -242,6 +242,15 @@ def _checked(network: PtychoNetwork, description: Description, run: Runner) -> D
                 )
             worst = max(worst, error)
     return dataclasses.replace(description, error=worst)
+
+
+@contextmanager
+def _all_digits() -> Iterator[None]:
+    """Without TF32, in whose three digits torch's convolutions compute on a GPU unless told otherwise."""
+    now = torch.backends.cudnn
+    told = {"enabled": now.enabled, "benchmark": now.benchmark, "deterministic": now.deterministic}
+    with now.flags(**told, allow_tf32=False):
+        yield
 
 
 @contextmanager

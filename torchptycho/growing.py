@@ -103,7 +103,9 @@ class GrowingCanvas(Canvas):
         """Positions in reach of those that came first."""
         finite = positions_px.isfinite().all(-1)
         if self._middle is None and bool(finite.any()):
-            self._middle = positions_px[finite].median(0).values
+            # The median, for which CUDA has no deterministic algorithm.
+            first = positions_px[finite].sort(0).values
+            self._middle = first[(len(first) - 1) // 2]
         if self._middle is None:
             return finite
         reach = (self._largest_px - n_px) // 2 - self._tile_px - 1

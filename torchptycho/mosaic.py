@@ -141,11 +141,12 @@ class Mosaic:
 
 
 def _room(shape: tuple[int, ...], device: torch.device, scratch: str | Path | None, shared: Path | None) -> Tensor:
-    """Uninitialised complex64 room: on the GPU when half of what is free there suffices, else in a file."""
+    """Uninitialised complex64 room: on the GPU when a quarter of what is free there suffices, else in a file."""
     size = int(np.prod(shape)) * 8
     if shared is not None:
         return torch.from_numpy(np.memmap(shared, np.complex64, "r+", shape=shape))
-    if device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] // 2:
+    # Half of it is for a batch.
+    if device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] // 4:
         return torch.empty(shape, dtype=torch.complex64, device=device)
     # Memory would grow with the scan; of a file the system keeps what there is room for. It has no name and goes with
     # the array.

@@ -141,7 +141,7 @@ class PtychoNetwork(nn.Module):
         """Object patches of the frames of each group, as the generator sees them, before any merging."""
         amplitude = self._intensity(batch).sqrt() * self._per_group(self.input_scale, batch)
         photon = self._photon[batch.scan].float()
-        background = torch.as_tensor(self.experiment.background, device=photon.device).expand(len(self.masks))
+        background = self.experiment.background
         return self.generator(  # type: ignore[no-any-return]
             GroupInput(
                 amplitude=amplitude,
@@ -149,7 +149,7 @@ class PtychoNetwork(nn.Module):
                 offset_px=batch.offset_px,
                 mask=self._mask(batch),
                 photon=photon,
-                background=photon * background[batch.scan].float(),
+                background=photon * (background[batch.scan] if isinstance(background, Tensor) else background),
                 canvas_px=self._canvas_for(batch),
             )
         )

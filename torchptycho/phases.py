@@ -16,8 +16,8 @@ from torchptycho.cores import in_turn
 __all__ = ["synchronised"]
 
 _NEIGHBOURS = 10
-# Few enough for the caches.
-_PAIRS_AT_ONCE = 64
+# Few enough for a CPU's caches; on a GPU, where each piece has to be waited for, as many as fill it.
+_PAIRS_AT_ONCE, _GPU_PIXELS = 64, 1 << 24
 # Patches are compared at about so many pixels each way, which is plenty for one number.
 _SAMPLES = 32
 _ITERATIONS = 5
@@ -60,8 +60,8 @@ def synchronised(
     phase = _fitted(edges, total, n_groups)
     power = torch.zeros(n_groups, dtype=torch.float64)
     # Piece by piece: the patches may lie in a file that is larger than the memory.
-    own = [torch.view_as_real(some).square().sum((1, 2, 3)).double().cpu() for some in torch.split(patches, 512)]
-    power.index_add_(0, torch.from_numpy(group_of), torch.cat(own))
+    own = [torch.view_as_real(some).square().sum((1, 2, 3)).double() for some in torch.split(patches, 512)]
+    power.index_add_(0, torch.from_numpy(group_of), torch.cat(own).cpu())
     phase = _least_turned(phase, edges, power.numpy())
     return torch.from_numpy(np.exp(1j * phase))[group.cpu()].to(patches.device, patches.dtype)
 
@@ -83,10 +83,11 @@ def _overlaps(
     """sum over the common pixels of w_a O_a conj(w_b O_b), at whole pixels."""
     n_px = patches.shape[-1]
     sample = torch.arange(0, n_px, max(1, n_px // _SAMPLES), device=patches.device)
+    at_once = max(_PAIRS_AT_ONCE, _GPU_PIXELS // n_px**2) if patches.is_cuda else _PAIRS_AT_ONCE
 
     def compared(start: int) -> Tensor:
-        a = torch.from_numpy(first[start : start + _PAIRS_AT_ONCE]).to(patches.device)
-        b = torch.from_numpy(second[start : start + _PAIRS_AT_ONCE]).to(patches.device)
+        a = torch.from_numpy(first[start : start + at_once]).to(patches.device)
+        b = torch.from_numpy(second[start : start + at_once]).to(patches.device)
         apart = (positions_px[b.to(positions_px.device)] - positions_px[a.to(positions_px.device)]).round()
         place = sample + apart.to(patches.device, torch.int64)[..., None]
         inside = ((place >= 0) & (place < n_px))[:, 0, :, None] & ((place >= 0) & (place < n_px))[:, 1, None, :]
@@ -102,7 +103,7 @@ def _overlaps(
 
     # One array beforehand: pieces kept on the way would lie between what is freed, and the heap would grow.
     overlap = torch.empty(len(first), dtype=torch.complex128)
-    starts = range(0, len(first), _PAIRS_AT_ONCE)
+    starts = range(0, len(first), at_once)
     with in_turn(compared, starts, alone=patches.is_cuda) as found:
         for start, some in zip(starts, found, strict=True):
             overlap[start : start + len(some)] = some

@@ -34,8 +34,9 @@ _log = logging.getLogger(__name__)
 _CPU_PIXELS = 1 << 17
 # What another engine than torch takes of a GPU's memory is not seen.
 _UNSEEN_PIXELS = 1 << 21
-# Of a GPU's free memory that a batch may take, and how many frames at most.
-_GPU_PART, _GPU_FRAMES = 0.5, 4096
+# Of a GPU's free memory that a batch may take, and how many frames and pixels at most: more are no faster, and 2^31
+# numbers in a tensor, of some tens of channels, are more than each of CUDA's functions is good for.
+_GPU_PART, _GPU_FRAMES, _GPU_PIXELS = 0.5, 4096, 1 << 26
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,7 +232,8 @@ def groups_at_once(
     per_group = (torch.cuda.max_memory_allocated(device) - before) / len(probe.members)
     torch.cuda.empty_cache()
     room = _GPU_PART * torch.cuda.mem_get_info(device)[0]
-    return int(np.clip(room / max(per_group, 1), 1, max(1, _GPU_FRAMES // members)))
+    most = min(_GPU_FRAMES, _GPU_PIXELS // n_px**2) // members
+    return int(np.clip(room / max(per_group, 1), 1, max(1, most)))
 
 
 def _compile(network: PtychoNetwork, batch: PlainBatch) -> None:

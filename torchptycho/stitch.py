@@ -17,8 +17,8 @@ from torchptycho.reconstruction import MIN_COVERAGE, Reconstruction
 
 __all__ = ["MIN_COVERAGE", "Canvas", "extent"]
 
-# What is worked on at a time on a CPU, so that it stays in the cache.
-_PIXELS_AT_ONCE = 1 << 17
+# What is worked on at a time: on a CPU what stays in the cache, on a GPU what keeps it busy and takes some hundred MB.
+_PIXELS_AT_ONCE, _GPU_PIXELS_AT_ONCE = 1 << 17, 1 << 22
 # A patch may end one row and, in the last of them, one pixel below the canvas, where it is 0.
 _SPARE_ROWS = 2
 # What the sums of some hundred patches at one pixel may be off by.
@@ -120,7 +120,7 @@ class Canvas:
             raise ValueError(f"{int(outside.sum())} patches fall outside the canvas, the first at (y, x) = {first}")
         if not len(patches):
             return outside
-        at_once = len(patches) if patches.is_cuda else max(1, _PIXELS_AT_ONCE // n_px**2)
+        at_once = max(1, (_GPU_PIXELS_AT_ONCE if patches.is_cuda else _PIXELS_AT_ONCE) // n_px**2)
         placed = []
         for start in range(0, len(patches), at_once):
             some = slice(start, start + at_once)

@@ -156,6 +156,25 @@ def test_a_file_that_would_not_agree_is_not_written(tmp_path: Path, monkeypatch:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.contract("export.all_digits")
+def test_a_file_is_compared_in_single_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchptycho import export
+
+    rounded: list[bool] = []
+
+    class Watched(export.OnnxEngine):
+        def __call__(self, *arguments: torch.Tensor) -> torch.Tensor:
+            rounded.append(torch.backends.cudnn.allow_tf32)
+            return super().__call__(*arguments)
+
+    monkeypatch.setattr(export, "OnnxEngine", Watched)
+    before = torch.backends.cudnn.allow_tf32
+    export_network(network_of(ESTIMATE, 32, 1), tmp_path / "network.onnx")
+    assert rounded
+    assert not any(rounded)
+    assert torch.backends.cudnn.allow_tf32 == before
+
+
 @pytest.mark.contract("export.alone")
 def test_an_image_from_the_file_alone_is_that_of_the_checkpoint(trained: Path, exported: Path, scan: Scan) -> None:
     config = ReconstructConfig(absolute_scale=True)

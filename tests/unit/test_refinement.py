@@ -277,6 +277,16 @@ class TestBesideTheObject:
         assert changed.shape == (count, 16, 16)
         assert float(power(changed)) == pytest.approx(float(power(probe)), rel=1e-12)
 
+    @pytest.mark.contract("refine.modes.methods")
+    @pytest.mark.parametrize(
+        "options", [{}, {"method": "lsqml"}, {"method": "gradient"}, {"method": "gradient", "optimizer": "lbfgs"}]
+    )
+    def test_every_method_takes_several_modes(self, scan: Scan, options: dict[str, Any]) -> None:
+        found = refine(scan, config=RefineConfig(epochs=4, n_modes=2, patience=None, **options))
+        assert found.history["misfit"][-1] < found.history["misfit"][0]
+        assert found.probe is not None
+        assert len(found.probe) == 2
+
     @pytest.mark.contract("refine.place")
     def test_probe_and_image_keep_their_place(self) -> None:
         probe, field = beam(32), normal((60, 50), 0)

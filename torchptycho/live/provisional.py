@@ -63,6 +63,8 @@ class Provisional:
         self.unplaced: dict[int, str] = {}
 
     def __enter__(self) -> Provisional:
+        # Not in inference mode: its tensors, the network's then, can only be written to within it.
+        self._network.to(self._device)
         return self
 
     def __exit__(
@@ -99,7 +101,6 @@ class Provisional:
             return
         stream = self._grouped(np.ascontiguousarray(frames), positions_px)
         if not self._size:
-            self._network.to(self._device)
             self._context.enter_context(adapted(self._network, stream, self._config))
             self._size = groups_at_once(self._network, stream, self._config, self._device)
         self._network.expect_offsets(None)

@@ -17,7 +17,9 @@ def corner(
     position_px: Float[Tensor, "*lead 2"], n_px: int, origin_px: tuple[int, int] = (0, 0)
 ) -> Float[Tensor, "*lead 2"]:
     """Place of patch pixel [0, 0] on a canvas that begins at `origin_px`: patch pixel N/2 sits on the position."""
-    return position_px - position_px.new_tensor([origin_px[0] + n_px // 2, origin_px[1] + n_px // 2])
+    # Number by number: a tensor of the two would have to be brought to a GPU, which waits for it.
+    y, x = position_px.unbind(-1)
+    return torch.stack([y - (origin_px[0] + n_px // 2), x - (origin_px[1] + n_px // 2)], dim=-1)
 
 
 def extract(

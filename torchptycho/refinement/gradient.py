@@ -65,8 +65,11 @@ class Descent:
             "object": True, "probe": config.probe_update, "positions_px": config.position_update != "none",
             "background": config.background,
         }  # fmt: skip
+        # L-BFGS takes them as they lie, and orthogonal modes lie as the decomposition left them.
         self._parameters = {
-            name: _real(getattr(state, name) / unit).clone().requires_grad_(wanted[name])
+            name: _real(getattr(state, name) / unit)
+            .clone(memory_format=torch.contiguous_format)
+            .requires_grad_(wanted[name])
             for name, unit in self._units.items()
         }
         self._frozen: set[str] = set()

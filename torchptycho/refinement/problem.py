@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from torchptycho.io import checked_chunks
@@ -61,6 +61,11 @@ class Problem:
     def good_pixels(self) -> int:
         return int(self.mask.sum())
 
+    @functools.cached_property
+    def _origin_px(self) -> Float64[Tensor, " 2"]:
+        # Made once: numbers of the host's are brought to a GPU only when it has done all that it was told to.
+        return torch.tensor(self.origin_px, dtype=torch.float64, device=self.device)
+
     @property
     def mask_or_none(self) -> Bool[Tensor, "n n"] | None:
         """None when every pixel can be trusted, which spares a pass over the frames."""
@@ -77,7 +82,7 @@ class Problem:
 
     def corners_px(self, positions_px: Float[Tensor, "k 2"]) -> Float[Tensor, "k 2"]:
         """Where on the canvas the patches at these positions begin."""
-        return positions_px - positions_px.new_tensor(self.origin_px) - self.n_px // 2
+        return positions_px - self._origin_px - self.n_px // 2
 
 
 @contextlib.contextmanager

@@ -13,8 +13,9 @@ from strategies import scans
 from tolerances import relative_l2
 
 from torchptycho.config import RefineConfig
+from torchptycho.physics.diffraction import expected_counts
 from torchptycho.physics.merging import merge_canvas_px
-from torchptycho.physics.projection import GroupProjection
+from torchptycho.physics.projection import GroupProjection, doubled
 from torchptycho.refinement import refine
 from torchptycho.scan import Scan
 
@@ -62,3 +63,30 @@ def test_projection_does_not_depend_on_the_unit_of_amplitude(scan: Scan, factor:
         projection = GroupProjection(amplitude * unit, probe * unit, offset_px, good, one, none, canvas_px)
         images.append(projection.run(projection.transparent(), 4)[0])
     assert relative_l2(images[1], images[0]) < 1e-3
+
+
+@pytest.mark.contract("phys.projection.bounded")
+@settings(max_examples=20)
+@given(scan=scans(n_px=32), brighter=st.floats(-3, 6), wrong=st.booleans(), seed=st.integers(0, 2**31 - 1))
+def test_projections_bear_a_wrong_beam_and_counts_of_another_dose(
+    scan: Scan, brighter: float, wrong: bool, seed: int
+) -> None:
+    members = torch.arange(min(4, scan.n_frames))
+    positions = torch.from_numpy(scan.positions_px)[members]
+    offset_px = (positions - positions.mean(0))[None]
+    counts = torch.from_numpy(scan.frames[members.numpy()].astype(np.float32))[None]
+    counts = (counts if scan.domain == "counts" else counts.square()) * 10**brighter
+    probe = torch.from_numpy(scan.probe)[None]
+    if wrong:
+        parts = torch.randn(2, *probe.shape, generator=torch.Generator().manual_seed(seed))
+        probe = torch.complex(*parts) * probe.abs().square().mean().sqrt()
+    good = torch.ones(1, 1, scan.n_px, scan.n_px, dtype=torch.bool)
+    canvas_px = -(-merge_canvas_px(scan.n_px, float(offset_px.abs().max())) // 4) * 4
+    given_ = (counts.sqrt(), probe, offset_px, good, torch.full((1,), 10**brighter), torch.zeros(1), canvas_px)
+    coarse, fine = GroupProjection.coarse(*given_), GroupProjection(*given_)
+    rough, velocity = coarse.run(coarse.transparent(), 12)
+    assert velocity is not None
+    canvas, _ = fine.run(doubled(rough), 12, doubled(velocity))
+    # Far from what was counted, perhaps, but not beyond it: a step that is too long grows without end.
+    light = expected_counts(fine.patches(canvas), probe[:, None]).sum()
+    assert float(light) < 10 * float(counts.sum())

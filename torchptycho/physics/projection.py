@@ -128,7 +128,10 @@ class GroupProjection:
         are made up to twice as large as in `change`.
         """
         change = self.change(canvas)
-        turn = (change * canvas.conj()).imag
+        power = canvas.real.square() + canvas.imag.square()
+        mean = (power * self.light).sum((-2, -1), keepdim=True) / self.light.sum((-2, -1), keepdim=True)
+        # In radians, but where the object lets little through, whose phase says nothing.
+        turn = (change * canvas.conj()).imag / torch.maximum(power, mean)
         slow = self._waves @ ((self._waves.mT @ turn @ self._waves) * self._gains) @ self._waves.mT
         return change + canvas * (slow * 1j)
 

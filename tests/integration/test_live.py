@@ -38,7 +38,7 @@ from torchptycho.config import (
 from torchptycho.errors import ScanError, StoreError
 from torchptycho.geometry import Geometry
 from torchptycho.io import read_reconstruction, read_scan, write_scan
-from torchptycho.live import Watched, replay, watch
+from torchptycho.live import Watched, replay, watch, watching
 from torchptycho.live.layout import Chunk, Layout
 from torchptycho.live.provisional import Provisional
 from torchptycho.live.replay import Replayed, layout_of
@@ -557,6 +557,32 @@ def test_a_watch_is_stopped_while_the_final_image_is_made(
     assert told["state"] == "stopped"
     assert told["message"].startswith("stopped with 100 frames in ")
     assert not (out / "reconstruction.npz").exists()
+
+
+@pytest.mark.contract("live.stop.files")
+@pytest.mark.parametrize("at", ["write_reconstruction", "draw"])
+def test_a_stop_while_the_last_files_are_written_comes_after_them(
+    at: str, command: Command, single: Path, recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = getattr(watching, at)
+
+    def stopped(*arguments: Any) -> None:
+        # The picture on the way is drawn before.
+        if at != "draw" or (out / "reconstruction.npz").exists():
+            os.kill(os.getpid(), signal.SIGTERM)
+        inner(*arguments)
+
+    out, scan = tmp_path / "live", read_scan(recorded, frames=slice(None, 100))
+    monkeypatch.setattr(watching, at, stopped)
+    where = address()
+    with playing(scan, where, 1e5):
+        answer = command("watch", where, "--model", single, "--out", out, "--accelerator", "cpu", "--drop-spool")
+    assert (answer.code, answer.err.endswith("torchptycho: interrupted\n")) == (130, True), answer.err
+    assert "told to stop when the image was there already: it is whole, and the spool is kept" in answer.out
+    assert json.loads((out / "status.json").read_text())["state"] == "done"
+    assert same(read_reconstruction(out / "reconstruction.npz"), reconstruct(single, scan, **OFFLINE))
+    assert (out / "reconstruction.png").read_bytes().endswith(b"IEND\xaeB`\x82")
+    assert received(out) == 100
 
 
 @pytest.mark.contract("live.spool.other")

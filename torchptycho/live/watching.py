@@ -145,7 +145,8 @@ def watch(
         accelerator: where to compute: auto, cpu, gpu.
         reading: how a file is read, for a file only; None as the network's training scans were.
         drop_spool: remove the spool when the final image is written.
-        stop: set it to end the watch; the image of what is there is drawn, and the spool is kept.
+        stop: set it to end the watch; the image of what is there is drawn, and the spool is kept, even where it was to be
+            dropped. When the final image is there already, its files are written first.
         progress: show a bar.
 
     Raises:
@@ -183,7 +184,8 @@ def watch(
             with contextlib.suppress(OSError):
                 status.write(out)
             raise
-        if image is not None and drop_spool:
+        # Who stops it may want to go on in another way.
+        if image is not None and drop_spool and not work.stopped:
             assert receiver.spool is not None
             receiver.spool.drop()
     return Watched(status=status, image=image)
@@ -205,6 +207,8 @@ class _Watch:
         self._speed = 0.0
         self._unfit: dict[int, str] = {}
         self._warned: set[Path] = set()
+        self.stopped = False
+        """Told to stop when the final image was there already, of which all files are written then."""
 
     def run(self, accelerator: str, progress: bool) -> Reconstruction | None:
         """Until the scan is over or it is told to stop."""
@@ -228,7 +232,8 @@ class _Watch:
                 self._tell("stopped")
                 return None
             receiver.reconstructed(spool.count)
-        self._status.message = _what_is_missing(spool.count, receiver)
+        self.stopped = self._stop.is_set()
+        self._status.message = _what_is_missing(spool.count, receiver, stopped=self.stopped)
         self._tell("done")
         return final
 
@@ -245,6 +250,7 @@ class _Watch:
             self._network, scan, self._config, accelerator=accelerator, progress=progress, scratch=self._out,
             on_batch=self._go_on,
         )  # fmt: skip
+        # From here on it takes a moment, and a stop comes after the files, which belong together.
         self._go_on()
         write_reconstruction(final, self._out / "reconstruction.npz")
         from torchptycho.plot import plot_reconstruction
@@ -384,9 +390,11 @@ class _Watch:
             bar.update(told, completed=self._done, total=status.expected, note=note)
 
 
-def _what_is_missing(count: int, receiver: Receiver) -> str | None:
-    """What a final image should be known to lack, or not to have been compared with."""
+def _what_is_missing(count: int, receiver: Receiver, *, stopped: bool) -> str | None:
+    """What a final image should be known to lack, or not to have been compared with, and how its watch ended."""
     said = []
+    if stopped:
+        said.append("told to stop when the image was there already: it is whole, and the spool is kept")
     if receiver.unasked:
         said.append(f"all {count} frames were here already; the source was not asked")
     if receiver.expected is not None and count < receiver.expected:

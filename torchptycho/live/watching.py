@@ -145,8 +145,8 @@ def watch(
         accelerator: where to compute: auto, cpu, gpu.
         reading: how a file is read, for a file only; None as the network's training scans were.
         drop_spool: remove the spool when the final image is written.
-        stop: set it to end the watch; the image of what is there is drawn, and the spool is kept, even where it was to be
-            dropped. When the final image is there already, its files are written first.
+        stop: set it to end the watch; the image of what is there is drawn, and the spool is kept, `drop_spool` or not.
+            When the final image is there already, its files are written first.
         progress: show a bar.
 
     Raises:

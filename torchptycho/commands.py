@@ -185,8 +185,8 @@ class Reconstruct(Command):
     training_scan: int | None = None
     """Which training scan's probe and scale to use, when there were several; None as trained."""
     predict_batch_size: int | Literal["auto"] | None = None
-    """Frames per forward pass, of which each core of a CPU has one; auto: what a CPU is fastest with, and what a GPU
-    has memory for. None as trained."""
+    """Frames per forward pass; a CPU runs one on each core at once, 8 at most, and needs the memory of all of them, but
+    for OMP_NUM_THREADS=1. auto: what a CPU is fastest with, and what a GPU has memory for. None as trained."""
     predict_precision: Literal["32-true", "bf16-mixed"] | None = None
     """Arithmetic of the network; None as trained."""
     predict_compile: bool | None = None

@@ -585,6 +585,17 @@ def test_a_stop_while_the_last_files_are_written_comes_after_them(
     assert received(out) == 100
 
 
+@pytest.mark.contract("live.command")
+def test_a_watch_that_is_stopped_before_the_first_frame_says_what_it_waited_for(
+    single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torchptycho.live.stream._AGAIN_S", 0.2)
+    stop, where = threading.Event(), address()
+    threading.Timer(1, stop.set).start()
+    status = watch(where, single, tmp_path / "live", accelerator="cpu", progress=False, stop=stop).status
+    assert status.message == f"stopped before the first frame came: nobody answers at {where}"
+
+
 @pytest.mark.contract("live.spool.other")
 def test_another_scan_is_refused_before_anything_is_reconstructed_and_another_address_is_none(
     single: Path, recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -766,10 +777,19 @@ def test_the_commands_tell_what_they_did(command: Command, single: Path, recorde
     assert not (tmp_path / "none").exists()
     answer = command("watch", where, "--model", single, "--out", recorded)
     assert (answer.code, "out: expected a folder" in answer.err) == (1, True), answer.err
-    answer = command("watch", "http://x", "--model", single, "--out", tmp_path / "none")
-    assert "expected an HDF5 file, or an address" in answer.err
+    for source, words in (
+        ("http://x", "expected an HDF5 file, or an address"),
+        ("tcp:/127.0.0.1:5555", "expected an HDF5 file, or an address"),
+        ("tcp://127.0.0.1:70000", "expected a port from 1 to 65535; found 70000"),
+    ):
+        answer = command("watch", source, "--model", single, "--out", tmp_path / "none")
+        assert (answer.code, words in answer.err) == (1, True), answer.err
+    answer = command("watch", where, "--model", single, "--out", "/dev/null/live")
+    assert (answer.code, "out: expected a folder that can be made; found /dev/null/live" in answer.err) == (1, True)
     answer = command("replay", recorded, "--hz", "0")
     assert "--hz: expected frames per second" in answer.err
+    answer = command("replay", recorded, "--swmr", tmp_path / "none" / "x.cxi")
+    assert (answer.code, "--swmr: expected a file in a folder that can be written to" in answer.err) == (1, True)
     answer = command("replay", recorded, "--address", "tcp://nowhere")
     assert "--address: expected one that is free" in answer.err
 

@@ -63,6 +63,10 @@ class StreamSource:
 
     def __init__(self, address: str) -> None:
         zmq = zmq_module()
+        port = address.rpartition(":")[2]
+        # ZeroMQ takes it, and never connects.
+        if address.startswith("tcp:") and port.isdecimal() and not 0 < int(port) < 1 << 16:
+            raise ConfigError(f"{address}: expected a port from 1 to 65535; found {port}.")
         self.name = address
         self._zmq = zmq
         self._told: tuple[Description, Layout] | None = None

@@ -90,7 +90,7 @@ def source_of(text: str | Path, network: PtychoNetwork, reading: ReadConfig | No
                 "that are ready, and they are taken as they come", text, ", ".join(changes),
             )  # fmt: skip
         return StreamSource(str(text))
-    if "://" in str(text):
+    if "://" in str(text) or str(text).startswith(("tcp:", "ipc:")):
         raise ConfigError(f"{text}: expected an HDF5 file, or an address that begins with tcp:// or ipc://.")
     if reading is None:
         reading = reading_for_prediction(network.config.prepare)
@@ -169,7 +169,11 @@ def watch(
         raise ConfigError(f"out: expected a folder, or a name that is free; found {out}, a file. Name another one.")
     if isinstance(source, str | Path):
         source = source_of(source, network, reading)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"out: expected a folder that can be made; found {out} ({error.strerror}). Name another "
+                          "one.") from None  # fmt: skip
     status = Status(source=source.name, model=str(network.checkpoint or "a network in memory"), refresh_s=refresh_s)
     with claimed(out):
         receiver = Receiver(source, out / SPOOL, spool_frames, frames, source.idle_s if idle_s is None else idle_s)
@@ -228,7 +232,8 @@ class _Watch:
                     raise _Stopped
                 final = self._finish(spool, accelerator, progress)
             except _Stopped:
-                self._status.message = _how_to_go_on(0 if receiver.spool is None else receiver.spool.count, self._out)
+                count = 0 if receiver.spool is None else receiver.spool.count
+                self._status.message = _how_to_go_on(count, self._out, receiver.waits_for)
                 self._tell("stopped")
                 return None
             receiver.reconstructed(spool.count)
@@ -402,9 +407,9 @@ def _what_is_missing(count: int, receiver: Receiver, *, stopped: bool) -> str | 
     return "; ".join(said) or None
 
 
-def _how_to_go_on(count: int, out: Path) -> str:
+def _how_to_go_on(count: int, out: Path, waited_for: str | None = None) -> str:
     if not count:
-        return "stopped before the first frame came"
+        return "stopped before the first frame came" + (f": {waited_for}" if waited_for else "")
     return (
         f"stopped with {count} frames in {out / SPOOL}: the same command goes on after them, and with --idle-s 1 it "
         "makes the image of those that are there"

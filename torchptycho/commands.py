@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import importlib
 import sys
 import threading
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -29,7 +32,7 @@ from torchptycho.config import (
     load_config,
     to_dict,
 )
-from torchptycho.errors import ConfigError, ScanError, TorchptychoError
+from torchptycho.errors import ConfigError, ExportError, ScanError, TorchptychoError
 from torchptycho.file_commands import Convert, Inspect
 from torchptycho.interop_commands import Export, Ptychodus
 from torchptycho.judging_commands import Compare, Evaluate, Refining, Resolution
@@ -182,8 +185,8 @@ class Reconstruct(Command):
     training_scan: int | None = None
     """Which training scan's probe and scale to use, when there were several; None as trained."""
     predict_batch_size: int | Literal["auto"] | None = None
-    """Frames per forward pass, of which each core of a CPU has one; auto: what a CPU is fastest with, and what a GPU
-    has memory for. None as trained."""
+    """Frames per forward pass; a CPU runs one on each core at once, 8 at most, and needs the memory of all of them, but
+    for OMP_NUM_THREADS=1. auto: what a CPU is fastest with, and what a GPU has memory for. None as trained."""
     predict_precision: Literal["32-true", "bf16-mixed"] | None = None
     """Arithmetic of the network; None as trained."""
     predict_compile: bool | None = None
@@ -206,21 +209,33 @@ class Reconstruct(Command):
         images = self._images()
         if self.refine < 0:
             raise ConfigError(f"--refine: expected a number of epochs, 0 for none; found {self.refine}.")
-        from torchptycho.opening import open_network
+        from torchptycho.opening import opened, with_engine
+        from torchptycho.reconstructing import require_options
 
         with self.working("opening the network"):
-            network = open_network(
-                self.checkpoint, self.engine, training_scan=self.training_scan, accelerator=self.accelerator
-            )
+            network = opened(self.checkpoint, self.engine, accelerator=self.accelerator)
         trained = to_dict(network.config.reconstruct)
         asked = {name: getattr(self, name) for name in trained if getattr(self, name) is not None}
         config = from_dict(ReconstructConfig, trained | asked, source="reconstruct")
+        require_options(network, config, self.devices, self.engine)
+
+        @functools.cache
+        def ready() -> PtychoNetwork:
+            """Exported, where that is asked for, once a scan is there for it."""
+            with self.working("exporting the network") if self.engine else contextlib.nullcontext():
+                return with_engine(
+                    network, self.engine, training_scan=config.training_scan, accelerator=self.accelerator
+                )
+
         # What comes after the network takes as long to import as a small scan to predict.
         threading.Thread(target=_import_ahead, daemon=True).start()
         failed, told = [], []
         for scan, image in images.items():
             try:
-                told.append(self._reconstruct(network, config, scan, image))
+                told.append(self._reconstruct(network, ready, config, scan, image))
+            except ExportError:
+                # It is no scan's fault.
+                raise
             except (TorchptychoError, OSError, FloatingPointError) as error:
                 if len(images) == 1:
                     raise
@@ -255,12 +270,17 @@ class Reconstruct(Command):
             )
         return images
 
-    def _reconstruct(self, network: PtychoNetwork, config: ReconstructConfig, path: Path, out: Path) -> dict[str, Any]:
+    def _reconstruct(
+        self, network: PtychoNetwork, ready: Callable[[], PtychoNetwork], config: ReconstructConfig, path: Path,
+        out: Path,
+    ) -> dict[str, Any]:  # fmt: skip
         from torchptycho.io import read_scan, write_reconstruction
-        from torchptycho.reconstructing import reading_for_prediction, reconstruct
+        from torchptycho.reconstructing import check_fits, reading_for_prediction, reconstruct
 
         page = _report_file(self.report, out, self.report_frc)
         scan = read_scan(path, reading_for_prediction(network.config.prepare, self.domain, self.frames))
+        check_fits(network, scan.source, scan.n_px, scan.domain)
+        network = ready()
         # Beside the image where its folder is there already: nothing is to be left after a bad file.
         room = out.parent if out.parent.is_dir() else None
         image = reconstruct(

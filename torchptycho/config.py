@@ -264,7 +264,8 @@ class ReconstructConfig:
     training_scan: Annotated[int, Field(ge=0)] = 0
     """Which training scan's probe and scale to use, when there were several."""
     predict_batch_size: Count | Literal["auto"] = "auto"
-    """Frames per forward pass; auto: what a CPU is fastest with, and what a GPU has memory for."""
+    """Frames per forward pass; a CPU runs one on each core at once, 8 at most, and needs the memory of all of them, but
+    for OMP_NUM_THREADS=1. auto: what a CPU is fastest with, and what a GPU has memory for."""
     predict_precision: Literal["32-true", "bf16-mixed"] = "32-true"
     """Arithmetic of the network; the physics is always float32."""
     predict_compile: bool = False

@@ -21,8 +21,8 @@ from torchptycho.errors import ConfigError, ExportError
 from torchptycho.network import FrameBatch, PtychoNetwork
 from torchptycho.nn import Generator, GroupInput
 
-__all__ = ["AotEngine", "EngineName", "ExportedNetwork", "OnnxEngine", "Runner", "has_cuda", "is_exported",
-           "load_exported", "require"]  # fmt: skip
+__all__ = ["AotEngine", "EngineName", "ExportedNetwork", "OnnxEngine", "Runner", "check_options", "has_cuda",
+           "is_exported", "load_exported", "require", "require_cuda"]  # fmt: skip
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +49,13 @@ def has_cuda() -> bool:
     return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
 
+def require_cuda() -> None:
+    """Raise ExportError when the installed ONNX Runtime is not one for NVIDIA's GPUs."""
+    if not has_cuda():
+        raise ExportError("onnxruntime: expected one for GPUs; found one for CPUs only. Run: pip install "
+                          "onnxruntime-gpu, or compute with --accelerator cpu.")  # fmt: skip
+
+
 class OnnxEngine:
     """ONNX Runtime, with as many threads as torch, on a CPU or on NVIDIA's GPUs; nothing else is tried.
 
@@ -68,9 +75,8 @@ class OnnxEngine:
             state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NoSuchFile,
             state.NotImplemented, state.RuntimeException,
         )  # fmt: skip
-        if device == "cuda" and not has_cuda():
-            raise ExportError("onnxruntime: expected one for GPUs; found one for CPUs only. Run: pip install "
-                              "onnxruntime-gpu, or compute with --accelerator cpu.")  # fmt: skip
+        if device == "cuda":
+            require_cuda()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
         options.log_severity_level = 3
@@ -199,12 +205,18 @@ class ExportedNetwork(PtychoNetwork):
         if config.training_scan != told.training_scan:
             raise ConfigError(f"training_scan: expected {told.training_scan}, for which the network was exported; "
                               f"found {config.training_scan}.")  # fmt: skip
-        for name, expected in (("predict_compile", False), ("predict_precision", "32-true")):
-            if getattr(config, name) != expected:
-                raise ConfigError(f"{name}: expected {expected} with an exported network; found "
-                                  f"{getattr(config, name)}.")  # fmt: skip
-        if devices > 1:
-            raise ConfigError(f"devices: expected 1 with an exported network; found {devices}.")
+        check_options(config, devices)
+
+
+def check_options(config: ReconstructConfig, devices: int) -> None:
+    """Raise ConfigError for what no exported network can be told."""
+    for name, expected in (("predict_compile", False), ("predict_precision", "32-true")):
+        if getattr(config, name) != expected:
+            raise ConfigError(f"{name}: expected {expected} with an exported network; found {getattr(config, name)}. "
+                              "Leave it out, or compute with --engine torch.")  # fmt: skip
+    if devices > 1:
+        raise ConfigError(f"devices: expected 1 with an exported network; found {devices}. Leave it out, or compute "
+                          "with --engine torch.")  # fmt: skip
 
 
 def is_exported(path: str | Path) -> bool:

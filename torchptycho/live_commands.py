@@ -83,7 +83,7 @@ class Watch(Command):
         told = dataclasses.asdict(status) | {
             "out": None if image is None else str(self.out / "reconstruction.npz"),
             "picture": None if image is None else str(self.out / "reconstruction.png"),
-            "spool": None if self.drop_spool and image is not None else str(self.out / "spool"),
+            "spool": str(self.out / "spool") if (self.out / "spool").exists() else None,
         }
         if image is None:
             self.tell(told, f"{self.out}: {status.message}", json=self.json)
@@ -99,6 +99,8 @@ class Watch(Command):
             f"{status.received} frames, which {late}{paused}{left}{said}",
             json=self.json,
         )
+        if stop.is_set():
+            raise KeyboardInterrupt
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

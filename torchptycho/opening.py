@@ -7,12 +7,12 @@ import tempfile
 from pathlib import Path
 
 from torchptycho.checkpoints import find_checkpoint, load_network
-from torchptycho.engines import EngineName, ExportedNetwork, has_cuda, is_exported, load_exported
+from torchptycho.engines import EngineName, ExportedNetwork, has_cuda, is_exported, load_exported, require_cuda
 from torchptycho.errors import ConfigError
 from torchptycho.network import PtychoNetwork
 from torchptycho.predicting import devices_of
 
-__all__ = ["open_network"]
+__all__ = ["open_network", "opened", "with_engine"]
 
 _log = logging.getLogger(__name__)
 
@@ -38,29 +38,51 @@ def open_network(
         ExportError: it cannot be exported, or not run here.
         ConfigError: it was exported for another engine.
     """
+    network = opened(checkpoint, engine, accelerator=accelerator)
+    return with_engine(network, engine, training_scan=training_scan, accelerator=accelerator)
+
+
+def opened(
+    checkpoint: str | Path | PtychoNetwork, engine: EngineName | None = None, *, accelerator: str = "auto"
+) -> PtychoNetwork:
+    """The first half of `open_network`: a checkpoint as torch has it, whatever the engine, or an exported file."""
     if isinstance(checkpoint, ExportedNetwork):
         if engine not in (None, checkpoint.description.engine):
             raise ConfigError(f"engine: expected {checkpoint.description.engine}, for which the network was exported; "
                               f"found {engine}.")  # fmt: skip
         return checkpoint
-    if not isinstance(checkpoint, PtychoNetwork):
-        path = find_checkpoint(checkpoint)
-        if is_exported(path):
-            return load_exported(path, engine, _device(engine or "onnx", accelerator))
-        checkpoint = load_network(path)
-    if engine is None or engine == "torch":
+    if isinstance(checkpoint, PtychoNetwork):
         return checkpoint
+    path = find_checkpoint(checkpoint)
+    if is_exported(path):
+        return load_exported(path, engine, _device(engine or "onnx", accelerator))
+    return load_network(path)
+
+
+def with_engine(
+    network: PtychoNetwork,
+    engine: EngineName | None,
+    *,
+    training_scan: int | None = None,
+    accelerator: str = "auto",
+) -> PtychoNetwork:
+    """The second half, in which a network is exported where that has to be; `check_options` tells before what could not
+    be asked of it afterwards."""
+    if isinstance(network, ExportedNetwork) or engine is None or engine == "torch":
+        return network
     from torchptycho.export import export_network
 
     device = _device(engine, accelerator)
+    if engine == "onnx" and device == "cuda":
+        require_cuda()
     _log.info("exporting the network for the engine %s; `torchptycho export` does it once and for all", engine)
-    home = checkpoint.probe_parts.device
+    home = network.probe_parts.device
     with tempfile.TemporaryDirectory(prefix="torchptycho-") as folder:
         file = Path(folder) / f"network{'.onnx' if engine == 'onnx' else '.pt2'}"
         try:
-            export_network(checkpoint.to(device), file, training_scan=training_scan)
+            export_network(network.to(device), file, training_scan=training_scan)
         finally:
-            checkpoint.to(home)
+            network.to(home)
         return load_exported(file, engine, device)
 
 

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from torchptycho.bars import EpochProgress
 from torchptycho.config import PrepareConfig, ReadConfig, ReconstructConfig, reading_of, to_dict
-from torchptycho.engines import EngineName, ExportedNetwork
+from torchptycho.engines import EngineName, ExportedNetwork, check_options
 from torchptycho.errors import ConfigError, ScanError, StoreError
 from torchptycho.io import read_scan
 from torchptycho.io.frames import rows_in_file
 from torchptycho.network import PtychoNetwork
-from torchptycho.opening import open_network
+from torchptycho.opening import opened, with_engine
 from torchptycho.predicting import Predicted, Prediction, devices_of, predict
 from torchptycho.reconstruction import Reconstruction
 from torchptycho.scan import Scan
@@ -30,7 +30,7 @@ from torchptycho.streaming import PlainBatch, StreamedScan
 from torchptycho.strict import Domain
 from torchptycho.versions import versions
 
-__all__ = ["adapted", "check_fits", "reading_for_prediction", "reconstruct"]
+__all__ = ["adapted", "check_fits", "reading_for_prediction", "reconstruct", "require_options"]
 
 _log = logging.getLogger(__name__)
 
@@ -85,24 +85,20 @@ def reconstruct(
         TorchptychoError: the scan is unusable, or does not fit the network.
     """
     start = time.perf_counter()
-    asked = None if config is None else config.training_scan
-    network = open_network(checkpoint, engine, training_scan=asked, accelerator=accelerator)
+    network = opened(checkpoint, engine, accelerator=accelerator)
     network.require_statistics()
     config = config or network.config.reconstruct
     scan = scan if isinstance(scan, Scan) else read_scan(scan, reading_for_prediction(network.config.prepare))
-    which, by = config.training_scan, "torch"
-    if isinstance(network, ExportedNetwork):
-        network.check_options(config, devices)
-        # It knows one training scan only.
-        which, by = 0, network.description.engine
-    if which >= len(network.probe_parts):
-        raise ConfigError(f"training_scan: expected 0 to {len(network.probe_parts) - 1}; found {which}.")
-    if config.predict_passes > 1 and network.gridsize == 1:
-        raise ConfigError(f"predict_passes: expected 1 with gridsize 1, in which a frame has no neighbours; found "
-                          f"{config.predict_passes}.")  # fmt: skip
+    require_options(network, config, devices, engine)
     if on_batch is not None and devices > 1:
         raise ConfigError(f"devices: expected 1 with on_batch, which other processes cannot call; found {devices}.")
     check_fits(network, scan.source, scan.n_px, scan.domain)
+    # To export takes a minute or more: all that may be refused has been by now, but for wider groups.
+    network = with_engine(network, engine, training_scan=config.training_scan, accelerator=accelerator)
+    which, by = config.training_scan, "torch"
+    if isinstance(network, ExportedNetwork):
+        # It knows one training scan only.
+        which, by = 0, network.description.engine
     where = [network.runs_on] if isinstance(network, ExportedNetwork) else devices_of(accelerator, devices)
     if len(np.unique(scan.scan_id)) > 1:
         _log.warning("%s: holds %d scans; they are placed onto one image.", scan.source, len(np.unique(scan.scan_id)))
@@ -212,6 +208,27 @@ def _refined(
     provenance |= {"left_out": refined.provenance["left_out"], "refinement": refined.provenance}
     provenance["seconds"] = round(image.provenance["seconds"] + refined.provenance["seconds"], 3)
     return dataclasses.replace(refined, provenance=provenance)
+
+
+def require_options(
+    network: PtychoNetwork, config: ReconstructConfig, devices: int, engine: EngineName | None = None
+) -> None:
+    """Refuse options that do not go with a network, or with the engine for which it is going to be exported.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    if isinstance(network, ExportedNetwork):
+        network.check_options(config, devices)
+    else:
+        if config.training_scan >= len(network.probe_parts):
+            raise ConfigError(f"training_scan: expected 0 to {len(network.probe_parts) - 1}; found "
+                              f"{config.training_scan}.")  # fmt: skip
+        if engine not in (None, "torch"):
+            check_options(config, devices)
+    if config.predict_passes > 1 and network.gridsize == 1:
+        raise ConfigError(f"predict_passes: expected 1 with gridsize 1, in which a frame has no neighbours; found "
+                          f"{config.predict_passes}.")  # fmt: skip
 
 
 def check_fits(network: PtychoNetwork, source: str, n_px: int, domain: Domain) -> None:

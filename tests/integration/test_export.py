@@ -256,6 +256,74 @@ def test_a_checkpoint_is_exported_for_the_engine(trained: Path, scan: Scan, tmp_
         assert relative_l2(torch.from_numpy(found[name]), torch.from_numpy(expected.object)) < 1e-4
 
 
+@pytest.mark.contract("export.refuses_early")
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (["--devices", 2], "devices: expected 1 with an exported network; found 2. Leave it out, or compute with"),
+        (["--predict-precision", "bf16-mixed"], "predict_precision: expected 32-true with an exported network"),
+        (["--predict-compile", True], "predict_compile: expected False with an exported network"),
+        (["--training-scan", 3], "training_scan: expected 0 to 0; found 3"),
+        (["--accelerator", "banana"], "accelerator 'banana'"),
+        (["of another size"], "expected 32x32 frames of counts"),
+        (["nowhere"], "found nothing of that name"),
+    ],
+)
+def test_what_an_exported_network_refuses_is_refused_before_it_is_exported(
+    trained: Path, scan: Scan, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch, wrong: list[Any],
+    told: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("torchptycho.export.export_network", lambda *_, **__: pytest.fail("it was exported"))
+    path, options = tmp_path / "scan.npz", wrong
+    if len(wrong) == 1:
+        if wrong == ["of another size"]:
+            write_scan(simulate(dataclasses.replace(TINY_SIMULATION, n_px=64, object_px=112)), path)
+        options = []
+    else:
+        write_scan(scan, path)
+    answer = command("reconstruct", trained, path, "--engine", "onnx", "--out", tmp_path / "a.npz", *options)
+    assert (answer.code, told in answer.err) == (1, True), answer.err
+    if path.exists() and not options:
+        with pytest.raises(ScanError, match=told):
+            reconstruct(trained, path, engine="onnx", **QUIET)
+
+
+@pytest.mark.contract("export.refuses_early")
+@pytest.mark.parametrize("name", ["predict_compile", "predict_precision", "devices"])
+def test_options_are_refused_before_exporting_in_python_too(
+    trained: Path, scan: Scan, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("torchptycho.export.export_network", lambda *_, **__: pytest.fail("it was exported"))
+    value = {"predict_compile": True, "predict_precision": "bf16-mixed"}.get(name)
+    config = None if value is None else ReconstructConfig(**{name: value})
+    with pytest.raises(ConfigError, match=f"{name}: expected"):
+        reconstruct(trained, scan, config, engine="onnx", devices=1 if value else 2, **QUIET)
+
+
+@pytest.mark.contract("export.engine")
+def test_several_scans_are_exported_for_once_and_a_failure_is_told_once(
+    trained: Path, scan: Scan, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Path] = []
+
+    def counted(network: Any, path: Path, **more: Any) -> None:
+        calls.append(path)
+        if len(calls) > 1:
+            raise ExportError("export: cannot be")
+        export_network(network, path, **more)
+
+    monkeypatch.setattr("torchptycho.export.export_network", counted)
+    scans = [tmp_path / "a.npz", tmp_path / "b.npz"]
+    for path in scans:
+        write_scan(scan, path)
+    arguments = ("reconstruct", trained, tmp_path / "none.npz", *scans, "--engine", "onnx", "--out", tmp_path / "out")
+    answer = command(*arguments)
+    assert (answer.code, len(calls)) == (1, 1)
+    assert "found 1 that cannot" in answer.err
+    answer = command(*arguments)
+    assert (answer.code, len(calls), answer.err.count("export: cannot be")) == (1, 2, 1), answer.err
+
+
 @pytest.mark.contract("export.command")
 def test_the_command_writes_and_tells(trained: Path, tmp_path: Path, command: Command) -> None:
     answer = command("export", trained, tmp_path / "network.onnx", "--max-offset-px", 14, "--json")

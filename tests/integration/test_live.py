@@ -38,7 +38,7 @@ from torchptycho.config import (
 from torchptycho.errors import ScanError, StoreError
 from torchptycho.geometry import Geometry
 from torchptycho.io import read_reconstruction, read_scan, write_scan
-from torchptycho.live import Watched, replay, watch
+from torchptycho.live import Watched, replay, watch, watching
 from torchptycho.live.layout import Chunk, Layout
 from torchptycho.live.provisional import Provisional
 from torchptycho.live.replay import Replayed, layout_of
@@ -559,6 +559,43 @@ def test_a_watch_is_stopped_while_the_final_image_is_made(
     assert not (out / "reconstruction.npz").exists()
 
 
+@pytest.mark.contract("live.stop.files")
+@pytest.mark.parametrize("at", ["write_reconstruction", "draw"])
+def test_a_stop_while_the_last_files_are_written_comes_after_them(
+    at: str, command: Command, single: Path, recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = getattr(watching, at)
+
+    def stopped(*arguments: Any) -> None:
+        # The picture on the way is drawn before.
+        if at != "draw" or (out / "reconstruction.npz").exists():
+            os.kill(os.getpid(), signal.SIGTERM)
+        inner(*arguments)
+
+    out, scan = tmp_path / "live", read_scan(recorded, frames=slice(None, 100))
+    monkeypatch.setattr(watching, at, stopped)
+    where = address()
+    with playing(scan, where, 1e5):
+        answer = command("watch", where, "--model", single, "--out", out, "--accelerator", "cpu", "--drop-spool")
+    assert (answer.code, answer.err.endswith("torchptycho: interrupted\n")) == (130, True), answer.err
+    assert "told to stop when the image was there already: it is whole, and the spool is kept" in answer.out
+    assert json.loads((out / "status.json").read_text())["state"] == "done"
+    assert same(read_reconstruction(out / "reconstruction.npz"), reconstruct(single, scan, **OFFLINE))
+    assert (out / "reconstruction.png").read_bytes().endswith(b"IEND\xaeB`\x82")
+    assert received(out) == 100
+
+
+@pytest.mark.contract("live.command")
+def test_a_watch_that_is_stopped_before_the_first_frame_says_what_it_waited_for(
+    single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torchptycho.live.stream._AGAIN_S", 0.2)
+    stop, where = threading.Event(), address()
+    threading.Timer(1, stop.set).start()
+    status = watch(where, single, tmp_path / "live", accelerator="cpu", progress=False, stop=stop).status
+    assert status.message == f"stopped before the first frame came: nobody answers at {where}"
+
+
 @pytest.mark.contract("live.spool.other")
 def test_another_scan_is_refused_before_anything_is_reconstructed_and_another_address_is_none(
     single: Path, recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -740,10 +777,19 @@ def test_the_commands_tell_what_they_did(command: Command, single: Path, recorde
     assert not (tmp_path / "none").exists()
     answer = command("watch", where, "--model", single, "--out", recorded)
     assert (answer.code, "out: expected a folder" in answer.err) == (1, True), answer.err
-    answer = command("watch", "http://x", "--model", single, "--out", tmp_path / "none")
-    assert "expected an HDF5 file, or an address" in answer.err
+    for source, words in (
+        ("http://x", "expected an HDF5 file, or an address"),
+        ("tcp:/127.0.0.1:5555", "expected an HDF5 file, or an address"),
+        ("tcp://127.0.0.1:70000", "expected a port from 1 to 65535; found 70000"),
+    ):
+        answer = command("watch", source, "--model", single, "--out", tmp_path / "none")
+        assert (answer.code, words in answer.err) == (1, True), answer.err
+    answer = command("watch", where, "--model", single, "--out", "/dev/null/live")
+    assert (answer.code, "out: expected a folder that can be made; found /dev/null/live" in answer.err) == (1, True)
     answer = command("replay", recorded, "--hz", "0")
     assert "--hz: expected frames per second" in answer.err
+    answer = command("replay", recorded, "--swmr", tmp_path / "none" / "x.cxi")
+    assert (answer.code, "--swmr: expected a file in a folder that can be written to" in answer.err) == (1, True)
     answer = command("replay", recorded, "--address", "tcp://nowhere")
     assert "--address: expected one that is free" in answer.err
 

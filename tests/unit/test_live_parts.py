@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import resource
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +29,7 @@ from torchptycho.io import read_scan
 from torchptycho.live.growing_file import GrowingFile
 from torchptycho.live.layout import Chunk, Description, Layout, parsed
 from torchptycho.live.messages import (
+    ASKED_BYTES,
     LARGEST_PART_BYTES,
     answer_of_frames,
     ask_for_frames,
@@ -526,7 +529,7 @@ def line(tmp_path: Path) -> Iterator[tuple[Any, str]]:
 
 
 class TestStream:
-    def opened(self, socket: Any, where: str) -> tuple[Any, bytes]:
+    def opened(self, socket: Any, where: str, layout: Layout = LAYOUT) -> tuple[Any, bytes]:
         """A reader that knows the scan, and its name for the source."""
         from torchptycho.live.stream import StreamSource
 
@@ -535,7 +538,7 @@ class TestStream:
             assert source.describe() is None
         reader, request = socket.recv_multipart()
         assert json.loads(request)["ask"] == "scan"
-        socket.send_multipart([reader, described()])
+        socket.send_multipart([reader, described(layout)])
         while source.describe() is None:
             pass
         while socket.poll(10):
@@ -605,13 +608,113 @@ class TestStream:
         assert len(source.fetch(0, 4).frames) == 0
         socket.send_multipart([reader, *answer_of_frames(0, chunk(4), "a scan"), *[b"more"] * 1000])
 
-        def wait() -> None:
-            for _ in range(50):
-                source.fetch(0, 4)
-
         with pytest.raises(ScanError, match="expected an answer of at most 3 parts; found more"):
-            wait()
+            again_and_again(lambda: source.fetch(0, 4))
         source.close(0)
+
+    @pytest.mark.contract("live.messages.too-large")
+    def test_a_part_that_is_too_large_is_told_though_zeromq_says_nothing_of_it(self, line: tuple[Any, str]) -> None:
+        socket, where = line
+        source, reader = self.opened(socket, where)
+        assert len(source.fetch(0, 4).frames) == 0
+        socket.send_multipart([reader, b"{}", bytes(ASKED_BYTES + 1), b""])
+        with pytest.raises(ScanError, match=rf"parts of at most {ASKED_BYTES} bytes.*a larger one.*at_most"):
+            again_and_again(lambda: source.fetch(0, 4))
+        source.close(0)
+
+    @pytest.mark.contract("live.messages.too-large")
+    def test_a_frame_of_more_than_a_part_is_taken(self, line: tuple[Any, str]) -> None:
+        socket, where = line
+        large = dataclasses.replace(LAYOUT, n_px=2048, dtype=np.dtype("<u4"), mask=np.ones((2048, 2048), bool))
+        assert large.frame_bytes > ASKED_BYTES
+        source, _ = self.opened(socket, where, large)
+        frames = np.full((1, 2048, 2048), 7, np.uint32)
+        whole = Chunk(frames=frames, positions_px=np.ones((1, 2)), end=False)
+        found = source.fetch(0, 9)
+        for _ in range(100):
+            # The reader has come anew, under another name.
+            while socket.poll(0):
+                reader, request = socket.recv_multipart()
+                assert json.loads(request)["at_most"] == 1
+                socket.send_multipart([reader, *answer_of_frames(0, whole, "a scan")])
+            found = source.fetch(0, 9)
+            if len(found.frames):
+                break
+        np.testing.assert_array_equal(found.frames, frames)
+        source.close(1)
+
+    @pytest.mark.contract("live.messages.too-large")
+    @pytest.mark.skipif(sys.platform != "linux", reason="nothing else counts what comes")
+    def test_a_message_without_an_end_is_not_kept(self) -> None:
+        pytest.importorskip("zmq")
+        from torchptycho.live.stream import StreamSource
+
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            source = StreamSource(f"tcp://127.0.0.1:{server.getsockname()[1]}")
+            sender = threading.Thread(target=endless, args=(server,), daemon=True)
+            sender.start()
+            with pytest.raises(ScanError, match=r"answers of 3 parts .*found \d+ bytes without the end of one"):
+                again_and_again(source.describe)
+            source.close(0)
+            sender.join(30)
+        assert not sender.is_alive()
+
+    @pytest.mark.contract("live.messages.stranger")
+    def test_who_is_no_source_is_told_and_a_source_in_its_place_is_found(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        zmq = pytest.importorskip("zmq")
+        from torchptycho.live.stream import StreamSource
+
+        monkeypatch.setattr("torchptycho.live.stream._AGAIN_S", 0.3)
+        with zmq.Context() as context:
+            with context.socket(zmq.PUSH) as stranger:
+                port = stranger.bind_to_random_port("tcp://127.0.0.1")
+                source = StreamSource(f"tcp://127.0.0.1:{port}")
+                for _ in range(100):
+                    assert source.describe() is None
+                    if "is no source of frames" in (source.waits_for() or ""):
+                        break
+                assert source.waits_for() is not None
+                assert "is no source of frames: look at the address" in source.waits_for()
+            with context.socket(zmq.ROUTER) as router:
+                router.setsockopt(zmq.LINGER, 0)
+                # The other one is closed in the background.
+                for _ in range(100):
+                    with contextlib.suppress(zmq.ZMQError):
+                        router.bind(f"tcp://127.0.0.1:{port}")
+                        break
+                    time.sleep(0.02)
+                found = None
+                for _ in range(200):
+                    found = source.describe()
+                    if found is not None:
+                        break
+                    if router.poll(0):
+                        reader, _ = router.recv_multipart()
+                        # One that thinks for longer than it is asked again for is another thing.
+                        for _ in range(6):
+                            source.describe()
+                        assert "has not answered for" in (source.waits_for() or "")
+                        router.send_multipart([reader, described()])
+                assert found is not None
+                assert LAYOUT.difference(found) is None
+                source.close(0)
+
+
+def again_and_again(ask: Callable[[], object]) -> None:
+    for _ in range(100):
+        ask()
+
+
+def endless(server: socket.socket) -> None:
+    """Speak ZeroMQ to one who connects, and send a message of parts without end; return when it is shut."""
+    connection, _ = server.accept()
+    with connection, contextlib.suppress(OSError):
+        connection.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32))
+        ready = b"\x05READY" + b"\x0bSocket-Type" + (6).to_bytes(4, "big") + b"ROUTER"
+        connection.sendall(bytes([4, len(ready)]) + ready)
+        part = bytes([3]) + (1 << 20).to_bytes(8, "big") + bytes(1 << 20)
+        while True:
+            connection.sendall(part)
 
 
 @pytest.mark.contract("live.messages.sender")

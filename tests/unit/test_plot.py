@@ -8,10 +8,12 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from torchptycho import plot
@@ -88,6 +90,26 @@ FIGURES: dict[str, Callable[[Path], Path]] = {
     "scan": lambda path: plot.plot_scan(make_scan(), path),
     "overview": lambda path: plot.plot_overview(make_scan(truth=make_object()), {"refined": compared()}, path),
 }
+
+
+@pytest.mark.contract("plot.whole")
+def test_a_figure_that_cannot_be_written_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "figure.png"
+    before = plot.plot_history(HISTORY, path).read_bytes()
+    inner, saved = Image.Image.save, []
+
+    def broken_off(self: Image.Image, fp: Any, **options: Any) -> None:
+        inner(self, fp, **options)
+        saved.append(fp)
+        # The first is matplotlib's own.
+        if len(saved) > 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Image.Image, "save", broken_off)
+    with pytest.raises(KeyboardInterrupt):
+        plot.plot_reconstruction(make_reconstruction(NOISE), path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.contract("plot.files")

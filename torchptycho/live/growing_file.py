@@ -211,8 +211,10 @@ class GrowingFile:
         with self._path.open("rb") as file:
             head = file.read(len(MAGIC))
         if head != MAGIC:
-            raise ScanError(self._path, None, expected="an HDF5 file, as one that grows", found=f"{head!r}",
-                            remedy="Reconstruct it when it is complete.")  # fmt: skip
+            raise ScanError(
+                self._path, None, expected="an HDF5 file, as one that grows", found=f"another, beginning with {head!r}",
+                remedy="A scan that is complete is for `reconstruct`; `replay` plays it to a watch.",
+            )  # fmt: skip
         self._recorded = self._read(2)
         n = min(self._count(), _FIRST_FRAMES)
         recorded = self._read(n)

@@ -29,6 +29,7 @@ from torchptycho.live.layout import Chunk, Description, Layout, in_pixels, parse
 from torchptycho.strict import strict
 
 __all__ = [
+    "ASKED_BYTES",
     "LARGEST_PART_BYTES",
     "MOST_PARTS",
     "Asked",
@@ -40,7 +41,9 @@ __all__ = [
 ]
 
 LARGEST_PART_BYTES = 64 << 20
-"""Of a message that is taken."""
+"""Of a frame that is taken."""
+ASKED_BYTES = 8 << 20
+"""Of a part that is taken, unless a single frame has more: no more is asked for, and no description has as many."""
 MOST_PARTS = 3
 """Of an answer: header, frames, positions."""
 _NUMBER = Annotated[int, Field(ge=0, lt=1 << 53)]

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
 import tempfile
 import threading
 import time
@@ -127,7 +128,8 @@ def _serve(
             socket.bind(address)
         except zmq.ZMQError as error:
             raise ConfigError(
-                f"--address: expected one that is free, such as tcp://127.0.0.1:5555; found {address} ({error})."
+                f"--address: expected one that is free, such as tcp://127.0.0.1:5555; found {address} ({error}). "
+                "Take another port, or tcp://127.0.0.1:* for any."
             ) from None
         _log.info("%s: served at %s", scan.source, socket.getsockopt_string(zmq.LAST_ENDPOINT))
         while not stop.is_set() and safe < n:
@@ -162,7 +164,10 @@ def _write(
             remedy="Give --energy-eV, --distance-m and --detector-pixel-m, or play it over ZeroMQ.",
         )  # fmt: skip
     if path.exists():
-        raise ConfigError(f"--swmr: expected the name of a new file; found {path}, which is there.")
+        raise ConfigError(f"--swmr: expected the name of a new file; found {path}, which is there. Name another one.")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"--swmr: expected a file in a folder that can be written to; found {path}. Make the folder, "
+                          "or name another one.")  # fmt: skip
     energy_eV, distance_m, pixel_m, object_pixel_m = (float(value or 0) for value in lengths)
     at_once = frames_in(_READ_BYTES, frames)
     with h5py.File(path, "w", libver="latest") as file:

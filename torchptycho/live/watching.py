@@ -90,7 +90,7 @@ def source_of(text: str | Path, network: PtychoNetwork, reading: ReadConfig | No
                 "that are ready, and they are taken as they come", text, ", ".join(changes),
             )  # fmt: skip
         return StreamSource(str(text))
-    if "://" in str(text):
+    if "://" in str(text) or str(text).startswith(("tcp:", "ipc:")):
         raise ConfigError(f"{text}: expected an HDF5 file, or an address that begins with tcp:// or ipc://.")
     if reading is None:
         reading = reading_for_prediction(network.config.prepare)
@@ -145,7 +145,8 @@ def watch(
         accelerator: where to compute: auto, cpu, gpu.
         reading: how a file is read, for a file only; None as the network's training scans were.
         drop_spool: remove the spool when the final image is written.
-        stop: set it to end the watch; the image of what is there is drawn, and the spool is kept.
+        stop: set it to end the watch; the image of what is there is drawn, and the spool is kept, `drop_spool` or not.
+            When the final image is there already, its files are written first.
         progress: show a bar.
 
     Raises:
@@ -168,7 +169,11 @@ def watch(
         raise ConfigError(f"out: expected a folder, or a name that is free; found {out}, a file. Name another one.")
     if isinstance(source, str | Path):
         source = source_of(source, network, reading)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"out: expected a folder that can be made; found {out} ({error.strerror}). Name another "
+                          "one.") from None  # fmt: skip
     status = Status(source=source.name, model=str(network.checkpoint or "a network in memory"), refresh_s=refresh_s)
     with claimed(out):
         receiver = Receiver(source, out / SPOOL, spool_frames, frames, source.idle_s if idle_s is None else idle_s)
@@ -183,7 +188,8 @@ def watch(
             with contextlib.suppress(OSError):
                 status.write(out)
             raise
-        if image is not None and drop_spool:
+        # Who stops it may want to go on in another way.
+        if image is not None and drop_spool and not work.stopped:
             assert receiver.spool is not None
             receiver.spool.drop()
     return Watched(status=status, image=image)
@@ -205,6 +211,8 @@ class _Watch:
         self._speed = 0.0
         self._unfit: dict[int, str] = {}
         self._warned: set[Path] = set()
+        self.stopped = False
+        """Told to stop when the final image was there already, of which all files are written then."""
 
     def run(self, accelerator: str, progress: bool) -> Reconstruction | None:
         """Until the scan is over or it is told to stop."""
@@ -224,11 +232,13 @@ class _Watch:
                     raise _Stopped
                 final = self._finish(spool, accelerator, progress)
             except _Stopped:
-                self._status.message = _how_to_go_on(0 if receiver.spool is None else receiver.spool.count, self._out)
+                count = 0 if receiver.spool is None else receiver.spool.count
+                self._status.message = _how_to_go_on(count, self._out, receiver.waits_for)
                 self._tell("stopped")
                 return None
             receiver.reconstructed(spool.count)
-        self._status.message = _what_is_missing(spool.count, receiver)
+        self.stopped = self._stop.is_set()
+        self._status.message = _what_is_missing(spool.count, receiver, stopped=self.stopped)
         self._tell("done")
         return final
 
@@ -245,6 +255,7 @@ class _Watch:
             self._network, scan, self._config, accelerator=accelerator, progress=progress, scratch=self._out,
             on_batch=self._go_on,
         )  # fmt: skip
+        # From here on it takes a moment, and a stop comes after the files, which belong together.
         self._go_on()
         write_reconstruction(final, self._out / "reconstruction.npz")
         from torchptycho.plot import plot_reconstruction
@@ -384,9 +395,11 @@ class _Watch:
             bar.update(told, completed=self._done, total=status.expected, note=note)
 
 
-def _what_is_missing(count: int, receiver: Receiver) -> str | None:
-    """What a final image should be known to lack, or not to have been compared with."""
+def _what_is_missing(count: int, receiver: Receiver, *, stopped: bool) -> str | None:
+    """What a final image should be known to lack, or not to have been compared with, and how its watch ended."""
     said = []
+    if stopped:
+        said.append("told to stop when the image was there already: it is whole, and the spool is kept")
     if receiver.unasked:
         said.append(f"all {count} frames were here already; the source was not asked")
     if receiver.expected is not None and count < receiver.expected:
@@ -394,9 +407,9 @@ def _what_is_missing(count: int, receiver: Receiver) -> str | None:
     return "; ".join(said) or None
 
 
-def _how_to_go_on(count: int, out: Path) -> str:
+def _how_to_go_on(count: int, out: Path, waited_for: str | None = None) -> str:
     if not count:
-        return "stopped before the first frame came"
+        return "stopped before the first frame came" + (f": {waited_for}" if waited_for else "")
     return (
         f"stopped with {count} frames in {out / SPOOL}: the same command goes on after them, and with --idle-s 1 it "
         "makes the image of those that are there"

@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from scipy.spatial import cKDTree
 
+from torchptycho.io.files import replaced_atomically
+
 __all__ = ["BLUE", "GREEN", "NO_DATA", "ORANGE", "PURPLE", "SMALL", "TEXT", "new_figure", "plain_axes", "save"]
 
 NO_DATA = "#dde4ee"
@@ -37,6 +39,9 @@ def save(
 
     Arguments:
         colours: at most 100 more to keep, of what follows no colour map.
+
+    Raises:
+        ScanError: it cannot be written; a picture that was there before is left as it was.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,10 +50,18 @@ def save(
     figure.savefig(drawn, dpi=_DPI, format="png", bbox_inches="tight", pad_inches=0.08, pil_kwargs=fast)
     with Image.open(drawn) as picture:
         plain = picture.convert("RGB")
-    plain.save(path, format="png")
-    if colour_maps and path.stat().st_size > _LARGE_BYTES:
-        _reduced(plain, colour_maps, np.zeros((0, 3)) if colours is None else colours / 255).save(path, format="png")
+    content = _as_png(plain)
+    if colour_maps and len(content) > _LARGE_BYTES:
+        content = _as_png(_reduced(plain, colour_maps, np.zeros((0, 3)) if colours is None else colours / 255))
+    with replaced_atomically(path) as file:
+        file.write(content)
     return path
+
+
+def _as_png(picture: Image.Image) -> bytes:
+    content = io.BytesIO()
+    picture.save(content, format="png")
+    return content.getvalue()
 
 
 def _reduced(plain: Image.Image, colour_maps: tuple[str, ...], more: np.ndarray) -> Image.Image:

@@ -71,23 +71,27 @@ class Mosaic:
         Arguments:
             first_group: number of the first of them among the groups of all processes; None counts them as they come.
         """
-        fresh_here = fresh.to(patches.device)
-        numbers, mine = members.cpu()[fresh.cpu()], patches[fresh_here]
+        fresh = fresh.cpu()
+        numbers = members.cpu()[fresh]
+        # Nearly always all are, and need no copy.
+        mine = patches.flatten(0, 1) if bool(fresh.all()) else patches[fresh.to(patches.device)]
         self._own[numbers] = True
         if self._patches is None:
             self._place(mine, numbers)
             self.n_placed = int(self._placed.sum())
             return
         # A patch that is not finite would spoil the phases of all that it overlaps.
-        finite = torch.view_as_real(mine).isfinite().flatten(1).all(-1)
-        if not bool(finite.all()):
+        placed = len(mine)
+        if not bool(torch.view_as_real(mine).sum().isfinite()):
+            finite = torch.view_as_real(mine).isfinite().flatten(1).all(-1)
             mine = torch.where(finite[:, None, None], mine, 0)
             self._own[numbers[~finite.cpu()]] = False
-        self.n_placed += int(finite.sum())
+            placed = int(finite.sum())
+        self.n_placed += placed
         where = self._patches.device
         self._patches[numbers.to(where)] = mine.to(where)
         begin = self._n_groups if first_group is None else first_group
-        self._group[numbers] = (torch.arange(len(members))[:, None].expand(members.shape) + begin)[fresh.cpu()]
+        self._group[numbers] = (torch.arange(len(members))[:, None].expand(members.shape) + begin)[fresh]
         self._n_groups = begin + len(members)
 
     def finish(self) -> Canvas:

@@ -13,6 +13,7 @@ from strategies import beam, normal
 from torchptycho.cores import in_turn
 from torchptycho.mosaic import Mosaic
 from torchptycho.physics.merging import probe_weight
+from torchptycho.stitch import Canvas
 
 
 @pytest.fixture(autouse=True)
@@ -87,3 +88,16 @@ def test_an_image_is_that_of_one_thread_to_the_bit(agree_phases: bool) -> None:
     assert torch.equal(images[0].numerator, images[1].numerator)
     assert torch.equal(images[0].weight, images[1].weight)
     assert images[0].finish().spread is not None
+
+
+@pytest.mark.contract("cores.canvas")
+def test_several_threads_may_add_to_one_place_of_a_canvas_at_once() -> None:
+    patches, weight = normal((256, 256, 256), 3, torch.complex64), torch.ones(256, 256)
+    places = torch.full((256, 2), 3.25, dtype=torch.float64)
+    together, alone = (Canvas.for_positions(places, 256) for _ in range(2))
+    alone.add(patches, places, weight)
+    pieces = torch.arange(256).split(8)
+    with in_turn(lambda some: together.add(patches[some], places[some], weight), pieces) as placed:
+        assert all(bool(each.all()) for each in placed)
+    assert torch.equal(together.numerator, alone.numerator)
+    assert torch.equal(together.weight, alone.weight)

@@ -160,7 +160,7 @@ def _predict(
         told = bar.add_task("reconstructing", total=len(own), note="") if bar else None
         in_turn = stack.enter_context(contextlib.closing(patches_in_turn(network, stream, config, own, device)))
         for number, (batch, here, patches) in enumerate(in_turn):
-            mosaic.add(patches, here.members, here.fresh, own[number][0])
+            mosaic.add(patches, batch.members, batch.fresh, own[number][0])
             if task.on_batch is not None:
                 task.on_batch(batch, patches)
             if scale is not None:

@@ -158,8 +158,8 @@ def _predict(
     bar = new_bar() if task.progress and rank == 0 else None
     with torch.inference_mode(), bar or contextlib.nullcontext(), contextlib.ExitStack() as stack:
         told = bar.add_task("reconstructing", total=len(own), note="") if bar else None
-        in_turn = stack.enter_context(contextlib.closing(patches_in_turn(network, stream, config, own, device)))
-        for number, (batch, here, patches) in enumerate(in_turn):
+        predicted = stack.enter_context(contextlib.closing(patches_in_turn(network, stream, config, own, device)))
+        for number, (batch, here, patches) in enumerate(predicted):
             mosaic.add(patches, batch.members, batch.fresh, own[number][0])
             if task.on_batch is not None:
                 task.on_batch(batch, patches)
@@ -187,9 +187,10 @@ def patches_in_turn(
     Arguments:
         cuts: first group of each batch, and the one after its last.
     """
-    if device.type == "cuda":
+    # Other engines have threads of their own.
+    if device.type == "cuda" or config.predict_compile or isinstance(network, ExportedNetwork):
         for batch in stream.batches(cuts):
-            here = batch.pinned().to(device)
+            here = batch.pinned().to(device) if device.type == "cuda" else batch
             yield batch, here, patches_of(network, here, config)
         return
 
@@ -198,8 +199,7 @@ def patches_in_turn(
         with torch.inference_mode():
             return batch, batch, patches_of(network, batch, config)
 
-    # Other engines have threads of their own.
-    with in_turn(computed, cuts, alone=config.predict_compile or isinstance(network, ExportedNetwork)) as found:
+    with in_turn(computed, cuts) as found:
         yield from found
 
 

@@ -135,19 +135,19 @@ class Canvas:
         if not bool(numerator.sum().isfinite()):
             finite = numerator.isfinite().flatten(1).all(-1)
             numerator, base, fraction, weight = numerator[finite], base[finite], fraction[finite], weight[finite]
-        total, squares = shifted(weight, fraction).double(), None
+        total = shifted(weight, fraction).double()
+        terms: list[tuple[Tensor, Tensor]] = []
         if self._squares is not None:
             # What a patch adds to a pixel from its neighbours is one value there, of the weight that comes with it.
             squares = numerator[..., 0] * numerator[..., 0]
             squares += numerator[..., 1] * numerator[..., 1]
             # 0/0 where there is no weight.
             squares.div_(total).nan_to_num_(0.0, 0.0, 0.0)
-        numerator, total = rounded(numerator), rounded(total)
+            terms.append((self._squares, rounded(squares)))
+        terms += [(self._numerator, rounded(numerator)), (self._weight, rounded(total))]
         with self._adding:
-            add_blocks(self._numerator, numerator, base)
-            add_blocks(self._weight, total, base)
-            if self._squares is not None and squares is not None:
-                add_blocks(self._squares, rounded(squares), base)
+            for sums, blocks in terms:
+                add_blocks(sums, blocks, base)
         return finite
 
     @property

@@ -1,6 +1,8 @@
-"""`extract_inside` and `place_inside` with derivatives: each is the other's backward pass, and no index table is kept.
+"""Patches on many small canvases of equal size, one for each group, which lie under one another in one field.
 
-For many small canvases of equal size, one for each group, which lie under one another in one field.
+`extract_groups` and `place_groups` are `extract_inside` and `place_inside` with derivatives: each is the other's
+backward pass, and no index table is kept. `WholeBlocks` is for places on whole pixels that are read and written again
+and again.
 """
 
 from __future__ import annotations
@@ -90,6 +92,8 @@ class WholeBlocks:
         self._shape, self._size = (groups, members, n_px, n_px), size
         # As `by_matrices` counts them; a hat at a whole pixel is 1 there and 0 elsewhere.
         self._corner_px = first_px.float() if wanted() else None
+        if self._corner_px is not None:
+            return
         span = torch.arange(n_px, device=first_px.device)
         first = (torch.arange(groups, device=first_px.device)[:, None] * size + first_px[..., 0]) * size
         self._table = (first[..., None, None] + first_px[..., 1, None, None] + (span[:, None] * size + span)).flatten()

@@ -87,7 +87,7 @@ class GroupProjection:
         background: Float[Tensor, " b"],
         canvas_px: int,
     ) -> GroupProjection:
-        """The same at half the resolution, from the middle of the detector: a step costs a quarter.
+        """The same at half the resolution, from the middle of the detector: a quarter of the pixels.
 
         Its canvases have every second pixel of the others, [0, 0] among them; `doubled` gives the rest. What turns
         slowly takes as many steps here as there, and fine structure takes few. What light the beam itself has beyond

@@ -24,8 +24,8 @@ from pathlib import Path
 
 import torch
 
-from torchptycho.checkpoints import load_checkpoint
-from torchptycho.config import (
+from torchptycho.analysis.evaluation import evaluate
+from torchptycho.core.config import (
     GroupConfig,
     ModelConfig,
     ReconstructConfig,
@@ -34,16 +34,16 @@ from torchptycho.config import (
     SimulateConfig,
     TrainConfig,
 )
-from torchptycho.data.preparing import prepare
-from torchptycho.errors import TrainingError
-from torchptycho.evaluation import evaluate
-from torchptycho.model import PtychoPINN
-from torchptycho.reconstructing import reconstruct
-from torchptycho.reconstruction import Reconstruction
-from torchptycho.refinement import refine
-from torchptycho.scan import Scan
-from torchptycho.simulation import simulate
-from torchptycho.workflows import train
+from torchptycho.core.errors import TrainingError
+from torchptycho.core.reconstruction import Reconstruction
+from torchptycho.core.scan import Scan
+from torchptycho.data.prepare import prepare
+from torchptycho.data.simulation import simulate
+from torchptycho.models.checkpoints import load_checkpoint
+from torchptycho.models.lightning_module import PtychoPINN
+from torchptycho.reconstructors.iterative import refine
+from torchptycho.reconstructors.network_reconstruction import reconstruct
+from torchptycho.training.train import train
 
 KINDS = ("dead_leaves", "lines", "siemens_star", "natural")
 WANTED = 0.55

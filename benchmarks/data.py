@@ -35,12 +35,12 @@ import numpy as np
 from memory_scaling import write_scan
 from scipy.spatial import cKDTree
 
-from torchptycho.config import GroupConfig, MappingConfig, PrepareConfig, RunConfig
-from torchptycho.data.module import PtychoDataModule
-from torchptycho.data.preparing import prepare, reopened
-from torchptycho.data.reopen import Request
+from torchptycho.core.config import GroupConfig, MappingConfig, PrepareConfig, RunConfig
+from torchptycho.data.cache import Request
+from torchptycho.data.datamodule import PtychoDataModule
+from torchptycho.data.grouping import group, partition
+from torchptycho.data.prepare import prepare, reopened
 from torchptycho.data.store import Store
-from torchptycho.grouping import group, partition
 from torchptycho.io import read_scan
 
 PARTS = ("grouping", "prepare", "batches")

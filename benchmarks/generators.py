@@ -24,13 +24,13 @@ from convergence import KINDS, scans, short, ssim, trained, untrained
 from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
 
-from torchptycho.config import ModelConfig, RunConfig, TrainConfig
-from torchptycho.data.dataset import GroupDataset
-from torchptycho.data.preparing import prepare
-from torchptycho.evaluation import align_to_truth
-from torchptycho.model import PtychoPINN
-from torchptycho.reconstruction import Reconstruction
-from torchptycho.scan import Scan
+from torchptycho.analysis.evaluation import align_to_truth
+from torchptycho.core.config import ModelConfig, RunConfig, TrainConfig
+from torchptycho.core.reconstruction import Reconstruction
+from torchptycho.core.scan import Scan
+from torchptycho.data.datasets import GroupDataset
+from torchptycho.data.prepare import prepare
+from torchptycho.models.lightning_module import PtychoPINN
 
 GROUPS = 16
 

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-COMMAND = "import sys; from torchptycho.cli import main; sys.exit(main(sys.argv[1:]))"
+COMMAND = "import sys; from torchptycho.cli.app import main; sys.exit(main(sys.argv[1:]))"
 CHUNK_BYTES = 8 << 20
 
 
@@ -60,7 +60,7 @@ def played(scan: Path) -> tuple[subprocess.Popen[bytes], str]:
 def received(scan: Path, frames: int, folder: Path) -> float:
     """Seconds from the first frame to the last, into the spool alone."""
     from torchptycho.live.receiver import Receiver
-    from torchptycho.live.stream import StreamSource
+    from torchptycho.live.zmq_source import StreamSource
 
     process, address = played(scan)
     with Receiver(StreamSource(address), folder / "alone", 2 * frames, None, None) as receiver:
@@ -82,7 +82,7 @@ def received(scan: Path, frames: int, folder: Path) -> float:
 def sustained(scan: Path, checkpoint: Path, folder: Path, accelerator: str) -> dict[str, float]:
     """Seconds from the first frame until the last is in the image, and of the final image."""
     from torchptycho.live import watch
-    from torchptycho.live.watching import _Watch
+    from torchptycho.live.watcher import _Watch
 
     times: dict[str, float] = {}
     inner = _Watch._tell
@@ -118,11 +118,11 @@ def main() -> None:
     given = parser.parse_args()
     import torch
 
-    from torchptycho.config import GroupConfig, ModelConfig, RunConfig, SimulateConfig, TrainConfig
+    from torchptycho.core.config import GroupConfig, ModelConfig, RunConfig, SimulateConfig, TrainConfig
+    from torchptycho.core.scan import ArrayFrames
+    from torchptycho.data.simulation import simulate
     from torchptycho.io import write_scan
-    from torchptycho.scan import ArrayFrames
-    from torchptycho.simulation import simulate
-    from torchptycho.workflows import train
+    from torchptycho.training.train import train
 
     accelerator = "gpu" if torch.cuda.is_available() else "cpu"
     table = []

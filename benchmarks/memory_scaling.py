@@ -63,7 +63,7 @@ class Peak:
 
 def write_scan(path: Path, n_frames: int, n_px: int) -> None:
     """A scan whose frames hold numbers of the right kind; what they show does not matter here."""
-    from torchptycho.io.archive import write_array, write_header
+    from torchptycho.io.storage.archive import write_array, write_header
 
     rng = np.random.default_rng(0)
     few = rng.poisson(100, (_DISTINCT_FRAMES, n_px, n_px)).astype(np.uint16)
@@ -101,9 +101,9 @@ def with_oracle(kind: str, path: Path, groups: int, n_px: int) -> int:
 
 def with_store(path: Path, groups: int, folder: Path) -> int:
     """Prepare a store and run through its batches once."""
-    from torchptycho.config import GroupConfig, PrepareConfig, RunConfig
-    from torchptycho.data.module import PtychoDataModule
-    from torchptycho.data.preparing import prepare
+    from torchptycho.core.config import GroupConfig, PrepareConfig, RunConfig
+    from torchptycho.data.datamodule import PtychoDataModule
+    from torchptycho.data.prepare import prepare
     from torchptycho.io import read_scan
 
     config = RunConfig(prepare=PrepareConfig(val_fraction=0.0), group=GroupConfig(gridsize=2, n_groups=groups))
@@ -120,8 +120,8 @@ def device_bytes(path: Path, groups: int, folder: Path) -> int | None:
 
     if not torch.cuda.is_available():
         return None
-    from torchptycho.config import GroupConfig, PrepareConfig, RunConfig, TrainConfig
-    from torchptycho.workflows import train
+    from torchptycho.core.config import GroupConfig, PrepareConfig, RunConfig, TrainConfig
+    from torchptycho.training.train import train
 
     steps = min(50, groups // BATCH_GROUPS)
     config = RunConfig(
@@ -138,8 +138,8 @@ def measure(mode: str, path: Path, groups: int, n_px: int) -> dict[str, Any]:
     """One point, in this process."""
     # Imports and their first allocations are not what is asked about.
     if mode == "torchptycho":
-        import torchptycho.data.module
-        import torchptycho.data.preparing
+        import torchptycho.data.datamodule
+        import torchptycho.data.prepare
         import torchptycho.io  # noqa: F401
     else:
         import tf_reference

@@ -24,15 +24,15 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from torchptycho.checkpoints import load_checkpoint
-from torchptycho.config import RefineConfig, RunConfig, SimulateConfig, TrainConfig
-from torchptycho.evaluation import evaluate
-from torchptycho.reconstructing import reconstruct
-from torchptycho.reconstruction import Reconstruction
-from torchptycho.refinement import refine
-from torchptycho.scan import Scan
-from torchptycho.simulation import simulate
-from torchptycho.workflows import train
+from torchptycho.analysis.evaluation import evaluate
+from torchptycho.core.config import RefineConfig, RunConfig, SimulateConfig, TrainConfig
+from torchptycho.core.reconstruction import Reconstruction
+from torchptycho.core.scan import Scan
+from torchptycho.data.simulation import simulate
+from torchptycho.models.checkpoints import load_checkpoint
+from torchptycho.reconstructors.iterative import refine
+from torchptycho.reconstructors.network_reconstruction import reconstruct
+from torchptycho.training.train import train
 
 N_PX = 64
 BEAM_PX = 0.4 * N_PX

@@ -24,12 +24,12 @@ import torch
 from convergence import KINDS, scans, ssim
 from robustness import defocused
 
-from torchptycho.checkpoints import load_checkpoint
-from torchptycho.config import ExperimentConfig, ModelConfig, RunConfig, TrainConfig
-from torchptycho.errors import TrainingError
-from torchptycho.reconstructing import reconstruct
-from torchptycho.scan import ArrayFrames, Scan
-from torchptycho.workflows import train
+from torchptycho.core.config import ExperimentConfig, ModelConfig, RunConfig, TrainConfig
+from torchptycho.core.errors import TrainingError
+from torchptycho.core.scan import ArrayFrames, Scan
+from torchptycho.models.checkpoints import load_checkpoint
+from torchptycho.reconstructors.network_reconstruction import reconstruct
+from torchptycho.training.train import train
 
 
 def out_of_focus(scan: Scan) -> Scan:

@@ -82,9 +82,9 @@ def ours(task: Task, epochs: list[int], method: str, **options: Any) -> Iterator
     """Each number of epochs is a run of its own, because the schedule depends on it."""
     import torch
 
-    from torchptycho.config import RefineConfig
+    from torchptycho.core.config import RefineConfig
     from torchptycho.physics.patches import corner, extract
-    from torchptycho.refinement import refine
+    from torchptycho.reconstructors.iterative import refine
 
     for count in epochs:
         clock = Clock()
@@ -103,7 +103,7 @@ def ours(task: Task, epochs: list[int], method: str, **options: Any) -> Iterator
 
 
 def scan_of(task: Task) -> Any:
-    from torchptycho.scan import ArrayFrames, Scan
+    from torchptycho.core.scan import ArrayFrames, Scan
 
     return Scan(
         frames=ArrayFrames(task.frames),

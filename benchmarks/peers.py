@@ -8,9 +8,9 @@ has the wrong focus, and the probe is refined), `known probe` (2,000 frames, 1e9
 the probe known and kept; synth64-test.npz where it is there, a simulation like it elsewhere) and `star` (measured, own
 probe guess; compared with an iterative reconstruction of the same frames, which is a good picture and not the truth).
 Each program runs in a process of its own (`peer_programs.py`), with the same number of threads; one that is not
-installed is left out. Every image goes through `torchptycho.evaluation.evaluate` with the same coverage: shift, phase
-plane and scale are taken out first. `ratio` is a row's time over that of the fastest peer's row that is at least as
-good. Writes peers.csv, peers.png (error against seconds) and peers_phase.png (every program's last image).
+installed is left out. Every image goes through `torchptycho.evaluate` with the same coverage: shift, phase plane and
+scale are taken out first. `ratio` is a row's time over that of the fastest peer's row that is at least as good. Writes
+peers.csv, peers.png (error against seconds) and peers_phase.png (every program's last image).
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from torchptycho.config import SimulateConfig
-from torchptycho.errors import EvaluationError
-from torchptycho.evaluation import Metrics, align_to_truth, evaluate
+from torchptycho.analysis.evaluation import Metrics, align_to_truth, evaluate
+from torchptycho.core.config import SimulateConfig
+from torchptycho.core.errors import EvaluationError
+from torchptycho.core.reconstruction import Reconstruction
+from torchptycho.core.scan import Scan
+from torchptycho.core.versions import versions
+from torchptycho.data.simulation import simulate
+from torchptycho.data.simulation.probes import make_probe
 from torchptycho.io import read_reconstruction, read_scan
 from torchptycho.physics.patches import corner, place
 from torchptycho.physics.scaling import gauge_factor
-from torchptycho.reconstruction import Reconstruction
-from torchptycho.scan import Scan
-from torchptycho.simulation import simulate
-from torchptycho.simulation.probes import make_probe
-from torchptycho.versions import versions
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = "torchptycho"

@@ -23,12 +23,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from torchptycho.config import GroupConfig, RefineConfig, RunConfig, SimulateConfig, TrainConfig
+from torchptycho.core.config import GroupConfig, RefineConfig, RunConfig, SimulateConfig, TrainConfig
+from torchptycho.core.reconstruction import Reconstruction
+from torchptycho.core.scan import Scan
+from torchptycho.data.simulation import simulate
 from torchptycho.physics.patches import corner, place
-from torchptycho.reconstruction import Reconstruction
-from torchptycho.refinement import refine
-from torchptycho.scan import Scan
-from torchptycho.simulation import simulate
+from torchptycho.reconstructors.iterative import refine
 
 
 def scan_at(dose: float, seed: int, *, subpixel: bool) -> Scan:
@@ -62,8 +62,8 @@ def errors(image: Reconstruction, scan: Scan) -> tuple[float, float]:
 
 
 def network_image(dose: float, scan: Scan, steps: int, *, subpixel: bool) -> Reconstruction:
-    from torchptycho.reconstructing import reconstruct
-    from torchptycho.workflows import train
+    from torchptycho.reconstructors.network_reconstruction import reconstruct
+    from torchptycho.training.train import train
 
     config = RunConfig(group=GroupConfig(gridsize=2), train=TrainConfig(steps=steps))
     with tempfile.TemporaryDirectory() as folder:

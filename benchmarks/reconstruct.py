@@ -39,7 +39,7 @@ from typing import Any
 
 import numpy as np
 
-COMMAND = "import sys; from torchptycho.cli import main; sys.exit(main(sys.argv[1:]))"
+COMMAND = "import sys; from torchptycho.cli.app import main; sys.exit(main(sys.argv[1:]))"
 
 
 class Stages:
@@ -72,11 +72,12 @@ def stages(checkpoint: str, scan: str, device: str, frames_per_batch: str, clock
     """Seconds of the stages, of all of them, and of all but writing and drawing the image; imports do not count."""
     import torch
 
-    from torchptycho import mosaic, phases, reconstructing, streaming
-    from torchptycho.config import ReconstructConfig
+    from torchptycho.core.config import ReconstructConfig
+    from torchptycho.data import inference_dataset
     from torchptycho.io import write_reconstruction
-    from torchptycho.opening import open_network
-    from torchptycho.plot import plot_reconstruction
+    from torchptycho.models.loading import open_network
+    from torchptycho.reconstructors import network_reconstruction, phase_sync, stitcher
+    from torchptycho.visualization.plot import plot_reconstruction
 
     network = open_network(checkpoint, engine, accelerator=device)  # type: ignore[arg-type]
     config = ReconstructConfig(
@@ -86,13 +87,15 @@ def stages(checkpoint: str, scan: str, device: str, frames_per_batch: str, clock
     now = CLOCKS[clock]
     watch = Stages(now, torch.cuda.synchronize if device == "gpu" else lambda: None)
     watch.watch(network, "forward", "network")
-    watch.watch(mosaic.Mosaic, "add", "keep")
-    watch.watch(phases, "synchronised", "phases")
-    watch.watch(mosaic.Mosaic, "finish", "finish")
-    watch.watch(streaming.StreamedScan, "of", "look through")
+    watch.watch(stitcher.Mosaic, "add", "keep")
+    watch.watch(phase_sync, "synchronised", "phases")
+    watch.watch(stitcher.Mosaic, "finish", "finish")
+    watch.watch(inference_dataset.StreamedScan, "of", "look through")
     with tempfile.TemporaryDirectory() as folder:
         begin = now()
-        image = reconstructing.reconstruct(network, scan, config, accelerator=device, progress=False, scratch=folder)
+        image = network_reconstruction.reconstruct(
+            network, scan, config, accelerator=device, progress=False, scratch=folder
+        )
         pass_ = now() - begin
         write_reconstruction(image, Path(folder) / "image.npz")
         plot_reconstruction(image, Path(folder) / "image.png")
@@ -139,10 +142,10 @@ def in_a_process(option: str, *arguments: object) -> dict[str, float]:
 
 def trained(generator: str, n_px: int, frames: int, folder: Path) -> tuple[Path, Path, int]:
     """A checkpoint after one step, a scan and the edge of its object."""
-    from torchptycho.config import GroupConfig, ModelConfig, RunConfig, SimulateConfig, TrainConfig
+    from torchptycho.core.config import GroupConfig, ModelConfig, RunConfig, SimulateConfig, TrainConfig
+    from torchptycho.data.simulation import simulate
     from torchptycho.io import write_scan
-    from torchptycho.simulation import simulate
-    from torchptycho.workflows import train
+    from torchptycho.training.train import train
 
     edge = int(n_px + 6 * np.sqrt(frames) * n_px / 64)
     scan = simulate(SimulateConfig(n_px=n_px, object_px=edge, n_frames=frames))
@@ -160,10 +163,10 @@ def exported(checkpoint: Path, scan: Path, engine: str, device: str, folder: Pat
     """What the engine takes in the place of a checkpoint, with room for the groups of this scan."""
     if engine == "torch":
         return checkpoint
-    from torchptycho.checkpoints import load_network
-    from torchptycho.export import export_network
+    from torchptycho.data.inference_dataset import StreamedScan
     from torchptycho.io import read_scan
-    from torchptycho.streaming import StreamedScan
+    from torchptycho.models.checkpoints import load_network
+    from torchptycho.models.export.export import export_network
 
     network = load_network(checkpoint)
     stream = StreamedScan.of(read_scan(scan), folder, gridsize=network.gridsize, nphotons=None, training_scan=0)

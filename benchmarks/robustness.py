@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from torchptycho.config import RefineConfig, SimulateConfig
-from torchptycho.errors import EvaluationError
-from torchptycho.evaluation import evaluate
-from torchptycho.reconstruction import Reconstruction
-from torchptycho.refinement import refine
-from torchptycho.scan import ArrayFrames, Scan
-from torchptycho.simulation import simulate
+from torchptycho.analysis.evaluation import evaluate
+from torchptycho.core.config import RefineConfig, SimulateConfig
+from torchptycho.core.errors import EvaluationError
+from torchptycho.core.reconstruction import Reconstruction
+from torchptycho.core.scan import ArrayFrames, Scan
+from torchptycho.data.simulation import simulate
+from torchptycho.reconstructors.iterative import refine
 
 
 def defocused(probe: np.ndarray, turns: float) -> np.ndarray:

@@ -24,7 +24,7 @@ import torch
 def timed(*arguments: str) -> tuple[float, float, str]:
     """Run one command; seconds, peak GB and what it printed."""
     start = time.perf_counter()
-    program = "import sys; from torchptycho.cli import main; sys.exit(main())"
+    program = "import sys; from torchptycho.cli.app import main; sys.exit(main())"
     process = subprocess.Popen([sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     printed = process.stdout.read()

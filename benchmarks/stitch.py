@@ -54,7 +54,7 @@ def product(patches: int, n_px: int, device: str, repetitions: int, clock: str) 
     """Seconds of the canvas with and without spread, and of the copy."""
     import torch
 
-    from torchptycho.stitch import Canvas
+    from torchptycho.reconstructors.canvas import Canvas
 
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     generator = torch.Generator().manual_seed(0)

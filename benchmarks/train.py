@@ -76,11 +76,11 @@ def product_parts(
     """Milliseconds of the parts of one step of the product."""
     import torch
 
-    from torchptycho.config import GroupConfig, ModelConfig, RunConfig, SimulateConfig
-    from torchptycho.data.dataset import GroupDataset
-    from torchptycho.data.preparing import prepare
-    from torchptycho.model import PtychoPINN
-    from torchptycho.simulation import simulate
+    from torchptycho.core.config import GroupConfig, ModelConfig, RunConfig, SimulateConfig
+    from torchptycho.data.datasets import GroupDataset
+    from torchptycho.data.prepare import prepare
+    from torchptycho.data.simulation import simulate
+    from torchptycho.models.lightning_module import PtychoPINN
 
     config = RunConfig(group=GroupConfig(gridsize=gridsize), model=ModelConfig(generator=generator))
     scan = simulate(SimulateConfig(n_px=n_px, object_px=2 * n_px + 64, n_frames=max(400, 2 * frames)))

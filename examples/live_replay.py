@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torchptycho as tp
 from torchptycho.live import replay, watch
-from torchptycho.live.page import serve
+from torchptycho.live.web_page import serve
 
 
 def main() -> None:

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Complex
 from torch import Tensor, nn
 
-from torchptycho.config import ModelConfig
-from torchptycho.nn import Generator, GroupInput
+from torchptycho.core.config import ModelConfig
+from torchptycho.models.generators import Generator, GroupInput
 
 
 class Constant(Generator):

@@ -14,18 +14,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from torchptycho.config import GroupConfig, PrepareConfig, RunConfig
-from torchptycho.data import writing as writing_module
-from torchptycho.data.preparing import append_scans, drop_scans, prepare
-from torchptycho.data.reopen import Request
-from torchptycho.errors import TorchptychoError
+from torchptycho.core.config import GroupConfig, PrepareConfig, RunConfig
+from torchptycho.core.errors import TorchptychoError
+from torchptycho.core.scan import Scan
+from torchptycho.data import writer as writing_module
+from torchptycho.data.cache import Request
+from torchptycho.data.prepare import append_scans, drop_scans, prepare
 from torchptycho.io import read_scan
-from torchptycho.scan import Scan
 
 # Imported once, by the process that the others are forked from.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["torchptycho.data.preparing", "torchptycho.io.npz", "scipy.spatial", "scipy.ndimage", "pytest"]
+    ["torchptycho.data.prepare", "torchptycho.io.formats.npz", "scipy.spatial", "scipy.ndimage", "pytest"]
 )
 
 _WATCHED = ("/torchptycho/data/", "/torchptycho/io/", "/tensordict/memmap.py")

@@ -15,8 +15,8 @@ import h5py
 import hdf5plugin
 import numpy as np
 
-from torchptycho.config import MappingConfig, ReadConfig
-from torchptycho.errors import TorchptychoError
+from torchptycho.core.config import MappingConfig, ReadConfig
+from torchptycho.core.errors import TorchptychoError
 from torchptycho.io import checked_chunks, read_probe, read_reconstruction, read_scan
 
 M, N = 6, 8

@@ -14,9 +14,9 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from torchptycho.config import SimulateConfig
-from torchptycho.scan import Scan
-from torchptycho.simulation import simulate
+from torchptycho.core.config import SimulateConfig
+from torchptycho.core.scan import Scan
+from torchptycho.data.simulation import simulate
 
 seeds = st.integers(min_value=0, max_value=2**32 - 1)
 leads = st.sampled_from([(), (2,), (2, 3)])

@@ -18,9 +18,9 @@ import annotated_types
 from pydantic.fields import FieldInfo
 
 import torchptycho
-from torchptycho.cli import main
-from torchptycho.commands import COMMANDS
-from torchptycho.config import MappingConfig, PrepareConfig, ReadConfig, RunConfig, SimulateConfig
+from torchptycho.cli.app import main
+from torchptycho.cli.commands.network import COMMANDS
+from torchptycho.core.config import MappingConfig, PrepareConfig, ReadConfig, RunConfig, SimulateConfig
 
 __all__ = ["PAGES", "api", "commands", "configuration", "documented", "sections"]
 

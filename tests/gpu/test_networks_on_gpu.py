@@ -12,7 +12,8 @@ import torch
 from pretended_cuda import Machine
 from tolerances import relative_l2
 
-from torchptycho.config import (
+from torchptycho.analysis.history import read_history
+from torchptycho.core.config import (
     ExperimentConfig,
     GroupConfig,
     LossConfig,
@@ -22,20 +23,19 @@ from torchptycho.config import (
     SimulateConfig,
     TrainConfig,
 )
-from torchptycho.data.dataset import GroupDataset
-from torchptycho.data.preparing import prepare
-from torchptycho.live.provisional import Provisional
+from torchptycho.core.reconstruction import Reconstruction
+from torchptycho.core.scan import ArrayFrames, Scan
+from torchptycho.data.datasets import GroupDataset
+from torchptycho.data.inference_dataset import StreamedScan
+from torchptycho.data.prepare import prepare
+from torchptycho.data.simulation import simulate
+from torchptycho.live.preview import Provisional
 from torchptycho.live.replay import layout_of
-from torchptycho.model import PtychoPINN
-from torchptycho.mosaic import Mosaic
-from torchptycho.predicting import groups_at_once
-from torchptycho.reconstructing import reconstruct
-from torchptycho.reconstruction import Reconstruction
-from torchptycho.scan import ArrayFrames, Scan
-from torchptycho.simulation import simulate
-from torchptycho.streaming import StreamedScan
-from torchptycho.training.history import read_history
-from torchptycho.workflows import train
+from torchptycho.models.lightning_module import PtychoPINN
+from torchptycho.reconstructors.inference import groups_at_once
+from torchptycho.reconstructors.network_reconstruction import reconstruct
+from torchptycho.reconstructors.stitcher import Mosaic
+from torchptycho.training.train import train
 
 pytestmark = pytest.mark.gpu
 

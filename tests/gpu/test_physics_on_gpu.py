@@ -8,14 +8,14 @@ from pretended_cuda import Machine
 from strategies import beam, normal
 from tolerances import assert_close, relative_l2, tolerance
 
-from torchptycho.growing import GrowingCanvas
-from torchptycho.mosaic import Mosaic
-from torchptycho.phases import synchronised
+from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.physics.diffraction import expected_counts
-from torchptycho.physics.merging import merge, merge_canvas_px, probe_weight
+from torchptycho.physics.overlap import merge, merge_canvas_px, probe_weight
 from torchptycho.physics.patches import extract, place
-from torchptycho.reconstruction import Reconstruction
-from torchptycho.stitch import Canvas
+from torchptycho.reconstructors.canvas import Canvas
+from torchptycho.reconstructors.growing_canvas import GrowingCanvas
+from torchptycho.reconstructors.phase_sync import synchronised
+from torchptycho.reconstructors.stitcher import Mosaic
 
 pytestmark = pytest.mark.gpu
 

@@ -12,11 +12,11 @@ import torch
 from pretended_cuda import Machine
 from tolerances import relative_l2
 
-from torchptycho.config import RefineConfig, SimulateConfig
-from torchptycho.orientation import rank_orientations
-from torchptycho.reconstruction import Reconstruction
-from torchptycho.refinement import refine
-from torchptycho.simulation import simulate
+from torchptycho.core.config import RefineConfig, SimulateConfig
+from torchptycho.core.reconstruction import Reconstruction
+from torchptycho.data.simulation import simulate
+from torchptycho.reconstructors.iterative import refine
+from torchptycho.reconstructors.orientation import rank_orientations
 
 pytestmark = pytest.mark.gpu
 

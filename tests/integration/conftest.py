@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from tiny import TINY, TINY_SIMULATION, Answer, Command
 
-from torchptycho.cli import main
+from torchptycho.cli.app import main
+from torchptycho.data.simulation import simulate
 from torchptycho.io import write_scan
-from torchptycho.simulation import simulate
-from torchptycho.workflows import TrainResult, train
+from torchptycho.training.train import TrainResult, train
 
 
 @pytest.fixture(scope="session")

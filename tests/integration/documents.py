@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from torchptycho.cli import _parse, main
-from torchptycho.command import Command
-from torchptycho.config import load_config
+from torchptycho.cli.app import _parse, main
+from torchptycho.cli.base import Command
+from torchptycho.core.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 LANGUAGES = ("sh", "python", "yaml", "toml", "ini", "text")

@@ -17,7 +17,7 @@ from PIL import Image
 
 import torchptycho as tp
 from torchptycho.live import replay, watch
-from torchptycho.live.page import serve
+from torchptycho.live.web_page import serve
 
 HZ, PART = 40.0, 0.6
 

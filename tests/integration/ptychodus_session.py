@@ -18,7 +18,7 @@ def main(folder: Path) -> None:
 
     answer: dict[str, object] = {}
     PluginRegistry.load_plugins()
-    answer["plugins alone"] = [name for name in ("ptychodus.model", "torchptycho.config") if name in sys.modules]
+    answer["plugins alone"] = [name for name in ("ptychodus.model", "torchptycho.core.config") if name in sys.modules]
 
     from ptychodus.model import ModelCore
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from torchptycho.config import ModelConfig
-from torchptycho.nn import Generator, GroupInput
-from torchptycho.nn.resunet import first_estimate
+from torchptycho.core.config import ModelConfig
+from torchptycho.models.generators import Generator, GroupInput
+from torchptycho.models.generators.resunet import first_estimate
 
 
 class Estimate(Generator):

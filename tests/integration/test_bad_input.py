@@ -16,9 +16,9 @@ import pytest
 from scan_files import cases
 from tiny import TINY_FLAGS, Command
 
-from torchptycho.config import SimulateConfig
-from torchptycho.errors import ScanError
-from torchptycho.simulation import simulate
+from torchptycho.core.config import SimulateConfig
+from torchptycho.core.errors import ScanError
+from torchptycho.data.simulation import simulate
 
 M, N = 12, 32
 SCAN = simulate(SimulateConfig(n_px=N, object_px=64, n_frames=M, photons_per_frame=1e4))
@@ -186,7 +186,7 @@ def test_debug_lets_the_error_through(command: Command, bad_file: Callable[[str]
 @pytest.mark.contract("cli.bad-input.one-line")
 def test_in_a_process_of_its_own_nothing_else_is_printed(bad_file: Callable[[str], Path], tmp_path: Path) -> None:
     path = bad_file("NaN counts")
-    code = "import sys; from torchptycho.cli import main; sys.exit(main())"
+    code = "import sys; from torchptycho.cli.app import main; sys.exit(main())"
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments_of("train", path, tmp_path / "out")],
         capture_output=True, text=True, check=False,

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from tiny import TINY, TINY_FLAGS, Command
 
-from torchptycho.commands import COMMANDS
-from torchptycho.config import load_config, save_config
+from torchptycho.cli.commands.network import COMMANDS
+from torchptycho.core.config import load_config, save_config
 from torchptycho.data.store import Store
 from torchptycho.io import read_reconstruction, read_scan
 
 PNG = b"\x89PNG\r\n\x1a\n"
 SIMULATE = ["--n-px", "32", "--object-px", "80", "--n-frames", "30", "--photons-per-frame", "1e5"]
-IN_A_PROCESS = "import sys; from torchptycho.cli import main; sys.exit(main())"
+IN_A_PROCESS = "import sys; from torchptycho.cli.app import main; sys.exit(main())"
 
 
 def is_picture(path: Path) -> bool:
@@ -29,7 +29,7 @@ def is_picture(path: Path) -> bool:
 @pytest.fixture(scope="session")
 def tiny_image(tiny_run: Path, tiny_scan: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An image that `reconstruct` wrote from the tiny run."""
-    from torchptycho.cli import main
+    from torchptycho.cli.app import main
 
     out = tmp_path_factory.mktemp("images") / "image.npz"
     assert main(["reconstruct", str(tiny_run), str(tiny_scan), "--out", str(out), "--accelerator", "cpu"]) == 0
@@ -152,7 +152,7 @@ class TestExitCodes:
         def interrupted(*_: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("torchptycho.model.PtychoPINN.training_step", interrupted)
+        monkeypatch.setattr("torchptycho.models.lightning_module.PtychoPINN.training_step", interrupted)
         answer = command("train", tiny_scan, "--out", tmp_path / "run", *TINY_FLAGS)
         assert (answer.code, answer.err) == (130, "torchptycho: interrupted\n")
 
@@ -163,7 +163,7 @@ class TestExitCodes:
         def broken(*_: object) -> None:
             raise AssertionError("a fault of ours")
 
-        monkeypatch.setattr("torchptycho.data.preparing.check_together", broken)
+        monkeypatch.setattr("torchptycho.data.prepare.check_together", broken)
         with pytest.raises(AssertionError, match="a fault of ours"):
             command("prepare", tiny_scan, "--out", tmp_path / "store")
 

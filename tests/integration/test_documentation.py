@@ -24,7 +24,7 @@ from documents import ROOT, Block, Runner, blocks, environment_of, known_options
 from matplotlib.figure import Figure
 from PIL import Image
 
-from torchptycho.config import (
+from torchptycho.core.config import (
     LogConfig,
     MappingConfig,
     RefineConfig,
@@ -33,11 +33,11 @@ from torchptycho.config import (
     TrainConfig,
     to_dict,
 )
+from torchptycho.core.reconstruction import Reconstruction
+from torchptycho.core.scan import Scan
+from torchptycho.data.simulation import simulate
 from torchptycho.io import write_reconstruction
-from torchptycho.reconstruction import Reconstruction
-from torchptycho.refinement import refine
-from torchptycho.scan import Scan
-from torchptycho.simulation import simulate
+from torchptycho.reconstructors.iterative import refine
 
 sys.path.insert(0, str(ROOT / "docs" / "hooks"))
 import reference
@@ -63,7 +63,7 @@ def prepared(tiny_scan: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copy(tiny_scan, folder / name)
     # The default network, which is what `train --from run` goes on with.
-    from torchptycho.workflows import train
+    from torchptycho.training.train import train
 
     train(tiny_scan, RunConfig(train=TrainConfig(steps=1, accelerator="cpu")), folder / "run", progress=False)
     image = refine(tiny_scan, config=RefineConfig(epochs=2))
@@ -141,13 +141,13 @@ def with_less_to_do(function: Callable[..., Any], name: str, default: Any) -> Ca
 def less_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """Training takes a step or two, refinement two epochs, a simulation 64 frames of 32x32, and a picture is one pixel;
     all else is as written."""
-    import torchptycho.halves
-    import torchptycho.orientation
-    import torchptycho.simulation
-    import torchptycho.workflows
+    import torchptycho.data.simulation
+    import torchptycho.reconstructors.orientation
+    import torchptycho.reconstructors.resolution
+    import torchptycho.training.train
 
     replaced = {
-        torchptycho.workflows.train: with_less_to_do(torchptycho.workflows.train, "config", RunConfig()),
+        torchptycho.training.train.train: with_less_to_do(torchptycho.training.train.train, "config", RunConfig()),
         refine: with_less_to_do(refine, "config", RefineConfig()),
         simulate: with_less_to_do(simulate, "config", SimulateConfig()),
     }
@@ -343,7 +343,7 @@ def test_docstrings_of_inherited_keys_are_found() -> None:
 @pytest.mark.contract("docs.configuration")
 def test_commands_and_python_are_complete() -> None:
     import torchptycho
-    from torchptycho.commands import COMMANDS
+    from torchptycho.cli.commands.network import COMMANDS
 
     told = reference.commands()
     for name in COMMANDS:

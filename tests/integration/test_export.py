@@ -23,20 +23,20 @@ from tiny import TINY, TINY_SIMULATION, Command
 from tolerances import relative_l2
 from torch import _inductor
 
-from torchptycho.artefact import KEY
-from torchptycho.config import ExperimentConfig, GroupConfig, ModelConfig, ReconstructConfig, RunConfig, to_dict
-from torchptycho.engines import ExportedNetwork, load_exported
-from torchptycho.errors import ConfigError, ExportError, ScanError, TorchptychoError
-from torchptycho.export import LARGEST_ERROR, export_network
+from torchptycho.core.config import ExperimentConfig, GroupConfig, ModelConfig, ReconstructConfig, RunConfig, to_dict
+from torchptycho.core.errors import ConfigError, ExportError, ScanError, TorchptychoError
+from torchptycho.core.scan import ArrayFrames, Scan
+from torchptycho.core.versions import versions
+from torchptycho.data.inference_dataset import PlainBatch
+from torchptycho.data.simulation import simulate
 from torchptycho.io import write_scan
-from torchptycho.network import PtychoNetwork
-from torchptycho.opening import open_network
-from torchptycho.reconstructing import reconstruct
-from torchptycho.scan import ArrayFrames, Scan
-from torchptycho.simulation import simulate
-from torchptycho.streaming import PlainBatch
-from torchptycho.versions import versions
-from torchptycho.workflows import train
+from torchptycho.models.export.export import LARGEST_ERROR, export_network
+from torchptycho.models.export.metadata import KEY
+from torchptycho.models.export.runtimes import ExportedNetwork, load_exported
+from torchptycho.models.loading import open_network
+from torchptycho.models.network import PtychoNetwork
+from torchptycho.reconstructors.network_reconstruction import reconstruct
+from torchptycho.training.train import train
 
 QUIET: dict[str, Any] = {"accelerator": "cpu", "progress": False}
 ESTIMATE = f"{Estimate.__module__}:{Estimate.__name__}"
@@ -144,7 +144,7 @@ def test_scale_and_mask_of_training_may_be_left_out(exported: Path) -> None:
 
 @pytest.mark.contract("export.refuses_disagreement")
 def test_a_file_that_would_not_agree_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torchptycho import export
+    from torchptycho.models.export import export
 
     class Off(export.OnnxEngine):
         def __call__(self, *arguments: torch.Tensor) -> torch.Tensor:
@@ -158,7 +158,7 @@ def test_a_file_that_would_not_agree_is_not_written(tmp_path: Path, monkeypatch:
 
 @pytest.mark.contract("export.all_digits")
 def test_a_file_is_compared_in_single_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torchptycho import export
+    from torchptycho.models.export import export
 
     rounded: list[bool] = []
 
@@ -235,9 +235,17 @@ def test_an_exported_file_needs_neither_training_nor_exporters(exported: Path, t
     write_scan(scan, tmp_path / "scan.npz")
     arguments = ["reconstruct", str(exported), str(tmp_path / "scan.npz"), "--engine", "onnx",
                  "--out", str(tmp_path / "image.npz"), "--accelerator", "cpu"]  # fmt: skip
-    unwanted = ["lightning", "tensordict", "torch.onnx", "onnx", "onnxscript", "torchptycho.model", "small_generators"]
+    unwanted = [
+        "lightning",
+        "tensordict",
+        "torch.onnx",
+        "onnx",
+        "onnxscript",
+        "torchptycho.models.lightning_module",
+        "small_generators",
+    ]
     code = (
-        f"import sys; from torchptycho.cli import main; code = main({arguments!r}); "
+        f"import sys; from torchptycho.cli.app import main; code = main({arguments!r}); "
         f"print('imported', code, [name for name in {unwanted!r} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -273,7 +281,9 @@ def test_what_an_exported_network_refuses_is_refused_before_it_is_exported(
     trained: Path, scan: Scan, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch, wrong: list[Any],
     told: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("torchptycho.export.export_network", lambda *_, **__: pytest.fail("it was exported"))
+    monkeypatch.setattr(
+        "torchptycho.models.export.export.export_network", lambda *_, **__: pytest.fail("it was exported")
+    )
     path, options = tmp_path / "scan.npz", wrong
     if len(wrong) == 1:
         if wrong == ["of another size"]:
@@ -293,7 +303,9 @@ def test_what_an_exported_network_refuses_is_refused_before_it_is_exported(
 def test_options_are_refused_before_exporting_in_python_too(
     trained: Path, scan: Scan, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr("torchptycho.export.export_network", lambda *_, **__: pytest.fail("it was exported"))
+    monkeypatch.setattr(
+        "torchptycho.models.export.export.export_network", lambda *_, **__: pytest.fail("it was exported")
+    )
     value = {"predict_compile": True, "predict_precision": "bf16-mixed"}.get(name)
     config = None if value is None else ReconstructConfig(**{name: value})
     with pytest.raises(ConfigError, match=f"{name}: expected"):
@@ -312,7 +324,7 @@ def test_several_scans_are_exported_for_once_and_a_failure_is_told_once(
             raise ExportError("export: cannot be")
         export_network(network, path, **more)
 
-    monkeypatch.setattr("torchptycho.export.export_network", counted)
+    monkeypatch.setattr("torchptycho.models.export.export.export_network", counted)
     scans = [tmp_path / "a.npz", tmp_path / "b.npz"]
     for path in scans:
         write_scan(scan, path)

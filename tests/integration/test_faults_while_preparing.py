@@ -18,17 +18,17 @@ import pytest
 from preparing import CONTEXT, config_of, held_up, killed_at, prepare_file, second, started, with_little_room
 from scan_files import cases
 
-from torchptycho.config import GroupConfig, PrepareConfig, ReadConfig, RunConfig, SimulateConfig
-from torchptycho.data import preparing as store_preparing
-from torchptycho.data import space
-from torchptycho.data.preparing import prepare
+from torchptycho.core.config import GroupConfig, PrepareConfig, ReadConfig, RunConfig, SimulateConfig
+from torchptycho.core.errors import ScanError, StoreError
+from torchptycho.core.scan import ArrayFrames
+from torchptycho.data import disk
+from torchptycho.data import prepare as store_preparing
+from torchptycho.data.prepare import prepare
+from torchptycho.data.simulation import simulate
 from torchptycho.data.store import Store
-from torchptycho.errors import ScanError, StoreError
 from torchptycho.io import read_scan, write_scan
-from torchptycho.io.frames import StoredFrames, ZippedFrames
-from torchptycho.io.hdf5_frames import Hdf5Frames
-from torchptycho.scan import ArrayFrames
-from torchptycho.simulation import simulate
+from torchptycho.io.frames.frame_stacks import StoredFrames, ZippedFrames
+from torchptycho.io.frames.hdf5_frames import Hdf5Frames
 
 M, N, KILLS = 30, 32, 20
 SCAN = simulate(SimulateConfig(n_px=N, object_px=72, n_frames=M, photons_per_frame=1e4))
@@ -189,11 +189,11 @@ def test_too_little_space_is_known_before_anything_is_written(scan_file: Path, m
     path = scan_file.with_name("store")
     prepare_file(scan_file, path, config_of())
     size = sum(file.stat().st_size for file in path.rglob("*.memmap") if file.is_file())
-    needed = space.bytes_needed([read_scan(scan_file)], config_of())
+    needed = disk.bytes_needed([read_scan(scan_file)], config_of())
     assert size <= needed < size + (2 << 20)
     shutil.rmtree(path)
     usage = type(shutil.disk_usage(path.parent))
-    monkeypatch.setattr(space.shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 1000, 1000))
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 1000, 1000))
     monkeypatch.setattr(store_preparing, "draft_of", None)
     with pytest.raises(StoreError, match=rf"store: expected {needed} bytes of free space; found 1000\. Free some"):
         prepare_file(scan_file, path, config_of())

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from tiny import TINY_FLAGS, Command
 
-from torchptycho.config import SimulateConfig
+from torchptycho.core.config import SimulateConfig
+from torchptycho.data.simulation import simulate
 from torchptycho.data.store import Store
 from torchptycho.io import read_scan
-from torchptycho.simulation import simulate
 
 N, M = 48, 40
 SCAN = simulate(SimulateConfig(n_px=N, object_px=110, n_frames=M, photons_per_frame=1e5, probe_diameter_px=14))
@@ -126,8 +126,8 @@ def _peak_mib(tmp_path: Path, parts: int) -> float:
     code = f"""
 import re, threading, time
 from pathlib import Path
-from torchptycho.config import *
-from torchptycho.data.preparing import prepare
+from torchptycho.core.config import *
+from torchptycho.data.prepare import prepare
 from torchptycho.io import read_scan
 def now(): return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 mapping = MappingConfig(frames="a", positions_y="p[0]", positions_x="p[1]", positions_unit="px")

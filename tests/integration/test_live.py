@@ -22,8 +22,7 @@ import pytest
 import torch
 from tiny import Command
 
-from torchptycho.checkpoints import load_network
-from torchptycho.config import (
+from torchptycho.core.config import (
     GroupConfig,
     MappingConfig,
     ModelConfig,
@@ -35,21 +34,22 @@ from torchptycho.config import (
     TrainConfig,
     save_config,
 )
-from torchptycho.errors import ScanError, StoreError
-from torchptycho.geometry import Geometry
+from torchptycho.core.errors import ScanError, StoreError
+from torchptycho.core.geometry import Geometry
+from torchptycho.core.reconstruction import Reconstruction
+from torchptycho.core.scan import ArrayFrames, Scan
+from torchptycho.data.simulation import simulate
 from torchptycho.io import read_reconstruction, read_scan, write_scan
-from torchptycho.live import Watched, replay, watch, watching
-from torchptycho.live.layout import Chunk, Layout
-from torchptycho.live.provisional import Provisional
+from torchptycho.live import Watched, replay, watch
+from torchptycho.live.preview import Provisional
 from torchptycho.live.replay import Replayed, layout_of
+from torchptycho.live.scan_header import Chunk, Layout
 from torchptycho.live.status import Status
-from torchptycho.live.watching import source_of
-from torchptycho.predicting import patches_of
-from torchptycho.reconstructing import reconstruct
-from torchptycho.reconstruction import Reconstruction
-from torchptycho.scan import ArrayFrames, Scan
-from torchptycho.simulation import simulate
-from torchptycho.workflows import train
+from torchptycho.live.watcher import source_of
+from torchptycho.models.checkpoints import load_network
+from torchptycho.reconstructors.inference import patches_of
+from torchptycho.reconstructors.network_reconstruction import reconstruct
+from torchptycho.training.train import train
 
 ROOT = Path(__file__).resolve().parents[2]
 SIMULATION = SimulateConfig(n_px=32, object_px=120, n_frames=900, photons_per_frame=1e5)
@@ -152,7 +152,7 @@ def received(out: Path) -> int:
 def process(*arguments: object) -> Iterator[subprocess.Popen[str]]:
     """The command line in a process of its own."""
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    code = "import sys; from torchptycho.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from torchptycho.cli.app import main; sys.exit(main(sys.argv[1:]))"
     done = subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": paths},
@@ -199,7 +199,7 @@ def test_frames_that_lack_a_group_wait_for_it_and_all_are_in_the_image_once(
 
     monkeypatch.setattr(Provisional, "add", add)
     # Frames that lack a group wait until the end, however slow this computer is.
-    monkeypatch.setattr("torchptycho.live.watching._QUIET_S", 60.0)
+    monkeypatch.setattr("torchptycho.live.watcher._QUIET_S", 60.0)
     scan = read_scan(recorded, frames=slice(None, 303))
     where = address()
     with playing(scan, where, 2000):
@@ -386,7 +386,7 @@ def test_the_image_on_the_way_is_that_of_the_frames_that_are_there(
 
     turns = Turns()
     if kind == "paired":
-        monkeypatch.setattr("torchptycho.predicting.patches_of", turned)
+        monkeypatch.setattr("torchptycho.reconstructors.inference.patches_of", turned)
     network = load_network(request.getfixturevalue(kind))
     scan = read_scan(recorded, frames=slice(None, 400))
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -511,7 +511,7 @@ def test_a_scan_that_ended_early_is_told_as_such_and_is_over_when_it_is_gone_on_
 
     told: list[dict[str, Any]] = []
     with monkeypatch.context() as patch:
-        patch.setattr("torchptycho.live.watching.reconstruct", killed)
+        patch.setattr("torchptycho.live.watcher.reconstruct", killed)
         with pytest.raises(SystemExit):
             watched(InMemory(scan, end_at=60), single, out)
     assert (told[0]["state"], told[0]["message"]) == ("finishing", None)
@@ -549,7 +549,7 @@ def test_a_watch_is_stopped_while_the_final_image_is_made(
         return reconstruct(*arguments, **options)
 
     out, where = tmp_path / "live", address()
-    monkeypatch.setattr("torchptycho.live.watching.reconstruct", stopped)
+    monkeypatch.setattr("torchptycho.live.watcher.reconstruct", stopped)
     with playing(read_scan(recorded, frames=slice(None, 100)), where, 1e5):
         answer = command("watch", where, "--model", single, "--out", out, "--accelerator", "cpu")
     assert (answer.code, answer.err.endswith("torchptycho: interrupted\n")) == (130, True), answer.err
@@ -589,7 +589,7 @@ def test_a_stop_while_the_last_files_are_written_comes_after_them(
 def test_a_watch_that_is_stopped_before_the_first_frame_says_what_it_waited_for(
     single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("torchptycho.live.stream._AGAIN_S", 0.2)
+    monkeypatch.setattr("torchptycho.live.zmq_source._AGAIN_S", 0.2)
     stop, where = threading.Event(), address()
     threading.Timer(1, stop.set).start()
     status = watch(where, single, tmp_path / "live", accelerator="cpu", progress=False, stop=stop).status
@@ -655,7 +655,7 @@ def test_a_status_or_a_picture_that_cannot_be_written_is_written_the_next_time(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Status, "write", write)
-    monkeypatch.setattr("torchptycho.live.watching.draw", draw)
+    monkeypatch.setattr("torchptycho.live.watcher.draw", draw)
     found = watched(InMemory(read_scan(recorded, frames=slice(None, 100))), single, out)
     assert (found.status.state, found.status.image, len(failed)) == ("done", None, 2)
     assert json.loads((out / "status.json").read_text())["state"] == "done"

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from browsing import NO_BROWSER, Tab, find_browser, open_tab
 
-from torchptycho.io.files import replaced_atomically
-from torchptycho.live.page import serve
-from torchptycho.live.pictures import draw
+from torchptycho.io.storage.file_access import replaced_atomically
+from torchptycho.live.live_images import draw
+from torchptycho.live.web_page import serve
 
 BEGUN: dict[str, Any] = {
     "state": "receiving", "source": "tcp://127.0.0.1:5555", "model": "runs/first",

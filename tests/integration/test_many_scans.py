@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from tiny import TINY_FLAGS, Command
 
-from torchptycho.config import SimulateConfig
+from torchptycho.core.config import SimulateConfig
+from torchptycho.data.simulation import simulate
 from torchptycho.data.store import Store
 from torchptycho.io import write_scan
-from torchptycho.simulation import simulate
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from torchptycho.config import PrepareConfig, RunConfig, TrainConfig
-from torchptycho.evaluation import evaluate
+from torchptycho.analysis.evaluation import evaluate
+from torchptycho.core.config import PrepareConfig, RunConfig, TrainConfig
 from torchptycho.io import read_reconstruction, read_scan
-from torchptycho.reconstructing import reconstruct
-from torchptycho.workflows import train
+from torchptycho.reconstructors.network_reconstruction import reconstruct
+from torchptycho.training.train import train
 
 
 @pytest.mark.contract("train.measured-scan")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny import TINY_FLAGS, Command
 
-from torchptycho.config import load_config
+from torchptycho.core.config import load_config
 from torchptycho.data.store import Store
 from torchptycho.io import read_reconstruction
 

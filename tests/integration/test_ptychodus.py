@@ -33,20 +33,20 @@ from ptychodus.api.reconstruct import (
 from ptychodus.api.settings import SettingsRegistry
 from ptychodus_scan import BORDER_PX, CENTER_M, PIXEL_M, handed_over, measured, true_product, with_object
 
-from torchptycho.config import RefineConfig, RunConfig, from_dict, to_dict
-from torchptycho.errors import ConfigError, ScanError
-from torchptycho.evaluation import Metrics, evaluate
-from torchptycho.interop.ptychodus import installing, library, plugin, settings
-from torchptycho.interop.ptychodus.child import reconstruct_product, refine_product, train_network
+from torchptycho.analysis.evaluation import Metrics, evaluate
+from torchptycho.core.config import RefineConfig, RunConfig, from_dict, to_dict
+from torchptycho.core.errors import ConfigError, ScanError
+from torchptycho.core.reconstruction import Reconstruction
+from torchptycho.data.simulation import simulate
+from torchptycho.interop.ptychodus import installation, plugin, reconstructor_library, settings
 from torchptycho.interop.ptychodus.jobs import ReconstructJob, RefineJob, TrainJob
-from torchptycho.interop.ptychodus.library import TorchptychoReconstructorLibrary
-from torchptycho.interop.ptychodus.products import on_canvas, scan_of_input
+from torchptycho.interop.ptychodus.product_conversion import on_canvas, scan_of_input
+from torchptycho.interop.ptychodus.reconstructor_library import TorchptychoReconstructorLibrary
 from torchptycho.interop.ptychodus.training_files import read_training_scan
+from torchptycho.interop.ptychodus.worker import reconstruct_product, refine_product, train_network
 from torchptycho.physics.diffraction import expected_counts
 from torchptycho.physics.patches import corner, extract
-from torchptycho.reconstruction import Reconstruction
-from torchptycho.simulation import simulate
-from torchptycho.workflows import TrainResult
+from torchptycho.training.train import TrainResult
 
 ROOT = Path(__file__).resolve().parents[2]
 SCAN = simulate(TINY_SIMULATION)
@@ -118,7 +118,7 @@ def run_python(*arguments: object, path: Path) -> subprocess.CompletedProcess[st
 @pytest.mark.contract("ptychodus.listed")
 @pytest.mark.contract("ptychodus.process")
 def test_its_core_lists_exports_trains_saves_loads_and_reconstructs(installed: Path, tmp_path: Path) -> None:
-    command = ("-c", "import sys; from torchptycho.cli import main; sys.exit(main(sys.argv[1:]))", "ptychodus")
+    command = ("-c", "import sys; from torchptycho.cli.app import main; sys.exit(main(sys.argv[1:]))", "ptychodus")
     plugins = (
         "import sys; from ptychodus.api.plugins import PluginRegistry\n"
         "PluginRegistry.load_plugins(); print('torchptycho' in sys.modules)"
@@ -391,10 +391,10 @@ def test_another_ptycho_torch_is_left_alone(
         "Supervised",
     ]
     assert "its reconstructors are listed, those of torchptycho are not" in caplog.text
-    file = installing.standing().file
+    file = installation.standing().file
     before = file.exists()
     with pytest.raises(ConfigError, match="Uninstall it, or go on with it"):
-        installing.enable()
+        installation.enable()
     assert file.exists() == before
 
 
@@ -406,7 +406,7 @@ def test_plugin_changes_nothing_but_the_core(monkeypatch: pytest.MonkeyPatch, ca
     name = "PtychoPINNTorchReconstructorLibrary"
     monkeypatch.setattr(core, name, getattr(core, name))
     plugin.register_plugins(PluginRegistry())
-    assert getattr(core, name) is library.TorchptychoReconstructorLibrary
+    assert getattr(core, name) is reconstructor_library.TorchptychoReconstructorLibrary
     monkeypatch.delattr(core, name)
     plugin.register_plugins(PluginRegistry())
     assert "torchptycho is not listed: expected Ptychodus 1.7" in caplog.text

@@ -17,16 +17,16 @@ import torch
 from tiny import TINY_SIMULATION, Command
 from tolerances import relative_l2
 
-from torchptycho.checkpoints import load_checkpoint, load_network
-from torchptycho.config import ReconstructConfig
-from torchptycho.errors import ConfigError
+from torchptycho.core.config import ReconstructConfig
+from torchptycho.core.devices import devices_of
+from torchptycho.core.errors import ConfigError
+from torchptycho.core.reconstruction import Reconstruction
+from torchptycho.data.inference_dataset import PlainBatch, StreamedScan
 from torchptycho.io import read_reconstruction, write_scan
-from torchptycho.predicting import devices_of, patches_in_turn
-from torchptycho.reconstructing import reconstruct
-from torchptycho.reconstruction import Reconstruction
-from torchptycho.simulation import simulate
-from torchptycho.streaming import PlainBatch, StreamedScan
-from torchptycho.workflows import TrainResult, train
+from torchptycho.models.checkpoints import load_checkpoint, load_network
+from torchptycho.reconstructors.inference import patches_in_turn
+from torchptycho.reconstructors.network_reconstruction import reconstruct
+from torchptycho.training.train import TrainResult, train
 
 QUIET: dict[str, Any] = {"accelerator": "cpu", "progress": False}
 
@@ -57,7 +57,7 @@ def test_network_without_its_training_gives_the_same_image(tiny_result: TrainRes
 
 @pytest.mark.contract("predict.plain")
 def test_prediction_imports_neither_lightning_nor_tensordict() -> None:
-    code = "import torchptycho as tp, sys; tp.reconstruct; tp.load_network; import torchptycho.plot"
+    code = "import torchptycho as tp, sys; tp.reconstruct; tp.load_network; import torchptycho.visualization.plot"
     tail = "; print([n for n in ('lightning', 'tensordict', 'torchmetrics', 'skimage') if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code + tail], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -275,12 +275,12 @@ import json, sys
 from pathlib import Path
 import numpy as np, torch
 torch.set_num_threads(1)
-from torchptycho.config import ReconstructConfig
-from torchptycho.checkpoints import load_network
-from torchptycho.reconstructing import reconstruct
-from torchptycho.scan import ArrayFrames
-from torchptycho.simulation import simulate
-from torchptycho.config import SimulateConfig
+from torchptycho.core.config import ReconstructConfig
+from torchptycho.models.checkpoints import load_network
+from torchptycho.reconstructors.network_reconstruction import reconstruct
+from torchptycho.core.scan import ArrayFrames
+from torchptycho.data.simulation import simulate
+from torchptycho.core.config import SimulateConfig
 import dataclasses
 checkpoint, folder, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 scan = simulate(SimulateConfig(n_px=32, object_px=80, n_frames=64, photons_per_frame=1e5))
@@ -303,7 +303,7 @@ def watched(batch):
     peak[0] = max(peak[0], anonymous())
     return patches
 network.forward = watched
-import torchptycho.mosaic as mosaic
+import torchptycho.reconstructors.stitcher as mosaic
 place = mosaic.Mosaic._place
 def placed(self, *given):
     place(self, *given)

@@ -17,10 +17,10 @@ import pytest
 from browsing import NO_BROWSER, find_browser
 from PIL import Image
 
-from torchptycho.config import SimulateConfig
-from torchptycho.reconstruction import Reconstruction
-from torchptycho.report import write_report
-from torchptycho.simulation import simulate
+from torchptycho.core.config import SimulateConfig
+from torchptycho.core.reconstruction import Reconstruction
+from torchptycho.data.simulation import simulate
+from torchptycho.visualization.report import write_report
 
 # Put into a copy of the page, whose own policy would not let it run.
 LOOK = """<script>

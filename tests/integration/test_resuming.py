@@ -18,18 +18,18 @@ from test_training import assert_same_weights, run, tiny, weights
 from tiny import TINY, TINY_SIMULATION
 from tolerances import relative_l2
 
-from torchptycho.config import LogConfig, save_config
-from torchptycho.data.dataset import GroupDataset
-from torchptycho.data.module import PtychoDataModule
-from torchptycho.data.order import EpochOrder, InOrder
-from torchptycho.data.preparing import prepare
+from torchptycho.analysis.history import read_history
+from torchptycho.core.config import LogConfig, save_config
+from torchptycho.core.errors import ConfigError
+from torchptycho.data.datamodule import PtychoDataModule
+from torchptycho.data.datasets import GroupDataset
+from torchptycho.data.prepare import prepare
+from torchptycho.data.samplers import EpochOrder, InOrder
+from torchptycho.data.simulation import simulate
 from torchptycho.data.store import Store
-from torchptycho.errors import ConfigError
-from torchptycho.planning import plan_training
-from torchptycho.simulation import simulate
-from torchptycho.training.history import read_history
-from torchptycho.training.quiet import check_machine
-from torchptycho.workflows import train
+from torchptycho.training.dry_run import plan_training
+from torchptycho.training.runtime import check_machine
+from torchptycho.training.train import train
 
 
 class _Killed(BaseException):
@@ -85,7 +85,7 @@ class TestKilled:
         held_out: float,
     ) -> None:
         # 61 or 64 frames in batches of 8: an epoch has 8, and is followed by a validation.
-        monkeypatch.setattr("torchptycho.training.rhythm.VALIDATE_EVERY_STEPS", 1)
+        monkeypatch.setattr("torchptycho.training.schedule.VALIDATE_EVERY_STEPS", 1)
         config = tiny(train={"epochs": 2, "warmup_steps": 2, **options}, prepare={"val_fraction": held_out})
         config = dataclasses.replace(config, log=LogConfig(checkpoint_every_steps=2))
         whole = run(tiny_scan, config, tmp_path / "whole")
@@ -103,8 +103,8 @@ class TestKilled:
     def test_plateau_remembers_the_loss_after_which_the_checkpoint_was_written(
         self, tiny_scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("torchptycho.training.rhythm.VALIDATE_EVERY_STEPS", 1)
-        monkeypatch.setattr("torchptycho.model._PLATEAU_STEPS", 1)
+        monkeypatch.setattr("torchptycho.training.schedule.VALIDATE_EVERY_STEPS", 1)
+        monkeypatch.setattr("torchptycho.models.lightning_module._PLATEAU_STEPS", 1)
         # An epoch is one step.
         config = tiny(train={"epochs": 6, "batch_size": 64, "warmup_steps": 0, "learning_rate": 1e-12})
         whole = run(tiny_scan, config, tmp_path / "whole")
@@ -122,7 +122,7 @@ class TestKilled:
         self, tiny_scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         config = tiny(train={"epochs": 2})
-        monkeypatch.setattr("torchptycho.training.rhythm.VALIDATE_EVERY_STEPS", 1)
+        monkeypatch.setattr("torchptycho.training.schedule.VALIDATE_EVERY_STEPS", 1)
         save, calls = TorchCheckpointIO.save_checkpoint, []
 
         def half(self: Any, content: Any, path: Any, options: Any = None) -> None:
@@ -143,8 +143,8 @@ SCRIPT = """
 import sys, warnings
 from pathlib import Path
 import yaml
-from torchptycho.config import RunConfig, from_dict
-from torchptycho.workflows import train
+from torchptycho.core.config import RunConfig, from_dict
+from torchptycho.training.train import train
 
 warnings.simplefilter("default")
 scan, out, config = sys.argv[1:]

@@ -14,18 +14,18 @@ import numpy as np
 import pytest
 from tiny import TINY_FLAGS, Command
 
-from torchptycho.commands import COMMANDS
-from torchptycho.config import RefineConfig
-from torchptycho.halves import Resolution
-from torchptycho.scan import Scan
+from torchptycho.cli.commands.network import COMMANDS
+from torchptycho.core.config import RefineConfig
+from torchptycho.core.scan import Scan
+from torchptycho.reconstructors.resolution import Resolution
 
-IN_A_PROCESS = "import sys; from torchptycho.cli import main; sys.exit(main())"
+IN_A_PROCESS = "import sys; from torchptycho.cli.app import main; sys.exit(main())"
 
 
 @pytest.fixture(scope="module")
 def refined(tiny_scan: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page and an image of a short refinement."""
-    from torchptycho.cli import main
+    from torchptycho.cli.app import main
 
     out = tmp_path_factory.mktemp("refined") / "refined.npz"
     # A scan's name behind --report is not taken for that of the page.
@@ -66,8 +66,8 @@ class TestReport:
     def test_halves_are_refined_from_the_probe_of_the_network(
         self, command: Command, tiny_run: Path, tiny_scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from torchptycho.checkpoints import load_checkpoint
-        from torchptycho.halves import resolution
+        from torchptycho.models.checkpoints import load_checkpoint
+        from torchptycho.reconstructors.resolution import resolution
 
         seen = []
 
@@ -75,7 +75,7 @@ class TestReport:
             seen.append((scan.probe, device))
             return resolution(scan, config=dataclasses.replace(config, epochs=2), device=device)
 
-        monkeypatch.setattr("torchptycho.report.sources.resolution", quick)
+        monkeypatch.setattr("torchptycho.visualization.report.run_reports.resolution", quick)
         out = tmp_path / "image.npz"
         given = ["reconstruct", tiny_run, tiny_scan, "--out", out, "--accelerator", "cpu", "--report", "--report-frc"]
         answer = command(*given)

@@ -21,11 +21,11 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from tiny import TINY, TINY_SIMULATION
 
-from torchptycho.config import save_config
+from torchptycho.core.config import save_config
+from torchptycho.core.errors import ConfigError, StoreError, TorchptychoError
 from torchptycho.data.store import Store
-from torchptycho.errors import ConfigError, StoreError, TorchptychoError
-from torchptycho.training import together
-from torchptycho.training.together import Processes, opened_soon
+from torchptycho.training import distributed
+from torchptycho.training.distributed import Processes, opened_soon
 
 
 def free_port() -> int:
@@ -119,7 +119,7 @@ class TestFirstGoes:
 
     @pytest.mark.contract("train.ddp.prepare")
     def test_first_that_never_answers_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(together, "_MEET_S", 0.5)
+        monkeypatch.setattr(distributed, "_MEET_S", 0.5)
         with pytest.raises(StoreError, match=r"127\.0\.0\.1:\d+: the first process does not answer"):
             processes(1, 2, free_port())
 
@@ -129,7 +129,7 @@ class TestFirstGoes:
     ) -> None:
         for environment in (None, LightningEnvironment()):
             assert Processes.of(environment).first_goes(lambda first: first) is True
-        monkeypatch.setattr(together, "_VISIBLE_S", 0.3)
+        monkeypatch.setattr(distributed, "_VISIBLE_S", 0.3)
         with pytest.raises(StoreError, match="expected the store that the first process has prepared"):
             opened_soon(tmp_path)
 
@@ -139,9 +139,9 @@ import json, sys
 from pathlib import Path
 import yaml
 from lightning.pytorch.callbacks import Callback
-from torchptycho.config import RunConfig, from_dict
-from torchptycho.errors import TorchptychoError
-from torchptycho.workflows import train
+from torchptycho.core.config import RunConfig, from_dict
+from torchptycho.core.errors import TorchptychoError
+from torchptycho.training.train import train
 
 class Seen(Callback):
     def __init__(self):

@@ -23,21 +23,15 @@ from lightning.pytorch.callbacks import Callback
 from tiny import TINY, TINY_SIMULATION
 from tolerances import relative_l2
 
-from torchptycho.checkpoints import find_checkpoint, load_checkpoint
-from torchptycho.config import (
-    PrepareConfig,
-    ReconstructConfig,
-    RunConfig,
-    SimulateConfig,
-    load_config,
-)
-from torchptycho.errors import ConfigError, ScanError, StoreError
+from torchptycho.core.config import PrepareConfig, ReconstructConfig, RunConfig, SimulateConfig, load_config
+from torchptycho.core.errors import ConfigError, ScanError, StoreError
+from torchptycho.core.scan import ArrayFrames
+from torchptycho.data.simulation import simulate
 from torchptycho.io import read_scan
-from torchptycho.model import PtychoPINN
-from torchptycho.reconstructing import reconstruct
-from torchptycho.scan import ArrayFrames
-from torchptycho.simulation import simulate
-from torchptycho.workflows import TrainResult, read_history, train
+from torchptycho.models.checkpoints import find_checkpoint, load_checkpoint
+from torchptycho.models.lightning_module import PtychoPINN
+from torchptycho.reconstructors.network_reconstruction import reconstruct
+from torchptycho.training.train import TrainResult, read_history, train
 
 
 def tiny(**sections: Any) -> RunConfig:
@@ -101,7 +95,7 @@ class TestRun:
     def test_last_checkpoint_is_the_module_at_the_end_and_best_the_best_before(
         self, tiny_scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train: dict[str, Any], held_out: float
     ) -> None:
-        monkeypatch.setattr("torchptycho.training.rhythm.VALIDATE_EVERY_STEPS", 6)
+        monkeypatch.setattr("torchptycho.training.schedule.VALIDATE_EVERY_STEPS", 6)
         config = tiny(train=train, prepare={"val_fraction": held_out})
         result = run(tiny_scan, config, tmp_path / "run", callbacks=[_Spoiler()])
         history = read_history(tmp_path / "run")
@@ -186,7 +180,7 @@ class TestResume:
     @pytest.fixture
     def every_epoch(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Validate after each epoch, not only about every 100 steps."""
-        monkeypatch.setattr("torchptycho.training.rhythm.VALIDATE_EVERY_STEPS", 1)
+        monkeypatch.setattr("torchptycho.training.schedule.VALIDATE_EVERY_STEPS", 1)
 
     @pytest.mark.contract("train.resume")
     @pytest.mark.parametrize(

@@ -18,18 +18,18 @@ from test_training import assert_same_weights, run, tiny, weights
 from tiny import TINY_SIMULATION, Command
 from tolerances import relative_l2
 
-from torchptycho.checkpoints import load_checkpoint
-from torchptycho.config import ExperimentConfig, LogConfig, ReconstructConfig, load_config
-from torchptycho.data.dataset import GroupDataset
+from torchptycho.analysis.evaluation import evaluate
+from torchptycho.analysis.history import read_history
+from torchptycho.core.config import ExperimentConfig, LogConfig, ReconstructConfig, load_config
+from torchptycho.core.errors import ConfigError, StoreError, TrainingError
+from torchptycho.data.datasets import GroupDataset
+from torchptycho.data.simulation import simulate
 from torchptycho.data.store import Store
-from torchptycho.errors import ConfigError, StoreError, TrainingError
-from torchptycho.evaluation import evaluate
-from torchptycho.model import FORMAT, PtychoPINN
-from torchptycho.reconstructing import reconstruct
-from torchptycho.simulation import simulate
-from torchptycho.training.flatness import Flatness
-from torchptycho.training.history import read_history
-from torchptycho.workflows import TrainResult
+from torchptycho.models.checkpoints import load_checkpoint
+from torchptycho.models.lightning_module import FORMAT, PtychoPINN
+from torchptycho.reconstructors.network_reconstruction import reconstruct
+from torchptycho.training.callbacks.collapse import Flatness
+from torchptycho.training.train import TrainResult
 
 SCAN = simulate(TINY_SIMULATION)
 
@@ -69,7 +69,7 @@ class TestNotFinite:
     def test_run_stops_names_scan_and_frames_and_keeps_the_last_good_checkpoint(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Any
     ) -> None:
-        monkeypatch.setattr("torchptycho.training.rhythm.VALIDATE_EVERY_STEPS", 1)
+        monkeypatch.setattr("torchptycho.training.schedule.VALIDATE_EVERY_STEPS", 1)
         first = dataclasses.replace(SCAN, source="first")
         with pytest.raises(TrainingError) as caught:
             # The second of two scans, so that frames are numbered as its own file does.
@@ -98,7 +98,7 @@ class TestNotFinite:
         def fail(*_: Any, **__: Any) -> None:
             raise TrainingError("the loss is nan at step 3, scans [0], frames [7]")
 
-        monkeypatch.setattr("torchptycho.workflows.train", fail)
+        monkeypatch.setattr("torchptycho.training.train.train", fail)
         answer = command("train", tiny_scan, "--out", tmp_path / "run")
         assert answer.code == 1
         assert answer.err.strip() == "torchptycho: the loss is nan at step 3, scans [0], frames [7]"
@@ -110,7 +110,7 @@ class TestFlat:
     def test_network_that_shows_the_same_for_every_frame_is_a_failure(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_out: float
     ) -> None:
-        monkeypatch.setattr("torchptycho.training.flatness.MIN_STEPS", 1)
+        monkeypatch.setattr("torchptycho.training.callbacks.collapse.MIN_STEPS", 1)
         config = tiny(model=CONSTANT, train={"epochs": 1}, prepare={"val_fraction": held_out})
         with pytest.raises(TrainingError, match=r"shows nothing after \d+ steps.*last good checkpoint|No checkpoint"):
             run(SCAN, config, tmp_path / "run")
@@ -119,7 +119,7 @@ class TestFlat:
     def test_warning_is_enough_when_asked_for(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        monkeypatch.setattr("torchptycho.training.flatness.MIN_STEPS", 1)
+        monkeypatch.setattr("torchptycho.training.callbacks.collapse.MIN_STEPS", 1)
         run(SCAN, tiny(model=CONSTANT, train={"epochs": 1, "on_flat": "warn"}), tmp_path / "run")
         assert "shows nothing after" in caplog.text
 
@@ -127,7 +127,7 @@ class TestFlat:
     def test_network_that_learns_is_none_and_an_empty_sample_is_none(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("torchptycho.training.flatness.MIN_STEPS", 1)
+        monkeypatch.setattr("torchptycho.training.callbacks.collapse.MIN_STEPS", 1)
         run(SCAN, tiny(train={"steps": 40, "learning_rate": 2e-3}), tmp_path / "run")
         history = read_history(tmp_path / "run")
         assert history["contrast"][-1][1] > 0.1
@@ -350,7 +350,7 @@ class TestLoop:
 
     @pytest.mark.contract("train.early-stop")
     def test_run_ends_early_when_nothing_gets_better(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("torchptycho.training.rhythm.VALIDATE_EVERY_STEPS", 1)
+        monkeypatch.setattr("torchptycho.training.schedule.VALIDATE_EVERY_STEPS", 1)
         config = tiny(train={"epochs": 20, "batch_size": 64, "early_stop": 2, "learning_rate": 1e-12})
         run(SCAN, config, tmp_path / "run")
         assert len(read_history(tmp_path / "run")["val/nll"]) < 8
@@ -363,7 +363,7 @@ class TestLoop:
         def no_compiler(*_: Any, **__: Any) -> None:
             raise RuntimeError("No working C++ compiler found")
 
-        monkeypatch.setattr("torchptycho.model.PtychoPINN.forward", _failing_once(no_compiler))
+        monkeypatch.setattr("torchptycho.models.lightning_module.PtychoPINN.forward", _failing_once(no_compiler))
         with caplog.at_level(logging.WARNING):
             result = run(tiny_scan, tiny(train={"compile": True}), tmp_path / "run")
         assert "runs without torch.compile, which fails here: No working C++ compiler found" in caplog.text
@@ -402,7 +402,7 @@ class TestLoop:
 
 
 def _failing_once(fail: Any) -> Any:
-    from torchptycho.model import PtychoPINN
+    from torchptycho.models.lightning_module import PtychoPINN
 
     forward, calls = PtychoPINN.forward, []
 

@@ -15,10 +15,10 @@ import torch
 from tiny import TINY, TINY_SIMULATION, Command
 
 import torchptycho
-from torchptycho.bundles import load_bundle, save_bundle
-from torchptycho.checkpoints import load_checkpoint
-from torchptycho.errors import ScanError
-from torchptycho.interop import layouts
+from torchptycho.core.errors import ScanError
+from torchptycho.core.scan import Scan
+from torchptycho.data.simulation import simulate
+from torchptycho.interop import original_layouts
 from torchptycho.interop.workflow import (
     PtychoDataContainer,
     RawData,
@@ -31,11 +31,11 @@ from torchptycho.interop.workflow import (
     train_cdi_model,
 )
 from torchptycho.io import read_reconstruction, read_scan, write_scan
-from torchptycho.model import PtychoPINN
-from torchptycho.reconstructing import reconstruct
-from torchptycho.scan import Scan
-from torchptycho.simulation import simulate
-from torchptycho.workflows import TrainResult, train
+from torchptycho.models.bundles import load_bundle, save_bundle
+from torchptycho.models.checkpoints import load_checkpoint
+from torchptycho.models.lightning_module import PtychoPINN
+from torchptycho.reconstructors.network_reconstruction import reconstruct
+from torchptycho.training.train import TrainResult, train
 
 CONFIG: dict[str, Any] = {
     "N": 32, "gridsize": 1, "n_filters_scale": 1, "nepochs": 2, "batch_size": 16, "n_groups": 512, "nphotons": 1e5,
@@ -79,7 +79,7 @@ def test_an_example_runs_from_two_scans_to_an_image(example: tuple[Any, Any, dic
     np.testing.assert_array_equal(amplitude, np.abs(results["reconstruction"].object))
     np.testing.assert_array_equal(results["recon_amp"], amplitude)
     # Groups say where their frames are: mean - (mean - position).
-    where = layouts.positions_from_coords(results["global_offsets"] - results["coords_nominal"])
+    where = original_layouts.positions_from_coords(results["global_offsets"] - results["coords_nominal"])
     test = simulate(dataclasses.replace(TINY_SIMULATION, simulation_seed=1, n_frames=30))
     np.testing.assert_allclose(where, test.positions_px[results["nn_indices"]], atol=1e-4)
 
@@ -159,7 +159,7 @@ def test_a_container_of_some_frames_stands_for_these(scan: Scan, trained: Ptycho
     assert len(few.frames_used) <= 20
     _, _, results = reassemble_cdi_image(some, None, model=trained)
     np.testing.assert_array_equal(np.sort(results["nn_indices"].ravel()), used)
-    where = layouts.positions_from_coords(results["global_offsets"] - results["coords_nominal"])
+    where = original_layouts.positions_from_coords(results["global_offsets"] - results["coords_nominal"])
     np.testing.assert_allclose(where, scan.positions_px[results["nn_indices"]], atol=1e-4)
 
 
@@ -167,7 +167,7 @@ def test_a_container_of_some_frames_stands_for_these(scan: Scan, trained: Ptycho
 def test_a_container_from_arrays_is_a_scan_of_amplitudes(scan: Scan) -> None:
     raw = RawData.from_scan(scan)
     made = PtychoDataContainer.from_raw_data(raw, gridsize=2, K=5, nsamples=20, nphotons=1e5)
-    arrays = {name: layouts.channels_last(getattr(made, name).numpy()) for name in ("X", "Y_I", "Y_phi")}
+    arrays = {name: original_layouts.channels_last(getattr(made, name).numpy()) for name in ("X", "Y_I", "Y_phi")}
     rest = {name: getattr(made, name).numpy() for name in (
         "coords_nominal", "coords_true", "nn_indices", "global_offsets", "local_offsets", "norm_Y_I")}  # fmt: skip
     found = PtychoDataContainer(**arrays, **rest, YY_full=made.YY_full, probeGuess=made.probe.numpy()).as_scan()

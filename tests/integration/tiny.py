@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from torchptycho.config import GroupConfig, ModelConfig, RunConfig, SimulateConfig, TrainConfig
+from torchptycho.core.config import GroupConfig, ModelConfig, RunConfig, SimulateConfig, TrainConfig
 
 TINY_SIMULATION = SimulateConfig(n_px=32, object_px=80, n_frames=64, photons_per_frame=1e5)
 TINY = RunConfig(

@@ -13,9 +13,9 @@ from tolerances import relative_l2
 from torch import Tensor
 
 import tf_reference as oracle
-from torchptycho.interop.keras import keras_from_state_dict, state_dict_from_keras
-from torchptycho.nn import GroupInput
-from torchptycho.nn.cnn import CNN
+from torchptycho.interop.keras_weights import keras_from_state_dict, state_dict_from_keras
+from torchptycho.models.generators import GroupInput
+from torchptycho.models.generators.cnn import CNN
 
 
 def as_given(amplitude: Tensor) -> GroupInput:

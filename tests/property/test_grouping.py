@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchptycho.config import GroupConfig
-from torchptycho.grouping import Groups, group, partition
+from torchptycho.core.config import GroupConfig
+from torchptycho.data.grouping import Groups, group, partition
 
 seeds = st.integers(0, 2**32 - 1)
 gridsizes = st.sampled_from([2, 3])
@@ -240,7 +240,7 @@ def test_oversampling_can_use_every_combination_under_constraints(seed: int, qua
 def test_exhausted_combinations_repeat_evenly_with_a_warning(seed: int) -> None:
     positions_px = np.random.default_rng(seed).uniform(0, 10, (5, 2))
     config = GroupConfig(gridsize=2, neighbor_count=4, n_groups=50, oversample=True, group_seed=seed)
-    logger = logging.getLogger("torchptycho.grouping")
+    logger = logging.getLogger("torchptycho.data.grouping")
     records: list[logging.LogRecord] = []
     handler = logging.Handler()
     handler.emit = records.append  # type: ignore[method-assign]

@@ -10,9 +10,9 @@ from strategies import beam, normal, offsets, probes, seeds
 from tolerances import assert_close, relative_l2, tolerance
 from torch import Tensor
 
-from torchptycho.physics.by_matrices import extract_by_matrices, place_by_matrices
-from torchptycho.physics.inside import extract_groups, place_groups
-from torchptycho.physics.merging import central_weight, merge, merge_canvas_px, probe_weight
+from torchptycho.physics.group_patches import extract_groups, place_groups
+from torchptycho.physics.matrix_patches import extract_by_matrices, place_by_matrices
+from torchptycho.physics.overlap import central_weight, merge, merge_canvas_px, probe_weight
 from torchptycho.physics.patches import corner, extract
 
 N = 12

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from strategies import scans
 from tolerances import relative_l2
 
-from torchptycho.config import RefineConfig
+from torchptycho.core.config import RefineConfig
+from torchptycho.core.scan import Scan
 from torchptycho.physics.diffraction import expected_counts
-from torchptycho.physics.merging import merge_canvas_px
-from torchptycho.physics.projection import GroupProjection, doubled
-from torchptycho.refinement import refine
-from torchptycho.scan import Scan
+from torchptycho.physics.overlap import merge_canvas_px
+from torchptycho.physics.pie import GroupProjection, doubled
+from torchptycho.reconstructors.iterative import refine
 
 QUICK = RefineConfig(epochs=3, batch_size=16, probe_update=False, patience=None)
 

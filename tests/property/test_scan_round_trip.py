@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchptycho.geometry import Geometry
+from torchptycho.core.geometry import Geometry
+from torchptycho.core.scan import ArrayFrames, Scan
 from torchptycho.io import read_scan, write_scan
-from torchptycho.scan import ArrayFrames, Scan
 
 
 @st.composite

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torchptycho.config import SimulateConfig
-from torchptycho.simulation import make_object, make_positions, simulate
+from torchptycho.core.config import SimulateConfig
+from torchptycho.data.simulation import make_object, make_positions, simulate
 
 seeds = st.integers(min_value=0, max_value=2**32 - 1)
 position_kinds = st.sampled_from(["raster", "fermat", "random"])

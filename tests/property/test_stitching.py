@@ -11,12 +11,12 @@ from strategies import beam, normal, patches_of, positions, scans, seeds
 from tolerances import assert_close, tolerance
 from torch import Tensor
 
-from torchptycho.growing import GrowingCanvas
+from torchptycho.core.scan import Scan
 from torchptycho.physics.exact_sums import QUANTUM
-from torchptycho.physics.merging import central_weight, probe_weight
+from torchptycho.physics.overlap import central_weight, probe_weight
 from torchptycho.physics.patches import corner, extract
-from torchptycho.scan import Scan
-from torchptycho.stitch import Canvas
+from torchptycho.reconstructors.canvas import Canvas
+from torchptycho.reconstructors.growing_canvas import GrowingCanvas
 
 N = 8
 places = st.integers(1, 12).flatmap(lambda count: positions(count, -20, 30))

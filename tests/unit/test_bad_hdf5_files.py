@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from scan_files import FRAMES, M, N, cases, cxi, written
 
-from torchptycho.config import ReadConfig
-from torchptycho.errors import ScanError
-from torchptycho.inspection import inspect_scan
+from torchptycho.analysis.inspection import inspect_scan
+from torchptycho.core.config import ReadConfig
+from torchptycho.core.errors import ScanError
 from torchptycho.io import checked_chunks, read_scan
 
 CXI = next(case for case in cases() if case.name == "cxi")

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchptycho.errors import ScanError
+from torchptycho.core.errors import ScanError
 from torchptycho.io import checked_chunks, read_probe, read_reconstruction, read_scan, write_scan
 
 M, N = 6, 8

@@ -16,13 +16,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from torchptycho.bundles import find_bundle, is_bundle, load_bundle, save_bundle
-from torchptycho.checkpoints import find_checkpoint, load_checkpoint
-from torchptycho.config import ExperimentConfig, GroupConfig, ModelConfig, RunConfig, SimulateConfig, to_dict
-from torchptycho.data.preparing import prepare
-from torchptycho.errors import ScanError, StoreError
-from torchptycho.model import PtychoPINN
-from torchptycho.simulation import simulate
+from torchptycho.core.config import ExperimentConfig, GroupConfig, ModelConfig, RunConfig, SimulateConfig, to_dict
+from torchptycho.core.errors import ScanError, StoreError
+from torchptycho.data.prepare import prepare
+from torchptycho.data.simulation import simulate
+from torchptycho.models.bundles import find_bundle, is_bundle, load_bundle, save_bundle
+from torchptycho.models.checkpoints import find_checkpoint, load_checkpoint
+from torchptycho.models.lightning_module import PtychoPINN
 
 CONFIG = RunConfig(
     group=GroupConfig(gridsize=2, n_groups=4),

@@ -12,9 +12,9 @@ from strategies import normal
 from tolerances import assert_close
 from torch import Tensor
 
-from torchptycho.growing import GrowingCanvas
 from torchptycho.physics.exact_sums import QUANTUM, rounded
-from torchptycho.stitch import MIN_COVERAGE, Canvas
+from torchptycho.reconstructors.canvas import MIN_COVERAGE, Canvas
+from torchptycho.reconstructors.growing_canvas import GrowingCanvas
 
 N = 6
 

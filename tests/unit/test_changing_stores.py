@@ -15,15 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from preparing import append_and_drop, started
 
-from torchptycho.config import GroupConfig, PrepareConfig, RunConfig, SimulateConfig
-from torchptycho.data import writing as writing_module
-from torchptycho.data.dataset import GroupDataset
-from torchptycho.data.preparing import append_scans, drop_scans, prepare
+from torchptycho.core.config import GroupConfig, PrepareConfig, RunConfig, SimulateConfig
+from torchptycho.core.errors import GroupingError, ScanError, StoreError
+from torchptycho.core.scan import ArrayFrames, Scan
+from torchptycho.data import writer as writing_module
+from torchptycho.data.datasets import GroupDataset
+from torchptycho.data.prepare import append_scans, drop_scans, prepare
+from torchptycho.data.simulation import simulate
 from torchptycho.data.store import Store
-from torchptycho.errors import GroupingError, ScanError, StoreError
 from torchptycho.io import write_scan
-from torchptycho.scan import ArrayFrames, Scan
-from torchptycho.simulation import simulate
 
 N = 32
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from torchptycho.comparison import compare
-from torchptycho.errors import EvaluationError, ScanError
+from torchptycho.analysis.comparison import compare
+from torchptycho.core.errors import EvaluationError, ScanError
+from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.io import read_reconstruction
-from torchptycho.plot import plot_comparison
-from torchptycho.reconstruction import Reconstruction
+from torchptycho.visualization.plot import plot_comparison
 
 
 def make_object(shape: tuple[int, int] = (120, 132), seed: int = 0, sigma: float = 2.5) -> np.ndarray:

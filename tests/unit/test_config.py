@@ -12,9 +12,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchptycho.cli import _parse
-from torchptycho.commands import COMMANDS, Train
-from torchptycho.config import (
+from torchptycho.cli.app import _parse
+from torchptycho.cli.commands.network import COMMANDS, Train
+from torchptycho.core.config import (
     GroupConfig,
     LossConfig,
     ModelConfig,
@@ -27,7 +27,7 @@ from torchptycho.config import (
     save_config,
     to_dict,
 )
-from torchptycho.errors import ConfigError
+from torchptycho.core.errors import ConfigError
 
 OTHER = RunConfig(
     prepare=PrepareConfig(domain="counts", val_fraction=0.2),

@@ -10,10 +10,10 @@ import pytest
 import torch
 from strategies import beam, normal
 
-from torchptycho.cores import in_turn
-from torchptycho.mosaic import Mosaic
-from torchptycho.physics.merging import probe_weight
-from torchptycho.stitch import Canvas
+from torchptycho.core.parallel import in_turn
+from torchptycho.physics.overlap import probe_weight
+from torchptycho.reconstructors.canvas import Canvas
+from torchptycho.reconstructors.stitcher import Mosaic
 
 
 @pytest.fixture(autouse=True)

@@ -14,16 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tolerances import assert_close
 
-from torchptycho.config import GroupConfig, PrepareConfig, RunConfig, SimulateConfig
+from torchptycho.core.config import GroupConfig, PrepareConfig, RunConfig, SimulateConfig
+from torchptycho.core.scan import Scan
 from torchptycho.data.batch import GroupBatch
-from torchptycho.data.dataset import GroupDataset
-from torchptycho.data.module import PtychoDataModule
-from torchptycho.data.order import EpochOrder, batches_per_epoch
-from torchptycho.data.preparing import prepare
+from torchptycho.data.datamodule import PtychoDataModule
+from torchptycho.data.datasets import GroupDataset
+from torchptycho.data.prepare import prepare
+from torchptycho.data.samplers import EpochOrder, batches_per_epoch
+from torchptycho.data.simulation import simulate
 from torchptycho.data.store import Store
 from torchptycho.physics.patches import corner, extract
-from torchptycho.scan import Scan
-from torchptycho.simulation import simulate
 
 M, N = 30, 32
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from torchptycho import doctor
-from torchptycho.errors import ConfigError
+from torchptycho.cli import doctor
+from torchptycho.core.errors import ConfigError
 
 
 @pytest.mark.contract("cli.doctor")
@@ -68,7 +68,7 @@ def test_what_is_missing_is_a_problem_with_a_way_out() -> None:
 
 
 def test_every_optional_logger_is_listed() -> None:
-    from torchptycho.config import LogConfig
+    from torchptycho.core.config import LogConfig
 
     kinds = LogConfig.__dataclass_fields__["logger"].type
     for name in ("tensorboard", "mlflow", "wandb"):

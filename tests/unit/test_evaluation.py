@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
-from torchptycho.errors import EvaluationError, TorchptychoError
-from torchptycho.evaluation import Metrics, align_to_truth, evaluate
-from torchptycho.reconstruction import Reconstruction
-from torchptycho.registration import fourier_shift
+from torchptycho.analysis.evaluation import Metrics, align_to_truth, evaluate
+from torchptycho.analysis.registration import fourier_shift
+from torchptycho.core.errors import EvaluationError, TorchptychoError
+from torchptycho.core.reconstruction import Reconstruction
 
 SHAPE = (120, 132)
 FIGURES = (

@@ -15,15 +15,15 @@ from test_model import SMALL, made, run_config, scan
 from tolerances import assert_close, relative_l2
 from torch import Tensor
 
-from torchptycho.absolute import ScaleStatistics
-from torchptycho.config import ExperimentConfig, LossConfig
-from torchptycho.errors import ConfigError, StoreError
-from torchptycho.model import PtychoPINN
-from torchptycho.physics.beam import smoothing_envelope, soft_disc, with_power
+from torchptycho.core.config import ExperimentConfig, LossConfig
+from torchptycho.core.errors import ConfigError, StoreError
+from torchptycho.core.scan import ArrayFrames
+from torchptycho.models.lightning_module import PtychoPINN
 from torchptycho.physics.diffraction import far_field, measurement
-from torchptycho.physics.merging import central_weight, merge, merge_canvas_px, probe_weight
+from torchptycho.physics.overlap import central_weight, merge, merge_canvas_px, probe_weight
 from torchptycho.physics.patches import corner, extract, place
-from torchptycho.scan import ArrayFrames
+from torchptycho.physics.probe_constraints import smoothing_envelope, soft_disc, with_power
+from torchptycho.reconstructors.absolute_scale import ScaleStatistics
 
 N = 32
 # A network that does not look at the probe: what the default one makes of it is not part of the gradient.

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import scan_files
 
-from torchptycho.config import MappingConfig, PrepareConfig, ReadConfig, RunConfig, SimulateConfig
-from torchptycho.data.preparing import prepare
-from torchptycho.errors import ConfigError, ScanError
+from torchptycho.core.config import MappingConfig, PrepareConfig, ReadConfig, RunConfig, SimulateConfig
+from torchptycho.core.errors import ConfigError, ScanError
+from torchptycho.data.prepare import prepare
+from torchptycho.data.simulation import simulate
 from torchptycho.io import read_scan, write_scan
-from torchptycho.io.finding import open_scans
-from torchptycho.simulation import simulate
+from torchptycho.io.discovery import open_scans
 
 GUESS = ReadConfig(guess_probe=True)
 SCANS = ["product.h5", "s_dp.hdf5", "scan.cxi", "scan.npz", "scan.ptyd"]

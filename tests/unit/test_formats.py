@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 from scan_files import FRAMES, LENGTHS, OBJECT, POSITIONS_M, PROBE, M, N, cases, cxi, product, written
 
-from torchptycho.config import MappingConfig, ReadConfig
-from torchptycho.errors import ConfigError, ScanError
-from torchptycho.geometry import Geometry
-from torchptycho.io import Reader, Recorded, checked_chunks, read_probe, read_reconstruction, read_scan, registry
+from torchptycho.core.config import MappingConfig, ReadConfig
+from torchptycho.core.errors import ConfigError, ScanError
+from torchptycho.core.geometry import Geometry
+from torchptycho.io import Reader, Recorded, checked_chunks, read_probe, read_reconstruction, read_scan
 from torchptycho.io.fingerprint import scan_fingerprint
-from torchptycho.io.hdf5_frames import Hdf5Frames
-from torchptycho.io.registry import readers, recognise
+from torchptycho.io.formats import registry
+from torchptycho.io.formats.registry import readers, recognise
+from torchptycho.io.frames.hdf5_frames import Hdf5Frames
 
 CASES = {case.name: case for case in cases()}
 GUESS = ReadConfig(guess_probe=True)
@@ -158,7 +159,7 @@ def test_fingerprint_follows_every_file_that_frames_come_from(tmp_path: Path) ->
 @pytest.mark.contract("files.formats.entry-point")
 def test_readers_of_other_packages_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def read(path: Path, config: ReadConfig) -> Recorded:
-        from torchptycho.scan import ArrayFrames
+        from torchptycho.core.scan import ArrayFrames
 
         return Recorded(
             path=path, format="mine", frames=ArrayFrames(FRAMES), rows=range(M), positions=POSITIONS_M * 1e8, unit="px",

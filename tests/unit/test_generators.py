@@ -11,16 +11,16 @@ from strategies import beam, normal
 from tolerances import assert_close, relative_l2, tolerance
 from torch import Tensor
 
-from torchptycho.config import ModelConfig
-from torchptycho.errors import ConfigError
-from torchptycho.nn import Generator, GroupInput, build_generator, find_generator
-from torchptycho.nn.cnn import CNN
-from torchptycho.nn.pie_unet import PieUNet
-from torchptycho.nn.resunet import ResUNet, first_estimate
+from torchptycho.core.config import ModelConfig
+from torchptycho.core.errors import ConfigError
+from torchptycho.models.generators import Generator, GroupInput, build_generator, find_generator
+from torchptycho.models.generators.cnn import CNN
+from torchptycho.models.generators.pie_unet import PieUNet
+from torchptycho.models.generators.resunet import ResUNet, first_estimate
 from torchptycho.physics.diffraction import expected_counts, far_field, measurement
-from torchptycho.physics.merging import merge_canvas_px
+from torchptycho.physics.overlap import merge_canvas_px
 from torchptycho.physics.patches import corner, extract
-from torchptycho.physics.projection import GroupProjection, doubled, shifted_beam
+from torchptycho.physics.pie import GroupProjection, doubled, shifted_beam
 
 NETWORKS = [
     ("cnn", 64),
@@ -428,13 +428,13 @@ class TestRegistry:
             find_generator("unet")
 
     @pytest.mark.contract("generator.registry.refused")
-    @pytest.mark.parametrize("name", ["math:pi", "torch.nn:Conv2d", "torchptycho.nn:build_generator"])
+    @pytest.mark.parametrize("name", ["math:pi", "torch.nn:Conv2d", "torchptycho.models.generators:build_generator"])
     def test_what_is_no_generator_is_refused(self, name: str) -> None:
         with pytest.raises(ConfigError, match="expected a class derived from"):
             find_generator(name)
 
     @pytest.mark.contract("generator.registry.refused")
-    @pytest.mark.parametrize("name", ["no_such_module_anywhere:Net", "torchptycho.nn:Transformer"])
+    @pytest.mark.parametrize("name", ["no_such_module_anywhere:Net", "torchptycho.models.generators:Transformer"])
     def test_what_cannot_be_imported_is_refused_by_its_name(self, name: str) -> None:
         with pytest.raises(ConfigError, match=f"generator '{name}' cannot be imported"):
             find_generator(name)
@@ -449,7 +449,7 @@ class TestRegistry:
     def install_user_network(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (folder / "beamline_networks.py").write_text(
             "import torch\n"
-            "from torchptycho.nn import Generator\n"
+            "from torchptycho.models.generators import Generator\n"
             "class Flat(Generator):\n"
             "    supported_n_px = (48,)\n"
             "    @classmethod\n"

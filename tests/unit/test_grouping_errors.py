@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from torchptycho.config import GroupConfig
-from torchptycho.errors import GroupingError
-from torchptycho.grouping import group, partition
-from torchptycho.grouping.scans import checked_scan_id
+from torchptycho.core.config import GroupConfig
+from torchptycho.core.errors import GroupingError
+from torchptycho.data.grouping import group, partition
+from torchptycho.data.grouping.scan_ids import checked_scan_id
 
 POSITIONS_PX = np.random.default_rng(0).uniform(0, 100, (30, 2))
 FAR_APART_PX = np.stack([np.arange(30) * 50.0, np.zeros(30)], 1)
@@ -90,7 +90,7 @@ def test_a_partition_of_too_few_frames_is_refused() -> None:
 
 @pytest.mark.contract("grouping.seeds.too-few")
 def test_seeds_without_neighbours_are_left_out_and_logged(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="torchptycho.grouping"):
+    with caplog.at_level(logging.INFO, logger="torchptycho.data.grouping"):
         groups = group(FAR_APART_PX, GroupConfig(gridsize=2, max_distance_px=110.0))
     # At each end of the line two frames have fewer than three others within two steps.
     assert len(groups) == 28

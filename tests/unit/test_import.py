@@ -29,7 +29,7 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 @pytest.mark.contract("import.light")
 @pytest.mark.parametrize("arguments", ["['--help']", "['train', '--help']", "['trian']", "['train', 'x', '--stps']"])
 def test_help_and_mistakes_import_nothing_heavy(arguments: str) -> None:
-    code = f"from torchptycho.cli import main\ntry: main({arguments})\nexcept SystemExit: pass"
+    code = f"from torchptycho.cli.app import main\ntry: main({arguments})\nexcept SystemExit: pass"
     assert not loaded_after(code) & set(HEAVY)
 
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from torchptycho.config import RunConfig
-from torchptycho.data.preparing import prepare
-from torchptycho.errors import ScanError
-from torchptycho.geometry import Geometry
-from torchptycho.inspection import inspect_scan, probe_diameter_px
+from torchptycho.analysis.inspection import inspect_scan, probe_diameter_px
+from torchptycho.core.config import RunConfig
+from torchptycho.core.errors import ScanError
+from torchptycho.core.geometry import Geometry
+from torchptycho.core.scan import ArrayFrames, Scan
+from torchptycho.data.prepare import prepare
 from torchptycho.io import read_scan, write_scan
-from torchptycho.scan import ArrayFrames, Scan
 
 N, SIDE = 32, 8
 PHOTONS = 1e5

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from torchptycho.errors import ConfigError
-from torchptycho.interop.keras import keras_from_state_dict, keras_order, state_dict_from_keras
-from torchptycho.nn.cnn import CNN
+from torchptycho.core.errors import ConfigError
+from torchptycho.interop.keras_weights import keras_from_state_dict, keras_order, state_dict_from_keras
+from torchptycho.models.generators.cnn import CNN
 
 # Shapes of the original's weight lists, n_filters_scale 1 and gridsize 2: filters in, filters out of each convolution.
 _ENCODERS = {

@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
-from torchptycho.errors import ConfigError
-from torchptycho.live.page import serve
-from torchptycho.live.pictures import PICTURES, draw
+from torchptycho.core.errors import ConfigError
+from torchptycho.live.live_images import PICTURES, draw
+from torchptycho.live.web_page import serve
 
 STATUS = {"state": "receiving", "source": "tcp://127.0.0.1:5555"}
 

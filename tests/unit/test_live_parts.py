@@ -22,13 +22,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchptycho.config import MappingConfig, ReadConfig
-from torchptycho.errors import ConfigError, ScanError, StoreError, TorchptychoError
-from torchptycho.geometry import Geometry
+from torchptycho.core.config import MappingConfig, ReadConfig
+from torchptycho.core.errors import ConfigError, ScanError, StoreError, TorchptychoError
+from torchptycho.core.geometry import Geometry
+from torchptycho.core.scan import ArrayFrames
 from torchptycho.io import read_scan
-from torchptycho.live.growing_file import GrowingFile
-from torchptycho.live.layout import Chunk, Description, Layout, parsed
-from torchptycho.live.messages import (
+from torchptycho.live.hdf5_source import GrowingFile
+from torchptycho.live.protocol import (
     ASKED_BYTES,
     LARGEST_PART_BYTES,
     answer_of_frames,
@@ -38,9 +38,9 @@ from torchptycho.live.messages import (
     scan_in,
 )
 from torchptycho.live.replay import answer
+from torchptycho.live.scan_header import Chunk, Description, Layout, parsed
 from torchptycho.live.spool import Spool
 from torchptycho.live.status import Rates
-from torchptycho.scan import ArrayFrames
 
 N = 4
 LAYOUT = Layout(
@@ -339,7 +339,7 @@ class TestGrowingFile:
 
     @pytest.mark.contract("live.file.complete")
     def test_a_frame_is_taken_when_its_position_is_there(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("torchptycho.live.growing_file._LOOK_EVERY_S", 0.0)
+        monkeypatch.setattr("torchptycho.live.hdf5_source._LOOK_EVERY_S", 0.0)
         path = tmp_path / "x.h5"
         reading = ReadConfig(mapping=self.MAPPING, crop_px=N, binning=2, flip_y=True, guess_probe=True)
         source = GrowingFile(path, reading)
@@ -386,8 +386,8 @@ class TestGrowingFile:
 
     def watched(self, path: Path, frames: np.ndarray, where: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> Any:
         """The source of a file whose writer has it open, as far as it says."""
-        monkeypatch.setattr("torchptycho.live.growing_file._LOOK_EVERY_S", 0.0)
-        monkeypatch.setattr("torchptycho.live.growing_file.written_by", lambda _: "swmr")
+        monkeypatch.setattr("torchptycho.live.hdf5_source._LOOK_EVERY_S", 0.0)
+        monkeypatch.setattr("torchptycho.live.hdf5_source.written_by", lambda _: "swmr")
         write_stack(path, frames, where)
         source = GrowingFile(path, ReadConfig(mapping=self.MAPPING))
         assert source.describe() is not None
@@ -404,7 +404,7 @@ class TestGrowingFile:
             file["data"].resize(20, axis=0)
             file["where"].resize(20, axis=0)
             file["data"][:], file["where"][:] = frames, where
-        monkeypatch.setattr("torchptycho.live.growing_file.written_by", lambda _: "nobody")
+        monkeypatch.setattr("torchptycho.live.hdf5_source.written_by", lambda _: "nobody")
         # These are all that were there when it was counted last.
         got = [source.fetch(6, 6), source.fetch(12, 6), source.fetch(18, 6)]
         assert [(len(part.frames), part.end) for part in got] == [(6, False), (6, False), (2, True)]
@@ -469,7 +469,7 @@ class TestGrowingFile:
         assert len(source.fetch(0, 6).frames) == 6
         assert source.waits_for() is None
         clock = SimpleNamespace(now=time.monotonic())
-        monkeypatch.setattr("torchptycho.live.growing_file.time", SimpleNamespace(monotonic=lambda: clock.now))
+        monkeypatch.setattr("torchptycho.live.hdf5_source.time", SimpleNamespace(monotonic=lambda: clock.now))
         path.unlink()
         # It was not looked at for a while, as when there was no room, and is waited for from now on.
         clock.now += 100
@@ -487,14 +487,14 @@ class TestGrowingFile:
     def test_what_does_not_become_a_scan_is_told_in_the_end(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("torchptycho.live.growing_file._LOOK_EVERY_S", 0.0)
+        monkeypatch.setattr("torchptycho.live.hdf5_source._LOOK_EVERY_S", 0.0)
         path = tmp_path / "x.h5"
         with h5py.File(path, "w") as file:
             file["other"] = np.zeros(3)
         source = GrowingFile(path, ReadConfig(mapping=self.MAPPING))
         assert source.describe() is None
         assert "data" in (source.waits_for() or "")
-        monkeypatch.setattr("torchptycho.live.growing_file._PATIENCE_S", 0.0)
+        monkeypatch.setattr("torchptycho.live.hdf5_source._PATIENCE_S", 0.0)
         with pytest.raises(ScanError, match="'data'"):
             source.describe()
         (tmp_path / "x.npz").write_bytes(b"PK")
@@ -531,7 +531,7 @@ def line(tmp_path: Path) -> Iterator[tuple[Any, str]]:
 class TestStream:
     def opened(self, socket: Any, where: str, layout: Layout = LAYOUT) -> tuple[Any, bytes]:
         """A reader that knows the scan, and its name for the source."""
-        from torchptycho.live.stream import StreamSource
+        from torchptycho.live.zmq_source import StreamSource
 
         source = StreamSource(where)
         while not socket.poll(10):
@@ -551,7 +551,7 @@ class TestStream:
     ) -> None:
         clock = SimpleNamespace(now=100.0)
         told = SimpleNamespace(monotonic=lambda: clock.now, sleep=time.sleep)
-        monkeypatch.setattr("torchptycho.live.stream.time", told)
+        monkeypatch.setattr("torchptycho.live.zmq_source.time", told)
         socket, where = line
         source, reader = self.opened(socket, where)
 
@@ -647,7 +647,7 @@ class TestStream:
     @pytest.mark.skipif(sys.platform != "linux", reason="nothing else counts what comes")
     def test_a_message_without_an_end_is_not_kept(self) -> None:
         pytest.importorskip("zmq")
-        from torchptycho.live.stream import StreamSource
+        from torchptycho.live.zmq_source import StreamSource
 
         with socket.create_server(("127.0.0.1", 0)) as server:
             source = StreamSource(f"tcp://127.0.0.1:{server.getsockname()[1]}")
@@ -662,9 +662,9 @@ class TestStream:
     @pytest.mark.contract("live.messages.stranger")
     def test_who_is_no_source_is_told_and_a_source_in_its_place_is_found(self, monkeypatch: pytest.MonkeyPatch) -> None:
         zmq = pytest.importorskip("zmq")
-        from torchptycho.live.stream import StreamSource
+        from torchptycho.live.zmq_source import StreamSource
 
-        monkeypatch.setattr("torchptycho.live.stream._AGAIN_S", 0.3)
+        monkeypatch.setattr("torchptycho.live.zmq_source._AGAIN_S", 0.3)
         with zmq.Context() as context:
             with context.socket(zmq.PUSH) as stranger:
                 port = stranger.bind_to_random_port("tcp://127.0.0.1")
@@ -720,7 +720,7 @@ def endless(server: socket.socket) -> None:
 @pytest.mark.contract("live.messages.sender")
 def test_the_sender_of_the_documentation_waits_for_its_first_frame(tmp_path: Path) -> None:
     pytest.importorskip("zmq")
-    from torchptycho.live.stream import StreamSource
+    from torchptycho.live.zmq_source import StreamSource
 
     page = (Path(__file__).resolve().parents[2] / "docs" / "live.md").read_text(encoding="utf-8")
     (snippet,) = [block.split("```")[0] for block in page.split("```python\n")[1:] if "def send(" in block]
@@ -758,8 +758,8 @@ def test_the_sender_of_the_documentation_waits_for_its_first_frame(tmp_path: Pat
 
 @pytest.mark.contract("live.extra")
 def test_without_pyzmq_one_line_says_how_to_get_it() -> None:
-    code = "import sys; sys.modules['zmq'] = None; from torchptycho.live.stream import StreamSource; "
-    code += "from torchptycho.errors import ConfigError\ntry: StreamSource('tcp://127.0.0.1:5555')\n"
+    code = "import sys; sys.modules['zmq'] = None; from torchptycho.live.zmq_source import StreamSource; "
+    code += "from torchptycho.core.errors import ConfigError\ntry: StreamSource('tcp://127.0.0.1:5555')\n"
     code += "except ConfigError as error: print(error)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("pip install 'torchptycho[live]'.")

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from torchptycho.errors import ScanError
-from torchptycho.live.pictures import LEGEND, PICTURES, draw
+from torchptycho.core.errors import ScanError
+from torchptycho.live.live_images import LEGEND, PICTURES, draw
 
 
 def an_object(n: int = 64, turn_rad: float = 0.5) -> np.ndarray:

@@ -11,9 +11,9 @@ from strategies import beam, normal
 from tolerances import assert_close, tolerance
 from torch import Tensor
 
-from torchptycho.config import LossConfig
-from torchptycho.errors import ConfigError
-from torchptycho.losses import Comparison, Loss, total_variation
+from torchptycho.core.config import LossConfig
+from torchptycho.core.errors import ConfigError
+from torchptycho.models.losses import Comparison, Loss, total_variation
 from torchptycho.physics.diffraction import expected_counts
 from torchptycho.physics.noise import poisson_nll, poisson_sample
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torchptycho import metrics
-from torchptycho.registration import align, flatten, fourier_shift
+from torchptycho.analysis import metrics
+from torchptycho.analysis.registration import align, flatten, fourier_shift
 
 seeds = st.integers(0, 2**31)
 

@@ -14,18 +14,26 @@ import torch
 from tolerances import assert_close, relative_l2
 from torch import Tensor
 
-from torchptycho.config import GroupConfig, LossConfig, ModelConfig, RunConfig, SimulateConfig, TrainConfig, from_dict
-from torchptycho.config import to_dict as plain
+from torchptycho.core.config import (
+    GroupConfig,
+    LossConfig,
+    ModelConfig,
+    RunConfig,
+    SimulateConfig,
+    TrainConfig,
+    from_dict,
+)
+from torchptycho.core.config import to_dict as plain
+from torchptycho.core.errors import ConfigError, StoreError, TrainingError
+from torchptycho.core.scan import ArrayFrames, Scan
 from torchptycho.data.batch import GroupBatch
-from torchptycho.data.dataset import GroupDataset
-from torchptycho.data.preparing import prepare
+from torchptycho.data.datasets import GroupDataset
+from torchptycho.data.prepare import prepare
+from torchptycho.data.simulation import simulate
 from torchptycho.data.store import Store
-from torchptycho.errors import ConfigError, StoreError, TrainingError
-from torchptycho.model import PtychoPINN, learning_rate_shape
-from torchptycho.nn import GroupInput
+from torchptycho.models.generators import GroupInput
+from torchptycho.models.lightning_module import PtychoPINN, learning_rate_shape
 from torchptycho.physics.diffraction import expected_counts, far_field, measurement
-from torchptycho.scan import ArrayFrames, Scan
-from torchptycho.simulation import simulate
 
 M, N = 24, 32
 SMALL = ModelConfig(n_filters_scale=1)

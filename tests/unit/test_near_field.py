@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from torchptycho.config import ReadConfig, RunConfig, SimulateConfig
-from torchptycho.data.preparing import prepare
-from torchptycho.errors import ScanError
-from torchptycho.inspection import inspect_scan
+from torchptycho.analysis.inspection import inspect_scan
+from torchptycho.core.config import ReadConfig, RunConfig, SimulateConfig
+from torchptycho.core.errors import ScanError
+from torchptycho.core.scan import ArrayFrames, Scan
+from torchptycho.data.prepare import prepare
+from torchptycho.data.simulation import simulate
 from torchptycho.io import read_scan
 from torchptycho.io.near_field import near_field
-from torchptycho.refinement import refine
-from torchptycho.scan import ArrayFrames, Scan
-from torchptycho.simulation import simulate
+from torchptycho.reconstructors.iterative import refine
 
 N, M = 32, 80
 

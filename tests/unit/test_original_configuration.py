@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from torchptycho.config import GroupConfig, RunConfig, to_dict
-from torchptycho.errors import ConfigError
+from torchptycho.core.config import GroupConfig, RunConfig, to_dict
+from torchptycho.core.errors import ConfigError
 from torchptycho.interop.workflow import TABLE, run_config
-from torchptycho.interop.workflow.configuration import ALIASES, read_settings
+from torchptycho.interop.workflow.original_config import ALIASES, read_settings
 
 Given = dict[str, Any]
 CASES: dict[str, list[tuple[Given, Given]]] = {

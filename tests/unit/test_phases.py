@@ -11,8 +11,8 @@ from strategies import normal, seeds
 from tolerances import relative_l2
 from torch import Tensor
 
-from torchptycho.phases import synchronised
 from torchptycho.physics.patches import corner, extract
+from torchptycho.reconstructors.phase_sync import synchronised
 
 N = 16
 FIELD = 96

@@ -16,15 +16,15 @@ import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from torchptycho import plot
-from torchptycho.evaluation import Metrics, evaluate
+from torchptycho.analysis.evaluation import Metrics, evaluate
+from torchptycho.core.reconstruction import Reconstruction
+from torchptycho.core.scan import ArrayFrames, Scan
 from torchptycho.io import read_scan, write_scan
-from torchptycho.io.frames import ZippedFrames
-from torchptycho.plot.complexes import complex_rgb, hue_rgb, wheel_rgba
-from torchptycho.plot.panels import limits_of, nice_length, phase_map_of
-from torchptycho.plot.scans import mean_counts
-from torchptycho.reconstruction import Reconstruction
-from torchptycho.scan import ArrayFrames, Scan
+from torchptycho.io.frames.frame_stacks import ZippedFrames
+from torchptycho.visualization import plot
+from torchptycho.visualization.plot.panels import limits_of, nice_length, phase_map_of
+from torchptycho.visualization.plot.phase_colors import complex_rgb, hue_rgb, wheel_rgba
+from torchptycho.visualization.plot.scan_figures import mean_counts
 
 
 def make_object(shape: tuple[int, int] = (96, 110), phase_rad: float = 0.8) -> np.ndarray:

@@ -13,7 +13,7 @@ from pretended_cuda import Machine, PretendedTensor, pretended_cuda
 from strategies import normal
 from torch import Tensor
 
-from torchptycho.physics.inside import extract_groups, place_groups
+from torchptycho.physics.group_patches import extract_groups, place_groups
 
 THERE = torch.device("cuda", 0)
 

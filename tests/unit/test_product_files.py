@@ -9,13 +9,13 @@ import h5py
 import numpy as np
 import pytest
 
-from torchptycho.config import SimulateConfig
-from torchptycho.errors import ConfigError, ScanError
-from torchptycho.geometry import Geometry
+from torchptycho.core.config import SimulateConfig
+from torchptycho.core.errors import ConfigError, ScanError
+from torchptycho.core.geometry import Geometry
+from torchptycho.core.scan import ArrayFrames, Scan
+from torchptycho.data.simulation import simulate
 from torchptycho.io import read_scan, write_scan
-from torchptycho.io.writing import format_of
-from torchptycho.scan import ArrayFrames, Scan
-from torchptycho.simulation import simulate
+from torchptycho.io.write import format_of
 
 N = 32
 PLAIN = simulate(SimulateConfig(n_px=N, object_px=80, n_frames=20, photons_per_frame=1e4, probe_modes=2))

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from torchptycho.cli import main
-from torchptycho.config import RunConfig, SimulateConfig
-from torchptycho.errors import ConfigError, ScanError
-from torchptycho.interop.ptychodus import installing
+from torchptycho.cli.app import main
+from torchptycho.core.config import RunConfig, SimulateConfig
+from torchptycho.core.errors import ConfigError, ScanError
+from torchptycho.data.simulation import simulate
+from torchptycho.interop.ptychodus import installation
 from torchptycho.interop.ptychodus.settings import OWN, run_config, tell_without_effect
 from torchptycho.interop.ptychodus.training_files import find_training_files, read_training_scan
 from torchptycho.io import write_scan
-from torchptycho.simulation import simulate
 
 # As Ptychodus 1.7.0 has them before anything is set; what has no effect is left out.
 DEFAULTS: dict[str, Any] = {
@@ -195,8 +195,8 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]
         spec.submodule_search_locations = [str(there[name])]
         return spec
 
-    monkeypatch.setattr(installing, "find_spec", find_spec)
-    monkeypatch.setattr(installing.importlib.metadata, "version", lambda name: there["version"])
+    monkeypatch.setattr(installation, "find_spec", find_spec)
+    monkeypatch.setattr(installation.importlib.metadata, "version", lambda name: there["version"])
     there["file"] = tmp_path / "ptychodus" / "plugins" / "torchptycho_reconstructors.py"
     return there
 
@@ -253,4 +253,4 @@ def test_a_file_of_others_stays(elsewhere: dict[str, Any], capsys: pytest.Captur
         assert main(["ptychodus", action]) == 1
         assert "found another's. Move it away." in capsys.readouterr().err
     assert elsewhere["file"].read_text() == "theirs"
-    assert not installing.standing().enabled
+    assert not installation.standing().enabled

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from torchptycho.errors import ScanError
-from torchptycho.geometry import Geometry
+from torchptycho.core.errors import ScanError
+from torchptycho.core.geometry import Geometry
+from torchptycho.core.reconstruction import MIN_COVERAGE, Reconstruction
 from torchptycho.io import (
     checked_chunks,
     read_probe,
@@ -24,8 +25,7 @@ from torchptycho.io import (
     write_reconstruction,
     write_scan,
 )
-from torchptycho.reconstruction import MIN_COVERAGE, Reconstruction
-from torchptycho.stitch import Canvas
+from torchptycho.reconstructors.canvas import Canvas
 
 M, N = 6, 8
 

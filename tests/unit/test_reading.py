@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from torchptycho.config import PrepareConfig, ReadConfig, RunConfig, SimulateConfig, reading_of
-from torchptycho.data.preparing import prepare
+from torchptycho.core.config import PrepareConfig, ReadConfig, RunConfig, SimulateConfig, reading_of
+from torchptycho.core.errors import ConfigError, ScanError
+from torchptycho.core.geometry import Geometry
+from torchptycho.core.scan import ArrayFrames, Scan
+from torchptycho.data.prepare import prepare
+from torchptycho.data.simulation import simulate
 from torchptycho.data.store import Store
-from torchptycho.errors import ConfigError, ScanError
-from torchptycho.geometry import Geometry
 from torchptycho.io import checked_chunks, read_scan, write_scan
 from torchptycho.io.fingerprint import scan_fingerprint
-from torchptycho.io.processing import resampled_probe
-from torchptycho.orientation import rank_orientations
+from torchptycho.io.frames.processing import resampled_probe
 from torchptycho.physics.diffraction import far_field
-from torchptycho.scan import ArrayFrames, Scan
-from torchptycho.simulation import simulate
+from torchptycho.reconstructors.orientation import rank_orientations
 
 M, N = 24, 32
 RNG = np.random.default_rng(2)
@@ -177,7 +177,7 @@ def test_negative_counts_are_refused_unless_they_are_to_be_clipped(tmp_path: Pat
 
 
 def _mapped(tmp_path: Path, **options: Any) -> tuple[Path, ReadConfig]:
-    from torchptycho.config import MappingConfig
+    from torchptycho.core.config import MappingConfig
 
     with h5py.File(tmp_path / "f.h5", "r+") as file:
         file["p"] = SIMULATED.positions_px

@@ -13,24 +13,24 @@ import torch
 from strategies import beam, normal
 from tolerances import assert_close, relative_l2
 
-from torchptycho.config import RefineConfig, SimulateConfig
-from torchptycho.errors import ConfigError, StoreError
-from torchptycho.evaluation import evaluate
+from torchptycho.analysis.evaluation import evaluate
+from torchptycho.core.config import RefineConfig, SimulateConfig
+from torchptycho.core.errors import ConfigError, StoreError
+from torchptycho.core.reconstruction import Reconstruction
+from torchptycho.core.scan import ArrayFrames, Scan
+from torchptycho.data.simulation import simulate
 from torchptycho.physics.diffraction import expected_counts
 from torchptycho.physics.patches import corner, extract, extract_inside, place, place_inside, slopes
-from torchptycho.reconstruction import Reconstruction
-from torchptycho.refinement import refine
-from torchptycho.refinement.fit import Misfit, correction, waves
-from torchptycho.refinement.gradient import objective
-from torchptycho.refinement.modes import orthogonal_modes, power, with_modes
-from torchptycho.refinement.pie import frames_at_once
-from torchptycho.refinement.positions import Shifts
-from torchptycho.refinement.problem import open_problem
-from torchptycho.refinement.regularise import roughness, smoothed
-from torchptycho.refinement.state import State
-from torchptycho.scan import ArrayFrames, Scan
-from torchptycho.simulation import simulate
-from torchptycho.stitch import Canvas
+from torchptycho.reconstructors.canvas import Canvas
+from torchptycho.reconstructors.iterative import refine
+from torchptycho.reconstructors.iterative.autodiff import objective
+from torchptycho.reconstructors.iterative.fit import Misfit, correction, waves
+from torchptycho.reconstructors.iterative.position_correction import Shifts
+from torchptycho.reconstructors.iterative.probe_modes import orthogonal_modes, power, with_modes
+from torchptycho.reconstructors.iterative.problem import open_problem
+from torchptycho.reconstructors.iterative.regularization import roughness, smoothed
+from torchptycho.reconstructors.iterative.rpie import frames_at_once
+from torchptycho.reconstructors.iterative.state import State
 
 QUICK = RefineConfig(epochs=3, batch_size=16, probe_update=False, patience=None)
 
@@ -445,7 +445,7 @@ class TestCourse:
     ) -> None:
         state = tmp_path / "state.npz"
         refine(scan, config=QUICK, state_file=state)
-        monkeypatch.setattr("torchptycho.refinement.run.sweep", lambda *_, **__: float("nan"))
+        monkeypatch.setattr("torchptycho.reconstructors.iterative.refinement.sweep", lambda *_, **__: float("nan"))
         with pytest.raises(FloatingPointError, match="the misfit is nan after epoch 4"):
             refine(scan, config=dataclasses.replace(QUICK, epochs=5), state_file=state, resume=True)
         monkeypatch.undo()

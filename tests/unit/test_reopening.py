@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from torchptycho.cli import main
-from torchptycho.config import GroupConfig, MappingConfig, PrepareConfig, RefineConfig, RunConfig, SimulateConfig
-from torchptycho.data import reopen
-from torchptycho.data.preparing import prepare, reopened
-from torchptycho.data.reopen import Request
+from torchptycho.cli.app import main
+from torchptycho.core.config import GroupConfig, MappingConfig, PrepareConfig, RefineConfig, RunConfig, SimulateConfig
+from torchptycho.core.errors import StoreError
+from torchptycho.data import cache
+from torchptycho.data.cache import Request
+from torchptycho.data.prepare import prepare, reopened
+from torchptycho.data.simulation import simulate
 from torchptycho.data.store import Store
-from torchptycho.errors import StoreError
 from torchptycho.io import read_scan, write_scan
-from torchptycho.simulation import simulate
 
 N = 32
 SCAN = simulate(SimulateConfig(n_px=N, object_px=72, n_frames=30, photons_per_frame=1e4))
@@ -80,13 +80,13 @@ def test_a_store_of_unchanged_files_is_reopened_and_none_of_them_is_read(
 def test_the_commands_reopen_without_opening_the_scan(
     scan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    from torchptycho.io import finding
+    from torchptycho.io import discovery
 
     flags = ["--gridsize", "1", "--steps", "1", "--accelerator", "cpu", "--n-filters-scale", "1"]
     flags += ["--start-projections", "1", "--finish-projections", "0"]
     flags = flags if command == "train" else flags[:2]
     assert main([command, str(scan_file), "--out", str(tmp_path / "out"), *flags]) == 0
-    monkeypatch.setattr(finding, "read_scan", None)
+    monkeypatch.setattr(discovery, "read_scan", None)
     monkeypatch.chdir(tmp_path)
     # Another way to name the same file.
     flags += ["--resume"] if command == "train" else []
@@ -138,7 +138,7 @@ def test_a_changed_option_or_version_is_named_with_both_values(
         match=r"differs: prepare\.split_seed \(0 then, 3 now\); prepare\.val_fraction \(0\.2 then, 0\.5 now\)\.",
     ):
         reopened(tmp_path / "store", other)
-    monkeypatch.setattr(reopen, "package_version", lambda: "99.0")
+    monkeypatch.setattr(cache, "package_version", lambda: "99.0")
     with pytest.raises(StoreError, match=r"differs: version \(\"\S+\" then, \"99\.0\" now\)\. Choose"):
         reopened(tmp_path / "store", Request.of([scan_file], CONFIG))
     with pytest.raises(StoreError, match=r"differs: version \(\"\S+\" then, \"99\.0\" now\)\. Choose"):

@@ -17,16 +17,16 @@ import pytest
 import torch
 from PIL import Image
 
-from torchptycho.config import RefineConfig, SimulateConfig
-from torchptycho.evaluation import evaluate
-from torchptycho.plot.pixels import reduced
-from torchptycho.reconstruction import Reconstruction
-from torchptycho.report import write_report
-from torchptycho.report.charts import Series, curves_svg, positions_svg
-from torchptycho.report.patterns import compare_patterns
-from torchptycho.report.pixels import mapped_png
-from torchptycho.scan import ArrayFrames, Scan
-from torchptycho.simulation import simulate
+from torchptycho.analysis.evaluation import evaluate
+from torchptycho.core.config import RefineConfig, SimulateConfig
+from torchptycho.core.reconstruction import Reconstruction
+from torchptycho.core.scan import ArrayFrames, Scan
+from torchptycho.data.simulation import simulate
+from torchptycho.visualization.plot.png import reduced
+from torchptycho.visualization.report import write_report
+from torchptycho.visualization.report.inline_png import mapped_png
+from torchptycho.visualization.report.pattern_panels import compare_patterns
+from torchptycho.visualization.report.svg_charts import Series, curves_svg, positions_svg
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
@@ -306,7 +306,7 @@ class TestDrawings:
 
 @pytest.mark.contract("report.halves")
 def test_refinement_of_halves_is_made_only_when_asked_for(scan: Scan, tmp_path: Path) -> None:
-    from torchptycho.report import report_of_refinement
+    from torchptycho.visualization.report import report_of_refinement
 
     few = RefineConfig(epochs=2, polish=0)
     without = report_of_refinement(image_of(scan), scan, tmp_path / "a.html", few).read_text(encoding="utf-8")

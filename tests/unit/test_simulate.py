@@ -15,12 +15,12 @@ import torch
 from scipy.ndimage import fourier_shift
 from scipy.spatial import cKDTree
 
-from torchptycho.config import SimulateConfig
-from torchptycho.errors import ConfigError, ScanError
+from torchptycho.core.config import SimulateConfig
+from torchptycho.core.errors import ConfigError, ScanError
+from torchptycho.core.scan import Scan
+from torchptycho.data.simulation import make_object, make_positions, make_probe, objects, simulate
+from torchptycho.data.simulation.probes import border_fraction
 from torchptycho.physics.patches import extract
-from torchptycho.scan import Scan
-from torchptycho.simulation import make_object, make_positions, make_probe, objects, simulate
-from torchptycho.simulation.probes import border_fraction
 
 KINDS = ["dead_leaves", "lines", "gaussian_field", "siemens_star", "natural"]
 PROBES = ["disk", "gaussian", "zone_plate"]
@@ -91,7 +91,7 @@ class TestRandomness:
         positions = simulate(config).positions_px[::-1]
         whole = frames_of(simulate(config, positions_px=positions))
         assert whole[:3].max() < 65536 < whole.max()
-        module = importlib.import_module("torchptycho.simulation.simulate")
+        module = importlib.import_module("torchptycho.data.simulation.simulator")
         monkeypatch.setattr(module, "_BATCH_ELEMENTS", 3 * 32 * 32)
         np.testing.assert_array_equal(whole, frames_of(simulate(config, positions_px=positions)))
 

@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import beam, seeds
 
-from torchptycho.config import GroupConfig, PrepareConfig, RunConfig, SimulateConfig
-from torchptycho.data.preparing import prepare
+from torchptycho.core.config import GroupConfig, PrepareConfig, RunConfig, SimulateConfig
+from torchptycho.core.errors import ConfigError, GroupingError
+from torchptycho.core.geometry import Geometry
+from torchptycho.core.scan import ArrayFrames, Scan
+from torchptycho.data.prepare import prepare
+from torchptycho.data.simulation import simulate
 from torchptycho.data.splits import beam_width_px, held_out_scans, split_frames
 from torchptycho.data.store import Store
-from torchptycho.errors import ConfigError, GroupingError
-from torchptycho.geometry import Geometry
-from torchptycho.scan import ArrayFrames, Scan
-from torchptycho.simulation import simulate
 
 N = 32
 

@@ -17,16 +17,16 @@ from hypothesis import strategies as st
 from strategies import seeds
 from tolerances import assert_close
 
-from torchptycho.config import GroupConfig, PrepareConfig, RunConfig, SimulateConfig
-from torchptycho.data import writing as writing_module
-from torchptycho.data.preparing import prepare
+from torchptycho.core.config import GroupConfig, PrepareConfig, RunConfig, SimulateConfig
+from torchptycho.core.errors import ConfigError, GroupingError, ScanError, StoreError
+from torchptycho.core.geometry import Geometry
+from torchptycho.core.scan import ArrayFrames, Scan
+from torchptycho.data import writer as writing_module
+from torchptycho.data.prepare import prepare
+from torchptycho.data.simulation import simulate
 from torchptycho.data.store import Store
-from torchptycho.errors import ConfigError, GroupingError, ScanError, StoreError
-from torchptycho.geometry import Geometry
 from torchptycho.io import read_scan, write_scan
 from torchptycho.physics.diffraction import far_field, measurement
-from torchptycho.scan import ArrayFrames, Scan
-from torchptycho.simulation import simulate
 
 M, N = 30, 32
 

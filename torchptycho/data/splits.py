@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Complex64, Float64
 from scipy.spatial import cKDTree
 
-from torchptycho.config import PrepareConfig, RunConfig
-from torchptycho.errors import ConfigError, GroupingError
-from torchptycho.grouping import Groups, group
-from torchptycho.scan import Scan
+from torchptycho.core.config import PrepareConfig, RunConfig
+from torchptycho.core.errors import ConfigError, GroupingError
+from torchptycho.core.scan import Scan
+from torchptycho.data.grouping import Groups, group
 
 __all__ = [
     "Division",

@@ -18,10 +18,10 @@ import torch
 from jaxtyping import Complex64, Float64
 from tensordict import TensorDict
 
-from torchptycho.data.findings import Findings
-from torchptycho.data.frames import FrameStack
-from torchptycho.errors import StoreError
-from torchptycho.grouping import Groups
+from torchptycho.core.errors import StoreError
+from torchptycho.data.frame_stack import FrameStack
+from torchptycho.data.grouping import Groups
+from torchptycho.data.quality import Findings
 from torchptycho.physics.scaling import Scaling, intensity
 
 __all__ = ["MANIFEST", "SCHEMA", "ScanEntry", "Store", "mapped"]

@@ -6,18 +6,18 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
-from torchptycho.config import ReadConfig, reading_of
+from torchptycho.core.config import ReadConfig, reading_of
+from torchptycho.core.scan import Scan
 from torchptycho.io.checks import checked_chunks
-from torchptycho.io.files import file_head
-from torchptycho.io.mapped import read_mapped
-from torchptycho.io.opening import scan_of
-from torchptycho.io.probes import read_probe
-from torchptycho.io.reconstructions import read_reconstruction, write_reconstruction
-from torchptycho.io.recorded import Recorded
-from torchptycho.io.registry import Reader, recognise
-from torchptycho.io.sources import file_state, other_files
-from torchptycho.io.writing import write_scan
-from torchptycho.scan import Scan
+from torchptycho.io.formats.mapped import read_mapped
+from torchptycho.io.formats.registry import Reader, recognise
+from torchptycho.io.probe_files import read_probe
+from torchptycho.io.raw_scan import Recorded
+from torchptycho.io.reconstruction_files import read_reconstruction, write_reconstruction
+from torchptycho.io.scan_builder import scan_of
+from torchptycho.io.source_files import file_state, other_files
+from torchptycho.io.storage.file_access import file_head
+from torchptycho.io.write import write_scan
 
 __all__ = [
     "Reader",
@@ -42,7 +42,7 @@ def read_scan(
     """Open a scan. Its frames stay in the file and are read when they are needed.
 
     Arguments:
-        path: a file of any format in `torchptycho.io.registry`, or of any layout that `config.mapping` describes.
+        path: a file of any format that is known, or of any layout that `config.mapping` describes.
         config: what replaces or completes what the file says, and what is done to its frames as they are read.
         domain: what the frames hold; None follows the file, then the dtype (integers are counts).
         probe: file whose probe replaces the scan's own; its power counts as unknown.

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from torchptycho.config import SUPPORTED_N_PX
-from torchptycho.errors import ScanError
-from torchptycho.geometry import Geometry
-from torchptycho.io.frames import frames_in, rows_in_file
-from torchptycho.io.sources import unchanged
-from torchptycho.scan import Frames, Scan
+from torchptycho.core.config import SUPPORTED_N_PX
+from torchptycho.core.errors import ScanError
+from torchptycho.core.geometry import Geometry
+from torchptycho.core.scan import Frames, Scan
+from torchptycho.io.frames.frame_stacks import frames_in, rows_in_file
+from torchptycho.io.source_files import unchanged
 
 __all__ = [
     "check_frame_shape",

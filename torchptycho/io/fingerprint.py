@@ -6,8 +6,8 @@ import hashlib
 
 import numpy as np
 
-from torchptycho.io.frames import backing_files, frames_in
-from torchptycho.scan import Scan
+from torchptycho.core.scan import Scan
+from torchptycho.io.frames.frame_stacks import backing_files, frames_in
 
 __all__ = ["scan_fingerprint", "scan_parts"]
 

@@ -8,11 +8,11 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Complex64, Float64
 
-from torchptycho.geometry import Geometry
-from torchptycho.io.detector import dead_pixels, hot_pixels
-from torchptycho.io.frames import frames_in, scattered_is_dear
-from torchptycho.io.views import PickedFrames
-from torchptycho.scan import Frames
+from torchptycho.core.geometry import Geometry
+from torchptycho.core.scan import Frames
+from torchptycho.io.bad_pixels import dead_pixels, hot_pixels
+from torchptycho.io.frames.frame_stacks import frames_in, scattered_is_dear
+from torchptycho.io.frames.views import PickedFrames
 
 __all__ = ["Survey", "beam_center_px", "mean_pattern", "probe_from_pattern", "survey"]
 

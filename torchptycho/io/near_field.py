@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Float64
 from scipy.ndimage import median_filter
 
-from torchptycho.errors import ScanError
-from torchptycho.io.frames import frames_in, scattered_is_dear
-from torchptycho.io.views import PickedFrames
-from torchptycho.scan import Scan
+from torchptycho.core.errors import ScanError
+from torchptycho.core.scan import Scan
+from torchptycho.io.frames.frame_stacks import frames_in, scattered_is_dear
+from torchptycho.io.frames.views import PickedFrames
 
 __all__ = ["NearField", "near_field", "refuse_near_field"]
 

@@ -8,7 +8,7 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from torchptycho.live.layout import Chunk, Layout, Source
+from torchptycho.live.scan_header import Chunk, Layout, Source
 from torchptycho.live.spool import Spool
 
 __all__ = ["Receiver"]

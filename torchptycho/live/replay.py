@@ -16,14 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
-from torchptycho.config import ReadConfig
-from torchptycho.errors import ConfigError, ScanError
+from torchptycho.core.config import ReadConfig
+from torchptycho.core.errors import ConfigError, ScanError
+from torchptycho.core.scan import ArrayFrames, Frames, Scan
 from torchptycho.io import read_scan
-from torchptycho.io.frames import frames_in, scattered_is_dear
-from torchptycho.live.layout import Chunk, Layout, parsed
-from torchptycho.live.messages import LARGEST_PART_BYTES, Asked, answer_of_frames
-from torchptycho.live.stream import zmq_module
-from torchptycho.scan import ArrayFrames, Frames, Scan
+from torchptycho.io.frames.frame_stacks import frames_in, scattered_is_dear
+from torchptycho.live.protocol import LARGEST_PART_BYTES, Asked, answer_of_frames
+from torchptycho.live.scan_header import Chunk, Layout, parsed
+from torchptycho.live.zmq_source import zmq_module
 
 __all__ = ["Replayed", "replay"]
 

@@ -13,12 +13,12 @@ import numpy as np
 from filelock import FileLock, Timeout
 from jaxtyping import Complex64, Float64, Shaped
 
-from torchptycho.errors import StoreError
-from torchptycho.io.files import replaced_atomically, write_all
-from torchptycho.io.views import PickedFrames
-from torchptycho.live.layout import Chunk, Description, Layout, parsed
-from torchptycho.scan import ArrayFrames, Frames, Scan
-from torchptycho.strict import strict
+from torchptycho.core.config.base import strict
+from torchptycho.core.errors import StoreError
+from torchptycho.core.scan import ArrayFrames, Frames, Scan
+from torchptycho.io.frames.views import PickedFrames
+from torchptycho.io.storage.file_access import replaced_atomically, write_all
+from torchptycho.live.scan_header import Chunk, Description, Layout, parsed
 
 __all__ = ["Spool", "claimed"]
 

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Bool, Complex, Float, Float64, Shaped
 from torch import Tensor
 
-from torchptycho.errors import ScanError
+from torchptycho.core.errors import ScanError
+from torchptycho.core.scan import Scan
 from torchptycho.physics.diffraction import far_field, measurement
-from torchptycho.scan import Scan
 
 __all__ = [
     "DEFAULT_NPHOTONS",

@@ -11,8 +11,8 @@ import numpy as np
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from PIL import Image
 
-from torchptycho.errors import ConfigError
-from torchptycho.training.history import LOGS
+from torchptycho.analysis.history import LOGS
+from torchptycho.core.errors import ConfigError
 
 __all__ = ["loggers", "show_picture"]
 

@@ -8,17 +8,17 @@ from pathlib import Path
 import lightning as L
 from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor
 
-from torchptycho.config import RunConfig
+from torchptycho.analysis.history import LOGS
+from torchptycho.core.config import RunConfig
 from torchptycho.data.store import Store
-from torchptycho.model import PtychoPINN
-from torchptycho.progress import StepProgress
-from torchptycho.training.flatness import FlatnessWatch
-from torchptycho.training.history import LOGS
-from torchptycho.training.keeping import AtomicCheckpoints, checkpoints
+from torchptycho.models.lightning_module import PtychoPINN
+from torchptycho.training.callbacks.collapse import FlatnessWatch
+from torchptycho.training.callbacks.images import Pictures
+from torchptycho.training.callbacks.progress import StepProgress
+from torchptycho.training.callbacks.throughput import Meters
+from torchptycho.training.checkpointing import AtomicCheckpoints, checkpoints
 from torchptycho.training.loggers import loggers
-from torchptycho.training.meters import Meters
-from torchptycho.training.pictures import Pictures
-from torchptycho.training.rhythm import Rhythm
+from torchptycho.training.schedule import Rhythm
 
 __all__ = ["build_trainer"]
 

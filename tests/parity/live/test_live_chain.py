@@ -34,12 +34,12 @@ from networks import (  # noqa: E402 (imports the oracle)
     shapes_of,
 )
 
-import torchptycho.model  # noqa: E402
-import torchptycho.network  # noqa: E402
-from torchptycho.config import GroupConfig, LossConfig, ModelConfig, RunConfig, to_dict  # noqa: E402
+import torchptycho.models.lightning_module  # noqa: E402
+import torchptycho.models.network  # noqa: E402
+from torchptycho.core.config import GroupConfig, LossConfig, ModelConfig, RunConfig, to_dict  # noqa: E402
 from torchptycho.data.batch import GroupBatch  # noqa: E402
-from torchptycho.interop.layouts import channels_first, channels_last, relative_from_offsets  # noqa: E402
-from torchptycho.model import PtychoPINN  # noqa: E402
+from torchptycho.interop.original_layouts import channels_first, channels_last, relative_from_offsets  # noqa: E402
+from torchptycho.models.lightning_module import PtychoPINN  # noqa: E402
 from torchptycho.physics.noise import poisson_nll  # noqa: E402
 from torchptycho.physics.patches import corner, extract, place  # noqa: E402
 
@@ -50,7 +50,7 @@ OFFSETS_PX = torch.tensor([[-1.5, 2.25], [1.5, -2.25], [-3.0, -0.5], [3.0, 0.5]]
 
 
 def merge_with_epsilon(patches: Tensor, offset_px: Tensor, weight: Tensor, canvas_px: int) -> Tensor:
-    """`torchptycho.physics.merging.merge` with what the oracle adds to the denominator."""
+    """`torchptycho.physics.overlap.merge` with what the oracle adds to the denominator."""
     corner_px = corner(offset_px, N, (-(canvas_px // 2),) * 2)
     shape = (canvas_px, canvas_px)
     covered = place(weight.expand(patches.shape).contiguous(), corner_px, shape)
@@ -92,7 +92,7 @@ class Pair:
         )
 
     def expected(self) -> Tensor:
-        with patch.object(torchptycho.network, "merge", merge_with_epsilon):
+        with patch.object(torchptycho.models.network, "merge", merge_with_epsilon):
             return self.ours.expected_counts(self.ours(self.batch), self.batch)
 
     def likelihood(self) -> Tensor:
@@ -301,8 +301,8 @@ def test_the_oracle_s_real_space_loss_is_blind_to_the_imaginary_part():
     assert float(Seen()(np.zeros((1, 1)), np.array([[3 + 4j]], np.complex64))) == 3
 
     def ours(patches: np.ndarray) -> float:
-        loss = torchptycho.model.Loss(LossConfig(nll_weight=0, realspace_mae_weight=1))
-        comparison = torchptycho.model.Comparison(
+        loss = torchptycho.models.lightning_module.Loss(LossConfig(nll_weight=0, realspace_mae_weight=1))
+        comparison = torchptycho.models.lightning_module.Comparison(
             expected=torch.ones(1, 1, N, N),
             counts=torch.ones(1, 1, N, N),
             mean_count=torch.ones(1),

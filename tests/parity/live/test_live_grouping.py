@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import coordinates, scan_positions, seeds
 
-from torchptycho.config import GroupConfig
-from torchptycho.errors import GroupingError
-from torchptycho.grouping import Groups, group
-from torchptycho.grouping.groups import table
-from torchptycho.grouping.neighbours import find_neighbours
-from torchptycho.interop import layouts
+from torchptycho.core.config import GroupConfig
+from torchptycho.core.errors import GroupingError
+from torchptycho.data.grouping import Groups, group
+from torchptycho.data.grouping.groups import table
+from torchptycho.data.grouping.neighbours import find_neighbours
+from torchptycho.interop import original_layouts
 
 oracle = pytest.importorskip("tf_reference", reason=MISSING)
 
@@ -65,13 +65,16 @@ def oracle_indices(positions_px: np.ndarray, config: GroupConfig, **changes: Any
 def assert_same_places(groups: Groups, positions_px: np.ndarray) -> None:
     """Centers and offsets are the oracle's. Compared beside the positions: a mean near zero keeps their rounding."""
     where = positions_px[groups.members]
-    offsets, relative = oracle.get_relative_coords(layouts.coords_from_positions(where))
+    offsets, relative = oracle.get_relative_coords(original_layouts.coords_from_positions(where))
     operator = "parity.relative-coordinates"
-    center_px, offset_px = layouts.centers_from_offsets(offsets), layouts.offsets_from_relative(relative)
+    center_px, offset_px = (
+        original_layouts.centers_from_offsets(offsets),
+        original_layouts.offsets_from_relative(relative),
+    )
     # And the way back, of the product's numbers.
     for found, expected in (
-        (layouts.relative_from_offsets(groups.offset_px), relative),
-        (layouts.offsets_from_centers(groups.center_px), offsets),
+        (original_layouts.relative_from_offsets(groups.offset_px), relative),
+        (original_layouts.offsets_from_centers(groups.center_px), offsets),
     ):
         both = (np.append(values.ravel(), where.ravel()) for values in (found, expected))
         assert_agree(*both, f"{operator}.single", "oracle_physics")
@@ -130,8 +133,8 @@ def test_places_in_groups(groups: int, members: int, far_px: float, seed: int) -
     positions_px = far_px + np.random.default_rng(seed).normal(0, 20, (groups * members, 2))
     index = np.arange(groups * members).reshape(groups, members)
     assert_same_places(table(positions_px, index, np.arange(len(positions_px))), positions_px)
-    coords = layouts.coords_from_positions(positions_px[index])
-    np.testing.assert_array_equal(layouts.positions_from_coords(coords), positions_px[index])
+    coords = original_layouts.coords_from_positions(positions_px[index])
+    np.testing.assert_array_equal(original_layouts.positions_from_coords(coords), positions_px[index])
     np.testing.assert_array_equal(oracle.flatten_offsets(coords), positions_px[:, ::-1])
 
 

@@ -16,12 +16,12 @@ from strategies import normal, seeds
 from tolerances import assert_close
 from torch import Tensor
 
-from torchptycho.config import LossConfig
-from torchptycho.interop.layouts import channels_first, channels_last
-from torchptycho.losses import Comparison, Loss, total_variation
+from torchptycho.core.config import LossConfig
+from torchptycho.interop.original_layouts import channels_first, channels_last
+from torchptycho.models.losses import Comparison, Loss, total_variation
 from torchptycho.physics.diffraction import expected_counts
-from torchptycho.physics.merging import central_weight
 from torchptycho.physics.noise import poisson_nll
+from torchptycho.physics.overlap import central_weight
 
 oracle = pytest.importorskip("tf_reference", reason=MISSING)
 

@@ -14,8 +14,8 @@ from strategies import centred_offsets, normal, offsets, seeds
 from tolerances import assert_close, relative_l2
 from torch import Tensor
 
-from torchptycho.interop import layouts
-from torchptycho.physics.merging import central_weight, merge, merge_canvas_px
+from torchptycho.interop import original_layouts
+from torchptycho.physics.overlap import central_weight, merge, merge_canvas_px
 from torchptycho.physics.patches import corner, place
 
 oracle = pytest.importorskip("tf_reference", reason=MISSING)
@@ -44,7 +44,7 @@ class Groups:
 
     @property
     def relative(self) -> np.ndarray:
-        return layouts.relative_from_offsets(self.offset_px.numpy())
+        return original_layouts.relative_from_offsets(self.offset_px.numpy())
 
     def corner_px(self, offset_px: Tensor) -> Tensor:
         return corner(offset_px, self.n_px, (-self.canvas_px // 2,) * 2)
@@ -69,7 +69,7 @@ def centred_groups(draw: st.DrawFn, max_gridsize: int = 3) -> Groups:
 
 
 def channels(patches: Tensor) -> np.ndarray:
-    return layouts.channels_last(patches.detach().numpy())
+    return original_layouts.channels_last(patches.detach().numpy())
 
 
 def read_back(objects: np.ndarray, groups: Groups) -> np.ndarray:
@@ -106,10 +106,10 @@ def test_sum_of_patches_on_a_canvas(precision, groups):
     options = {"padded_size": groups.canvas_px, "cotangent": cotangent.numpy()[..., None]}
     arguments = channels(patches), relative
     by_patches = oracle.gradient(oracle.reassemble_patches_position_real, *arguments, **options)
-    assert_agree(patches.grad, layouts.channels_first(by_patches), f"{operator}.gradient", name)
+    assert_agree(patches.grad, original_layouts.channels_first(by_patches), f"{operator}.gradient", name)
     if bool((offset_px != offset_px.floor()).all()):
         by_offsets = oracle.gradient(oracle.reassemble_patches_position_real, *arguments, wrt=1, **options)
-        expected = layouts.offsets_from_relative(by_offsets)
+        expected = original_layouts.offsets_from_relative(by_offsets)
         found = offset_px.grad - offset_px.grad.reshape(-1, 2).mean(0)
         assert_agree(found, expected, f"{operator}.gradient", "oracle_operator")
 
@@ -155,7 +155,7 @@ def test_merged_patches_are_the_oracle_s_but_for_its_epsilon(single, groups):
         cotangent=at_object * factor,
     )
     # Outside the centre the oracle's gradient is not zero: deviation.unmasked-numerator.
-    expected = layouts.channels_first(at_patches) * weight.numpy()
+    expected = original_layouts.channels_first(at_patches) * weight.numpy()
     if groups.gridsize == 1:
         expected = cotangent  # one frame is left as it is, also outside the centre: deviation.single-frame
     assert_agree(patches.grad, expected, "parity.merge.gradient", name)

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from strategies import seeds
 
-from torchptycho import metrics
-from torchptycho.config import SimulateConfig
-from torchptycho.evaluation import evaluate
-from torchptycho.reconstruction import Reconstruction
-from torchptycho.registration import MAX_RAMP_RAD_PER_PX, align, fourier_shift
-from torchptycho.simulation import make_object
+from torchptycho.analysis import metrics
+from torchptycho.analysis.evaluation import evaluate
+from torchptycho.analysis.registration import MAX_RAMP_RAD_PER_PX, align, fourier_shift
+from torchptycho.core.config import SimulateConfig
+from torchptycho.core.reconstruction import Reconstruction
+from torchptycho.data.simulation import make_object
 
 oracle = pytest.importorskip("tf_reference", reason=MISSING)
 

@@ -27,13 +27,13 @@ from networks import (  # noqa: E402 (imports the oracle)
     weights_of,
 )
 
-from torchptycho.config import ModelConfig  # noqa: E402
-from torchptycho.errors import ConfigError  # noqa: E402
-from torchptycho.interop.keras import state_dict_from_keras  # noqa: E402
-from torchptycho.interop.layouts import channels_first, channels_last  # noqa: E402
-from torchptycho.nn import build_generator  # noqa: E402
-from torchptycho.nn.cnn import CNN  # noqa: E402
-from torchptycho.nn.pie_unet import PieUNet  # noqa: E402
+from torchptycho.core.config import ModelConfig  # noqa: E402
+from torchptycho.core.errors import ConfigError  # noqa: E402
+from torchptycho.interop.keras_weights import state_dict_from_keras  # noqa: E402
+from torchptycho.interop.original_layouts import channels_first, channels_last  # noqa: E402
+from torchptycho.models.generators import build_generator  # noqa: E402
+from torchptycho.models.generators.cnn import CNN  # noqa: E402
+from torchptycho.models.generators.pie_unet import PieUNet  # noqa: E402
 
 ACTIVATIONS = ["sigmoid", "swish", "softplus", "relu"]
 

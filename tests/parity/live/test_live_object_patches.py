@@ -14,19 +14,19 @@ from strategies import normal, positions, seeds
 from tolerances import relative_l2
 
 from torchptycho import GroupDataset, prepare
-from torchptycho.config import GroupConfig, PrepareConfig, RunConfig, SimulateConfig
-from torchptycho.interop import layouts
+from torchptycho.core.config import GroupConfig, PrepareConfig, RunConfig, SimulateConfig
+from torchptycho.data.simulation import simulate
+from torchptycho.interop import original_layouts
 from torchptycho.physics.patches import corner, extract
-from torchptycho.simulation import simulate
 
 oracle = pytest.importorskip("tf_reference", reason=MISSING)
 
 
 def oracle_patches(image: np.ndarray, positions_px: np.ndarray, n_px: int) -> np.ndarray:
     """The oracle's ground truth (G, C, N, N) for positions (G, C, 2)."""
-    where = oracle.get_relative_coords(layouts.coords_from_positions(positions_px))
+    where = oracle.get_relative_coords(original_layouts.coords_from_positions(positions_px))
     gridsize = round(positions_px.shape[1] ** 0.5)
-    return layouts.channels_first(oracle.get_image_patches(image, *where, n_px, gridsize))
+    return original_layouts.channels_first(oracle.get_image_patches(image, *where, n_px, gridsize))
 
 
 def product_patches(image: np.ndarray, positions_px: np.ndarray, n_px: int) -> np.ndarray:

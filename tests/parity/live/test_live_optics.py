@@ -16,12 +16,12 @@ from strategies import normal, seeds
 from tolerances import assert_close
 from torch import Tensor
 
-from torchptycho.config import SimulateConfig
-from torchptycho.interop.layouts import channels_first, channels_last
+from torchptycho.core.config import SimulateConfig
+from torchptycho.data.simulation import make_probe
+from torchptycho.interop.original_layouts import channels_first, channels_last
 from torchptycho.physics.diffraction import expected_counts, far_field, measurement
 from torchptycho.physics.noise import poisson_nll, poisson_sample
 from torchptycho.physics.scaling import gauge_factor, measure_scaling
-from torchptycho.simulation import make_probe
 
 oracle = pytest.importorskip("tf_reference", reason=MISSING)
 

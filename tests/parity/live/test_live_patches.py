@@ -12,7 +12,7 @@ from strategies import normal, offsets, positions, seeds
 from tolerances import relative_l2
 from torch import Tensor
 
-from torchptycho.interop import layouts
+from torchptycho.interop import original_layouts
 from torchptycho.physics.patches import corner, extract, place
 
 oracle = pytest.importorskip("tf_reference", reason=MISSING)
@@ -111,7 +111,7 @@ def test_patches_of_the_members_of_a_group(precision, case):
     objects = normal((batch, canvas_px, canvas_px), seed, dtype).requires_grad_()
     offset_px.requires_grad_()
     patches = extract(objects, corner(offset_px, n_px, (-canvas_px // 2,) * 2), n_px)
-    arguments = flat(objects), layouts.relative_from_offsets(offset_px.detach().numpy())
+    arguments = flat(objects), original_layouts.relative_from_offsets(offset_px.detach().numpy())
     found = oracle.extract_patches_position(*arguments, n_px, gridsize)
     operator = "parity.extract_patches_position"
     assert_agree(patches, found.reshape(patches.shape), operator, name)
@@ -123,7 +123,7 @@ def test_patches_of_the_members_of_a_group(precision, case):
     assert_agree(objects.grad, by_objects, f"{operator}.gradient", name)
     if is_away_from_pixels(offset_px):
         by_offsets = oracle.gradient(oracle.extract_patches_position, *arguments, wrt=1, **options)
-        expected = layouts.offsets_from_relative(by_offsets)
+        expected = original_layouts.offsets_from_relative(by_offsets)
         assert_agree(offset_px.grad, expected, f"{operator}.gradient", name)
 
 
@@ -134,9 +134,9 @@ def test_channels_centred_by_their_coordinates(precision, case):
     batch, gridsize, n_px, _, seed, position_px = case
     images = normal((batch, gridsize**2, n_px, n_px), seed, dtype)
     centred = extract(images, position_px[:, :, None], n_px)[:, :, 0]
-    channels = layouts.channels_last(images.numpy())
-    found = oracle.center_channels(channels, layouts.coords_from_positions(position_px.numpy()))
-    assert_agree(centred, layouts.channels_first(found), "parity.center_channels", name)
+    channels = original_layouts.channels_last(images.numpy())
+    found = oracle.center_channels(channels, original_layouts.coords_from_positions(position_px.numpy()))
+    assert_agree(centred, original_layouts.channels_first(found), "parity.center_channels", name)
 
 
 @pytest.mark.contract("deviation.offsets-in-turn")
@@ -196,7 +196,7 @@ def test_the_other_path_moves_the_other_way_and_loses_a_row_and_a_column(seed, d
 @given(seed=seeds, gridsize=st.integers(1, 2), n_px=st.sampled_from([4, 8, 12]), data=st.data())
 def test_patches_of_a_canvas_without_room_or_with_an_odd_number_of_pixels(seed, gridsize, n_px, data):
     offset_px = data.draw(offsets(1, gridsize**2, 3))
-    relative = layouts.relative_from_offsets(offset_px.numpy())
+    relative = original_layouts.relative_from_offsets(offset_px.numpy())
     for room in (0, 1, 3):
         canvas_px = n_px + room
         objects = normal((1, canvas_px, canvas_px), seed)

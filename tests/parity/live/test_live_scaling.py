@@ -17,12 +17,12 @@ from strategies import seeds
 from tolerances import relative_l2
 
 from torchptycho import GroupDataset, Store, prepare
-from torchptycho.config import GroupConfig, ModelConfig, PrepareConfig, RunConfig, SimulateConfig
-from torchptycho.interop import layouts
-from torchptycho.model import PtychoPINN
+from torchptycho.core.config import GroupConfig, ModelConfig, PrepareConfig, RunConfig, SimulateConfig
+from torchptycho.core.scan import ArrayFrames, Scan
+from torchptycho.data.simulation import simulate
+from torchptycho.interop import original_layouts
+from torchptycho.models.lightning_module import PtychoPINN
 from torchptycho.physics.scaling import Scaling, intensity, measure_scaling
-from torchptycho.scan import ArrayFrames, Scan
-from torchptycho.simulation import simulate
 
 oracle = pytest.importorskip("tf_reference", reason=MISSING)
 
@@ -54,7 +54,9 @@ def network_input(frames: np.ndarray, scaling: Scaling) -> torch.Tensor:
 @pytest.mark.contract("parity.input-scale")
 @given(frame_stacks())
 def test_the_network_sees_the_same(frames: np.ndarray) -> None:
-    expected = layouts.channels_first(oracle.normalize_data(layouts.channels_last(frames), frames.shape[-1]))
+    expected = original_layouts.channels_first(
+        oracle.normalize_data(original_layouts.channels_last(frames), frames.shape[-1])
+    )
     assert_agree(network_input(frames, measured(frames)), expected, "parity.input-scale", "oracle_physics")
 
 
@@ -64,7 +66,7 @@ def test_the_scale_to_photons(frames: np.ndarray, nphotons: float) -> None:
     scaling, n_px = measured(frames, nphotons), frames.shape[-1]
     expected = oracle.calculate_intensity_scale(nphotons, n_px)
     assert_agree(np.array(scaling.intensity_scale), np.array(expected), "parity.intensity-scale", "oracle_double")
-    seen = oracle.normalize_data(layouts.channels_last(frames), n_px)
+    seen = oracle.normalize_data(original_layouts.channels_last(frames), n_px)
     from_data = oracle.scale_nphotons(seen, nphotons)
     assert_agree(
         np.array(scaling.intensity_scale), np.array(from_data), "parity.intensity-scale.single", "oracle_physics"
@@ -76,9 +78,9 @@ def test_the_scale_to_photons(frames: np.ndarray, nphotons: float) -> None:
 def test_the_counts_that_a_model_is_held_against(frames: np.ndarray, nphotons: float) -> None:
     scaling = measured(frames, nphotons)
     counts = intensity(torch.from_numpy(frames), "amplitude") * np.float32(scaling.counts_per_intensity)
-    seen = oracle.normalize_data(layouts.channels_last(frames), frames.shape[-1])
+    seen = oracle.normalize_data(original_layouts.channels_last(frames), frames.shape[-1])
     rooted = seen * np.float32(oracle.calculate_intensity_scale(nphotons, frames.shape[-1]))
-    assert_agree(counts, layouts.channels_first(rooted**2), "parity.photon-counts", "oracle_physics")
+    assert_agree(counts, original_layouts.channels_first(rooted**2), "parity.photon-counts", "oracle_physics")
     assert_agree(counts.sum(dim=(-2, -1)), oracle.count_photons(rooted), "parity.photon-counts", "oracle_physics")
 
 
@@ -126,11 +128,11 @@ def test_a_store_of_single_frames_is_the_container_of_the_oracle(tmp_path: Path)
     container = oracle.load(grouped(AMPLITUDES), SCAN.probe[0], nphotons=3e6)
     scale = store.scans[0].scaling.intensity_scale
     assert_agree(np.array(scale), np.array(container.norm_Y_I), "parity.intensity-scale.single", "oracle_physics")
-    expected = layouts.channels_first(container.X.numpy())
+    expected = original_layouts.channels_first(container.X.numpy())
     assert_agree(seen_by(module, batch), expected, "parity.input-scale", "oracle_physics")
     _, _, counts = oracle.prepare_outputs(container, scale)
     assert_agree(
-        module.measured_counts(batch), layouts.channels_first(counts), "parity.photon-counts", "oracle_physics"
+        module.measured_counts(batch), original_layouts.channels_first(counts), "parity.photon-counts", "oracle_physics"
     )
 
 
@@ -193,10 +195,10 @@ def test_integers_are_counts_here_and_amplitudes_there(frames: np.ndarray) -> No
     mean = float(frames.astype(np.float64).sum(axis=(-2, -1)).mean())
     scaling = measure_scaling(mean, frames.shape[-1], "counts")
     ours = intensity(torch.from_numpy(frames), "counts").sqrt() * np.float32(scaling.input_scale)
-    theirs = oracle.normalize_data(layouts.channels_last(frames), frames.shape[-1])
-    told = oracle.normalize_data(layouts.channels_last(np.sqrt(frames.astype(np.float64))), frames.shape[-1])
-    assert_agree(ours, layouts.channels_first(told), "parity.input-scale", "oracle_physics")
-    ratio = layouts.channels_first(theirs) / frames
+    theirs = oracle.normalize_data(original_layouts.channels_last(frames), frames.shape[-1])
+    told = oracle.normalize_data(original_layouts.channels_last(np.sqrt(frames.astype(np.float64))), frames.shape[-1])
+    assert_agree(ours, original_layouts.channels_first(told), "parity.input-scale", "oracle_physics")
+    ratio = original_layouts.channels_first(theirs) / frames
     assert np.ptp(ratio) <= 1e-6 * ratio.max()
 
 
@@ -213,7 +215,7 @@ def test_photons_are_counted_here_and_supposed_there(seed: int, photons: float) 
     assert relative_l2(counts, torch.from_numpy(frames)) <= 1e-5
     coords = np.zeros((3, 1, 2, 1))
     dataset = {
-        "X_full": oracle.normalize_data(layouts.channels_last(np.sqrt(frames.astype(np.float64))), N),
+        "X_full": oracle.normalize_data(original_layouts.channels_last(np.sqrt(frames.astype(np.float64))), N),
         "Y": None,
         "coords_relative": coords,
         "coords_offsets": coords,

@@ -15,10 +15,10 @@ from strategies import centred_offsets, normal, seeds
 from tolerances import assert_close, relative_l2
 from torch import Tensor
 
-from torchptycho.interop import layouts
-from torchptycho.physics.merging import central_weight
+from torchptycho.interop import original_layouts
+from torchptycho.physics.overlap import central_weight
 from torchptycho.physics.patches import corner, extract, place_into
-from torchptycho.stitch import Canvas
+from torchptycho.reconstructors.canvas import Canvas
 
 oracle = pytest.importorskip("tf_reference", reason=MISSING)
 
@@ -64,7 +64,7 @@ class Stitching:
 
 def as_offsets(positions_px: Tensor) -> np.ndarray:
     """[n, 2] of (y, x) as the oracle's (n, 1, 2, 1) of (x, y)."""
-    return layouts.offsets_from_centers(positions_px.numpy())
+    return original_layouts.offsets_from_centers(positions_px.numpy())
 
 
 @st.composite
@@ -167,8 +167,8 @@ def test_one_group_on_a_canvas_is_the_plain_average(case):
     plain = dataclasses.replace(case, patches=frames, size=n_px)
     canvas = plain.empty_canvas()
     canvas.add(frames, case.offset_px, torch.ones(n_px, n_px))
-    channels = layouts.channels_last(frames[None].numpy())
-    relative = layouts.relative_from_offsets(case.offset_px[None].numpy())
+    channels = original_layouts.channels_last(frames[None].numpy())
+    relative = original_layouts.relative_from_offsets(case.offset_px[None].numpy())
     found = oracle.reassemble_whole_object(channels, relative, canvas.weight.shape[0], norm=True)[..., 0]
     covered = canvas.weight.numpy() > 0
     np.testing.assert_array_equal(np.isfinite(found), covered)
@@ -183,8 +183,8 @@ def test_borders_outweigh_centres_in_the_oracle_s_whole_object(px, values):
     n_px, edge = 16, 64
     offset_px = torch.tensor([[-3, -px], [3, px]], dtype=torch.float64)
     patches = torch.tensor(values, dtype=torch.complex64)[:, None, None].expand(2, n_px, n_px)
-    relative = layouts.relative_from_offsets(offset_px[:, None].numpy())
-    channels = layouts.channels_last(patches[:, None].numpy())
+    relative = original_layouts.relative_from_offsets(offset_px[:, None].numpy())
+    channels = original_layouts.channels_last(patches[:, None].numpy())
     theirs = oracle.reassemble_whole_object(channels, relative, edge, norm=True)[..., 0]
     origin = -edge // 2
     canvas = Canvas((edge, edge), (origin, origin))

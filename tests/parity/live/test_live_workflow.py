@@ -15,13 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import seeds
 
-from torchptycho.config import GroupConfig, ModelConfig, ReconstructConfig, RunConfig, SimulateConfig
-from torchptycho.data.preparing import prepare
-from torchptycho.errors import ConfigError, GroupingError, ScanError
-from torchptycho.interop import layouts
+from torchptycho.core.config import GroupConfig, ModelConfig, ReconstructConfig, RunConfig, SimulateConfig
+from torchptycho.core.errors import ConfigError, GroupingError, ScanError
+from torchptycho.data.prepare import prepare
+from torchptycho.data.simulation import simulate
+from torchptycho.interop import original_layouts
 from torchptycho.interop.workflow import PtychoDataContainer, RawData, reassemble_cdi_image
-from torchptycho.model import PtychoPINN
-from torchptycho.simulation import simulate
+from torchptycho.models.lightning_module import PtychoPINN
 
 oracle = pytest.importorskip("tf_reference", reason=MISSING)
 
@@ -126,7 +126,7 @@ def test_without_an_object_there_are_no_patches_and_a_scans_own_are_taken():
     assert_same_dictionary(found, oracle_groups(inputs, **options))
     own = (inputs["diff3d"] + 1j).astype(np.complex64)
     patches = RawData(**inputs, Y=own).generate_grouped_data(N_PX, **options)["Y"]
-    np.testing.assert_array_equal(patches, layouts.channels_last(own[found["nn_indices"]]))
+    np.testing.assert_array_equal(patches, original_layouts.channels_last(own[found["nn_indices"]]))
 
 
 @pytest.mark.contract("workflow.raw-data.refused")
@@ -154,7 +154,7 @@ def oracle_container(inputs: dict[str, np.ndarray], options: dict[str, Any], nph
 
 def assert_same_container(found: PtychoDataContainer, expected: Any) -> None:
     for name in ("X", "Y_I", "Y_phi", "Y"):
-        value = layouts.channels_first(getattr(expected, name).numpy())
+        value = original_layouts.channels_first(getattr(expected, name).numpy())
         assert torch.as_tensor(value).dtype == getattr(found, name).dtype
         # An angle next to the cut may fall on either side of it: compared as numbers on the circle.
         pair = (getattr(found, name), torch.as_tensor(value))
@@ -249,7 +249,9 @@ def test_the_stitched_image_is_the_oracles(untrained, options):
     size = options.get("M", 20)
     patches = results["obj_tensor_full"]
     assert patches.shape == (20, 1, 32, 32)
-    expected = oracle.reassemble_position(layouts.channels_last(patches), results["global_offsets"], size)[..., 0]
+    expected = oracle.reassemble_position(original_layouts.channels_last(patches), results["global_offsets"], size)[
+        ..., 0
+    ]
     signs = np.array([-1 if options.get("flip_y") else 1, -1 if options.get("flip_x") else 1])
     middle = signs * options.get("coord_scale", 1.0) * raw.scan.positions_px.mean(axis=0)
     image = results["reconstruction"]

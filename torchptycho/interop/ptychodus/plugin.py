@@ -26,6 +26,6 @@ def register_plugins(registry: PluginRegistry) -> None:
         _log.warning("torchptycho is not listed: expected Ptychodus 1.7, whose %s has %s", _CORE, _LIBRARY)
         return
     # Not above: it brings the core along, which programs without it have reasons not to load.
-    from torchptycho.interop.ptychodus.library import TorchptychoReconstructorLibrary
+    from torchptycho.interop.ptychodus.reconstructor_library import TorchptychoReconstructorLibrary
 
     setattr(core, _LIBRARY, TorchptychoReconstructorLibrary)

@@ -11,8 +11,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from torchptycho.config import RunConfig, from_dict
-from torchptycho.errors import ConfigError
+from torchptycho.core.config import RunConfig, from_dict
+from torchptycho.core.errors import ConfigError
 
 __all__ = ["ALONE", "CHOICES", "OWN", "TOGETHER", "WITHOUT_EFFECT", "run_config", "tell_without_effect"]
 

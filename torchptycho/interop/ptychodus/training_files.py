@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from torchptycho.errors import ScanError
+from torchptycho.core.errors import ScanError
+from torchptycho.core.scan import Scan
 from torchptycho.io import read_scan
-from torchptycho.io.archive import NpzArchive, is_zip
-from torchptycho.io.files import file_head
-from torchptycho.scan import Scan
+from torchptycho.io.storage.archive import NpzArchive, is_zip
+from torchptycho.io.storage.file_access import file_head
 
 __all__ = ["HALF_PX", "find_training_files", "read_training_scan"]
 

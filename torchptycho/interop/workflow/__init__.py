@@ -8,11 +8,10 @@
 Functions take a `Scan`, a `RawData` or a `PtychoDataContainer`, and nothing else; there is no global state.
 """
 
-from torchptycho.bundles import BUNDLE, save_bundle
-from torchptycho.interop.workflow.configuration import TABLE, run_config
 from torchptycho.interop.workflow.container import PtychoDataContainer
+from torchptycho.interop.workflow.original_config import TABLE, run_config
 from torchptycho.interop.workflow.raw_data import RawData
-from torchptycho.interop.workflow.runs import (
+from torchptycho.interop.workflow.runners import (
     Data,
     as_scan,
     create_ptycho_data_container,
@@ -21,6 +20,7 @@ from torchptycho.interop.workflow.runs import (
     run_cdi_example,
     train_cdi_model,
 )
+from torchptycho.models.bundles import BUNDLE, save_bundle
 
 __all__ = [
     "BUNDLE",

@@ -11,13 +11,13 @@ import torch
 from jaxtyping import Complex64, Float, Float32, Float64, Int64, Num, Shaped
 from torch import Tensor
 
-from torchptycho.errors import ScanError
-from torchptycho.interop import layouts
+from torchptycho.core.errors import ScanError
+from torchptycho.core.scan import Scan
+from torchptycho.interop import original_layouts
 from torchptycho.interop.workflow.raw_data import Grouping, RawData
-from torchptycho.io.frames import scattered_is_dear
-from torchptycho.io.views import PickedFrames
+from torchptycho.io.frames.frame_stacks import scattered_is_dear
+from torchptycho.io.frames.views import PickedFrames
 from torchptycho.physics.scaling import DEFAULT_NPHOTONS, Scaling
-from torchptycho.scan import Scan
 
 __all__ = ["PtychoDataContainer"]
 
@@ -71,8 +71,8 @@ class PtychoDataContainer:
                 raise ScanError("PtychoDataContainer", name, expected=f"shape {expected}, as X of {X.shape} asks",
                                 found=f"{array.shape}", remedy="Cut all arrays alike.")  # fmt: skip
         sources: dict[str, Source] = {
-            "X": lambda: layouts.channels_first(X), "Y_I": lambda: layouts.channels_first(Y_I),
-            "Y_phi": lambda: layouts.channels_first(Y_phi), "coords_nominal": coords_nominal,
+            "X": lambda: original_layouts.channels_first(X), "Y_I": lambda: original_layouts.channels_first(Y_I),
+            "Y_phi": lambda: original_layouts.channels_first(Y_phi), "coords_nominal": coords_nominal,
             "coords_true": coords_true, "nn_indices": nn_indices, "global_offsets": global_offsets,
             "local_offsets": local_offsets, "probe": probeGuess, "norm_Y_I": np.asarray(norm_Y_I),
         }  # fmt: skip
@@ -252,7 +252,7 @@ class PtychoDataContainer:
 
     def _from_groups(self) -> Scan:
         first = np.unique(self.nn_indices.numpy().reshape(-1), return_index=True)[1]
-        positions_px = layouts.positions_from_coords((self.global_offsets - self.local_offsets).numpy())
+        positions_px = original_layouts.positions_from_coords((self.global_offsets - self.local_offsets).numpy())
         y, x = positions_px.reshape(-1, 2)[first].T
         n = self._shape[-1]
         photons = float(self.norm_Y_I) ** 2 * (n / 2) ** 2

@@ -10,18 +10,18 @@ import numpy as np
 import torch
 from jaxtyping import Complex64, Float, Float64, Int64, Num, Shaped
 
-from torchptycho.config import GroupConfig, ReadConfig
-from torchptycho.errors import ConfigError, ScanError
-from torchptycho.grouping import group
-from torchptycho.interop import layouts
+from torchptycho.core.config import GroupConfig, ReadConfig
+from torchptycho.core.errors import ConfigError, ScanError
+from torchptycho.core.scan import ArrayFrames, Scan
+from torchptycho.data.grouping import group
+from torchptycho.interop import original_layouts
 from torchptycho.io import Recorded, read_scan
 from torchptycho.io.checks import check_frame_shape
-from torchptycho.io.opening import scan_of
-from torchptycho.io.probes import probe_modes
-from torchptycho.io.recorded import check_count
+from torchptycho.io.probe_files import probe_modes
+from torchptycho.io.raw_scan import check_count
+from torchptycho.io.scan_builder import scan_of
 from torchptycho.physics.patches import corner, extract
 from torchptycho.physics.scaling import frame_sums, measure_scaling
-from torchptycho.scan import ArrayFrames, Scan
 
 __all__ = ["Grouping", "RawData"]
 
@@ -210,11 +210,11 @@ class RawData:
             self, N, K=K, nsamples=nsamples, seed=seed, sequential_sampling=sequential_sampling, gridsize=gridsize,
             enable_oversampling=enable_oversampling, neighbor_pool_size=neighbor_pool_size,
         )  # fmt: skip
-        diffraction = layouts.channels_last(grouping.frames())
+        diffraction = original_layouts.channels_last(grouping.frames())
         patches = grouping.patches()
         return {
             "diffraction": diffraction,
-            "Y": None if patches is None else layouts.channels_last(patches),
+            "Y": None if patches is None else original_layouts.channels_last(patches),
             "coords_offsets": grouping.offsets,
             "coords_relative": grouping.relative,
             "coords_start_offsets": grouping.start_offsets,
@@ -305,7 +305,7 @@ class Grouping:
             known = self._scan.truth_patches
             return None if known is None else np.asarray(known[self._members])
         # Not -relative: so the original has it.
-        where = torch.from_numpy(layouts.positions_from_coords(self.offsets + self.relative)).reshape(-1, 2)
+        where = torch.from_numpy(original_layouts.positions_from_coords(self.offsets + self.relative)).reshape(-1, 2)
         field = torch.from_numpy(truth)
         parts = [extract(field, corner(some, n_px), n_px) for some in torch.split(where, _PATCHES_AT_ONCE)]
         return np.asarray(torch.cat(parts).reshape(*self._members.shape, n_px, n_px).numpy())
@@ -316,9 +316,9 @@ class Grouping:
         where = positions_px[self._members]
         center = where.mean(axis=1)
         return (
-            layouts.coords_from_positions(where),
-            layouts.offsets_from_centers(center),
-            layouts.relative_from_offsets(where - center[:, None]),
+            original_layouts.coords_from_positions(where),
+            original_layouts.offsets_from_centers(center),
+            original_layouts.relative_from_offsets(where - center[:, None]),
         )
 
 

@@ -1,0 +1,238 @@
+"""Reconstructions of any origin beside each other: on one grid, in one gauge, and how far they agree."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import scipy.fft
+import scipy.ndimage
+from jaxtyping import Bool, Complex
+
+from torchptycho.analysis.evaluation import AlignedPair, Metrics, align_to_truth, evaluate
+from torchptycho.analysis.registration import MAX_SHIFT_PX
+from torchptycho.core.errors import EvaluationError
+from torchptycho.core.reconstruction import Reconstruction
+
+__all__ = ["Comparison", "compare"]
+
+# Pixel sizes that differ by more are of different experiments.
+_LARGEST_RATIO = 8.0
+# A place is believed against what the files state when it matches so much better than every other: two images of
+# different objects, and periodic ones, have many places that match about equally.
+_CLEARLY = 2.0
+_PEAK_PX = 8
+_BRIGHTEST = 1.5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Comparison:
+    """Two or three images on their common grid, in the gauge of the last.
+
+    Arguments:
+        images: [H, W] by name: the first, the second, and the truth where one was given.
+        mask: [H, W] pixels in which all of them are compared.
+        origin_px: (y, x) of [0, 0] in pixels of the reference.
+        object_pixel_m: edge of a pixel, or None.
+        metrics: what was found, by "name against name".
+        notes: what was done to bring them together, sentence by sentence.
+    """
+
+    images: dict[str, Complex[np.ndarray, "h w"]]
+    mask: Bool[np.ndarray, "h w"]
+    origin_px: tuple[int, int]
+    object_pixel_m: float | None
+    metrics: dict[str, Metrics]
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "metrics": {name: metrics.to_dict() for name, metrics in self.metrics.items()},
+            "object_pixel_m": self.object_pixel_m,
+            "n_pixels": int(self.mask.sum()),
+            "origin_px": list(self.origin_px),
+            "notes": list(self.notes),
+        }
+
+
+def compare(
+    first: Reconstruction,
+    second: Reconstruction,
+    truth: Reconstruction | None = None,
+    *,
+    names: tuple[str, str, str] = ("A", "B", "truth"),
+    min_coverage: float = 0.1,
+) -> Comparison:
+    """Bring reconstructions onto one grid and into one gauge, and compare them.
+
+    The reference is the truth, else the first. Images with finer pixels are averaged onto the coarsest ones. They are
+    laid on each other by their origins; where the images themselves clearly say otherwise, by these. Sub-pixel shift,
+    phase plane, phase and scale are then taken out as `evaluate` does.
+
+    Arguments:
+        names: of the two and the truth, for `metrics`.
+        min_coverage: pixels with less coverage, in either image, are left out.
+
+    Raises:
+        EvaluationError: pixel sizes that have nothing to do with each other, no overlap, or too little of it.
+    """
+    given = [first, second] + ([] if truth is None else [truth])
+    images, notes = _same_pixels(given, names)
+    reference = images[-1] if truth is not None else images[0]
+    for i, image in enumerate(images):
+        if image is not reference:
+            images[i], moved = _placed(image, reference)
+            notes += [f"{names[i]}: {moved}"] if moved else []
+    known = _known(reference, min_coverage)
+
+    def figures(image: Reconstruction, other: Reconstruction) -> Metrics:
+        target = known if other is reference else _known(other, min_coverage)
+        return evaluate(image, target, truth_origin_px=other.origin_px, min_coverage=min_coverage)
+
+    metrics = {f"{names[1]} against {names[0]}": figures(images[1], images[0])}
+    if truth is not None:
+        metrics |= {f"{names[i]} against {names[2]}": figures(images[i], reference) for i in range(2)}
+    pairs = {
+        name: align_to_truth(image, known, truth_origin_px=reference.origin_px, min_coverage=min_coverage)
+        for name, image in zip(names, images, strict=False)
+        if image is not reference
+    }
+    shown, mask, origin_px = _common(pairs, names[2] if truth is not None else names[0])
+    order = [name for name in names if name in shown]
+    return Comparison(
+        images={name: shown[name] for name in order}, mask=mask, origin_px=origin_px,
+        object_pixel_m=reference.object_pixel_m, metrics=metrics, notes=tuple(notes),
+    )  # fmt: skip
+
+
+def _known(image: Reconstruction, min_coverage: float) -> Complex[np.ndarray, "h w"]:
+    """The image, not a number where it says nothing."""
+    good = image.valid & (image.coverage > min_coverage) & np.isfinite(image.object)
+    return np.where(good, image.object, np.nan).astype(np.complex64)
+
+
+def _same_pixels(images: list[Reconstruction], names: tuple[str, ...]) -> tuple[list[Reconstruction], list[str]]:
+    """All on the coarsest pixels."""
+    sizes = {name: image.object_pixel_m for name, image in zip(names, images, strict=False)}
+    known = {name: size for name, size in sizes.items() if size}
+    notes: list[str] = []
+    if not known:
+        return images, notes
+    coarsest = max(known.values())
+    finest = min(known.values())
+    if coarsest > _LARGEST_RATIO * finest:
+        told = ", ".join(f"{name} {size * 1e9:.4g} nm" for name, size in known.items())
+        raise EvaluationError(
+            f"pixel sizes differ by more than {_LARGEST_RATIO:g} times: {told}. These are not images of one "
+            "experiment, or a file states a wrong pixel size."
+        )
+    for name in (name for name in sizes if name not in known):
+        notes.append(f"{name}: its pixel size is not known and was taken to be that of the others.")
+    out = []
+    for (name, size), image in zip(sizes.items(), images, strict=True):
+        factor = coarsest / (size or coarsest)
+        if (factor - 1) * max(image.object.shape) < 0.5:
+            out.append(dataclasses.replace(image, object_pixel_m=coarsest))
+            continue
+        notes.append(f"{name}: resampled from {coarsest / factor * 1e9:.4g} nm to {coarsest * 1e9:.4g} nm pixels.")
+        out.append(_resampled(image, factor, coarsest))
+    return out, notes
+
+
+def _resampled(image: Reconstruction, factor: float, pixel_m: float) -> Reconstruction:
+    """The image on pixels that are `factor` (1 or more) times as large, about the same position 0."""
+    starts = [math.ceil(origin / factor) for origin in image.origin_px]
+    stops = [
+        math.floor((origin + n - 1) / factor) + 1 for origin, n in zip(image.origin_px, image.object.shape, strict=True)
+    ]
+    axes = [
+        np.arange(start, stop) * factor - origin
+        for start, stop, origin in zip(starts, stops, image.origin_px, strict=True)
+    ]
+    if min(len(axis) for axis in axes) < 4:
+        raise EvaluationError(f"{factor:.3g} times larger pixels leave nothing of {image.object.shape} px to compare.")
+    at = np.meshgrid(*axes, indexing="ij")
+    # What is finer than the new pixels is averaged, over valid pixels only, by a Gaussian that leaves about as much of
+    # their finest period as a pixel of their size does.
+    sigma = 0.4 * math.sqrt(max(factor**2 - 1, 0))
+    known = (image.valid & np.isfinite(image.object)).astype(np.float64)
+    blurred_weight = scipy.ndimage.gaussian_filter(known, sigma)
+    values = np.where(known > 0, image.object, 0).astype(np.complex128)
+    parts = []
+    for part in (values.real, values.imag):
+        blurred = scipy.ndimage.gaussian_filter(part, sigma) / np.maximum(blurred_weight, 1e-6)
+        parts.append(scipy.ndimage.map_coordinates(np.where(known > 0, blurred, 0), at, order=3, mode="nearest"))
+    real, imag = parts
+    valid = scipy.ndimage.map_coordinates(known, at, order=1) > 0.999
+    coverage = scipy.ndimage.map_coordinates(image.coverage.astype(np.float64), at, order=1)
+    return Reconstruction(
+        object=np.where(valid, real + 1j * imag, 0).astype(np.complex64), coverage=coverage.astype(np.float32),
+        valid=valid, origin_px=(starts[0], starts[1]), object_pixel_m=pixel_m, provenance=image.provenance,
+    )  # fmt: skip
+
+
+def _placed(image: Reconstruction, reference: Reconstruction) -> tuple[Reconstruction, str]:
+    """The image at the place where it matches the reference best, and what had to be said about it."""
+    fields = [_slopes(one) for one in (reference, image)]
+    shape = [n + k - 1 for n, k in zip(reference.object.shape, image.object.shape, strict=True)]
+    size = [scipy.fft.next_fast_len(n) for n in shape]
+    match = np.zeros(size)
+    for a, b in zip(*fields, strict=True):
+        spectrum = scipy.fft.fft2(a, size) * scipy.fft.fft2(b, size).conj()
+        # Squared moduli: a phase plane between the two turns the whole sum, and the two slopes by different angles.
+        match += np.abs(scipy.fft.ifft2(spectrum)) ** 2
+    # match[d] is for image pixel [0, 0] on reference pixel d.
+    stated = np.array(image.origin_px) - np.array(reference.origin_px)
+    peak = np.unravel_index(int(match.argmax()), match.shape)
+    best = np.array([p if p < n else p - k for p, n, k in zip(peak, reference.object.shape, size, strict=True)])
+    highest = float(match[peak])
+    match[np.ix_(*((np.arange(p - _PEAK_PX, p + _PEAK_PX + 1)) % k for p, k in zip(peak, size, strict=True)))] = 0
+    if np.abs(best - stated).max() <= MAX_SHIFT_PX or highest < _CLEARLY * match.max():
+        return image, ""
+    y, x = (int(d) for d in best - stated)
+    origin = (image.origin_px[0] + y, image.origin_px[1] + x)
+    return dataclasses.replace(image, origin_px=origin), f"moved by {y}, {x} px (y, x), where it matches."
+
+
+def _slopes(image: Reconstruction) -> list[np.ndarray]:
+    """Products of neighbours along each axis, less their mean: no constant phase and no phase plane changes their
+    modulus or how they match."""
+    mask = image.valid & np.isfinite(image.object)
+    values = np.where(mask, image.object, 0).astype(np.complex128)
+    size = np.abs(values)
+    usual = float(np.median(size[mask])) if mask.any() else 1.0
+    # What runs away where no frame reached, and is called valid all the same, must not outweigh the rest.
+    values *= np.minimum(1, _BRIGHTEST * usual / np.maximum(size, 1e-30)) / max(usual, 1e-30)
+    out = []
+    for axis in (0, 1):
+        moved, known = np.roll(values, -1, axis), mask & np.roll(mask, -1, axis)
+        # The last has no neighbour; `roll` took the first of the other side.
+        np.moveaxis(known, axis, 0)[-1] = False
+        product = values * moved.conj()
+        out.append(np.where(known, product - (product[known].mean() if known.any() else 0), 0))
+    return out
+
+
+def _common(pairs: dict[str, AlignedPair], reference: str) -> tuple[dict[str, np.ndarray], np.ndarray, tuple[int, int]]:
+    """The images of all pairs, and their reference, on the box that all pixels share."""
+    low = [max(pair.origin_px[i] for pair in pairs.values()) for i in range(2)]
+    high = [min(pair.origin_px[i] + pair.mask.shape[i] for pair in pairs.values()) for i in range(2)]
+
+    def cut(array: np.ndarray, pair: AlignedPair) -> np.ndarray:
+        rows, columns = (slice(low[i] - pair.origin_px[i], high[i] - pair.origin_px[i]) for i in range(2))
+        return array[rows, columns]
+
+    if low[0] >= high[0] or low[1] >= high[1]:
+        raise EvaluationError("the two reconstructions lie on different parts of the truth.")
+    mask = np.logical_and.reduce([cut(pair.mask, pair) for pair in pairs.values()])
+    if not mask.any():
+        raise EvaluationError("no pixel is covered by both reconstructions.")
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    box = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+    shown = {name: cut(pair.object, pair)[box] for name, pair in pairs.items()}
+    any_pair = next(iter(pairs.values()))
+    shown[reference] = cut(any_pair.truth, any_pair)[box]
+    return shown, mask[box], (low[0] + box[0].start, low[1] + box[1].start)

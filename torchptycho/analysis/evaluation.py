@@ -1,0 +1,303 @@
+"""How good a reconstruction is, against a known truth."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Complex, Float64, Int64
+
+from torchptycho.analysis import metrics as m
+from torchptycho.analysis.registration import MAX_SHIFT_PX, align
+from torchptycho.core.errors import EvaluationError
+from torchptycho.core.reconstruction import Reconstruction
+
+__all__ = ["AlignedPair", "FrcCurve", "Metrics", "align_to_truth", "evaluate"]
+
+MIN_SQUARE_PX = 16
+"""Smallest square of comparable pixels from which a ring correlation means something."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class FrcCurve:
+    """Fourier ring correlation against the truth, with its 1-bit and half-bit thresholds, ring by ring."""
+
+    frequency_cycles_per_px: Float64[np.ndarray, " r"]
+    correlation: Float64[np.ndarray, " r"]
+    one_bit: Float64[np.ndarray, " r"]
+    half_bit: Float64[np.ndarray, " r"]
+    pixels_per_ring: Int64[np.ndarray, " r"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Metrics:
+    """Errors of a reconstruction over the compared pixels, after shift, phase plane, phase and scale are taken out.
+
+    Arguments:
+        amplitude_mae, phase_mae_rad: mean absolute errors; the phase error is wrapped to (-pi, pi].
+        amplitude_psnr_db, phase_psnr_db: for a peak of 1 (1 rad), whatever the range of the data; inf without error.
+        amplitude_ssim, phase_ssim: structural similarity, data range from the truth; see `metrics.masked_ssim`.
+        amplitude_correlation, phase_correlation: Pearson's coefficient.
+        complex_nrmse: relative root-mean-square error of the complex image at its best complex factor.
+        frc: ring correlation on the largest square of compared pixels, its edge even.
+        frc_half_cycles_per_px, frc_one_bit_cycles_per_px, frc_half_bit_cycles_per_px: where the curve first falls below
+            0.5 and below the two thresholds; Nyquist (0.5) if never, 0 if it is never above.
+        object_pixel_m: edge of a pixel, or None.
+        n_pixels: pixels compared.
+        region_px: their bounding box, (y start, y stop, x start, x stop) in object pixels.
+        frc_square_px: the square of the ring correlation, in the same way.
+        shift_px, ramp_rad_per_px, amplitude_factor, phase_rad: what was applied to the reconstruction.
+        registered: False when the best translation or phase plane lay beyond its bound; none was applied then.
+    """
+
+    amplitude_mae: float
+    phase_mae_rad: float
+    amplitude_psnr_db: float
+    phase_psnr_db: float
+    amplitude_ssim: float
+    phase_ssim: float
+    amplitude_correlation: float
+    phase_correlation: float
+    complex_nrmse: float
+    frc: FrcCurve = dataclasses.field(repr=False)
+    frc_half_cycles_per_px: float
+    frc_one_bit_cycles_per_px: float
+    frc_half_bit_cycles_per_px: float
+    object_pixel_m: float | None
+    n_pixels: int
+    region_px: tuple[int, int, int, int]
+    frc_square_px: tuple[int, int, int, int]
+    shift_px: tuple[float, float]
+    ramp_rad_per_px: tuple[float, float]
+    amplitude_factor: float
+    phase_rad: float
+    registered: bool
+
+    @property
+    def resolution_half_px(self) -> float:
+        """Half period in pixels at FRC = 0.5; inf where nothing is resolved."""
+        return half_period_px(self.frc_half_cycles_per_px)
+
+    @property
+    def resolution_one_bit_px(self) -> float:
+        """Half period in pixels at the 1-bit threshold; inf where nothing is resolved."""
+        return half_period_px(self.frc_one_bit_cycles_per_px)
+
+    @property
+    def resolution_half_m(self) -> float | None:
+        """Half period in metres at FRC = 0.5; None when the pixel is not known."""
+        return None if self.object_pixel_m is None else self.resolution_half_px * self.object_pixel_m
+
+    @property
+    def resolution_one_bit_m(self) -> float | None:
+        """Half period in metres at the 1-bit threshold; None when the pixel is not known."""
+        return None if self.object_pixel_m is None else self.resolution_one_bit_px * self.object_pixel_m
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON: arrays as lists, what is not finite as None."""
+        names = ("resolution_half_px", "resolution_one_bit_px", "resolution_half_m", "resolution_one_bit_m")
+        values = dataclasses.asdict(self) | {name: getattr(self, name) for name in names}
+        plain = _plain(values)
+        assert isinstance(plain, dict)
+        return plain
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class AlignedPair:
+    """Reconstruction and truth on their common grid and in one gauge.
+
+    Arguments:
+        object, truth: [h, w].
+        mask: [h, w] pixels that are compared.
+        origin_px: (y, x) object pixel of [0, 0].
+        shift_px, ramp_rad_per_px, amplitude_factor, phase_rad, registered: see `registration.Alignment`.
+    """
+
+    object: Complex[np.ndarray, "h w"]
+    truth: Complex[np.ndarray, "h w"]
+    mask: Bool[np.ndarray, "h w"]
+    origin_px: tuple[int, int]
+    shift_px: tuple[float, float]
+    ramp_rad_per_px: tuple[float, float]
+    amplitude_factor: float
+    phase_rad: float
+    registered: bool
+
+
+def align_to_truth(
+    reconstruction: Reconstruction,
+    truth: Complex[np.ndarray, "..."],
+    *,
+    truth_origin_px: tuple[int, int] = (0, 0),
+    min_coverage: float = 0.1,
+    region_px: tuple[int, int, int, int] | None = None,
+    max_shift_px: float = MAX_SHIFT_PX,
+) -> AlignedPair:
+    """Cut reconstruction and truth to their common grid and bring the former into the gauge of the latter.
+
+    Arguments: see `evaluate`.
+
+    Raises:
+        EvaluationError: they do not overlap, or no pixel can be compared.
+    """
+    truth = np.asarray(truth)
+    if truth.ndim != 2:
+        raise EvaluationError(f"truth: expected an image [H, W]; found shape {truth.shape}. Give one object slice.")
+    (y0, y1), (x0, x1) = (
+        (max(a, b), min(a + n, b + k))
+        for a, n, b, k in zip(
+            reconstruction.origin_px, reconstruction.object.shape, truth_origin_px, truth.shape, strict=True
+        )
+    )
+    if y0 >= y1 or x0 >= x1:
+        raise EvaluationError(
+            f"reconstruction and truth do not overlap: {_extent(reconstruction.origin_px, reconstruction.object)} "
+            f"against {_extent(truth_origin_px, truth)}. Check truth_origin_px and the origin of the positions."
+        )
+
+    def cut(image: np.ndarray, origin: tuple[int, int]) -> np.ndarray:
+        return image[y0 - origin[0] : y1 - origin[0], x0 - origin[1] : x1 - origin[1]]
+
+    image, known, coverage = (
+        cut(array, reconstruction.origin_px)
+        for array in (reconstruction.object, reconstruction.valid, reconstruction.coverage)
+    )
+    target = cut(truth, truth_origin_px).astype(np.complex128)
+    known = known & np.isfinite(image)
+    mask = known & (coverage > min_coverage) & np.isfinite(target)
+    if region_px is not None:
+        inside = np.zeros_like(mask)
+        rows, columns = (
+            slice(max(region_px[i] - start, 0), max(region_px[i + 1] - start, 0)) for i, start in ((0, y0), (2, x0))
+        )
+        inside[rows, columns] = True
+        mask &= inside
+    if not mask.any() or not np.any(image[mask]):
+        raise EvaluationError(
+            f"no pixel to compare: {int(known.sum())} valid pixels over the truth, {int(mask.sum())} of them with "
+            f"coverage > {min_coverage}{'' if region_px is None else f' in region {region_px}'}, the brightest "
+            f"|object| {np.abs(image[mask]).max(initial=0):.3g}. Lower min_coverage or check the run."
+        )
+    found = align(
+        np.where(known, image, 0),
+        np.where(np.isfinite(target), target, 0),
+        mask,
+        known=known,
+        max_shift_px=max_shift_px,
+    )
+    return AlignedPair(
+        object=found.object,
+        truth=target,
+        mask=found.mask,
+        origin_px=(y0, x0),
+        shift_px=found.shift_px,
+        ramp_rad_per_px=found.ramp_rad_per_px,
+        amplitude_factor=found.amplitude_factor,
+        phase_rad=found.phase_rad,
+        registered=found.registered,
+    )
+
+
+def evaluate(
+    reconstruction: Reconstruction,
+    truth: Complex[np.ndarray, "..."],
+    *,
+    truth_origin_px: tuple[int, int] = (0, 0),
+    min_coverage: float = 0.1,
+    region_px: tuple[int, int, int, int] | None = None,
+    max_shift_px: float = MAX_SHIFT_PX,
+) -> Metrics:
+    """Compare a reconstruction with the truth over the pixels that the scan covers.
+
+    Arguments:
+        reconstruction: placed by its `origin_px`.
+        truth: [H, W] complex object.
+        truth_origin_px: (y, x) object pixel of truth[0, 0].
+        min_coverage: pixels with less coverage are left out.
+        region_px: (y start, y stop, x start, x stop) in object pixels, to look at a part; None takes all.
+        max_shift_px: largest translation that is taken out; 0 looks for none.
+
+    Raises:
+        EvaluationError: the two do not overlap, no pixel can be compared, or too few lie together for a resolution.
+    """
+    pair = align_to_truth(
+        reconstruction,
+        truth,
+        truth_origin_px=truth_origin_px,
+        min_coverage=min_coverage,
+        region_px=region_px,
+        max_shift_px=max_shift_px,
+    )
+    mask = pair.mask
+    square = m.largest_square(mask)
+    edge = (square[0].stop - square[0].start) // 2 * 2
+    square = slice(square[0].start, square[0].start + edge), slice(square[1].start, square[1].start + edge)
+    if edge < MIN_SQUARE_PX:
+        raise EvaluationError(
+            f"too little to compare: the largest square of covered pixels is {edge} px, {MIN_SQUARE_PX} px are needed. "
+            f"Lower min_coverage ({min_coverage}), widen the region, or scan a larger field."
+        )
+    # Phases around the truth's mean: a truth that lies at +-pi would otherwise jump there.
+    truth_phase = np.angle(pair.truth * np.exp(-1j * np.angle(pair.truth[mask].sum())))
+    phase_error = m.wrap_rad(np.angle(pair.object * pair.truth.conj()))
+    phase = truth_phase + phase_error
+    amplitude, truth_amplitude = np.abs(pair.object), np.abs(pair.truth)
+    amplitude_error = (amplitude - truth_amplitude)[mask]
+    frequency, curve, counts = m.fourier_ring_correlation(pair.object[square], pair.truth[square])
+    one_bit, half_bit = m.snr_threshold(counts, 1.0), m.snr_threshold(counts, 0.5)
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    y, x = pair.origin_px
+    return Metrics(
+        amplitude_mae=float(np.abs(amplitude_error).mean()),
+        phase_mae_rad=float(np.abs(phase_error[mask]).mean()),
+        amplitude_psnr_db=m.psnr_db(float(np.mean(amplitude_error**2))),
+        phase_psnr_db=m.psnr_db(float(np.mean(phase_error[mask] ** 2))),
+        amplitude_ssim=m.masked_ssim(amplitude, truth_amplitude, mask),
+        phase_ssim=m.masked_ssim(phase, truth_phase, mask),
+        amplitude_correlation=m.correlation(amplitude[mask], truth_amplitude[mask]),
+        phase_correlation=m.correlation(phase[mask], truth_phase[mask]),
+        complex_nrmse=m.complex_nrmse(pair.object[mask], pair.truth[mask]),
+        frc=FrcCurve(
+            frequency_cycles_per_px=frequency,
+            correlation=curve,
+            one_bit=one_bit,
+            half_bit=half_bit,
+            pixels_per_ring=counts,
+        ),
+        frc_half_cycles_per_px=m.frc_crossing(frequency, curve, 0.5),
+        frc_one_bit_cycles_per_px=m.frc_crossing(frequency, curve, one_bit),
+        frc_half_bit_cycles_per_px=m.frc_crossing(frequency, curve, half_bit),
+        object_pixel_m=reconstruction.object_pixel_m,
+        n_pixels=int(mask.sum()),
+        region_px=(int(rows[0]) + y, int(rows[-1]) + 1 + y, int(columns[0]) + x, int(columns[-1]) + 1 + x),
+        frc_square_px=(square[0].start + y, square[0].stop + y, square[1].start + x, square[1].stop + x),
+        shift_px=pair.shift_px,
+        ramp_rad_per_px=pair.ramp_rad_per_px,
+        amplitude_factor=pair.amplitude_factor,
+        phase_rad=pair.phase_rad,
+        registered=pair.registered,
+    )
+
+
+def half_period_px(frequency_cycles_per_px: float) -> float:
+    """The half period that belongs to a frequency: the smallest line that is resolved there."""
+    return 0.5 / frequency_cycles_per_px if frequency_cycles_per_px > 0 else float("inf")
+
+
+def _extent(origin: tuple[int, int], image: np.ndarray) -> str:
+    (y, x), (h, w) = origin, image.shape
+    return f"rows {y}:{y + h}, columns {x}:{x + w}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

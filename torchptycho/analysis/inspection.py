@@ -1,0 +1,307 @@
+"""Is this scan fit for reconstruction? Numbers and plain sentences from one pass over its frames."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from jaxtyping import Complex64, Float64
+
+from torchptycho.core.config import SUPPORTED_N_PX
+from torchptycho.core.scan import Scan
+from torchptycho.io import checked_chunks
+from torchptycho.io.bad_pixels import dead_pixels, hot_pixels
+from torchptycho.io.checks import network_size_advice
+from torchptycho.io.near_field import near_field
+
+__all__ = ["ScanSummary", "inspect_scan", "probe_diameter_px"]
+
+Pixel = tuple[int, int]
+
+_ENOUGH_OVERLAP = 0.5
+_FEW_PHOTONS = 100.0
+_DIM, _BRIGHT = 0.1, 10.0
+_FEW = 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScanSummary:
+    """What `inspect_scan` found, as plain data. Positions and pixels are (y, x); lists hold the first 20 at most.
+
+    Arguments:
+        step_px: median distance from a position to the nearest other one of the same scan.
+        beam_diameter_px: disc around the centre of |P|^2 that holds 90 % of it.
+        overlap: 1 - step / beam diameter, within [0, 1].
+        photons_mean: photons per frame over the good pixels, likewise min and max; None when the dose is unknown.
+        dead_pixels: never count, although the median of the 24 pixels around them says they should have, 20 times.
+        hot_pixels: isolated pixels, over 10 times the median and 3 times the second largest of their 8 neighbours.
+            A speckle is wider than a pixel wherever the beam is narrower than half the frame.
+        saturated_pixels: reach the largest value of the detector's integer type.
+        beam_offset_px: centre of mass of the mean frame, relative to [N/2, N/2].
+        notes: how the file was understood: its format and why, where everything was found, what was done to it.
+        left_out: [frame, why] of the frames of the file that are not in the scan, counted as the file counts.
+        near_field: what shows that the frames are not far-field diffraction; None when nothing does.
+        dim_frames: less than a tenth of the median frame; bright_frames: more than ten times.
+        problems: sentences: what is wrong, and what to do about it.
+        usable: False when a reconstruction would be meaningless until a problem is solved.
+    """
+
+    source: str
+    n_frames: int
+    n_scans: int
+    n_px: int
+    dtype: str
+    domain: str
+    n_modes: int
+    position_min_px: tuple[float, float]
+    position_max_px: tuple[float, float]
+    field_px: tuple[float, float]
+    object_pixel_m: float | None
+    field_m: tuple[float, float] | None
+    step_px: float
+    beam_diameter_px: float
+    overlap: float
+    photons_mean: float | None
+    photons_min: float | None
+    photons_max: float | None
+    brightest_pixel: Pixel
+    beam_offset_px: tuple[float, float]
+    n_masked_pixels: int
+    n_dead_pixels: int
+    dead_pixels: list[Pixel]
+    n_hot_pixels: int
+    hot_pixels: list[Pixel]
+    n_saturated_pixels: int
+    n_duplicate_positions: int
+    n_dim_frames: int
+    dim_frames: list[int]
+    n_bright_frames: int
+    bright_frames: list[int]
+    probe_is_calibrated: bool
+    has_truth: bool
+    has_truth_patches: bool
+    metadata: dict[str, Any]
+    notes: list[str]
+    n_left_out: int
+    left_out: list[list[Any]]
+    near_field: str | None
+    problems: list[str]
+    usable: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as str, numbers, bool, None, lists and dicts, ready for JSON."""
+        return {
+            field.name: list(value) if isinstance(value := getattr(self, field.name), tuple) else value
+            for field in dataclasses.fields(self)
+        } | {name: [list(pixel) for pixel in getattr(self, name)] for name in ("dead_pixels", "hot_pixels")}
+
+
+def inspect_scan(scan: Scan) -> ScanSummary:
+    """Look a scan over in one pass, with memory for a few frames.
+
+    Raises:
+        ScanError: the frames fail `checked_chunks`.
+    """
+    totals, summed, saturated = _one_pass(scan)
+    mean_total = float(totals.mean())
+    dose = 1.0 if scan.domain == "counts" else (scan.photons_per_frame or 0.0) / mean_total
+    median_total = float(np.median(totals))
+    dim = np.flatnonzero(totals < _DIM * median_total)
+    bright = np.flatnonzero(totals > _BRIGHT * median_total)
+    # Without a known dose the numbers stand for themselves; normalised frames then hide bad pixels, never invent them.
+    dead = _pixels(dead_pixels(summed * (dose or 1.0), scan.mask))
+    hot = _pixels(hot_pixels(summed * (dose or 1.0), scan.mask))
+    step_px, n_duplicates = _steps(scan)
+    shadow = near_field(scan)
+    diameter_px = probe_diameter_px(scan.probe)
+    low, high = scan.positions_px.min(axis=0), scan.positions_px.max(axis=0)
+    field = high - low
+    pixel_m = scan.geometry.with_object_pixel(scan.n_px).object_pixel_m
+    offset = _centre_of_mass(summed) - scan.n_px // 2
+    peak_y, peak_x = np.unravel_index(int(summed.argmax()), summed.shape)
+    summary = ScanSummary(
+        source=scan.source,
+        n_frames=scan.n_frames,
+        n_scans=len(np.unique(scan.scan_id)),
+        n_px=scan.n_px,
+        dtype=str(scan.frames.dtype),
+        domain=scan.domain,
+        n_modes=len(scan.probe),
+        position_min_px=_pair(low),
+        position_max_px=_pair(high),
+        field_px=_pair(field),
+        object_pixel_m=pixel_m,
+        field_m=None if pixel_m is None else _pair(field * pixel_m),
+        step_px=step_px,
+        beam_diameter_px=diameter_px,
+        overlap=min(1.0, max(0.0, 1 - step_px / diameter_px)),
+        photons_mean=mean_total * dose if dose else None,
+        photons_min=float(totals.min()) * dose if dose else None,
+        photons_max=float(totals.max()) * dose if dose else None,
+        brightest_pixel=(int(peak_y), int(peak_x)),
+        beam_offset_px=_pair(offset),
+        n_masked_pixels=int((~scan.mask).sum()),
+        n_dead_pixels=len(dead),
+        dead_pixels=dead[:_FEW],
+        n_hot_pixels=len(hot),
+        hot_pixels=hot[:_FEW],
+        n_saturated_pixels=saturated,
+        n_duplicate_positions=n_duplicates,
+        n_dim_frames=int(dim.size),
+        dim_frames=dim[:_FEW].tolist(),
+        n_bright_frames=int(bright.size),
+        bright_frames=bright[:_FEW].tolist(),
+        probe_is_calibrated=scan.probe_is_calibrated,
+        has_truth=scan.truth is not None,
+        has_truth_patches=scan.truth_patches is not None,
+        metadata=dict(scan.metadata),
+        notes=list(scan.notes),
+        n_left_out=len(scan.left_out),
+        left_out=[[frame, why] for frame, why in sorted(scan.left_out.items())[:_FEW]],
+        near_field=None if shadow is None else str(shadow),
+        problems=[],
+        usable=True,
+    )
+    fatal = list(_fatal_problems(summary, summed))
+    return dataclasses.replace(summary, problems=fatal + list(_minor_problems(summary)), usable=not fatal)
+
+
+def probe_diameter_px(probe: Complex64[np.ndarray, "p n n"]) -> float:
+    """Diameter of the disc, around the centre of mass of sum_p |P|^2, that holds 90 % of it."""
+    intensity = (np.abs(probe.astype(np.complex128)) ** 2).sum(axis=0)
+    y, x = _centre_of_mass(intensity)
+    rows, columns = np.indices(intensity.shape)
+    radius = np.hypot(rows - y, columns - x).ravel()
+    order = np.argsort(radius)
+    held = np.cumsum(intensity.ravel()[order]) / intensity.sum()
+    # A beam of one pixel has radius 0, but it is as wide as its pixel.
+    return max(1.0, 2 * float(radius[order][np.searchsorted(held, 0.9)]))
+
+
+def _one_pass(scan: Scan) -> tuple[Float64[np.ndarray, " m"], Float64[np.ndarray, "n n"], int]:
+    """Intensity of each frame, of each pixel summed over the frames, and how many pixels reach the dtype's limit."""
+    integer = scan.frames.dtype.kind in "iu"
+    limit = np.iinfo(scan.frames.dtype).max if integer else math.inf
+    totals = np.zeros(scan.n_frames)
+    summed = np.zeros((scan.n_px, scan.n_px))
+    at_limit = np.zeros((scan.n_px, scan.n_px), bool)
+    start = 0
+    for chunk in checked_chunks(scan):
+        values = chunk.astype(np.float64) ** (2 if scan.domain == "amplitude" else 1)
+        totals[start : start + len(chunk)] = values.sum(axis=(1, 2))
+        summed += values.sum(axis=0)
+        if integer:
+            at_limit |= (chunk == limit).any(axis=0)
+        start += len(chunk)
+    return totals, summed, int(at_limit.sum())
+
+
+def _steps(scan: Scan) -> tuple[float, int]:
+    """Median distance to the nearest other position in object pixels, and the number of repeated positions."""
+    from scipy.spatial import cKDTree
+
+    nearest: list[np.ndarray] = []
+    duplicates = 0
+    for one in np.unique(scan.scan_id):
+        positions = scan.positions_px[scan.scan_id == one]
+        distinct = np.unique(positions, axis=0)
+        duplicates += len(positions) - len(distinct)
+        if len(distinct) > 1:
+            distances = np.asarray(cKDTree(distinct).query(distinct, k=2)[0])
+            nearest.append(distances[:, 1])
+    return (float(np.median(np.concatenate(nearest))) if nearest else math.inf), duplicates
+
+
+def _fatal_problems(summary: ScanSummary, summed: np.ndarray) -> Iterator[str]:
+    advice = network_size_advice(summary.n_px)
+    if advice is not None:
+        sizes = ", ".join(map(str, SUPPORTED_N_PX))
+        yield f"No network takes frames of {summary.n_px} px, only of N = {sizes} px. {advice}"
+    if summary.overlap == 0:
+        yield (
+            f"Neighbouring frames do not overlap: the step is {summary.step_px:.3g} px, the beam "
+            f"{summary.beam_diameter_px:.3g} px wide. Check that the positions are in object "
+            "pixels; if they are, the scan is too coarse."
+        )
+    corner, centre = _spread(np.fft.fftshift(summed)), _spread(summed)
+    if corner < 0.5 * centre:
+        yield (
+            f"The intensity lies around pixel [0, 0], not around [{summary.n_px // 2}, {summary.n_px // 2}]. "
+            "Read them with --fftshift."
+        )
+    if summary.near_field is not None:
+        yield f"These are near-field data, which no far-field model explains: {summary.near_field}."
+    if summary.n_dim_frames + summary.n_bright_frames > summary.n_frames / 2:
+        yield "Most frames differ from the median intensity by more than ten times. Check the detector and the shutter."
+
+
+def _minor_problems(summary: ScanSummary) -> Iterator[str]:
+    if 0 < summary.overlap < _ENOUGH_OVERLAP:
+        yield (
+            f"Neighbouring frames overlap by {summary.overlap:.0%} of the beam (step {summary.step_px:.3g} px, beam "
+            f"{summary.beam_diameter_px:.3g} px); {_ENOUGH_OVERLAP:.0%} or more is needed for a dependable image. "
+            "Scan in finer steps."
+        )
+    if summary.beam_diameter_px > 0.8 * summary.n_px:
+        yield (
+            f"The beam ({summary.beam_diameter_px:.3g} px) nearly fills the frame ({summary.n_px} px), so that its "
+            "diffraction is undersampled. Use larger frames, or a probe that is cut to the beam."
+        )
+    if max(map(abs, summary.beam_offset_px)) > summary.n_px / 16:
+        y, x = summary.beam_offset_px
+        yield (
+            f"The frames are centred {y:+.1f} px in y and {x:+.1f} px in x from [N/2, N/2], which puts a ramp on the "
+            "phase. Cut them around the direct beam: --beam-center-px Y X, or estimated."
+        )
+    if summary.photons_mean is not None and summary.photons_mean < _FEW_PHOTONS:
+        yield f"A frame holds {summary.photons_mean:.3g} photons on average: expect little more than noise."
+    for n, pixels, what in (
+        (summary.n_dead_pixels, summary.dead_pixels, "never count although their neighbours do"),
+        (summary.n_hot_pixels, summary.hot_pixels, "count far more than their neighbours"),
+    ):
+        if n:
+            yield f"{_some(n, 'pixel', pixels)} {what}. Mask them with --find-bad-pixels."
+    if summary.n_saturated_pixels:
+        yield (
+            f"{summary.n_saturated_pixels} pixel(s) reach the largest {summary.dtype}: saturated, or a code for bad "
+            "pixels. Mask them with --find-bad-pixels."
+        )
+    if summary.n_duplicate_positions:
+        yield (
+            f"{summary.n_duplicate_positions} frame(s) repeat a position of the same scan exactly; repeated frames add "
+            "dose, not information on the positions. Check that the positions were read back."
+        )
+    for n, frames, what in (
+        (summary.n_dim_frames, summary.dim_frames, "hold less than a tenth of the median intensity (beam lost?)"),
+        (summary.n_bright_frames, summary.bright_frames, "hold more than ten times the median intensity"),
+    ):
+        if n:
+            yield f"{_some(n, 'frame', frames)} {what}. Drop them with --drop-frames."
+
+
+def _some(n: int, noun: str, first: list[Any]) -> str:
+    names = ", ".join(str(list(one) if isinstance(one, tuple) else one) for one in first[:5])
+    return f"{n} {noun}(s) ({names}{', ...' if n > 5 else ''})"
+
+
+def _centre_of_mass(image: np.ndarray) -> Float64[np.ndarray, "2"]:
+    rows, columns = np.indices(image.shape)
+    total = image.sum()
+    return np.array([(image * rows).sum() / total, (image * columns).sum() / total])
+
+
+def _spread(image: np.ndarray) -> float:
+    """Mean squared distance of the intensity from [N/2, N/2] in pixels."""
+    rows, columns = np.indices(image.shape) - image.shape[0] // 2
+    return float((image * (rows**2 + columns**2)).sum() / image.sum())
+
+
+def _pair(values: np.ndarray) -> tuple[float, float]:
+    return float(values[0]), float(values[1])
+
+
+def _pixels(where: np.ndarray) -> list[Pixel]:
+    return [(int(y), int(x)) for y, x in np.argwhere(where)]

@@ -1,0 +1,54 @@
+"""What all commands of the command line share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from rich.console import Console, RenderableType
+from rich.status import Status
+
+from torchptycho.core.errors import ConfigError
+from torchptycho.visualization.tables import json_text
+
+__all__ = ["BESIDE", "Beside", "Command", "require_png"]
+
+Beside = Literal["beside"]
+BESIDE: Beside = "beside"
+"""What an option for a file means that stands without a name: beside the result, with the result's name."""
+
+
+def require_png(option: str, path: Path | None) -> None:
+    """Refuse, before anything is computed, a picture whose name is that of another kind of file."""
+    if path is not None and path.suffix.lower() != ".png":
+        raise ConfigError(f"{option}: expected a file whose name ends in .png; found {path}.")
+
+
+class Command:
+    """One command; a dataclass derives from it, its fields become arguments and options.
+
+    Fields named as sections of `RunConfig` take their defaults from the file given with `--config`.
+    """
+
+    OPTIONAL_FILE: ClassVar[dict[str, str]] = {}
+    """Options that may stand without a file's name, and how a name ends that follows them."""
+
+    def run(self) -> None:
+        raise NotImplementedError
+
+    @property
+    def console(self) -> Console:
+        # Without markup: [3, 4] is a pixel and torchptycho[wandb] a package, not a style.
+        return Console(highlight=False, soft_wrap=True, markup=False)
+
+    def tell(self, values: dict[str, Any], *lines: RenderableType, json: bool) -> None:
+        """The result on standard output: for people its lines, for scripts its values as one JSON object."""
+        if json:
+            self.console.print_json(json_text(values))
+            return
+        for line in lines:
+            self.console.print(line)
+
+    def working(self, what: str) -> Status:
+        """A sign of life on standard error, where that is a terminal, for work whose length is not known beforehand."""
+        return Console(stderr=True).status(what)

@@ -1,0 +1,135 @@
+"""The commands that look at scan files and rewrite them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from rich.table import Table
+from tyro.conf import Positional
+
+from torchptycho.cli.base import Command, require_png
+from torchptycho.core.config import ReadConfig
+from torchptycho.core.config.read import ScanFormat
+from torchptycho.core.errors import ConfigError
+from torchptycho.visualization.tables import orientation_table, show, store_lines, store_rows
+
+__all__ = ["Convert", "Inspect"]
+
+# The second best orientation must leave this much more than the best for the answer to be clear.
+_CLEARLY_WORSE = 1.2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Inspect(Command):
+    """Tell what a scan file or a store holds, and whether it is usable.
+
+    torchptycho inspect scan.npz --plot scan.png
+    torchptycho inspect store
+    torchptycho inspect scan.cxi --guess-probe --orientation
+    """
+
+    scan: Positional[Path]
+    """Scan file, or a store."""
+    plot: Path | None = None
+    """Draw mean pattern, probe, positions and dose into this PNG."""
+    orientation: bool = False
+    """Rank the eight orientations of the positions by how well a short refinement of a part of the scan explains the
+    counts; takes about a minute."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+    config: Path | None = None
+    """YAML or TOML file with the section prepare; flags override it."""
+    reading: ReadConfig = dataclasses.field(default_factory=ReadConfig)
+
+    def run(self) -> None:
+        require_png("--plot", self.plot)
+        if (self.scan / "store.json").is_file():
+            self._tell_store()
+            return
+        from torchptycho.analysis.inspection import inspect_scan
+        from torchptycho.io import read_scan
+
+        scan = read_scan(self.scan, self.reading)
+        with self.working(f"reading {self.scan}"):
+            summary = inspect_scan(scan)
+        if self.plot:
+            from torchptycho.visualization.plot import plot_scan
+
+            plot_scan(scan, self.plot)
+        told = summary.to_dict()
+        if self.orientation:
+            from torchptycho.reconstructors.orientation import rank_orientations
+
+            with self.working("refining a part of the scan in eight orientations"):
+                ranked = rank_orientations(scan)
+            told["orientations"] = [dataclasses.asdict(one) for one in ranked]
+        if self.json:
+            self.tell(told, json=True)
+            return
+        table = Table(title=str(self.scan), show_header=False)
+        for name, value in told.items():
+            if name not in ("problems", "metadata", "notes", "orientations", "left_out", "near_field"):
+                table.add_row(name, show(value))
+        self.console.print(table)
+        for note in summary.notes:
+            self.console.print(f"- {note}")
+        for problem in summary.problems:
+            self.console.print(f"! {problem}")
+        self.console.print("usable" if summary.usable else "not usable as it is")
+        if self.orientation:
+            self.console.print(orientation_table(ranked))
+            if ranked[1].misfit < _CLEARLY_WORSE * ranked[0].misfit:
+                self.console.print(
+                    "The two best explain the counts about equally well. Where the probe is only guessed this is no "
+                    "surprise for an orientation and its reverse (both flips): one image is the twin of the other. "
+                    "Give a measured probe with --probe FILE, or a cleaner part of the scan with --frames."
+                )
+
+    def _tell_store(self) -> None:
+        from torchptycho.data.store import Store
+
+        if self.plot or self.orientation or self.reading != ReadConfig():
+            raise ConfigError(f"{self.scan}: is a store, of which only the scans are told. Leave out all but --json.")
+        store = Store.open(self.scan)
+        if self.json:
+            self.tell({"scans": store_rows(store)}, json=True)
+        else:
+            for line in store_lines(store):
+                self.console.print(line)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Convert(Command):
+    """Write a scan file in another format.
+
+    The options of reading are applied.
+
+    torchptycho convert scan.cxi scan.npz --crop-px 256 --guess-probe
+    torchptycho convert scan.npz product.h5
+    """
+
+    scan: Positional[Path]
+    """Scan file of any format that is read."""
+    out: Positional[Path]
+    """File to write: .npz canonical NPZ; .h5 a Ptychodus product, its frames in NAME-diffraction.h5 beside it."""
+    format: ScanFormat | None = None
+    """Format to write; None follows the name."""
+    compressed: bool = True
+    """Compress frames and arrays."""
+    json: bool = False
+    """Print one JSON object instead of sentences."""
+    config: Path | None = None
+    """YAML or TOML file with the section prepare; flags override it."""
+    reading: ReadConfig = dataclasses.field(default_factory=ReadConfig)
+
+    def run(self) -> None:
+        from torchptycho.io import read_scan, write_scan
+
+        if self.out.resolve() == self.scan.resolve():
+            raise ConfigError(f"expected a new file to write; found {self.out}, which is the scan itself.")
+        scan = read_scan(self.scan, self.reading)
+        with self.working(f"writing {self.out}"):
+            write_scan(scan, self.out, format=self.format, compressed=self.compressed)
+        told = {"out": str(self.out), "n_frames": scan.n_frames, "n_px": scan.n_px, "notes": list(scan.notes)}
+        self.tell(told, *(f"- {note}" for note in scan.notes), f"{self.out}: {scan!r}", json=self.json)

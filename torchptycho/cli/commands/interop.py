@@ -1,0 +1,78 @@
+"""The commands that have to do with other programs."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from torchptycho.cli.base import Command
+
+__all__ = ["Export", "Ptychodus"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Export(Command):
+    """Write a trained network as one file for another engine.
+
+    The file is checked against the network before it appears. `reconstruct` takes it in the place of the checkpoint.
+
+    torchptycho export run network.onnx
+    torchptycho export run network.pt2
+    """
+
+    checkpoint: Positional[Path]
+    """Checkpoint or bundle, or the folder of a run (its best checkpoint)."""
+    out: Positional[Path]
+    """File to write: .onnx, or .pt2 for machine code of AOTInductor, which needs a C++ compiler and runs where it was
+    made."""
+    training_scan: int | None = None
+    """Training scan whose probe, input scale and mask go into it; None as trained."""
+    max_offset_px: float | None = None
+    """Room for frames that are this far from their group's centre, along an axis; None for those of training."""
+    accelerator: str = "auto"
+    """What machine code is for: auto, cpu, gpu. ONNX runs on both."""
+    json: bool = False
+    """Print one JSON object instead of a sentence."""
+
+    def run(self) -> None:
+        import json
+
+        from torchptycho.core.devices import devices_of
+        from torchptycho.models.checkpoints import load_network
+        from torchptycho.models.export.export import export_network
+
+        network = load_network(self.checkpoint)
+        (device,) = devices_of(self.accelerator, 1)
+        with self.working("exporting"):
+            told = export_network(
+                network.to(device), self.out, training_scan=self.training_scan, max_offset_px=self.max_offset_px
+            )  # fmt: skip
+        values = json.loads(told.text())
+        shown = {name: value for name, value in values.items() if name not in ("config", "tensors")}
+        self.tell(
+            {"out": str(self.out)} | shown,
+            f"{self.out}: {values['generator']} for groups of {told.gridsize}x{told.gridsize} frames of "
+            f"{told.n_px}x{told.n_px} {told.domain}, within {told.error:.1e} of the network",
+            json=self.json,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ptychodus(Command):
+    """List the reconstructors in an installed Ptychodus, or no longer.
+
+    torchptycho ptychodus enable
+    torchptycho ptychodus status
+    """
+
+    action: Positional[Literal["enable", "disable", "status"]]
+    """enable puts one file among its plugins, disable removes it, status tells whether it is there."""
+
+    def run(self) -> None:
+        from torchptycho.interop.ptychodus import installation
+
+        actions = {"enable": installation.enable, "disable": installation.disable, "status": installation.standing}
+        self.console.print(f"torchptycho is {actions[self.action]()}")

@@ -1,0 +1,169 @@
+"""The commands for a scan that is being recorded."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+from tyro.conf import Positional
+
+from torchptycho.cli.base import Command
+from torchptycho.core.config import ReadConfig, load_config
+from torchptycho.core.errors import ConfigError
+
+__all__ = ["Replay", "Watch"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Watch(Command):
+    """Reconstruct a scan while it is recorded.
+
+    It is read from an HDF5 file that grows, or from a stream. Ctrl+C ends it; the same command goes on.
+
+    torchptycho watch scan.cxi --model run --out live
+    torchptycho watch tcp://beamline:5555 --model run --out live --page
+    """
+
+    source: Positional[str]
+    """HDF5 file written in SWMR mode, or the address of a stream (tcp://host:port, ipc://file)."""
+    model: Path
+    """Checkpoint or bundle, or the folder of a run (its best checkpoint)."""
+    out: Path
+    """Folder for the image, the pictures and the status, and for the frames that are received (in spool)."""
+    frames: int | None = None
+    """Frames after which the scan is over; None follows the source."""
+    idle_s: float | None = None
+    """Seconds without a new frame after which the scan is over, too. None: 30 for a file, never for a stream."""
+    spool_frames: int = 20_000
+    """Frames that may wait on the disk to be reconstructed; beyond it the source has to keep them."""
+    drop_spool: bool = False
+    """Remove the frames that were received when the image is written."""
+    refresh_s: float = 2.0
+    """Seconds between two pictures."""
+    accelerator: str = "auto"
+    """Where to compute: auto, cpu, gpu."""
+    page: bool = False
+    """Show the image on a web page while it grows."""
+    page_host: str = "127.0.0.1"
+    """Address of the page; the default is seen on this computer only."""
+    page_port: int = 8765
+    """Port of the page; 0 takes any that is free."""
+    config: Path | None = None
+    """YAML or TOML file whose section prepare says how a file is read (not for a stream, which sends frames that are
+    ready); without it as the network's training scans."""
+    json: bool = False
+    """Print one JSON object instead of a sentence."""
+
+    def run(self) -> None:
+        reading = None if self.config is None else load_config(self.config).reading
+        if not 0 <= self.page_port < 1 << 16:
+            raise ConfigError(f"--page-port: expected 0 to 65535; found {self.page_port}.")
+        from torchptycho.live import watch
+        from torchptycho.live.web_page import serve
+        from torchptycho.models.checkpoints import load_network
+
+        network = load_network(self.model)
+        with contextlib.ExitStack() as open_:
+            stop = open_.enter_context(_stopped_by_signals())
+            if self.page:
+                url = open_.enter_context(serve(self.out, self.page_host, self.page_port))
+                sys.stderr.write(f"torchptycho: the image as it grows: {url}\n")
+            found = watch(
+                self.source, network, self.out, frames=self.frames, idle_s=self.idle_s,
+                spool_frames=self.spool_frames, refresh_s=self.refresh_s, accelerator=self.accelerator,
+                reading=reading, drop_spool=self.drop_spool, stop=stop,
+            )  # fmt: skip
+        status, image = found.status, found.image
+        told = dataclasses.asdict(status) | {
+            "out": None if image is None else str(self.out / "reconstruction.npz"),
+            "picture": None if image is None else str(self.out / "reconstruction.png"),
+            "spool": str(self.out / "spool") if (self.out / "spool").exists() else None,
+        }
+        if image is None:
+            self.tell(told, f"{self.out}: {status.message}", json=self.json)
+            raise KeyboardInterrupt
+        height_px, width_px = image.object.shape
+        late = f"waited at most {status.longest_wait_s:.1f} s, {status.largest_backlog} at once"
+        paused = f"; the source had to keep some for {status.paused_s:.1f} s" if status.paused_s else ""
+        left = f"; {len(status.left_out)} are left out: {_few(status.left_out)}" if status.left_out else ""
+        said = f"; {status.message}" if status.message else ""
+        self.tell(
+            told,
+            f"{self.out / 'reconstruction.npz'}, {self.out / 'reconstruction.png'}: {height_px}x{width_px} px from "
+            f"{status.received} frames, which {late}{paused}{left}{said}",
+            json=self.json,
+        )
+        if stop.is_set():
+            raise KeyboardInterrupt
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Replay(Command):
+    """Play a scan as if it were being recorded, to try `watch`.
+
+    torchptycho replay scan.npz --hz 2000
+    torchptycho replay scan.npz --swmr growing.cxi --energy-eV 8000 --distance-m 1 --detector-pixel-m 75e-6
+    """
+
+    scan: Positional[Path]
+    """Scan file."""
+    hz: float = 2000.0
+    """Frames per second."""
+    address: str = "tcp://127.0.0.1:5555"
+    """Where `watch` finds it; it begins when somebody asks, and ends when all frames were fetched."""
+    swmr: Path | None = None
+    """Write a CXI file in SWMR mode at that rate instead, and begin at once."""
+    config: Path | None = None
+    """YAML or TOML file with the section prepare; flags override it."""
+    json: bool = False
+    """Print one JSON object instead of a sentence."""
+    reading: ReadConfig = dataclasses.field(default_factory=ReadConfig)
+
+    def run(self) -> None:
+        from torchptycho.core.progress import new_bar
+        from torchptycho.live import replay
+
+        where = str(self.swmr or self.address)
+        with _stopped_by_signals() as stop, new_bar() as bar:
+            task = bar.add_task(f"playing to {where}", total=None, note="")
+            found = replay(
+                self.scan, hz=self.hz, address=self.address, swmr=self.swmr, reading=self.reading, stop=stop,
+                on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )  # fmt: skip
+        told = {"to": where, "hz": self.hz, **dataclasses.asdict(found)}
+        self.tell(
+            told, f"{self.scan}: {found.played} of {found.frames} frames to {where} in {found.seconds:.1f} s",
+            json=self.json,
+        )  # fmt: skip
+        if found.played < found.frames:
+            raise KeyboardInterrupt
+
+
+def _few(left_out: dict[int, str]) -> str:
+    named = [f"{frame} ({why})" for frame, why in sorted(left_out.items())[:5]]
+    return ", ".join(named) + (", ..." if len(left_out) > len(named) else "")
+
+
+@contextlib.contextmanager
+def _stopped_by_signals() -> Iterator[threading.Event]:
+    """An event that Ctrl+C and SIGTERM set, the first time; the second time they do what they always do."""
+    stop = threading.Event()
+    before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, _: FrameType | None) -> None:
+        stop.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    try:
+        for name in before:
+            signal.signal(name, handle)
+        yield stop
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)

@@ -1,0 +1,467 @@
+"""The commands of the command line: what each is told, and the calls that it makes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+import sys
+import threading
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from rich.console import Console
+from tyro.conf import Positional, arg
+
+from torchptycho.cli.base import BESIDE, Beside, Command
+from torchptycho.cli.commands.evaluation import Compare, Evaluate, Refining, Resolution
+from torchptycho.cli.commands.files import Convert, Inspect
+from torchptycho.cli.commands.interop import Export, Ptychodus
+from torchptycho.cli.commands.live import Replay, Watch
+from torchptycho.cli.commands.stores import Append, Drop, Prepare, require_scans
+from torchptycho.cli.commands.system import Doctor
+from torchptycho.core.config import (
+    ExperimentConfig,
+    GroupConfig,
+    LogConfig,
+    LossConfig,
+    ModelConfig,
+    PrepareConfig,
+    ReconstructConfig,
+    RunConfig,
+    SimulateConfig,
+    TrainConfig,
+    from_dict,
+    load_config,
+    to_dict,
+)
+from torchptycho.core.errors import ConfigError, ExportError, ScanError, TorchptychoError
+from torchptycho.visualization.tables import plan_lines
+
+if TYPE_CHECKING:
+    from torchptycho.core.reconstruction import Reconstruction
+    from torchptycho.models.network import PtychoNetwork
+
+__all__ = ["COMMANDS", "PURPOSES", "Command"]
+
+# The package's heavy half (torch, lightning, matplotlib) is imported inside `run`: help and errors come at once.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Simulate(Command):
+    """Simulate an experiment and write it as a scan file.
+
+    torchptycho simulate scan.npz --object-kind siemens_star --photons-per-frame 1e5
+    """
+
+    out: Positional[Path]
+    """Scan file to write (NPZ)."""
+    json: bool = False
+    """Print one JSON object instead of a sentence."""
+    simulation: SimulateConfig = dataclasses.field(default_factory=SimulateConfig)
+
+    def run(self) -> None:
+        from torchptycho.data.simulation import simulate
+        from torchptycho.io import write_scan
+
+        with self.working("simulating"):
+            scan = simulate(self.simulation)
+            write_scan(scan, self.out)
+        told = {
+            "out": str(self.out),
+            "n_frames": scan.n_frames,
+            "n_px": scan.n_px,
+            "simulation": to_dict(self.simulation),
+        }
+        self.tell(told, f"{self.out}: {scan!r}", json=self.json)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train(Command):
+    """Train the physics-informed network on scans, without labels.
+
+    torchptycho train scan.npz --out run
+    torchptycho train scan.npz --out run --probe refined.npz --steps 2000
+    torchptycho train new.npz --out tuned --from run --freeze-encoder --learning-rate-factor 0.2
+    torchptycho train day1.npz day2.npz --val-scans day3.npz --out run
+    """
+
+    scans: Positional[tuple[str, ...]]
+    """Scan files, folders of them, or patterns; or one prepared store."""
+    out: Path
+    """Folder of the run: configuration, store, checkpoints, metrics."""
+    val_scans: tuple[str, ...] = ()
+    """Scans that are not trained on; validation looks at every frame of them."""
+    start: Annotated[Path | None, arg(name="from")] = None
+    """Checkpoint or folder of a run whose network is trained further, on these scans."""
+    resume: bool = False
+    """Continue the run in this folder from its last checkpoint."""
+    dry_run: bool = False
+    """Read and check everything, tell what would be made and in how many steps, and write nothing."""
+    json: bool = False
+    """Print one JSON object instead of a sentence."""
+    config: Path | None = None
+    """YAML or TOML file with the sections prepare, group, model, experiment, loss, train, log, reconstruct; flags
+    override it."""
+    prepare: PrepareConfig = dataclasses.field(default_factory=PrepareConfig)
+    group: GroupConfig = dataclasses.field(default_factory=GroupConfig)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    experiment: ExperimentConfig = dataclasses.field(default_factory=ExperimentConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    log: LogConfig = dataclasses.field(default_factory=LogConfig)
+
+    def run(self) -> None:
+        require_scans((*self.scans, *self.val_scans))
+        from torchptycho.training.train import read_history, train
+        from torchptycho.visualization.plot import plot_history
+
+        later = load_config(self.config) if self.config else RunConfig()
+        config = dataclasses.replace(
+            later, prepare=self.prepare, group=self.group, model=self.model, experiment=self.experiment,
+            loss=self.loss, train=self.train, log=self.log,
+        )  # fmt: skip
+        if self.dry_run:
+            from torchptycho.training.dry_run import plan_training
+
+            with self.working("reading"):
+                plan = plan_training(
+                    self.scans, config, self.out, val_scans=self.val_scans, start=self.start, resume=self.resume
+                )
+            self.tell(plan, *plan_lines(plan), json=self.json)
+            return
+        result = train(self.scans, config, self.out, val_scans=self.val_scans, start=self.start, resume=self.resume)
+        if result.rank:
+            return
+        plot_history(read_history(self.out), self.out / "history.png")
+        losses = {name: value for name, value in sorted(result.metrics.items()) if name in ("train/loss", "val/loss")}
+        told = {"checkpoint": str(result.checkpoint), "last": str(result.last), "seconds": result.seconds}
+        self.tell(
+            told | {"metrics": result.metrics},
+            f"{result.checkpoint}: trained in {result.seconds:.0f} s, "
+            + ", ".join(f"{name} {value:.4g}" for name, value in losses.items()),
+            json=self.json,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reconstruct(Command):
+    """Reconstruct scans with a trained network, an image of each.
+
+    torchptycho reconstruct run scan.npz --out image.npz
+    torchptycho reconstruct run scan.npz --out image.npz --refine 50 --report
+    torchptycho reconstruct run night/*.npz --out images
+    """
+
+    OPTIONAL_FILE: ClassVar = {"--report": ".html"}
+
+    checkpoint: Positional[Path]
+    """Checkpoint or bundle, the folder of a run (its best checkpoint), or an exported file (.onnx, .pt2)."""
+    scans: Positional[tuple[Path, ...]]
+    """Scan files."""
+    out: Path | None = None
+    """Image file to write (NPZ), by default reconstruction.npz; a PNG of the same name is drawn beside it. With several
+    scans a folder, by default reconstructions, in which images have the names of their scans."""
+    accelerator: str = "auto"
+    """Where to compute: auto, cpu, gpu."""
+    engine: Literal["torch", "onnx", "aot"] | None = None
+    """What computes the network; for onnx and aot a checkpoint is exported first. None is ONNX Runtime for .onnx files,
+    otherwise torch. A .pt2 file is machine code, which runs as it is loaded: it needs --engine aot."""
+    devices: int = 1
+    """Processes that share the frames of a scan, each with a GPU or a part of the CPU."""
+    domain: Literal["counts", "amplitude"] | None = None
+    """What the frames hold, when the file does not say."""
+    frames: str | None = None
+    """Frames to use, as start:stop."""
+    stitch_weight: Literal["probe", "central"] | None = None
+    """How overlapping patches are averaged: by |P|^2, or evenly over the central half; None as trained."""
+    agree_phases: bool | None = None
+    """Turn each group's patches by the phase with which they agree with their neighbours; None as trained."""
+    input_scale: Literal["training", "scan"] | None = None
+    """Scale the network's input as in training, or anew from this scan (when its dose differs); None as trained."""
+    training_scan: int | None = None
+    """Which training scan's probe and scale to use, when there were several; None as trained."""
+    predict_batch_size: int | Literal["auto"] | None = None
+    """Frames per forward pass; a CPU runs one on each core at once, 8 at most, and needs the memory of all of them, but
+    for OMP_NUM_THREADS=1. auto: what a CPU is fastest with, and what a GPU has memory for. None as trained."""
+    predict_precision: Literal["32-true", "bf16-mixed"] | None = None
+    """Arithmetic of the network; None as trained."""
+    predict_compile: bool | None = None
+    """Compile the network with torch.compile, which pays with many scans; None as trained."""
+    predict_passes: int | None = None
+    """Times that each frame is predicted, each time in a group with other neighbours; None as trained."""
+    absolute_scale: bool | None = None
+    """Scale the object so that it and a constant background fit the counts of the whole scan best; None as trained."""
+    refine: int = 0
+    """Epochs of refinement after it, with the options that the network was trained with in the section refine."""
+    report: Beside | Path | None = None
+    """Write a page about the image into this HTML file; --report alone puts it beside the image."""
+    report_frc: bool = False
+    """Show in it how fine an image the data allow, too, which takes two refinements."""
+    json: bool = False
+    """Print one JSON object instead of a sentence."""
+
+    def run(self) -> None:
+        require_scans(tuple(map(str, self.scans)))
+        images = self._images()
+        if self.refine < 0:
+            raise ConfigError(f"--refine: expected a number of epochs, 0 for none; found {self.refine}.")
+        from torchptycho.models.loading import opened, with_engine
+        from torchptycho.reconstructors.network_reconstruction import require_options
+
+        with self.working("opening the network"):
+            network = opened(self.checkpoint, self.engine, accelerator=self.accelerator)
+        trained = to_dict(network.config.reconstruct)
+        asked = {name: getattr(self, name) for name in trained if getattr(self, name) is not None}
+        config = from_dict(ReconstructConfig, trained | asked, source="reconstruct")
+        require_options(network, config, self.devices, self.engine)
+
+        @functools.cache
+        def ready() -> PtychoNetwork:
+            """Exported, where that is asked for, once a scan is there for it."""
+            with self.working("exporting the network") if self.engine else contextlib.nullcontext():
+                return with_engine(
+                    network, self.engine, training_scan=config.training_scan, accelerator=self.accelerator
+                )
+
+        # What comes after the network takes as long to import as a small scan to predict.
+        threading.Thread(target=_import_ahead, daemon=True).start()
+        failed, told = [], []
+        for scan, image in images.items():
+            try:
+                told.append(self._reconstruct(network, ready, config, scan, image))
+            except ExportError:
+                # It is no scan's fault.
+                raise
+            except (TorchptychoError, OSError, FloatingPointError) as error:
+                if len(images) == 1:
+                    raise
+                failed.append(scan)
+                sys.stderr.write(f"torchptycho: {' '.join(str(error).split())}\n")
+        if self.json:
+            self.tell(told[0] if len(images) == 1 else {"images": told}, json=True)
+        if failed:
+            raise ScanError(
+                ", ".join(map(str, failed)), None, expected=f"{len(images)} scans that can be reconstructed",
+                found=f"{len(failed)} that cannot, as told above", remedy="The images of the others are written.",
+            )  # fmt: skip
+
+    def _images(self) -> dict[Path, Path]:
+        """The image of each scan."""
+        if len(self.scans) == 1:
+            out = self.out or Path("reconstruction.npz")
+            _require_new_npz(out, self.scans[0])
+            _report_file(self.report, out, self.report_frc)
+            return {self.scans[0]: out}
+        if self.report not in (None, BESIDE):
+            raise ConfigError("--report: expected no file with several scans; each page lies beside its image.")
+        folder = self.out or Path("reconstructions")
+        if folder.suffix.lower() == ".npz" or folder.is_file():
+            raise ConfigError(f"--out: expected a folder for the images of {len(self.scans)} scans; found {folder}.")
+        images = {scan: folder / f"{scan.stem}.npz" for scan in self.scans}
+        for scan, image in images.items():
+            _require_new_npz(image, scan)
+        if len(set(images.values())) < len(self.scans):
+            raise ConfigError(
+                "expected scans of different names, after which their images are named; found some twice."
+            )
+        return images
+
+    def _reconstruct(
+        self, network: PtychoNetwork, ready: Callable[[], PtychoNetwork], config: ReconstructConfig, path: Path,
+        out: Path,
+    ) -> dict[str, Any]:  # fmt: skip
+        from torchptycho.io import read_scan, write_reconstruction
+        from torchptycho.reconstructors.network_reconstruction import check_fits, reading_for_prediction, reconstruct
+
+        page = _report_file(self.report, out, self.report_frc)
+        scan = read_scan(path, reading_for_prediction(network.config.prepare, self.domain, self.frames))
+        check_fits(network, scan.source, scan.n_px, scan.domain)
+        network = ready()
+        # Beside the image where its folder is there already: nothing is to be left after a bad file.
+        room = out.parent if out.parent.is_dir() else None
+        image = reconstruct(
+            network, scan, config, accelerator=self.accelerator, devices=self.devices, scratch=room,
+            refine_epochs=self.refine,
+        )  # fmt: skip
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_reconstruction(image, out)
+        from torchptycho.visualization.plot import plot_reconstruction
+
+        picture = plot_reconstruction(image, out.with_suffix(".png"))
+        if page is not None:
+            from torchptycho.visualization.report import report_of_network
+
+            with self.working(f"writing {page}"):
+                report_of_network(image, scan, network, page, halves=self.report_frc, device=self.accelerator)
+        told = _told_of_image(image, out, picture, page)
+        if not self.json:
+            self.console.print(
+                f"{_files(out, picture, page)}: {image.object.shape[0]}x{image.object.shape[1]} px from "
+                f"{scan.n_frames} frames in {image.provenance['seconds']:.1f} s"
+            )
+        return told
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Refine(Refining):
+    """Fit an image to the counts; no training is needed.
+
+    It begins with nothing or with an earlier image.
+
+    torchptycho refine scan.npz --out refined.npz
+    torchptycho refine scan.npz --start image.npz --out refined.npz --position-update frames
+    torchptycho refine scan.npz --out refined.npz --report --report-frc
+    """
+
+    OPTIONAL_FILE: ClassVar = {"--report": ".html"}
+
+    start: Path | None = None
+    """Image to begin with, as `reconstruct` or `refine` wrote it; None begins with nothing."""
+    out: Path = Path("refined.npz")
+    """Image file to write (NPZ), with the refined probe and positions; a PNG of the same name is drawn beside it."""
+    resume: bool = False
+    """Go on from where an earlier refinement into this file ended, up to the epochs asked for."""
+    report: Beside | Path | None = None
+    """Write a page about the image into this HTML file; --report alone puts it beside the image."""
+    report_frc: bool = False
+    """Show in it how fine an image the data allow, too, which takes two refinements."""
+    json: bool = False
+    """Print one JSON object instead of a sentence."""
+
+    def run(self) -> None:
+        _require_new_npz(self.out, self.scan)
+        page = _report_file(self.report, self.out, self.report_frc)
+        from torchptycho.core.progress import EpochProgress
+        from torchptycho.io import read_reconstruction, read_scan, write_reconstruction
+        from torchptycho.reconstructors.iterative import refine
+        from torchptycho.visualization.plot import plot_reconstruction
+
+        scan = read_scan(self.scan, self.reading)
+        start = None if self.start is None else read_reconstruction(self.start)
+        if start is not None and self.reading.probe is not None:
+            start = dataclasses.replace(start, probe=None)
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        with EpochProgress("refining", self.refine.epochs) as bar:
+            image = refine(
+                scan, start, config=self.refine, device=self.device, resume=self.resume, on_epoch=bar,
+                state_file=self.out.with_suffix(".state.npz"), scratch=self.out.parent,
+            )  # fmt: skip
+        write_reconstruction(image, self.out)
+        picture = plot_reconstruction(image, self.out.with_suffix(".png"))
+        if page is not None:
+            from torchptycho.visualization.report import report_of_refinement
+
+            with self.working(f"writing {page}"):
+                report_of_refinement(image, scan, page, self.refine, halves=self.report_frc, device=self.device)
+        misfit = image.history["misfit"]
+        fit = f"misfit {misfit[-1]:.4g} (1 is the photon noise) " if misfit else ""
+        told = _told_of_image(image, self.out, picture, page)
+        self.tell(
+            told | {"misfit": misfit[-1] if misfit else None, "epochs": len(misfit)},
+            f"{_files(self.out, picture, page)}: {image.object.shape[0]}x{image.object.shape[1]} px, "
+            f"{fit}after {len(misfit)} epochs in {image.provenance['seconds']:.1f} s",
+            json=self.json,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Demo(Command):
+    """Go the whole way on a simulated experiment.
+
+    Simulate, inspect, train, reconstruct, refine, evaluate, draw.
+
+    torchptycho demo --out demo
+    """
+
+    out: Path = Path("demo")
+    """Folder for everything that it makes."""
+    steps: int = 200
+    """Optimiser steps of the training."""
+    json: bool = False
+    """Print one JSON object, what demo.json holds, instead of sentences."""
+    simulation: SimulateConfig = dataclasses.field(default_factory=SimulateConfig)
+
+    def run(self) -> None:
+        from torchptycho.cli.demo import demo
+
+        console = Console(stderr=True) if self.json else self.console
+        told = demo(self.out, self.simulation, steps=self.steps, console=console)
+        if self.json:
+            self.tell(told, json=True)
+
+
+def _require_new_npz(out: Path, scan: Path) -> None:
+    if out.suffix.lower() != ".npz" or out.resolve() == scan.resolve():
+        raise ConfigError(f"--out: expected a new file whose name ends in .npz; found {out}.")
+    from torchptycho.io.formats.npz import holds_frames
+
+    if zipfile.is_zipfile(out) and holds_frames(out):
+        raise ConfigError(f"--out: {out} is a scan. Choose another name, or move it away.")
+
+
+def _report_file(asked: Beside | Path | None, out: Path, frc: bool) -> Path | None:
+    if asked is None:
+        if frc:
+            raise ConfigError("--report-frc: belongs to --report; add it, or leave this out.")
+        return None
+    page = out.with_suffix(".html") if asked == BESIDE else Path(asked)
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"--report: expected a file whose name ends in .html; found {page}.")
+    return page
+
+
+def _files(*files: Path | None) -> str:
+    return ", ".join(str(file) for file in files if file is not None)
+
+
+def _import_ahead() -> None:
+    for module in ("torchptycho.reconstructors.phase_sync", "torchptycho.visualization.plot"):
+        importlib.import_module(module)
+
+
+def _told_of_image(image: Reconstruction, out: Path, picture: Path, page: Path | None) -> dict[str, Any]:
+    return {
+        "out": str(out),
+        "picture": str(picture),
+        "report": None if page is None else str(page),
+        "shape_px": list(image.object.shape),
+        "origin_px": list(image.origin_px),
+        "object_pixel_m": image.object_pixel_m,
+        "n_frames": image.provenance["frames"],
+        "seconds": image.provenance["seconds"],
+    }
+
+
+COMMANDS: dict[str, type[Command]] = {
+    "inspect": Inspect,
+    "convert": Convert,
+    "simulate": Simulate,
+    "demo": Demo,
+    "refine": Refine,
+    "prepare": Prepare,
+    "append": Append,
+    "drop": Drop,
+    "train": Train,
+    "reconstruct": Reconstruct,
+    "export": Export,
+    "watch": Watch,
+    "replay": Replay,
+    "evaluate": Evaluate,
+    "compare": Compare,
+    "resolution": Resolution,
+    "doctor": Doctor,
+    "ptychodus": Ptychodus,
+}
+
+PURPOSES: dict[str, tuple[str, ...]] = {
+    "scan files": ("inspect", "convert"),
+    "something to try": ("simulate", "demo", "replay"),
+    "an image without training": ("refine",),
+    "a network": ("prepare", "append", "drop", "train", "reconstruct", "watch", "export"),
+    "how good it is": ("evaluate", "compare", "resolution"),
+}
+"""What the commands are for, as the overview groups them; those that are in no group come last."""

@@ -1,0 +1,166 @@
+"""The commands that make a store of scans and change it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tyro.conf import Positional
+
+from torchptycho.cli.base import Command
+from torchptycho.core.config import GroupConfig, PrepareConfig, RefineConfig, RunConfig, load_config
+from torchptycho.core.errors import ConfigError
+from torchptycho.visualization.tables import plan_lines
+
+if TYPE_CHECKING:
+    from torchptycho.data.store import Store
+
+__all__ = ["Append", "Drop", "Prepare", "require_scans"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prepare(Command):
+    """Write scans as a store for training; `train` does it by itself.
+
+    torchptycho prepare day1.npz day2.npz --out store --gridsize 2
+    torchptycho prepare day1/ 'day2/*.cxi' --val-scans day3.npz --out store
+    """
+
+    scans: Positional[tuple[str, ...]]
+    """Scan files, folders of them, or patterns."""
+    out: Path
+    """Folder to make."""
+    val_scans: tuple[str, ...] = ()
+    """Scans that are not to be trained on; validation looks at every frame of them."""
+    dry_run: bool = False
+    """Read and check everything, tell what would be made, and write nothing."""
+    json: bool = False
+    """Print one JSON object instead of a sentence."""
+    config: Path | None = None
+    """YAML or TOML file with the sections prepare, group, model, loss, train, reconstruct; flags override it."""
+    prepare: PrepareConfig = dataclasses.field(default_factory=PrepareConfig)
+    group: GroupConfig = dataclasses.field(default_factory=GroupConfig)
+
+    def run(self) -> None:
+        require_scans(self.scans)
+        from torchptycho.data.cache import Request
+        from torchptycho.data.prepare import prepare, reopened
+        from torchptycho.training.setup import ready_scans
+
+        later = load_config(self.config).refine if self.config else RefineConfig()
+        config = RunConfig(prepare=self.prepare, group=self.group, refine=later)
+        if self.dry_run:
+            from torchptycho.training.dry_run import plan_preparation
+
+            with self.working("reading"):
+                plan = plan_preparation(self.scans, config, self.out, val_scans=self.val_scans)
+            self.tell(plan, *plan_lines(plan), json=self.json)
+            return
+        request = Request.of(self.scans, config, self.val_scans)
+        store = reopened(self.out, request)
+        if store is None:
+            keep = _beside(self.out)
+            trained, validated = ready_scans(self.scans, self.val_scans, config, keep)
+            with self.working(f"preparing {sum(scan.n_frames for scan in (*trained, *validated))} frames"):
+                store = prepare(trained, config, self.out, val_scans=validated, request=request)
+        self.tell(values_of(store), told_of(store), json=self.json)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Append(Command):
+    """Add scans to a store, read and grouped as those that are in it.
+
+    torchptycho append store day4.npz 'day5/*.npz'
+    """
+
+    store: Positional[Path]
+    """Store to change."""
+    scans: Positional[tuple[str, ...]]
+    """Scan files, folders of them, or patterns."""
+    val_scans: tuple[str, ...] = ()
+    """Scans that are not to be trained on; validation looks at every frame of them."""
+    config: Path | None = None
+    """YAML or TOML file whose section refine says how probes are made good, when the store was prepared so."""
+    json: bool = False
+    """Print one JSON object instead of a sentence."""
+
+    def run(self) -> None:
+        require_scans((*self.scans, *self.val_scans))
+        from torchptycho.data.prepare import append_scans, config_of
+        from torchptycho.data.store import Store
+        from torchptycho.training.setup import ready_scans
+
+        later = load_config(self.config).refine if self.config else RefineConfig()
+        config = dataclasses.replace(config_of(Store.open(self.store)), refine=later)
+        keep = _beside(self.store)
+        trained, validated = ready_scans(self.scans, self.val_scans, config, keep)
+        with self.working(f"adding {sum(scan.n_frames for scan in (*trained, *validated))} frames"):
+            store = append_scans(self.store, trained, val_scans=validated)
+        self.tell(values_of(store), told_of(store), json=self.json)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Drop(Command):
+    """Take scans out of a store and free their space.
+
+    torchptycho drop store day2.npz
+    torchptycho drop store 0 3
+    """
+
+    store: Positional[Path]
+    """Store to change."""
+    scans: Positional[tuple[str, ...]]
+    """Scans by number, counted from 0, or by file; with none the scans of the store are listed."""
+    json: bool = False
+    """Print one JSON object instead of a sentence."""
+
+    def run(self) -> None:
+        from torchptycho.data.prepare import drop_scans
+        from torchptycho.data.store import Store
+
+        if not self.scans:
+            raise ConfigError(f"expected scans to drop; found none. {scans_of(Store.open(self.store))}")
+        store = drop_scans(self.store, [int(scan) if scan.isdecimal() else scan for scan in self.scans])
+        self.tell(values_of(store), told_of(store), json=self.json)
+
+
+def _beside(store: Path) -> Path:
+    """Where the image goes with which a probe was made good."""
+    real = Path(os.path.realpath(store))
+    return real.parent / f"{real.name}-bootstrap.npz"
+
+
+def require_scans(scans: tuple[str, ...]) -> None:
+    if not scans:
+        raise ConfigError("expected at least one scan file; found none.")
+
+
+def scans_of(store: Store) -> str:
+    """The scans of a store, in one sentence."""
+    there = ", ".join(f"{number} ({entry.source})" for number, entry in enumerate(store.scans))
+    return f"{store.path} holds {there}."
+
+
+def values_of(store: Store) -> dict[str, Any]:
+    """What a store holds, for scripts."""
+    return {
+        "out": str(store.path),
+        "scans": [entry.source for entry in store.scans],
+        "frames": store.n_frames,
+        "groups": len(store.groups("train")),
+        "held_out": len(store.groups("val")),
+        "left_out": sum(len(entry.left_out) for entry in store.scans),
+    }
+
+
+def told_of(store: Store) -> str:
+    """What a store holds, in one sentence."""
+    held = values_of(store)
+    many = f" of {len(store.scans)} scans" if len(store.scans) > 1 else ""
+    told = f"{store.path}: {store.n_frames} frames{many}, {held['groups']} groups for training"
+    told += f", {held['held_out']} held out"
+    if held["left_out"]:
+        told += f"; {held['left_out']} frames left out, listed in {store.path / 'store.json'}"
+    return told

@@ -1,0 +1,168 @@
+"""What an installation has and what a machine can do, as plain data."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import secrets
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from torchptycho.core.errors import ConfigError
+from torchptycho.core.versions import versions
+
+__all__ = ["OPTIONAL", "examine"]
+
+OPTIONAL: dict[str, tuple[str, str]] = {
+    "hdf5plugin": ("detector frames compressed with bitshuffle, LZ4, Blosc, Zstandard", "pip install hdf5plugin"),
+    "onnx": ("export to ONNX", "pip install 'torchptycho[onnx]'"),
+    "onnxscript": ("export to ONNX", "pip install 'torchptycho[onnx]'"),
+    "onnxruntime": ("reconstruct --engine onnx", "pip install onnxruntime"),
+    "tensorboardX": ("train --logger tensorboard", "pip install 'torchptycho[tensorboard]'"),
+    "mlflow": ("train --logger mlflow", "pip install 'torchptycho[mlflow]'"),
+    "pyzmq": ("watch and replay over ZeroMQ", "pip install 'torchptycho[live]'"),
+    "wandb": ("train --logger wandb", "pip install 'torchptycho[wandb]'"),
+}
+"""Packages by name: what each is for, and how to get it."""
+
+_ENTRY_POINTS = ("torchptycho.readers", "torchptycho.generators")
+_LITTLE_MEMORY_GB = 4.0
+_LITTLE_DISK_GB = 5.0
+
+
+def examine(path: str | Path = ".", *, disk_mb: int = 128) -> dict[str, Any]:
+    """Look at versions, machine, GPUs, the disk under a folder, and optional packages.
+
+    Arguments:
+        path: folder; a temporary file of `disk_mb` is written there, read and removed.
+        disk_mb: 0 leaves the disk's speed out.
+
+    Raises:
+        ConfigError: no such folder, or a negative size.
+        OSError: the folder cannot be written to.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise ConfigError(f"{path}: expected a folder; found {'a file' if path.exists() else 'nothing'}.")
+    if disk_mb < 0:
+        raise ConfigError(f"--disk-mb: expected 0 or more; found {disk_mb}.")
+    memory_GB, free_memory_GB = _memory_GB()
+    told: dict[str, Any] = {
+        "versions": {"python": platform.python_version(), **versions()},
+        "platform": platform.platform(),
+        "python": sys.executable,
+        "cpu_cores": _cores(),
+        "memory_GB": memory_GB,
+        "memory_available_GB": free_memory_GB,
+        "gpus": _gpus(),
+        "compiler": shutil.which(os.environ.get("CXX", "c++")),
+        "disk": {"path": str(path.resolve()), "free_GB": shutil.disk_usage(path).free / 1e9, **_speed(path, disk_mb)},
+        "optional": {
+            name: {"installed": _version(name), "for": what, "get": how} for name, (what, how) in OPTIONAL.items()
+        },
+        "plug_ins": {
+            group: {entry.name: entry.value for entry in importlib.metadata.entry_points(group=group)}
+            for group in _ENTRY_POINTS
+        },
+    }
+    return told | {"problems": _problems(told)}
+
+
+def _problems(told: dict[str, Any]) -> list[str]:
+    found = []
+    missing = [
+        name for name, version in told["versions"].items() if version == "not installed" and name != "torchptycho"
+    ]
+    if missing:
+        found.append(f"{', '.join(missing)}: not installed; pip install torchptycho brings them.")
+    if not told["gpus"]:
+        found.append("no GPU that torch can use: everything computes on the CPU (--accelerator cpu, --device cpu).")
+    available = told["memory_available_GB"]
+    if available is not None and available < _LITTLE_MEMORY_GB:
+        found.append(f"{available:.1f} GB of memory are available: use small batches (--batch-size).")
+    if told["disk"]["free_GB"] < _LITTLE_DISK_GB:
+        found.append(
+            f"{told['disk']['free_GB']:.1f} GB are free under {told['disk']['path']}: a run keeps a copy of all frames "
+            "(--out elsewhere)."
+        )
+    if told["optional"]["hdf5plugin"]["installed"] is None:
+        found.append("hdf5plugin is not installed: compressed detector files cannot be read. pip install hdf5plugin.")
+    return found
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _memory_GB() -> tuple[float | None, float | None]:
+    """All, and what a new process can have; None where the system does not say."""
+    try:
+        page = os.sysconf("SC_PAGE_SIZE")
+        total = os.sysconf("SC_PHYS_PAGES") * page / 1e9
+    except (ValueError, OSError, AttributeError):
+        return None, None
+    try:
+        # Counts the cache that the system would give up, which SC_AVPHYS_PAGES does not.
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return total, int(line.split()[1]) * 1024 / 1e9
+    except OSError:
+        pass
+    return total, None
+
+
+def _gpus() -> list[dict[str, Any]]:
+    import torch
+
+    found = []
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        name, capability = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
+        found.append(
+            {
+                "name": name,
+                "memory_GB": total / 1e9,
+                "free_GB": free / 1e9,
+                "capability": ".".join(map(str, capability)),
+            }
+        )
+    if torch.backends.mps.is_available():
+        found.append({"name": "Apple GPU (mps)", "memory_GB": None, "free_GB": None, "capability": None})
+    return found
+
+
+def _speed(path: Path, megabytes: int) -> dict[str, float | None]:
+    """Megabytes per second of one long file, written to the disk itself and read back from it."""
+    if not megabytes:
+        return {"write_MB_per_s": None, "read_MB_per_s": None}
+    file = path / f".torchptycho-{secrets.token_hex(4)}.tmp"
+    block = secrets.token_bytes(1_000_000)  # random, so that no file system compresses it
+    try:
+        begin = time.perf_counter()
+        with file.open("xb", buffering=0) as stream:
+            for _ in range(megabytes):
+                stream.write(block)
+            os.fsync(stream.fileno())
+            written = time.perf_counter() - begin
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        begin = time.perf_counter()
+        with file.open("rb", buffering=0) as stream:
+            while stream.read(1_000_000):
+                pass
+        read = time.perf_counter() - begin
+    finally:
+        file.unlink(missing_ok=True)
+    return {"write_MB_per_s": megabytes / written, "read_MB_per_s": megabytes / read}

@@ -1,0 +1,144 @@
+"""How a scan file is read: what replaces or completes what it says, and what is done to its frames on the way.
+
+The same options hold wherever a scan is opened: `inspect`, `convert`, `prepare`, `train`, `refine`, `resolution`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any, Literal
+
+import tyro
+from pydantic import Field
+
+from torchptycho.core.config.base import Domain, Positive, strict
+from torchptycho.core.errors import ConfigError
+
+__all__ = ["MappingConfig", "ReadConfig", "ScanFormat", "frame_slice", "reading_of"]
+
+ScanFormat = Literal["npz", "ptychodus-h5", "ptychodus-npz"]
+"""Formats in which a scan can be written."""
+
+
+FRAMES_PATTERN = r"^-?\d*:-?\d*(:-?\d+)?$"
+
+
+def frame_slice(text: str | None) -> slice | None:
+    """The frames that `ReadConfig.frames` means."""
+    if text is None:
+        return None
+    return slice(*(int(part) if part else None for part in text.split(":")))
+
+
+@strict
+class MappingConfig:
+    """Where a file of no known format keeps what: a place is `/path/in/the/file` or `other_file:/path`.
+
+    The other file is looked for beside the scan; `{stem}` in its name is the scan's name without its ending. A NumPy
+    file (.npy) needs no path, a path of an NPZ is the name of an array, and the path in a CSV file is the name of a
+    column or its number from 0. `[k]` at the end takes entry k along the last axis: `/entry/positions[1]`.
+    """
+
+    frames: str
+    """Stack of frames."""
+    positions_y: str
+    """Position of each frame along the rows of the object."""
+    positions_x: str
+    """Position of each frame along the columns of the object."""
+    frames_axes: Literal["myx", "mxy", "yxm", "xym"] = "myx"
+    """Order of the axes of the stack: m counts the frames, y the rows, x the columns."""
+    positions_unit: Literal["px", "m", "mm", "um", "nm"] = "m"
+    """Unit of the positions; px are object pixels."""
+    probe: str | None = None
+    """Complex probe, (N, N) or (P, N, N)."""
+    mask: str | None = None
+    """Detector mask."""
+    mask_good: Literal["nonzero", "zero"] = "nonzero"
+    """Which of its values are good pixels."""
+    energy: str | None = None
+    """Photon energy."""
+    energy_unit: Literal["eV", "keV", "J"] = "eV"
+    """Unit of the photon energy."""
+    distance: str | None = None
+    """Sample to detector, in metres."""
+    detector_pixel: str | None = None
+    """Edge of a detector pixel, in metres."""
+
+
+@strict
+class ReadConfig:
+    """How scan files are read."""
+
+    domain: Domain | None = None
+    """What the frames hold; None follows the file, then its dtype (integers are counts)."""
+    probe: str | None = None
+    """File whose probe replaces the scan's own."""
+    guess_probe: bool = False
+    """Where there is no probe, begin with one from the mean pattern, focused on the sample."""
+    probe_defocus_m: float = 0.0
+    """Distance from the focus to the sample for `guess_probe`, positive when the focus comes first."""
+    frames: Annotated[str | None, Field(pattern=FRAMES_PATTERN)] = None
+    """Frames to keep, as start:stop or start:stop:step, like :721 for the first 721; None keeps all."""
+    drop_frames: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Frames to leave out, counted from 0 as in the file."""
+    bad_frames: Literal["refuse", "leave-out"] = "refuse"
+    """Frames of NaN, of negative values or without a single count: refuse the scan (those without a count are only
+    reported), or leave these frames out and list them."""
+    energy_eV: Positive | None = None
+    """Photon energy; replaces the file's."""
+    distance_m: Positive | None = None
+    """Sample to detector; replaces the file's."""
+    detector_pixel_m: Positive | None = None
+    """Edge of a detector pixel as recorded, before binning; replaces the file's."""
+    swap_xy: bool = False
+    """Exchange x and y of the positions, before any flip; `inspect --orientation` tells which orientation fits."""
+    flip_y: bool = False
+    """Reverse the sign of y."""
+    flip_x: bool = False
+    """Reverse the sign of x."""
+    translation_sign: Literal[-1, 1] = -1
+    """CXI files: -1 takes `translation` for the sample's motion, as the format says; 1 for the beam's."""
+    diffraction: str | None = None
+    """Ptychodus products: the file with the frames, when it is not beside the product."""
+    fftshift: bool = False
+    """Frames have the zero frequency in the corner [0, 0]: move it to the centre."""
+    beam_center_px: tuple[float, float] | Literal["estimated"] | None = None
+    """Pixel (y, x) of the direct beam in a recorded frame, or "estimated" from the mean pattern; None is [H/2, W/2]."""
+    crop_px: Annotated[int, Field(ge=2, multiple_of=2)] | None = None
+    """Edge N of the frames after binning, cut around the beam centre; what lies beyond the detector counts as masked.
+    None keeps as much as fits."""
+    binning: Annotated[int, Field(ge=1, le=16)] = 1
+    """Sum squares of binning x binning detector pixels; one that holds a masked pixel is masked."""
+    dark: str | None = None
+    """FILE:KEY of counts to subtract from every frame (the mean of a stack); what falls below 0 becomes 0."""
+    flat: str | None = None
+    """FILE:KEY of the response of each pixel to divide by, 1 for a perfect one; a pixel without response is masked."""
+    clip_negative: bool = False
+    """Set negative counts, as an earlier dark subtraction leaves them, to 0."""
+    mask: str | None = None
+    """FILE:KEY of good pixels (True = good), beside those that the file itself names; key `bad_pixels`: True = bad."""
+    find_bad_pixels: bool = False
+    """Read all frames once and mask pixels that are hot or dead, or that reach the largest value of their dtype."""
+    mapping: Annotated[MappingConfig | None, tyro.conf.Suppress] = None
+    """Where a file of no known format keeps what (in a configuration file only)."""
+
+    def __post_init__(self) -> None:
+        if self.probe_defocus_m and not self.guess_probe:
+            raise ConfigError("probe_defocus_m: belongs to guess_probe; add --guess-probe or leave it out.")
+        if self.beam_center_px is not None and self.beam_center_px != "estimated" and min(self.beam_center_px) < 0:
+            raise ConfigError(f"beam_center_px: expected pixels (y, x) of at least 0; found {self.beam_center_px}.")
+
+    @property
+    def changes_frames(self) -> bool:
+        """Whether the frames of the scan are not those of the file."""
+        default = ReadConfig()
+        names = (
+            "fftshift", "beam_center_px", "crop_px", "binning", "dark", "flat", "clip_negative",
+        )  # fmt: skip
+        return any(getattr(self, name) != getattr(default, name) for name in names)
+
+
+def reading_of(config: ReadConfig) -> ReadConfig:
+    """Only the options of reading, from a configuration that has more."""
+    own: dict[str, Any] = {field.name: getattr(config, field.name) for field in dataclasses.fields(ReadConfig)}
+    return ReadConfig(**own)

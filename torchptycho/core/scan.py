@@ -1,0 +1,136 @@
+"""A ptychographic scan as it was recorded: frames, positions, probe."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Bool, Complex64, Float64, Int64
+
+from torchptycho.core.config.read import ReadConfig
+from torchptycho.core.geometry import Geometry
+
+__all__ = ["ArrayFrames", "Frames", "Scan", "SourceFile"]
+
+
+@runtime_checkable
+class Frames(Protocol):
+    """A stack of frames [M, N, N] in the detector's dtype that may live in a file."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    def chunks(self, frames_per_chunk: int) -> Iterator[np.ndarray]:
+        """The stack in order, in arrays of at most `frames_per_chunk` frames."""
+        ...
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        """Frames by a slice or by an array of indices, as an array in memory."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ArrayFrames:
+    """Frames held by an array or by a NumPy memory map."""
+
+    array: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        m, height, width = self.array.shape
+        return (m, height, width)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.array.dtype
+
+    def chunks(self, frames_per_chunk: int) -> Iterator[np.ndarray]:
+        for start in range(0, len(self.array), frames_per_chunk):
+            yield np.asarray(self.array[start : start + frames_per_chunk])
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return np.asarray(self.array[index])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SourceFile:
+    """A file that a scan was read from, as it was when it was opened.
+
+    Arguments:
+        path: absolute.
+        n_bytes: its size.
+        modified_ns: time of its last change, in nanoseconds since 1970.
+    """
+
+    path: str
+    n_bytes: int
+    modified_ns: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Scan:
+    """One recorded or simulated scan. Built by `read_scan` and `simulate`, which check what they put in.
+
+    Arguments:
+        frames: [M, N, N], zero frequency at [N//2, N//2], in the detector's own dtype.
+        domain: whether frames hold photon counts or their square root.
+        positions_px: [M, 2] as (y, x) in object pixels; patch pixel N/2 sits on the position.
+        probe: [P, N, N], P incoherent modes; see `probe_is_calibrated`.
+        mask: [N, N], True where the detector pixel can be trusted.
+        scan_id: [M], which of several scans in one file a frame belongs to.
+        geometry: lengths in metres, as far as they are known.
+        source: the file, or how the scan was made.
+        truth: [H, W] object, index = position pixel: of a simulated scan, or a reconstruction that the file brings.
+        truth_patches: [M, N, N] object patch under each frame, where a file brings them.
+        nominal_positions_px: [M, 2] positions as they were asked for, where a file brings both.
+        metadata: plain data that travels with the file.
+        probe_is_calibrated: True when sum |probe|^2 is the expected photons per frame through a transparent object.
+        reading: the options that the file was opened with.
+        notes: how the file was understood and what was done to it, sentence by sentence.
+        left_out: frames of the file that are not in the scan although they were asked for, and why.
+        files: all the files that it was read from, as they were then; none for a scan that was made in memory.
+    """
+
+    frames: Frames
+    domain: Literal["counts", "amplitude"]
+    positions_px: Float64[np.ndarray, "m 2"]
+    probe: Complex64[np.ndarray, "p n n"]
+    mask: Bool[np.ndarray, "n n"]
+    scan_id: Int64[np.ndarray, " m"]
+    geometry: Geometry = dataclasses.field(default_factory=Geometry)
+    source: str = "memory"
+    truth: Complex64[np.ndarray, "h w"] | None = None
+    truth_patches: Complex64[np.ndarray, "m n n"] | None = None
+    nominal_positions_px: Float64[np.ndarray, "m 2"] | None = None
+    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
+    probe_is_calibrated: bool = False
+    reading: ReadConfig = dataclasses.field(default_factory=ReadConfig)
+    notes: tuple[str, ...] = ()
+    left_out: dict[int, str] = dataclasses.field(default_factory=dict)
+    files: tuple[SourceFile, ...] = ()
+
+    @property
+    def n_frames(self) -> int:
+        return self.frames.shape[0]
+
+    @property
+    def n_px(self) -> int:
+        """Frame edge N."""
+        return self.frames.shape[1]
+
+    @property
+    def photons_per_frame(self) -> float | None:
+        """Photons that amplitude data stand for, from the metadata (`nphotons`, else `photons_per_frame`)."""
+        value = self.metadata.get("nphotons", self.metadata.get("photons_per_frame"))
+        return None if value is None else float(value)
+
+    def __repr__(self) -> str:
+        return (
+            f"Scan({self.source}: {self.n_frames} frames {self.n_px}x{self.n_px} {self.frames.dtype} "
+            f"{self.domain}, {self.probe.shape[0]} probe mode(s), truth {'yes' if self.truth is not None else 'no'})"
+        )

@@ -1,0 +1,157 @@
+"""Whether a store is still that of its files and configuration, told without opening a scan."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torchptycho.core.config import RunConfig, to_dict
+from torchptycho.core.errors import StoreError
+from torchptycho.core.scan import Scan, SourceFile
+from torchptycho.core.versions import package_version
+from torchptycho.io.discovery import Sources, files_meant
+from torchptycho.io.source_files import changes
+
+__all__ = ["Request", "config_parts", "is_as_requested", "keep_request", "refuse_differences"]
+
+_log = logging.getLogger(__name__)
+
+_REQUEST = "request.json"
+_MANIFEST = "store.json"
+_LONGEST_SHOWN = 60
+
+
+def config_parts(config: RunConfig) -> dict[str, str]:
+    """What a store depends on beside its scans, as JSON by the names of the options."""
+    sections = ["prepare", "group"]
+    if config.prepare.bootstrap_probe:
+        # The probe is then the result of a refinement.
+        sections.append("refine")
+    parts = {"version": json.dumps(package_version())}
+    for section in sections:
+        for key, value in to_dict(getattr(config, section)).items():
+            parts[f"{section}.{key}"] = json.dumps(value)
+    return parts
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a store is asked for: files and options.
+
+    Arguments:
+        paths: the files that are given or found, absolute, those of scans that are held out as a whole last.
+        n_trained: how many of them are not.
+        parts: see `config_parts`.
+    """
+
+    paths: tuple[str, ...]
+    n_trained: int
+    parts: Mapping[str, str]
+
+    @classmethod
+    def of(cls, scans: Sources, config: RunConfig, val_scans: Sources = ()) -> Request | None:
+        """The request for these files, folders or patterns; None when one of them is a scan in memory.
+
+        Raises:
+            TorchptychoError: a folder or a pattern holds nothing.
+        """
+        trained, validated = (files_meant(sources, config.prepare) for sources in (scans, val_scans))
+        if trained is None or validated is None:
+            return None
+        paths = tuple(os.path.abspath(path) for path in (*trained, *validated))
+        return cls(paths=paths, n_trained=len(trained), parts=config_parts(config))
+
+
+def keep_request(folder: Path, request: Request, scans: Sequence[Scan]) -> None:
+    """Write beside the manifest in `folder` what the store was asked for and what its files were then."""
+    files = {file.path: file for scan in scans for file in scan.files}
+    told = {
+        "manifest_sha256": _sha256(folder / _MANIFEST),
+        "request": dataclasses.asdict(request),
+        "files": [dataclasses.asdict(file) for file in files.values()],
+    }
+    (folder / _REQUEST).write_text(json.dumps(told, indent=1), encoding="utf-8")
+
+
+def is_as_requested(path: Path, request: Request | None) -> bool:
+    """Whether the store at `path` was made by this very request, of files that are still what they were.
+
+    False where that cannot be told so: no store, one that was made or changed in another way. Sizes and times of the
+    files are looked at, and nothing of them is read.
+
+    Raises:
+        StoreError: it was made by such a request, and an option, the version or a file is another now; named are all.
+    """
+    kept = None if request is None else _kept(path)
+    if request is None or kept is None:
+        return False
+    was, files = kept
+    if (was.paths, was.n_trained) != (request.paths, request.n_trained):
+        return False
+    refuse_differences(path, was.parts, request.parts, changes(files))
+    _log.info("%s: is complete and up to date", path)
+    return True
+
+
+def refuse_differences(path: Path, was: Mapping[str, str], now: Mapping[str, str], files: Sequence[str] = ()) -> None:
+    """Refuse a store that is of something else.
+
+    Arguments:
+        was, now: what the store depends on, in parts.
+        files: clauses about files that have changed.
+
+    Raises:
+        StoreError: naming every part that differs, and both values where they are short.
+    """
+    # A scan that one of them does not have at all is told once, not by each of its parts.
+    gone, come = sorted(_scans(was) - _scans(now)), sorted(_scans(now) - _scans(was))
+    differs = [*(f"{scan} then only" for scan in gone), *(f"{scan} now only" for scan in come)]
+    differs += [
+        _told(key, was.get(key), now.get(key))
+        for key in sorted({*was, *now})
+        if was.get(key) != now.get(key) and _scan_of(key) not in (*gone, *come)
+    ]
+    if differs or files:
+        raise StoreError(
+            f"{path}: is a store of something else; what differs: {'; '.join([*files, *differs])}. "
+            "Choose another folder, or remove this one."
+        )
+
+
+def _scan_of(key: str) -> str | None:
+    """The scan whose part this is; its name ends with a bracket."""
+    name, _, _ = key.rpartition(" ")
+    return name if name.endswith(")") else None
+
+
+def _scans(parts: Mapping[str, str]) -> set[str]:
+    return {name for key in parts if (name := _scan_of(key)) is not None}
+
+
+def _told(key: str, was: str | None, now: str | None) -> str:
+    shown = [("nothing" if value is None else value) for value in (was, now)]
+    if max(map(len, shown)) > _LONGEST_SHOWN or any(len(value) == 64 for value in shown):
+        return key
+    return f"{key} ({shown[0]} then, {shown[1]} now)"
+
+
+def _kept(path: Path) -> tuple[Request, list[SourceFile]] | None:
+    try:
+        told: dict[str, Any] = json.loads((path / _REQUEST).read_text(encoding="utf-8"))
+        if told["manifest_sha256"] != _sha256(path / _MANIFEST):
+            return None
+        request = Request(**{**told["request"], "paths": tuple(told["request"]["paths"])})
+        return request, [SourceFile(**file) for file in told["files"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        # Not there, or not ours: the manifest has the last word.
+        return None
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()

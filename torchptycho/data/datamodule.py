@@ -1,0 +1,111 @@
+"""The Lightning data module over a store."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from torch.utils.data import DataLoader
+
+from torchptycho.core.errors import ConfigError
+from torchptycho.data.batch import GroupBatch
+from torchptycho.data.dataloader import ThreadedLoader
+from torchptycho.data.datasets import GroupDataset, identity
+from torchptycho.data.samplers import EpochOrder, InOrder, ResumableLoader, batches_per_epoch
+from torchptycho.data.store import Store
+
+__all__ = ["PtychoDataModule"]
+
+
+class PtychoDataModule(L.LightningDataModule):
+    """Training, validation and prediction batches of one store.
+
+    Arguments:
+        store: made by `prepare`.
+        batch_size: frames per batch and process in training; groups are batch_size / gridsize^2, at least 1.
+        predict_batch_size: the same for validation and prediction.
+        num_workers: threads that gather batches ahead of their use; 0 gathers in the training thread.
+        seed: of the order of the groups, which is drawn anew each epoch.
+        with_truth: add object patches (real-space losses).
+        training_scan: whose probe and scale prediction uses; None takes each frame's own, for the training store.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        batch_size: int = 64,
+        predict_batch_size: int = 64,
+        num_workers: int = 0,
+        seed: int = 0,
+        with_truth: bool = False,
+        training_scan: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.store = store
+        members = store.gridsize**2
+        self._batch_groups = max(1, batch_size // members)
+        self._predict_groups = max(1, predict_batch_size // members)
+        self._num_workers = num_workers
+        self._with_truth = with_truth
+        self._seed = seed
+        self._training_scan = training_scan
+        self._loader: ResumableLoader | None = None
+        self._resumed: dict[str, Any] | None = None
+
+    def batches_per_epoch(self, ranks: int = 1) -> int:
+        """Training batches that each of so many processes gets in an epoch."""
+        return max(1, batches_per_epoch(len(self._dataset("train")), self._batch_groups, ranks))
+
+    def train_dataloader(self) -> DataLoader[GroupBatch]:
+        dataset = self._dataset("train")
+        order = EpochOrder(dataset, self._seed, self._batch_groups, *self._process)
+        if not len(order):
+            raise ConfigError(
+                f"devices, nodes: expected at most {len(dataset)} processes for {len(dataset)} groups; "
+                f"found {order.num_replicas}."
+            )
+        # Without a batch size: the order gives whole batches.
+        self._loader = ResumableLoader(dataset, batch_size=None, sampler=order, **self._loading())
+        if self._resumed is not None:
+            self._loader.load_state_dict(self._resumed)
+        return self._loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where in the epoch training is, for a checkpoint."""
+        return {} if self._loader is None else self._loader.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there.
+
+        Lightning also saves the state of the loader, but has asked for the loader before it loads that state when the
+        number of steps is needed to set the learning rate (2.6).
+        """
+        self._resumed = state_dict or None
+
+    def val_dataloader(self) -> DataLoader[GroupBatch]:
+        dataset = self._dataset("val")
+        return ThreadedLoader(
+            dataset, batch_size=self._predict_groups, sampler=InOrder(dataset, *self._process), **self._loading()
+        )
+
+    def predict_dataloader(self) -> DataLoader[GroupBatch]:
+        dataset = GroupDataset(self.store, "predict", training_scan=self._training_scan)
+        return ThreadedLoader(dataset, batch_size=self._predict_groups, **self._loading())
+
+    def _dataset(self, split: Literal["train", "val"]) -> GroupDataset:
+        return GroupDataset(self.store, split, with_truth=self._with_truth)
+
+    @property
+    def _process(self) -> tuple[int, int]:
+        """How many processes train together, and which of them this is."""
+        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+
+    def _loading(self) -> dict[str, Any]:
+        return {
+            "threads": self._num_workers,
+            # A loader draws a seed even where nothing is random; without a generator it would draw from torch's own.
+            "generator": torch.Generator().manual_seed(self._seed),
+            "collate_fn": identity,
+        }

@@ -1,0 +1,211 @@
+"""Room on the disk: known before it is needed, reserved before it is mapped, and kept once it is written."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import shutil
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from tensordict import MemoryMappedTensor, TensorDict
+from torch import Tensor
+
+from torchptycho.core.config import RunConfig
+from torchptycho.core.errors import StoreError
+from torchptycho.core.scan import Scan
+from torchptycho.io.storage.file_access import write_all
+
+__all__ = [
+    "SteadyWriter",
+    "bytes_needed",
+    "check_place",
+    "check_space",
+    "names_on_disk",
+    "on_disk",
+    "reserve",
+    "told_in_one_line",
+]
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_BLOCK_BYTES = 1 << 20
+_SYNC_BYTES = 32 << 20
+# Arrays that may wait to be written.
+_AHEAD = 2
+# Of a frame beside its pixels: position, scan, and its part in the lists of frames that groups were formed from.
+_FRAME_BYTES = 16 + 8 + 8 + 8
+# Of a member of a group: its index and its offset; of a group: its centre.
+_MEMBER_BYTES, _GROUP_BYTES = 8 + 8, 16
+
+
+def bytes_needed(scans: Sequence[Scan], config: RunConfig) -> int:
+    """Size of a store of these scans, a little more than it will be."""
+    n_frames, n_px = sum(scan.n_frames for scan in scans), scans[0].n_px
+    truths = (array for scan in scans for array in (scan.truth, scan.truth_patches) if array is not None)
+    # Beside the groups that are asked for, each held-out frame has one.
+    n_groups = max(n_frames, config.group.n_groups or 0) + n_frames
+    modes = max(len(scan.probe) for scan in scans)
+    return int(
+        sum(scan.n_frames * (n_px**2 * scan.frames.dtype.itemsize + _FRAME_BYTES) for scan in scans)
+        + n_groups * (config.group.gridsize**2 * _MEMBER_BYTES + _GROUP_BYTES)
+        + len(scans) * n_px**2 * (8 * modes + 1)
+        + sum(array.nbytes for array in truths)
+        + _BLOCK_BYTES
+    )
+
+
+def check_space(path: Path, needed: int) -> None:
+    """Refuse to begin what the disk cannot hold.
+
+    Raises:
+        StoreError: with the bytes that are needed and those that are free.
+    """
+    free = shutil.disk_usage(path.parent).free
+    if free < needed:
+        raise StoreError(
+            f"{path}: expected {needed} bytes of free space; found {free}. Free some, or choose a folder on another "
+            "disk."
+        )
+
+
+def check_place(path: Path, needed: int) -> None:
+    """The same for a folder that does not exist yet, whose parents may not either; nothing is made.
+
+    Raises:
+        StoreError: there cannot be a folder, or there is too little space.
+    """
+    first = next(folder for folder in path.absolute().parents if folder.exists())
+    if not first.is_dir() or not os.access(first, os.W_OK | os.X_OK):
+        found = "a folder that cannot be written to" if first.is_dir() else "a file"
+        raise StoreError(f"{path}: expected a place that can be written to; found {found} ({first}). Choose another.")
+    check_space(first / path.name, needed)
+
+
+@contextlib.contextmanager
+def told_in_one_line(path: Path, needed: int) -> Iterator[None]:
+    """Turn what the operating system refuses to `path` into a StoreError that says why.
+
+    Raises:
+        StoreError: the disk is full, or the folder cannot be written to.
+    """
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or str(error)
+        if error.errno in _FULL:
+            raise StoreError(
+                f"{path}: expected room for {needed} bytes; found none left ({why}). Free some, or choose a folder on "
+                "another disk; nothing was kept."
+            ) from error
+        raise StoreError(
+            f"{path}: expected a place that can be written to; found: {why} ({error.filename or path.parent}). Check "
+            "the permissions of the folder, or choose another; nothing was written."
+        ) from error
+
+
+def reserve(tensors: TensorDict, folder: Path) -> None:
+    """Take the room that `tensors.memmap(folder)` is going to write to.
+
+    It writes through a memory map, and a disk that is full would then end the process.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    for key, tensor in tensors.items(include_nested=True, leaves_only=True):
+        names = (key,) if isinstance(key, str) else key
+        file = folder.joinpath(*names[:-1], f"{names[-1]}.memmap")
+        assert isinstance(tensor, Tensor)
+        if isinstance(tensor, MemoryMappedTensor) or not tensor.nbytes:
+            continue
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("xb") as stream:
+            _allocate(stream, tensor.nbytes)
+
+
+def _allocate(stream: io.BufferedWriter, n_bytes: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(stream.fileno(), 0, n_bytes)
+        return
+    for start in range(0, n_bytes, _BLOCK_BYTES):
+        stream.write(bytes(min(_BLOCK_BYTES, n_bytes - start)))
+
+
+class SteadyWriter:
+    """Writes arrays to a stream, and brings what was written to the disk, while the next ones are made.
+
+    Otherwise the disk has nothing to do until all is written, and then the program has nothing to do.
+    """
+
+    def __init__(self, stream: io.RawIOBase) -> None:
+        self._stream = stream
+        self._waiting = 0
+        self._writer, self._syncer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._writes: deque[Future[None]] = deque()
+        self._sync: Future[None] | None = None
+
+    def __enter__(self) -> SteadyWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            while kind is None and self._writes:
+                self._writes.popleft().result()
+        finally:
+            self._writer.shutdown(cancel_futures=True)
+            self._syncer.shutdown()
+        if self._sync is not None and kind is None:
+            self._sync.result()
+
+    def write(self, values: np.ndarray) -> None:
+        """Take a C-contiguous array, which must stay as it is from now on; a few wait while one is written.
+
+        Raises:
+            OSError: the disk is full, or failed, at an earlier array; at the last ones the block ends with it.
+        """
+        while len(self._writes) >= _AHEAD:
+            self._writes.popleft().result()
+        self._writes.append(self._writer.submit(self._write, values))
+
+    def _write(self, values: np.ndarray) -> None:
+        write_all(self._stream, values)
+        self._waiting += values.nbytes
+        if self._waiting >= _SYNC_BYTES and (self._sync is None or self._sync.done()):
+            if self._sync is not None:
+                self._sync.result()
+            self._sync = self._syncer.submit(_to_disk, self._stream.fileno())
+            self._waiting = 0
+
+
+def _to_disk(descriptor: int) -> None:
+    getattr(os, "fdatasync", os.fsync)(descriptor)
+
+
+def on_disk(folder: Path) -> None:
+    """Wait until all that is in a folder would survive a power cut.
+
+    Raises:
+        OSError: the disk failed, or is full after all.
+    """
+    inside = list(folder.rglob("*"))
+    for file in inside:
+        if file.is_file():
+            with file.open("rb+") as stream:
+                os.fsync(stream.fileno())
+    for each in (*inside, folder):
+        if each.is_dir():
+            names_on_disk(each)
+
+
+def names_on_disk(folder: Path) -> None:
+    """The same for the names in a folder, where the file system has a way to ask for it."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,110 @@
+"""The K nearest frames of each seed, and which of them the constraints allow."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from torchptycho.core.config import GroupConfig
+from torchptycho.data.grouping.scan_ids import by_scan
+
+__all__ = ["Neighbours", "find_neighbours", "neighbor_count"]
+
+_DEFAULT_COUNT, _SPARE = 7, 3
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Neighbours:
+    """The K nearest frames [S, K] of each seed, nearest first, and what the constraints say about them."""
+
+    index: np.ndarray
+    allowed: np.ndarray
+    quadrant: np.ndarray | None
+    per_quadrant: int
+
+    def rows(self, rows: np.ndarray) -> Neighbours:
+        quadrant = None if self.quadrant is None else self.quadrant[rows]
+        return Neighbours(self.index[rows], self.allowed[rows], quadrant, self.per_quadrant)
+
+    def in_quadrants(self) -> np.ndarray:
+        """Allowed neighbours in each quadrant, [S, 4]."""
+        assert self.quadrant is not None
+        return np.stack([(self.allowed & (self.quadrant == q)).sum(axis=1) for q in range(4)], axis=1)
+
+    def usable(self) -> np.ndarray:
+        """Most neighbours that one group can take, [S]."""
+        if self.quadrant is None:
+            return np.asarray(self.allowed.sum(axis=1))
+        return np.asarray(np.minimum(self.in_quadrants(), self.per_quadrant).sum(axis=1))
+
+
+def neighbor_count(config: GroupConfig) -> int:
+    """K: as configured, else 7, or C + 3 when that is more, so that any gridsize has neighbours to choose from."""
+    if config.neighbor_count is not None:
+        return config.neighbor_count
+    return max(_DEFAULT_COUNT, config.gridsize**2 + _SPARE)
+
+
+def find_neighbours(
+    positions_px: np.ndarray, scan_id: np.ndarray, pool: np.ndarray, seeds: np.ndarray, config: GroupConfig
+) -> Neighbours:
+    """The K nearest usable frames of each seed in its own scan, judged by the distances and quadrants of `config`."""
+    k = neighbor_count(config)
+    index = np.empty((len(seeds), k), np.int64)
+    allowed = np.empty((len(seeds), k), bool)
+    for frames in by_scan(scan_id, pool):
+        rows = np.flatnonzero(scan_id[seeds] == scan_id[frames[0]])
+        if len(rows) == 0:
+            continue
+        whole = len(rows) == len(seeds)
+        found, may = _nearest(positions_px, frames, seeds if whole else seeds[rows], k, config)
+        if whole:
+            index, allowed = found, may
+            break
+        index[rows], allowed[rows] = found, may
+    quadrant = None
+    if config.quadrants:
+        dy, dx = np.moveaxis(positions_px[index] - positions_px[seeds][:, None], -1, 0)
+        # Half-open by angle, so that on a raster the four nearest, which lie on the axes, fall into different ones.
+        quadrant = np.floor(np.arctan2(dy, dx) / (np.pi / 2)).astype(np.int64) % 4
+    return Neighbours(index, allowed, quadrant, math.ceil((config.gridsize**2 - 1) / 4))
+
+
+def _nearest(
+    positions_px: np.ndarray, frames: np.ndarray, seeds: np.ndarray, k: int, config: GroupConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k frames nearest to each seed, itself excluded, and which are there and within the distances of `config`."""
+    tree = cKDTree(positions_px[frames], balanced_tree=False, compact_nodes=False)
+    # Queries in the order of the tree's leaves find the same nodes in the cache: a third less time on unordered scans.
+    own = np.searchsorted(frames, seeds)
+    row_of = np.full(len(frames), -1)
+    row_of[own] = np.arange(len(seeds))
+    visits = row_of[tree.indices]
+    visits = visits[visits >= 0]
+    distance_px, found = tree.query(positions_px[seeds[visits]], k=k + 1, workers=-1)
+    myself = own[visits, None]
+    if (found[:, :1] == myself).all():
+        found, distance_px = found[:, 1:], distance_px[:, 1:]
+    else:
+        # Frames at one and the same position: the seed need not come first, nor be found at all.
+        keep = found != myself
+        keep[keep.all(axis=1), -1] = False
+        found, distance_px = found[keep].reshape(-1, k), distance_px[keep].reshape(-1, k)
+    may = np.isfinite(distance_px)
+    if not may.all():
+        # scipy marks a missing neighbour by the index len(frames) at an infinite distance.
+        found = np.minimum(found, len(frames) - 1)
+    if config.min_distance_px > 0:
+        may &= distance_px >= config.min_distance_px
+    if config.max_distance_px is not None:
+        may &= distance_px <= config.max_distance_px
+    # Frames are in ascending order: those of the whole scan are their own indices.
+    if frames[0] != 0 or frames[-1] != len(frames) - 1:
+        found = frames[found]
+    # Back from the order of the visits to that of the seeds.
+    index, allowed = np.empty(found.shape, np.int64), np.empty(found.shape, bool)
+    index[visits], allowed[visits] = found, may
+    return index, allowed

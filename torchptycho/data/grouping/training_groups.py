@@ -1,0 +1,103 @@
+"""Groups for training: draw seeds, find their neighbours, choose among these."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from torchptycho.core.config import GroupConfig
+from torchptycho.core.errors import GroupingError
+from torchptycho.data.grouping.combinations import choose, oversampled
+from torchptycho.data.grouping.groups import Groups, table
+from torchptycho.data.grouping.neighbours import find_neighbours, neighbor_count
+from torchptycho.data.grouping.original_sampler import original_members
+from torchptycho.data.grouping.scan_ids import checked_scan_id, scan_size
+from torchptycho.data.grouping.seeds import draw_seeds, eligible, given_seeds, seeds_within_bounds, usable_frames
+
+__all__ = ["group"]
+
+
+def group(
+    positions_px: Float64[np.ndarray, "m 2"],
+    config: GroupConfig = GroupConfig(),  # noqa: B008 -- frozen
+    *,
+    scan_id: Int64[np.ndarray, " m"] | None = None,
+    candidates: Int64[np.ndarray, " n"] | None = None,
+    seeds: Int64[np.ndarray, " s"] | None = None,
+) -> Groups:
+    """Draw seeds, find their K nearest frames in the same scan, choose C - 1 of these for each.
+
+    The seed is channel 0 of its group. The constraints act on the K nearest: what is too near, too far, or too many in
+    one quadrant is passed over. Seeds with too few neighbours left are left out, so the number of groups follows from
+    positions and configuration, not from `group_seed`.
+
+    Arguments:
+        positions_px: [M, 2] (y, x) in object pixels.
+        config: see `GroupConfig`.
+        scan_id: [M], groups do not mix scans; None for one scan.
+        candidates: the only frames that may be used, as seeds or members; None for all.
+        seeds: one group for each of these frames, in this order. `n_groups`, `sequential`, `oversample` and `bounds`
+            choose seeds and then do not apply, and neither does `sampler`.
+
+    Raises:
+        GroupingError: the groups cannot be formed; the message has the numbers and the remedy.
+    """
+    scan_id = checked_scan_id(positions_px, scan_id)
+    size = config.gridsize**2
+    _check_options(config, size, explicit=seeds is not None)
+    pool = usable_frames(len(positions_px), config, candidates)
+    _, scan_sizes = np.unique(scan_id[pool], return_counts=True)
+    if scan_sizes.max() < size:
+        raise GroupingError(
+            f"gridsize {config.gridsize} needs {size} frames of one scan; found at most {scan_sizes.max()} "
+            f"({len(pool)} usable frames in {len(scan_sizes)} scan(s)). Use a smaller gridsize or more frames."
+        )
+    explicit = seeds is not None
+    if config.sampler == "oracle" and not explicit:
+        if len(scan_sizes) > 1:
+            raise GroupingError(
+                f'sampler "oracle": expected one scan; found {len(scan_sizes)}, which it would mix. '
+                'Take sampler "fast", or one scan at a time.'
+            )
+        return table(positions_px, pool[original_members(positions_px[pool], config)], pool)
+    seeds = seeds_within_bounds(positions_px, scan_id, pool, config) if seeds is None else given_seeds(seeds, pool)
+    rng = np.random.default_rng(config.group_seed)
+    if size == 1:
+        seeds = seeds if explicit else draw_seeds(seeds, len(pool), config, rng)
+        return table(positions_px, seeds[:, None], pool)
+
+    constrained = config.min_distance_px > 0 or config.max_distance_px is not None or config.quadrants
+    if constrained:
+        near = find_neighbours(positions_px, scan_id, pool, seeds, config)
+        usable = near.usable()
+    else:
+        # Only the size of the scan decides, so that the search is left to the seeds that are drawn.
+        usable = np.minimum(scan_size(scan_id, pool, seeds) - 1, neighbor_count(config))
+    rows = eligible(usable, config, size)
+    surplus = not explicit and config.n_groups is not None and config.n_groups > len(rows)
+    if not (explicit or (surplus and config.oversample)):
+        rows = draw_seeds(rows, len(pool), config, rng)
+    seeds = seeds[rows]
+    near = near.rows(rows) if constrained else find_neighbours(positions_px, scan_id, pool, seeds, config)
+    if surplus:
+        assert config.n_groups is not None
+        of_seed, columns = oversampled(near, config.n_groups, size - 1, config.sequential, rng)
+    else:
+        of_seed, columns = np.arange(len(seeds)), choose(near, size - 1, rng)
+    members = np.empty((len(of_seed), size), np.int64)
+    members[:, 0] = seeds[of_seed]
+    members[:, 1:] = near.index[of_seed[:, None], columns]
+    return table(positions_px, members, pool)
+
+
+def _check_options(config: GroupConfig, size: int, *, explicit: bool) -> None:
+    if size == 1 and config.oversample and not explicit:
+        raise GroupingError(
+            "oversample with gridsize 1: a frame alone has no other combinations. "
+            "Use gridsize 2 or more, or leave oversample out."
+        )
+    if size > 1 and neighbor_count(config) < size:
+        raise GroupingError(
+            f"neighbor_count {neighbor_count(config)} is less than the {size} frames of a group "
+            f"(gridsize {config.gridsize}). Set neighbor_count to {size} or more."
+        )

@@ -1,0 +1,108 @@
+"""Who may write a store: one process at a time, into a draft that nobody takes for the store."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from torchptycho.core.errors import StoreError
+
+__all__ = ["claimed", "draft_of", "swept"]
+
+_log = logging.getLogger(__name__)
+
+
+def _real(path: Path) -> Path:
+    """The folder itself: under two names, a link's among them, there would be two locks.
+
+    Raises:
+        StoreError: it has no name that others could be made from.
+    """
+    path = Path(os.path.realpath(path))
+    if not path.name:
+        raise StoreError(f"{path}: expected a folder for a store; found the root of the file system.")
+    return path
+
+
+def _lock_file(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
+
+
+@contextlib.contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Be the only process that writes the store `path` while the block runs; wait for another one to end first.
+
+    The operating system lets go of the lock when a process ends, however it ends. What killed ones left is removed.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    path = _real(path)
+    # filelock takes some refusals to make the file for another process that has just removed it, and asks for ever.
+    _lock_file(path).touch()
+    lock = FileLock(_lock_file(path))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        _log.warning("%s: another process is preparing it; waiting until it has ended", path)
+        lock.acquire()
+    try:
+        _remove_drafts(path)
+        yield
+    finally:
+        _let_go(lock)
+
+
+@contextlib.contextmanager
+def draft_of(path: Path) -> Iterator[Path]:
+    """A new folder beside `path` that is gone when the block ends, unless it was renamed.
+
+    Named by hand rather than by tempfile, so that the umask decides who may read the store.
+    """
+    path = _real(path)
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    draft.mkdir()
+    try:
+        yield draft
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def swept(path: Path) -> None:
+    """Remove what killed processes left beside a store, where there is something, nobody writes, and it is allowed."""
+    path = _real(path)
+    if not _lock_file(path).exists():
+        return
+    with contextlib.suppress(OSError, Timeout):
+        lock = FileLock(_lock_file(path))
+        lock.acquire(blocking=False)
+        try:
+            _remove_drafts(path)
+        finally:
+            _let_go(lock)
+
+
+def _let_go(lock: FileLock) -> None:
+    # While the lock is held: whoever waits for the file that is gone then makes a new one and asks again. Where a file
+    # system knows no locks, filelock has put another class in this one's place, which removes its file itself.
+    if type(lock) is FileLock:
+        with contextlib.suppress(OSError):
+            os.unlink(lock.lock_file)
+    lock.release()
+
+
+def _remove_drafts(path: Path) -> None:
+    for draft in path.parent.glob(f".{_literal(path.name)}.{'[0-9a-f]' * 8}"):
+        _log.info("%s: what an interrupted preparation left is removed", draft)
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _literal(name: str) -> str:
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)

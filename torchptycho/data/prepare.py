@@ -1,0 +1,314 @@
+"""From scans to a store, and from one store to the next: prepare, append, drop."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from torchptycho.core.config import SUPPORTED_N_PX, GroupConfig, PrepareConfig, ReadConfig, RunConfig, from_dict
+from torchptycho.core.errors import ConfigError, ScanError, StoreError
+from torchptycho.core.scan import Scan
+from torchptycho.data.cache import Request, config_parts, is_as_requested, keep_request, refuse_differences
+from torchptycho.data.disk import bytes_needed, check_space, names_on_disk, on_disk, told_in_one_line
+from torchptycho.data.locking import claimed, draft_of, swept
+from torchptycho.data.splits import held_out_scans
+from torchptycho.data.store import SCHEMA, Store
+from torchptycho.data.writer import StoredScan, changing, stored_scans, write_scan, write_tables
+from torchptycho.io import read_probe
+from torchptycho.io.checks import network_size_advice
+from torchptycho.io.discovery import Sources, open_scans
+from torchptycho.io.fingerprint import scan_parts
+from torchptycho.io.near_field import refuse_near_field
+from torchptycho.io.source_files import unchanged
+
+__all__ = ["append_scans", "check_together", "config_of", "drop_scans", "prepare", "refuse_another_store", "reopened"]
+
+_log = logging.getLogger(__name__)
+
+
+def reopened(path: str | Path, request: Request | None) -> Store | None:
+    """The store at `path` when it was made by this request, of files that have not changed since; nothing is read.
+
+    None when that cannot be told without opening the scans: `prepare` them then.
+
+    Raises:
+        StoreError: it was made by such a request, and an option, the version or a file is another now.
+    """
+    return Store.open(path) if is_as_requested(Path(path), request) else None
+
+
+def prepare(
+    scans: Sources,
+    config: RunConfig,
+    path: str | Path,
+    *,
+    val_scans: Sources = (),
+    request: Request | None = None,
+) -> Store:
+    """Check scans and write them as a store; a store of the same scans and configuration is reopened as it is.
+
+    Uses the sections `prepare` and `group`. Frames are streamed in their own dtype. The store appears under its name
+    only when it is complete and would survive a power cut. Of several processes that prepare one store, one writes it
+    and the others wait and use it.
+
+    Arguments:
+        scans: at least one, opened or as files, folders or patterns (see `torchptycho.io.discovery`), all of one frame
+            size and domain. The calibrated probe of amplitudes follows `nphotons` when that differs from the scan's own
+            dose.
+        path: folder to make.
+        val_scans: more scans, of which every frame is held out for validation.
+        request: the files and options that opened scans were read with, for `reopened` to know the store by; of files
+            it is known.
+
+    Raises:
+        ConfigError: `domain` is set, and a scan holds something else.
+        ScanError: a scan is unusable, or the scans do not fit together.
+        GroupingError: the configured groups cannot be formed.
+        StoreError: `path` is something else, or a store of other scans or of another configuration; the disk is full,
+            or the folder cannot be written to.
+    """
+    path = Path(path)
+    if request is None:
+        request = Request.of(scans, config, val_scans)
+        store = reopened(path, request)
+        if store is not None:
+            return store
+    trained, validated = open_scans(scans, config.prepare, val_scans)
+    if not trained:
+        raise StoreError("expected at least one scan; found none.")
+    opened = [_with_probe(scan, config) for scan in (*trained, *validated)]
+    check_together(opened, config)
+    held_out = held_out_scans(len(trained), len(validated), config.prepare)
+    marks = [scan_parts(scan) for scan in opened]
+    fingerprint = _fingerprint_of(opened, marks, held_out, config)
+    if path.exists():
+        return _reopen(path, fingerprint)
+    for scan in opened:
+        with unchanged(scan):
+            refuse_near_field(scan)
+    needed = bytes_needed(opened, config)
+    with told_in_one_line(path, needed), _folder_for(path), claimed(path):
+        if path.exists():
+            # Another process was faster.
+            return _reopen(path, fingerprint)
+        check_space(path, needed)
+        with draft_of(path) as draft:
+            stored = [
+                write_scan(draft, scan, mark, held_out=held)
+                for scan, mark, held in zip(opened, marks, held_out, strict=True)
+            ]
+            write_tables(draft, stored, config, fingerprint)
+            if request is not None:
+                keep_request(draft, request, opened)
+            on_disk(draft)
+            os.replace(draft, path)
+            names_on_disk(path.parent)
+    return Store.open(path)
+
+
+def append_scans(store: Store | str | Path, scans: Sources, *, val_scans: Sources = ()) -> Store:
+    """Add scans to a store; only their frames are written, and the tables over all scans.
+
+    The store is then what `prepare` would have made of all scans, except that no scan is drawn to be held out. It
+    becomes so at once: whoever opens it finds the old or the new one, and an interruption leaves the old one. One
+    process at a time changes a store; others wait.
+
+    Arguments:
+        store: the store, or its folder.
+        scans: as in `prepare`; files are read as the store's configuration says.
+        val_scans: more scans, of which every frame is held out for validation.
+
+    Returns:
+        The store as it is now. What was opened before stays as it was.
+
+    Raises:
+        StoreError: there is no store, or it has one of the scans already.
+        TorchptychoError: as `prepare`; the store is what it was.
+    """
+    path = store.path if isinstance(store, Store) else Path(store)
+    with changing(path) as now:
+        config = config_of(now)
+        trained, validated = open_scans(scans, config.prepare, val_scans)
+        if not (trained or validated):
+            raise StoreError("expected at least one scan to add; found none.")
+        opened = [_with_probe(scan, config) for scan in (*trained, *validated)]
+        there = stored_scans(now)
+        check_together([there[0].scan, *opened], config, known=1)
+        marks = [scan_parts(scan) for scan in opened]
+        known = [(entry.fingerprint, entry.source) for entry in now.scans]
+        for scan, mark in zip(opened, marks, strict=True):
+            same = [source for other, source in known if other == mark]
+            if same:
+                raise StoreError(f"{path}: has {scan.source} already (as {same[0]}). Leave it out, or drop it.")
+            if Path(scan.source).is_file() and scan.source in [source for _, source in known]:
+                _log.warning("%s: other frames of %s, or an earlier state of it, are in the store", path, scan.source)
+            known.append((mark, scan.source))
+            with unchanged(scan):
+                refuse_near_field(scan)
+        needed = bytes_needed([*(one.scan for one in there), *opened], config) - sum(
+            one.scan.frames.shape[0] * one.scan.n_px**2 * one.scan.frames.dtype.itemsize for one in there
+        )
+        with told_in_one_line(path, needed):
+            check_space(path, needed)
+            added = [
+                write_scan(path, scan, mark, held_out=index >= len(trained))
+                for index, (scan, mark) in enumerate(zip(opened, marks, strict=True))
+            ]
+            _rewrite(now, [*there, *added], config)
+        return Store.open(path)
+
+
+def drop_scans(store: Store | str | Path, scans: Sequence[int | str | Path]) -> Store:
+    """Take scans out of a store and free their space; no frame is rewritten. As safe as `append_scans`.
+
+    Arguments:
+        store: the store, or its folder.
+        scans: by number, as `Store.scans` counts them from 0, or by source.
+
+    Raises:
+        StoreError: there is no store or no such scan, or no scan to train on would be left.
+        GroupingError: the configured groups cannot be formed from the rest; the store is what it was.
+    """
+    path = store.path if isinstance(store, Store) else Path(store)
+    with changing(path) as now:
+        gone = {number for asked in scans for number in _numbers(now, asked)}
+        left = [one for number, one in enumerate(stored_scans(now)) if number not in gone]
+        if all(one.held_out for one in left):
+            raise StoreError(f"{path}: expected a scan to train on to be left; found none. Remove the folder.")
+        with told_in_one_line(path, 0):
+            _rewrite(now, left, config_of(now))
+        return Store.open(path)
+
+
+def config_of(store: Store) -> RunConfig:
+    """The configuration that a store was prepared with; the other sections are defaults."""
+    where = str(store.path)
+    return RunConfig(
+        prepare=from_dict(PrepareConfig, store.config["prepare"], source=where),
+        group=from_dict(GroupConfig, store.config["group"], source=where),
+    )
+
+
+def _rewrite(now: Store, stored: Sequence[StoredScan], config: RunConfig) -> None:
+    told = [(one.scan.source, one.fingerprint, one.held_out) for one in stored]
+    others = {key: part for key, part in now.fingerprint.items() if not key.startswith(("scan ", "held-out scan "))}
+    write_tables(now.path, stored, config, _fingerprint(told, others))
+
+
+def _numbers(store: Store, asked: int | str | Path) -> list[int]:
+    """Numbers of the scans that are meant."""
+    sources = [entry.source for entry in store.scans]
+    if isinstance(asked, int):
+        found = [asked] if 0 <= asked < len(sources) else []
+    else:
+        same = {str(asked), str(Path(asked).resolve())}
+        found = [number for number, source in enumerate(sources) if same & {source, str(Path(source).resolve())}]
+    if not found:
+        there = ", ".join(f"{number} ({source})" for number, source in enumerate(sources))
+        raise StoreError(f"{store.path}: expected scans of the store, which are {there}; found {asked}.")
+    return found
+
+
+@contextlib.contextmanager
+def _folder_for(path: Path) -> Iterator[None]:
+    """The folders above `path`; those that had to be made are gone again when the block fails."""
+    missing = [folder for folder in path.parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for folder in missing:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def _with_probe(scan: Scan, config: RunConfig) -> Scan:
+    if config.prepare.probe in (None, scan.reading.probe):
+        return scan
+    probe = read_probe(config.prepare.probe, scan.n_px)
+    return dataclasses.replace(scan, probe=probe, probe_is_calibrated=False)
+
+
+def check_together(scans: Sequence[Scan], config: RunConfig, known: int = 0) -> None:
+    """Refuse scans that do not fit the first one or the configuration; the first `known` are in the store."""
+    first = scans[0]
+    for scan in scans[known:]:
+        if config.prepare.domain not in (None, scan.domain):
+            raise ConfigError(
+                f"domain: expected '{scan.domain}', which the frames of {scan.source} hold; found "
+                f"'{config.prepare.domain}'. Leave it out, or read the scan with domain='{config.prepare.domain}'."
+            )
+        _check_read_so(scan, config)
+        advice = network_size_advice(scan.n_px)
+        if advice is not None:
+            raise ScanError(
+                scan.source, "diffraction",
+                expected=f"frames of N = {', '.join(map(str, SUPPORTED_N_PX))} px",
+                found=f"N = {scan.n_px}",
+                remedy=advice,
+            )  # fmt: skip
+        if (scan.n_px, scan.domain) != (first.n_px, first.domain):
+            raise ScanError(
+                scan.source, "diffraction",
+                expected=f"N = {first.n_px} and {first.domain} as in {first.source}",
+                found=f"N = {scan.n_px} and {scan.domain}",
+                remedy="Prepare scans of another size or domain into a store of their own.",
+            )  # fmt: skip
+
+
+def _check_read_so(scan: Scan, config: RunConfig) -> None:
+    """The options of reading act when a file is opened: a scan that was opened otherwise does not follow them."""
+    default = ReadConfig()
+    for field in dataclasses.fields(ReadConfig):
+        wanted, was = getattr(config.prepare, field.name), getattr(scan.reading, field.name)
+        if field.name not in ("domain", "probe") and wanted not in (getattr(default, field.name), was):
+            raise ConfigError(
+                f"{field.name}: {scan.source} was read with {was!r}; found {wanted!r}. "
+                "Give the file, or read it with read_scan(path, config.prepare)."
+            )
+
+
+def refuse_another_store(path: Path, scans: Sequence[Scan], held_out: Sequence[bool], config: RunConfig) -> None:
+    """What `prepare` says about a folder that is there already; it may be a store of just this.
+
+    Raises:
+        StoreError: it is something else.
+    """
+    if path.exists():
+        marks = [scan_parts(scan) for scan in scans]
+        refuse_differences(path, Store.open(path).fingerprint, _fingerprint_of(scans, marks, held_out, config))
+
+
+def _fingerprint_of(
+    scans: Sequence[Scan], marks: Sequence[dict[str, str]], held_out: Sequence[bool], config: RunConfig
+) -> dict[str, str]:
+    return _fingerprint(
+        [(scan.source, mark, held) for scan, mark, held in zip(scans, marks, held_out, strict=True)],
+        {"schema": str(SCHEMA), **config_parts(config)},
+    )
+
+
+def _fingerprint(scans: Sequence[tuple[str, dict[str, str], bool]], others: dict[str, str]) -> dict[str, str]:
+    """What a store of these scans (source, own parts, held out) depends on, in parts, so that a difference has a name.
+
+    Arguments:
+        others: the parts that no scan has.
+    """
+    parts = dict(others)
+    for index, (source, own, held_out) in enumerate(scans):
+        name = f"{'held-out ' if held_out else ''}scan {index} ({source})"
+        parts |= {f"{name} {key}": part for key, part in own.items()}
+    return parts
+
+
+def _reopen(path: Path, fingerprint: dict[str, str]) -> Store:
+    store = Store.open(path)
+    refuse_differences(path, store.fingerprint, fingerprint)
+    swept(path)
+    _log.info("%s: is complete and up to date", path)
+    return store

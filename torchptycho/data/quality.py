@@ -1,0 +1,76 @@
+"""What is odd about frames that a store keeps: told in its report, so that nobody has to find it in the image."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from torchptycho.core.scan import Scan
+from torchptycho.io.frames.frame_stacks import rows_in_file
+
+__all__ = ["Findings", "findings_of", "saturated_frames"]
+
+_FEW = 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Findings:
+    """Frames of one scan by what is odd about them, counted as the file counts.
+
+    Arguments:
+        dark: not a single count in them.
+        saturated: a pixel reaches the largest value of the detector's integer type.
+        repeated: at the position of an earlier frame of the same scan.
+    """
+
+    dark: tuple[int, ...] = ()
+    saturated: tuple[int, ...] = ()
+    repeated: tuple[int, ...] = ()
+
+    def sentences(self) -> tuple[str, ...]:
+        """What was found and what can be done about it."""
+        told = []
+        for frames, what in (
+            (self.dark, "without a single count are kept (--bad-frames leave-out leaves them out)"),
+            (self.saturated, "with saturated pixels are kept (--find-bad-pixels masks these pixels in all frames)"),
+            (self.repeated, "at the position of an earlier one are kept"),
+        ):
+            if frames:
+                more = f" and {len(frames) - _FEW} more" if len(frames) > _FEW else ""
+                told.append(f"{len(frames)} frame(s) {what}: {', '.join(map(str, frames[:_FEW]))}{more}")
+        return tuple(told)
+
+
+def saturated_frames(chunk: np.ndarray) -> np.ndarray:
+    """Which of the frames [K, N, N] reach the largest value of their integer type, [K]."""
+    if chunk.dtype.kind not in "iu" or chunk.max() < np.iinfo(chunk.dtype).max:
+        return np.zeros(len(chunk), bool)
+    return np.asarray(chunk.max(axis=(1, 2)) == np.iinfo(chunk.dtype).max)
+
+
+def findings_of(scan: Scan, sums: np.ndarray, saturated: np.ndarray) -> Findings:
+    """The findings of one scan.
+
+    Arguments:
+        sums: [M] intensity of each frame over its good pixels.
+        saturated: [M] see `saturated_frames`.
+    """
+
+    def named(at_fault: np.ndarray) -> tuple[int, ...]:
+        return tuple(rows_in_file(scan.frames, np.flatnonzero(at_fault).tolist()))
+
+    return Findings(
+        dark=named(sums == 0), saturated=named(saturated), repeated=named(_repeated(scan.positions_px, scan.scan_id))
+    )
+
+
+def _repeated(positions_px: np.ndarray, scan_id: np.ndarray) -> np.ndarray:
+    """Frames at exactly the position of an earlier one of the same scan, [M]."""
+    order = np.lexsort((positions_px[:, 1], positions_px[:, 0], scan_id))
+    where, of_scan = positions_px[order], scan_id[order]
+    same = (where[1:] == where[:-1]).all(axis=1) & (of_scan[1:] == of_scan[:-1])
+    repeated = np.zeros(len(order), bool)
+    # lexsort is stable: of equal positions the first in the scan comes first.
+    repeated[order[1:][same]] = True
+    return repeated

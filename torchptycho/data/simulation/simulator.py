@@ -1,0 +1,183 @@
+"""From a configuration to a scan, as the detector would have recorded it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+
+from torchptycho.core.config import SimulateConfig, to_dict
+from torchptycho.core.errors import ConfigError
+from torchptycho.core.geometry import Geometry
+from torchptycho.core.scan import ArrayFrames, Scan
+from torchptycho.core.versions import versions
+from torchptycho.data.simulation.objects import make_object
+from torchptycho.data.simulation.positions import check_positions, make_positions
+from torchptycho.data.simulation.probes import border_fraction, make_probe, to_gauge
+from torchptycho.io import read_probe
+from torchptycho.physics.diffraction import expected_counts
+from torchptycho.physics.noise import poisson_sample
+from torchptycho.physics.patches import corner, extract
+
+__all__ = ["simulate"]
+
+_LOGGER = logging.getLogger(__name__)
+
+# Complex values of exit waves held at a time: 8 MiB in complex64, some ten times that with the intermediate results.
+_BATCH_ELEMENTS = 2**20
+
+# More than this part of the beam in the outer tenth of the frame is worth a word.
+_BORDER_WARNING = 0.01
+
+
+def simulate(
+    config: SimulateConfig | None = None,
+    *,
+    object: ArrayLike | None = None,
+    probe: ArrayLike | None = None,
+    positions_px: ArrayLike | None = None,
+) -> Scan:
+    """Simulate a ptychographic scan: y ~ Poisson(sum_m |FFT(P_m O)|^2).
+
+    Object, positions and noise are drawn from independent streams of one seed: the object does not depend on the
+    number of frames, nor the positions on the dose.
+
+    Arguments:
+        config: what to simulate; None takes the defaults.
+        object: complex [H, W] that replaces the drawn object, taken as it is.
+        probe: complex [N, N] or [P, N, N] that replaces the beam, `config.probe_file` included; it is scaled to
+            `config.photons_per_frame`, as is the probe of such a file.
+        positions_px: [M, 2] as (y, x) in object pixels that replace the drawn positions; each patch must lie within
+            the object: N/2 <= y <= H - N/2, x alike.
+
+    Returns:
+        A scan with truth, a calibrated probe and all pixels good. Frames are counts: the smaller of uint16 and uint32
+        that holds them, or with `noise=False` the expected counts in float32.
+
+    Raises:
+        ScanError: `config.probe_file` holds no probe of this size.
+        ConfigError: the parts do not fit together, a given array is not what it should be, or the dose overflows.
+    """
+    config = SimulateConfig() if config is None else config
+    if config.simulation_seed < 0:
+        raise ConfigError(f"simulation_seed: expected 0 or more; found {config.simulation_seed}.")
+    object_seed, position_seed, noise_seed = np.random.SeedSequence(config.simulation_seed).spawn(3)
+    modes = _beam(probe, config)
+    if object is None:
+        truth = make_object(config, np.random.default_rng(object_seed))
+    else:
+        truth = _complex_array("object", object, "[H, W]", (2,))
+    height, width = truth.shape
+    if positions_px is None:
+        places = make_positions(config, np.random.default_rng(position_seed), (height, width))
+    else:
+        places = np.array(positions_px, dtype=np.float64)
+        check_positions(places, config.n_px, (height, width))
+    border = border_fraction(modes)
+    if border > _BORDER_WARNING:
+        _LOGGER.warning(
+            "%.1f %% of the beam reach the outer tenth of the frame of %d px and would wrap around; take a smaller "
+            "beam or a larger frame.",
+            100 * border,
+            config.n_px,
+        )
+
+    generator = torch.Generator().manual_seed(int(noise_seed.generate_state(1, np.uint64)[0])) if config.noise else None
+    frames = _record(truth, modes, places, generator)
+    total = frames.sum(dtype=np.float64 if generator is None else np.uint64).item()
+    given = [
+        name
+        for name, value in (("object", object), ("probe", probe), ("positions_px", positions_px))
+        if value is not None
+    ]
+    metadata: dict[str, Any] = {
+        "simulation": to_dict(config),
+        "given": given,
+        "domain": "counts",
+        "nphotons": config.photons_per_frame,
+        "probe_is_calibrated": True,
+        "photons_drawn_total": total,
+        "photons_drawn_mean": total / len(frames),
+        "versions": versions(),
+    }
+    return Scan(
+        frames=ArrayFrames(frames),
+        domain="counts",
+        positions_px=places,
+        probe=modes,
+        mask=np.ones((config.n_px, config.n_px), dtype=bool),
+        scan_id=np.zeros(len(frames), dtype=np.int64),
+        geometry=Geometry(),
+        source=f"simulate({config.object_kind if object is None else 'given object'}, seed {config.simulation_seed})",
+        truth=truth,
+        metadata=metadata,
+        probe_is_calibrated=True,
+    )
+
+
+def _record(
+    truth: np.ndarray, modes: np.ndarray, positions_px: np.ndarray, generator: torch.Generator | None
+) -> np.ndarray:
+    """Frames [M, N, N] in batches; counts with a generator, expected counts in float32 without."""
+    count, n_px = len(positions_px), modes.shape[-1]
+    field, probe = torch.from_numpy(truth), torch.from_numpy(modes)
+    corners_px = corner(torch.from_numpy(positions_px), n_px)
+    frames = np.empty((count, n_px, n_px), dtype=np.float32 if generator is None else np.uint16)
+    step = max(1, _BATCH_ELEMENTS // modes.size)
+    for start in range(0, count, step):
+        batch = slice(start, start + step)
+        expected = expected_counts(extract(field, corners_px[batch], n_px), probe)
+        if generator is None:
+            frames[batch] = expected.numpy()
+            continue
+        # In float64, because float32 has no odd numbers beyond 2^24 counts.
+        _check_countable(expected.max().item())
+        counts = poisson_sample(expected.double(), generator).numpy()
+        brightest = counts.max().item()
+        _check_countable(brightest)
+        if brightest > np.iinfo(frames.dtype).max:
+            frames = frames.astype(np.uint32)
+        frames[batch] = counts
+    return frames
+
+
+def _check_countable(brightest: float) -> None:
+    limit = np.iinfo(np.uint32).max
+    if not brightest <= limit:
+        raise ConfigError(
+            f"photons_per_frame: {brightest:.3g} photons in a pixel are more than the {limit} that uint32 holds. "
+            "Lower photons_per_frame, or take noise=False."
+        )
+
+
+def _beam(given: ArrayLike | None, config: SimulateConfig) -> np.ndarray:
+    if given is not None:
+        return _given_probe(given, config)
+    if config.probe_file is not None:
+        return to_gauge(read_probe(config.probe_file, config.n_px), config.photons_per_frame)
+    return make_probe(config)
+
+
+def _given_probe(probe: ArrayLike, config: SimulateConfig) -> np.ndarray:
+    modes = _complex_array("probe", probe, "[N, N] or [P, N, N]", (2, 3))
+    if modes.shape[-2:] != (config.n_px, config.n_px):
+        raise ConfigError(
+            f"probe: expected {config.n_px} x {config.n_px} px, as n_px says; found shape {modes.shape}. "
+            "Set n_px to the probe's size, or crop the probe."
+        )
+    if not modes.any():
+        raise ConfigError("probe: expected a beam; found zeros only.")
+    return to_gauge(modes.reshape(-1, config.n_px, config.n_px), config.photons_per_frame)
+
+
+def _complex_array(name: str, values: ArrayLike, expected: str, dimensions: tuple[int, ...]) -> np.ndarray:
+    array = np.asarray(values)
+    if array.ndim not in dimensions or array.size == 0 or array.dtype.kind not in "fciu":
+        raise ConfigError(f"{name}: expected numbers {expected}; found {array.dtype} of shape {array.shape}.")
+    wide = array.astype(np.complex64)
+    if not np.isfinite(wide).all():
+        raise ConfigError(f"{name}: expected finite numbers; found {int((~np.isfinite(wide)).sum())} that are not.")
+    return wide

@@ -1,0 +1,126 @@
+"""Switching the reconstructors on and off in an installed Ptychodus, by one file among its plugins."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from torchptycho.core.errors import ConfigError
+
+__all__ = ["Standing", "disable", "enable", "standing"]
+
+_SUPPORTED = "1.7"
+_FILE = "torchptycho_reconstructors.py"
+_MARK = "# Written by `torchptycho ptychodus enable`; `torchptycho ptychodus disable` removes it."
+_CONTENT = f'''"""Lists the reconstructors of torchptycho in Ptychodus."""
+{_MARK}
+
+from torchptycho.interop.ptychodus.plugin import register_plugins
+
+__all__ = ["register_plugins"]
+'''
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Standing:
+    """How things are.
+
+    Arguments:
+        version: of the installed Ptychodus.
+        file: the plugin, whether it is there or not.
+        enabled: whether it is.
+        others: where another `ptycho_torch` is installed, whose reconstructors Ptychodus lists in the same place.
+    """
+
+    version: str
+    file: Path
+    enabled: bool
+    others: str | None
+
+    def __str__(self) -> str:
+        state = "enabled" if self.enabled else "not enabled"
+        text = f"{state} in Ptychodus {self.version} ({self.file})"
+        if self.others is not None:
+            text += f"; ptycho_torch is installed ({self.others}) and is listed instead"
+        return text
+
+
+def standing() -> Standing:
+    """Whether the reconstructors are switched on; nothing of Ptychodus is imported.
+
+    Raises:
+        ConfigError: Ptychodus is not installed.
+    """
+    spec = find_spec("ptychodus")
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(
+            f"Ptychodus: expected it in this Python ({sys.executable}); found none. "
+            f"Install it with pip install 'torchptycho[ptychodus]'."
+        )
+    try:
+        version = importlib.metadata.version("ptychodus")
+    except importlib.metadata.PackageNotFoundError:
+        version = "of unknown version"
+    file = Path(spec.submodule_search_locations[0]) / "plugins" / _FILE
+    found = find_spec("ptycho_torch")
+    others = None if found is None else str(found.origin or next(iter(found.submodule_search_locations or ["?"])))
+    return Standing(version=version, file=file, enabled=_is_ours(file), others=others)
+
+
+def enable() -> Standing:
+    """Put the file there; where it is already, it is written anew.
+
+    Raises:
+        ConfigError: Ptychodus is not installed, of another version, or not writable; another package `ptycho_torch` is
+            installed, which would be hidden or hide these; or another file has this name.
+    """
+    now = standing()
+    if now.version.split(".")[:2] != _SUPPORTED.split("."):
+        raise ConfigError(
+            f"Ptychodus: expected version {_SUPPORTED}; found {now.version}. "
+            f"Install it with pip install 'torchptycho[ptychodus]'."
+        )
+    if now.others is not None:
+        raise ConfigError(
+            f"ptycho_torch: expected none, because Ptychodus lists it in the same place; found {now.others}. "
+            "Uninstall it, or go on with it."
+        )
+    _refuse_foreign(now.file)
+    try:
+        now.file.write_text(_CONTENT, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"{now.file}: cannot be written ({error.strerror}). Run this as who installed Ptychodus."
+        ) from None
+    return dataclasses.replace(now, enabled=True)
+
+
+def disable() -> Standing:
+    """Remove the file, where it is.
+
+    Raises:
+        ConfigError: Ptychodus is not installed, the file cannot be removed, or is another's.
+    """
+    now = standing()
+    _refuse_foreign(now.file)
+    try:
+        now.file.unlink(missing_ok=True)
+        for compiled in now.file.parent.glob(f"__pycache__/{now.file.stem}.*.pyc"):
+            compiled.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"{error.filename}: cannot be removed ({error.strerror}). Run this as who installed Ptychodus."
+        ) from None
+    return dataclasses.replace(now, enabled=False)
+
+
+def _is_ours(file: Path) -> bool:
+    return file.is_file() and _MARK in file.read_text(encoding="utf-8", errors="replace")
+
+
+def _refuse_foreign(file: Path) -> None:
+    if file.exists() and not _is_ours(file):
+        raise ConfigError(f"{file}: expected none, or one that torchptycho wrote; found another's. Move it away.")

@@ -1,0 +1,159 @@
+"""What a reconstructor of Ptychodus is given, as a scan; and an image, as the product that it hands back."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Complex64
+from ptychodus.api.object import Object
+from ptychodus.api.probe import ProbeSequence
+from ptychodus.api.probe_positions import ProbePosition, ProbePositionSequence
+from ptychodus.api.product import LossValue, Product
+from ptychodus.api.reconstruct import ReconstructInput
+
+from torchptycho.core.config.read import ReadConfig
+from torchptycho.core.errors import ScanError
+from torchptycho.core.reconstruction import Reconstruction
+from torchptycho.core.scan import ArrayFrames, Scan
+from torchptycho.interop.ptychodus.training_files import HALF_PX
+from torchptycho.io import Recorded
+from torchptycho.io.frames.frame_stacks import working_dtype
+from torchptycho.io.probe_files import probe_modes
+from torchptycho.io.raw_scan import lengths
+from torchptycho.io.scan_builder import scan_of
+
+__all__ = ["on_canvas", "product_of", "scan_of_input", "start_of"]
+
+_log = logging.getLogger(__name__)
+
+
+def scan_of_input(parameters: ReconstructInput) -> Scan:
+    """Patterns, bad pixels and product as a scan, in the pixels of the product's object.
+
+    Raises:
+        ScanError: near field, several layers, oblong pixels, or arrays that are no scan.
+    """
+    product = parameters.product
+    name = Path(product.metadata.name or "product")
+    given = product.object_
+    pixel = given.get_pixel_geometry()
+    if given.num_layers != 1:
+        raise ScanError(
+            name, "object", expected="an object of one layer", found=f"{given.num_layers} layers",
+            remedy="Choose a multislice reconstructor.",
+        )  # fmt: skip
+    if not (pixel.width_m > 0 and math.isclose(pixel.height_m, pixel.width_m, rel_tol=1e-3)):
+        raise ScanError(
+            name, "object", expected="square pixels", found=f"{pixel.height_m:g} m x {pixel.width_m:g} m",
+            remedy="Resample the product; oblong pixels are not modelled.",
+        )  # fmt: skip
+    geometry = given.get_geometry()
+    rows = geometry.map_probe_positions_to_object_y_px(product.probe_positions)
+    columns = geometry.map_probe_positions_to_object_x_px(product.probe_positions)
+    patterns = np.asarray(parameters.diffraction_patterns)
+    bad: Any = parameters.bad_pixels
+    recorded = Recorded(
+        path=name,
+        format="Ptychodus",
+        frames=ArrayFrames(np.ascontiguousarray(patterns, working_dtype(patterns.dtype))),
+        rows=range(len(patterns)),
+        domain="counts",
+        positions=np.stack([rows, columns], axis=1).astype(np.float64) + HALF_PX,
+        unit="px",
+        position_keys=("probe_position_y_m", "probe_position_x_m"),
+        probe=probe_modes(name, "probe", product.probes.get_array().astype(np.complex64)),
+        bad_pixels=None if bad is None else np.asarray(bad, bool),
+        geometry=lengths(
+            name,
+            energy_eV=product.metadata.photon_energy_eV,
+            distance_m=abs(product.metadata.detector_distance_m),
+            object_pixel_m=pixel.height_m,
+        ),
+        far_field=product.metadata.far_field,
+    )
+    return scan_of(recorded, "handed over in memory", ReadConfig(domain="counts"))
+
+
+def start_of(product: Product) -> Reconstruction | None:
+    """The product's object as an image to begin with; None when there is nothing in it."""
+    values = product.object_.get_layer(0).astype(np.complex64)
+    there = np.isfinite(values) & (values != 0)
+    if not there.any():
+        return None
+    return Reconstruction(
+        object=np.where(there, values, 0).astype(np.complex64),
+        coverage=there.astype(np.float32),
+        valid=there,
+        origin_px=(0, 0),
+    )
+
+
+def on_canvas(image: Reconstruction, shape: tuple[int, int]) -> Complex64[np.ndarray, "h w"]:
+    """The image on pixels [0, H) x [0, W) of its frame of reference; 0 where it is not valid.
+
+    What lies outside is cut off, with a warning.
+    """
+    canvas = np.zeros(shape, np.complex64)
+    known = np.where(image.valid, image.object, 0)
+    low = [max(0, origin) for origin in image.origin_px]
+    high = [
+        min(edge, origin + size) for edge, origin, size in zip(shape, image.origin_px, image.object.shape, strict=True)
+    ]
+    if high[0] > low[0] and high[1] > low[1]:
+        (top, left), (y, x) = low, image.origin_px
+        inside = (slice(top - y, high[0] - y), slice(left - x, high[1] - x))
+        canvas[top : high[0], left : high[1]] = known[inside]
+        lost = int(image.valid.sum()) - int(image.valid[inside].sum())
+    else:
+        lost = int(image.valid.sum())
+    if lost:
+        _log.warning("%d px of the image lie outside the product's object of %dx%d px, and are cut off", lost, *shape)
+    return canvas
+
+
+def product_of(parameters: ReconstructInput, image: Reconstruction, *, moved: bool = False) -> Product:
+    """The input's product with the image on its object's canvas, and with what else was refined.
+
+    Arguments:
+        moved: take the positions of the image over.
+    """
+    product = parameters.product
+    given = product.object_
+    probes, places = product.probes, product.probe_positions
+    if image.probe is not None:
+        probes = ProbeSequence(array=image.probe, opr_weights=None, pixel_geometry=probes.get_pixel_geometry())
+    if moved and image.positions_px is not None:
+        places = _places(product, image.positions_px)
+    return Product(
+        metadata=product.metadata,
+        probe_positions=places,
+        probes=probes,
+        object_=Object(
+            array=on_canvas(image, (given.height_px, given.width_px)),
+            pixel_geometry=given.get_pixel_geometry(),
+            center=given.get_center(),
+        ),
+        losses=[LossValue(epoch, value) for epoch, value in enumerate(image.history.get("misfit", ()), start=1)],
+    )
+
+
+def _places(product: Product, positions_px: np.ndarray) -> ProbePositionSequence:
+    given, before = product.object_, product.probe_positions
+    center, pixel = given.get_center(), given.get_pixel_geometry()
+    y_m, x_m = (
+        middle_m + (along - HALF_PX - (edge - 1) / 2) * edge_m
+        for middle_m, along, edge, edge_m in (
+            (center.y_m, positions_px[:, 0], given.height_px, pixel.height_m),
+            (center.x_m, positions_px[:, 1], given.width_px, pixel.width_m),
+        )
+    )
+    return ProbePositionSequence(
+        [
+            ProbePosition(place.index, float(x), float(y), place.probe_photon_count)
+            for place, x, y in zip(before, x_m, y_m, strict=True)
+        ]
+    )

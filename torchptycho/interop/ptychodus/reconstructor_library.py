@@ -1,0 +1,137 @@
+"""The library of reconstructors that Ptychodus lists: "PINN", "Supervised" and "Refine"."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from ptychodus.api.io import save_ptychopinn_training_data
+from ptychodus.api.reconstruct import ReconstructInput, Reconstructor
+from ptychodus.api.settings import SettingsRegistry
+from ptychodus.model.processing.subprocess_reconstructor import SubprocessReconstructor
+from ptychodus.model.ptychopinn_torch import PtychoPINNTorchReconstructorLibrary
+
+from torchptycho.core.config import to_dict
+from torchptycho.core.errors import ConfigError
+from torchptycho.interop.ptychodus.jobs import ReconstructJob, RefineJob, TrainJob
+from torchptycho.interop.ptychodus.settings import OWN, run_config, tell_without_effect
+
+__all__ = ["TorchptychoReconstructorLibrary"]
+
+_log = logging.getLogger(__name__)
+
+_PREFIX = "PtychoPINNTorch"
+_GROUPS = tuple(f"{_PREFIX}{name}" for name in ("Data", "Model", "Training", "Inference"))
+_OWN_GROUP = "Torchptycho"
+_CHILD = "torchptycho.interop.ptychodus.worker"
+
+
+class TorchptychoReconstructorLibrary(PtychoPINNTorchReconstructorLibrary):
+    """Ptychodus' library for this kind of network, with the reconstructors of torchptycho in it.
+
+    Name, settings and panel are Ptychodus' own, and a group of settings `Torchptycho` is added. Every training and
+    every reconstruction runs in a process of its own; this one loads neither torch nor anything that touches a GPU.
+    Where another package `ptycho_torch` is importable, its reconstructors are listed and these are not.
+
+    Arguments:
+        settings_registry: where the settings live.
+        is_developer_mode_enabled: as Ptychodus says it; without effect here.
+    """
+
+    def __init__(self, settings_registry: SettingsRegistry, is_developer_mode_enabled: bool = False) -> None:
+        super().__init__(settings_registry, is_developer_mode_enabled)
+        # Its messages are those that Ptychodus shows.
+        self._logger = logging.getLogger("torchptycho")
+        self._registry = settings_registry
+        own = settings_registry.create_group(_OWN_GROUP)
+        for name, value in OWN.items():
+            if isinstance(value, bool):
+                own.create_boolean_parameter(name, value)
+            elif isinstance(value, int):
+                own.create_integer_parameter(name, value, minimum=1)
+            else:
+                own.create_string_parameter(name, value)
+        self._defaults = self._values()
+        self._others = find_spec("ptycho_torch")
+        self._own = [self._network("PINN"), self._network("Supervised"), self._refinement()]
+
+    def __iter__(self) -> Iterator[Reconstructor]:
+        if self._others is None:
+            return iter(self._own)
+        _log.warning(
+            "ptycho_torch is installed (%s): its reconstructors are listed, those of torchptycho are not",
+            self._others.origin,
+        )
+        return iter(self._reconstructors)
+
+    def _values(self) -> dict[str, Any]:
+        return {
+            f"{group.removeprefix(_PREFIX)}.{name}": parameter.get_value()
+            for group in (*_GROUPS, _OWN_GROUP)
+            for name, parameter in self._registry[group].parameters().items()
+        }
+
+    def _told(self, mode: Literal["PINN", "Supervised", "Refine"]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The settings, and the configuration that follows from them, as plain data."""
+        values = self._values()
+        return values, to_dict(run_config(values, mode))
+
+    def _epochs(self) -> int:
+        return int(self.training_settings.epochs.get_value())
+
+    def _network(self, mode: Literal["PINN", "Supervised"]) -> SubprocessReconstructor:
+        def reconstruction(parameters: ReconstructInput, model: Path | None) -> ReconstructJob:
+            if model is None:
+                raise ConfigError(
+                    f"{mode}: expected a trained network; found none. Train one, or load a model (.ckpt)."
+                )
+            values, config = self._told(mode)
+            return ReconstructJob(
+                mode=mode, config=config, checkpoint=model, parameters=parameters, goal=self._epochs(),
+                visible_gpus=values["Training.visible_gpu_indices"],
+            )  # fmt: skip
+
+        def training(input_path: Path, output_path: Path) -> TrainJob:
+            values, config = self._told(mode)
+            tell_without_effect({k: value for k, value in values.items() if value != self._defaults[k]}, mode)
+            return TrainJob(
+                mode=mode, config=config, input_path=Path(input_path), output_path=Path(output_path),
+                subtract_mean_phase=mode == "Supervised" and values["Data.subtract_mean_phase"],
+                visible_gpus=values["Training.visible_gpu_indices"],
+            )  # fmt: skip
+
+        return SubprocessReconstructor(
+            name=mode,
+            reconstruct_entry_point=f"{_CHILD}:reconstruct_product",
+            progress_goal_fn=self._epochs,
+            build_reconstruct_payload=reconstruction,
+            is_trainable=True,
+            train_entry_point=f"{_CHILD}:train_network",
+            build_train_payload=training,
+            model_file_filter="torchptycho Checkpoints (*.ckpt)",
+            model_file_extension=".ckpt",
+            training_data_file_filter="NumPy Zipped Archive (*.npz)",
+            export_training_data=save_ptychopinn_training_data,
+        )
+
+    def _refinement(self) -> SubprocessReconstructor:
+        def reconstruction(parameters: ReconstructInput, model: Path | None) -> RefineJob:
+            values, config = self._told("Refine")
+            start = values["Torchptycho.refine_start"]
+            if start not in ("product", "nothing"):
+                raise ConfigError(f"Torchptycho.refine_start: expected product or nothing; found '{start}'.")
+            return RefineJob(
+                config=config, parameters=parameters, from_product=start == "product",
+                image_every_epochs=values["Torchptycho.refine_image_every_epochs"],
+                visible_gpus=values["Training.visible_gpu_indices"],
+            )  # fmt: skip
+
+        return SubprocessReconstructor(
+            name="Refine",
+            reconstruct_entry_point=f"{_CHILD}:refine_product",
+            progress_goal_fn=self._epochs,
+            build_reconstruct_payload=reconstruction,
+        )

@@ -1,0 +1,316 @@
+"""The original PtychoPINN's names of configuration, and what each becomes here: one table.
+
+Names and meanings are those of its `ModelConfig`, `TrainingConfig`, `InferenceConfig` and, for how to compute, its
+`PyTorchExecutionConfig`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import logging
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torchptycho.core.config import GroupConfig, RunConfig, from_dict, to_dict
+from torchptycho.core.errors import ConfigError
+from torchptycho.models.lightning_module import PtychoPINN
+
+__all__ = ["ALIASES", "TABLE", "Row", "Settings", "names_of", "read_settings", "run_config"]
+
+_log = logging.getLogger(__name__)
+
+Values = Mapping[str, Any]
+Change = dict[str, Any]
+"""What is set here, by "section.field"."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """What becomes of one name of the original.
+
+    Arguments:
+        note: it in words, for people.
+        change: what it sets here, of its value and of all values that were given.
+        back: field that holds the value unchanged, from which the name can be told again; None for the others.
+    """
+
+    note: str
+    change: Callable[[Any, Values], Change]
+    back: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """A configuration of the original, understood.
+
+    Arguments:
+        run: what has a place in this package's configuration.
+        n_px: edge of the frames that it was written for, or None.
+        output_dir: where results are to go, or None.
+    """
+
+    run: RunConfig
+    n_px: int | None = None
+    output_dir: Path | None = None
+
+
+def _same(field: str, note: str = "") -> Row:
+    return Row(note=note or f"`{field}`", change=lambda value, _: {field: value}, back=field)
+
+
+def _none(note: str) -> Row:
+    return Row(note=f"no counterpart: {note}", change=lambda *_: {})
+
+
+def _only(name: str, *allowed: Any, why: str) -> Row:
+    def change(value: Any, given: Values) -> Change:
+        if value not in allowed:
+            raise ConfigError(f"{name}: expected {' or '.join(map(repr, allowed))}; found {value!r}. {why}")
+        return {}
+
+    return Row(note=f"{' or '.join(f'`{value!r}`' for value in allowed)} only: {why}", change=change)
+
+
+def _members(given: Values) -> int:
+    """Frames of a group."""
+    gridsize = given.get("gridsize")
+    return (gridsize if isinstance(gridsize, int) else GroupConfig().gridsize) ** 2
+
+
+def _architecture(value: Any, _: Values) -> Change:
+    others = (
+        "ffno", "fno", "hybrid", "stable_hybrid", "fno_vanilla", "neuralop_uno", "hybrid_resnet",
+        "spectral_resnet_bottleneck_net",
+    )  # fmt: skip
+    if value in others:
+        raise ConfigError(f"architecture: expected 'cnn' or a generator of torchptycho; found {value!r}, which is the "
+                          "original's alone. Leave it out for the default.")  # fmt: skip
+    return {"model.generator": value}
+
+
+def _object_big(value: Any, given: Values) -> Change:
+    if not value and _members(given) > 1:
+        raise ConfigError("object_big: expected True with gridsize above 1; found False. A patch is predicted for each "
+                          "frame of a group here, not one for all: use gridsize 1.")  # fmt: skip
+    return {}
+
+
+def _probe_mask(value: Any, given: Values) -> Change:
+    if not value:
+        return {}
+    if not isinstance(given.get("N"), int):
+        raise ConfigError("probe_mask: its disc has half the edge of a frame as its diameter; say which with N.")
+    return {"experiment.probe_support_px": given["N"] / 2}
+
+
+def _pool(value: Any, given: Values) -> Change:
+    return {"group.neighbor_count": value} if given.get("enable_oversampling") else {}
+
+
+def _n_images(value: Any, given: Values) -> Change:
+    warnings.warn("n_images: use n_groups, which has meant the same at any gridsize", DeprecationWarning, stacklevel=2)
+    return {} if given.get("n_groups") is not None else {"group.n_groups": value}
+
+
+def _scheduler(value: Any, _: Values) -> Change:
+    here = {"Default": "constant", "WarmupCosine": "cosine", "ReduceLROnPlateau": "plateau", "Adaptive": "plateau"}
+    if value not in here:
+        raise ConfigError(f"scheduler: expected one of {', '.join(here)}; found {value!r}.")
+    return {"train.schedule": here[value]}
+
+
+def _loss_mode(value: Any, _: Values) -> Change:
+    if value not in ("poisson", "mae"):
+        raise ConfigError(f"torch_loss_mode: expected 'poisson' or 'mae'; found {value!r}.")
+    return {"loss.nll_weight": 0.0, "loss.mae_weight": 1.0} if value == "mae" else {}
+
+
+def _model_type(value: Any, _: Values) -> Change:
+    if value not in ("pinn", "supervised"):
+        raise ConfigError(f"model_type: expected 'pinn' or 'supervised'; found {value!r}.")
+    return {"loss.nll_weight": 0.0, "loss.realspace_weight": 1.0} if value == "supervised" else {}
+
+
+_DATA = "data are arguments of the functions"
+
+TABLE: dict[str, Row] = {
+    # ModelConfig
+    "N": _none("frames say how large they are; another size is refused."),
+    "gridsize": _same("group.gridsize"),
+    "n_filters_scale": _same("model.n_filters_scale"),
+    "architecture": Row(note="`model.generator`: `cnn`, or a generator of this package", change=_architecture),
+    "amp_activation": Row(
+        note="`model.amplitude_activation` (of `cnn`); `silu` is `swish`",
+        change=lambda value, _: {"model.amplitude_activation": "swish" if value == "silu" else value},
+    ),
+    "object_big": Row(note="`True`, or gridsize 1: a patch is predicted for each frame", change=_object_big),
+    "probe_big": _same("model.probe_big"),
+    "probe_mask": Row(note="`True`: `experiment.probe_support_px` = N/2", change=_probe_mask),
+    "pad_object": _only(
+        "pad_object", True, why="A network that predicts the whole patch by one head has no place here."
+    ),
+    "probe_scale": _none("the probe carries the photons, and a transparent object is 1."),
+    "gaussian_smoothing_sigma": _same("experiment.exit_smoothing_px"),
+    # TrainingConfig and InferenceConfig
+    "train_data_file": _none(_DATA + "."),
+    "test_data_file": _none(_DATA + "."),
+    "model_path": _none("the module is an argument; `load_inference_bundle` finds it."),
+    "output_dir": _none("it is where `train_cdi_model` leaves its run and its bundle."),
+    "debug": _none("logging is the application's."),
+    "batch_size": Row(
+        note="groups there, frames here: `train.batch_size` = batch_size * gridsize^2",
+        change=lambda value, given: {"train.batch_size": value * _members(given)},
+    ),
+    "nepochs": _same("train.epochs"),
+    "mae_weight": _same("loss.mae_weight"),
+    "nll_weight": _same("loss.nll_weight"),
+    "realspace_mae_weight": _same("loss.realspace_mae_weight"),
+    "realspace_weight": _same("loss.realspace_weight"),
+    "nphotons": _same("prepare.nphotons", "`prepare.nphotons`, for amplitudes; counts say it themselves"),
+    "n_groups": _same("group.n_groups"),
+    "n_images": Row(note="deprecated: `n_groups`", change=_n_images),
+    "n_subsample": _same("group.n_subsample"),
+    "subsample_seed": Row(
+        note="`group.subsample_seed` and `group.group_seed`",
+        change=lambda value, _: {"group.subsample_seed": value, "group.group_seed": value},
+    ),
+    "neighbor_count": _same("group.neighbor_count"),
+    "enable_oversampling": _same("group.oversample"),
+    "neighbor_pool_size": Row(note="`group.neighbor_count`, when oversampling", change=_pool),
+    "sequential_sampling": _same("group.sequential"),
+    "positions_provided": _only("positions_provided", True, why="Positions are needed."),
+    "probe_trainable": _same("model.probe_trainable"),
+    "intensity_scale_trainable": _none(
+        "the original does not learn it either; photons are measured. `experiment.scale_trainable` learns a factor."
+    ),
+    "intensity_scale": _none("it follows from the photons."),
+    "offset": _none("positions say how far frames are apart."),
+    "max_position_jitter": _none("the canvas of a group holds its frames, wherever they are."),
+    "backend": _only("backend", "pytorch", "tensorflow", why="Either is computed by PyTorch."),
+    # How to compute
+    "learning_rate": _same("train.learning_rate"),
+    "scheduler": Row(
+        note="`train.schedule`: Default is constant, WarmupCosine cosine, ReduceLROnPlateau and Adaptive plateau",
+        change=_scheduler,
+    ),
+    "optimizer": _same("train.optimizer"),
+    "gradient_clip_val": _same("train.gradient_clip"),
+    "gradient_clip_algorithm": _only("gradient_clip_algorithm", "norm", why="Gradients are clipped by their norm."),
+    "accum_steps": _same("train.accumulate"),
+    "num_workers": _same("train.num_workers"),
+    "accelerator": Row(
+        note="`train.accelerator`; `cuda` is `gpu`",
+        change=lambda value, _: {"train.accelerator": "gpu" if value == "cuda" else value},
+    ),
+    "early_stop_patience": _same("train.early_stop"),
+    "inference_batch_size": Row(
+        note="groups there, frames here: `reconstruct.predict_batch_size` = inference_batch_size * gridsize^2",
+        change=lambda value, given: {"reconstruct.predict_batch_size": value * _members(given)},
+    ),
+    # After the weights that they replace
+    "torch_loss_mode": Row(note="`mae`: `loss.nll_weight` 0 and `loss.mae_weight` 1", change=_loss_mode),
+    "model_type": Row(note="`supervised`: `loss.nll_weight` 0 and `loss.realspace_weight` 1", change=_model_type),
+}
+"""Every name that is understood, in the order in which they act. None leaves what this package does by default."""
+
+ALIASES = {
+    "object.big": "object_big",
+    "probe.big": "probe_big",
+    "probe.mask": "probe_mask",
+    "probe.trainable": "probe_trainable",
+    "intensity_scale.trainable": "intensity_scale_trainable",
+    "positions.provided": "positions_provided",
+    "output_prefix": "output_dir",
+    "train_data_file_path": "train_data_file",
+    "test_data_file_path": "test_data_file",
+}
+"""Names in the original's older dictionary of parameters."""
+
+
+def run_config(config: object) -> RunConfig:
+    """This package's configuration from one of the original's.
+
+    Arguments:
+        config: its `TrainingConfig`, `InferenceConfig` or `ModelConfig`, or any mapping with their names, a nested
+            `model` included; a `RunConfig` is returned as it is.
+
+    Raises:
+        ConfigError: a name is unknown (the nearest known one is named), or a value has no place here.
+        TypeError: neither a dataclass nor a mapping.
+    """
+    return read_settings(config).run
+
+
+def read_settings(config: object) -> Settings:
+    """The same, with what has no place in `RunConfig`."""
+    if isinstance(config, RunConfig):
+        return Settings(run=config)
+    given = _flat(config)
+    sections: dict[str, dict[str, Any]] = {name: {} for name in to_dict(RunConfig())}
+    for name, row in TABLE.items():
+        if given.get(name) is None:
+            continue
+        change = row.change(given[name], given)
+        if not change:
+            _log.debug("%s = %r: %s", name, given[name], row.note)
+        for field, value in change.items():
+            section, key = field.split(".")
+            sections[section][key] = value
+    n_px, out = given.get("N"), given.get("output_dir")
+    run = from_dict(RunConfig, sections, source="configuration of the original")
+    return Settings(run=run, n_px=n_px, output_dir=None if out is None else Path(out))
+
+
+def names_of(module: PtychoPINN) -> dict[str, Any]:
+    """What a trained module was made with, under the original's names.
+
+    Those whose value is held here unchanged, and N, `batch_size` (groups), `nphotons` as measured in the first training
+    scan, `intensity_scale` = sqrt(nphotons) / (N/2), `model_type` and `backend`.
+    """
+    plain = to_dict(module.config)
+    told: dict[str, Any] = {}
+    for name, row in TABLE.items():
+        if row.back is not None:
+            section, key = row.back.split(".")
+            told[name] = plain[section][key]
+    photons, loss = float(module.photons_per_frame[0]), module.config.loss
+    return told | {
+        "N": module.n_px,
+        "amp_activation": plain["model"]["amplitude_activation"],
+        "architecture": plain["model"]["generator"],
+        "batch_size": max(1, module.config.train.batch_size // module.gridsize**2),
+        "subsample_seed": plain["group"]["subsample_seed"],
+        "nphotons": photons,
+        "intensity_scale": photons**0.5 / (module.n_px / 2),
+        "model_type": "supervised" if not (loss.nll_weight or loss.mae_weight) else "pinn",
+        "backend": "pytorch",
+    }
+
+
+def _flat(config: object) -> dict[str, Any]:
+    """Names and values of a configuration and of the model's inside it, under their newer names."""
+    if isinstance(config, Mapping):
+        fields, defaults = {str(name): value for name, value in config.items()}, {}
+    elif dataclasses.is_dataclass(config) and not isinstance(config, type):
+        fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+        defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    else:
+        raise TypeError(
+            "config: expected a RunConfig, or a configuration of the original as a dataclass or a mapping; found "
+            f"{type(config).__name__}"
+        )
+    model = fields.pop("model", None)
+    given = {} if model is None else _flat(model)
+    for name, value in fields.items():
+        own = ALIASES.get(name, name)
+        if own in TABLE:
+            given[own] = value
+        # A dataclass has all its fields; those that nobody touched say nothing.
+        elif name not in defaults or value != defaults[name]:
+            near = difflib.get_close_matches(name, [*TABLE, *ALIASES], n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else f" Known names: {', '.join(sorted(TABLE))}."
+            raise ConfigError(f"configuration of the original: unknown name '{name}'.{hint}")
+    return given

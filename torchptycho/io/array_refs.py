@@ -1,0 +1,226 @@
+"""Arrays named by a text: `FILE:/path`, `FILE.npy`, a column `FILE.csv:x`; `[k]` takes one entry of the last axis."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torchptycho.core.errors import ScanError
+from torchptycho.core.scan import Frames
+from torchptycho.io.frames.frame_stacks import ViewFrames, open_stack
+from torchptycho.io.frames.hdf5_frames import hdf5_stack
+from torchptycho.io.storage.archive import Member, NpzArchive, array_header, is_zip, member_damage
+from torchptycho.io.storage.file_access import file_head
+from torchptycho.io.storage.hdf5 import MAGIC, find, load_array, open_hdf5
+
+__all__ = ["NPY_MAGIC", "Place", "map_npy", "parse_place"]
+
+NPY_MAGIC = b"\x93NUMPY"
+
+_ENTRY = re.compile(r"^(.*)\[(\d+)\]$")
+_TEXT_BYTES = 1 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """One array of one file."""
+
+    path: Path
+    key: str
+    entry: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.key}" if self.key else str(self.path)
+
+    def load(self) -> np.ndarray:
+        """The array, in memory.
+
+        Raises:
+            ScanError: it is not there, or its file is damaged.
+        """
+        head = file_head(self.path)
+        if head.startswith(MAGIC):
+            with open_hdf5(self.path) as file:
+                values = load_array(self._dataset(file), self.path, self.key)
+        elif is_zip(head):
+            values = self._archive().load(self.key)
+        elif head.startswith(NPY_MAGIC):
+            values = np.array(map_npy(self.path))
+        else:
+            return _column(self.path, self.key, self.entry)
+        if self.entry is None:
+            return values
+        if not values.ndim or self.entry >= values.shape[-1]:
+            raise ScanError(
+                self.path, self.key, expected=f"entry {self.entry} along the last axis",
+                found=f"an array of shape {values.shape}", remedy="Count entries from 0.",
+            )  # fmt: skip
+        return values[..., self.entry]
+
+    def stack(self, axes: str = "myx") -> Frames:
+        """The frames of a stack, which stay in their file.
+
+        Arguments:
+            axes: their order in the file: m counts the frames, y the rows, x the columns.
+
+        Raises:
+            ScanError: it is not there, or no stack of real frames.
+        """
+        if self.entry is not None:
+            raise ScanError(
+                self.path, self.key or None, expected="a whole stack of frames", found=f"one entry, [{self.entry}]",
+                remedy="Leave the brackets out; frames_axes tells the order of its axes.",
+            )  # fmt: skip
+        head = file_head(self.path)
+        if head.startswith(MAGIC):
+            with open_hdf5(self.path) as file:
+                return hdf5_stack(self._dataset(file), self.path, self.key, axes)
+        if is_zip(head):
+            archive = self._archive()
+            member = archive.member(self.key)
+            _check_stack(self.path, self.key, member.shape, member.dtype)
+            if axes in ("myx", "yxm"):
+                return open_stack(archive, member, axes.index("m"))
+            return ViewFrames(np.transpose(_mapped(archive, member), [axes.index(a) for a in "myx"]), key=self.key)
+        if head.startswith(NPY_MAGIC):
+            array = map_npy(self.path)
+            _check_stack(self.path, self.key, array.shape, array.dtype)
+            return ViewFrames(np.transpose(array, [axes.index(a) for a in "myx"]), key=self.path.name)
+        raise ScanError(
+            self.path, self.key or None, expected="frames in HDF5, NPZ or NPY", found="another format",
+            remedy="Convert them with numpy.save.",
+        )  # fmt: skip
+
+    def _archive(self) -> NpzArchive:
+        archive = NpzArchive(self.path)
+        if self.key not in archive:
+            raise archive.missing(self.key, "an array", "Or correct the name.")
+        return archive
+
+    def _dataset(self, file: object) -> object:
+        dataset = find(file, self.path, self.key)
+        if dataset is None:
+            raise ScanError(self.path, self.key, expected="a dataset", found="none of that name",
+                            remedy="List what the file holds with h5dump -n or h5ls -r.")  # fmt: skip
+        return dataset
+
+
+def parse_place(text: str, folder: Path, scan: Path | None = None) -> Place:
+    """What a text names.
+
+    Arguments:
+        folder: that relative names of files start from.
+        scan: file that a path without a file is in; None when there is none, and the text is a file's name.
+    """
+    matched = _ENTRY.match(text)
+    entry = None if matched is None else int(matched[2])
+    bare = text if matched is None else matched[1]
+    name, colon, key = bare.partition(":")
+    if not colon and scan is not None and not name.endswith(".npy"):
+        return Place(scan, bare.strip("/"), entry)
+    name = name.replace("{stem}", scan.stem) if scan is not None else name
+    return Place(folder / Path(name).expanduser(), key.strip("/"), entry)
+
+
+def map_npy(path: Path) -> np.ndarray:
+    """The array of a .npy file, mapped read-only.
+
+    Raises:
+        ScanError: damaged, pickled, or smaller than its header says.
+    """
+    with member_damage(path, None):
+        with path.open("rb") as stream:
+            shape, fortran_order, dtype = array_header(stream)
+            offset = stream.tell()
+        if dtype.hasobject or dtype.kind not in "biufc" or 0 in shape:
+            raise ScanError(
+                path, None, expected="an array of numbers",
+                found="an object array (a Python pickle; it was not opened)" if dtype.hasobject else f"{dtype} {shape}",
+                remedy="Save it again as a numeric array.",
+            )  # fmt: skip
+        claimed, there = math.prod(shape) * dtype.itemsize, path.stat().st_size - offset
+        if claimed > there:
+            raise ScanError(
+                path, None, expected=f"{claimed} bytes for {dtype} {shape}", found=f"{there} bytes",
+                remedy="The file is truncated; copy or export it again.",
+            )  # fmt: skip
+        order = "F" if fortran_order else "C"
+        return np.memmap(path, dtype, mode="r", offset=offset, shape=shape, order=order)  # type: ignore[call-overload, no-any-return]
+
+
+def _mapped(archive: NpzArchive, member: Member) -> np.ndarray:
+    if member.file_offset is None:
+        return archive.load(member.key)
+    order = "F" if member.fortran_order else "C"
+    return np.memmap(  # type: ignore[call-overload, no-any-return]
+        member.path, member.dtype, mode="r", offset=member.file_offset, shape=member.shape, order=order
+    )
+
+
+def _check_stack(path: Path, key: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    if len(shape) != 3 or dtype.kind not in "iuf":
+        raise ScanError(
+            path, key or None, expected="a stack of integer or real frames (M, H, W)", found=f"{dtype} {shape}",
+            remedy="Name another array, or reshape it.",
+        )  # fmt: skip
+
+
+def _column(path: Path, key: str, entry: int | None) -> np.ndarray:
+    """One column of a text file of numbers, by the name in its header or its number from 0."""
+    try:
+        if path.stat().st_size > _TEXT_BYTES:
+            raise ScanError(path, None, expected="a table of at most 1 GiB", found="a larger one",
+                            remedy="Save it as .npy.")  # fmt: skip
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        raise ScanError(
+            path, None, expected="HDF5, NPZ, NPY or a table of text", found="other content",
+            remedy="Save the numbers as CSV.",
+        ) from None  # fmt: skip
+    lines = [line.lstrip("#").strip() for line in text.splitlines()]
+    lines = [line for line in lines if line]
+    delimiter = next((mark for mark in (",", ";", "\t") if lines and mark in lines[0]), None)
+    try:
+        rows = list(csv.reader(io.StringIO("\n".join(lines)), delimiter=delimiter)) if delimiter else [
+            line.split() for line in lines
+        ]  # fmt: skip
+    except csv.Error as error:
+        raise ScanError(path, None, expected="a table", found=str(error), remedy="Save it as CSV.") from None
+    header = [cell.strip() for cell in rows[0]] if rows else []
+    has_header = any(_number(cell) is None for cell in header)
+    wanted = key.strip()
+    if entry is not None and not wanted:
+        column = entry
+    elif has_header and wanted in header:
+        column = header.index(wanted)
+    elif wanted.isdigit():
+        column = int(wanted)
+    else:
+        raise ScanError(
+            path, wanted or None, expected="the name of a column or its number from 0",
+            found=f"columns {', '.join(header)}" if has_header else f"{len(header)} columns without names",
+            remedy="Name one, as FILE.csv:x.",
+        )  # fmt: skip
+    values = [_number(row[column]) if column < len(row) else None for row in rows[has_header:]]
+    if not values or None in values:
+        line = values.index(None) + has_header if values else 0
+        raise ScanError(
+            path, wanted or str(column), expected="a number in every line",
+            found=f"none in line {line} (counted from 0)",
+            remedy="Repair the table; comments begin with #.",
+        )  # fmt: skip
+    return np.array(values, np.float64)
+
+
+def _number(cell: str) -> float | None:
+    try:
+        return float(cell)
+    except ValueError:
+        return None

@@ -1,0 +1,215 @@
+"""Which scans are meant: files as they are, and those found in a folder or by a pattern."""
+
+from __future__ import annotations
+
+import glob
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from torchptycho.core.config import ReadConfig
+from torchptycho.core.errors import ConfigError, ScanError
+from torchptycho.core.scan import Scan
+from torchptycho.io import read_scan
+from torchptycho.io.formats.npz import holds_frames
+from torchptycho.io.formats.registry import reader_of, recognise
+from torchptycho.io.frames.frame_stacks import backing_files
+from torchptycho.io.storage.file_access import file_head, foreign_content
+
+__all__ = ["Source", "Sources", "files_meant", "open_scans"]
+
+_log = logging.getLogger(__name__)
+
+Source: TypeAlias = Scan | str | Path
+"""An opened scan, a file, a folder of files, or a pattern as the shell's: `day1/*.npz`, `**/*.cxi`."""
+Sources: TypeAlias = Source | Sequence[Source]
+
+_MANIFEST = "store.json"
+_PATTERN = "*?["
+_FEW = 10
+
+
+def open_scans(sources: Sources, config: ReadConfig, val_sources: Sources = ()) -> tuple[list[Scan], list[Scan]]:
+    """Open the scans that are meant, those to train on and those to validate on, in the order given.
+
+    Of a folder or a pattern every file is taken that a reader recognises, by name, without those of folders inside it
+    and hidden ones. What is not recognised is named in a warning. A file that another scan reads its frames from is
+    part of that scan. Scans that are also named by themselves, in `val_sources`, or by an earlier pattern are taken
+    once.
+
+    Raises:
+        ConfigError: a folder is given together with a mapping, or is a store.
+        ScanError: a scan cannot be read, nothing is found, or two files hold the same frames.
+    """
+    taken = _Taken()
+    wanted = (_listed(val_sources), _listed(sources))
+    # Scans that are named come first: they decide which of several files stands for the same frames.
+    named = [[None if _is_many(one) else taken.add(_read(one, config)) for one in part] for part in wanted]
+    _refuse_both(*named)
+    held_out, trained = (
+        [
+            scan
+            for one, known in zip(part, scans, strict=True)
+            for scan in ([known] if known is not None else _found(one, config, taken))
+        ]
+        for part, scans in zip(wanted, named, strict=True)
+    )
+    return trained, held_out
+
+
+def _refuse_both(held_out: list[Scan | None], trained: list[Scan | None]) -> None:
+    """A shell that expands a pattern names what is to be held out once more: then it would be trained on."""
+    files = {_frames_of(scan): scan.source for scan in held_out if scan is not None and backing_files(scan.frames)}
+    for scan in trained:
+        if scan is not None and _frames_of(scan) in files:
+            raise ScanError(
+                scan.source, None, expected="scans that are either trained on or held out",
+                found=f"it, and in val_scans {files[_frames_of(scan)]}", remedy="Name it once.",
+            )  # fmt: skip
+
+
+def files_meant(sources: Sources, config: ReadConfig) -> list[Path] | None:
+    """The files that are looked at, those of no format among them; None when a scan is given that is no file.
+
+    Raises:
+        ConfigError, ScanError: as `open_scans`.
+    """
+    paths: list[Path] = []
+    for source in _listed(sources):
+        if isinstance(source, Scan):
+            return None
+        paths += _files(source, config) if _is_many(source) else [Path(source)]
+    return paths
+
+
+class _Taken:
+    """Which frames a scan stands for already, and which files belong to one."""
+
+    def __init__(self) -> None:
+        self.frames: dict[object, str] = {}
+        self.files: set[Path] = set()
+
+    def add(self, scan: Scan) -> Scan:
+        self.frames.setdefault(_frames_of(scan), scan.source)
+        self.files |= {Path(scan.source).resolve(), *_files_of(scan)}
+        return scan
+
+
+def _listed(sources: Sources) -> list[Source]:
+    return [sources] if isinstance(sources, (Scan, str, Path)) else list(sources)
+
+
+def _is_many(source: Source) -> bool:
+    if isinstance(source, Scan):
+        return False
+    path = Path(source)
+    return path.is_dir() or (any(sign in str(source) for sign in _PATTERN) and not path.exists())
+
+
+def _read(source: Source, config: ReadConfig) -> Scan:
+    return source if isinstance(source, Scan) else read_scan(source, config)
+
+
+def _frames_of(scan: Scan) -> object:
+    """What two files have in common when they open the same frames."""
+    backing = backing_files(scan.frames)
+    return scan.source if backing is None else (frozenset(file.resolve() for file in backing[0]), backing[1])
+
+
+def _files_of(scan: Scan) -> set[Path]:
+    """The files that a scan's frames are read from."""
+    backing = backing_files(scan.frames)
+    return set() if backing is None else {file.resolve() for file in backing[0]}
+
+
+def _files(source: str | Path, config: ReadConfig) -> list[Path]:
+    folder = Path(source)
+    if not folder.is_dir():
+        paths = sorted(Path(name) for name in glob.glob(str(source), recursive=True))
+        files = [path for path in paths if path.is_file()]
+    elif (folder / _MANIFEST).is_file():
+        raise ConfigError(f"{folder}: expected scans; found a store, which is prepared already.")
+    elif config.mapping is not None:
+        raise ConfigError(
+            f"{folder}: with a mapping any file could be a scan; name them by a pattern, as '{folder / '*.h5'}'."
+        )
+    else:
+        files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    if not files:
+        raise ScanError(source, None, expected="scan files", found="no file", remedy="Check the spelling of the path.")
+    return files
+
+
+def _found(source: Source, config: ReadConfig, taken: _Taken) -> list[Scan]:
+    """The scans in a folder or of a pattern that are not taken yet; foreign files are named."""
+    assert not isinstance(source, Scan)
+    files = _files(source, config)
+    opened: dict[Path, Scan] = {}
+    foreign: dict[Path, str] = {}
+    faults: dict[Path, ScanError] = {}
+    for path in files:
+        if path.resolve() in taken.files:
+            continue
+        try:
+            why = None if config.mapping is not None else _no_scan(path)
+            if why is None:
+                opened[path] = read_scan(path, config)
+            else:
+                foreign[path] = why
+        except ScanError as error:
+            faults[path] = error
+    if len(foreign) == len(files):
+        raise ScanError(source, None, expected="scan files", found=f"none among {len(files)} files ({_told(foreign)})",
+                        remedy="Describe them in the section 'mapping' of a --config file.")  # fmt: skip
+    new = _once({path: scan for path, scan in opened.items() if _frames_of(scan) not in taken.frames})
+    parts = taken.files.union(*(_files_of(scan) for scan in opened.values()))
+    for scan in new:
+        taken.add(scan)
+    for path, fault in faults.items():
+        if path.resolve() not in parts:
+            raise fault
+    foreign = {path: why for path, why in foreign.items() if path.resolve() not in parts}
+    if foreign:
+        _log.warning("%s: %d file(s) are no scans and are passed over: %s", source, len(foreign), _told(foreign))
+    return new
+
+
+def _told(foreign: dict[Path, str]) -> str:
+    named = "; ".join(f"{path.name} ({why})" for path, why in list(foreign.items())[:_FEW])
+    return named + (f"; and {len(foreign) - _FEW} more" if len(foreign) > _FEW else "")
+
+
+def _no_scan(path: Path) -> str | None:
+    """Why a file is not a scan, or None.
+
+    Raises:
+        ScanError: it is damaged.
+    """
+    try:
+        head = file_head(path)
+    except ScanError as error:
+        return error.found
+    found = reader_of(path, head)
+    if found is None:
+        return foreign_content(path, head).found
+    return "an archive without frames" if found[0].name == "NPZ" and not holds_frames(path) else None
+
+
+def _once(opened: dict[Path, Scan]) -> list[Scan]:
+    """Each set of frames once: both halves of a pair of files open the same scan.
+
+    Raises:
+        ScanError: two files that are no such pair hold the same frames.
+    """
+    first: dict[object, Path] = {}
+    for path, scan in opened.items():
+        other = first.setdefault(_frames_of(scan), path)
+        halves = {path.resolve(), other.resolve()} & (_files_of(scan) | _files_of(opened[other]))
+        if other == path or (halves and recognise(path)[0] is recognise(other)[0]):
+            continue
+        raise ScanError(
+            path, None, expected="frames of its own", found=f"those of {other}",
+            remedy="Name the one that is meant, so that no frame counts twice.",
+        )  # fmt: skip
+    return [opened[path] for path in first.values()]

@@ -1,0 +1,325 @@
+"""Scans in NPZ files: the canonical arrays, and the older ones that are still about."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import logging
+import zipfile
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+
+from torchptycho.core.config.read import ReadConfig, frame_slice
+from torchptycho.core.errors import ScanError
+from torchptycho.core.geometry import Geometry
+from torchptycho.core.scan import Frames, Scan
+from torchptycho.io.checks import check_frame_shape, check_positions, raw_checked_chunks
+from torchptycho.io.frames.frame_stacks import open_stack, select, working_dtype
+from torchptycho.io.probe_files import NO_PROBE, load_probe
+from torchptycho.io.raw_scan import Recorded, check_count, rows_of
+from torchptycho.io.storage.archive import Member, NpzArchive, is_zip, write_array, write_header
+from torchptycho.io.storage.file_access import dump_json, replaced_atomically
+
+__all__ = ["read_npz", "sniff_npz", "write_npz"]
+
+Domain = Literal["counts", "amplitude"]
+
+_FORMAT, _FORMAT_VERSION = "torchptycho-scan", 1
+_LENGTHS = tuple(field.name for field in dataclasses.fields(Geometry))
+# Entries of `_metadata` that become fields of the scan, so that they cannot contradict them later.
+_RESERVED = ("domain", "probe_is_calibrated", "frames_axis", "format", "format_version", *_LENGTHS)
+_FRAMES_KEYS = ("diffraction", "diff3d")
+_LOOK_PX = 2**20
+_log = logging.getLogger(__name__)
+
+
+def sniff_npz(path: Path, head: bytes) -> str | None:
+    """Why this is a scan in NPZ, or None."""
+    if not is_zip(head):
+        return None
+    keys = NpzArchive(path).keys
+    named = [key for key in (*_FRAMES_KEYS, "xcoords", "ycoords", "probeGuess") if key in keys]
+    return f"a zip archive with {', '.join(named)}" if named else "a zip archive of arrays"
+
+
+def holds_frames(path: Path) -> bool:
+    """Whether there are frames in a zip archive of arrays: images, probes and masks are such archives, too."""
+    return not set(_FRAMES_KEYS).isdisjoint(NpzArchive(path).keys)
+
+
+def read_npz(path: Path, config: ReadConfig) -> Recorded:
+    """A scan in an NPZ file: canonical, legacy, or as Ptychodus writes it for training."""
+    frames = frame_slice(config.frames)
+    archive = NpzArchive(path)
+    metadata = archive.load_metadata()
+    _refuse_newer_format(path, metadata)
+    member, axis = _frames_member(archive, metadata)
+    n_in_file = member.shape[axis]
+    height, width = member.shape[1:] if axis == 0 else member.shape[:2]
+    if not config.changes_frames:
+        check_frame_shape(path, member.key, height, width)
+    rows = rows_of(path, member.key, n_in_file, frames)
+    geometry = _geometry(path, metadata)
+    stack = select(open_stack(archive, member, axis), rows)
+    cut = frames is not None
+    keys = _position_keys(archive)
+    positions_px = _positions(archive, keys, rows, n_in_file, cut=cut)
+    check_positions(path, positions_px, geometry.with_object_pixel(height), keys)
+    own_probe = None
+    if config.probe is None and "probeGuess" in archive:
+        own_probe = load_probe(archive, "probeGuess", None if config.changes_frames else height)
+    elif config.probe is None and not config.guess_probe:
+        raise archive.missing("probeGuess", f"the probe, ({height}, {height}) complex", f"Or give {NO_PROBE}")
+    return Recorded(
+        path=path,
+        format="NPZ",
+        frames=stack,
+        rows=rows,
+        domain=_domain(path, member.key, config.domain, metadata, stack),
+        positions=positions_px,
+        unit="px",
+        position_keys=keys,
+        probe=own_probe,
+        bad_pixels=~_mask(archive, (height, width)),
+        scan_id=_scan_id(archive, rows, n_in_file, cut=cut),
+        geometry=geometry,
+        truth=_truth(archive),
+        truth_patches=_truth_patches(archive, n_in_file, height, axis, rows, cut=cut) if height == width else None,
+        nominal_positions_px=_nominal_positions(archive, rows, n_in_file, cut=cut),
+        metadata={key: value for key, value in metadata.items() if key not in _RESERVED},
+        probe_is_calibrated=config.probe is None and metadata.get("probe_is_calibrated") is True,
+        notes=(
+            f"frames in '{member.key}', axis {axis} counts them",
+            f"positions in {keys[0]}, {keys[1]}, in object pixels",
+            "_metadata is there" if metadata else "no _metadata",
+        ),
+    )  # fmt: skip
+
+
+def write_npz(scan: Scan, path: Path, *, compressed: bool = True) -> None:
+    """Write a scan as canonical NPZ, streaming its frames; the file appears only when it is whole.
+
+    Arguments:
+        compressed: deflate the arrays. Without it the file is larger, and its frames can be memory-mapped.
+
+    Raises:
+        ScanError: the frames fail `checked_chunks`, the metadata is not plain, or the place cannot be written to.
+    """
+    known = {key: value for key in _LENGTHS if (value := getattr(scan.geometry, key)) is not None}
+    metadata = {key: value for key, value in scan.metadata.items() if key not in _RESERVED} | known | {
+        "domain": scan.domain, "probe_is_calibrated": scan.probe_is_calibrated, "frames_axis": 0,
+        "format": _FORMAT, "format_version": _FORMAT_VERSION,
+    }  # fmt: skip
+    text = dump_json(metadata, scan.source, "_metadata")
+    small = {
+        "xcoords": scan.positions_px[:, 1], "ycoords": scan.positions_px[:, 0], "probeGuess": scan.probe,
+        "scan_index": scan.scan_id, "objectGuess": scan.truth, "Y": scan.truth_patches,
+        "mask": None if scan.mask.all() else scan.mask, "_metadata": np.array(text),
+    }  # fmt: skip
+    if scan.nominal_positions_px is not None:
+        small |= {"xcoords_start": scan.nominal_positions_px[:, 1], "ycoords_start": scan.nominal_positions_px[:, 0]}
+    method = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
+    with replaced_atomically(path) as target, zipfile.ZipFile(target, "w", method) as archive:
+        for key, array in small.items():
+            if array is not None:
+                write_array(archive, key, np.asarray(array))
+        info = zipfile.ZipInfo("diffraction.npy")
+        info.compress_type = method
+        with archive.open(info, "w", force_zip64=True) as stream:
+            assert isinstance(stream, io.BufferedIOBase)
+            _stream_frames(scan, stream)
+
+
+def _stream_frames(scan: Scan, stream: io.BufferedIOBase) -> None:
+    dtype = working_dtype(scan.frames.dtype)
+    write_header(stream, dtype, scan.frames.shape)
+    for chunk in raw_checked_chunks(scan):
+        stream.write(np.ascontiguousarray(chunk, dtype=dtype).data)
+
+
+def _refuse_newer_format(path: Path, metadata: dict[str, Any]) -> None:
+    version = metadata.get("format_version", 0)
+    if metadata.get("format") == _FORMAT and not (isinstance(version, int) and version <= _FORMAT_VERSION):
+        raise ScanError(
+            path, "_metadata", expected=f"{_FORMAT} version {_FORMAT_VERSION} or older",
+            found=f"version {version}", remedy="Update torchptycho.",
+        )  # fmt: skip
+
+
+def _frames_member(archive: NpzArchive, metadata: dict[str, Any]) -> tuple[Member, int]:
+    """The member with the frames, and the axis along which they lie: 0, or 2 in old files."""
+    key = next((name for name in _FRAMES_KEYS if name in archive), None)
+    if key is None:
+        raise archive.missing("diffraction", "the frames, (M, N, N)")
+    member = archive.member(key)
+    if len(member.shape) != 3:
+        raise ScanError(
+            archive.path, key, expected="a stack of frames (M, N, N)", found=f"an array of shape {member.shape}",
+            remedy="Reshape it; axes of length 1 must go, and a single frame is not a scan.",
+        )  # fmt: skip
+    if member.dtype.kind not in "iuf":
+        remedy = "Save |F|^2 as counts, or |F| as amplitude." if member.dtype.kind == "c" else "Save the counts."
+        raise ScanError(
+            archive.path, key, expected="integer or real frames", found=f"{member.dtype} frames", remedy=remedy
+        )
+    return member, _frame_axis(archive, member, metadata)
+
+
+def _frame_axis(archive: NpzArchive, member: Member, metadata: dict[str, Any]) -> int:
+    said = metadata.get("frames_axis")
+    if said in (0, 2):
+        return int(said)
+    a, b, c = member.shape
+    if a == b == c:
+        raise ScanError(
+            archive.path, member.key, expected="a stack whose axes can be told apart",
+            found=f"shape {member.shape}: as many frames as pixels along an edge, so (M, N, N) and the old order "
+            "(N, N, M) look the same",
+            remedy='Add the entry "frames_axis": 0 for (M, N, N), or 2 for (N, N, M), to the JSON in \'_metadata\'.',
+        )  # fmt: skip
+    key = _position_keys(archive)[1]
+    n_positions = archive.member(key).shape[0] if key in archive and archive.member(key).shape else a
+    # Only the old order leaves the first two axes equal; the number of positions decides when neither fits.
+    return 2 if (a == b and a != n_positions) or (c == n_positions and n_positions not in (a, b)) else 0
+
+
+def _per_frame(archive: NpzArchive, key: str, rows: range, n_in_file: int, *, cut: bool) -> np.ndarray:
+    """A vector with one real number per frame, for the frames `rows`."""
+    member = archive.member(key)
+    if member.dtype.kind not in "iuf" or len([length for length in member.shape if length != 1]) > 1:
+        raise ScanError(
+            archive.path, key, expected=f"one real number per frame, ({n_in_file},)",
+            found=f"{member.dtype} {member.shape}", remedy="Save it as a vector.",
+        )  # fmt: skip
+    n = int(np.prod(member.shape))
+    check_count(archive.path, key, n, n_in_file, rows, cut=cut)
+    return archive.load(key).reshape(-1)[rows.start : rows.stop : rows.step]
+
+
+def _position_keys(archive: NpzArchive) -> tuple[str, str]:
+    """(y, x); the positions as they were asked for, where a file has no others."""
+    nominal = ("ycoords_start", "xcoords_start")
+    absent = not {"ycoords", "xcoords"} & set(archive.keys)
+    return nominal if absent and set(nominal) <= set(archive.keys) else ("ycoords", "xcoords")
+
+
+def _positions(archive: NpzArchive, keys: tuple[str, str], rows: range, n_in_file: int, *, cut: bool) -> np.ndarray:
+    for key in reversed(keys):
+        if key not in archive:
+            raise archive.missing(key, f"{key[0]} of each frame in object pixels, ({n_in_file},)")
+    x, y = (_per_frame(archive, key, rows, n_in_file, cut=cut) for key in reversed(keys))
+    return np.stack([y, x], axis=1).astype(np.float64)
+
+
+def _nominal_positions(archive: NpzArchive, rows: range, n_in_file: int, *, cut: bool) -> np.ndarray | None:
+    keys = ("ycoords_start", "xcoords_start")
+    return _positions(archive, keys, rows, n_in_file, cut=cut) if any(key in archive for key in keys) else None
+
+
+def _scan_id(archive: NpzArchive, rows: range, n_in_file: int, *, cut: bool) -> np.ndarray:
+    key = "scan_index"
+    if key not in archive:
+        return np.zeros(len(rows), np.int64)
+    ids = _per_frame(archive, key, rows, n_in_file, cut=cut)
+    if ids.dtype.kind == "f":
+        found = f"{ids.dtype}"
+        raise ScanError(archive.path, key, expected="integers", found=found, remedy="Save it as int64.")
+    return ids.astype(np.int64)
+
+
+def _mask(archive: NpzArchive, shape: tuple[int, ...]) -> np.ndarray:
+    good = np.ones(shape, bool)
+    for key, meaning in (("mask", "True = good"), ("bad_pixels", "True = bad")):
+        if key not in archive:
+            continue
+        member = archive.member(key)
+        values = archive.load(key) if member.shape == shape and member.dtype.kind in "biu" else None
+        if values is None or not np.isin(values, (0, 1)).all():
+            found = f"{member.dtype} {member.shape}" + ("" if values is None else " with other values")
+            remedy = "Save it as a boolean array of the size of the frames."
+            expected = f"{shape} boolean, {meaning}"
+            raise ScanError(archive.path, key, expected=expected, found=found, remedy=remedy)
+        good &= values.astype(bool) if key == "mask" else ~values.astype(bool)
+        if not good.any():
+            remedy = f"Check its meaning: {meaning}; perhaps it is inverted."
+            raise ScanError(archive.path, key, expected="some good pixels", found="none", remedy=remedy)
+    return good
+
+
+def _truth(archive: NpzArchive) -> np.ndarray | None:
+    key = "objectGuess"
+    if key not in archive:
+        return None
+    member = archive.member(key)
+    if len(member.shape) != 2 or member.dtype.kind != "c":
+        raise ScanError(
+            archive.path, key, expected="a complex object (H, W)", found=f"{member.dtype} {member.shape}",
+            remedy="Save amplitude * exp(1j * phase), or leave it out: it is optional.",
+        )  # fmt: skip
+    with np.errstate(over="ignore"):
+        truth = archive.load(key).astype(np.complex64)
+    if not np.isfinite(truth).all():
+        remedy = "Leave it out: it is optional."
+        raise ScanError(archive.path, key, expected="finite values", found="NaN or infinity", remedy=remedy)
+    return truth
+
+
+def _truth_patches(
+    archive: NpzArchive, n_in_file: int, n_px: int, frames_axis: int, rows: range, *, cut: bool
+) -> np.ndarray | None:
+    key = "Y"
+    if key not in archive:
+        return None
+    member = archive.member(key)
+    # Old files transposed the frames and not always the patches.
+    of_patch = {0: member.shape[1:], 2: member.shape[:-1]} if len(member.shape) == 3 else {}
+    stacks = [axis for axis in (frames_axis, 0, 2) if of_patch.get(axis) == (n_px, n_px)]
+    axis = next((axis for axis in stacks if member.shape[axis] == n_in_file), None)
+    if axis is None and cut:
+        axis = next((axis for axis in stacks if member.shape[axis] > rows[-1]), None)
+    if axis is None or member.dtype.kind != "c":
+        raise ScanError(
+            archive.path, key, expected=f"complex object patches {(n_in_file, n_px, n_px)}",
+            found=f"{member.dtype} {member.shape}", remedy="Leave it out: it is optional.",
+        )  # fmt: skip
+    return select(open_stack(archive, member, axis), rows)[:]
+
+
+def _geometry(path: Path, metadata: dict[str, Any]) -> Geometry:
+    """Lengths from the metadata; the photon numbers that stay there are judged along with them."""
+    known = {key: metadata[key] for key in _LENGTHS if metadata.get(key) is not None}
+    doses = {key: metadata[key] for key in ("nphotons", "photons_per_frame") if metadata.get(key) is not None}
+    for key, value in (known | doses).items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+            unit = key.rsplit("_", 1)[-1] if key in known else "photons"
+            raise ScanError(
+                path, "_metadata", expected=f"'{key}' to be a positive number in {unit}", found=f"{value!r}",
+                remedy="Correct it or leave it out.",
+            )  # fmt: skip
+    return Geometry(**{key: float(value) for key, value in known.items()})
+
+
+def _domain(path: Path, key: str, asked: Domain | None, metadata: dict[str, Any], stack: Frames) -> Domain:
+    stated = asked or metadata.get("domain")
+    if stated is not None:
+        if stated not in ("counts", "amplitude"):
+            raise ScanError(
+                path, "_metadata" if asked is None else key, expected="'domain' to be \"counts\" or \"amplitude\"",
+                found=f"{stated!r}", remedy="Correct it, or say it with --domain.",
+            )  # fmt: skip
+        return cast(Domain, stated)
+    if stack.dtype.kind in "iu":
+        return "counts"
+    few = max(1, min(stack.shape[0], _LOOK_PX // (stack.shape[1] * stack.shape[2])))
+    first = next(stack.chunks(few))
+    with np.errstate(invalid="ignore"):
+        whole = bool((first == np.round(first)).all()) and bool((first > 1).any())
+    if whole:
+        _log.warning(
+            "%s: '%s' is %s and is taken as amplitude, by the file contract, but the first %d frames hold whole "
+            "numbers, as counts do. If they are counts, say so with --domain counts.",
+            path, key, stack.dtype, len(first),
+        )  # fmt: skip
+    return "amplitude"

@@ -1,0 +1,317 @@
+"""Products of Ptychodus (HDF5 and NPZ): positions, probe and object in metres; the frames are in a file beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torchptycho.core.config.read import ReadConfig, frame_slice
+from torchptycho.core.errors import ScanError
+from torchptycho.core.scan import Frames
+from torchptycho.io.frames.frame_stacks import CastFrames, scattered_is_dear, working_dtype
+from torchptycho.io.frames.hdf5_frames import Hdf5Frames, hdf5_stack
+from torchptycho.io.frames.views import PickedFrames
+from torchptycho.io.probe_files import probe_modes
+from torchptycho.io.raw_scan import Recorded, lengths, rows_of
+from torchptycho.io.storage.archive import NpzArchive, is_zip
+from torchptycho.io.storage.file_access import file_head
+from torchptycho.io.storage.hdf5 import MAGIC, attribute, find, load_array, names_in, open_hdf5
+
+__all__ = ["read_product", "sniff_product"]
+
+_POSITIONS = ("probe_position_indexes", "probe_position_x_m", "probe_position_y_m")
+_NUMBERS = (
+    "focus_object_distance_m", "probe_photon_count", "exposure_time_s", "mass_attenuation_m2_per_kg",
+    "tomography_angle_deg", "tilt_angle_deg",
+)  # fmt: skip
+_BESIDE = "diffraction.h5"
+
+Number = Callable[..., float | str | None]
+
+
+def sniff_product(path: Path, head: bytes) -> str | None:
+    """Why this is a product, or None."""
+    if head.startswith(MAGIC):
+        with open_hdf5(path) as file:
+            there = set(_POSITIONS) <= set(names_in(file, path))
+        return f"HDF5 with {_POSITIONS[0]} and positions in metres" if there else None
+    if is_zip(head) and set(_POSITIONS) <= set(NpzArchive(path).keys):
+        return f"a zip archive with {_POSITIONS[0]} and positions in metres"
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Content:
+    """The arrays of a product, and its single values by the names of its NPZ form; None for what is empty."""
+
+    path: Path
+    array: Callable[[str], np.ndarray | None]
+    value: Number
+
+
+@contextmanager
+def _content(path: Path) -> Iterator[_Content]:
+    if is_zip(file_head(path)):
+        archive = NpzArchive(path)
+
+        def from_archive(*names: str) -> float | str | None:
+            for name in names:
+                if name in archive and name not in ("name", "comments"):
+                    values = archive.load(name)
+                    if values.size != 1 or not np.isfinite(values).all():
+                        found = f"{values.dtype} {values.shape}"
+                        raise ScanError(path, name, expected="one finite number", found=found,
+                                        remedy="Correct it.")  # fmt: skip
+                    return float(values.reshape(-1)[0])
+            return None
+
+        def array(name: str) -> np.ndarray | None:
+            return archive.load(name) if name in archive and not archive.is_empty(name) else None
+
+        yield _Content(path, array, from_archive)
+        return
+    with open_hdf5(path) as file:
+
+        def dataset(name: str) -> np.ndarray | None:
+            node = find(file, path, name)
+            return None if node is None or 0 in (node.shape or (0,)) else load_array(node, path, name)
+
+        def from_attributes(*names: str) -> float | str | None:
+            for name in names:
+                node: Any = file
+                for owner in ("object", "probe"):
+                    if name.startswith(f"{owner}_pixel") or name.startswith(f"{owner}_center"):
+                        node, name = find(file, path, owner), name.removeprefix(f"{owner}_")
+                found = None if node is None else attribute(node, path, name)
+                if found is not None:
+                    return found
+            return None
+
+        yield _Content(path, dataset, from_attributes)
+
+
+def read_product(path: Path, config: ReadConfig) -> Recorded:
+    """A product with the frames of its diffraction file, paired by index.
+
+    The file is `config.diffraction`, else STEM-diffraction.h5 or diffraction.h5 beside the product, else the product's
+    own group `raw_data`. Positions that share an index are averaged; frames without a position, and positions without a
+    frame, are left out and listed. Pixels are those of the product's object: px = (m - centre) / pixel + n / 2.
+
+    Raises:
+        ScanError: no frames, or values that a product cannot have.
+    """
+    notes: list[str] = []
+    with _content(path) as content:
+        indexes, positions_m = _positions(content, notes)
+        pixel_m = _pixel(content, "object")
+        truth, shape = _object(content, notes)
+        center = tuple(_number(content, f"object_center_{axis}_m", default=0.0) for axis in "yx")
+        positions_px = (positions_m - np.array(center)) / pixel_m + np.array(shape) / 2
+        probe = None
+        if config.probe is None and (array := content.array("probe")) is not None:
+            probe = probe_modes(path, "probe", _complex(path, "probe", array))
+            if array.ndim == 4 and len(array) > 1:
+                notes.append(f"{len(array)} probes of variable shape: the first is taken")
+        known = {
+            "energy_eV": _number(content, "photon_energy_eV", "probe_energy_eV", default=0.0),
+            "distance_m": abs(_number(content, "detector_object_distance_m", default=0.0)),
+            "object_pixel_m": pixel_m,
+        }
+        metadata: dict[str, Any] = {name: value for name in _NUMBERS if (value := content.value(name)) is not None}
+        if (
+            "mass_attenuation_m2_per_kg" not in metadata
+            and (old := content.value("mass_attenuation_m2_kg")) is not None
+        ):
+            metadata["mass_attenuation_m2_per_kg"] = old
+        for name in ("name", "comments"):
+            if isinstance(text := content.value(name), str) and text:
+                metadata[name] = text
+        for name, older in (("loss_values", "costs"), ("loss_epochs", "loss_epochs")):
+            values = content.array(name)
+            values = content.array(older) if values is None else values
+            if values is not None and values.dtype.kind in "iuf" and np.isfinite(values).all():
+                metadata[name] = values.reshape(-1).tolist()
+        far_field = content.value("far_field") is None or bool(content.value("far_field"))
+    stack, frame_indexes, bad, detector_pixel_m, key = _frames(path, config, notes)
+    rows, places, left_out = _paired(path, key, frame_indexes, indexes, frame_slice(config.frames))
+    used = np.zeros(len(indexes), bool)
+    used[places] = True
+    if not used.all():
+        first = ", ".join(str(index) for index in indexes[~used][:20])
+        notes.append(f"{int((~used).sum())} position(s) without a frame left out: indexes {first}")
+    picked: Frames = stack
+    if not np.array_equal(rows, np.arange(stack.shape[0])):
+        picked = PickedFrames(stack, rows, streamed=scattered_is_dear(stack))
+    return Recorded(
+        path=path,
+        format="Ptychodus product",
+        frames=_cast(picked),
+        rows=rows,
+        domain="counts",
+        positions=positions_px[places],
+        unit="px",
+        position_keys=("probe_position_y_m", "probe_position_x_m"),
+        positions_n_px=None if probe is None else probe.shape[-1],
+        probe=probe,
+        bad_pixels=bad,
+        geometry=lengths(path, **known, detector_pixel_m=detector_pixel_m),
+        far_field=far_field,
+        truth=truth,
+        metadata=metadata,
+        notes=tuple(notes),
+        left_out=left_out,
+    )
+
+
+def _cast(frames: Frames) -> Frames:
+    dtype = working_dtype(frames.dtype)
+    return frames if dtype == frames.dtype else CastFrames(frames, dtype)
+
+
+def _number(content: _Content, *names: str, default: float | None = None) -> float:
+    value = content.value(*names)
+    if isinstance(value, str) or (value is None and default is None):
+        raise ScanError(content.path, names[0], expected="a number", found="none" if value is None else repr(value),
+                        remedy="Export the product again.")  # fmt: skip
+    return float(default if value is None and default is not None else value)  # type: ignore[arg-type]
+
+
+def _pixel(content: _Content, owner: str) -> float:
+    height, width = (_number(content, f"{owner}_pixel_{name}_m") for name in ("height", "width"))
+    if not (height > 0 and math.isclose(height, width, rel_tol=1e-3)):
+        raise ScanError(
+            content.path, f"{owner}_pixel_height_m", expected="square pixels", found=f"{height:g} m x {width:g} m",
+            remedy="Resample the product; oblong pixels are not modelled.",
+        )  # fmt: skip
+    return height
+
+
+def _positions(content: _Content, notes: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct indexes, ascending, and their positions (y, x) in metres."""
+    arrays = [content.array(name) for name in _POSITIONS]
+    for name, array in zip(_POSITIONS, arrays, strict=True):
+        if array is None or array.ndim != 1 or array.dtype.kind not in "iuf" or array.shape != arrays[0].shape:  # type: ignore[union-attr]
+            found = "none" if array is None else f"{array.dtype} {array.shape}"
+            raise ScanError(content.path, name, expected="one number per position, as many as indexes", found=found,
+                            remedy="Export the product again.")  # fmt: skip
+    raw, x, y = (np.asarray(array) for array in arrays)
+    if raw.dtype.kind == "f":
+        raise ScanError(content.path, _POSITIONS[0], expected="integers", found=f"{raw.dtype}",
+                        remedy="Export the product again.")  # fmt: skip
+    indexes, where, counts = np.unique(raw.astype(np.int64), return_inverse=True, return_counts=True)
+    positions = np.zeros((len(indexes), 2))
+    np.add.at(positions, where, np.stack([y, x], axis=1).astype(np.float64))
+    if (counts > 1).any():
+        notes.append(f"{int((counts > 1).sum())} index(es) with several positions: averaged")
+    return indexes, positions / counts[:, None]
+
+
+def _object(content: _Content, notes: list[str]) -> tuple[np.ndarray | None, tuple[int, int]]:
+    """The object of one layer, and its size; products of several layers have no object for a scan."""
+    array = content.array("object")
+    if array is None or array.ndim not in (2, 3):
+        found = "none" if array is None else f"{array.shape}"
+        raise ScanError(content.path, "object", expected="an object (layers, H, W)", found=found,
+                        remedy="Its size says where the positions are; export the product again.")  # fmt: skip
+    shape = (int(array.shape[-2]), int(array.shape[-1]))
+    if array.ndim == 3 and len(array) > 1:
+        notes.append(f"an object of {len(array)} layers is left out")
+        return None, shape
+    return _complex(content.path, "object", array).reshape(shape), shape
+
+
+def _complex(path: Path, key: str, array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind not in "fc":
+        raise ScanError(path, key, expected="complex numbers", found=f"{array.dtype} {array.shape}",
+                        remedy="Export the product again.")  # fmt: skip
+    with np.errstate(over="ignore"):
+        values = array.astype(np.complex64)
+    if not np.isfinite(values).all():
+        raise ScanError(path, key, expected="finite values", found="NaN or infinity", remedy="Export it again.")
+    return values
+
+
+def _frames(
+    path: Path, config: ReadConfig, notes: list[str]
+) -> tuple[Hdf5Frames, np.ndarray, np.ndarray | None, float | None, str]:
+    """Stack, index of each frame, bad pixels, detector pixel, and where the stack was."""
+    beside = [path.with_name(f"{path.stem}-{_BESIDE}"), path.with_name(_BESIDE)]
+    named = [Path(config.diffraction)] if config.diffraction else beside
+    file_path = next((file for file in named if file.is_file()), None)
+    if file_path is not None:
+        notes.append(f"frames in {file_path.name}")
+        with _hdf5(file_path) as file:
+            node = find(file, file_path, "patterns")
+            if node is None:
+                raise ScanError(file_path, "patterns", expected="the frames, (M, H, W)", found="no such dataset",
+                                remedy="Name a diffraction file of Ptychodus with --diffraction FILE.")  # fmt: skip
+            stack = hdf5_stack(node, file_path, "patterns")
+            sizes = [attribute(node, file_path, f"detector_pixel_{name}_m") for name in ("height", "width")]
+            pixel_m = float(sizes[0]) if isinstance(sizes[0], int | float) and sizes[0] > 0 else None
+            index_node, bad_node = find(file, file_path, "indexes"), find(file, file_path, "bad_pixels")
+            indexes = None if index_node is None else load_array(index_node, file_path, "indexes")
+            bad = None if bad_node is None else load_array(bad_node, file_path, "bad_pixels")
+        return stack, _indexes(file_path, indexes, stack.shape[0]), _bad(file_path, bad), pixel_m, "patterns"
+    if not is_zip(file_head(path)) and not config.diffraction:
+        with open_hdf5(path) as file:
+            node = find(file, path, "raw_data/diffraction")
+            if node is not None:
+                notes.append("frames in its group raw_data")
+                stack = hdf5_stack(node, path, "raw_data/diffraction")
+                index_node = find(file, path, "probe_position_indexes")
+                indexes = load_array(index_node, path, "probe_position_indexes")
+                same = len(indexes) == stack.shape[0]
+                return stack, _indexes(path, indexes if same else None, stack.shape[0]), None, None, stack.key
+    raise ScanError(
+        path, None, expected=f"the frames in {' or '.join(str(file) for file in named)}", found="no such file",
+        remedy="A product has no frames of its own: name their file with --diffraction FILE.",
+    )  # fmt: skip
+
+
+@contextmanager
+def _hdf5(path: Path) -> Iterator[Any]:
+    if not file_head(path).startswith(MAGIC):
+        raise ScanError(path, None, expected="a diffraction file (HDF5)", found="another format",
+                        remedy="Name a diffraction file of Ptychodus with --diffraction FILE.")  # fmt: skip
+    with open_hdf5(path) as file:
+        yield file
+
+
+def _indexes(path: Path, values: np.ndarray | None, m: int) -> np.ndarray:
+    if values is None:
+        return np.arange(m)
+    if values.shape != (m,) or values.dtype.kind not in "iu":
+        raise ScanError(path, "indexes", expected=f"{m} integers, one per frame",
+                        found=f"{values.dtype} {values.shape}",
+                        remedy="Export the frames again.")  # fmt: skip
+    return values.astype(np.int64)
+
+
+def _bad(path: Path, values: np.ndarray | None) -> np.ndarray | None:
+    if values is not None and (values.ndim != 2 or values.dtype.kind not in "biu"):
+        raise ScanError(path, "bad_pixels", expected="(H, W) boolean, True = bad",
+                        found=f"{values.dtype} {values.shape}",
+                        remedy="Export the frames again.")  # fmt: skip
+    return None if values is None else values.astype(bool)
+
+
+def _paired(
+    path: Path, key: str, frame_indexes: np.ndarray, indexes: np.ndarray, cut: slice | None
+) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    """Rows of the stack that have a position, the places of these positions, and the rows that have none."""
+    rows = np.asarray(rows_of(path, key, len(frame_indexes), cut))
+    place = np.searchsorted(indexes, frame_indexes[rows])
+    known = (place < len(indexes)) & (indexes[np.minimum(place, len(indexes) - 1)] == frame_indexes[rows])
+    if known.sum() < 2:
+        raise ScanError(
+            path, _POSITIONS[0], expected="frames and positions that share indexes",
+            found=f"{int(known.sum())} of {len(rows)} frames with a position",
+            remedy="Is the diffraction file of another scan? Name the right one with --diffraction FILE.",
+        )  # fmt: skip
+    return rows[known], place[known], {int(row): "no position has its index" for row in rows[~known]}

@@ -1,0 +1,105 @@
+"""The formats that scans come in: one reader per file, told apart by content; packages add more by an entry point."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import importlib.metadata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torchptycho.core.config.read import ReadConfig
+from torchptycho.core.errors import ConfigError
+from torchptycho.io.raw_scan import Recorded
+from torchptycho.io.storage.file_access import file_head, foreign_content
+
+__all__ = ["ENTRY_POINTS", "Reader", "reader_of", "readers", "recognise"]
+
+ENTRY_POINTS = "torchptycho.readers"
+"""Group of entry points; each names a `Reader`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reader:
+    """A file format.
+
+    Arguments:
+        name: what the format is called.
+        sniff: from the path and the first 16 bytes, why the file is of this format, in a few words; else None. It is
+            called for any file, and a file of another format must not make it fail.
+        read: the content of the file. Errors of the file are `ScanError`s.
+    """
+
+    name: str
+    sniff: Callable[[Path, bytes], str | None]
+    read: Callable[[Path, ReadConfig], Recorded]
+
+
+# Asked in this order; modules are imported when they are asked. A format that is part of another one comes first.
+_OWN = (
+    ("CXI / NXcxi_ptycho", "cxi", "sniff_cxi", "read_cxi"),
+    ("Ptychodus product", "ptychodus_reader", "sniff_product", "read_product"),
+    ("PtyPy .ptyd", "ptypy", "sniff_ptyd", "read_ptyd"),
+    ("pty-chi", "ptychi", "sniff_ptychi", "read_ptychi"),
+    ("NPZ", "npz", "sniff_npz", "read_npz"),
+)
+
+
+@functools.cache
+def readers() -> tuple[Reader, ...]:
+    """All readers: those of other packages first, so that they can claim files that look like more common ones.
+
+    Raises:
+        ConfigError: an entry point is no reader.
+    """
+    return (*_foreign(), *(_own(*names) for names in _OWN))
+
+
+def _own(name: str, module: str, sniff: str, read: str) -> Reader:
+    def function(attribute: str) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            return getattr(importlib.import_module(f"torchptycho.io.formats.{module}"), attribute)(*arguments)
+
+        return call
+
+    return Reader(name=name, sniff=function(sniff), read=function(read))
+
+
+def _foreign() -> list[Reader]:
+    found = []
+    for point in sorted(importlib.metadata.entry_points(group=ENTRY_POINTS), key=lambda point: point.name):
+        reader = point.load()
+        if not isinstance(reader, Reader):
+            raise ConfigError(
+                f"entry point '{point.name}' of {ENTRY_POINTS}: expected a torchptycho.io.Reader; found {reader!r}."
+            )
+        found.append(reader)
+    return found
+
+
+def recognise(path: Path) -> tuple[Reader, str]:
+    """The reader of a file, and why.
+
+    Raises:
+        ScanError: no file, or of no known format.
+    """
+    head = file_head(path)
+    found = reader_of(path, head)
+    if found is None:
+        raise foreign_content(path, head, [reader.name for reader in readers()])
+    return found
+
+
+def reader_of(path: Path, head: bytes) -> tuple[Reader, str] | None:
+    """The reader of a file that begins so, and why; None for a file of no known format.
+
+    Raises:
+        ScanError: the file is damaged.
+    """
+    for reader in readers():
+        why = reader.sniff(path, head)
+        if why is not None:
+            return reader, why
+    return None

@@ -1,0 +1,1 @@
+"""Stacks of diffraction patterns that stay in their files."""

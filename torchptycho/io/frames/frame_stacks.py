@@ -1,0 +1,283 @@
+"""Stacks of frames that stay in their file: read where they lie when stored plainly, streamed when compressed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import itertools
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torchptycho.core.errors import ScanError
+from torchptycho.core.scan import ArrayFrames, Frames
+from torchptycho.io.frames.hdf5_frames import Hdf5Frames
+from torchptycho.io.frames.processing import ProcessedFrames
+from torchptycho.io.frames.views import JoinedFrames, PickedFrames
+from torchptycho.io.storage.archive import Member, NpzArchive, fill, member_damage
+
+__all__ = [
+    "CastFrames",
+    "FileFrames",
+    "StoredFrames",
+    "ZippedFrames",
+    "backing_files",
+    "frames_in",
+    "open_stack",
+    "rows_in_file",
+    "scattered_is_dear",
+    "select",
+]
+
+_CHUNK_BYTES = 16 * 2**20
+
+
+def frames_in(n_bytes: int, frames: Frames) -> int:
+    """Frames of this stack that fit into so many bytes, at least one."""
+    _, height, width = frames.shape
+    return max(1, n_bytes // (height * width * frames.dtype.itemsize))
+
+
+class FileFrames:
+    """What the stacks in an NPZ share: bytes in the order (frame, row, column), or (frame, column, row)."""
+
+    def __init__(self, member: Member, shape: tuple[int, int, int], *, transposed: bool) -> None:
+        self.member, self._stored_shape, self._transposed = member, shape, transposed
+
+    @property
+    def key(self) -> str:
+        return self.member.key
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        m, first, second = self._stored_shape
+        return (m, second, first) if self._transposed else (m, first, second)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.member.dtype
+
+    def _oriented(self, stack: np.ndarray) -> np.ndarray:
+        return stack.swapaxes(-1, -2) if self._transposed else stack
+
+
+class StoredFrames(FileFrames):
+    """Frames of an uncompressed NPZ, read where they lie; a whole pass verifies the archive's checksum.
+
+    Read, not mapped: a file that is cut short meanwhile is then an error, and not the end of the process.
+    """
+
+    def chunks(self, frames_per_chunk: int) -> Iterator[np.ndarray]:
+        m, height, width = self._stored_shape
+        # The sum of a chunk takes as long as reading it, and is taken while it is used.
+        crc: Future[int] = Future()
+        crc.set_result(self.member.header_crc)
+        with self._values() as stream, ThreadPoolExecutor(1) as beside:
+            for start in range(0, m, frames_per_chunk):
+                chunk = np.empty((min(frames_per_chunk, m - start), height, width), self.dtype)
+                fill(stream, chunk)
+                chunk.flags.writeable = False
+                crc = beside.submit(zlib.crc32, chunk.data, crc.result())
+                yield self._oriented(chunk)
+        if crc.result() != self.member.crc:
+            raise ScanError(
+                self.member.path,
+                self.key,
+                expected=f"data with the checksum {self.member.crc:08x}",
+                found=f"{crc.result():08x}: the data changed since they were written",
+                remedy="Copy or export the file again.",
+            )
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        m, height, width = self._stored_shape
+        wanted = np.arange(m)[index]
+        rows = np.ravel(wanted)
+        out = np.empty((rows.size, height, width), self.dtype)
+        # One read for frames that follow each other.
+        starts = np.flatnonzero(np.diff(rows, prepend=-2) != 1).tolist()
+        runs = list(itertools.pairwise([*starts, rows.size]))
+        with self._values() as stream:
+            begin = stream.tell()
+            for first, last in runs:
+                stream.seek(begin + int(rows[first]) * height * width * self.dtype.itemsize)
+                fill(stream, out[first:last])
+        return self._oriented(out).reshape(*np.shape(wanted), *self.shape[1:])
+
+    @contextmanager
+    def _values(self) -> Iterator[io.RawIOBase]:
+        assert self.member.file_offset is not None
+        with member_damage(self.member.path, self.key), self.member.path.open("rb", buffering=0) as stream:
+            stream.seek(self.member.file_offset)
+            yield stream
+
+
+class ZippedFrames(FileFrames):
+    """Frames of a compressed NPZ. Only forward reading is possible: `chunks` is cheap, scattered indices are not."""
+
+    def chunks(self, frames_per_chunk: int) -> Iterator[np.ndarray]:
+        m, height, width = self._stored_shape
+        with self.member.open_values() as stream:
+            for start in range(0, m, frames_per_chunk):
+                chunk = np.empty((min(frames_per_chunk, m - start), height, width), self.dtype)
+                fill(stream, chunk)
+                yield self._oriented(chunk)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        wanted = np.arange(self.shape[0])[index]
+        flat = np.ravel(wanted)
+        out = np.empty((flat.size, *self.shape[1:]), self.dtype)
+        last, start = int(flat.max(initial=-1)), 0
+        if last >= 0:
+            for chunk in self.chunks(min(last + 1, frames_in(_CHUNK_BYTES, self))):
+                here = np.flatnonzero((flat >= start) & (flat < start + len(chunk)))
+                out[here] = chunk[flat[here] - start]
+                start += len(chunk)
+                if start > last:
+                    break
+        return out.reshape(*np.shape(wanted), *self.shape[1:])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ViewFrames(ArrayFrames):
+    """Frames whose axes lie in another order in the file; a view of the file's map, or a copy in memory."""
+
+    key: str = "diffraction"
+
+    def chunks(self, frames_per_chunk: int) -> Iterator[np.ndarray]:
+        for chunk in super().chunks(frames_per_chunk):
+            self._refuse_shorter()
+            yield chunk
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        self._refuse_shorter()
+        return super().__getitem__(index)
+
+    def _refuse_shorter(self) -> None:
+        """To look beyond the end of a file that is mapped would end the process."""
+        array = self.array
+        if not isinstance(array, np.memmap) or array.filename is None:
+            return
+        path, needed = Path(array.filename), array.offset + array.nbytes
+        found = path.stat().st_size if path.is_file() else 0
+        if found < needed:
+            raise ScanError(
+                path, self.key, expected=f"{needed} bytes, as when it was opened", found=f"{found}",
+                remedy="Wait until it is written completely, and read it again.",
+            )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CastFrames:
+    """Another stack, converted as it is read."""
+
+    inner: Frames
+    dtype: np.dtype[Any]
+
+    @property
+    def key(self) -> str:
+        return str(getattr(self.inner, "key", "diffraction"))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.inner.shape
+
+    def chunks(self, frames_per_chunk: int) -> Iterator[np.ndarray]:
+        for chunk in self.inner.chunks(frames_per_chunk):
+            yield self._cast(chunk)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return self._cast(self.inner[index])
+
+    def _cast(self, values: np.ndarray) -> np.ndarray:
+        # What does not fit becomes infinite, which the checks of the values report with its frame.
+        with np.errstate(over="ignore"):
+            return values.astype(self.dtype)
+
+
+def backing_files(frames: Frames) -> tuple[tuple[Path, ...], str] | None:
+    """The files that these frames are read from as they are needed, and which part of them they are.
+
+    None for frames in memory, and for all that did not come from here: a view of a file's map may have been turned.
+    """
+    if isinstance(frames, JoinedFrames):
+        parts = [backing_files(part) for part in frames.parts]
+        if any(part is None for part in parts):
+            return None
+        return tuple(file for part in parts if part for file in part[0]), ";".join(part[1] for part in parts if part)
+    if isinstance(frames, CastFrames | PickedFrames | ProcessedFrames):
+        inner = backing_files(frames.inner)
+        if inner is None:
+            return None
+        how = ""
+        if isinstance(frames, PickedFrames):
+            how = hashlib.sha256(np.ascontiguousarray(frames.rows, np.int64).tobytes()).hexdigest()
+        elif isinstance(frames, ProcessedFrames):
+            how = f"{frames.steps.fingerprint()}{frames.domain}"
+        return inner[0], f"{inner[1]}{how}"
+    if isinstance(frames, FileFrames):
+        return (frames.member.path,), frames.key
+    if isinstance(frames, Hdf5Frames):
+        return frames.files, f"{frames.key}{frames.order}"
+    if isinstance(frames, ViewFrames) and isinstance(frames.array, np.memmap) and frames.array.filename is not None:
+        return (Path(frames.array.filename),), f"{frames.key}{frames.array.strides}"
+    return None
+
+
+def scattered_is_dear(frames: Frames) -> bool:
+    """Whether reading single frames means reading all those before."""
+    if isinstance(frames, JoinedFrames):
+        return any(scattered_is_dear(part) for part in frames.parts)
+    if isinstance(frames, CastFrames | PickedFrames | ProcessedFrames):
+        return scattered_is_dear(frames.inner)
+    return isinstance(frames, ZippedFrames)
+
+
+def rows_in_file(frames: Frames, indices: list[int]) -> list[int]:
+    """The same frames as the file counts them."""
+    if isinstance(frames, CastFrames | ProcessedFrames):
+        return rows_in_file(frames.inner, indices)
+    if isinstance(frames, PickedFrames):
+        return rows_in_file(frames.inner, [int(frames.rows[i]) for i in indices])
+    return indices
+
+
+def working_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype that values of a file get in memory: float32, complex64, or the detector's own integers."""
+    return np.dtype({"f": np.float32, "c": np.complex64}.get(dtype.kind, dtype.newbyteorder("=")))
+
+
+def select(frames: Frames, rows: range) -> Frames:
+    """Only the frames `rows` of a stack, in working dtype; the stack itself when nothing needs to change."""
+    selected = frames
+    if rows != range(frames.shape[0]):
+        selected = PickedFrames(frames, np.asarray(rows), streamed=scattered_is_dear(frames))
+    dtype = working_dtype(frames.dtype)
+    return selected if dtype == frames.dtype else CastFrames(selected, dtype)
+
+
+def open_stack(archive: NpzArchive, member: Member, frame_axis: int) -> Frames:
+    """The stack in a 3-D member whose frames lie along `frame_axis` (0, or 2 in old files), without reading it.
+
+    Only a compressed stack whose frames do not lie one after the other in the file is read into memory.
+    """
+    order = "F" if member.fortran_order else "C"
+    # In C order the first axis is the slowest in the file, in Fortran order the last one.
+    if (order, frame_axis) in {("C", 0), ("F", 2)}:
+        a, b, c = member.shape
+        shape, transposed = ((a, b, c), False) if order == "C" else ((c, b, a), True)
+        kind = ZippedFrames if member.file_offset is None else StoredFrames
+        return kind(member, shape, transposed=transposed)
+    if member.file_offset is None:
+        array = archive.load(member.key)
+    else:
+        array = np.memmap(
+            member.path, member.dtype, mode="r", offset=member.file_offset, shape=member.shape,
+            order="F" if member.fortran_order else "C",
+        )  # fmt: skip
+    return ViewFrames(np.moveaxis(array, frame_axis, 0), key=member.key)

@@ -1,0 +1,142 @@
+"""Stacks of frames that stay in an HDF5 file and are read along its own chunks."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torchptycho.core.errors import ScanError
+from torchptycho.io.storage.hdf5 import check_dataset, hdf5_damage, open_hdf5
+
+__all__ = ["Hdf5Frames", "hdf5_stack"]
+
+_READ_BYTES = 16 * 2**20
+_LONGEST_READ_BYTES = 256 * 2**20
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Hdf5Frames:
+    """Frames of an HDF5 dataset.
+
+    Arguments:
+        path, key: the file and the dataset in it, which may be virtual or lie behind a link.
+        stored_shape: of the dataset; with more than 3 axes, all but the last two count the frames, in C order.
+        order: axes of a 3-D dataset that are frame, row and column.
+        per_block: frames that one chunk of the file holds.
+        files: all the files that the values come from.
+        grows: more frames may have come since it was looked at; else that is an error.
+    """
+
+    path: Path
+    key: str
+    stored_shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    order: tuple[int, int, int]
+    per_block: int
+    files: tuple[Path, ...]
+    grows: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        if len(self.stored_shape) == 3:
+            m, height, width = (self.stored_shape[axis] for axis in self.order)
+            return m, height, width
+        return math.prod(self.stored_shape[:-2]), self.stored_shape[-2], self.stored_shape[-1]
+
+    def chunks(self, frames_per_chunk: int) -> Iterator[np.ndarray]:
+        """The stack in order; reads begin where chunks of the file begin."""
+        step = max(self.per_block, frames_per_chunk // self.per_block * self.per_block)
+        if step > frames_per_chunk and step * self._frame_bytes > _LONGEST_READ_BYTES:
+            step = frames_per_chunk
+        with self._dataset() as dataset:
+            for start in range(0, self.shape[0], step):
+                block = self._read(dataset, start, min(start + step, self.shape[0]))
+                for first in range(0, len(block), frames_per_chunk):
+                    yield block[first : first + frames_per_chunk]
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        wanted = np.arange(self.shape[0])[index]
+        rows, inverse = np.unique(wanted, return_inverse=True)
+        out = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        longest = max(1, _READ_BYTES // self._frame_bytes)
+        with self._dataset() as dataset:
+            first = 0
+            while first < len(rows):
+                # One read for neighbours within a chunk of the file or next to each other, as far as memory goes.
+                last = first
+                while (
+                    last + 1 < len(rows)
+                    and rows[last + 1] - rows[last] <= self.per_block
+                    and rows[last + 1] - rows[first] < max(longest, self.per_block)
+                ):
+                    last += 1
+                block = self._read(dataset, int(rows[first]), int(rows[last]) + 1)
+                out[first : last + 1] = block[rows[first : last + 1] - rows[first]]
+                first = last + 1
+        return out[inverse].reshape(*np.shape(wanted), *self.shape[1:])
+
+    @property
+    def _frame_bytes(self) -> int:
+        return self.shape[1] * self.shape[2] * self.dtype.itemsize
+
+    @contextmanager
+    def _dataset(self) -> Iterator[Any]:
+        with open_hdf5(self.path) as file:
+            with hdf5_damage(self.path, self.key):
+                dataset = file[self.key]
+                found, shape = f"{dataset.dtype} {dataset.shape}", dataset.shape
+            longer = self.grows and self.order[0] == 0 and shape[:1] > self.stored_shape[:1]
+            if longer:
+                shape = (*self.stored_shape[:1], *shape[1:])
+            if (dataset.dtype, shape) != (self.dtype, self.stored_shape):
+                raise ScanError(
+                    self.path, self.key, expected=f"{self.dtype} {self.stored_shape}",
+                    found=f"{found}: it changed since it was opened", remedy="Open it again.",
+                )  # fmt: skip
+            yield dataset
+
+    def _read(self, dataset: Any, start: int, stop: int) -> np.ndarray:
+        with hdf5_damage(self.path, self.key):
+            if len(self.stored_shape) == 3:
+                cut = [slice(None)] * 3
+                cut[self.order[0]] = slice(start, stop)
+                return np.asarray(np.transpose(dataset[tuple(cut)], self.order))
+            lead = self.stored_shape[:-2]
+            inner = lead[-1]
+            parts = []
+            for row in range(start // inner, (stop - 1) // inner + 1):
+                outer = tuple(int(i) for i in np.unravel_index(row, lead[:-1]))
+                low, high = max(start - row * inner, 0), min(stop - row * inner, inner)
+                parts.append(dataset[(*outer, slice(low, high))])
+            return np.concatenate(parts)
+
+
+def hdf5_stack(dataset: Any, path: Path, key: str, axes: str = "myx") -> Hdf5Frames:
+    """The frames of a dataset, without reading them.
+
+    Arguments:
+        axes: order of the axes of a 3-D dataset: m counts the frames, y the rows, x the columns.
+
+    Raises:
+        ScanError: not a stack of real frames, or see `check_dataset`.
+    """
+    files = check_dataset(dataset, path, key)
+    shape = tuple(int(length) for length in dataset.shape)
+    if len(shape) < 3 or (len(shape) > 3 and axes != "myx"):
+        raise ScanError(path, key, expected="a stack of frames (M, H, W)", found=f"an array of shape {shape}",
+                        remedy="A single frame is not a scan; name the stack.")  # fmt: skip
+    if dataset.dtype.kind not in "iuf":
+        raise ScanError(path, key, expected="integer or real frames", found=f"{dataset.dtype} frames",
+                        remedy="Save the counts.")  # fmt: skip
+    frame, row, column = (axes.index(axis) for axis in "myx")
+    per_block = 1 if dataset.chunks is None else int(dataset.chunks[frame if len(shape) == 3 else -3])
+    return Hdf5Frames(
+        path=path, key=key, stored_shape=shape, dtype=dataset.dtype, order=(frame, row, column), per_block=per_block,
+        files=tuple(dict.fromkeys((path, *files))),
+    )  # fmt: skip

@@ -1,0 +1,120 @@
+"""What a reader hands over: the content of a scan file, before anything is done to it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Complex64, Float64, Int64
+
+from torchptycho.core.errors import ScanError
+from torchptycho.core.geometry import Geometry
+from torchptycho.core.scan import Frames
+
+__all__ = ["Recorded", "check_count", "lengths", "rows_of"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Recorded:
+    """A scan as its file has it. All that counts frames has the same length.
+
+    Arguments:
+        path: the file.
+        format: what it was recognised as.
+        frames: [M, H, W] of any size, in the detector's own dtype.
+        rows: which frames of the file these are.
+        positions: [M, 2] of the beam on the sample as (y, x), along the axes of the frames; in pixels, patch pixel N/2
+            sits on the position.
+        unit: of the positions: object pixels, or metres.
+        position_keys: where they came from, (y, x).
+        positions_n_px: frame edge that object pixels refer to; None for that of the frames.
+        probe: [P, n, n], or None.
+        domain: what the frames hold, when the format or the file says so.
+        bad_pixels: [H, W], True where the detector is not to be trusted; None for nowhere.
+        scan_id: [M], or None for one scan.
+        geometry: lengths in metres; the detector pixel is that of the frames.
+        far_field: False when the file says that it is near-field data.
+        truth_is_centered: the middle of the truth lies in the middle of the positions; else they share their pixels.
+        truth, truth_patches, nominal_positions_px, metadata, probe_is_calibrated: as in `Scan`.
+        notes: how the file was understood, sentence by sentence.
+        left_out: frames of the file without a place in the scan, and why.
+        beside: other files that something was read from; those of the frames need not be named.
+    """
+
+    path: Path
+    format: str
+    frames: Frames
+    rows: range | np.ndarray
+    positions: Float64[np.ndarray, "m 2"]
+    unit: Literal["px", "m"]
+    position_keys: tuple[str, str]
+    positions_n_px: int | None = None
+    probe: Complex64[np.ndarray, "p a a"] | None = None
+    domain: Literal["counts", "amplitude"] | None = None
+    bad_pixels: Bool[np.ndarray, "h w"] | None = None
+    scan_id: Int64[np.ndarray, " m"] | None = None
+    geometry: Geometry = dataclasses.field(default_factory=Geometry)
+    far_field: bool = True
+    truth: Complex64[np.ndarray, "y x"] | None = None
+    truth_is_centered: bool = False
+    truth_patches: Complex64[np.ndarray, "m b b"] | None = None
+    nominal_positions_px: Float64[np.ndarray, "m 2"] | None = None
+    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
+    probe_is_calibrated: bool = False
+    notes: tuple[str, ...] = ()
+    left_out: dict[int, str] = dataclasses.field(default_factory=dict)
+    beside: tuple[Path, ...] = ()
+
+
+def rows_of(path: Path, key: str, n_in_file: int, frames: slice | None) -> range:
+    """The frames that a slice keeps.
+
+    Raises:
+        ScanError: fewer than two, or in another order than the file's.
+    """
+    if frames is not None and frames.step is not None and frames.step < 1:
+        raise ScanError(
+            path, key, expected="frames in the order of the file", found=f"a step of {frames.step}",
+            remedy="Use a slice with a positive step.",
+        )  # fmt: skip
+    rows = range(n_in_file) if frames is None else range(n_in_file)[frames]
+    if len(rows) < 2:
+        start, stop = ("", "") if frames is None else ("" if at is None else at for at in (frames.start, frames.stop))
+        cut = f" after --frames {start}:{stop}" if frames is not None else ""
+        raise ScanError(
+            path, key, expected="at least 2 overlapping frames", found=f"{len(rows)} of {n_in_file}{cut}",
+            remedy="Ptychography needs many frames with overlap; keep or record more.",
+        )  # fmt: skip
+    return rows
+
+
+def check_count(path: Path, key: str, n: int, n_in_file: int, rows: range, *, cut: bool) -> None:
+    """An array that counts frames has one entry for each; when frames are cut, for each that is kept.
+
+    Raises:
+        ScanError: with the cut that would make them agree.
+    """
+    if n == n_in_file or (cut and n > rows[-1]):
+        return
+    if n < n_in_file:
+        which = f"the last {n_in_file - n} frames have" if n_in_file - n > 1 else "the last frame has"
+        remedy = f"Perhaps {which} no entry. Drop it with --frames :{n}, or repair the file."
+        remedy = remedy.replace("Drop it", "Drop them") if n_in_file - n > 1 else remedy
+    else:
+        remedy = f"If the scan was stopped early, use --frames :{n_in_file}; else repair the file."
+    raise ScanError(path, key, expected=f"{n_in_file} entries, one per frame", found=f"{n} entries", remedy=remedy)
+
+
+def lengths(path: Path, **values: float | None) -> Geometry:
+    """A geometry of lengths and energies from a file, in which 0 stands for unknown.
+
+    Raises:
+        ScanError: one is negative or not finite.
+    """
+    for name, value in values.items():
+        if value is not None and not 0 <= value < float("inf"):
+            raise ScanError(path, name, expected="a positive number", found=f"{value!r}",
+                            remedy=f"Correct it, or give --{name.replace('_', '-')}.")  # fmt: skip
+    return Geometry(**{name: value or None for name, value in values.items()})

@@ -1,0 +1,234 @@
+"""Reconstructions in NPZ files, and the objects of other programs' HDF5 files."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torchptycho.core.errors import ScanError
+from torchptycho.core.reconstruction import MIN_COVERAGE, Reconstruction
+from torchptycho.io.probe_files import load_probe
+from torchptycho.io.storage.archive import NpzArchive, write_array
+from torchptycho.io.storage.file_access import dump_json, file_head, replaced_atomically
+from torchptycho.io.storage.hdf5 import MAGIC, attribute, load_array, load_complex, locate, names_in, open_hdf5
+
+__all__ = ["read_reconstruction", "write_reconstruction"]
+
+_FORMAT, _FORMAT_VERSION = "torchptycho-reconstruction", 1
+# Ours, and that of a Ptychodus product saved as NPZ.
+_PIXEL_KEYS = ("object_pixel_m", "object_pixel_height_m")
+
+
+def write_reconstruction(reconstruction: Reconstruction, path: str | Path) -> None:
+    """Write a reconstruction as NPZ; the file appears only when it is whole.
+
+    Arrays: `object`, `coverage`, `valid`, `origin_px`, `object_pixel_m` (when known), `_metadata` (JSON: provenance and
+    history), of a stitched image `spread`, and of a refinement `probe`, `ycoords` and `xcoords` (refined positions),
+    `background`.
+
+    Raises:
+        ScanError: the provenance is not plain data, or the place cannot be written to.
+    """
+    path = Path(path)
+    metadata = {
+        "format": _FORMAT, "format_version": _FORMAT_VERSION, "provenance": reconstruction.provenance,
+        "history": reconstruction.history,
+    }  # fmt: skip
+    arrays = {
+        "object": reconstruction.object.astype(np.complex64, copy=False),
+        "coverage": reconstruction.coverage.astype(np.float32, copy=False),
+        "valid": reconstruction.valid.astype(bool, copy=False),
+        "origin_px": np.array(reconstruction.origin_px, np.int64),
+        "_metadata": np.array(dump_json(metadata, path, "provenance")),
+    }
+    if reconstruction.object_pixel_m is not None:
+        arrays["object_pixel_m"] = np.array(reconstruction.object_pixel_m, np.float64)
+    if reconstruction.spread is not None:
+        arrays["spread"] = reconstruction.spread.astype(np.float32, copy=False)
+    if reconstruction.probe is not None:
+        arrays["probe"] = reconstruction.probe.astype(np.complex64, copy=False)
+    if reconstruction.positions_px is not None:
+        arrays["ycoords"], arrays["xcoords"] = reconstruction.positions_px.astype(np.float64).T
+    if reconstruction.background is not None:
+        arrays["background"] = reconstruction.background.astype(np.float32, copy=False)
+    with replaced_atomically(path) as target, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        for key, array in arrays.items():
+            write_array(archive, key, array)
+
+
+def read_reconstruction(path: str | Path) -> Reconstruction:
+    """Read a reconstruction, or any NPZ with a complex `object` (else `objectGuess`: a scan that brings its truth).
+
+    Of HDF5 files the object of a Ptychodus product, of a pty-chi pair, of a CXI file (`image_2`) and of a PtyPy
+    reconstruction (`.ptyr`) are read.
+
+    What a foreign file lacks is filled in: coverage 1 everywhere, valid where it reaches `MIN_COVERAGE`, origin (0, 0).
+
+    Raises:
+        ScanError: no object, or arrays that do not fit it.
+    """
+    if file_head(Path(path)).startswith(MAGIC):
+        return _from_hdf5(Path(path))
+    archive = NpzArchive(path)
+    key = next((name for name in ("object", "objectGuess") if name in archive), None)
+    if key is None:
+        raise archive.missing("object", "a complex object (H, W)")
+    values = _object(archive, key)
+    height, width = values.shape
+    # A scan's own arrays of these names would describe the scan, not its object.
+    own = key == "object"
+    coverage = _like_object(archive, "coverage", values.shape, "f") if own and "coverage" in archive else None
+    coverage = np.ones((height, width), np.float32) if coverage is None else coverage.astype(np.float32)
+    valid = _like_object(archive, "valid", values.shape, "b") if own and "valid" in archive else None
+    metadata = archive.load_metadata()
+    history: dict[str, list[float]] = {}
+    refined = False
+    if metadata.get("format") == _FORMAT:
+        version = metadata.get("format_version")
+        if not isinstance(version, int) or version > _FORMAT_VERSION:
+            raise ScanError(
+                path, "_metadata", expected=f"{_FORMAT} version {_FORMAT_VERSION} or older",
+                found=f"version {version}", remedy="Update torchptycho.",
+            )  # fmt: skip
+        refined, history = True, metadata.get("history", {})
+        metadata = metadata.get("provenance", {})
+    return Reconstruction(
+        object=values,
+        coverage=coverage,
+        valid=coverage >= MIN_COVERAGE if valid is None else valid,
+        origin_px=_origin(archive) if own and "origin_px" in archive else (0, 0),
+        object_pixel_m=next((_pixel(archive, name) for name in _PIXEL_KEYS if name in archive), None),
+        provenance=metadata,
+        spread=_spread(archive, values.shape) if refined and "spread" in archive else None,
+        probe=_probe(archive) if refined and "probe" in archive else None,
+        positions_px=_positions(archive) if refined and "ycoords" in archive else None,
+        background=archive.load("background").astype(np.float32) if refined and "background" in archive else None,
+        history=history,
+    )
+
+
+def _from_hdf5(path: Path) -> Reconstruction:
+    """The object of one slice; a product's pixel [0, 0] is the one that its positions count from."""
+    with open_hdf5(path) as file:
+        key, node = locate(file, path, "object", "entry_1/image_2/data")
+        storage = None if node is not None else _ptypy_storage(file, path)
+        if storage is not None:
+            key, node = locate(file, path, f"{storage}/data")
+        if node is None:
+            raise ScanError(path, "object", expected="a complex object (H, W)", found="no such dataset",
+                            remedy="Name a product, a CXI file with image_2, a .ptyr file, or an NPZ with "
+                            "'object'.")  # fmt: skip
+        values = load_complex(node, path, key)
+        pixel_m = attribute(node, path, "pixel_height_m")
+        origin_px = (0, 0)
+        if storage is not None:
+            pixel_m, origin_px = _ptypy_grid(file, path, storage)
+    shape = values.shape[-2:]
+    if len(shape) != 2 or values.size != shape[0] * shape[1]:
+        raise ScanError(path, key, expected="a complex object (H, W)", found=f"{values.dtype} {values.shape}",
+                        remedy="An object of several slices is not read; save one of them.")  # fmt: skip
+    return Reconstruction(
+        object=values.reshape(shape),
+        coverage=np.ones(shape, np.float32),
+        valid=np.ones(shape, bool),
+        origin_px=origin_px,
+        object_pixel_m=float(pixel_m) if isinstance(pixel_m, int | float) and pixel_m > 0 else None,
+    )
+
+
+def _ptypy_storage(file: Any, path: Path) -> str | None:
+    """Where a PtyPy reconstruction keeps its object; its storages are named after the scan."""
+    names = names_in(file, path, "content/obj")
+    if len(names) > 1:
+        raise ScanError(path, "content/obj", expected="the object of one scan", found=f"{', '.join(names)}",
+                        remedy="Save one of them as an NPZ with 'object'.")  # fmt: skip
+    return f"content/obj/{names[0]}" if names else None
+
+
+def _ptypy_grid(file: Any, path: Path, storage: str) -> tuple[float | None, tuple[int, int]]:
+    """Edge of a pixel in metres, and the (y, x) of pixel [0, 0] in such pixels, which PtyPy keeps in metres too."""
+    found = {}
+    for name in ("_psize", "_origin"):
+        key, node = locate(file, path, f"{storage}/{name}")
+        if node is None:
+            continue
+        values = load_array(node, path, key).astype(np.float64).reshape(-1)
+        if values.size != 2 or not np.isfinite(values).all():
+            raise ScanError(path, key, expected="two numbers in metres", found=f"{values[:3]}",
+                            remedy="Save the reconstruction again.")  # fmt: skip
+        found[name] = values
+    pixel_m = found.get("_psize", np.zeros(2))
+    if pixel_m.min() <= 0:
+        return None, (0, 0)
+    y, x = np.rint(found.get("_origin", np.zeros(2)) / pixel_m).astype(int).tolist()
+    return float(pixel_m[0]), (y, x)
+
+
+def _probe(archive: NpzArchive) -> np.ndarray:
+    member = archive.member("probe")
+    if len(member.shape) != 3 or member.shape[1] != member.shape[2]:
+        remedy = "Save the modes as one stack, or leave them out."
+        raise ScanError(archive.path, "probe", expected="modes (P, N, N)", found=str(member.shape), remedy=remedy)
+    return load_probe(archive, "probe", member.shape[1])
+
+
+def _positions(archive: NpzArchive) -> np.ndarray:
+    columns = [archive.load(key).astype(np.float64) for key in ("ycoords", "xcoords")]
+    if columns[0].ndim != 1 or columns[0].shape != columns[1].shape:
+        found = f"{columns[0].shape} and {columns[1].shape}"
+        remedy = "Save one number per frame under each key, or leave both out."
+        raise ScanError(archive.path, "ycoords, xcoords", expected="two arrays (M,)", found=found, remedy=remedy)
+    return np.stack(columns, axis=-1)
+
+
+def _object(archive: NpzArchive, key: str) -> np.ndarray:
+    member = archive.member(key)
+    shape = member.shape[1:] if len(member.shape) == 3 and member.shape[0] == 1 else member.shape
+    if len(shape) != 2 or member.dtype.kind != "c":
+        raise ScanError(
+            archive.path, key, expected="a complex object (H, W)", found=f"{member.dtype} {member.shape}",
+            remedy="Save amplitude * exp(1j * phase) under this key.",
+        )  # fmt: skip
+    with np.errstate(over="ignore"):
+        values = archive.load(key).reshape(shape).astype(np.complex64)
+    bad = int((~np.isfinite(values)).sum())
+    if bad:
+        remedy = "Set them to 0, and mark them False in 'valid'."
+        raise ScanError(archive.path, key, expected="finite values", found=f"{bad} that are not", remedy=remedy)
+    return values
+
+
+def _like_object(archive: NpzArchive, key: str, shape: tuple[int, ...], kind: str) -> np.ndarray:
+    member = archive.member(key)
+    if member.shape != shape or member.dtype.kind != kind:
+        expected = f"{'real' if kind == 'f' else 'boolean'} {shape}, as the object"
+        found, remedy = f"{member.dtype} {member.shape}", "Correct it or leave it out."
+        raise ScanError(archive.path, key, expected=expected, found=found, remedy=remedy)
+    return archive.load(key)
+
+
+def _spread(archive: NpzArchive, shape: tuple[int, ...]) -> np.ndarray:
+    return _like_object(archive, "spread", shape, "f").astype(np.float32)
+
+
+def _origin(archive: NpzArchive) -> tuple[int, int]:
+    member = archive.member("origin_px")
+    if member.shape != (2,) or member.dtype.kind not in "iu":
+        found = f"{member.dtype} {member.shape}"
+        remedy = "Save the (y, x) position of pixel [0, 0] as two integers."
+        raise ScanError(archive.path, "origin_px", expected="two integers (y, x)", found=found, remedy=remedy)
+    y, x = archive.load("origin_px").tolist()
+    return (y, x)
+
+
+def _pixel(archive: NpzArchive, key: str) -> float:
+    member = archive.member(key)
+    value = float(archive.load(key).reshape(-1)[0]) if member.shape in ((), (1,)) and member.dtype.kind == "f" else 0.0
+    if not 0 < value < float("inf"):
+        remedy = "Correct it or leave it out."
+        found = f"{member.dtype} {member.shape}"
+        raise ScanError(archive.path, key, expected="one positive number in metres", found=found, remedy=remedy)
+    return value

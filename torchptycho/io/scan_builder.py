@@ -1,0 +1,296 @@
+"""From the content of a file to a scan: the one place where the options of reading act."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float64
+
+from torchptycho.core.config.read import ReadConfig
+from torchptycho.core.errors import ScanError
+from torchptycho.core.geometry import Geometry
+from torchptycho.core.scan import Frames, Scan
+from torchptycho.io.checks import check_frame_shape, check_positions
+from torchptycho.io.detector_images import detector_image, detector_mask
+from torchptycho.io.frames.frame_stacks import scattered_is_dear
+from torchptycho.io.frames.processing import ProcessedFrames, Processing, resampled_probe
+from torchptycho.io.frames.views import PickedFrames
+from torchptycho.io.guesses import beam_center_px, mean_pattern, probe_from_pattern, survey
+from torchptycho.io.probe_files import NO_PROBE, read_probe_of
+from torchptycho.io.raw_scan import Recorded
+
+__all__ = ["placed", "scan_of"]
+
+_log = logging.getLogger(__name__)
+
+# No ptychographic scan is wider; positions beyond are not in metres.
+_WIDEST_M = 0.5
+_FEW = 20
+# What amplitudes stand for when nobody says.
+_NPHOTONS = 1e9
+
+
+def scan_of(recorded: Recorded, why: str, config: ReadConfig) -> Scan:
+    """The scan in a file, as the options ask for it.
+
+    Arguments:
+        why: how its format was recognised.
+
+    Raises:
+        ScanError: the content breaks the contract, or something is missing that an option can bring.
+    """
+    if not recorded.far_field:
+        raise ScanError(
+            recorded.path, None, expected="far-field diffraction", found="a file that says it holds near-field data",
+            remedy="torchptycho models the far field only; near-field frames need a Fresnel model.",
+        )  # fmt: skip
+    notes = [f"recognised as {recorded.format}: {why}", *recorded.notes]
+    domain = config.domain or recorded.domain or _domain_of(recorded.frames)
+    recorded, bad, left_out = _usable(recorded, config, domain, notes)
+    frames, steps = _processed(recorded, bad, config, domain, notes)
+    n_px = frames.shape[1]
+    scale = 1.0 if steps is None else n_px * steps.binning / _edge_of_pixels(recorded)
+    geometry = _geometry(recorded, config, n_px, scale, 1 if steps is None else steps.binning)
+    positions_px = _oriented(_in_pixels(recorded, geometry, scale), config, notes)
+    if recorded.truth is not None and recorded.truth_is_centered:
+        middle = (positions_px.min(axis=0) + positions_px.max(axis=0)) / 2
+        positions_px = positions_px + np.array(recorded.truth.shape) / 2 - middle
+    check_positions(recorded.path, positions_px, geometry, recorded.position_keys)
+    turned = config.swap_xy or config.flip_y or config.flip_x
+    same_pixels = math.isclose(scale, 1.0) and not turned
+    if recorded.truth is not None and not same_pixels:
+        notes.append("its object is left out: positions or pixels are no longer the file's")
+    nominal = recorded.nominal_positions_px
+    probe_is_own = config.probe is None and recorded.probe is not None
+    scan = Scan(
+        frames=frames,
+        domain=domain,
+        positions_px=positions_px,
+        probe=np.zeros((1, n_px, n_px), np.complex64),
+        mask=~bad if steps is None else steps.mask,
+        scan_id=np.zeros(frames.shape[0], np.int64) if recorded.scan_id is None else recorded.scan_id,
+        geometry=geometry,
+        source=str(recorded.path),
+        truth=recorded.truth if same_pixels else None,
+        truth_patches=recorded.truth_patches if same_pixels and steps is None else None,
+        nominal_positions_px=None if nominal is None else _oriented(nominal * scale, config, []),
+        metadata=recorded.metadata,
+        probe_is_calibrated=recorded.probe_is_calibrated and probe_is_own and steps is None,
+        reading=config,
+        left_out=left_out,
+    )
+    if not scan.mask.any():
+        raise ScanError(recorded.path, "mask", expected="some good pixels", found="none",
+                        remedy="Check what the mask means, and where the beam centre is.")  # fmt: skip
+    return dataclasses.replace(scan, probe=_probe(recorded, scan, steps, config, notes), notes=tuple(notes))
+
+
+def placed(recorded: Recorded, scan: Scan) -> Float64[np.ndarray, "m 2"]:
+    """Positions, in object pixels, of other frames of the file that a scan was made from.
+
+    Arguments:
+        recorded: what its reader gave for those frames.
+        scan: made of some frames of the file, without a true object.
+
+    Raises:
+        ScanError: they are no lengths.
+    """
+    config = scan.reading
+    scale = scan.n_px * config.binning / _edge_of_pixels(recorded) if config.changes_frames else 1.0
+    return _oriented(_in_pixels(recorded, scan.geometry, scale), config, [])
+
+
+def _domain_of(frames: Frames) -> Literal["counts", "amplitude"]:
+    return "counts" if frames.dtype.kind in "iu" else "amplitude"
+
+
+def _usable(
+    recorded: Recorded, config: ReadConfig, domain: Literal["counts", "amplitude"], notes: list[str]
+) -> tuple[Recorded, np.ndarray, dict[int, str]]:
+    """Without the frames that are to be left out; which pixels are bad; what was left out, as the file counts."""
+    height, width = recorded.frames.shape[1:]
+    if recorded.bad_pixels is not None and recorded.bad_pixels.shape != (height, width):
+        found = f"{recorded.bad_pixels.shape}"
+        raise ScanError(recorded.path, "mask", expected=f"({height}, {width}), as the frames", found=found,
+                        remedy="Export a mask of the size of the frames.")  # fmt: skip
+    bad = np.zeros((height, width), bool) if recorded.bad_pixels is None else recorded.bad_pixels.copy()
+    if config.mask is not None:
+        bad |= ~detector_mask(config.mask, (height, width))
+        notes.append(f"mask of {config.mask} applied")
+    in_file = np.asarray(recorded.rows)
+    left_out = dict(recorded.left_out)
+    for frame in config.drop_frames:
+        if not (in_file == frame).any() and frame not in left_out:
+            raise ScanError(recorded.path, None, expected=f"a frame {frame} to drop", found=f"frames {in_file[0]} to "
+                            f"{in_file[-1]}", remedy="Count frames from 0.")  # fmt: skip
+        left_out[frame] = "asked for by drop_frames"
+    if config.find_bad_pixels or config.bad_frames == "leave-out":
+        photons = recorded.metadata.get("nphotons", recorded.metadata.get("photons_per_frame"))
+        clip = config.clip_negative or config.dark is not None
+        seen = survey(recorded.frames, bad, domain, photons or _NPHOTONS, clip=clip)
+        if config.bad_frames == "leave-out":
+            left_out |= {int(in_file[row]): fault for row, fault in seen.bad_frames.items()}
+        if config.find_bad_pixels:
+            for name, pixels in (("hot", seen.hot), ("dead", seen.dead), ("saturated", seen.at_limit)):
+                notes.append(f"{int(pixels.sum())} {name} pixel(s) masked")
+            bad |= seen.hot | seen.dead | seen.at_limit
+    keep = ~np.isin(in_file, list(left_out))
+    if left_out:
+        told = [f"{frame} ({why})" for frame, why in sorted(left_out.items())[:_FEW]]
+        more = f" and {len(left_out) - _FEW} more" if len(left_out) > _FEW else ""
+        notes.append(f"{len(left_out)} frame(s) left out: {', '.join(told)}{more}")
+        _log.warning("%s: %s", recorded.path, notes[-1])
+    if keep.all():
+        return recorded, bad, left_out
+    rows = np.flatnonzero(keep)
+    if len(rows) < 2:
+        raise ScanError(recorded.path, None, expected="at least 2 overlapping frames", found=f"{len(rows)} after "
+                        f"{len(left_out)} were left out", remedy="Record the scan again.")  # fmt: skip
+    per_frame = ("positions", "scan_id", "truth_patches", "nominal_positions_px")
+    picked: dict[str, Any] = {
+        name: None if getattr(recorded, name) is None else getattr(recorded, name)[rows] for name in per_frame
+    }
+    frames = PickedFrames(recorded.frames, rows, streamed=scattered_is_dear(recorded.frames))
+    return dataclasses.replace(recorded, frames=frames, rows=in_file[rows], **picked), bad, left_out
+
+
+def _processed(
+    recorded: Recorded, bad: np.ndarray, config: ReadConfig, domain: Literal["counts", "amplitude"], notes: list[str]
+) -> tuple[Frames, Processing | None]:
+    height, width = recorded.frames.shape[1:]
+    if not config.changes_frames:
+        check_frame_shape(recorded.path, str(getattr(recorded.frames, "key", "frames")), height, width)
+        return recorded.frames, None
+    for name in ("dark", "flat", "clip_negative"):
+        if getattr(config, name) and domain == "amplitude":
+            raise ScanError(recorded.path, None, expected=f"counts, for --{name.replace('_', '-')}",
+                            found="amplitudes", remedy="Leave it out, or say --domain counts.")  # fmt: skip
+    center: tuple[float, float] = (height // 2, width // 2)
+    if config.beam_center_px == "estimated":
+        pattern = mean_pattern(recorded.frames, domain)
+        if config.fftshift:
+            pattern, shifted_bad = np.fft.fftshift(pattern), np.fft.fftshift(bad)
+        center = beam_center_px(pattern, shifted_bad if config.fftshift else bad)
+        notes.append(f"beam centre estimated at pixel (y, x) = ({center[0]:.1f}, {center[1]:.1f})")
+    elif config.beam_center_px is not None:
+        center = config.beam_center_px
+        if not (center[0] < height and center[1] < width):
+            raise ScanError(recorded.path, None, expected=f"a beam centre inside the {height}x{width} px of a frame",
+                            found=f"beam_center_px {center}", remedy="Give pixels as (y, x).")  # fmt: skip
+    n_px = config.crop_px or min(height, width) // config.binning // 2 * 2
+    if not 2 <= n_px * config.binning <= 2 * max(height, width):
+        raise ScanError(recorded.path, None, expected=f"frames that fill at least half of {n_px * config.binning} px",
+                        found=f"{height}x{width} px", remedy="Choose a smaller crop_px or binning.")  # fmt: skip
+    # The middle of pixel N/2 of the result lies on the beam, as far as whole detector pixels allow.
+    back = (n_px * config.binning + config.binning - 1) / 2
+    steps = Processing(
+        shift=config.fftshift, top=math.floor(center[0] - back + 0.5), left=math.floor(center[1] - back + 0.5),
+        n_px=n_px, binning=config.binning, bad_pixels=bad, clip=config.clip_negative,
+        dark=None if config.dark is None else detector_image(config.dark, (height, width)),
+        flat=None if config.flat is None else detector_image(config.flat, (height, width)),
+    )  # fmt: skip
+    notes.append(
+        f"frames of {height}x{width} px {'shifted and ' if config.fftshift else ''}cut to rows {steps.top}:"
+        f"{steps.top + n_px * config.binning}, columns {steps.left}:{steps.left + n_px * config.binning}, binned by "
+        f"{config.binning} to {n_px}x{n_px}"
+    )
+    notes += [f"{name}: {getattr(config, name)}" for name in ("dark", "flat") if getattr(config, name)]
+    if config.dark is not None or config.clip_negative:
+        notes.append("negative counts set to 0")
+    return ProcessedFrames(recorded.frames, steps, domain), steps
+
+
+def _edge_of_pixels(recorded: Recorded) -> int:
+    """Frame edge that the file's object pixel and its probe refer to."""
+    if recorded.positions_n_px is not None:
+        return recorded.positions_n_px
+    height, width = recorded.frames.shape[1:]
+    return height if height == width or recorded.probe is None else recorded.probe.shape[-1]
+
+
+def _geometry(recorded: Recorded, config: ReadConfig, n_px: int, scale: float, binning: int) -> Geometry:
+    """Lengths of the scan: the options before the file, the detector pixel after binning, the object pixel known."""
+    given = {name: value for name in ("energy_eV", "distance_m", "detector_pixel_m")
+             if (value := getattr(config, name)) is not None}  # fmt: skip
+    own = recorded.geometry
+    changed = dataclasses.replace(own, object_pixel_m=None if given else own.object_pixel_m, **given)
+    if changed.detector_pixel_m is not None:
+        changed = dataclasses.replace(changed, detector_pixel_m=changed.detector_pixel_m * binning)
+    if changed.object_pixel_m is not None:
+        changed = dataclasses.replace(changed, object_pixel_m=changed.object_pixel_m / scale)
+    try:
+        return changed.with_object_pixel(n_px) if recorded.unit == "m" or given else changed
+    except (ValueError, OverflowError, ZeroDivisionError):
+        raise ScanError(recorded.path, None, expected="lengths of an experiment", found=f"{changed}",
+                        remedy="Correct --energy-eV, --distance-m or --detector-pixel-m.") from None  # fmt: skip
+
+
+def _in_pixels(recorded: Recorded, geometry: Geometry, scale: float) -> np.ndarray:
+    if recorded.unit == "px":
+        return recorded.positions * scale
+    key = "', '".join(reversed(recorded.position_keys))
+    extent = float(np.ptp(recorded.positions, axis=0).max()) if np.isfinite(recorded.positions).all() else 0.0
+    if extent > _WIDEST_M:
+        raise ScanError(
+            recorded.path, key, expected="positions in metres", found=f"positions that span {extent:.3g} m",
+            remedy="They look like micrometres or pixels: name their unit in a mapping, or repair the file.",
+        )  # fmt: skip
+    if geometry.object_pixel_m is None:
+        missing = [
+            f"--{name.replace('_', '-')}"
+            for name in ("energy_eV", "distance_m", "detector_pixel_m")
+            if getattr(geometry, name) is None
+        ]
+        raise ScanError(
+            recorded.path, key, expected="lengths that turn metres into object pixels",
+            found=f"no {', no '.join(name.strip('-') for name in missing)}",
+            remedy=f"Give them with {' '.join(missing)}.",
+        )  # fmt: skip
+    return recorded.positions / geometry.object_pixel_m
+
+
+def _oriented(positions_px: np.ndarray, config: ReadConfig, notes: list[str]) -> np.ndarray:
+    turned = positions_px[:, ::-1] if config.swap_xy else positions_px
+    sign = np.array([-1.0 if config.flip_y else 1.0, -1.0 if config.flip_x else 1.0])
+    done = [name for name in ("swap_xy", "flip_y", "flip_x") if getattr(config, name)]
+    if done:
+        notes.append(f"positions turned: {', '.join(done)}")
+    # + 0.0, because -0.0 is written differently.
+    return np.ascontiguousarray(turned * sign + 0.0, dtype=np.float64)
+
+
+def _probe(
+    recorded: Recorded, scan: Scan, steps: Processing | None, config: ReadConfig, notes: list[str]
+) -> np.ndarray:
+    n_px, edge = scan.n_px, _edge_of_pixels(recorded)
+    probe, where, key = recorded.probe, recorded.path, "probe"
+    if config.probe is not None:
+        where = Path(config.probe)
+        probe, key = read_probe_of(where, (n_px, edge) if steps is not None else (n_px,))
+        notes.append(f"probe of {config.probe}")
+    if probe is None:
+        if not config.guess_probe:
+            raise ScanError(
+                recorded.path, None, expected="a probe", found="none in the file", remedy=f"Give {NO_PROBE}"
+            )
+        known = scan.geometry.wavelength_m is not None and scan.geometry.object_pixel_m is not None
+        if config.probe_defocus_m and not known:
+            raise ScanError(recorded.path, None, expected="energy and object pixel, for probe_defocus_m",
+                            found="not both",
+                            remedy="Give --energy-eV, --distance-m and --detector-pixel-m.")  # fmt: skip
+        notes.append(f"probe guessed from the mean pattern, {config.probe_defocus_m:g} m from the focus")
+        return probe_from_pattern(mean_pattern(scan.frames, scan.domain), scan.geometry, config.probe_defocus_m)
+    size = probe.shape[-1]
+    if size == n_px:
+        return probe
+    if steps is None or size != edge:
+        raise ScanError(
+            where, key, expected=f"a probe of {n_px}x{n_px} px, as the frames", found=f"{size}x{size} px",
+            remedy=f"Cut the frames with --crop-px {size}, or give another probe with --probe FILE.",
+        )  # fmt: skip
+    return resampled_probe(probe, n_px, steps.binning)

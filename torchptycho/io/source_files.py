@@ -1,0 +1,90 @@
+"""The files behind a scan: which they are, and whether they are still what they were."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torchptycho.core.config.read import ReadConfig
+from torchptycho.core.errors import ScanError
+from torchptycho.core.scan import Scan, SourceFile
+from torchptycho.io.array_refs import parse_place
+from torchptycho.io.frames.frame_stacks import backing_files
+from torchptycho.io.raw_scan import Recorded
+
+__all__ = ["changes", "file_state", "other_files", "unchanged"]
+
+
+def file_state(path: str | Path) -> SourceFile:
+    """Size and time of change of a file; nothing of it is read.
+
+    Raises:
+        ScanError: it is gone.
+    """
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise ScanError(
+            path,
+            None,
+            expected="a file",
+            found=f"{error.strerror}" if os.path.exists(path) else "nothing of that name",
+            remedy="Put it back, or name another.",
+        ) from None
+    return SourceFile(path=os.path.abspath(path), n_bytes=status.st_size, modified_ns=status.st_mtime_ns)
+
+
+def other_files(recorded: Recorded, config: ReadConfig) -> list[Path]:
+    """The files beside the scan file itself that the scan depends on, each once."""
+    backing = backing_files(recorded.frames)
+    named = [*recorded.beside, *(() if backing is None else backing[0])]
+    named += [Path(config.probe)] if config.probe is not None else []
+    named += [parse_place(text, Path()).path for text in (config.dark, config.flat, config.mask) if text is not None]
+    own = os.path.abspath(recorded.path)
+    return [Path(path) for path in dict.fromkeys(os.path.abspath(path) for path in named) if path != own]
+
+
+def changes(files: Iterable[SourceFile]) -> list[str]:
+    """What has become of the files that are no longer as they were, one clause each."""
+    told = []
+    for was in files:
+        try:
+            now = file_state(was.path)
+        except ScanError as error:
+            told.append(f"{was.path} (gone: {error.found})")
+            continue
+        if now.n_bytes != was.n_bytes:
+            told.append(f"{was.path} (size: {was.n_bytes} bytes then, {now.n_bytes} now)")
+        elif now.modified_ns != was.modified_ns:
+            told.append(f"{was.path} (written again: {(now.modified_ns - was.modified_ns) / 1e9:+.3f} s)")
+    return told
+
+
+@contextmanager
+def unchanged(scan: Scan) -> Iterator[None]:
+    """Refuse a scan whose files change while its frames are read from them: it would be of no one moment.
+
+    The change is what is told, whatever reading has run into because of it.
+
+    Raises:
+        ScanError: naming the first of these files.
+    """
+    files = () if backing_files(scan.frames) is None else scan.files
+    try:
+        yield
+    except ScanError:
+        _refuse_changed(files)
+        raise
+    _refuse_changed(files)
+
+
+def _refuse_changed(files: Iterable[SourceFile]) -> None:
+    told = changes(files)
+    if told:
+        path, _, what = told[0].partition(" (")
+        raise ScanError(
+            path, None, expected="a file that stays as it was when it was opened",
+            found=f"a change ({what}", remedy="Wait until it is written completely, and read it again.",
+        )  # fmt: skip

@@ -1,0 +1,340 @@
+"""HDF5 files, read with suspicion: what a dataset claims is held against what its file stores, before it is read."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from torchptycho.core.errors import ScanError
+from torchptycho.io.storage.hdf5_chunks import chunk_fault
+
+__all__ = [
+    "MAGIC",
+    "attribute",
+    "check_dataset",
+    "find",
+    "hdf5_damage",
+    "is_dataset",
+    "load_array",
+    "load_complex",
+    "load_number",
+    "locate",
+    "names_in",
+    "open_hdf5",
+    "written_by",
+]
+
+MAGIC = b"\x89HDF\r\n\x1a\n"
+
+# Deflate does not get beyond 1032:1; other filters may, so that small arrays are let through whatever they claim.
+_MAX_RATIO = 1032
+_SMALL_BYTES = 64 * 2**20
+_DEPTH = 4
+_DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, EOFError, OverflowError, MemoryError)
+
+
+def _h5py() -> Any:
+    # Importing hdf5plugin registers the filters of detectors (bitshuffle, LZ4, Blosc, Zstandard) with HDF5.
+    importlib.import_module("hdf5plugin")
+    return importlib.import_module("h5py")
+
+
+@contextmanager
+def hdf5_damage(path: Path, key: str | None) -> Iterator[None]:
+    """Turn whatever HDF5 raises on damaged data into one ScanError."""
+    try:
+        yield
+    except ScanError:
+        raise
+    except _DAMAGE as error:
+        reason = " ".join(str(error).split())
+        remedy = "Copy or export the file again; when it is still being written, wait for the end of the scan."
+        if "filter" in reason:
+            remedy = "Its compression is none of those that hdf5plugin brings; write it with gzip or bitshuffle."
+        raise ScanError(
+            path, key, expected="intact HDF5 data" if key else "an intact HDF5 file",
+            found=f"damaged, truncated or unreadable data ({reason})", remedy=remedy,
+        ) from None  # fmt: skip
+
+
+def written_by(path: Path) -> Literal["nobody", "one", "swmr"]:
+    """Who has a file open for writing, as far as the file says: a process, or one in SWMR mode, which others may read.
+
+    Only files of HDF5's latest format say so (superblock 3), which SWMR needs. What was killed is told for ever.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(12)
+    except OSError:
+        return "nobody"
+    if len(head) < 12 or not head.startswith(MAGIC) or head[8] != 3 or not head[11] & 1:
+        return "nobody"
+    return "swmr" if head[11] & 4 else "one"
+
+
+@contextmanager
+def open_hdf5(path: Path) -> Iterator[Any]:
+    """An `h5py.File`, read-only; one that grows in SWMR mode as it is now.
+
+    Raises:
+        ScanError: damaged or truncated.
+    """
+    with hdf5_damage(path, None):
+        file = _h5py().File(path, "r", locking=False, swmr=written_by(path) == "swmr")
+    try:
+        yield file
+    finally:
+        with hdf5_damage(path, None):
+            file.close()
+
+
+def is_dataset(node: Any) -> bool:
+    return isinstance(node, _h5py().Dataset)
+
+
+def names_in(file: Any, path: Path, name: str = "/") -> list[str]:
+    """What a group of the file holds; nothing when it is none."""
+    with hdf5_damage(path, name):
+        group = file.get(name)
+        return list(group) if isinstance(group, _h5py().Group) else []
+
+
+def attribute(node: Any, path: Path, *names: str) -> float | str | None:
+    """The first of these attributes that is there: a finite number or a text.
+
+    Raises:
+        ScanError: it is neither.
+    """
+    for name in names:
+        with hdf5_damage(path, name):
+            if name not in node.attrs:
+                continue
+            value = node.attrs[name]
+            value = (
+                value.item()
+                if isinstance(value, np.generic) or (np.size(value) == 1 and hasattr(value, "item"))
+                else value
+            )
+            value = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+            if isinstance(value, str) or (isinstance(value, bool | int | float) and math.isfinite(value)):
+                return value
+            raise ScanError(path, name, expected="a finite number or a text", found=f"{str(value)[:40]}",
+                            remedy="Correct it, or leave it out.")  # fmt: skip
+    return None
+
+
+def find(group: Any, path: Path, *names: str) -> Any:
+    """The first of these datasets that is there, or None; errors as for `locate`."""
+    return locate(group, path, *names)[1]
+
+
+def locate(group: Any, path: Path, *names: str) -> tuple[str, Any]:
+    """The first of these names under which there is a dataset, and the dataset; ("", None) when there is none.
+
+    The dataset's own name would be that in another file when a link leads there.
+
+    Raises:
+        ScanError: a link of such a name leads nowhere; the missing file is named.
+    """
+    h5py = _h5py()
+    for name in names:
+        with hdf5_damage(path, name):
+            link = _last_link(group, name)
+            if link is None:
+                continue
+            node = group.get(name)
+            if node is None:
+                raise _dangling(path, name, link)
+            if isinstance(node, h5py.Dataset):
+                # A type that NumPy has no word for is a fault of the file, here and not where it is asked for.
+                _ = node.dtype, node.shape
+                return name.strip("/"), node
+    return "", None
+
+
+def _last_link(group: Any, name: str) -> Any:
+    """The link of that name, or the one on the way to it that leads nowhere; None when there is no such name."""
+    node = group
+    parts = [part for part in name.split("/") if part]
+    for depth, part in enumerate(parts):
+        if not hasattr(node, "get") or is_dataset(node):
+            return None
+        link = node.get(part, getlink=True) if part in node or _has_link(node, part) else None
+        if link is None:
+            return None
+        following = node.get(part)
+        if following is None or depth == len(parts) - 1:
+            return link
+        node = following
+    return None
+
+
+def _has_link(group: Any, name: str) -> bool:
+    # `in` is False for a link that leads nowhere.
+    return bool(group.id.links.exists(name.encode()))
+
+
+def _dangling(path: Path, name: str, link: Any) -> ScanError:
+    file = getattr(link, "filename", None)
+    target = f"'{getattr(link, 'path', '?')}'" + (f" in {file}" if file else "")
+    where = path.parent / file if file else None
+    remedy = f"Put {file} beside {path.name}." if where is not None and not where.exists() else "Export the file again."
+    return ScanError(path, name, expected="data", found=f"a link to {target}, which is not there", remedy=remedy)
+
+
+def check_dataset(dataset: Any, path: Path, key: str, depth: int = 0) -> list[Path]:
+    """Refuse a dataset that cannot hold what it claims.
+
+    Returns:
+        the files that its values come from.
+
+    Raises:
+        ScanError: no numbers, empty, never written, larger than its file allows, or from files that are missing.
+    """
+    with hdf5_damage(path, key):
+        shape = dataset.shape
+        if dataset.dtype.kind not in "biufc":
+            found = "text or objects" if dataset.dtype.kind in "OSUV" else f"{dataset.dtype}"
+            raise ScanError(path, key, expected="numbers", found=found, remedy="Save it as a numeric array.")
+        if shape is None or 0 in shape:
+            raise ScanError(path, key, expected="values", found=f"an empty dataset of shape {shape}",
+                            remedy="Export it again.")  # fmt: skip
+        if dataset.external:
+            raise ScanError(
+                path, key, expected="values in HDF5 files", found=f"values in the raw file {dataset.external[0][0]}",
+                remedy="Export it with the values inside, or with a virtual dataset.",
+            )  # fmt: skip
+        own = Path(dataset.file.filename)
+        if dataset.is_virtual:
+            return [own, *_check_virtual(dataset, own, path, key, depth)]
+        stored, claimed = dataset.id.get_storage_size(), math.prod(shape) * dataset.dtype.itemsize
+        on_disk = own.stat().st_size
+        if stored > on_disk:
+            raise _implausible(path, key, f"a file with room for {stored} bytes of data", f"{on_disk} bytes")
+        if dataset.chunks is None:
+            if stored < claimed:
+                raise _unwritten(path, key, f"{stored} of {claimed} bytes")
+            return [own]
+        _check_chunks(dataset, path, key, stored, on_disk, own)
+        return [own]
+
+
+def _check_chunks(dataset: Any, path: Path, key: str, stored: int, on_disk: int, own: Path) -> None:
+    counts = [-(-length // chunk) for length, chunk in zip(dataset.shape, dataset.chunks, strict=True)]
+    wanted, written = math.prod(counts), dataset.id.get_num_chunks()
+    if written < wanted:
+        raise _unwritten(path, key, f"{written} of {wanted} pieces")
+    chunk_bytes = math.prod(dataset.chunks) * dataset.dtype.itemsize
+    if chunk_bytes > max(_SMALL_BYTES, _MAX_RATIO * on_disk):
+        raise _implausible(path, key, f"a file that warrants pieces of {chunk_bytes} bytes", f"{on_disk} bytes")
+    fault = chunk_fault(dataset, own, chunk_bytes)
+    if fault is not None:
+        raise _implausible(path, key, "whole pieces", fault)
+    if not dataset.id.get_create_plist().get_nfilters() and stored < wanted * chunk_bytes:
+        raise _implausible(path, key, f"{wanted * chunk_bytes} bytes", f"{stored}")
+
+
+def _check_virtual(dataset: Any, own: Path, path: Path, key: str, depth: int) -> list[Path]:
+    if depth >= _DEPTH:
+        raise ScanError(path, key, expected=f"virtual datasets at most {_DEPTH} deep", found="more of them",
+                        remedy="Copy the frames into one dataset.")  # fmt: skip
+    files: list[Path] = []
+    covered = 0
+    for source in dataset.virtual_sources():
+        n_points = source.vspace.get_select_npoints()
+        covered = covered + n_points if covered >= 0 and n_points >= 0 else -1
+        name = source.file_name
+        if "%b" in name or "%b" in source.dset_name:
+            covered = -1
+            continue
+        file = own if name == "." else own.parent / name
+        if not file.is_file():
+            raise ScanError(
+                path, key, expected=f"frames from {name}", found="no such file",
+                remedy=f"Put it where {own.name} looks for it: {file}. HDF5 would give zeros in its place.",
+            )  # fmt: skip
+        if file not in files:
+            files.append(file)
+            if file == own:
+                _check_source(dataset.file, source.dset_name, path, key, depth)
+            else:
+                with open_hdf5(file) as opened:
+                    _check_source(opened, source.dset_name, path, key, depth)
+    if 0 <= covered < math.prod(dataset.shape):
+        raise _unwritten(path, key, f"sources for {covered} of {math.prod(dataset.shape)} values")
+    return files
+
+
+def _check_source(file: Any, name: str, path: Path, key: str, depth: int) -> None:
+    source = find(file, Path(file.filename), name)
+    if source is None:
+        raise ScanError(path, key, expected=f"'{name}' in {file.filename}", found="no such dataset",
+                        remedy="Export the file again.")  # fmt: skip
+    check_dataset(source, path, key, depth + 1)
+
+
+def _implausible(path: Path, key: str, claim: str, found: str) -> ScanError:
+    return ScanError(
+        path, key, expected=f"{claim}", found=found,
+        remedy="The file is damaged or forged; copy or export it again.",
+    )  # fmt: skip
+
+
+def _unwritten(path: Path, key: str, what: str) -> ScanError:
+    return ScanError(
+        path, key, expected="all of the data", found=f"{what}: the rest was never written",
+        remedy="Wait until the scan is complete, or export the part that is there.",
+    )  # fmt: skip
+
+
+def load_array(dataset: Any, path: Path, key: str) -> np.ndarray:
+    """A whole dataset, C-ordered and in native byte order.
+
+    Raises:
+        ScanError: see `check_dataset`; also when it is larger than its file warrants.
+    """
+    with hdf5_damage(path, key):
+        files = check_dataset(dataset, path, key)
+        claimed = math.prod(dataset.shape) * dataset.dtype.itemsize
+        on_disk = sum(file.stat().st_size for file in files)
+        if claimed > max(_SMALL_BYTES, _MAX_RATIO * on_disk):
+            raise _implausible(path, key, f"a file that warrants {claimed} bytes", f"{on_disk} bytes")
+        values = dataset[()]
+        return np.asarray(values, dtype=values.dtype.newbyteorder("="), order="C")
+
+
+def load_complex(dataset: Any, path: Path, key: str) -> np.ndarray:
+    """A dataset of complex (or real) numbers as complex64.
+
+    Raises:
+        ScanError: of another kind, or not finite.
+    """
+    values = load_array(dataset, path, key)
+    if values.dtype.kind not in "cf":
+        found = f"{values.dtype} {values.shape}"
+        raise ScanError(path, key, expected="complex numbers", found=found, remedy="Save the wave, not an image of it.")
+    with np.errstate(over="ignore"):
+        values = values.astype(np.complex64)
+    if not np.isfinite(values).all():
+        raise ScanError(path, key, expected="finite values", found="NaN or infinity", remedy="Export it again.")
+    return values
+
+
+def load_number(dataset: Any, path: Path, key: str) -> float:
+    """One number; of one per frame, their mean.
+
+    Raises:
+        ScanError: not a real number.
+    """
+    values = load_array(dataset, path, key)
+    number = float(values.astype(np.float64).mean()) if values.dtype.kind in "iuf" else math.nan
+    if not math.isfinite(number):
+        found = f"{values.dtype} {values.shape}"
+        raise ScanError(path, key, expected="a finite number", found=found, remedy="Correct it, or leave it out.")
+    return number

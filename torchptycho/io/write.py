@@ -1,0 +1,57 @@
+"""Writing scans: canonical NPZ, and the products of Ptychodus."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torchptycho.core.config.read import ScanFormat
+from torchptycho.core.errors import ConfigError
+from torchptycho.core.scan import Scan
+from torchptycho.io.formats.npz import write_npz
+
+__all__ = ["FORMATS", "format_of", "write_scan"]
+
+FORMATS: dict[ScanFormat, tuple[str, ...]] = {
+    "npz": (".npz",),
+    "ptychodus-h5": (".h5", ".hdf5"),
+    "ptychodus-npz": (".npz",),
+}
+"""Formats that can be written, and how the names of their files end."""
+
+
+def format_of(path: Path, asked: ScanFormat | None = None) -> ScanFormat:
+    """The format of a file to write: what is asked for, else by the end of its name.
+
+    Raises:
+        ConfigError: the name belongs to none, or to another one.
+    """
+    ending = path.suffix.lower()
+    found = asked or next((name for name, endings in FORMATS.items() if ending in endings), None)
+    if found is None or ending not in FORMATS[found]:
+        wanted = FORMATS[found] if found else sorted({ending for endings in FORMATS.values() for ending in endings})
+        raise ConfigError(f"{path}: expected a name that ends in {' or '.join(wanted)}; found '{ending}'.")
+    return found
+
+
+def write_scan(scan: Scan, path: str | Path, *, format: ScanFormat | None = None, compressed: bool = True) -> None:
+    """Write a scan, streaming its frames; no file appears before it is whole.
+
+    Arguments:
+        format: None follows the name: .npz is canonical NPZ, .h5 and .hdf5 a Ptychodus product, whose frames go into a
+            file of their own beside it, PATH-diffraction.h5.
+        compressed: without it the file is larger, and its frames can be memory-mapped.
+
+    Raises:
+        ConfigError: the name does not fit the format.
+        ScanError: the frames fail `checked_chunks`, the metadata is not plain, a product lacks the object pixel or the
+            lengths that it must state, or the place cannot be written to.
+    """
+    path = Path(path)
+    # A folder is refused in the words of the writer.
+    kind = "npz" if path.is_dir() else format_of(path, format)
+    if kind == "npz":
+        write_npz(scan, path, compressed=compressed)
+        return
+    from torchptycho.io.formats.ptychodus_writer import write_product
+
+    write_product(scan, path, as_npz=kind == "ptychodus-npz", compressed=compressed)

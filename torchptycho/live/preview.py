@@ -1,0 +1,199 @@
+"""The image of the frames that have come so far."""
+
+from __future__ import annotations
+
+import contextlib
+from types import TracebackType
+
+import numpy as np
+import torch
+from jaxtyping import Complex, Float, Float64, Int64, Shaped
+from torch import Tensor
+
+from torchptycho.core.config import ReconstructConfig
+from torchptycho.core.errors import ScanError
+from torchptycho.core.reconstruction import Reconstruction
+from torchptycho.core.scan import ArrayFrames
+from torchptycho.data.inference_dataset import StreamedScan
+from torchptycho.live.scan_header import Layout
+from torchptycho.models.network import PtychoNetwork
+from torchptycho.physics.patches import corner, extract
+from torchptycho.physics.scaling import Scaling, frame_sums, measure_scaling
+from torchptycho.reconstructors.growing_canvas import GrowingCanvas
+from torchptycho.reconstructors.inference import groups_at_once, patches_in_turn
+from torchptycho.reconstructors.network_reconstruction import adapted, check_fits
+from torchptycho.reconstructors.phase_sync import synchronised
+
+__all__ = ["Provisional", "require_frames"]
+
+# Patches that are compared with the image to find the phase of the chunk that they are of.
+_COMPARED = 64
+
+
+class Provisional:
+    """Takes frames as they come and stitches them at once: a context, in which the network is adapted to the scan.
+
+    The final image is `reconstruct`'s, which knows all frames: their phases agree with all neighbours, where here each
+    chunk is turned as a whole to what is there already.
+
+    Arguments:
+        network: trained on frames of this kind; afterwards it is as it was.
+        config: the section `reconstruct`.
+        layout: of the scan.
+        source: named in errors.
+        device: where to compute.
+
+    Raises:
+        ScanError: the frames are of another kind.
+    """
+
+    def __init__(
+        self, network: PtychoNetwork, config: ReconstructConfig, layout: Layout, source: str, device: torch.device
+    ) -> None:
+        check_fits(network, source, layout.n_px, layout.domain)
+        self._network, self._config, self._layout, self._device = network, config, layout, device
+        self._home = network.probe_parts.device
+        self._canvas = GrowingCanvas(device, with_spread=False)
+        self._weight = network.stitch_weight(config.stitch_weight, config.training_scan).to(device)
+        self._mask = torch.from_numpy(layout.mask)
+        self._scaling: Scaling | None = None
+        self._size = 0
+        self._context = contextlib.ExitStack()
+        self.unfit: dict[int, str] = {}
+        self.unplaced: dict[int, str] = {}
+
+    def __enter__(self) -> Provisional:
+        # Not in inference mode: its tensors, the network's then, can only be written to within it.
+        self._network.to(self._device)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._context.close()
+        self._network.to(self._home)
+
+    @torch.inference_mode()
+    def add(
+        self, frames: Shaped[np.ndarray, "k n n"], positions_px: Float64[np.ndarray, "k 2"], first: int, fresh: int = 0
+    ) -> None:
+        """Predict frames and place them.
+
+        Frames that are unfit for any image are named in `unfit`, and those that only this one has no place for, as it
+        does not know all frames, in `unplaced`; they change nothing.
+
+        Arguments:
+            frames: numbers `first`, `first` + 1, ...
+            positions_px: (y, x) of each.
+            fresh: the frames before this one of them have been placed already and only fill a group.
+        """
+        masked = ~self._layout.mask
+        if masked.any():
+            frames = frames.copy()
+            frames[:, masked] = 0
+        numbers = np.arange(first, first + len(frames))
+        for number, why in zip(numbers, _faults(frames, positions_px), strict=True):
+            if why is not None:
+                self.unfit[int(number)] = why
+        good = ~np.isin(numbers, [*self.unfit, *self.unplaced])
+        frames, positions_px, numbers = frames[good], positions_px[good], numbers[good]
+        if len(frames) < self._network.gridsize**2:
+            return
+        stream = self._grouped(np.ascontiguousarray(frames), positions_px)
+        if not self._size:
+            self._context.enter_context(adapted(self._network, stream, self._config))
+            self._size = groups_at_once(self._network, stream, self._config, self._device)
+        self._network.expect_offsets(None)
+        found = torch.zeros(len(frames), *frames.shape[1:], dtype=torch.complex64, device=self._device)
+        group = torch.zeros(len(frames), dtype=torch.int64)
+        cuts = [(start, min(start + self._size, len(stream))) for start in range(0, len(stream), self._size)]
+        in_turn = patches_in_turn(self._network, stream, self._config, cuts, self._device)
+        with contextlib.closing(in_turn):
+            for (start, _), (batch, _, patches) in zip(cuts, in_turn, strict=True):
+                mine, numbered = batch.members[batch.fresh], torch.arange(start, start + len(batch.members))
+                found[mine.to(self._device)] = patches[batch.fresh.to(self._device)]
+                group[mine] = numbered[:, None].expand(batch.members.shape)[batch.fresh]
+        new = torch.from_numpy(numbers >= first + fresh)
+        self._place(found, stream.positions_px, group, new, numbers)
+
+    def image(self) -> Reconstruction | None:
+        """What is there; None where nothing is."""
+        if self._canvas.used_px is None:
+            return None
+        try:
+            return self._canvas.finish(self._layout.geometry.with_object_pixel(self._layout.n_px).object_pixel_m)
+        except ValueError:  # weights of 0 alone
+            return None
+
+    def _grouped(self, frames: np.ndarray, positions_px: np.ndarray) -> StreamedScan:
+        if self._scaling is None:
+            # Of what came first; only a network that follows the scan's own scale looks at it.
+            mean = float(frame_sums(frames, self._layout.domain).mean())
+            self._scaling = measure_scaling(
+                mean or 1.0, self._layout.n_px, self._layout.domain,
+                self._network.config.prepare.nphotons or self._layout.photons_per_frame,
+            )  # fmt: skip
+        return StreamedScan.grouped(
+            ArrayFrames(frames), positions_px, gridsize=self._network.gridsize, scaling=self._scaling, mask=self._mask,
+            training_scan=self._config.training_scan,
+        )  # fmt: skip
+
+    def _place(
+        self, patches: Complex[Tensor, "k n n"], positions_px: Float[Tensor, "k 2"], group: Int64[Tensor, " k"],
+        new: Tensor, numbers: Int64[np.ndarray, " k"],
+    ) -> None:  # fmt: skip
+        finite = torch.view_as_real(patches).isfinite().flatten(1).all(-1)
+        if self._config.agree_phases:
+            patches = torch.where(finite[:, None, None], patches, 0)
+            patches = patches * synchronised(patches, positions_px, self._weight, group)[:, None, None]
+            patches = patches * self._turn(patches, positions_px)
+        chosen = new.to(self._device) & finite
+        there = positions_px.to(self._device)
+        placed = torch.zeros_like(finite)
+        placed[chosen] = self._canvas.add(patches[chosen], there[chosen], self._weight)
+        for number in numbers[(new & ~finite.cpu()).numpy()].tolist():
+            self.unplaced[number] = "the network's patch is not finite"
+        for number in numbers[(chosen & ~placed).cpu().numpy()].tolist():
+            self.unplaced[number] = "its position is too far from the others"
+
+    def _turn(self, patches: Tensor, positions_px: Tensor) -> Tensor:
+        """The phase with which a chunk agrees with what is there."""
+        few = slice(0, None, max(1, len(patches) // _COMPARED))
+        some, n_px = patches[few], patches.shape[-1]
+        if self._canvas.used_px is None:
+            return some.new_ones(())
+        corners = corner(positions_px[few], n_px, self._canvas.origin_px).to(self._device)
+        there = extract(self._canvas.numerator, corners, n_px)
+        overlap = (there * some.conj() * self._weight).sum()
+        size = overlap.abs()
+        return (overlap / size if float(size) > 0 else torch.ones_like(overlap)).to(patches.dtype)
+
+
+def _faults(frames: np.ndarray, positions_px: np.ndarray) -> list[str | None]:
+    """Why a frame cannot be used, for each."""
+    placed = np.isfinite(positions_px).all(axis=1)
+    finite = positive = np.ones(len(frames), bool)
+    if frames.dtype.kind != "u" and len(frames):
+        with np.errstate(invalid="ignore"):
+            if not (frames.min() >= 0 and frames.max() < np.inf):
+                finite = np.isfinite(frames).all(axis=(1, 2))
+                positive = np.all(frames >= 0, axis=(1, 2))
+    return [
+        "its position is not a number" if not at
+        else "NaN or infinity" if not number
+        else "negative values" if not sign
+        else None
+        for at, number, sign in zip(placed, finite, positive, strict=True)
+    ]  # fmt: skip
+
+
+def require_frames(source: str, n: int, gridsize: int) -> None:
+    """Refuse to make an image of fewer frames than a group needs.
+
+    Raises:
+        ScanError: there are too few.
+    """
+    least = max(2, gridsize**2)
+    if n < least:
+        raise ScanError(source, None, expected=f"at least {least} frames that can be used", found=f"{n}",
+                        remedy="Wait for more, with a longer --idle-s.")  # fmt: skip

@@ -1,0 +1,1 @@
+"""The network, its model of the experiment, and the files that hold them."""

@@ -1,0 +1,318 @@
+"""The bundle: a trained module in one zip file, as safetensors and JSON, that is read without running anything.
+
+    manifest.json            format, version and backend, the models by name, the module's arguments
+    config.json              the configuration of the run, as a `RunConfig` in plain data
+    weights.safetensors      the network, and the trained scale and background where there are any
+    probe.safetensors        `probe_parts` [S, P, N, N, 2], real and imaginary part in sqrt(photons)
+    statistics.safetensors   `input_scale` and `photons_per_frame` f64 [S], `masks` bool [S, N, N]
+
+Members are stored, not compressed, so that a bundle never asks for more memory than it has bytes, and nothing is ever
+extracted to a disk. Two bundles of one module are the same to the byte.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+from collections.abc import Callable, Iterable
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from torchptycho.core.errors import ConfigError, StoreError
+from torchptycho.core.versions import versions
+from torchptycho.io.storage.file_access import replaced_atomically
+from torchptycho.models.network import OF_TRAINING, PtychoNetwork
+
+if TYPE_CHECKING:
+    from torchptycho.models.lightning_module import PtychoPINN
+
+__all__ = ["BUNDLE", "MODELS", "find_bundle", "is_bundle", "load_bundle", "load_bundled_network", "save_bundle"]
+
+_Network = TypeVar("_Network", bound=PtychoNetwork)
+
+BUNDLE = "wts.h5.zip"
+"""Usual name of a bundle, the one that the original PtychoPINN gives its own archives."""
+MODELS = ("autoencoder", "diffraction_to_obj")
+"""Names under which the original keeps the two views of one network; both stand for the one module here."""
+
+_FORMAT, _VERSION = "torchptycho-bundle", 1
+_MANIFEST, _CONFIG = "manifest.json", "config.json"
+_PROBE, _STATISTICS, _WEIGHTS = "probe.safetensors", "statistics.safetensors", "weights.safetensors"
+_TENSORS = (_PROBE, _STATISTICS, _WEIGHTS)
+_MEMBERS = (_MANIFEST, _CONFIG, *_TENSORS)
+_MEMBER_OF = {
+    "probe_parts": _PROBE, "input_scale": _STATISTICS, "photons_per_frame": _STATISTICS, "masks": _STATISTICS,
+}  # fmt: skip
+# Arguments of PtychoPINN besides the configuration.
+_ARGUMENTS = ("n_px", "n_scans", "n_modes", "domain", "max_offset_px", "has_validation", "started_from")
+_MOST_TEXT_BYTES = 1 << 20
+_DATE = (1980, 1, 1, 0, 0, 0)
+_DAMAGE = (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError, ValueError)
+# The manifest of the original, in either of its backends, and the models beside it.
+_FOREIGN_MANIFEST = "manifest.dill"
+_KERAS = (".keras", ".h5", ".pb")
+_TORCH = (".pth", ".pt", ".ckpt")
+
+
+def save_bundle(module: PtychoPINN, path: str | Path) -> Path:
+    """Write a trained module as a bundle, which appears only when it is whole.
+
+    Arguments:
+        module: with its statistics, as `load_checkpoint` gives it.
+        path: the file, ending in .zip (which may be left off behind wts.h5), or a folder, which is made and gets
+            wts.h5.zip.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        StoreError: the module has no statistics, or holds what safetensors cannot.
+        ScanError: the place cannot be written to.
+    """
+    module.require_statistics()
+    path = _with_ending(Path(path))
+    parts: dict[str, dict[str, Tensor]] = {name: {} for name in _TENSORS}
+    for name, tensor in module.state_dict().items():
+        # A copy of its own: safetensors takes neither channels-last tensors nor two that share memory.
+        plain = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        parts[_MEMBER_OF.get(name, _WEIGHTS)][name] = plain
+    manifest = {
+        "format": _FORMAT, "format_version": _VERSION, "backend": "pytorch", "version": versions()["torchptycho"],
+        "models": list(MODELS), "written_with": versions(),
+        "module": {name: module.hparams[name] for name in _ARGUMENTS},
+    }  # fmt: skip
+    try:
+        content = {name: safetensors.torch.save(tensors) for name, tensors in parts.items()}
+    except (safetensors.SafetensorError, LookupError, ValueError) as error:
+        raise StoreError(f"{path}: expected weights that safetensors can hold; {error}. Nothing was written.") from None
+    content |= {_MANIFEST: _text(manifest), _CONFIG: _text(module.hparams["config"])}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replaced_atomically(path) as target, zipfile.ZipFile(target, "w") as archive:
+        for name in _MEMBERS:
+            info = zipfile.ZipInfo(name, _DATE)
+            info.external_attr = 0o644 << 16
+            archive.writestr(info, content[name])
+    return path
+
+
+def load_bundle(path: str | Path) -> PtychoPINN:
+    """The trained module in a bundle, ready to predict; nothing in the file is executed.
+
+    Arguments:
+        path: the file, the folder that holds it, or the file's name without .zip.
+
+    Raises:
+        StoreError: not there, damaged, of another version, or written by another program.
+    """
+    # Lightning takes as long to import as all the rest together, and prediction does without.
+    from torchptycho.models.lightning_module import PtychoPINN
+
+    path = find_bundle(path)
+    module = _load(path, lambda config, arguments: PtychoPINN(config, **arguments))
+    module.came_from(path)
+    return module
+
+
+def load_bundled_network(path: str | Path) -> PtychoNetwork:
+    """The network alone, without what trains it.
+
+    Raises:
+        StoreError: as `load_bundle`.
+    """
+
+    def build(config: dict[str, Any], arguments: dict[str, Any]) -> PtychoNetwork:
+        return PtychoNetwork(config, **{k: v for k, v in arguments.items() if k not in OF_TRAINING})
+
+    path = find_bundle(path)
+    network = _load(path, build)
+    network.came_from(path)
+    return network
+
+
+def _load(path: str | Path, build: Callable[[dict[str, Any], dict[str, Any]], _Network]) -> _Network:
+    path = find_bundle(path)
+    content = _content(path)
+    manifest, config = _json(path, _MANIFEST, content), _json(path, _CONFIG, content)
+    arguments = _arguments(path, manifest)
+    state: dict[str, Tensor] = {}
+    for name in _TENSORS:
+        try:
+            state |= safetensors.torch.load(content[name])
+        except (safetensors.SafetensorError, LookupError, ValueError, TypeError) as error:
+            raise _damaged(path, name, error) from None
+    # Before anything of that size is made.
+    sizes = tuple(arguments[name] for name in ("n_scans", "n_modes", "n_px", "n_px"))
+    found = tuple(state["probe_parts"].shape) if "probe_parts" in state else "nothing"
+    if found != (*sizes, 2):
+        raise StoreError(f"{path}: '{_PROBE}': expected probe_parts {(*sizes, 2)}; found {found}. Save it again.")
+    try:
+        module = build(config, arguments)
+        _check_same(path, module.state_dict(), state)
+        module.load_state_dict(state)
+    except (RuntimeError, LookupError, TypeError, AttributeError, ValueError, ConfigError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise StoreError(
+            f"{path}: expected a bundle of this version; it does not load ({reason}). It was written with torchptycho "
+            f"{manifest.get('version')}, here {versions()['torchptycho']}. Save it again."
+        ) from error
+    module.require_statistics()
+    return module.eval()
+
+
+def find_bundle(path: str | Path) -> Path:
+    """The bundle that a user means: the file, the one in a folder, or what `path` is with .zip behind it.
+
+    Raises:
+        StoreError: there is none.
+    """
+    path = Path(path)
+    for candidate in (path / BUNDLE, path, path.with_name(f"{path.name}.zip")):
+        if candidate.is_file():
+            return candidate
+    found = f"a folder without {BUNDLE}" if path.is_dir() else "nothing"
+    raise StoreError(f"{path}: expected a bundle ({BUNDLE}) or the folder that holds it; found {found}.")
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a file is a bundle, of whatever program, and no checkpoint; a damaged one is told by its name."""
+    names = _names(path)
+    if any(PurePosixPath(name).name == "data.pkl" for name in names):
+        return False
+    return path.suffix == ".zip" or _MANIFEST in names or _FOREIGN_MANIFEST in names
+
+
+def _with_ending(path: Path) -> Path:
+    if path.suffix == ".zip":
+        return path
+    return path.with_name(BUNDLE) if f"{path.name}.zip" == BUNDLE else path / BUNDLE
+
+
+def _names(path: Path) -> list[str]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except _DAMAGE:
+        return []
+
+
+def _content(path: Path) -> dict[str, bytes]:
+    """Every member of the file, when it has those of a bundle and no others."""
+    content: dict[str, bytes] = {}
+    name: str | None = None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            infos = archive.infolist()
+            _check_members(path, [info.filename for info in infos])
+            for info in infos:
+                name = info.filename
+                if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+                    raise StoreError(
+                        f"{path}: '{name}': expected a member that is stored; found a compressed one, which may grow "
+                        "without bounds. Pack it with `zip -0`, or save the bundle again."
+                    )
+                if name in (_MANIFEST, _CONFIG) and info.file_size > _MOST_TEXT_BYTES:
+                    raise _damaged(path, name, f"{info.file_size} bytes are more than it can have")
+                content[name] = archive.read(info)
+    except _DAMAGE as error:
+        raise _damaged(path, name, error) from None
+    return content
+
+
+def _check_members(path: Path, names: list[str]) -> None:
+    """Refuse archives of other programs, and names that are no bundle's: ../x is not even looked at."""
+    if _MANIFEST not in names:
+        _refuse_foreign(path, names)
+    for name in names:
+        if name not in _MEMBERS:
+            raise StoreError(
+                f"{path}: expected {', '.join(_MEMBERS)}; found also {name[:80]!r}. Nothing was read; ask where the "
+                "file comes from."
+            )
+    missing = [name for name in _MEMBERS if name not in names]
+    twice = [name for name in _MEMBERS if names.count(name) > 1]
+    if missing or twice:
+        what = f"no {', '.join(missing)}" if missing else f"{', '.join(twice)} twice"
+        raise StoreError(f"{path}: expected each of {', '.join(_MEMBERS)} once; found {what}. Save the bundle again.")
+
+
+def _refuse_foreign(path: Path, names: Iterable[str]) -> None:
+    names = list(names)
+    endings = {PurePosixPath(name).suffix for name in names}
+    if endings & set(_KERAS):
+        writer, why = "the TensorFlow backend of the original PtychoPINN", "Keras models and pickles"
+    elif _FOREIGN_MANIFEST in names and endings & set(_TORCH):
+        writer, why = "the PyTorch backend of the original PtychoPINN", "pickles"
+    elif _FOREIGN_MANIFEST in names:
+        writer, why = "the original PtychoPINN, by default its TensorFlow backend", "pickles"
+    else:
+        shown = ", ".join(repr(name[:80]) for name in names[:3]) or "nothing"
+        raise StoreError(f"{path}: expected a bundle of torchptycho ({_MANIFEST} in a zip file); found {shown}.")
+    raise StoreError(
+        f"{path}: expected a bundle of torchptycho; found one that was written by {writer}. It holds {why}, which are "
+        "never opened because they run code. Train again here; the weights of a Keras network can be carried over "
+        "with torchptycho.interop.keras_weights."
+    )
+
+
+def _arguments(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """What the module is built from, judged."""
+    for key, expected in (("format", _FORMAT), ("format_version", _VERSION), ("backend", "pytorch")):
+        if manifest.get(key) != expected:
+            raise StoreError(
+                f"{path}: '{_MANIFEST}', {key}: expected {expected!r}; found {manifest.get(key)!r}. It was written by "
+                "another program or version: train again, or update torchptycho."
+            )
+    arguments = manifest.get("module")
+    if manifest.get("models") != list(MODELS) or not isinstance(arguments, dict) or set(arguments) != set(_ARGUMENTS):
+        raise StoreError(f"{path}: '{_MANIFEST}': expected the models {MODELS} and the module's arguments; found other "
+                         "ones. Save the bundle again.")  # fmt: skip
+    reach = arguments["max_offset_px"]
+    good = {
+        "domain": arguments["domain"] in ("counts", "amplitude"),
+        "max_offset_px": isinstance(reach, int | float) and math.isfinite(reach) and reach >= 0,
+        "has_validation": isinstance(arguments["has_validation"], bool),
+        "started_from": arguments["started_from"] is None or isinstance(arguments["started_from"], str),
+        **{name: type(arguments[name]) is int and arguments[name] > 0 for name in ("n_px", "n_scans", "n_modes")},
+    }
+    for name, fine in good.items():
+        if not fine:
+            raise StoreError(f"{path}: '{_MANIFEST}', {name}: found {arguments[name]!r}. Save the bundle again.")
+    return arguments
+
+
+def _check_same(path: Path, wanted: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+    """The tensors of a bundle are those of the module, one by one."""
+    for name in sorted(wanted.keys() | found.keys()):
+        a, b = (
+            f"{t.dtype} {tuple(t.shape)}" if t is not None else "nothing" for t in (wanted.get(name), found.get(name))
+        )
+        if a != b:
+            raise ValueError(f"'{name}': expected {a}, found {b}")
+
+
+def _text(values: dict[str, Any]) -> bytes:
+    return json.dumps(values, indent=1, allow_nan=False).encode()
+
+
+def _json(path: Path, name: str, content: dict[str, bytes]) -> dict[str, Any]:
+    try:
+        values = json.loads(content[name])
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, name, error) from None
+    if not isinstance(values, dict):
+        raise _damaged(path, name, f"a {type(values).__name__} instead of a table")
+    return values
+
+
+def _damaged(path: Path, name: str | None, reason: object) -> StoreError:
+    where = f"'{name[:80]}': " if name else ""
+    text = " ".join(str(reason).split())[:200]
+    return StoreError(
+        f"{path}: {where}expected an intact bundle; found damaged or truncated data ({text}). Copy it again."
+    )

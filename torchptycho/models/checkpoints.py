@@ -1,0 +1,118 @@
+"""Trained modules on disk: finding, loading and naming them."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from torchptycho.core.errors import ConfigError, StoreError
+from torchptycho.core.versions import versions
+from torchptycho.models.bundles import BUNDLE, is_bundle, load_bundle, load_bundled_network
+from torchptycho.models.network import FORMAT, OF_TRAINING, PtychoNetwork
+
+if TYPE_CHECKING:
+    from torchptycho.models.lightning_module import PtychoPINN
+
+__all__ = ["find_checkpoint", "load_checkpoint", "load_network"]
+
+_REMEDY = "The checkpoint comes before the scans; if this is one, train again."
+
+
+def load_checkpoint(path: str | Path) -> PtychoPINN:
+    """A trained module from its checkpoint or bundle alone; nothing in the file is executed.
+
+    Raises:
+        StoreError: not there, neither of the two, or not one of this package.
+    """
+    # Lightning takes as long to import as all the rest together, and prediction does without.
+    from torchptycho.models.lightning_module import PtychoPINN
+
+    path = _there(path)
+    if is_bundle(path):
+        return load_bundle(path)
+    with _told(path):
+        module = PtychoPINN.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    module.require_statistics()
+    module.came_from(path)
+    return module
+
+
+def load_network(path: str | Path) -> PtychoNetwork:
+    """A trained network from its checkpoint or bundle alone, ready to predict but not to train.
+
+    Raises:
+        StoreError: as `load_checkpoint`.
+    """
+    path = _there(path)
+    if is_bundle(path):
+        return load_bundled_network(path)
+    with _told(path):
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if (found := content["format"]["version"]) != FORMAT:
+            raise ValueError(f"it is of format {found}, and format {FORMAT} is read")
+        arguments = {name: value for name, value in content["hyper_parameters"].items() if name not in OF_TRAINING}
+        network = PtychoNetwork(**arguments)
+        network.load_state_dict(content["state_dict"])
+    network.require_statistics()
+    network.came_from(path)
+    return network.eval()
+
+
+def _there(path: str | Path) -> Path:
+    path = find_checkpoint(path)
+    if not path.is_file():
+        raise StoreError(f"{path}: expected a checkpoint (.ckpt), or the folder of a run; found nothing.")
+    return path
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """What goes wrong in loading a checkpoint, as a StoreError that says what to do."""
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        # torch's own message recommends to load it unsafely.
+        reason = "it is another kind of file, or holds Python objects, which are never unpickled because they run code"
+        raise StoreError(f"{path}: expected a torchptycho checkpoint; {reason}. {_REMEDY}") from error
+    except (OSError, RuntimeError, LookupError, EOFError, TypeError, AttributeError, ValueError, ConfigError) as error:
+        reason = " ".join(str(error).split())[:300] or "it ends too early"
+        raise StoreError(
+            f"{path}: expected a torchptycho checkpoint; it does not load ({reason}).{_differences(path)} {_REMEDY}"
+        ) from error
+
+
+def _differences(path: Path) -> str:
+    """What a checkpoint says about what wrote it, where that is not what reads it."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        told = content["format"] if isinstance(content, dict) else {}
+        format_, written = told["version"], dict(told["written_with"])
+    except (OSError, pickle.UnpicklingError, RuntimeError, LookupError, EOFError, TypeError, ValueError):
+        return ""
+    here = versions()
+    differs = [f"{name} {there}, here {here.get(name)}" for name, there in written.items() if here.get(name) != there]
+    if format_ != FORMAT:
+        differs.insert(0, f"format {format_}, here {FORMAT}")
+    return f" It was written with {'; '.join(differs)}." if differs else ""
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The checkpoint that a user means: a file as it is, or the best one of a run's folder, or the bundle in it.
+
+    Raises:
+        StoreError: the folder holds none.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    for candidate in (path / "checkpoints" / "best.ckpt", path / "checkpoints" / "last.ckpt", path / BUNDLE):
+        if candidate.is_file():
+            return candidate
+    raise StoreError(
+        f"{path}: expected a run with checkpoints/best.ckpt, or {BUNDLE}; found none. Train first, or name a file."
+    )

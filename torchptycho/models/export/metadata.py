@@ -1,0 +1,193 @@
+"""What an exported network says of itself, and the small tensors that it is not run without.
+
+One JSON text: `metadata_props["torchptycho"]` of an ONNX file, `extra/torchptycho.json` of a .pt2 archive. With it a
+scan can be reconstructed from the file alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import dataclasses
+import json
+import math
+import zipfile
+from pathlib import Path
+from typing import Literal
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from torchptycho.core.config import RunConfig, from_dict, to_dict
+from torchptycho.core.errors import ConfigError, ExportError
+from torchptycho.core.versions import versions
+from torchptycho.models.network import PtychoNetwork
+
+__all__ = ["KEY", "Description", "add_to_package", "describe", "description_of", "read_package", "state_of"]
+
+KEY = "torchptycho"
+"""Name of the description among the metadata of an ONNX file."""
+
+_FORMAT, _VERSION = "torchptycho-export", 1
+_MEMBER = "extra/torchptycho.json"
+_NUMBERS = ("input_scale", "photons_per_frame")
+_MOST_TEXT_BYTES = 1 << 28
+_UNITS = "object: transmission, 1 where nothing is; probe: sqrt(photons); offsets, canvas: pixels of the object"
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What stands in an exported file besides the graph.
+
+    Arguments:
+        engine: what runs it, `onnx` or `aot`.
+        device: type of device that it was made for; ONNX runs on any.
+        n_px, gridsize, domain: of the frames that it takes.
+        n_modes: probe modes.
+        canvas_px: edge of a group's canvas, which is in the graph; max_offset_px fit onto it.
+        training_scan: whose probe it holds.
+        patches_agree: as `nn.Generator.patches_agree`.
+        checkpoint, checkpoint_sha256: what was exported.
+        error: largest relative L2 distance from the network, measured when it was written.
+        config: the whole configuration.
+        tensors: the network's state of this scan without the generator, by name.
+    """
+
+    engine: Literal["onnx", "aot"]
+    device: str
+    n_px: int
+    gridsize: int
+    domain: Literal["counts", "amplitude"]
+    n_modes: int
+    canvas_px: int
+    max_offset_px: float
+    training_scan: int
+    patches_agree: bool
+    checkpoint: str | None
+    checkpoint_sha256: str | None
+    error: float
+    config: RunConfig
+    tensors: dict[str, Tensor]
+
+    def text(self) -> str:
+        """As JSON, with some of it repeated for people and other programs."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        packed = safetensors.torch.save(self.tensors)
+        values |= {"config": to_dict(self.config), "tensors": base64.b64encode(packed).decode()}
+        told = {
+            "format": _FORMAT, "format_version": _VERSION, "versions": versions(),
+            "generator": self.config.model.generator, "units": _UNITS,
+            "input_scale": float(self.tensors["input_scale"][0]),
+            "photons_per_frame": float(self.tensors["photons_per_frame"][0]),
+        }  # fmt: skip
+        return json.dumps(told | values, allow_nan=False)
+
+
+def state_of(network: PtychoNetwork, scan: int) -> dict[str, Tensor]:
+    """The state of a network that stands for one of its training scans, without its generator."""
+    own = {"probe_parts", "input_scale", "photons_per_frame", "masks"}
+    state = {k: v for k, v in network.state_dict().items() if k in own or k.startswith("experiment.")}
+    # Everything in it is by scan.
+    return {name: value[scan : scan + 1].detach().cpu().contiguous().clone() for name, value in state.items()}
+
+
+def describe(
+    network: PtychoNetwork, engine: Literal["onnx", "aot"], scan: int, canvas_px: int, max_offset_px: float
+) -> Description:
+    """Of a network of several scans that is to be exported for one of them; its error is not measured yet."""
+    config = to_dict(network.config)
+    config["reconstruct"] |= {"training_scan": scan, "predict_compile": False, "predict_precision": "32-true"}
+    return Description(
+        engine=engine, device=network.probe_parts.device.type, n_px=network.n_px, gridsize=network.gridsize,
+        domain=network.domain, n_modes=network.probe_parts.shape[1], canvas_px=canvas_px, max_offset_px=max_offset_px,
+        training_scan=scan, patches_agree=network.generator.patches_agree,
+        checkpoint=None if network.checkpoint is None else str(network.checkpoint),
+        checkpoint_sha256=network.checkpoint_sha256, error=math.inf,
+        config=from_dict(RunConfig, config, source="checkpoint"), tensors=state_of(network, scan),
+    )  # fmt: skip
+
+
+def description_of(text: str | bytes | None, path: Path) -> Description:
+    """What `Description.text` wrote, judged.
+
+    Raises:
+        ExportError: it is not there, damaged or of another version.
+    """
+    if text is None:
+        raise ExportError(f"{path}: expected a network that torchptycho exported; it does not say so. Export it with "
+                          "`torchptycho export CKPT FILE`.")  # fmt: skip
+    try:
+        values = json.loads(text)
+        if not isinstance(values, dict) or values.get("format") != _FORMAT:
+            raise ValueError(f"it is no {_FORMAT}")
+        if values["format_version"] != _VERSION:
+            raise ValueError(f"it is of format {values['format_version']}, and format {_VERSION} is read")
+        found = {field.name: values[field.name] for field in dataclasses.fields(Description)}
+        found["config"] = from_dict(RunConfig, found["config"], source=str(path))
+        found["tensors"] = safetensors.torch.load(base64.b64decode(found["tensors"], validate=True))
+        description = Description(**found)
+        _check(description)
+    except (ValueError, TypeError, LookupError, RecursionError, binascii.Error, SafetensorError, ConfigError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ExportError(f"{path}: what it says of itself cannot be read ({reason}). Export it again.") from None
+    return description
+
+
+def _check(told: Description) -> None:
+    whole = (told.n_px, told.gridsize, told.n_modes, told.canvas_px)
+    good = {
+        "engine": told.engine in ("onnx", "aot"),
+        "device": told.device in ("cpu", "cuda"),
+        "domain": told.domain in ("counts", "amplitude"),
+        "sizes": all(type(value) is int and 0 < value <= 1 << 14 for value in whole),
+        "gridsize": told.gridsize == told.config.group.gridsize,
+        "training_scan": told.training_scan == told.config.reconstruct.training_scan,
+        "patches_agree": isinstance(told.patches_agree, bool),
+        "checkpoint": isinstance(told.checkpoint, str | None) and isinstance(told.checkpoint_sha256, str | None),
+        "probe": told.tensors["probe_parts"].shape == (1, told.n_modes, told.n_px, told.n_px, 2),
+        "mask": told.tensors["masks"].shape == (1, told.n_px, told.n_px) and told.tensors["masks"].dtype == torch.bool,
+        "input_scale, photons_per_frame": all(_is_positive(told.tensors[name]) for name in _NUMBERS),
+        "max_offset_px": told.max_offset_px == (told.canvas_px - told.n_px) / 2 - 1,
+        "values of the probe": bool(told.tensors["probe_parts"].isfinite().all()),
+    }
+    for name, fine in good.items():
+        if not fine:
+            raise ValueError(f"{name} is not one that it can have")
+
+
+def _is_positive(value: Tensor) -> bool:
+    return value.shape == (1,) and value.is_floating_point() and bool(value.isfinite().all() and (value > 0).all())
+
+
+def add_to_package(package: Path, description: Description) -> None:
+    """Put the description into a .pt2 archive."""
+    with zipfile.ZipFile(package, "a") as archive:
+        archive.writestr(f"{_root(archive)}/{_MEMBER}", description.text())
+
+
+def read_package(package: Path) -> Description:
+    """The description in a .pt2 archive; nothing else of it is looked at, and nothing is run.
+
+    Raises:
+        ExportError: as `description_of`, or it is no archive.
+    """
+    try:
+        with zipfile.ZipFile(package) as archive:
+            name = f"{_root(archive)}/{_MEMBER}"
+            if name not in archive.namelist():
+                return description_of(None, package)
+            info = archive.getinfo(name)
+            if info.file_size > _MOST_TEXT_BYTES or info.compress_type != zipfile.ZIP_STORED:
+                raise ExportError(f"{package}: what it says of itself is compressed or too long. Export it again.")
+            return description_of(archive.read(info), package)
+    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError, IndexError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ExportError(f"{package}: expected an archive that torchptycho exported; {reason}. Copy or export it "
+                          "again.") from None  # fmt: skip
+
+
+def _root(archive: zipfile.ZipFile) -> str:
+    """The folder in which all members of such an archive lie."""
+    return archive.namelist()[0].split("/")[0]

@@ -1,0 +1,265 @@
+"""Exported networks in the place of torch's: they are run by ONNX Runtime, or are machine code."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Complex
+from torch import Tensor
+
+from torchptycho.core.config import ModelConfig, ReconstructConfig, to_dict
+from torchptycho.core.errors import ConfigError, ExportError
+from torchptycho.models.export.metadata import KEY, Description, description_of, read_package
+from torchptycho.models.generators import Generator, GroupInput
+from torchptycho.models.network import FrameBatch, PtychoNetwork
+
+__all__ = ["AotEngine", "EngineName", "ExportedNetwork", "OnnxEngine", "Runner", "check_options", "has_cuda",
+           "is_exported", "load_exported", "require", "require_cuda"]  # fmt: skip
+
+_log = logging.getLogger(__name__)
+
+EngineName = Literal["torch", "onnx", "aot"]
+_ONNX, _PACKAGE = ".onnx", ".pt2"
+
+
+Runner = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Runs an exported graph: frames, offsets, input scale and mask to patches, see `export`."""
+
+
+def require(packages: Sequence[str], source: str) -> None:
+    """Raise ExportError when one of these packages is not installed."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ExportError(f"{', '.join(missing)}: not installed. Run: pip install '{source}'")
+
+
+def has_cuda() -> bool:
+    """Whether the installed ONNX Runtime computes on NVIDIA's GPUs."""
+    require(["onnxruntime"], "onnxruntime")
+    import onnxruntime
+
+    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
+
+def require_cuda() -> None:
+    """Raise ExportError when the installed ONNX Runtime is not one for NVIDIA's GPUs."""
+    if not has_cuda():
+        raise ExportError("onnxruntime: expected one for GPUs; found one for CPUs only. Run: pip install "
+                          "onnxruntime-gpu, or compute with --accelerator cpu.")  # fmt: skip
+
+
+class OnnxEngine:
+    """ONNX Runtime, with as many threads as torch, on a CPU or on NVIDIA's GPUs; nothing else is tried.
+
+    Arguments:
+        content: the file's bytes: one that refers to other files is refused.
+        path: what messages call it.
+        device: cpu or cuda.
+    """
+
+    def __init__(self, content: bytes, path: Path, device: str) -> None:
+        require(["onnxruntime"], "onnxruntime")
+        import onnxruntime
+
+        state = onnxruntime.capi.onnxruntime_pybind11_state
+        self._path = path
+        self._damage = damage = (
+            state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NoSuchFile,
+            state.NotImplemented, state.RuntimeException,
+        )  # fmt: skip
+        if device == "cuda":
+            require_cuda()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
+        options.log_severity_level = 3
+        # TF32 has three digits.
+        providers: list[Any] = [("CUDAExecutionProvider", {"use_tf32": "0"})] if device == "cuda" else []
+        try:
+            # What the file refers to would be looked for in the current folder, and is now in an empty one.
+            with tempfile.TemporaryDirectory() as empty:
+                options.add_session_config_entry("session.model_external_initializers_file_folder_path", empty)
+                self._session = onnxruntime.InferenceSession(
+                    content, options, providers=[*providers, "CPUExecutionProvider"]
+                )
+        except damage as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ExportError(f"{path}: expected an exported network in one ONNX file; ONNX Runtime does not take it "
+                              f"({reason}). Copy or export it again.") from None  # fmt: skip
+        if device == "cuda" and "CUDAExecutionProvider" not in self._session.get_providers():
+            raise ExportError("onnxruntime: its CUDA provider does not start; what it needs is in its manual. Compute "
+                              "with --accelerator cpu.")  # fmt: skip
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the file says of itself."""
+        found: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
+        return found
+
+    def __call__(self, frames: Tensor, offset_px: Tensor, input_scale: Tensor, mask: Tensor) -> Tensor:
+        inputs = {"frames": frames, "offset_px": offset_px, "input_scale": input_scale, "mask": mask}
+        try:
+            (patches,) = self._session.run(["patches"], {name: value.cpu().numpy() for name, value in inputs.items()})
+        except self._damage as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ExportError(f"{self._path}: expected the graph of an exported network; it does not run ({reason}). "
+                              "Export it again.") from None  # fmt: skip
+        if patches.shape != (*frames.shape, 2) or patches.dtype != np.float32:
+            raise ExportError(f"{self._path}: expected patches float32 {(*frames.shape, 2)}; found {patches.dtype} "
+                              f"{patches.shape}. Export it again.")  # fmt: skip
+        return torch.from_numpy(patches).to(frames.device)
+
+
+class AotEngine:
+    """Machine code of AOTInductor in a .pt2 archive. Loading it runs it: whoever wrote it can do what you can do."""
+
+    def __init__(self, path: Path) -> None:
+        from torch._inductor import aoti_load_package
+
+        try:
+            self._run = aoti_load_package(str(path))
+        except (RuntimeError, OSError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ExportError(f"{path}: expected a package for this machine and torch {torch.__version__}; it does not "
+                              f"load ({reason}). Export it again, here.") from None  # fmt: skip
+
+    def __call__(self, frames: Tensor, offset_px: Tensor, input_scale: Tensor, mask: Tensor) -> Tensor:
+        # The compiled code takes memory as it lies.
+        patches: Tensor = self._run(*(value.contiguous() for value in (frames, offset_px, input_scale, mask)))
+        return patches
+
+
+class _Elsewhere(Generator):
+    """Stands where a network has its generator, when that is in an exported file."""
+
+    supported_n_px = ()
+
+    def __init__(self, patches_agree: bool) -> None:
+        super().__init__()
+        self.patches_agree = patches_agree  # type: ignore[misc]
+
+    @classmethod
+    def from_config(cls, config: ModelConfig, n_px: int, channels: int) -> Generator:
+        raise NotImplementedError
+
+    def forward(self, group: GroupInput) -> Complex[Tensor, "b c n n"]:
+        raise NotImplementedError
+
+
+class ExportedNetwork(PtychoNetwork):
+    """A network of one training scan whose patches are computed by another engine; it cannot be trained.
+
+    Arguments:
+        description: what the file says of itself.
+        runner: computes.
+        device: where it does, cpu or cuda.
+    """
+
+    def __init__(self, description: Description, runner: Runner, device: str) -> None:
+        # Before nn.Module knows attributes: the generator is made by its initialiser.
+        object.__setattr__(self, "description", description)
+        self.description: Description
+        super().__init__(to_dict(description.config), description.n_px, 1, description.n_modes, description.domain)
+        self.load_state_dict(description.tensors)
+        for parameter in self.parameters():
+            parameter.requires_grad = False
+        self._runner, self.runs_on = runner, torch.device(device)
+        self.checkpoint = None if description.checkpoint is None else Path(description.checkpoint)
+        self.checkpoint_sha256 = description.checkpoint_sha256
+        self.eval()
+
+    def _new_generator(self) -> Generator:
+        return _Elsewhere(self.description.patches_agree)
+
+    def expect_offsets(self, max_offset_px: float | None) -> None:
+        """Check that these offsets fit onto the canvas of the exported graph.
+
+        Raises:
+            ConfigError: they do not.
+        """
+        room_px = self.description.max_offset_px
+        if max_offset_px is not None and math.ceil(max_offset_px) > math.ceil(room_px):
+            raise ConfigError(
+                f"expected frames within {room_px:g} px of their group's centre, for which the network was exported; "
+                f"found {max_offset_px:.4g} px. Make room with "
+                f"`torchptycho export CKPT FILE --max-offset-px {math.ceil(max_offset_px)}`."
+            )
+
+    def forward(self, batch: FrameBatch) -> Complex[Tensor, "b c n n"]:
+        self.expect_offsets(float(batch.offset_px.abs().max()))
+        patches = self._runner(
+            batch.frames.float(), batch.offset_px.float(), self.input_scale[0].float(), self.masks[0]
+        )
+        return torch.view_as_complex(patches)
+
+    def check_options(self, config: ReconstructConfig, devices: int) -> None:
+        """Raise ConfigError for what an exported network cannot be told."""
+        told = self.description
+        if config.training_scan != told.training_scan:
+            raise ConfigError(f"training_scan: expected {told.training_scan}, for which the network was exported; "
+                              f"found {config.training_scan}.")  # fmt: skip
+        check_options(config, devices)
+
+
+def check_options(config: ReconstructConfig, devices: int) -> None:
+    """Raise ConfigError for what no exported network can be told."""
+    for name, expected in (("predict_compile", False), ("predict_precision", "32-true")):
+        if getattr(config, name) != expected:
+            raise ConfigError(f"{name}: expected {expected} with an exported network; found {getattr(config, name)}. "
+                              "Leave it out, or compute with --engine torch.")  # fmt: skip
+    if devices > 1:
+        raise ConfigError(f"devices: expected 1 with an exported network; found {devices}. Leave it out, or compute "
+                          "with --engine torch.")  # fmt: skip
+
+
+def is_exported(path: str | Path) -> bool:
+    """Whether a file has the name of an exported network."""
+    return Path(path).suffix.lower() in (_ONNX, _PACKAGE)
+
+
+def load_exported(path: str | Path, engine: EngineName | None = None, device: str = "cpu") -> ExportedNetwork:
+    """An exported network, ready to predict.
+
+    Arguments:
+        path: what `export_network` wrote.
+        engine: None takes ONNX files only; a .pt2 archive is machine code, which runs as it is loaded, and has to be
+            asked for by `aot`.
+        device: cpu or cuda.
+
+    Raises:
+        ExportError: not there, damaged, not written by this package, for another engine or device.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ExportError(f"{path}: expected an exported network; found nothing.")
+    if engine == "aot":
+        description = read_package(path)
+        if description.device != device:
+            raise ExportError(f"{path}: expected machine code for {device}; found it for {description.device}. Export "
+                              "it again, or choose another --accelerator.")  # fmt: skip
+        return _network(path, description, AotEngine(path), device)
+    if engine == "torch" or path.suffix.lower() == _PACKAGE:
+        raise ExportError(f"{path}: expected a checkpoint, or the engine of an exported network; found engine "
+                          f"'{engine or 'torch'}'. A .pt2 archive is machine code, which runs as it is loaded: if you "
+                          "trust it, say --engine aot.")  # fmt: skip
+    runner = OnnxEngine(path.read_bytes(), path, device)
+    description = description_of(runner.metadata.get(KEY), path)
+    if description.engine != "onnx":
+        raise ExportError(f"{path}: expected a network exported to ONNX; found one for {description.engine}.")
+    return _network(path, description, runner, device)
+
+
+def _network(path: Path, description: Description, runner: Runner, device: str) -> ExportedNetwork:
+    try:
+        return ExportedNetwork(description, runner, device)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ExportError(f"{path}: has other tensors than its configuration asks for ({reason}). "
+                          "Export it again.") from None  # fmt: skip

@@ -1,0 +1,126 @@
+"""What a generator is, and how one is found by its name."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import importlib
+import importlib.metadata
+from typing import ClassVar
+
+from jaxtyping import Bool, Complex, Float
+from torch import Tensor, nn
+
+from torchptycho.core.config import ModelConfig
+from torchptycho.core.errors import ConfigError
+
+__all__ = ["Generator", "GroupInput", "build_generator", "find_generator"]
+
+_BUILT_IN = {
+    "pie_unet": "torchptycho.models.generators.pie_unet:PieUNet",
+    "resunet": "torchptycho.models.generators.resunet:ResUNet",
+    "cnn": "torchptycho.models.generators.cnn:CNN",
+}
+_ENTRY_POINTS = "torchptycho.generators"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class GroupInput:
+    """What a generator may look at: B groups of C frames.
+
+    Arguments:
+        amplitude: diffraction amplitudes scaled so that a mean frame has sum A^2 = (N/2)^2, 0 under the mask.
+        probe: the beam in the same units; probe_b is 1 or b.
+        offset_px: (y, x) of each frame from its group's centre.
+        mask: good detector pixels.
+        photon: squared amplitude that one count makes.
+        background: squared amplitude that does not come from the sample.
+        canvas_px: even edge of a canvas around the group's centre that holds all its patches.
+    """
+
+    amplitude: Float[Tensor, "b c n n"]
+    probe: Complex[Tensor, "probe_b p n n"]
+    offset_px: Float[Tensor, "b c 2"]
+    mask: Bool[Tensor, "b 1 n n"]
+    photon: Float[Tensor, " b"]
+    background: Float[Tensor, " b"]
+    canvas_px: int
+
+
+class Generator(nn.Module, abc.ABC):
+    """Maps the diffraction of a group to its object patches.
+
+    To add your own, derive from this class and name it in the configuration as `package.module:Class`, or under a
+    short name by an entry point of the group `torchptycho.generators`.
+    """
+
+    supported_n_px: ClassVar[tuple[int, ...]]
+    """Frame sizes that the network can be built for."""
+    patches_agree: ClassVar[bool] = False
+    """Whether the patches of a group are cut from one object, so that merging them would change nothing but blur."""
+    encoder_parts: ClassVar[tuple[str, ...]] = ("stem", "encoder", "down")
+    """Names of the submodules that `freeze_encoder` leaves out of training."""
+
+    @classmethod
+    @abc.abstractmethod
+    def from_config(cls, config: ModelConfig, n_px: int, channels: int) -> Generator:
+        """Build the network for groups of `channels` frames of n_px pixels."""
+
+    @abc.abstractmethod
+    def forward(self, group: GroupInput) -> Complex[Tensor, "b c n n"]:
+        """Complex object patches, complex64 also under autocast."""
+
+    def freeze_encoder(self) -> None:
+        """Leave the parts before the decoder, those named in `encoder_parts`, out of training.
+
+        Raises:
+            ConfigError: the network has no such part.
+        """
+        frozen = [p for name, p in self.named_parameters() if name.split(".")[0] in self.encoder_parts]
+        if not frozen:
+            raise ConfigError(
+                f"freeze_encoder: expected a generator with parts named {', '.join(self.encoder_parts)}; "
+                f"{type(self).__name__} has none. It says which they are in `encoder_parts`."
+            )
+        for parameter in frozen:
+            parameter.requires_grad = False
+
+
+def find_generator(name: str) -> type[Generator]:
+    """The class that a configuration means by `name`.
+
+    Raises:
+        ConfigError: no such generator, or it does not derive from `Generator`.
+    """
+    entry_points = {entry.name: entry.value for entry in importlib.metadata.entry_points(group=_ENTRY_POINTS)}
+    target = _BUILT_IN.get(name) or entry_points.get(name) or name
+    module, _, attribute = target.partition(":")
+    if not attribute:
+        known = ", ".join(sorted(_BUILT_IN | entry_points))
+        raise ConfigError(f"generator: expected one of {known}, or package.module:Class; found '{name}'.")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"generator '{name}' cannot be imported: {error}.") from None
+    if not (isinstance(found, type) and issubclass(found, Generator)):
+        raise ConfigError(
+            f"generator '{name}': expected a class derived from torchptycho.models.generators.Generator; "
+            f"found {found!r}."
+        )
+    return found
+
+
+def build_generator(config: ModelConfig, n_px: int, gridsize: int) -> Generator:
+    """Build the configured generator.
+
+    Raises:
+        ConfigError: unknown name, or a frame size that it was not made for.
+    """
+    kind = find_generator(config.generator)
+    if n_px not in kind.supported_n_px:
+        sizes = ", ".join(map(str, kind.supported_n_px))
+        raise ConfigError(
+            f"generator '{config.generator}' takes frames of N = {sizes} px; found N = {n_px}. "
+            "Crop or pad the frames, or choose another generator."
+        )
+    return kind.from_config(config, n_px, gridsize * gridsize)

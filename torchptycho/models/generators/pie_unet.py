@@ -1,0 +1,83 @@
+"""Classical projections of a group, corrected by a U-Net, and made to agree with the data once more."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from jaxtyping import Complex
+from torch import Tensor, nn
+
+from torchptycho.core.config import ModelConfig
+from torchptycho.models.generators.generator import GroupInput
+from torchptycho.models.generators.unet import UNetGenerator
+from torchptycho.physics.pie import GroupProjection, carried, doubled
+
+__all__ = ["PieUNet"]
+
+# Edge in cells of the grid that a frame is folded onto, whatever N. Fine structure is what projections are good at.
+_GRID = 16
+# Brings the change that a further projection asks for to the size of the object's own structure.
+_CHANGE_SCALE = 5.0
+# Real and imaginary part of the object and of its change, and the light.
+_PLANES = 5
+
+
+class PieUNet(UNetGenerator):
+    """One object per group: a few steps of projection, the network's correction, and projections to finish.
+
+    The first steps are taken at half the resolution. The network sees the group's canvas, so that frames lie where they
+    belong and any number of them can be in a group: the object, what the next step, at full resolution, changes it by,
+    and the light. It adds its correction to that step, and nothing at the start: untrained, this is regularised PIE.
+    When it is not being trained, `finish_projections` more steps follow, which takes back what contradicts the counts.
+
+    Arguments:
+        n_px: frame edge N, one of `supported_n_px`.
+        widths: channels at N/4, N/8 and N/16 pixels (N = 64), multiples of 8.
+        start_projections, finish_projections: steps before the network, and after it.
+    """
+
+    supported_n_px: ClassVar[tuple[int, ...]] = (32, 64, 128, 256)
+    patches_agree: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        n_px: int,
+        widths: tuple[int, ...] = (32, 64, 96),
+        start_projections: int = 12,
+        finish_projections: int = 5,
+    ) -> None:
+        super().__init__(_PLANES, 2, n_px // _GRID, widths)
+        # Not only near it: a random picture, however faint, has slow phases that no projection takes back soon.
+        nn.init.zeros_(self.head.weight)
+        self.start_projections, self.finish_projections = start_projections, finish_projections
+
+    @classmethod
+    def from_config(cls, config: ModelConfig, n_px: int, channels: int) -> PieUNet:
+        width = 16 * config.n_filters_scale
+        return cls(n_px, (width, 2 * width, 3 * width), config.start_projections, config.finish_projections)
+
+    def forward(self, group: GroupInput) -> Complex[Tensor, "b c n n"]:
+        edge_px = -(-group.canvas_px // self.multiple_px) * self.multiple_px
+        given = (group.amplitude, group.probe, group.offset_px, group.mask, group.photon, group.background, edge_px)
+        # No half-precision FFT exists for every backend, and complex numbers have no bf16.
+        with torch.autocast(device_type=group.amplitude.device.type, enabled=False):
+            with torch.no_grad():
+                projection = GroupProjection(*given)
+                begin, velocity = projection.transparent(), None
+                if self.start_projections:
+                    coarse = GroupProjection.coarse(*given)
+                    rough, movement = coarse.run(coarse.transparent(), self.start_projections)
+                    begin, velocity = doubled(rough), None if movement is None else doubled(movement)
+                further = carried(begin, velocity)
+                change = projection.correction(further)
+                canvas = further + change
+                velocity = canvas - begin
+            structure, change = further - 1, _CHANGE_SCALE * change
+            planes = torch.stack([structure.real, structure.imag, change.real, change.imag, projection.light], dim=1)
+        parts = self.network(planes)
+        canvas = canvas + torch.complex(parts[:, 0], parts[:, 1])
+        if not self.training and self.finish_projections:
+            with torch.no_grad():
+                canvas, _ = projection.run(canvas, self.finish_projections, velocity)
+        return projection.patches(canvas)

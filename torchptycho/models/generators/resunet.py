@@ -1,0 +1,72 @@
+"""A residual U-Net that starts from one step of classical phase retrieval."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor
+
+from torchptycho.core.config import ModelConfig
+from torchptycho.models.generators.generator import GroupInput
+from torchptycho.models.generators.unet import UNetGenerator
+
+__all__ = ["ResUNet", "first_estimate"]
+
+# Edge in cells of the grid that a frame is folded onto, whatever N: no convolution runs at detector resolution.
+_GRID = 32
+
+
+def first_estimate(
+    amplitude: Float[Tensor, "b c n n"], probe: Complex[Tensor, "probe_b p n n"], regularisation: float = 0.1
+) -> Complex[Tensor, "b c n n"]:
+    """O - 1 after one amplitude projection of the transparent object O = 1.
+
+    The far field of the probe gets the measured amplitudes, is propagated back, and the change is divided by the
+    probe: sum_m conj(P_m) (psi_m' - P_m) / (sum_m |P_m|^2 + regularisation * its maximum). It needs no training, knows
+    the beam, and already shows edges where they are.
+    Reference: Maiden and Rodenburg, Ultramicroscopy 109, 1256 (2009), eqs. 2 to 5, of which it is the first step.
+    """
+    probe = probe[:, None]
+    far = torch.fft.fft2(probe, norm="ortho")
+    modulus = (far.real.square() + far.imag.square()).sum(dim=-3, keepdim=True).sqrt()
+    direction = far / modulus.clamp_min(1e-12)
+    measured = torch.fft.ifftshift(amplitude, dim=(-2, -1))[:, :, None]
+    change = torch.fft.ifft2(measured * direction, norm="ortho") - probe
+    power = (probe.real.square() + probe.imag.square()).sum(dim=-3)
+    floor = regularisation * power.amax(dim=(-2, -1), keepdim=True)
+    estimate: Tensor = (change * probe.conj()).sum(dim=-3) / (power + floor)
+    return estimate
+
+
+class ResUNet(UNetGenerator):
+    """Real and imaginary part over the whole patch, starting from the transparent object 1 + 0i; frame by frame.
+
+    The inputs, log(1 + 4 A) and the real and imaginary part of `first_estimate`, are folded onto 32 x 32 cells.
+
+    Arguments:
+        n_px: frame edge N, one of `supported_n_px`.
+        channels: frames per group.
+        widths: channels at 32, 16, 8 and 4 cells, multiples of 8.
+    """
+
+    supported_n_px: ClassVar[tuple[int, ...]] = (32, 64, 128, 256)
+
+    def __init__(self, n_px: int, channels: int, widths: tuple[int, ...] = (32, 64, 128, 128)) -> None:
+        super().__init__(3 * channels, 2 * channels, n_px // _GRID, widths)
+        self.channels = channels
+
+    @classmethod
+    def from_config(cls, config: ModelConfig, n_px: int, channels: int) -> ResUNet:
+        width = 16 * config.n_filters_scale
+        return cls(n_px, channels, (width, 2 * width, 4 * width, 4 * width))
+
+    def forward(self, group: GroupInput) -> Complex[Tensor, "b c n n"]:
+        # No half-precision FFT exists for every backend, and complex numbers have no bf16.
+        with torch.autocast(device_type=group.amplitude.device.type, enabled=False):
+            estimate = first_estimate(group.amplitude, group.probe)
+            # Counts span orders of magnitude; the logarithm leaves the weak, wide-angle part visible.
+            planes = torch.cat([torch.log1p(4 * group.amplitude), estimate.real, estimate.imag], dim=1)
+        parts = self.network(planes)
+        return torch.complex(1 + parts[:, : self.channels], parts[:, self.channels :])

@@ -1,0 +1,296 @@
+"""PtychoPINN as a LightningModule: it wires the generator, the physics and the loss together, and logs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from jaxtyping import Complex
+from torch import Tensor, nn
+
+from torchptycho.core.config import RunConfig, to_dict
+from torchptycho.core.errors import ConfigError, TrainingError
+from torchptycho.core.versions import versions
+from torchptycho.data.batch import GroupBatch
+from torchptycho.data.datasets import GroupDataset
+from torchptycho.data.store import Store
+from torchptycho.models.epoch_mean import Mean
+from torchptycho.models.losses import Comparison, Loss
+from torchptycho.models.network import FORMAT, PtychoNetwork
+from torchptycho.physics.overlap import central_weight
+
+__all__ = ["PtychoPINN", "learning_rate_shape"]
+
+# With the usual 0.999 the step size lags behind a sudden rise of the gradient by a thousand steps, and training on a
+# measured scan once jumped from a nearly finished image to a flat one, from which it did not return.
+_BETAS = (0.9, 0.95)
+# Steps without a better validation loss after which the plateau schedule halves the learning rate.
+_PLATEAU_STEPS = 300
+
+
+class PtychoPINN(PtychoNetwork, L.LightningModule):
+    """Trains a generator without labels: patches -> expected counts -> Poisson likelihood of the measured counts.
+
+    Reference: Hoidn, Mishra, Mehta, Scientific Reports 13, 22789 (2023).
+
+    All arguments are plain data, and a checkpoint brings them along with the statistics and the probe, so
+    `PtychoPINN.load_from_checkpoint(path, weights_only=True)` needs nothing else. Build one with `for_store`.
+
+    Arguments:
+        config: a `RunConfig` as a dict.
+        n_px: frame edge N.
+        n_scans, n_modes: scans and incoherent probe modes that it was made for.
+        domain: what the frames hold.
+        max_offset_px: largest distance of a frame from its group's centre, which sizes the merging canvas.
+        has_validation: whether there are held-out frames to watch.
+        started_from: checkpoint whose network this one went on from, or None.
+    """
+
+    truth_turn: Tensor
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        n_px: int,
+        n_scans: int = 1,
+        n_modes: int = 1,
+        domain: Literal["counts", "amplitude"] = "counts",
+        max_offset_px: float = 0.0,
+        has_validation: bool = True,
+        started_from: str | None = None,
+    ) -> None:
+        super().__init__(config, n_px, n_scans, n_modes, domain, max_offset_px)
+        self.save_hyperparameters(
+            {
+                "config": config, "n_px": n_px, "n_scans": n_scans, "n_modes": n_modes, "domain": domain,
+                "max_offset_px": max_offset_px, "has_validation": has_validation, "started_from": started_from,
+            }
+        )  # fmt: skip
+        self.has_validation = has_validation
+        self.loss = Loss.of(self.config)
+        # Brings each scan's truth to the phase that a transparent object has; used in training only.
+        self.register_buffer("truth_turn", torch.ones(n_scans, dtype=torch.complex64), persistent=False)
+        self._train_mean = Mean()
+        self._val_means: dict[str, Mean] = {}
+        self._random_state: Tensor | None = None
+        self.last_batch: GroupBatch | None = None
+
+    @classmethod
+    def for_store(cls, store: Store, config: RunConfig, *, started_from: str | None = None) -> PtychoPINN:
+        """A module with the statistics, probes and masks of a store.
+
+        Arguments:
+            started_from: what the checkpoint says about whose network this one went on from.
+
+        Raises:
+            ConfigError: the configuration does not fit the store.
+        """
+        if config.group.gridsize != store.gridsize:
+            raise ConfigError(f"gridsize: expected {store.gridsize} as in {store.path}; found {config.group.gridsize}.")
+        probes = store.tensors["probes"]
+        module = cls(
+            to_dict(config),
+            n_px=store.n_px,
+            n_scans=len(store.scans),
+            n_modes=int(probes.shape[1]),
+            domain=store.scans[0].scaling.domain,
+            max_offset_px=store.max_offset_px,
+            has_validation=len(store.groups("val")) > 0,
+            started_from=started_from,
+        )
+        if module.loss.needs_truth and not store.has_truth:
+            raise ConfigError(f"realspace_weight, realspace_mae_weight: {store.path} has scans without a truth.")
+        scalings = [entry.scaling for entry in store.scans]
+        module.probe_parts.data = torch.view_as_real(probes.clone()).contiguous()
+        module.input_scale = torch.tensor([s.input_scale for s in scalings], dtype=torch.float64)
+        module.photons_per_frame = torch.tensor([s.photons_per_frame for s in scalings], dtype=torch.float64)
+        module.masks = store.tensors["masks"].clone()
+        mean_counts = module.photons_per_frame / module.masks.sum(dim=(-2, -1))
+        # Frames are read only for the one who asks.
+        floor_counts = store.floor_counts() if config.experiment.background_trainable else 0 * mean_counts
+        module.experiment.begin(probes, mean_counts, floor_counts)
+        if module.loss.needs_truth:
+            module.truth_turn = store.truth_turns()
+        if config.train.freeze_encoder:
+            module.generator.freeze_encoder()
+        return module
+
+    def _step(self, batch: GroupBatch) -> dict[str, Tensor]:
+        return self._terms(self(batch), batch)
+
+    def _terms(self, patches: Tensor, batch: GroupBatch) -> dict[str, Tensor]:
+        """The terms of the loss of these patches."""
+        seen = self.loss.needs_counts
+        comparison = Comparison(
+            expected=self.expected_counts(patches, batch) if seen else None,
+            counts=self.measured_counts(batch) if seen else None,
+            mean_count=self.mean_count(batch),
+            mask=self._mask(batch),
+            patches=patches,
+            truth=None if batch.truth is None else batch.truth * self.truth_turn[batch.scan][:, None, None, None],
+            real_space=self._real_space(patches),
+        )
+        terms: dict[str, Tensor] = self.loss(comparison)
+        return terms
+
+    def _real_space(self, patches: Tensor) -> Tensor:
+        if self.config.model.probe_big:
+            return patches.real.new_ones(self.n_px, self.n_px)
+        return central_weight(self.n_px, patches)
+
+    def training_step(self, batch: GroupBatch, batch_index: int) -> Tensor:
+        self.require_statistics()
+        patches: Tensor = self(batch)
+        terms = self._terms(patches, batch)
+        self._require_finite("the loss", terms["loss"], batch, patches)
+        size = batch.batch_size[0]
+        self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()}, batch_size=size)
+        self._train_mean.add(terms["loss"], size)
+        self.last_batch = batch
+        return terms["loss"]
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        # In half precision an overflow is expected now and then: the scaler leaves the step out and goes on.
+        if self.last_batch is not None and self.trainer.precision != "16-mixed":
+            self._require_finite("the gradient", norm, self.last_batch)
+        self.log("train/gradient_norm", norm)
+        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.log("train/parameter_norm", nn.utils.get_total_norm([p.detach() for p in parameters]))
+
+    def _require_finite(self, what: str, value: Tensor, batch: GroupBatch, patches: Tensor | None = None) -> None:
+        if bool(value.isfinite()):
+            return
+        faulty = torch.ones_like(batch.members, dtype=torch.bool)
+        if patches is not None:
+            per_frame = self._intensity(batch).isfinite().flatten(2).all(-1)
+            per_frame &= torch.view_as_real(patches.detach()).isfinite().flatten(2).all(-1)
+            # All of them when it is not one frame's own fault.
+            faulty = faulty if bool(per_frame.all()) else ~per_frame
+        frames = tuple(batch.members[faulty].tolist())
+        scans = sorted(set(batch.scan[faulty.any(1)].tolist()))
+        raise TrainingError(
+            f"{what} is {value.item()} at step {self.global_step}, scans {scans}, frames {list(frames)}", frames
+        )
+
+    def validation_step(self, batch: GroupBatch, batch_index: int) -> Tensor:
+        patches: Tensor = self(batch)
+        terms = self._terms(patches, batch)
+        size = batch.batch_size[0]
+        for name, value in terms.items():
+            self._val_means.setdefault(name, Mean()).add(value, size)
+        return patches.detach()
+
+    def on_train_epoch_end(self) -> None:
+        mean = self._train_mean.take(self.trainer.strategy)
+        if mean is None:  # resumed after the end of this epoch
+            return
+        self.log("train/loss_epoch", mean, sync_dist=True)
+        if not self.has_validation and (self.current_epoch + 1) % (self.trainer.check_val_every_n_epoch or 1) == 0:
+            self._tell_plateau(mean)
+
+    def on_validation_epoch_end(self) -> None:
+        # Not Lightning's mean, which is wrong where processes have different numbers of groups (2.6).
+        means = {name: mean.take(self.trainer.strategy) for name, mean in self._val_means.items()}
+        for name, mean in means.items():
+            if mean is not None:
+                self.log(f"val/{name}", mean, sync_dist=True)
+        monitored = means.get(self.loss.monitored)
+        if monitored is not None and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self._tell_plateau(monitored)
+
+    def _tell_plateau(self, mean: Tensor) -> None:
+        # Not left to Lightning, which steps it after the checkpoint is written: a resumed run would know one loss less.
+        for entry in self.trainer.lr_scheduler_configs:
+            if entry.reduce_on_plateau:
+                entry.scheduler.step(float(mean))  # type: ignore[arg-type]
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
+        if metric is None:
+            scheduler.step()
+
+    def on_train_start(self) -> None:
+        if self._random_state is not None:
+            torch.set_rng_state(self._random_state)
+            self._random_state = None
+
+    def on_train_end(self) -> None:
+        self.last_batch = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["format"] = {"version": FORMAT, "written_with": versions()}
+        checkpoint["epoch_so_far"] = self._train_mean.state()
+        checkpoint["random_state"] = torch.get_rng_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if (found := checkpoint["format"]["version"]) != FORMAT:
+            raise ValueError(f"it is of format {found}, and format {FORMAT} is read")
+        self._train_mean.resume(checkpoint["epoch_so_far"])
+        # A module that is only loaded leaves torch's generator alone; a run that goes on takes it up.
+        self._random_state = checkpoint["random_state"] if self._trainer is not None else None
+
+    def on_predict_start(self) -> None:
+        # One canvas for all batches: what a network makes of a group depends a little on the edge around it.
+        dataset = getattr(self.trainer.predict_dataloaders, "dataset", None)
+        if isinstance(dataset, GroupDataset):
+            self.expect_offsets(dataset.max_offset_px)
+
+    def on_predict_end(self) -> None:
+        self.expect_offsets(None)
+
+    def predict_step(self, batch: GroupBatch, batch_index: int) -> Complex[Tensor, "b c n n"]:
+        self.require_statistics()
+        return self(batch)  # type: ignore[no-any-return]
+
+    @property
+    def monitor(self) -> str:
+        """Name of the metric that says how good the module is; lower is better."""
+        return f"val/{self.loss.monitored}" if self.has_validation else "train/loss_epoch"
+
+    def configure_optimizers(self) -> Any:
+        config = self.config.train
+        kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+        trained = [parameter for parameter in self.generator.parameters() if parameter.requires_grad]
+        groups: list[dict[str, Any]] = [{"params": trained, "lr": config.learning_rate}]
+        if self.probe_parts.requires_grad:
+            size = float(self.probe_parts.detach().square().mean().sqrt())
+            groups.append({"params": [self.probe_parts], "lr": config.probe_learning_rate * size, "weight_decay": 0.0})
+        if others := list(self.experiment.parameters()):
+            rate = self.config.experiment.experiment_learning_rate
+            groups.append({"params": others, "lr": rate, "weight_decay": 0.0})
+        steps = int(self.trainer.estimated_stepping_batches)
+        shape = learning_rate_shape(config.schedule, min(config.warmup_steps, steps // 10), steps)
+        for group in groups:
+            group["lr"] *= config.learning_rate_factor * shape(0)
+        optimizer = kind(groups, betas=_BETAS)
+        # Multiplicative, because a schedule that sets the rate outright would undo what the plateau took off.
+        follow = torch.optim.lr_scheduler.MultiplicativeLR(optimizer, lambda step: shape(step) / shape(step - 1))
+        schedulers: list[dict[str, Any]] = [{"scheduler": follow, "interval": "step", "name": "learning_rate"}]
+        if config.schedule == "plateau":
+            # Asking for the number of steps has made Lightning count the batches.
+            every = self.trainer.check_val_every_n_epoch or 1
+            batches = int(self.trainer.num_training_batches)
+            steps_between = every * math.ceil(batches / self.trainer.accumulate_grad_batches)
+            plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+                optimizer, factor=0.5, patience=max(2, round(_PLATEAU_STEPS / steps_between)), min_lr=1e-6
+            )
+            watch = {"scheduler": plateau, "interval": "epoch", "frequency": every, "monitor": self.monitor}
+            schedulers.append(watch | {"name": "plateau"})
+        return [optimizer], schedulers
+
+
+def learning_rate_shape(schedule: str, warmup: int, steps: int) -> Callable[[int], float]:
+    """Learning rate after `step` optimiser steps relative to its peak; what a plateau takes off comes on top."""
+
+    def shape(step: int) -> float:
+        rise = min(1.0, (step + 1) / max(1, warmup))
+        if schedule != "cosine":
+            return rise
+        done = min(1.0, max(0.0, (step - warmup) / max(1, steps - warmup)))
+        return rise * max(1e-3, 0.5 * (1 + math.cos(math.pi * done)))
+
+    return shape

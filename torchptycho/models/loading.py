@@ -1,0 +1,104 @@
+"""From what a user names to a network that predicts, by torch or by another engine."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from pathlib import Path
+
+from torchptycho.core.devices import devices_of
+from torchptycho.core.errors import ConfigError
+from torchptycho.models.checkpoints import find_checkpoint, load_network
+from torchptycho.models.export.runtimes import (
+    EngineName,
+    ExportedNetwork,
+    has_cuda,
+    is_exported,
+    load_exported,
+    require_cuda,
+)
+from torchptycho.models.network import PtychoNetwork
+
+__all__ = ["open_network", "opened", "with_engine"]
+
+_log = logging.getLogger(__name__)
+
+
+def open_network(
+    checkpoint: str | Path | PtychoNetwork,
+    engine: EngineName | None = None,
+    *,
+    training_scan: int | None = None,
+    accelerator: str = "auto",
+) -> PtychoNetwork:
+    """A network, ready to predict with an engine.
+
+    Arguments:
+        checkpoint: a checkpoint or bundle, the folder of a run, an exported file, or a network as it is.
+        engine: `torch`, or `onnx` or `aot`, for which a checkpoint is exported first, which takes a minute or more.
+            None is ONNX Runtime for .onnx files and torch for everything else.
+        training_scan: for which it is exported then; None as trained.
+        accelerator: where it is to compute: auto, cpu, gpu. An export stays where it is opened.
+
+    Raises:
+        StoreError: it is no checkpoint.
+        ExportError: it cannot be exported, or not run here.
+        ConfigError: it was exported for another engine.
+    """
+    network = opened(checkpoint, engine, accelerator=accelerator)
+    return with_engine(network, engine, training_scan=training_scan, accelerator=accelerator)
+
+
+def opened(
+    checkpoint: str | Path | PtychoNetwork, engine: EngineName | None = None, *, accelerator: str = "auto"
+) -> PtychoNetwork:
+    """The first half of `open_network`: a checkpoint as torch has it, whatever the engine, or an exported file."""
+    if isinstance(checkpoint, ExportedNetwork):
+        if engine not in (None, checkpoint.description.engine):
+            raise ConfigError(f"engine: expected {checkpoint.description.engine}, for which the network was exported; "
+                              f"found {engine}.")  # fmt: skip
+        return checkpoint
+    if isinstance(checkpoint, PtychoNetwork):
+        return checkpoint
+    path = find_checkpoint(checkpoint)
+    if is_exported(path):
+        return load_exported(path, engine, _device(engine or "onnx", accelerator))
+    return load_network(path)
+
+
+def with_engine(
+    network: PtychoNetwork,
+    engine: EngineName | None,
+    *,
+    training_scan: int | None = None,
+    accelerator: str = "auto",
+) -> PtychoNetwork:
+    """The second half, in which a network is exported where that has to be; `check_options` tells before what could not
+    be asked of it afterwards."""
+    if isinstance(network, ExportedNetwork) or engine is None or engine == "torch":
+        return network
+    from torchptycho.models.export.export import export_network
+
+    device = _device(engine, accelerator)
+    if engine == "onnx" and device == "cuda":
+        require_cuda()
+    _log.info("exporting the network for the engine %s; `torchptycho export` does it once and for all", engine)
+    home = network.probe_parts.device
+    with tempfile.TemporaryDirectory(prefix="torchptycho-") as folder:
+        file = Path(folder) / f"network{'.onnx' if engine == 'onnx' else '.pt2'}"
+        try:
+            export_network(network.to(device), file, training_scan=training_scan)
+        finally:
+            network.to(home)
+        return load_exported(file, engine, device)
+
+
+def _device(engine: EngineName, accelerator: str) -> str:
+    """Where an engine computes: on a GPU where there is one, unless told otherwise."""
+    (where,) = devices_of(accelerator, 1)
+    if where.type == "cpu":
+        return "cpu"
+    if engine == "onnx" and accelerator == "auto" and not has_cuda():
+        _log.warning("onnxruntime is one for CPUs only, and computes there; pip install onnxruntime-gpu has the other.")
+        return "cpu"
+    return "cuda"

@@ -1,0 +1,155 @@
+"""The terms of the loss, each typed by the domain of what it compares."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Complex, Float
+from torch import Tensor
+
+from torchptycho.core.config import LossConfig, RunConfig
+from torchptycho.core.errors import ConfigError
+from torchptycho.physics.noise import poisson_deviance
+
+__all__ = ["Comparison", "Loss", "total_variation"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Comparison:
+    """Everything a term may look at, for one batch.
+
+    Arguments:
+        expected, counts: [B, C, N, N] photon counts of the model and of the detector; None where no term looks at them.
+        mean_count: [B] mean count per pixel of each group's scan.
+        mask: [B, 1, N, N] good detector pixels.
+        patches: [B, C, N, N] object patches as predicted, before merging.
+        truth: [B, C, N, N] or None.
+        real_space: [N, N] where patches are compared with the truth.
+    """
+
+    expected: Float[Tensor, "b c n n"] | None
+    counts: Float[Tensor, "b c n n"] | None
+    mean_count: Float[Tensor, " b"]
+    mask: Bool[Tensor, "b 1 n n"]
+    patches: Complex[Tensor, "b c n n"]
+    truth: Complex[Tensor, "b c n n"] | None
+    real_space: Float[Tensor, "n n"]
+
+
+def _pair(batch: Comparison) -> tuple[Tensor, Tensor]:
+    assert batch.expected is not None
+    assert batch.counts is not None
+    return batch.expected, batch.counts
+
+
+def _nll(batch: Comparison) -> Tensor:
+    # Half the deviance is the NLL less its smallest possible value: the gradient is the same, and 0 is a perfect fit.
+    # Dividing counts by their mean gives the learning rate the same meaning at any dose.
+    expected, counts = _pair(batch)
+    scale = batch.mean_count[:, None, None, None]
+    return 0.5 * poisson_deviance(expected / scale, counts / scale, batch.mask, offset=0.5 / scale)
+
+
+def _mae(batch: Comparison) -> Tensor:
+    scale = batch.mean_count[:, None, None, None]
+    # Half a count is added because the gradient of a square root at 0 is infinite.
+    model, measured = ((values + 0.5) / scale for values in _pair(batch))
+    error = (model.sqrt() - measured.sqrt()).abs() * batch.mask
+    return error.sum() / batch.mask.expand(error.shape).sum().clamp_min(1)
+
+
+def total_variation(patches: Complex[Tensor, "b c n n"]) -> Float[Tensor, ""]:
+    """Sum of squared finite differences of real and imaginary part, per patch."""
+    parts = torch.view_as_real(patches)
+    down, right = parts.diff(dim=-3), parts.diff(dim=-2)
+    return (down.square().sum() + right.square().sum()) / (patches.shape[0] * patches.shape[1])
+
+
+def _truth(batch: Comparison) -> Tensor:
+    if batch.truth is None:
+        raise ConfigError("realspace_weight, realspace_mae_weight: expected scans with a truth; found one without.")
+    return batch.truth
+
+
+def _real_space_mse(batch: Comparison) -> Tensor:
+    error = torch.view_as_real(batch.patches - _truth(batch)).square().sum(-1)
+    return (error * batch.real_space).sum() / batch.real_space.expand(error.shape).sum()
+
+
+def _real_space_mae(batch: Comparison) -> Tensor:
+    error = torch.view_as_real(batch.patches - _truth(batch)).abs().sum(-1)
+    return (error * batch.real_space).sum() / batch.real_space.expand(error.shape).sum()
+
+
+Domain = Literal["counts", "amplitude", "object"]
+_TERMS: tuple[tuple[str, Domain, Callable[[Comparison], Tensor]], ...] = (
+    ("nll", "counts", _nll),
+    ("mae", "amplitude", _mae),
+    ("tv", "object", lambda batch: total_variation(batch.patches)),
+    ("realspace", "object", _real_space_mse),
+    ("realspace_mae", "object", _real_space_mae),
+)
+
+
+class Loss:
+    """The weighted sum of the configured terms.
+
+    Raises:
+        ConfigError: no term has a weight, or terms weigh the data in two domains (counts and amplitude) at once.
+    """
+
+    def __init__(self, config: LossConfig) -> None:
+        self._terms = [
+            (name, domain, term, weight)
+            for name, domain, term in _TERMS
+            if (weight := float(getattr(config, f"{name}_weight"))) > 0
+        ]
+        if not any(name != "tv" for name, *_ in self._terms):
+            raise ConfigError("loss: expected a term that looks at the data (nll_weight, mae_weight, ...); found none.")
+        domains = {domain for _, domain, _, _ in self._terms} - {"object"}
+        if len(domains) > 1:
+            raise ConfigError(
+                "loss: nll_weight compares counts and mae_weight amplitudes, whose scales differ; "
+                "found both above 0. Set one of them to 0."
+            )
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Loss:
+        """The configured loss, when what is to be trained can be learnt from it.
+
+        Raises:
+            ConfigError: as above, or the experiment is to be learnt and no term looks at the detector.
+        """
+        loss = cls(config.loss)
+        experiment = config.experiment
+        learns = config.model.probe_trainable or experiment.scale_trainable or experiment.background_trainable
+        if learns and not loss.needs_counts:
+            raise ConfigError(
+                "probe_trainable, scale_trainable, background_trainable: expected a term of the loss that looks at the "
+                "detector, from which they are learnt; found real-space terms only."
+            )
+        return loss
+
+    @property
+    def needs_truth(self) -> bool:
+        return any(name.startswith("realspace") for name, *_ in self._terms)
+
+    @property
+    def needs_counts(self) -> bool:
+        """Whether a term compares what the detector sees; otherwise no diffraction has to be computed."""
+        return any(domain != "object" for _, domain, _, _ in self._terms)
+
+    @property
+    def monitored(self) -> str:
+        """The term that tells how good a model is: the likelihood where it has a weight, else the whole loss."""
+        return "nll" if any(name == "nll" for name, *_ in self._terms) else "loss"
+
+    def __call__(self, batch: Comparison) -> dict[str, Float[Tensor, ""]]:
+        """Each term by its name, unweighted, and their weighted sum as `loss`."""
+        values = {name: term(batch) for name, _, term, _ in self._terms}
+        total = sum(weight * values[name] for name, _, _, weight in self._terms)
+        assert isinstance(total, Tensor)
+        return values | {"loss": total}

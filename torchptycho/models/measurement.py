@@ -1,0 +1,93 @@
+"""What the model of the experiment holds besides the object: constraints of the probe, scale, blur, background."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Complex, Float, Int64
+from torch import Tensor, nn
+
+from torchptycho.core.config import ExperimentConfig
+from torchptycho.physics.probe_constraints import smoothing_envelope, soft_disc, with_power
+
+__all__ = ["Experiment"]
+
+# Part of the mean count at which a background begins at least that is learnt: its logarithm needs a start.
+_FIRST_BACKGROUND = 1e-3
+
+
+class Experiment(nn.Module):
+    """Brings a probe under its constraints, and expected counts to those that the detector shows.
+
+    Only what the configuration asks for has parameters or buffers, so that a checkpoint without them has no trace.
+
+    Arguments:
+        n_px: frame edge N.
+        n_scans: scans with a scale and a background of their own.
+    """
+
+    support: Tensor | None
+    envelope: Tensor | None
+    power: Tensor | None
+
+    def __init__(self, config: ExperimentConfig, n_px: int, n_scans: int) -> None:
+        super().__init__()
+        self._config = config
+        diameter_px, sigma_px = config.probe_support_px, config.exit_smoothing_px
+        disc = None if diameter_px is None else soft_disc(n_px, diameter_px, config.probe_support_edge_px)
+        self.register_buffer("support", disc, persistent=False)
+        self.register_buffer("envelope", smoothing_envelope(n_px, sigma_px) if sigma_px else None, persistent=False)
+        fixed = config.probe_power == "fixed"
+        self.register_buffer("power", torch.full((n_scans,), math.nan, dtype=torch.float64) if fixed else None)
+        # Logarithms: scale and background stay positive, and a step is relative to their size.
+        self.log_scale = nn.Parameter(torch.zeros(n_scans)) if config.scale_trainable else None
+        self.log_background = nn.Parameter(torch.zeros(n_scans)) if config.background_trainable else None
+
+    def begin(
+        self, probe: Complex[Tensor, "s p n n"], mean_counts: Float[Tensor, " s"], floor_counts: Float[Tensor, " s"]
+    ) -> None:
+        """Take the power to keep, and where the background begins, from the scans.
+
+        Arguments:
+            probe: of each scan, before any constraint.
+            mean_counts: photons per pixel of a mean frame of each scan.
+            floor_counts: photons in its darkest pixels.
+        """
+        if self.power is not None:
+            self.power = probe.abs().double().square().sum(dim=(1, 2, 3))
+        if self.log_background is not None:
+            first = self._config.background_counts or floor_counts.clamp_min(_FIRST_BACKGROUND * mean_counts)
+            self.log_background.data = (
+                torch.as_tensor(first, dtype=torch.float32).log().expand(len(mean_counts)).clone()
+            )
+
+    def constrained(self, probe: Complex[Tensor, "s p n n"]) -> Complex[Tensor, "s p n n"]:
+        """The probe within its support and of its fixed power."""
+        if self.support is not None:
+            probe = probe * self.support
+        return probe if self.power is None else with_power(probe, self.power)
+
+    def detected(
+        self, counts: Float[Tensor, "b c n n"], scan: Int64[Tensor, " b"], *, background: bool = True
+    ) -> Float[Tensor, "b c n n"]:
+        """Expected counts after the blur of the exit wave, in the scan's scale, with its background."""
+        if self.envelope is not None:
+            counts = counts * self.envelope
+        if self.log_scale is not None:
+            counts = counts * self.log_scale.exp()[scan][:, None, None, None]
+        if not background:
+            return counts
+        if self.log_background is not None:
+            return counts + self.log_background.exp()[scan][:, None, None, None]
+        return counts + self._config.background_counts if self._config.background_counts else counts
+
+    @property
+    def scale(self) -> Float[Tensor, " s"] | None:
+        """Factor of the expected counts of each scan, where it is learnt."""
+        return None if self.log_scale is None else self.log_scale.detach().exp()
+
+    @property
+    def background(self) -> Float[Tensor, " s"] | float:
+        """Counts per pixel that do not come from the sample."""
+        return self._config.background_counts if self.log_background is None else self.log_background.detach().exp()

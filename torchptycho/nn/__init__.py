@@ -1,5 +1,0 @@
-"""Generators: diffraction of a group to its complex object patches."""
-
-from torchptycho.nn.base import Generator, GroupInput, build_generator, find_generator
-
-__all__ = ["Generator", "GroupInput", "build_generator", "find_generator"]

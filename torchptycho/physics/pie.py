@@ -1,0 +1,203 @@
+"""Projections of many groups at once, each group on a small canvas of its own."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Bool, Complex, Float
+from torch import Tensor
+
+from torchptycho.physics.group_patches import WholeBlocks, extract_groups
+from torchptycho.physics.patches import corner
+
+__all__ = ["GroupProjection", "carried", "doubled", "shifted_beam"]
+
+_REGULARISATION = 0.03
+_MOMENTUM = 0.85
+# Where far more was counted than is expected, the wave grows by so many times itself in one step, and no more.
+_LONGEST = 4.0
+# Turns of the object that are slower than so many cycles per frame go twice as far, and what is faster less and less.
+_SLOW_CYCLES = 3.0
+# Beyond so many cycles per frame nothing worth the name is left of that.
+_MOST_CYCLES = 8.0
+
+
+class GroupProjection:
+    """The frames of B groups, ready to correct B small objects in parallel.
+
+    The waves on the detector change by (y - I) / 2 (I + 1), in counts: the gradient of the Poisson likelihood, and to
+    first order the projection onto the measured amplitudes, which at few counts would make the object too dark. What
+    the exit waves change by is divided by the light that the group's frames shed on each pixel. Masked pixels ask for
+    nothing.
+
+    Each frame lies on whole pixels of the canvas, and its beam is shifted, once and by Fourier, to where it was between
+    them: what a wave looks like on the detector does not depend on where it is, and no step interpolates.
+    Reference: Maiden, Johnson, Li, Optica 4, 736 (2017), with all frames of a group at once and heavy-ball momentum;
+    Thibault, Guizar-Sicairos, New J. Phys. 14, 063004 (2012).
+
+    Arguments:
+        amplitude: measured, zero frequency at [n//2, n//2].
+        probe: in the same units; probe_b is 1 or b.
+        offset_px: (y, x) of each frame from the middle of its group's canvas.
+        mask: good detector pixels.
+        photon: squared amplitude that one count makes.
+        background: squared amplitude that does not come from the sample.
+        canvas_px: edge S of the canvases; they must hold every patch, see `merging.merge_canvas_px`.
+    """
+
+    def __init__(
+        self,
+        amplitude: Float[Tensor, "b c n n"],
+        probe: Complex[Tensor, "probe_b p n n"],
+        offset_px: Float[Tensor, "b c 2"],
+        mask: Bool[Tensor, "b 1 n n"],
+        photon: Float[Tensor, " b"],
+        background: Float[Tensor, " b"],
+        canvas_px: int,
+    ) -> None:
+        self._n_px = n_px = amplitude.shape[-1]
+        self._corner_px = corner(offset_px, n_px, (-(canvas_px // 2), -(canvas_px // 2)))
+        whole = self._corner_px.round()
+        self._blocks = WholeBlocks(whole.long(), n_px, canvas_px)
+        photon = photon.to(amplitude.dtype)[:, None, None, None]
+        # (y - I) / 2 (I + 1) = (y + 1) / 2 (I + 1) - 1/2, and 0 under the mask: what of it does not change.
+        self._half = 0.5 * torch.fft.ifftshift(mask, dim=(-2, -1)).to(amplitude.dtype)
+        self._raised = (torch.fft.ifftshift(amplitude.square(), dim=(-2, -1)) + photon) * self._half
+        self._offset = photon + background.to(amplitude.dtype)[:, None, None, None]
+        self._probe = shifted_beam(probe, (self._corner_px - whole).to(amplitude.dtype))
+        self._conjugate = self._probe.conj().resolve_conj()
+        light = self._blocks.place(_over_modes(self._probe.real.square() + self._probe.imag.square()))
+        peak = light.amax((-2, -1), keepdim=True)
+        self.light = light / peak
+        """[b, S, S] where the beams were, at most 1."""
+        # For real and imaginary part: a complex number over a real one is a division of two complex ones otherwise.
+        inverse = 1 / ((1 - _REGULARISATION) * light + _REGULARISATION * peak)
+        self._inverse = torch.stack([inverse, inverse], -1)
+        self._waves, self._gains = _slow_waves(canvas_px, n_px, amplitude)
+
+    @classmethod
+    def coarse(
+        cls,
+        amplitude: Float[Tensor, "b c n n"],
+        probe: Complex[Tensor, "probe_b p n n"],
+        offset_px: Float[Tensor, "b c 2"],
+        mask: Bool[Tensor, "b 1 n n"],
+        photon: Float[Tensor, " b"],
+        background: Float[Tensor, " b"],
+        canvas_px: int,
+    ) -> GroupProjection:
+        """The same at half the resolution, from the middle of the detector: a quarter of the pixels.
+
+        Its canvases have every second pixel of the others, [0, 0] among them; `doubled` gives the rest. What turns
+        slowly takes as many steps here as there, and fine structure takes few. What light the beam itself has beyond
+        the middle of the detector is left out, which costs accuracy and does no other harm.
+
+        Arguments:
+            canvas_px: edge of the full canvases, a multiple of 4.
+        """
+        n_px = amplitude.shape[-1] // 2
+        far = torch.fft.fftshift(torch.fft.fft2(probe, norm="ortho"), dim=(-2, -1))
+        beam = torch.fft.ifft2(torch.fft.ifftshift(_middle(far, n_px), dim=(-2, -1)), norm="ortho")
+        return cls(
+            _middle(amplitude, n_px), beam, offset_px / 2, _middle(mask, n_px), photon, background, canvas_px // 2
+        )
+
+    def transparent(self) -> Complex[Tensor, "b s s"]:
+        """Where one begins: O = 1."""
+        return torch.ones_like(self.light, dtype=self._probe.dtype)
+
+    def patches(self, canvas: Complex[Tensor, "b s s"]) -> Complex[Tensor, "b c n n"]:
+        """What each frame sees of its group's object, interpolated bilinearly: pixel N/2 is on the frame's position."""
+        return extract_groups(canvas, self._corner_px, self._n_px)
+
+    def change(self, canvas: Complex[Tensor, "b s s"]) -> Complex[Tensor, "b s s"]:
+        """What the counts would have these objects change by."""
+        far = torch.fft.fft2(self._blocks.extract(canvas)[:, :, None] * self._probe, norm="ortho")
+        squares = torch.view_as_real(far).square()
+        expected = _over_modes(squares[..., 0] + squares[..., 1]) + self._offset
+        ratio = (self._raised / expected).sub_(self._half).clamp_max_(_LONGEST)
+        wish = _over_modes(torch.fft.ifft2(far * ratio[:, :, None], norm="ortho") * self._conjugate)
+        placed = self._blocks.place(wish)
+        return torch.view_as_complex(torch.view_as_real(placed) * self._inverse)
+
+    def correction(self, canvas: Complex[Tensor, "b s s"]) -> Complex[Tensor, "b s s"]:
+        """What a step changes these objects by.
+
+        Where a phase turns slowly across the object the counts ask for little of what is missing, so that slow turns
+        are made up to twice as large as in `change`.
+        """
+        change = self.change(canvas)
+        power = canvas.real.square() + canvas.imag.square()
+        mean = (power * self.light).sum((-2, -1), keepdim=True) / self.light.sum((-2, -1), keepdim=True)
+        # In radians, but where the object lets little through, whose phase says nothing.
+        turn = (change * canvas.conj()).imag / torch.maximum(power, mean)
+        slow = self._waves @ ((self._waves.mT @ turn @ self._waves) * self._gains) @ self._waves.mT
+        return change + canvas * (slow * 1j)
+
+    def run(
+        self, canvas: Complex[Tensor, "b s s"], steps: int, velocity: Complex[Tensor, "b s s"] | None = None
+    ) -> tuple[Complex[Tensor, "b s s"], Complex[Tensor, "b s s"] | None]:
+        """So many corrections, one after the other, each going on in the direction of the last.
+
+        Arguments:
+            canvas: the objects.
+            velocity: what a run before this one came to move them by in a step; None begins at rest.
+
+        Returns:
+            The objects, and what they were moved by in the last step.
+        """
+        for _ in range(steps):
+            further = carried(canvas, velocity)
+            moved = further + self.correction(further)
+            velocity, canvas = moved - canvas, moved
+        return canvas, velocity
+
+
+def carried(canvas: Complex[Tensor, "b s s"], velocity: Complex[Tensor, "b s s"] | None) -> Complex[Tensor, "b s s"]:
+    """Objects where their movement takes them before they are corrected."""
+    return canvas if velocity is None else canvas.add(velocity, alpha=_MOMENTUM)
+
+
+def doubled(coarse: Complex[Tensor, "b s s"]) -> Complex[Tensor, "b 2*s 2*s"]:
+    """Twice as many pixels each way, bilinearly; pixel [2 y, 2 x] is [y, x], and there is none beyond the last."""
+    size = coarse.shape[-1]
+    there = torch.arange(2 * size, device=coarse.device, dtype=coarse.real.dtype)[:, None] / 2
+    here = torch.arange(size, device=coarse.device, dtype=coarse.real.dtype)
+    hats = (1 - (there.clamp_max(size - 1) - here).abs()).clamp_min(0)
+    return torch.complex(hats @ coarse.real @ hats.mT, hats @ coarse.imag @ hats.mT)
+
+
+def shifted_beam(
+    probe: Complex[Tensor, "probe_b p n n"], shift_px: Float[Tensor, "b c 2"]
+) -> Complex[Tensor, "b c p n n"]:
+    """The beam of each frame, moved by a part of a pixel towards larger indices, by Fourier."""
+    n_px = probe.shape[-1]
+    # Not fftfreq, which ONNX does not have.
+    cycles = torch.fft.ifftshift(torch.arange(n_px, dtype=shift_px.dtype, device=probe.device) - n_px // 2) / n_px
+    angle = -2 * math.pi * (shift_px[..., 0, None, None] * cycles[:, None] + shift_px[..., 1, None, None] * cycles)
+    turn = torch.complex(angle.cos(), angle.sin())
+    beams: Tensor = torch.fft.ifft2(torch.fft.fft2(probe)[:, None] * turn[:, :, None])
+    return beams
+
+
+def _middle(values: Tensor, n_px: int) -> Tensor:
+    """The n_px x n_px pixels about [n//2, n//2]."""
+    first = values.shape[-1] // 2 - n_px // 2
+    return values[..., first : first + n_px, first : first + n_px]
+
+
+def _slow_waves(size: int, n_px: int, like: Tensor) -> tuple[Float[Tensor, "s k"], Float[Tensor, "k k"]]:
+    """Cosines along an axis of the canvas, orthonormal, and what products of two count for: 1 at 0, then less."""
+    count = min(size, math.ceil(2 * size / n_px * _MOST_CYCLES))
+    order, place = (torch.arange(n, device=like.device, dtype=torch.float64) for n in (count, size))
+    waves = (2 / size) ** 0.5 * torch.cos(math.pi / size * (place[:, None] + 0.5) * order)
+    waves[:, 0] *= 0.5**0.5
+    cycles = order * n_px / (2 * size * _SLOW_CYCLES)
+    gains = (1 + cycles[:, None].square() + cycles.square()) ** -2
+    return waves.to(like.dtype), gains.to(like.dtype)
+
+
+def _over_modes(values: Tensor) -> Tensor:
+    """The sum over axis 2, which costs nothing where there is one mode."""
+    return values[:, :, 0] if values.shape[2] == 1 else values.sum(2)

@@ -1,0 +1,1 @@
+"""From diffraction patterns to an image: by a network, or by iterative refinement."""

@@ -1,0 +1,73 @@
+"""Prediction onto a canvas, batch by batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from torchptycho.data.batch import GroupBatch
+from torchptycho.models.lightning_module import PtychoPINN
+from torchptycho.reconstructors.canvas import Canvas
+from torchptycho.reconstructors.stitcher import Mosaic
+
+__all__ = ["CanvasWriter"]
+
+
+class CanvasWriter(Callback):
+    """Places what `Trainer.predict(..., return_predictions=False)` predicts onto a canvas.
+
+    Arguments:
+        positions_px: [M, 2] every position of the scan, which sizes the canvas.
+        weight: how overlapping patches are averaged.
+        training_scan: whose probe gives the weight.
+        agree_phases: turn each group so that it agrees with its neighbours, see `Mosaic`; False needs less memory.
+        scratch: folder for patches that are too many for the memory; None takes the system's.
+    """
+
+    def __init__(
+        self,
+        positions_px: Tensor,
+        weight: Literal["probe", "central"] = "probe",
+        training_scan: int = 0,
+        *,
+        agree_phases: bool = True,
+        scratch: str | Path | None = None,
+    ) -> None:
+        self._positions_px, self._kind, self._scan = positions_px, weight, training_scan
+        self._agree_phases, self._scratch = agree_phases, scratch
+        self._mosaic: Mosaic | None = None
+        self._canvas: Canvas | None = None
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, PtychoPINN)
+        self._mosaic = Mosaic(
+            self._positions_px, pl_module.stitch_weight(self._kind, self._scan),
+            agree_phases=self._agree_phases, scratch=self._scratch,
+        )  # fmt: skip
+        self._canvas = None
+
+    def on_predict_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: GroupBatch, *_: Any
+    ) -> None:
+        assert self._mosaic is not None
+        self._mosaic.add(outputs, batch.members, batch.fresh)
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert self._mosaic is not None
+        self._canvas = self._mosaic.finish()
+
+    @property
+    def n_placed(self) -> int:
+        """Patches that came."""
+        return 0 if self._mosaic is None else self._mosaic.n_placed
+
+    @property
+    def canvas(self) -> Canvas:
+        """What was predicted."""
+        if self._canvas is None:
+            raise RuntimeError("CanvasWriter.canvas: nothing has been predicted yet")
+        return self._canvas

@@ -1,0 +1,259 @@
+"""The canvas: patches in, their weighted average out."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Complex, Complex128, Float, Float64
+from torch import Tensor, distributed
+
+from torchptycho.core.reconstruction import MIN_COVERAGE, Reconstruction
+from torchptycho.physics.exact_sums import QUANTUM, add_blocks, rounded, shifted
+
+__all__ = ["MIN_COVERAGE", "Canvas", "extent"]
+
+# What is worked on at a time: on a CPU what stays in the cache, on a GPU what keeps it busy and takes some hundred MB.
+_PIXELS_AT_ONCE, _GPU_PIXELS_AT_ONCE = 1 << 17, 1 << 22
+# A patch may end one row and, in the last of them, one pixel below the canvas, where it is 0.
+_SPARE_ROWS = 2
+# What the sums of some hundred patches at one pixel may be off by.
+_ROUNDING = 256 * QUANTUM
+
+
+class Canvas:
+    """Sums of weighted patches and of their weights, at absolute positions. Canvases of one frame of reference add.
+
+    The sums are the same to the bit in whatever order and whatever batches the patches come, also on several processes
+    and on a GPU, see `physics.exact_sums`: as long as no pixel's weights add up to more than 8,000, and their products
+    with the patches neither. Weights and patches should be of the order of 1, whose 2^-40 is the sums' last digit.
+
+    Arguments:
+        shape: (H, W) pixels.
+        origin_px: (y, x) object pixel of [0, 0].
+        device: where it is kept, and where patches must be.
+        with_spread: also sum the squares that `spread` is computed from.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        origin_px: tuple[int, int],
+        device: torch.device | str | None = None,
+        *,
+        with_spread: bool = True,
+    ) -> None:
+        self.origin_px = origin_px
+        self._height = shape[0]
+        self._adding = threading.Lock()
+        rows = (shape[0] + _SPARE_ROWS, shape[1])
+        self._numerator = torch.zeros(*rows, 2, dtype=torch.float64, device=device)
+        self._weight = torch.zeros(rows, dtype=torch.float64, device=device)
+        self._squares = torch.zeros(rows, dtype=torch.float64, device=device) if with_spread else None
+
+    @classmethod
+    def for_positions(
+        cls,
+        positions_px: Float[Tensor, "m 2"],
+        n_px: int,
+        device: torch.device | str | None = None,
+        *,
+        with_spread: bool = True,
+    ) -> Canvas:
+        """An empty canvas that holds every patch of n_px pixels at these positions."""
+        low, high = extent(positions_px.double(), n_px)
+        return cls((high[0] - low[0], high[1] - low[1]), low, device, with_spread=with_spread)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, W) pixels."""
+        return (self._height, int(self._weight.shape[1]))
+
+    @property
+    def device(self) -> torch.device:
+        return self._weight.device
+
+    @property
+    def numerator(self) -> Complex128[Tensor, "h w"]:
+        """Sum of weight * patch, not a copy."""
+        return torch.view_as_complex(self._numerator)[: self._height]
+
+    @property
+    def weight(self) -> Float64[Tensor, "h w"]:
+        """Sum of weights, not a copy."""
+        return self._weight[: self._height]
+
+    def add(
+        self,
+        patches: Complex[Tensor, "k n n"],
+        positions_px: Float[Tensor, "k 2"],
+        weight: Float[Tensor, "*weight_k n n"],
+    ) -> Bool[Tensor, " k"]:
+        """Accumulate patches in place, bilinearly at sub-pixel positions, touching their own pixels only.
+
+        Products are in the precision of patches and weight, sums in float64. Several threads may add at once.
+
+        Arguments:
+            patches: object patches.
+            positions_px: (y, x) of each patch's pixel N/2.
+            weight: not negative; of every patch alike, or [K, N, N].
+
+        Returns:
+            Which patches were placed: those whose values are not all finite are left out.
+
+        Raises:
+            ValueError: a patch would fall outside: the canvas was made for other positions. Nothing was placed then.
+        """
+        n_px = patches.shape[-1]
+        # Split before the origin is subtracted, whose rounding would make the fraction depend on it.
+        base = positions_px.double().floor()
+        fraction = positions_px.double() - base
+        base = base - base.new_tensor([origin + n_px // 2 for origin in self.origin_px])
+        room = base.new_tensor(self.shape) - n_px
+        outside = ~((base >= 0) & (base + fraction <= room)).all(-1)  # so written, NaN is outside too
+        if bool(outside.any()):
+            first = positions_px[outside][0].tolist()
+            raise ValueError(f"{int(outside.sum())} patches fall outside the canvas, the first at (y, x) = {first}")
+        if not len(patches):
+            return outside
+        at_once = max(1, (_GPU_PIXELS_AT_ONCE if patches.is_cuda else _PIXELS_AT_ONCE) // n_px**2)
+        placed = []
+        for start in range(0, len(patches), at_once):
+            some = slice(start, start + at_once)
+            own = weight if weight.dim() == 2 else weight[some]
+            placed.append(self._place(patches[some], base[some].long(), fraction[some], own))
+        return torch.cat(placed)
+
+    def _place(self, patches: Tensor, base: Tensor, fraction: Tensor, weight: Tensor) -> Bool[Tensor, " k"]:
+        weight = weight.expand(patches.shape)
+        numerator = shifted(torch.view_as_real(patches) * weight[..., None], fraction).double()
+        finite = torch.ones(len(patches), dtype=torch.bool, device=patches.device)
+        if not bool(numerator.sum().isfinite()):
+            finite = numerator.isfinite().flatten(1).all(-1)
+            numerator, base, fraction, weight = numerator[finite], base[finite], fraction[finite], weight[finite]
+        total = shifted(weight, fraction).double()
+        terms: list[tuple[Tensor, Tensor]] = []
+        if self._squares is not None:
+            # What a patch adds to a pixel from its neighbours is one value there, of the weight that comes with it.
+            squares = numerator[..., 0] * numerator[..., 0]
+            squares += numerator[..., 1] * numerator[..., 1]
+            # 0/0 where there is no weight.
+            squares.div_(total).nan_to_num_(0.0, 0.0, 0.0)
+            terms.append((self._squares, rounded(squares)))
+        terms += [(self._numerator, rounded(numerator)), (self._weight, rounded(total))]
+        with self._adding:
+            for sums, blocks in terms:
+                add_blocks(sums, blocks, base)
+        return finite
+
+    @property
+    def _sums(self) -> Iterator[Tensor]:
+        yield from (self._numerator, self._weight)
+        if self._squares is not None:
+            yield self._squares
+
+    def __add__(self, other: Canvas) -> Canvas:
+        """The canvas of both sets of patches.
+
+        Raises:
+            ValueError: the two differ in place or size, or only one of them has a spread.
+        """
+        if (self.origin_px, self.shape) != (other.origin_px, other.shape):
+            raise ValueError(
+                f"canvases at {self.origin_px} {self.shape} and {other.origin_px} {other.shape} do not cover the same "
+                "pixels"
+            )
+        if (self._squares is None) != (other._squares is None):
+            raise ValueError("canvases with and without spread do not add")
+        total = Canvas(self.shape, self.origin_px, self.device, with_spread=self._squares is not None)
+        for to, one, two in zip(total._sums, self._sums, other._sums, strict=True):
+            torch.add(one, two, out=to)
+        return total
+
+    def paste(self, other: Canvas) -> None:
+        """Add, in place, what another canvas of the same device holds under the pixels that both cover."""
+        first = [max(pair) for pair in zip(self.origin_px, other.origin_px, strict=True)]
+        last = [
+            min(here + own, there + size)
+            for here, own, there, size in zip(self.origin_px, self.shape, other.origin_px, other.shape, strict=True)
+        ]
+        if not all(low < high for low, high in zip(first, last, strict=True)):
+            return
+        to, source = (
+            tuple(slice(low - o, high - o) for low, high, o in zip(first, last, canvas.origin_px, strict=True))
+            for canvas in (self, other)
+        )
+        for sums, theirs in zip(self._sums, other._sums, strict=True):
+            sums[to] += theirs[source]
+
+    def sums(self) -> dict[str, Tensor]:
+        """All that it holds, as plain tensors on the CPU, which can be saved and `from_sums` takes."""
+        names = ("numerator", "weight", "squares")
+        told = {name: sums[: self._height].cpu() for name, sums in zip(names, self._sums, strict=False)}
+        return told | {"origin_px": torch.tensor(self.origin_px)}
+
+    @classmethod
+    def from_sums(cls, sums: dict[str, Tensor], device: torch.device | str | None = None) -> Canvas:
+        """The canvas that told these."""
+        height, width = sums["weight"].shape
+        top, left = sums["origin_px"].tolist()
+        canvas = cls((height, width), (top, left), device, with_spread="squares" in sums)
+        for name, to in zip(("numerator", "weight", "squares"), canvas._sums, strict=False):
+            to[:height] = sums[name].to(to.device)
+        return canvas
+
+    def _become(self, other: Canvas) -> None:
+        self.origin_px, self._height = other.origin_px, other._height
+        self._numerator, self._weight, self._squares = other._numerator, other._weight, other._squares
+
+    def all_reduce(self, group: distributed.ProcessGroup | None = None) -> None:
+        """Become, in place and on every process, the canvas of the patches of all processes of a group.
+
+        Each must call it, with a canvas of the same positions. The result is that of one process, to the bit.
+        """
+        for sums in self._sums:
+            distributed.all_reduce(sums, group=group)
+
+    def finish(self, object_pixel_m: float | None = None, provenance: dict[str, Any] | None = None) -> Reconstruction:
+        """Divide, and say where the result can be trusted.
+
+        Raises:
+            ValueError: nothing was placed, or what was is not finite.
+        """
+        weight = self.weight.cpu().numpy()
+        peak = float(weight.max()) if weight.size else 0.0
+        if not 0 < peak < math.inf:
+            raise ValueError(f"nothing was placed on the canvas (largest weight {peak})")
+        covered = weight > 1e-9 * peak
+        image = np.divide(self.numerator.cpu().numpy(), weight, out=np.zeros(weight.shape, complex), where=covered)
+        coverage = (weight / peak).astype(np.float32)
+        spread = None
+        if self._squares is not None:
+            squares = self._squares[: self._height].cpu().numpy()
+            mean = np.divide(squares, weight, out=np.zeros(weight.shape), where=covered)
+            square = image.real**2 + image.imag**2
+            # Of a patch alone the two are the same but for what their sums are rounded to.
+            rounded = np.divide(_ROUNDING, weight, out=np.zeros(weight.shape), where=covered) * (1 + square)
+            spread = np.sqrt(np.where(mean - square > rounded, mean - square, 0)).astype(np.float32)
+        return Reconstruction(
+            object=image.astype(np.complex64),
+            coverage=coverage,
+            valid=coverage >= MIN_COVERAGE,
+            origin_px=self.origin_px,
+            object_pixel_m=object_pixel_m,
+            provenance=provenance or {},
+            spread=spread,
+        )
+
+
+def extent(positions_px: Float64[Tensor, "m 2"], n_px: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """First object pixel under any of the patches, and the one after the last, a spare one included."""
+    # Rounded down before anything is subtracted: -1e-20 - 32 is -32, and the canvas would begin too late.
+    low = positions_px.amin(0).floor() - n_px // 2
+    high = positions_px.amax(0).floor() - n_px // 2 + n_px + 1
+    (top, left), (bottom, right) = low.tolist(), high.tolist()
+    return (int(top), int(left)), (int(bottom), int(right))

@@ -1,0 +1,146 @@
+"""A canvas for positions that are not known beforehand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Complex, Float
+from torch import Tensor, distributed
+
+from torchptycho.core.reconstruction import Reconstruction
+from torchptycho.reconstructors.canvas import Canvas, extent
+
+__all__ = ["GrowingCanvas"]
+
+
+class GrowingCanvas(Canvas):
+    """A `Canvas` that grows, in tiles, to hold what comes; its image is that of a canvas made for all positions.
+
+    Arguments:
+        device: where it is kept, and where patches must be.
+        with_spread: also sum the squares that `spread` is computed from.
+        tile_px: its edges are multiples of this.
+        largest_px: longest edge. Patches that would make it longer are not placed: a wrong position must not take all
+            memory.
+    """
+
+    def __init__(
+        self,
+        device: torch.device | str | None = None,
+        *,
+        with_spread: bool = True,
+        tile_px: int = 256,
+        largest_px: int = 16384,
+    ) -> None:
+        if not 0 < 4 * tile_px <= largest_px:
+            raise ValueError(f"largest_px: expected at least four tiles of {tile_px} px; found {largest_px}")
+        super().__init__((0, 0), (0, 0), device, with_spread=with_spread)
+        self._tile_px, self._largest_px = tile_px, largest_px
+        self._middle: Tensor | None = None
+        self._used: tuple[tuple[int, int], tuple[int, int]] | None = None
+
+    @property
+    def used_px(self) -> tuple[tuple[int, int], tuple[int, int]] | None:
+        """First object pixel (y, x) under any patch so far, and the one after the last; None before the first patch."""
+        return self._used
+
+    def add(
+        self,
+        patches: Complex[Tensor, "k n n"],
+        positions_px: Float[Tensor, "k 2"],
+        weight: Float[Tensor, "*weight_k n n"],
+    ) -> Bool[Tensor, " k"]:
+        """As `Canvas.add`, but makes room where there is none.
+
+        Returns:
+            Which patches were placed. Left out are, beside those that are not finite, patches at positions that are not
+            finite or lie farther than half of `largest_px` from the middle of those that came first.
+        """
+        placed = torch.zeros(len(patches), dtype=torch.bool, device=patches.device)
+        # What is not finite must not make it grow: its place may be as wrong as its values.
+        good = self._within(positions_px.double(), patches.shape[-1])
+        good &= torch.view_as_real(patches).isfinite().flatten(1).all(-1)
+        if bool(good.any()):
+            self._make_room(*extent(positions_px[good].double(), patches.shape[-1]))
+            own = weight if weight.dim() == 2 else weight[good]
+            placed[good] = super().add(patches[good], positions_px[good], own)
+        return placed
+
+    def __add__(self, other: Canvas) -> GrowingCanvas:
+        """The canvas of both sets of patches, wherever they are.
+
+        Raises:
+            ValueError: the other one does not grow, or only one of them has a spread.
+        """
+        if not isinstance(other, GrowingCanvas) or (self._squares is None) != (other._squares is None):
+            raise ValueError("expected two growing canvases, both with or both without a spread")
+        total = GrowingCanvas(
+            self.device, with_spread=self._squares is not None, tile_px=self._tile_px, largest_px=self._largest_px
+        )
+        for part in (self, other):
+            if part._used is not None:
+                total._middle = part._middle if total._middle is None else total._middle
+                total._make_room(*part._used)
+        total.paste(self)
+        total.paste(other)
+        return total
+
+    def all_reduce(self, group: distributed.ProcessGroup | None = None) -> None:
+        """Become, in place and on every process, the canvas of the patches of all processes of a group."""
+        far = 2**40
+        low, high = self._used or ((far, far), (-far, -far))
+        # One message: the largest of -low and of high.
+        ends = torch.tensor([*(-side for side in low), *high], dtype=torch.int64, device=self.device)
+        distributed.all_reduce(ends, distributed.ReduceOp.MAX, group=group)
+        top, left, bottom, right = ends.tolist()
+        if bottom == -far:
+            return
+        self._make_room((-top, -left), (bottom, right))
+        super().all_reduce(group)
+
+    def _within(self, positions_px: Tensor, n_px: int) -> Bool[Tensor, " k"]:
+        """Positions in reach of those that came first."""
+        finite = positions_px.isfinite().all(-1)
+        if self._middle is None and bool(finite.any()):
+            # The median, for which CUDA has no deterministic algorithm.
+            first = positions_px[finite].sort(0).values
+            self._middle = first[(len(first) - 1) // 2]
+        if self._middle is None:
+            return finite
+        reach = (self._largest_px - n_px) // 2 - self._tile_px - 1
+        return finite & ((positions_px - self._middle).abs() <= reach).all(-1)
+
+    def _make_room(self, low: tuple[int, int], high: tuple[int, int]) -> None:
+        if self._used is not None:
+            low = (min(low[0], self._used[0][0]), min(low[1], self._used[0][1]))
+            high = (max(high[0], self._used[1][0]), max(high[1], self._used[1][1]))
+        self._used = (low, high)
+        first = tuple(side // self._tile_px * self._tile_px for side in low)
+        last = tuple(-(-side // self._tile_px) * self._tile_px for side in high)
+        size = (last[0] - first[0], last[1] - first[1])
+        if (first, size) != (self.origin_px, self.shape):
+            larger = Canvas(size, (first[0], first[1]), self.device, with_spread=self._squares is not None)
+            larger.paste(self)
+            self._become(larger)
+
+    def finish(self, object_pixel_m: float | None = None, provenance: dict[str, Any] | None = None) -> Reconstruction:
+        """The image of what has come so far, without the empty parts of its tiles.
+
+        Raises:
+            ValueError: nothing was placed.
+        """
+        return self.cut().finish(object_pixel_m, provenance)
+
+    def cut(self) -> Canvas:
+        """A copy without the empty parts of its tiles: the canvas that is made for the positions placed.
+
+        Raises:
+            ValueError: nothing was placed.
+        """
+        if self._used is None:
+            raise ValueError("nothing was placed on the canvas")
+        low, high = self._used
+        part = Canvas((high[0] - low[0], high[1] - low[1]), low, self.device, with_spread=self._squares is not None)
+        part.paste(self)
+        return part

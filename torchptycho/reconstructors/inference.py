@@ -1,0 +1,233 @@
+"""The pass of a network over the frames of a scan, on one device or shared by several processes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Complex
+from torch import Tensor, distributed
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
+
+from torchptycho.core.config import ReconstructConfig
+from torchptycho.core.errors import StoreError
+from torchptycho.core.parallel import in_turn
+from torchptycho.core.progress import new_bar
+from torchptycho.data.inference_dataset import PlainBatch, StreamedScan
+from torchptycho.models.export.runtimes import ExportedNetwork
+from torchptycho.models.network import PtychoNetwork
+from torchptycho.reconstructors.absolute_scale import ScaleStatistics
+from torchptycho.reconstructors.canvas import Canvas
+from torchptycho.reconstructors.stitcher import Mosaic
+
+__all__ = ["Predicted", "Prediction", "groups_at_once", "patches_in_turn", "patches_of", "predict"]
+
+_log = logging.getLogger(__name__)
+
+# Batches beyond this are no faster on a CPU, whose caches they leave.
+_CPU_PIXELS = 1 << 17
+# What another engine than torch takes of a GPU's memory is not seen.
+_UNSEEN_PIXELS = 1 << 21
+# Of a GPU's free memory that a batch may take, and how many frames and pixels at most: more are no faster, and 2^31
+# numbers in a tensor, of some tens of channels, are more than each of CUDA's functions is good for.
+_GPU_PART, _GPU_FRAMES, _GPU_PIXELS = 0.5, 4096, 1 << 26
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What is to be predicted, and how.
+
+    Arguments:
+        stream: the frames.
+        config: the section `reconstruct`.
+        folder: for temporary files; all processes see it.
+        progress: show a bar.
+        on_batch: told every batch of groups with its patches; of one process only.
+    """
+
+    stream: StreamedScan
+    config: ReconstructConfig
+    folder: Path
+    progress: bool = False
+    on_batch: Callable[[PlainBatch, Tensor], None] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Predicted:
+    """What came out: the canvas, the numbers of the stream that are not on it, and the sums of the absolute scale."""
+
+    canvas: Canvas
+    n_placed: int
+    left_out: list[int]
+    scale: ScaleStatistics | None
+
+
+def predict(network: PtychoNetwork, task: Prediction, devices: list[torch.device]) -> Predicted:
+    """Predict every group and stitch; the network is in evaluation mode and comes back to where it was."""
+    if len(devices) == 1:
+        home = network.probe_parts.device
+        try:
+            return _predict(network.to(devices[0]), task, devices[0])
+        finally:
+            network.to(home)
+    patches = task.folder / "patches"
+    if task.config.agree_phases:
+        n_px = network.n_px
+        with patches.open("wb") as file:
+            file.truncate(len(task.stream.positions_px) * n_px * n_px * 8)
+    # The plain network, without what a module in training refers to.
+    plain = PtychoNetwork.copy_of(network)
+    try:
+        spawn(_share, (plain, task, devices), nprocs=len(devices))  # type: ignore[no-untyped-call]
+    except (ProcessExitedException, ProcessRaisedException) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise StoreError(
+            f"devices: one of the {len(devices)} processes that shared the frames ended: {reason}. With fewer of them "
+            "there is more memory for each."
+        ) from error
+    found = torch.load(task.folder / "predicted.pt", weights_only=True)
+    scale = ScaleStatistics.from_sums(found["scale"]) if task.config.absolute_scale else None
+    return Predicted(Canvas.from_sums(found["canvas"]), found["n_placed"], found["left_out"], scale)
+
+
+def _share(rank: int, network: PtychoNetwork, task: Prediction, devices: list[torch.device]) -> None:
+    """One of several processes: predicts its share, and the first writes what all of them found."""
+    device = devices[rank]
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    else:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // len(devices)))
+    distributed.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        init_method=f"file://{task.folder / 'meeting'}", rank=rank, world_size=len(devices),
+    )  # fmt: skip
+    try:
+        found = _predict(network.to(device), task, device, rank, len(devices))
+        if rank == 0:
+            told = {"canvas": found.canvas.sums(), "n_placed": found.n_placed, "left_out": found.left_out}
+            if found.scale is not None:
+                told["scale"] = found.scale.sums()
+            torch.save(told, task.folder / "predicted.pt")
+    finally:
+        distributed.destroy_process_group()
+
+
+def _predict(
+    network: PtychoNetwork, task: Prediction, device: torch.device, rank: int = 0, ranks: int = 1
+) -> Predicted:
+    stream, config = task.stream, task.config
+    size = groups_at_once(network, stream, config, device)
+    if ranks > 1:
+        # All take the same batches as one process would.
+        common = torch.tensor(size, device=device)
+        distributed.all_reduce(common, distributed.ReduceOp.MIN)
+        size = int(common)
+    cuts = [(start, min(start + size, len(stream))) for start in range(0, len(stream), size)]
+    mosaic = Mosaic(
+        stream.positions_px, network.stitch_weight(config.stitch_weight, stream.training_scan),
+        agree_phases=config.agree_phases, scratch=task.folder, shared=task.folder / "patches" if ranks > 1 else None,
+    )  # fmt: skip
+    scale = ScaleStatistics() if config.absolute_scale else None
+    if config.predict_compile:
+        _compile(network, stream.batch(*cuts[0]).to(device))
+    own = cuts[rank::ranks]
+    bar = new_bar() if task.progress and rank == 0 else None
+    with torch.inference_mode(), bar or contextlib.nullcontext(), contextlib.ExitStack() as stack:
+        told = bar.add_task("reconstructing", total=len(own), note="") if bar else None
+        predicted = stack.enter_context(contextlib.closing(patches_in_turn(network, stream, config, own, device)))
+        for number, (batch, here, patches) in enumerate(predicted):
+            mosaic.add(patches, batch.members, batch.fresh, own[number][0])
+            if task.on_batch is not None:
+                task.on_batch(batch, patches)
+            if scale is not None:
+                scale.add_batch(network, patches, here)
+            if bar is not None and told is not None:
+                bar.update(told, completed=number + 1)
+        canvas = mosaic.finish()
+    if ranks > 1 and scale is not None:
+        scale.all_reduce(device)
+    return Predicted(canvas, mosaic.n_placed, mosaic.left_out, scale)
+
+
+def patches_in_turn(
+    network: PtychoNetwork,
+    stream: StreamedScan,
+    config: ReconstructConfig,
+    cuts: list[tuple[int, int]],
+    device: torch.device,
+) -> Generator[tuple[PlainBatch, PlainBatch, Complex[Tensor, "b c n n"]], None, None]:
+    """Batches as they were read and as they are on the device, with their patches, in the order of `cuts`.
+
+    Until it is closed, torch has fewer threads where it is called.
+
+    Arguments:
+        cuts: first group of each batch, and the one after its last.
+    """
+    # Other engines have threads of their own.
+    if device.type == "cuda" or config.predict_compile or isinstance(network, ExportedNetwork):
+        for batch in stream.batches(cuts):
+            here = batch.pinned().to(device) if device.type == "cuda" else batch
+            yield batch, here, patches_of(network, here, config)
+        return
+
+    def computed(cut: tuple[int, int]) -> tuple[PlainBatch, PlainBatch, Tensor]:
+        batch = stream.batch(*cut)
+        with torch.inference_mode():
+            return batch, batch, patches_of(network, batch, config)
+
+    with in_turn(computed, cuts) as found:
+        yield from found
+
+
+def patches_of(network: PtychoNetwork, batch: PlainBatch, config: ReconstructConfig) -> Complex[Tensor, "b c n n"]:
+    """Patches of a batch of groups, in the arithmetic that is asked for."""
+    half = config.predict_precision == "bf16-mixed"
+    with torch.autocast(batch.frames.device.type, torch.bfloat16, enabled=half):
+        patches: Tensor = network(batch)
+    return patches
+
+
+def groups_at_once(
+    network: PtychoNetwork, stream: StreamedScan, config: ReconstructConfig, device: torch.device
+) -> int:
+    """Groups in a batch: as asked for, or as many as there is memory for on a GPU and as fill the caches of a CPU."""
+    members, n_px = network.gridsize**2, network.n_px
+    frames = config.predict_batch_size
+    if isinstance(frames, int):
+        return max(1, frames // members)
+    if device.type != "cuda":
+        return max(1, _CPU_PIXELS // n_px**2 // members)
+    if isinstance(network, ExportedNetwork):
+        return max(1, _UNSEEN_PIXELS // n_px**2 // members)
+    # What one small batch takes at its peak tells what a large one takes.
+    probe = stream.batch(0, min(len(stream), max(1, 16 // members))).to(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    with torch.inference_mode():
+        patches_of(network, probe, config)
+    per_group = (torch.cuda.max_memory_allocated(device) - before) / len(probe.members)
+    torch.cuda.empty_cache()
+    room = _GPU_PART * torch.cuda.mem_get_info(device)[0]
+    most = min(_GPU_FRAMES, _GPU_PIXELS // n_px**2) // members
+    return int(np.clip(room / max(per_group, 1), 1, max(1, most)))
+
+
+def _compile(network: PtychoNetwork, batch: PlainBatch) -> None:
+    """Compile the generator for this batch's shape; where that fails it runs as it is, and a warning says so."""
+    if network.generator._compiled_call_impl is not None:  # by an earlier scan
+        return
+    network.generator.compile()
+    try:
+        with torch.inference_mode():
+            network(batch)
+    except (RuntimeError, OSError, ImportError) as error:
+        network.generator._compiled_call_impl = None
+        torch._dynamo.reset()
+        reason = " ".join(str(error).split())[:200]
+        _log.warning("predict_compile: the network runs without torch.compile, which fails here: %s", reason)

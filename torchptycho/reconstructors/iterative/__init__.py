@@ -1,0 +1,5 @@
+"""Refinement: from nothing, or from a network's image, to the best one that the counts allow."""
+
+from torchptycho.reconstructors.iterative.refinement import refine
+
+__all__ = ["refine"]

@@ -1,0 +1,155 @@
+"""Descent on the Poisson likelihood with automatic derivatives and an optimiser of torch's."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from torchptycho.core.config import RefineConfig
+from torchptycho.physics.noise import poisson_deviance
+from torchptycho.physics.patches import extract
+from torchptycho.reconstructors.iterative.fit import Misfit, correction, waves
+from torchptycho.reconstructors.iterative.problem import Problem
+from torchptycho.reconstructors.iterative.regularization import roughness
+from torchptycho.reconstructors.iterative.rpie import batches_of, frames_at_once
+from torchptycho.reconstructors.iterative.state import State
+
+__all__ = ["Descent", "objective"]
+
+
+def objective(
+    problem: Problem,
+    object: Tensor,
+    probe: Tensor,
+    positions_px: Tensor,
+    background: Tensor,
+    index: Int64[Tensor, " k"],
+    likelihood: str,
+    misfit: Misfit | None = None,
+) -> Float[Tensor, ""]:
+    """Half the deviance of these frames' counts over the mean count, mean over good pixels; differentiable throughout.
+
+    For the amplitude likelihood twice the squared difference of the roots, whose noise has a variance of 1/4.
+    """
+    patches = extract(object, problem.corners_px(positions_px[index]).to(object.real.dtype), problem.n_px)
+    _, intensity = waves(patches, probe)
+    intensity = intensity + background
+    counts = problem.counts(index)
+    if misfit is not None:
+        correction(intensity.detach(), counts, problem.mask_or_none, "poisson", misfit)
+    mean = problem.scaling.photons_per_frame / problem.n_px**2
+    if likelihood == "poisson":
+        return 0.5 * poisson_deviance(intensity / mean, counts / mean, problem.mask[None], offset=0.5 / mean)
+    # Half a count is added because the derivative of a root at 0 is infinite.
+    difference = ((intensity + 0.5).sqrt() - (counts + 0.5).sqrt()) * problem.mask
+    return 2 * difference.square().sum() / (problem.mask.sum() * len(index) * mean)
+
+
+class Descent:
+    """Holds the parameters in units in which 1 is much, and the optimiser with its memory, over all epochs.
+
+    The optimiser's memory is not part of the state: a resumed run starts it anew.
+    """
+
+    def __init__(self, problem: Problem, state: State, config: RefineConfig) -> None:
+        self._problem, self._config = problem, config
+        mean = problem.scaling.photons_per_frame / problem.n_px**2
+        self._units = {
+            "object": 1.0,
+            "probe": float(state.probe.abs().square().mean().sqrt()),
+            "positions_px": config.position_step_px,
+            "background": 0.1 * mean,
+        }
+        wanted = {
+            "object": True, "probe": config.probe_update, "positions_px": config.position_update != "none",
+            "background": config.background,
+        }  # fmt: skip
+        # L-BFGS takes them as they lie, and orthogonal modes lie as the decomposition left them.
+        self._parameters = {
+            name: _real(getattr(state, name) / unit)
+            .clone(memory_format=torch.contiguous_format)
+            .requires_grad_(wanted[name])
+            for name, unit in self._units.items()
+        }
+        self._frozen: set[str] = set()
+        free = [tensor for tensor in self._parameters.values() if tensor.requires_grad]
+        self._optimizer: torch.optim.Optimizer
+        if config.optimizer == "adam":
+            self._optimizer = torch.optim.Adam(free, lr=config.learning_rate, betas=(0.9, 0.99))
+        else:
+            self._optimizer = torch.optim.LBFGS(
+                free, lr=1.0, max_iter=1, max_eval=8, history_size=10, line_search_fn="strong_wolfe"
+            )
+
+    def sweep(
+        self, state: State, order: Int64[Tensor, " m"], *, rate: float, update_probe: bool, update_positions: bool
+    ) -> float:
+        """One pass over the frames, and its misfit: a step for each batch (Adam), or one for all of them (L-BFGS).
+
+        Arguments:
+            rate: factor of the learning rate.
+        """
+        self._frozen = set() if update_probe else {"probe"}
+        self._frozen |= set() if update_positions else {"positions_px"}
+        batches = batches_of(order, frames_at_once(self._config, len(order)))
+        if isinstance(self._optimizer, torch.optim.LBFGS):
+            found: list[float] = []
+
+            def all_frames() -> Tensor:
+                misfit = Misfit(state.background)
+                self._optimizer.zero_grad()
+                total = torch.stack([self._backward(index, len(index) / len(order), misfit) for index in batches]).sum()
+                found.append(misfit.figure(self._problem.good_pixels))
+                return total
+
+            self._optimizer.step(all_frames)  # type: ignore[no-untyped-call]
+        else:
+            misfit = Misfit(state.background)
+            for group in self._optimizer.param_groups:
+                group["lr"] = self._config.learning_rate * rate
+            for index in batches:
+                self._optimizer.zero_grad()
+                self._backward(index, 1.0, misfit)
+                self._optimizer.step()
+            found = [misfit.figure(self._problem.good_pixels)]
+        with torch.no_grad():
+            self._parameters["background"].clamp_min_(0)
+            self._tell(state)
+        return found[0]
+
+    def _backward(self, index: Tensor, weight: float, misfit: Misfit) -> Tensor:
+        with torch.enable_grad():
+            return self._loss_and_gradient(index, weight, misfit)
+
+    def _loss_and_gradient(self, index: Tensor, weight: float, misfit: Misfit) -> Tensor:
+        config, values = self._config, self._values()
+        loss = weight * objective(
+            self._problem, values["object"], values["probe"], values["positions_px"], values["background"], index,
+            config.likelihood, misfit,
+        )  # fmt: skip
+        if config.smoothness_weight or config.tv_weight:
+            loss = loss + weight * roughness(values["object"], config.smoothness_weight, config.tv_weight)
+        loss.backward()  # type: ignore[no-untyped-call]
+        for name in self._frozen:
+            self._parameters[name].grad = None
+        return loss.detach()
+
+    def _values(self) -> dict[str, Tensor]:
+        """In their own units."""
+        values = {name: tensor * self._units[name] for name, tensor in self._parameters.items()}
+        return values | {name: torch.view_as_complex(values[name]) for name in ("object", "probe")}
+
+    def _tell(self, state: State) -> None:
+        for name, value in self._values().items():
+            setattr(state, name, value.detach().clone())
+
+    def take(self, state: State) -> None:
+        """Go on from what has been done to the state since."""
+        with torch.no_grad():
+            for name, unit in self._units.items():
+                self._parameters[name].copy_(_real(getattr(state, name) / unit))
+
+
+def _real(values: Tensor) -> Tensor:
+    return torch.view_as_real(values) if values.is_complex() else values

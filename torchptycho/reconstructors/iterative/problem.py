@@ -1,0 +1,145 @@
+"""What is fixed while a scan is refined: its counts, its mask, and the canvas that its frames lie on."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import math
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float64, Int64
+from torch import Tensor
+
+from torchptycho.core.scan import Scan
+from torchptycho.io import checked_chunks
+from torchptycho.io.near_field import refuse_near_field
+from torchptycho.physics.scaling import Scaling, frame_sums, measure_scaling
+
+__all__ = ["Problem", "open_problem"]
+
+# Frames beyond this are not copied into memory but into a temporary file that is mapped.
+_MEMORY_BYTES = 4 << 30
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Problem:
+    """The measured side. Detector arrays have the zero frequency at [0, 0], where the FFT puts it.
+
+    Arguments:
+        frames: [M, N, N] in the detector's dtype, in memory, in a mapped file, or on the device.
+        scaling: how they become photon counts.
+        mask: [N, N], True where the pixel can be trusted.
+        origin_px, shape: where the canvas begins, in object pixels, and its size.
+        dtype: of the arithmetic: complex64 or complex128.
+    """
+
+    frames: np.ndarray | Tensor
+    scaling: Scaling
+    mask: Bool[Tensor, "n n"]
+    origin_px: tuple[int, int]
+    shape: tuple[int, int]
+    dtype: torch.dtype = torch.complex64
+
+    @property
+    def n_px(self) -> int:
+        return int(self.frames.shape[-1])
+
+    @property
+    def n_frames(self) -> int:
+        return int(self.frames.shape[0])
+
+    @property
+    def device(self) -> torch.device:
+        return self.mask.device
+
+    @functools.cached_property
+    def good_pixels(self) -> int:
+        return int(self.mask.sum())
+
+    @functools.cached_property
+    def _origin_px(self) -> Float64[Tensor, " 2"]:
+        # Made once: numbers of the host's are brought to a GPU only when it has done all that it was told to.
+        return torch.tensor(self.origin_px, dtype=torch.float64, device=self.device)
+
+    @property
+    def mask_or_none(self) -> Bool[Tensor, "n n"] | None:
+        """None when every pixel can be trusted, which spares a pass over the frames."""
+        return self.mask if self.good_pixels < self.n_px**2 else None
+
+    def counts(self, index: Int64[Tensor, " k"]) -> Float[Tensor, "k n n"]:
+        """Photon counts of these frames on the device, 0 under the mask."""
+        if isinstance(self.frames, Tensor):
+            values = self.frames[index]
+        else:
+            values = torch.from_numpy(self.frames[index.cpu().numpy()]).to(self.device)
+        values = values.to(self.dtype.to_real())
+        return values if self.scaling.domain == "counts" else values.square() * self.scaling.counts_per_intensity
+
+    def corners_px(self, positions_px: Float[Tensor, "k 2"]) -> Float[Tensor, "k 2"]:
+        """Where on the canvas the patches at these positions begin."""
+        return positions_px - self._origin_px - self.n_px // 2
+
+
+@contextlib.contextmanager
+def open_problem(
+    scan: Scan,
+    *,
+    margin_px: int = 0,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.complex64,
+    scratch: str | Path | None = None,
+) -> Iterator[Problem]:
+    """Read and check the frames of a scan, and lay out its canvas.
+
+    Arguments:
+        scan: what was measured.
+        margin_px: room around the patches, for positions that move.
+        scratch: folder for a temporary copy of frames that are too many for the memory; None takes the system's.
+
+    Raises:
+        ScanError: a frame holds what no detector counts, or the frames are near-field images.
+    """
+    device = torch.device(device)
+    refuse_near_field(scan)
+    with contextlib.ExitStack() as stack:
+        size = math.prod(scan.frames.shape) * scan.frames.dtype.itemsize
+        if size <= _MEMORY_BYTES:
+            # As floats when there is room: they need no conversion batch by batch.
+            roomy = math.prod(scan.frames.shape) * 4 <= _MEMORY_BYTES // 2
+            frames = np.empty(scan.frames.shape, np.float32 if roomy else scan.frames.dtype)
+        else:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".torchptycho-", dir=scratch))
+            frames = np.lib.format.open_memmap(Path(folder) / "frames.npy", "w+", scan.frames.dtype, scan.frames.shape)
+        mean_intensity = _copy(scan, frames) / scan.n_frames
+        scaling = measure_scaling(mean_intensity, scan.n_px, scan.domain, scan.photons_per_frame)
+        low = np.floor(scan.positions_px.min(0)).astype(int) - scan.n_px // 2 - margin_px
+        # By the arithmetic of `corners_px`, or a position that is a whole number but for rounding falls off the edge.
+        corners = scan.positions_px - low.astype(np.float64) - scan.n_px // 2
+        moved = margin_px + 1 if margin_px else 0
+        high = low + np.floor(corners.max(0)).astype(int) + moved + scan.n_px + 1
+        # Not in a detector's unsigned integers, which torch cannot index there.
+        on_device = device.type == "cuda" and frames.dtype == np.float32
+        on_device = on_device and frames.nbytes < torch.cuda.mem_get_info(device)[0] // 2
+        yield Problem(
+            frames=torch.from_numpy(frames).to(device) if on_device else frames,
+            scaling=scaling,
+            mask=torch.from_numpy(np.fft.ifftshift(scan.mask)).to(device),
+            origin_px=(int(low[0]), int(low[1])),
+            shape=(int(high[0] - low[0]), int(high[1] - low[1])),
+            dtype=dtype,
+        )
+
+
+def _copy(scan: Scan, frames: np.ndarray) -> float:
+    """Fill `frames`, shifted; the sum of the intensity over good pixels, in file units."""
+    start, total = 0, 0.0
+    for chunk in checked_chunks(scan):
+        total += float(frame_sums(chunk, scan.domain).sum())
+        frames[start : start + len(chunk)] = np.fft.ifftshift(chunk, axes=(-2, -1))
+        start += len(chunk)
+    return total

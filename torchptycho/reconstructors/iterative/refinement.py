@@ -1,0 +1,368 @@
+"""From counts to the best image that they allow: epochs of one method, a schedule around them, and the result."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Complex
+from torch import Tensor
+
+from torchptycho.core.config import RefineConfig, to_dict
+from torchptycho.core.errors import ConfigError
+from torchptycho.core.reconstruction import MIN_COVERAGE, Reconstruction
+from torchptycho.core.scan import Scan
+from torchptycho.core.versions import versions
+from torchptycho.io import read_scan
+from torchptycho.io.fingerprint import scan_fingerprint
+from torchptycho.physics.patches import place_inside
+from torchptycho.physics.scaling import probe_factor
+from torchptycho.reconstructors.iterative.autodiff import Descent
+from torchptycho.reconstructors.iterative.position_correction import Shifts, linear_part, look_around, with_momentum
+from torchptycho.reconstructors.iterative.probe_modes import orthogonal_modes, with_modes
+from torchptycho.reconstructors.iterative.problem import Problem, open_problem
+from torchptycho.reconstructors.iterative.rpie import frames_at_once, misfits, sweep
+from torchptycho.reconstructors.iterative.state import State
+
+__all__ = ["refine"]
+
+_log = logging.getLogger(__name__)
+
+# A misfit that grew by more than this in an epoch means that momentum carries the estimate away.
+_WORSE = 1.3
+# Light that a background begins with, relative to the mean count.
+_FIRST_BACKGROUND = 1e-3
+_SAVE_EVERY_S = 30.0
+
+Told = Callable[[int, float], None]
+Shown = Callable[[Reconstruction], None]
+
+
+def refine(
+    scan: Scan | str | Path,
+    start: Reconstruction | None = None,
+    *,
+    probe: Complex[np.ndarray, "p n n"] | None = None,
+    config: RefineConfig = RefineConfig(),  # noqa: B008 -- frozen
+    device: str = "auto",
+    state_file: str | Path | None = None,
+    resume: bool = False,
+    on_epoch: Told | None = None,
+    on_image: Shown | None = None,
+    image_every_epochs: int = 10,
+    scratch: str | Path | None = None,
+) -> Reconstruction:
+    """Fit an image to the counts of a scan; without a start this is a plain iterative reconstruction.
+
+    Ctrl+C ends it after the current batch with the image so far, and its provenance says so.
+
+    Arguments:
+        scan: what was measured, or its file.
+        start: an image of it to begin with, such as a trained network's, in the scan's object pixels; its probe and
+            positions are taken over when it has them. None begins with a transparent object.
+        probe: modes in sqrt(photons) that replace the scan's (and the start's) own.
+        config: method, epochs, and what may change beside the object.
+        device: "auto" takes a GPU when there is one; "gpu", "cpu", or another name that torch knows.
+        state_file: where to write the state from time to time and at the end, for `resume`.
+        resume: go on from that file, up to the configured epochs.
+        on_epoch: told the number of each finished epoch and its misfit.
+        on_image: shown the image so far, every `image_every_epochs` epochs before the last.
+        scratch: folder for a temporary copy of frames that do not fit into memory.
+
+    Returns:
+        the image on the canvas of all positions, with `probe`, `positions_px`, and in `history` for each epoch:
+        `misfit` (mean squared deviation of the counts over that of photon noise: 1 is the limit, less is fitting the
+        noise) and `seconds` since the beginning.
+
+    Raises:
+        TorchptychoError: the scan is unusable, the start or the probe does not fit it, or the state is another's.
+    """
+    scan = scan if isinstance(scan, Scan) else read_scan(scan)
+    if resume and state_file is None:
+        raise ConfigError("resume: expected the state_file of an earlier refinement; found none.")
+    place = _place(device)
+    moves = config.position_update != "none"
+    margin_px = math.ceil(config.position_limit_px) if moves else _moved_before_px(scan, start)
+    with torch.no_grad(), open_problem(scan, margin_px=margin_px, device=place, scratch=scratch) as problem:
+        fingerprint = _fingerprint(scan, config)
+        if resume:
+            assert state_file is not None
+            state = State.load(state_file, fingerprint, place)
+        else:
+            state = _begin(problem, scan, start, probe, config)
+
+        def tell(epoch: int, misfit: float) -> None:
+            if on_epoch is not None:
+                on_epoch(epoch, misfit)
+            if on_image is not None and epoch % image_every_epochs == 0 and epoch < config.epochs:
+                on_image(_result(problem, scan, state, config, False, fingerprint["scan"]))
+
+        complete = _run(problem, scan, state, config, tell, state_file, fingerprint)
+        return _result(problem, scan, state, config, complete, fingerprint["scan"])
+
+
+def _moved_before_px(scan: Scan, start: Reconstruction | None) -> int:
+    """Room for the positions that an earlier refinement has found."""
+    if start is None or start.positions_px is None or start.positions_px.shape != scan.positions_px.shape:
+        return 0
+    return math.ceil(float(np.abs(start.positions_px - scan.positions_px).max()))
+
+
+def _place(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        # Naming a device does not need it; putting something there does.
+        return torch.empty(0, device="cuda" if device == "gpu" else device).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"device: expected auto, cpu, or a GPU that is there (gpu); found '{device}': {reason}"
+        ) from None
+
+
+def _begin(
+    problem: Problem, scan: Scan, start: Reconstruction | None, probe: np.ndarray | None, config: RefineConfig
+) -> State:
+    if probe is None and start is not None and start.probe is not None:
+        probe = start.probe
+    if probe is None:
+        modes = torch.from_numpy(scan.probe) * probe_factor(scan, problem.scaling)
+    else:
+        modes = torch.from_numpy(np.ascontiguousarray(probe))
+    if modes.shape[-2:] != (problem.n_px, problem.n_px):
+        raise ConfigError(
+            f"probe: expected {problem.n_px}x{problem.n_px} px, as the frames; found {tuple(modes.shape)}."
+        )
+    modes = with_modes(modes.to(problem.device, problem.dtype), config.n_modes or len(modes))
+    positions_px = torch.from_numpy(scan.positions_px).to(problem.device)
+    moves = config.position_update != "none"
+    if start is not None and start.positions_px is not None and (moves or len(start.positions_px) == scan.n_frames):
+        if start.positions_px.shape != scan.positions_px.shape:
+            raise ConfigError(
+                f"start: its positions are of {len(start.positions_px)} frames; the scan has {scan.n_frames}."
+            )
+        found_px = torch.from_numpy(start.positions_px).to(problem.device)
+        positions_px = _bounded(found_px, positions_px, config) if moves else found_px
+    object = _transparent(problem, modes) if start is None else _object_of(problem, start)
+    state = State.begin(object, modes, positions_px)
+    if config.background:
+        state.background += _FIRST_BACKGROUND * problem.scaling.photons_per_frame / problem.n_px**2
+    return state
+
+
+def _transparent(problem: Problem, probe: Tensor) -> Tensor:
+    """The constant object through which the good pixels count as many photons as they did."""
+    pattern = torch.fft.fft2(probe, norm="ortho").abs().square().sum(0)
+    seen = float(pattern[problem.mask].sum())
+    value = math.sqrt(problem.scaling.photons_per_frame / seen) if seen > 0 else 1.0
+    return torch.full(problem.shape, value, dtype=problem.dtype, device=problem.device)
+
+
+def _object_of(problem: Problem, start: Reconstruction) -> Tensor:
+    """The start where it is valid, and around it what it is on average."""
+    values = torch.from_numpy(start.object).to(problem.device, problem.dtype)
+    valid = torch.from_numpy(start.valid)
+    top, left = (mine - its for mine, its in zip(problem.origin_px, start.origin_px, strict=True))
+    rows = torch.arange(problem.shape[0]) + top
+    columns = torch.arange(problem.shape[1]) + left
+    inside = ((rows >= 0) & (rows < len(valid)))[:, None] & ((columns >= 0) & (columns < valid.shape[1]))
+    take = (rows.clamp(0, len(valid) - 1)[:, None], columns.clamp(0, valid.shape[1] - 1))
+    known = (inside & valid[take]).to(problem.device)
+    if not bool(known.any()):
+        raise ConfigError(
+            f"start: its {len(valid)}x{valid.shape[1]} px at {start.origin_px} (y, x) hold nothing valid where the "
+            f"scan is ({problem.shape[0]}x{problem.shape[1]} px at {problem.origin_px}). Is it an image of this scan?"
+        )
+    found = values[take]
+    mean = found[known].mean()
+    mean = mean / mean.abs().clamp_min(1e-6) * found[known].abs().mean()
+    return torch.where(known, found, mean)
+
+
+def _run(
+    problem: Problem,
+    scan: Scan,
+    state: State,
+    config: RefineConfig,
+    on_epoch: Told,
+    state_file: str | Path | None,
+    fingerprint: dict[str, Any],
+) -> bool:
+    """Epochs until there are enough or nothing becomes better; False when interrupted."""
+    descent = Descent(problem, state, config) if config.method == "gradient" else None
+    given_px = torch.from_numpy(scan.positions_px).to(problem.device)
+    saved = time.perf_counter()
+    try:
+        while state.epoch < config.epochs and not _finished(state, config):
+            begun = time.perf_counter()
+            misfit = _epoch(problem, state, config, descent, given_px)
+            if len(state.probe) > 1:
+                state.turn_modes(orthogonal_modes(state.probe))
+            state.settle()
+            if descent is not None:
+                descent.take(state)
+            state.epoch += 1
+            state.seconds += time.perf_counter() - begun
+            for name, value in (("misfit", misfit), ("seconds", state.seconds)):
+                state.history[name].append(value)
+            if not math.isfinite(misfit):
+                raise FloatingPointError(f"{scan.source}: the misfit is {misfit} after epoch {state.epoch}.")
+            _watch(state)
+            on_epoch(state.epoch, misfit)
+            if state_file is not None and time.perf_counter() - saved > _SAVE_EVERY_S:
+                state.save(state_file, fingerprint)
+                saved = time.perf_counter()
+        complete = True
+    except KeyboardInterrupt:
+        _log.warning(
+            "%s: interrupted after %d of %d epochs; this is the image so far", scan.source, state.epoch, config.epochs
+        )
+        complete = False
+    # Not after any other error: a state that is no longer finite is nothing to go on from.
+    if state_file is not None:
+        state.save(state_file, fingerprint)
+    return complete
+
+
+def _epoch(problem: Problem, state: State, config: RefineConfig, descent: Descent | None, given_px: Tensor) -> float:
+    # Of the seed and the epoch alone, so that a resumed run sees the same order.
+    generator = torch.Generator().manual_seed((config.refine_seed << 20) + state.epoch)
+    order = torch.randperm(problem.n_frames, generator=generator).to(problem.device)
+    probe = config.probe_update and state.epoch >= config.probe_start_epoch
+    positions = config.position_update != "none" and state.epoch >= config.position_start_epoch
+    per_update, part = _schedule(problem, state, config)
+    if descent is not None:
+        before = state.positions_px
+        misfit = descent.sweep(state, order, rate=1 - 0.9 * part, update_probe=probe, update_positions=positions)
+        if config.position_update == "affine":
+            state.positions_px = before + linear_part(state.positions_px - before, before)
+        state.positions_px = _bounded(state.positions_px, given_px, config)
+        return misfit
+    shifts = Shifts(problem.n_frames, problem.device) if positions else None
+    misfit = sweep(problem, state, config, order, shifts, frames_per_update=per_update, update_probe=probe)
+    if shifts is not None:
+        _move(problem, state, config, shifts, given_px, part, generator)
+    return misfit
+
+
+def _move(
+    problem: Problem,
+    state: State,
+    config: RefineConfig,
+    shifts: Shifts,
+    given_px: Tensor,
+    polished: float,
+    generator: torch.Generator,
+) -> None:
+    """Bring the positions nearer to where the frames would rather be."""
+    step = torch.zeros_like(state.positions_px)
+    if config.position_update in ("affine", "both"):
+        step = step + shifts.affine(state.positions_px)
+    if config.position_update in ("frames", "both"):
+        step = step + shifts.of_frames()
+    longest_px = config.position_step_px * (1 - 0.9 * polished)
+    state.drift_px = with_momentum(step, state.drift_px, state.positions_px, longest_px)
+    state.positions_px = _bounded(state.positions_px + state.drift_px, given_px, config)
+    if config.position_update == "affine" or state.polishing_since is not None:
+        return
+
+    def fits(index: Tensor, positions_px: Tensor) -> Tensor:
+        return misfits(problem, state, config, index, _bounded(positions_px, given_px[index], config))
+
+    found, places = look_around(fits, state.positions_px, given_px, shifts.wanted, config.position_limit_px, generator)
+    if len(found):
+        state.positions_px[found] = _bounded(places, given_px[found], config)
+        state.drift_px[found] = 0
+
+
+def _schedule(problem: Problem, state: State, config: RefineConfig) -> tuple[int, float]:
+    """Frames of an update, and how much of the polishing is done (0 to 1)."""
+    planned = config.epochs - round(config.polish * config.epochs)
+    if state.polishing_since is None and state.epoch >= planned:
+        state.polishing_since = state.epoch
+    first = frames_at_once(config, problem.n_frames)
+    if state.polishing_since is None:
+        return first, 0.0
+    done = state.epoch - state.polishing_since + 1
+    length = max(1, round(config.polish * config.epochs))
+    # All frames from half of it on.
+    growth = min(1.0, 2 * done / length)
+    return round(first * (problem.n_frames / first) ** growth), min(1.0, done / length)
+
+
+def _finished(state: State, config: RefineConfig) -> bool:
+    """Whether nothing became better for `patience` epochs; the first time this begins the polishing."""
+    misfit = state.history["misfit"]
+    since = state.polishing_since or 0
+    if config.patience is None or len(misfit) - since <= config.patience:
+        return False
+    recent, before = misfit[-config.patience :], misfit[since : -config.patience]
+    if min(recent) < min(before) * (1 - config.min_improvement):
+        return False
+    if state.polishing_since is None and config.polish > 0:
+        state.polishing_since = state.epoch
+        return False
+    return True
+
+
+def _watch(state: State) -> None:
+    """Slow momentum down, from rest, when the fit became worse; after a beginning in which it may."""
+    misfit = state.history["misfit"]
+    if len(misfit) > 3 and misfit[-1] > _WORSE * misfit[-2]:
+        state.damped += 1
+        state.rest()
+
+
+def _bounded(positions_px: Tensor, given_px: Tensor, config: RefineConfig) -> Tensor:
+    limit = config.position_limit_px
+    return given_px + (positions_px - given_px).clamp(-limit, limit)
+
+
+def _result(
+    problem: Problem, scan: Scan, state: State, config: RefineConfig, complete: bool, digest: str
+) -> Reconstruction:
+    light = torch.zeros(problem.shape, dtype=torch.float64, device=problem.device)
+    mode_power = state.probe.abs().square().sum(0).double()
+    corners = problem.corners_px(state.positions_px)
+    for corners_px in torch.split(corners, 256):
+        place_inside(light, mode_power.expand(len(corners_px), -1, -1), corners_px)
+    coverage = (light / light.max()).float().cpu().numpy()
+    background = torch.fft.fftshift(state.background).float().cpu().numpy()
+    provenance: dict[str, Any] = {
+        "source": scan.source,
+        "frames": scan.n_frames,
+        "left_out": {str(frame): why for frame, why in scan.left_out.items()},
+        "scan_sha256": digest,
+        "refine": to_dict(config),
+        "epochs": state.epoch,
+        "complete": complete,
+        "photons_per_frame": problem.scaling.photons_per_frame,
+        "versions": versions(),
+        "seconds": round(state.seconds, 3),
+    }
+    return Reconstruction(
+        object=np.where(coverage > 1e-9, state.object.cpu().numpy(), 0).astype(np.complex64),
+        coverage=coverage,
+        valid=coverage >= MIN_COVERAGE,
+        origin_px=problem.origin_px,
+        object_pixel_m=scan.geometry.with_object_pixel(scan.n_px).object_pixel_m,
+        provenance=provenance,
+        probe=state.probe.to(torch.complex64).cpu().numpy(),
+        positions_px=state.positions_px.cpu().numpy(),
+        background=background if config.background else None,
+        history={name: list(values) for name, values in state.history.items()},
+    )
+
+
+def _fingerprint(scan: Scan, config: RefineConfig) -> dict[str, Any]:
+    """What a state depends on: it may go on with more epochs, and not with another scan or method."""
+    told = dataclasses.replace(config, epochs=1, patience=None)
+    return {"scan": scan_fingerprint(scan)} | {f"refine.{name}": value for name, value in to_dict(told).items()}

@@ -1,0 +1,146 @@
+"""What changes while a scan is refined, and how it is written down to go on later."""
+
+from __future__ import annotations
+
+import dataclasses
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Complex, Float, Float64
+from torch import Tensor
+
+from torchptycho.core.errors import StoreError
+from torchptycho.io.storage.archive import NpzArchive, write_array
+from torchptycho.io.storage.file_access import dump_json, replaced_atomically
+from torchptycho.reconstructors.iterative.probe_modes import center, power
+
+__all__ = ["State"]
+
+_FORMAT, _FORMAT_VERSION = "torchptycho-refinement", 3
+_TENSORS = (
+    "object", "probe", "positions_px", "drift_px", "background", "velocity", "anchor", "probe_velocity", "probe_anchor",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(eq=False)
+class State:
+    """The estimate so far, on the device.
+
+    Arguments:
+        object: [H, W] on the problem's canvas.
+        probe: [P, N, N] in sqrt(photons).
+        positions_px: [M, 2] float64, (y, x) in object pixels.
+        drift_px: [M, 2] what the positions last moved by, which is their momentum.
+        background: [N, N] counts that do not come from the sample, zero frequency at [0, 0].
+        velocity, anchor: momentum of the object, and the object when it was last used.
+        probe_velocity, probe_anchor: the same of the probe.
+        light, center_px: photons in all modes of the probe that it began with, and their centre of mass (y, x), which
+            the probe keeps.
+        epoch: finished passes over the frames.
+        updates: updates since momentum was last used.
+        polishing_since: epoch in which updates began to gather more frames, or None.
+        damped: how often momentum was made slower because the fit became worse.
+        history: figures of each finished epoch.
+        seconds: time spent, over all sessions.
+    """
+
+    object: Complex[Tensor, "h w"]
+    probe: Complex[Tensor, "p n n"]
+    positions_px: Float64[Tensor, "m 2"]
+    drift_px: Float64[Tensor, "m 2"]
+    background: Float[Tensor, "n n"]
+    velocity: Complex[Tensor, "h w"]
+    anchor: Complex[Tensor, "h w"]
+    probe_velocity: Complex[Tensor, "p n n"]
+    probe_anchor: Complex[Tensor, "p n n"]
+    light: float
+    center_px: tuple[float, float]
+    epoch: int = 0
+    updates: int = 0
+    polishing_since: int | None = None
+    damped: int = 0
+    history: dict[str, list[float]] = dataclasses.field(default_factory=lambda: {"misfit": [], "seconds": []})
+    seconds: float = 0.0
+
+    @classmethod
+    def begin(cls, object: Tensor, probe: Tensor, positions_px: Tensor) -> State:
+        """At rest, without background."""
+        return cls(
+            object=object, probe=probe, positions_px=positions_px, drift_px=torch.zeros_like(positions_px),
+            background=probe.real.new_zeros(probe.shape[-2:]),
+            velocity=torch.zeros_like(object), anchor=object.clone(),
+            probe_velocity=torch.zeros_like(probe), probe_anchor=probe.clone(), light=float(power(probe)),
+            center_px=center(probe),
+        )  # fmt: skip
+
+    def settle(self) -> None:
+        """Bring the probe back to the power and, by whole pixels, to the place that it began with.
+
+        No count depends on either as long as the object goes along, and without this they drift: a probe of unknown
+        shape ends up to ten pixels away, and the image with it.
+        """
+        self.scale((self.light / power(self.probe)).sqrt())
+        found = zip(center(self.probe), self.center_px, strict=True)
+        back = tuple(-round(now - before) for now, before in found)
+        if any(back):
+            for name in ("probe", "probe_velocity", "probe_anchor", "object", "velocity", "anchor"):
+                setattr(self, name, torch.roll(getattr(self, name), back, (-2, -1)))
+
+    def scale(self, factor: Float[Tensor, ""]) -> None:
+        """Multiply the probe by a factor and divide the object by it, which no count depends on."""
+        for name in ("probe", "probe_velocity", "probe_anchor"):
+            setattr(self, name, getattr(self, name) * factor)
+        for name in ("object", "velocity", "anchor"):
+            setattr(self, name, getattr(self, name) / factor)
+
+    def turn_modes(self, probe: Complex[Tensor, "p n n"]) -> None:
+        """Take the same light in other modes; what momentum the old ones had means nothing to them."""
+        self.probe, self.probe_velocity, self.probe_anchor = probe, torch.zeros_like(probe), probe
+
+    def rest(self) -> None:
+        """Forget the momentum."""
+        self.velocity, self.anchor = torch.zeros_like(self.object), self.object.clone()
+        self.probe_velocity, self.probe_anchor = torch.zeros_like(self.probe), self.probe.clone()
+        self.updates = 0
+
+    def save(self, path: str | Path, fingerprint: dict[str, Any]) -> None:
+        """Write everything, with what it belongs to; the file appears only when it is whole."""
+        path = Path(path)
+        told = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _TENSORS}
+        metadata = {"format": _FORMAT, "format_version": _FORMAT_VERSION, "fingerprint": fingerprint, **told}
+        with replaced_atomically(path) as target, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+            for name in _TENSORS:
+                write_array(archive, name, getattr(self, name).cpu().numpy())
+            write_array(archive, "_metadata", np.array(dump_json(metadata, path, "state")))
+
+    @classmethod
+    def load(cls, path: str | Path, fingerprint: dict[str, Any], device: torch.device) -> State:
+        """Read what `save` wrote.
+
+        Raises:
+            StoreError: not such a file, or of another scan or configuration.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise StoreError(f"{path}: expected the state of an earlier refinement to resume; found no file.")
+        archive = NpzArchive(path)
+        metadata = archive.load_metadata()
+        if metadata.get("format") != _FORMAT or metadata.get("format_version") != _FORMAT_VERSION:
+            raise StoreError(f"{path}: expected a state written by this version of `refine`. Refine from the start.")
+        before = metadata.get("fingerprint", {})
+        differs = sorted(key for key in fingerprint.keys() | before if fingerprint.get(key) != before.get(key))
+        if differs:
+            raise StoreError(
+                f"{path}: belongs to another refinement: {', '.join(differs)} differ. Refine as it was, or anew."
+            )
+        names = [field.name for field in dataclasses.fields(cls) if field.name not in _TENSORS]
+        missing = [name for name in _TENSORS if name not in archive.keys] + [n for n in names if n not in metadata]
+        if missing:
+            raise StoreError(f"{path}: expected {', '.join(missing)} in the state; found none. Refine from the start.")
+        tensors: dict[str, Any] = {name: torch.from_numpy(archive.load(name)).to(device) for name in _TENSORS}
+        told = {name: metadata[name] for name in names}
+        told["center_px"] = tuple(told["center_px"])
+        return cls(**tensors, **told)

@@ -1,0 +1,257 @@
+"""From a scan and a trained network to the image: one pass over the frames, with torch alone."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from torchptycho.core.config import PrepareConfig, ReadConfig, ReconstructConfig, reading_of, to_dict
+from torchptycho.core.config.base import Domain
+from torchptycho.core.devices import devices_of
+from torchptycho.core.errors import ConfigError, ScanError, StoreError
+from torchptycho.core.progress import EpochProgress
+from torchptycho.core.reconstruction import Reconstruction
+from torchptycho.core.scan import Scan
+from torchptycho.core.versions import versions
+from torchptycho.data.inference_dataset import PlainBatch, StreamedScan
+from torchptycho.io import read_scan
+from torchptycho.io.frames.frame_stacks import rows_in_file
+from torchptycho.models.export.runtimes import EngineName, ExportedNetwork, check_options
+from torchptycho.models.loading import opened, with_engine
+from torchptycho.models.network import PtychoNetwork
+from torchptycho.reconstructors.inference import Predicted, Prediction, predict
+
+__all__ = ["adapted", "check_fits", "reading_for_prediction", "reconstruct", "require_options"]
+
+_log = logging.getLogger(__name__)
+
+# Dose of a scan relative to the training scan's beyond which its patches are no longer what the network was taught.
+_DOSE_TOLERANCE = 1.2
+
+
+def reading_for_prediction(
+    config: PrepareConfig, domain: Domain | None = None, frames: str | None = None
+) -> ReadConfig:
+    """How a scan is opened for a module that was trained with `config`: as then, but whole, and with any probe.
+
+    The module has its own probe, so that one from the mean pattern does where the file has none.
+    """
+    guess = dataclasses.replace(reading_of(config), guess_probe=True)
+    return dataclasses.replace(guess, domain=domain, frames=frames, probe=None, drop_frames=())
+
+
+def reconstruct(
+    checkpoint: str | Path | PtychoNetwork,
+    scan: Scan | str | Path,
+    config: ReconstructConfig | None = None,
+    *,
+    accelerator: str = "auto",
+    devices: int = 1,
+    progress: bool = True,
+    scratch: str | Path | None = None,
+    refine_epochs: int = 0,
+    engine: EngineName | None = None,
+    on_batch: Callable[[PlainBatch, Tensor], None] | None = None,
+) -> Reconstruction:
+    """One forward pass over every frame of a scan, stitched; and refined, when epochs are given for it.
+
+    Memory depends on the batch and on the image, not on the number of frames.
+
+    Arguments:
+        checkpoint: a trained network (`load_network`, `load_checkpoint`), its file, or an exported file.
+        scan: what to reconstruct; it need not be the training scan.
+        config: None takes what the network was trained with.
+        accelerator: where to compute: auto, cpu, gpu.
+        devices: processes, each with a GPU of its own or a part of the CPU, that share the frames. They start anew, so
+            a script that asks for several must begin under `if __name__ == "__main__":`.
+        progress: show a progress bar.
+        scratch: folder with room for an uncompressed copy of the frames, and of as many patches, while it runs; None
+            takes the system's.
+        refine_epochs: epochs of `refine` that follow, from this image and with the network's probe, by the section
+            `refine` of its configuration.
+        engine: what computes the patches: `torch`, `onnx` or `aot`, see `open_network`.
+        on_batch: told every batch of groups and its patches complex64 [B, C, N, N], where they were computed.
+
+    Raises:
+        TorchptychoError: the scan is unusable, or does not fit the network.
+    """
+    start = time.perf_counter()
+    network = opened(checkpoint, engine, accelerator=accelerator)
+    network.require_statistics()
+    config = config or network.config.reconstruct
+    scan = scan if isinstance(scan, Scan) else read_scan(scan, reading_for_prediction(network.config.prepare))
+    require_options(network, config, devices, engine)
+    if on_batch is not None and devices > 1:
+        raise ConfigError(f"devices: expected 1 with on_batch, which other processes cannot call; found {devices}.")
+    check_fits(network, scan.source, scan.n_px, scan.domain)
+    # To export takes a minute or more: all that may be refused has been by now, but for wider groups.
+    network = with_engine(network, engine, training_scan=config.training_scan, accelerator=accelerator)
+    which, by = config.training_scan, "torch"
+    if isinstance(network, ExportedNetwork):
+        # It knows one training scan only.
+        which, by = 0, network.description.engine
+    where = [network.runs_on] if isinstance(network, ExportedNetwork) else devices_of(accelerator, devices)
+    if len(np.unique(scan.scan_id)) > 1:
+        _log.warning("%s: holds %d scans; they are placed onto one image.", scan.source, len(np.unique(scan.scan_id)))
+    with tempfile.TemporaryDirectory(prefix=".torchptycho-", dir=scratch) as folder:
+        stream = StreamedScan.of(
+            scan, Path(folder), gridsize=network.gridsize, nphotons=network.config.prepare.nphotons,
+            training_scan=which, passes=config.predict_passes, copy=devices > 1,
+        )  # fmt: skip
+        if config.input_scale == "training":
+            _compare_dose(float(network.input_scale[which]), stream.scaling.input_scale, scan.source)
+        with adapted(network, stream, config):
+            task = Prediction(stream=stream, config=config, folder=Path(folder), progress=progress, on_batch=on_batch)
+            predicted = predict(network, task, where)
+    # The network's probe is that of its training scan; with this scan's own scale its photons are this scan's.
+    photons = stream.scaling.photons_per_frame / float(network.photons_per_frame[which])
+    probe_factor = math.sqrt(photons) if config.input_scale == "scan" else 1.0
+    object_pixel_m = scan.geometry.with_object_pixel(scan.n_px).object_pixel_m
+    left_out = _left_out(predicted, scan, config.predict_passes)
+    seconds = time.perf_counter() - start
+    provenance: dict[str, Any] = {
+        "source": scan.source,
+        "frames": scan.n_frames,
+        "left_out": left_out,
+        "probe_factor": probe_factor,
+        "checkpoint": None if network.checkpoint is None else str(network.checkpoint),
+        "checkpoint_sha256": network.checkpoint_sha256,
+        "engine": by,
+        "config": to_dict(network.config) | {"reconstruct": to_dict(config)},
+        "versions": versions(),
+        "seconds": round(seconds, 3),
+        "frames_per_second": round(scan.n_frames / seconds, 1),
+    }
+    if not predicted.n_placed:
+        raise StoreError(f"{scan.source}: the network's patches are not finite, none of {scan.n_frames}. Train again.")
+    image = predicted.canvas.finish(object_pixel_m, provenance)
+    if predicted.scale is not None:
+        found = predicted.scale.solve()
+        provenance["absolute_scale"] = dataclasses.asdict(found)
+        factor = np.float32(found.object_factor)
+        assert image.spread is not None
+        image = dataclasses.replace(
+            image, object=image.object * factor, spread=image.spread * factor, provenance=provenance
+        )
+    if not refine_epochs:
+        return image
+    return _refined(image, network, scan, which, refine_epochs, accelerator, progress, scratch)
+
+
+def _left_out(predicted: Predicted, scan: Scan, passes: int) -> dict[str, str]:
+    """Frames that are not in the image, as the scan's file counts them, and why."""
+    named = {str(frame): why for frame, why in scan.left_out.items()}
+    numbers, times = np.unique(np.asarray(predicted.left_out, np.int64) % scan.n_frames, return_counts=True)
+    never = rows_in_file(scan.frames, numbers[times == passes].tolist())
+    for frame in never:
+        named[str(frame)] = "the network's patch is not finite"
+    if never:
+        shown = ", ".join(map(str, never[:10])) + (", ..." if len(never) > 10 else "")
+        _log.warning("%s: %d frames are not in the image, their patches are not finite: %s",
+                     scan.source, len(never), shown)  # fmt: skip
+    return named
+
+
+@contextlib.contextmanager
+def adapted(network: PtychoNetwork, stream: StreamedScan, config: ReconstructConfig) -> Iterator[None]:
+    """The network with this scan's mask and, on request, scale; afterwards it is as it was."""
+    which = stream.training_scan
+    scale, masks, training = network.input_scale.clone(), network.masks.clone(), network.training
+    try:
+        # What this scan's detector did not see has no say, whatever was seen in training.
+        network.masks[which] &= stream.mask.to(network.masks.device)
+        if config.input_scale == "scan":
+            network.input_scale[which] = stream.scaling.input_scale
+        network.eval()
+        network.expect_offsets(stream.max_offset_px)
+        yield
+    finally:
+        network.expect_offsets(None)
+        network.train(training)
+        network.input_scale.copy_(scale)
+        network.masks.copy_(masks)
+
+
+def _refined(
+    image: Reconstruction,
+    network: PtychoNetwork,
+    scan: Scan,
+    training_scan: int,
+    epochs: int,
+    accelerator: str,
+    progress: bool,
+    scratch: str | Path | None,
+) -> Reconstruction:
+    """The network's image, fitted to the counts with the probe of the training scan."""
+    from torchptycho.reconstructors.iterative import refine
+
+    settings = dataclasses.replace(network.config.refine, epochs=epochs)
+    probe = network.probe[training_scan].detach() * image.provenance["probe_factor"]
+    if network.experiment.scale is not None:
+        probe = probe * network.experiment.scale[training_scan].detach().sqrt().to(probe.real.dtype)
+    with EpochProgress("refining", epochs) if progress else contextlib.nullcontext() as told:
+        refined = refine(
+            scan, image, probe=probe.cpu().numpy(), config=settings, device=accelerator, on_epoch=told, scratch=scratch
+        )
+    # What the pass of the network alone was like is no longer so.
+    stale = ("absolute_scale", "frames_per_second")
+    provenance = {name: value for name, value in image.provenance.items() if name not in stale}
+    provenance |= {"left_out": refined.provenance["left_out"], "refinement": refined.provenance}
+    provenance["seconds"] = round(image.provenance["seconds"] + refined.provenance["seconds"], 3)
+    return dataclasses.replace(refined, provenance=provenance)
+
+
+def require_options(
+    network: PtychoNetwork, config: ReconstructConfig, devices: int, engine: EngineName | None = None
+) -> None:
+    """Refuse options that do not go with a network, or with the engine for which it is going to be exported.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    if isinstance(network, ExportedNetwork):
+        network.check_options(config, devices)
+    else:
+        if config.training_scan >= len(network.probe_parts):
+            raise ConfigError(f"training_scan: expected 0 to {len(network.probe_parts) - 1}; found "
+                              f"{config.training_scan}.")  # fmt: skip
+        if engine not in (None, "torch"):
+            check_options(config, devices)
+    if config.predict_passes > 1 and network.gridsize == 1:
+        raise ConfigError(f"predict_passes: expected 1 with gridsize 1, in which a frame has no neighbours; found "
+                          f"{config.predict_passes}.")  # fmt: skip
+
+
+def check_fits(network: PtychoNetwork, source: str, n_px: int, domain: Domain) -> None:
+    """Refuse frames of another kind than the network was trained on.
+
+    Raises:
+        ScanError: naming both.
+    """
+    if (n_px, domain) != (network.n_px, network.domain):
+        raise ScanError(
+            source, "diffraction",
+            expected=f"{network.n_px}x{network.n_px} frames of {network.domain}, as the checkpoint was trained on",
+            found=f"{n_px}x{n_px} frames of {domain}",
+            remedy="Say what the frames hold with --domain, crop or pad them, or train on a scan of this kind.",
+        )  # fmt: skip
+
+
+def _compare_dose(trained_scale: float, found_scale: float, source: str) -> None:
+    ratio = (trained_scale / found_scale) ** 2
+    if not 1 / _DOSE_TOLERANCE < ratio < _DOSE_TOLERANCE:
+        _log.warning(
+            "%s: its frames are %.3g times as bright as those that the network was trained on. "
+            "If the beam differs and not the sample, use --input-scale scan.",
+            source, ratio,
+        )  # fmt: skip

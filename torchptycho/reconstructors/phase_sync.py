@@ -1,0 +1,152 @@
+"""The phase that every patch is free in: brought to agree with the patches that it overlaps."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.sparse
+import torch
+from jaxtyping import Complex, Float, Int64
+from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
+from scipy.sparse.linalg import splu
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from torchptycho.core.parallel import in_turn
+
+__all__ = ["synchronised"]
+
+_NEIGHBOURS = 10
+# Few enough for a CPU's caches; on a GPU, where each piece has to be waited for, as many as fill it.
+_PAIRS_AT_ONCE, _GPU_PIXELS = 64, 1 << 24
+# Patches are compared at about so many pixels each way, which is plenty for one number.
+_SAMPLES = 32
+_ITERATIONS = 5
+# Ties the phase of a part that nothing else ties, relative to the mean weight.
+_GROUND = 1e-9
+
+
+def synchronised(
+    patches: Complex[Tensor, "m n n"],
+    positions_px: Float[Tensor, "m 2"],
+    weight: Float[Tensor, "*weight_m n n"],
+    group: Int64[Tensor, " m"],
+) -> Complex[Tensor, " m"]:
+    """Factors of modulus 1, the same for all patches of a group, after which overlapping patches agree.
+
+    Diffraction does not tell the phase of a group's object: each comes out with its own, and their average loses what
+    changes slowly across the image. The overlaps tell all but one phase. The differences of phase between neighbours
+    are first added up along a spanning tree of the strongest overlaps, then made to fit all overlaps by weighted least
+    squares; the phase that is left over is the one that changes the patches least.
+    Reference: Singer, Appl. Comput. Harmon. Anal. 30, 20 (2011), whose cost this maximises.
+
+    Arguments:
+        patches: as predicted, on any device.
+        positions_px: (y, x) of the pixel N/2 of each.
+        weight: how reliable the pixels are.
+        group: which patches share a phase, numbered from 0.
+    """
+    group_of = group.cpu().numpy()
+    n_groups = int(group_of.max()) + 1
+    first, second = _neighbours(positions_px.cpu().double().numpy(), group_of)
+    overlap = _overlaps(patches, positions_px, weight, first, second) if len(first) else np.zeros(0)
+    if not overlap.any():
+        return torch.ones(len(patches), dtype=patches.dtype, device=patches.device)
+    one, other = group_of[first], group_of[second]
+    # One edge from the lower to the higher group, however many pairs of patches it stands for.
+    overlap = np.where(one < other, overlap, overlap.conj())
+    edges, where = np.unique(np.stack([np.minimum(one, other), np.maximum(one, other)]), axis=1, return_inverse=True)
+    total = np.zeros(edges.shape[1], complex)
+    np.add.at(total, where.ravel(), overlap)
+    phase = _fitted(edges, total, n_groups)
+    power = torch.zeros(n_groups, dtype=torch.float64)
+    # Piece by piece: the patches may lie in a file that is larger than the memory.
+    own = [torch.view_as_real(some).square().sum((1, 2, 3)).double() for some in torch.split(patches, 512)]
+    power.index_add_(0, torch.from_numpy(group_of), torch.cat(own).cpu())
+    phase = _least_turned(phase, edges, power.numpy())
+    return torch.from_numpy(np.exp(1j * phase))[group.cpu()].to(patches.device, patches.dtype)
+
+
+def _neighbours(positions_px: np.ndarray, group_of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of nearby patches of different groups, each once."""
+    count = min(_NEIGHBOURS + 1, len(positions_px))
+    _, near = cKDTree(positions_px).query(positions_px, k=count)
+    own = np.repeat(np.arange(len(positions_px)), count)
+    near = np.asarray(near).reshape(-1)
+    apart = group_of[own] != group_of[near]
+    pairs = np.unique(np.sort(np.stack([own[apart], near[apart]]), axis=0), axis=1)
+    return pairs[0], pairs[1]
+
+
+def _overlaps(
+    patches: Tensor, positions_px: Tensor, weight: Tensor, first: np.ndarray, second: np.ndarray
+) -> np.ndarray:
+    """sum over the common pixels of w_a O_a conj(w_b O_b), at whole pixels."""
+    n_px = patches.shape[-1]
+    sample = torch.arange(0, n_px, max(1, n_px // _SAMPLES), device=patches.device)
+    at_once = max(_PAIRS_AT_ONCE, _GPU_PIXELS // n_px**2) if patches.is_cuda else _PAIRS_AT_ONCE
+
+    def compared(start: int) -> Tensor:
+        a = torch.from_numpy(first[start : start + at_once]).to(patches.device)
+        b = torch.from_numpy(second[start : start + at_once]).to(patches.device)
+        apart = (positions_px[b.to(positions_px.device)] - positions_px[a.to(positions_px.device)]).round()
+        place = sample + apart.to(patches.device, torch.int64)[..., None]
+        inside = ((place >= 0) & (place < n_px))[:, 0, :, None] & ((place >= 0) & (place < n_px))[:, 1, None, :]
+        rows, columns = place.clamp(0, n_px - 1).unbind(1)
+        rows, columns = rows[:, :, None], columns[:, None, :]
+        at_sample = (sample[:, None], sample)
+        if weight.dim() == 2:
+            weights = weight[rows, columns] * weight[at_sample]
+        else:
+            weights = weight[a[:, None, None], rows, columns] * weight[b][:, *at_sample]
+        product = patches[a[:, None, None], rows, columns] * patches[b][:, *at_sample].conj()
+        return (product * (weights * inside)).sum((1, 2)).cpu()
+
+    # One array beforehand: pieces kept on the way would lie between what is freed, and the heap would grow.
+    overlap = torch.empty(len(first), dtype=torch.complex128)
+    starts = range(0, len(first), at_once)
+    with in_turn(compared, starts, alone=patches.is_cuda) as found:
+        for start, some in zip(starts, found, strict=True):
+            overlap[start : start + len(some)] = some
+    return overlap.numpy()
+
+
+def _fitted(edges: np.ndarray, overlap: np.ndarray, n_groups: int) -> np.ndarray:
+    """Phases t that make sum |h| cos(t_a + arg h - t_b) largest."""
+    one, other = edges
+    weight = np.abs(overlap)
+    weight = weight / weight.mean() + _GROUND
+    cost = scipy.sparse.coo_matrix((1 / weight, (one, other)), (n_groups, n_groups))
+    tree = minimum_spanning_tree(cost.tocsr()).tocoo()
+    # Both are ordered pairs (low, high), of which a number can be made.
+    in_tree = np.isin(one.astype(np.int64) * n_groups + other, tree.row.astype(np.int64) * n_groups + tree.col)
+    angle = np.angle(overlap)
+    # A tree has no circles, so that differences can be added up without wrapping.
+    phase = _solved(one[in_tree], other[in_tree], np.ones(int(in_tree.sum())), angle[in_tree], n_groups)
+    for _ in range(_ITERATIONS):
+        left = np.angle(np.exp(1j * (phase[one] + angle - phase[other])))
+        phase = phase + _solved(one, other, weight, left, n_groups)
+    return phase
+
+
+def _solved(one: np.ndarray, other: np.ndarray, weight: np.ndarray, angle: np.ndarray, n_groups: int) -> np.ndarray:
+    """The t that make sum w (t_a - t_b + angle)^2 smallest."""
+    number = np.arange(len(one))
+    difference = scipy.sparse.coo_matrix(
+        (np.r_[np.ones(len(one)), -np.ones(len(one))], (np.r_[number, number], np.r_[one, other])),
+        (len(one), n_groups),
+    ).tocsc()
+    weighted = difference.T.multiply(weight).tocsc()
+    normal = weighted @ difference + _GROUND * scipy.sparse.identity(n_groups, format="csc")
+    solution: np.ndarray = splu(normal.tocsc()).solve(-(weighted @ angle))
+    return solution
+
+
+def _least_turned(phase: np.ndarray, edges: np.ndarray, power: np.ndarray) -> np.ndarray:
+    """Turn each connected part as a whole, so that the patches' mean turn is none."""
+    ones = np.ones(edges.shape[1])
+    graph = scipy.sparse.coo_matrix((ones, (edges[0], edges[1])), (len(power), len(power)))
+    count, part = connected_components(graph, directed=False)
+    turn = power * np.exp(1j * phase)
+    mean = np.bincount(part, turn.real, count) + 1j * np.bincount(part, turn.imag, count)
+    turned: np.ndarray = phase - np.angle(mean)[part]
+    return turned

@@ -1,0 +1,158 @@
+"""The patches of a scan as they are predicted, put together: at once, or when their phases agree."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import deque
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Complex, Float, Int64
+from torch import Tensor, distributed
+
+from torchptycho.core.parallel import in_turn
+from torchptycho.reconstructors.canvas import Canvas
+
+__all__ = ["Mosaic"]
+
+_PLACED_AT_ONCE = 256
+
+
+class Mosaic:
+    """A canvas that takes groups of patches in any order.
+
+    Patches are kept, in a temporary file or on a GPU with room for them, until the last has come; then each group is
+    turned by the phase with which it agrees with its neighbours (`phases.synchronised`), and all are placed. Without
+    that, they are placed and forgotten. Either way memory depends on the canvas, not on the number of frames: writing a
+    patch and reading it takes a hundredth of the time of predicting it again.
+
+    Several processes that each take a part of the groups share a `file`, and `finish` gives all of them the whole.
+
+    Arguments:
+        positions_px: (y, x) of every patch that will come.
+        weight: of the pixels of a patch.
+        agree_phases: False places patches as they come.
+        scratch: folder for the temporary file; None takes the system's.
+        shared: file of that many patches that all processes of the default group write to; None where there is one
+            process.
+    """
+
+    def __init__(
+        self,
+        positions_px: Float[Tensor, "m 2"],
+        weight: Float[Tensor, "n n"],
+        *,
+        agree_phases: bool = True,
+        scratch: str | Path | None = None,
+        shared: Path | None = None,
+    ) -> None:
+        self._positions_px, self._weight = positions_px.cpu(), weight
+        n_px = weight.shape[-1]
+        self._canvas = Canvas.for_positions(self._positions_px, n_px, weight.device)
+        shape = (len(positions_px), n_px, n_px)
+        self._shared = shared is not None
+        self._patches = _room(shape, weight.device, scratch, shared) if agree_phases else None
+        self._group = torch.full((len(positions_px),), -1, dtype=torch.int64)
+        self._own = torch.zeros(len(positions_px), dtype=torch.bool)
+        self._placed = torch.zeros(len(positions_px), dtype=torch.bool)
+        self._n_groups = 0
+        self.n_placed = 0
+
+    def add(
+        self,
+        patches: Complex[Tensor, "b c n n"],
+        members: Int64[Tensor, "b c"],
+        fresh: Bool[Tensor, "b c"],
+        first_group: int | None = None,
+    ) -> None:
+        """Take B groups of patches: their numbers in the scan, and which of them have not come before.
+
+        Arguments:
+            first_group: number of the first of them among the groups of all processes; None counts them as they come.
+        """
+        fresh = fresh.cpu()
+        numbers = members.cpu()[fresh]
+        # Nearly always all are, and need no copy.
+        mine = patches.flatten(0, 1) if bool(fresh.all()) else patches[fresh.to(patches.device)]
+        self._own[numbers] = True
+        if self._patches is None:
+            self._place(mine, numbers)
+            self.n_placed = int(self._placed.sum())
+            return
+        # A patch that is not finite would spoil the phases of all that it overlaps.
+        placed = len(mine)
+        if not bool(torch.view_as_real(mine).sum().isfinite()):
+            finite = torch.view_as_real(mine).isfinite().flatten(1).all(-1)
+            mine = torch.where(finite[:, None, None], mine, 0)
+            self._own[numbers[~finite.cpu()]] = False
+            placed = int(finite.sum())
+        self.n_placed += placed
+        where = self._patches.device
+        self._patches[numbers.to(where)] = mine.to(where)
+        begin = self._n_groups if first_group is None else first_group
+        self._group[numbers] = (torch.arange(len(members))[:, None].expand(members.shape) + begin)[fresh]
+        self._n_groups = begin + len(members)
+
+    def finish(self) -> Canvas:
+        """The canvas with every patch that came, of whatever process, and is finite.
+
+        Raises:
+            ValueError: patches are kept until their phases agree, and some have not come.
+        """
+        if self._patches is not None:
+            self._place_turned(self._patches)
+            self._patches = None
+        if self._shared:
+            placed = self._placed.to(self._weight.device, torch.uint8)
+            distributed.all_reduce(placed, distributed.ReduceOp.MAX)
+            self._placed = placed.cpu().bool()
+            self._canvas.all_reduce()
+        self.n_placed = int(self._placed.sum())
+        return self._canvas
+
+    @property
+    def left_out(self) -> list[int]:
+        """Numbers of the patches that were not placed, because they are not finite; after `finish`."""
+        return torch.nonzero(~self._placed).flatten().tolist()
+
+    def _place_turned(self, patches: Tensor) -> None:
+        if self._shared:
+            group = self._group.to(self._weight.device)
+            distributed.all_reduce(group, distributed.ReduceOp.MAX)
+            self._group = group.cpu()
+        missing = int((self._group < 0).sum())
+        if missing:
+            raise ValueError(f"expected {len(patches)} patches; {len(patches) - missing} came")
+        # What it needs takes half a second to import, which can be done while the network is busy.
+        from torchptycho.reconstructors.phase_sync import synchronised
+
+        turn = synchronised(patches, self._positions_px, self._weight.to(patches.device), self._group)
+
+        def place(numbers: Tensor) -> None:
+            there = numbers.to(patches.device)
+            turned = patches[there] * turn[there][:, None, None]
+            self._place(turned.to(self._weight.device), numbers)
+
+        own = torch.split(torch.nonzero(self._own).flatten(), _PLACED_AT_ONCE)
+        with in_turn(place, own, alone=self._weight.is_cuda) as done:
+            deque(done, maxlen=0)
+
+    def _place(self, patches: Tensor, numbers: Tensor) -> None:
+        # Not center + offset, whose rounding can put a patch at the edge a hair outside the canvas.
+        placed = self._canvas.add(patches, self._positions_px[numbers].to(patches.device), self._weight)
+        self._placed[numbers] = placed.cpu()
+
+
+def _room(shape: tuple[int, ...], device: torch.device, scratch: str | Path | None, shared: Path | None) -> Tensor:
+    """Uninitialised complex64 room: on the GPU when a quarter of what is free there suffices, else in a file."""
+    size = int(np.prod(shape)) * 8
+    if shared is not None:
+        return torch.from_numpy(np.memmap(shared, np.complex64, "r+", shape=shape))
+    # Half of it is for a batch.
+    if device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] // 4:
+        return torch.empty(shape, dtype=torch.complex64, device=device)
+    # Memory would grow with the scan; of a file the system keeps what there is room for. It has no name and goes with
+    # the array.
+    with tempfile.TemporaryFile(dir=scratch) as file:
+        return torch.from_numpy(np.memmap(file, np.complex64, "w+", shape=shape))

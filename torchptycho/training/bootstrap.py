@@ -1,0 +1,55 @@
+"""A probe made good by a short refinement, before a network is trained with it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from pathlib import Path
+
+from torchptycho.core.config import RunConfig, to_dict
+from torchptycho.core.progress import EpochProgress
+from torchptycho.core.scan import Scan
+from torchptycho.io import read_reconstruction, write_reconstruction
+from torchptycho.io.fingerprint import scan_fingerprint
+from torchptycho.reconstructors.iterative import refine
+
+__all__ = ["bootstrapped"]
+
+
+def bootstrapped(scan: Scan, config: RunConfig, keep: Path, *, progress: bool = True) -> Scan:
+    """The scan with the probe that a short refinement of it found, and its positions when asked for.
+
+    Arguments:
+        config: `prepare.bootstrap_probe` epochs by the section `refine`; with 0 of them the scan is returned as it is.
+        keep: file for the image that is found on the way; one of the same scan and configuration is read instead.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted; nothing is written then.
+    """
+    epochs = config.prepare.bootstrap_probe
+    if not epochs:
+        return scan
+    moves = config.refine.position_update
+    if config.prepare.bootstrap_positions and moves == "none":
+        moves = "frames"
+    settings = dataclasses.replace(
+        config.refine, epochs=epochs, probe_update=True,
+        position_update=moves if config.prepare.bootstrap_positions else "none",
+    )  # fmt: skip
+    asked = {"refine": to_dict(settings), "scan_sha256": scan_fingerprint(scan)}
+    image = read_reconstruction(keep) if keep.is_file() else None
+    if image is None or {name: image.provenance.get(name) for name in asked} != asked:
+        with EpochProgress("probe", epochs) if progress else contextlib.nullcontext() as told:
+            image = refine(scan, config=settings, on_epoch=told)
+        if not image.provenance["complete"]:
+            raise KeyboardInterrupt
+        keep.parent.mkdir(parents=True, exist_ok=True)
+        write_reconstruction(image, keep)
+    assert image.probe is not None
+    positions_px = image.positions_px if config.prepare.bootstrap_positions else None
+    return dataclasses.replace(
+        scan,
+        probe=image.probe,
+        probe_is_calibrated=True,
+        positions_px=scan.positions_px if positions_px is None else positions_px,
+    )

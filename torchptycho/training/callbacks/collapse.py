@@ -1,0 +1,183 @@
+"""Watches for a network that has collapsed: it shows next to nothing, or the same patch whatever it is given."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from torchptycho.core.errors import TrainingError
+from torchptycho.data.batch import GroupBatch
+from torchptycho.models.lightning_module import PtychoPINN
+from torchptycho.physics.noise import poisson_deviance, poisson_sample
+from torchptycho.physics.overlap import probe_weight
+
+__all__ = ["Flatness", "FlatnessWatch"]
+
+_log = logging.getLogger(__name__)
+
+# Optimiser steps before which nobody is called flat: a good network begins at the transparent object, too.
+MIN_STEPS = 200
+# Validation batches that are looked at.
+_BATCHES = 4
+# Relative to the root-mean-square of |O|: less is no image. A thin biological sample shows 0.05 and more.
+_LEAST_CONTRAST = 0.02
+# Part of the empty sample's misfit that a network must take off, when its contrast is that low.
+_LEAST_GAIN = 0.1
+# How many times the misfit of photon noise the empty sample must leave, for the data to show anything.
+_STRUCTURE = 1.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Flatness:
+    """What a network shows, and what the data do.
+
+    Arguments:
+        within, between: standard deviation of O inside a patch, and from patch to patch at the same pixel, weighted by
+            |P|^2 and relative to the root-mean-square of |O|.
+        misfit: half the deviance of the network's counts over their mean.
+        empty: the same of the best transparent object, one for each frame.
+        noise: the same of photon noise alone.
+    """
+
+    within: float
+    between: float
+    misfit: float
+    empty: float
+    noise: float
+
+    @property
+    def contrast(self) -> float:
+        return min(self.within, self.between)
+
+    @property
+    def is_flat(self) -> bool:
+        """Nothing is shown and the counts are not explained, although they differ from those of an empty sample."""
+        if not self.empty > _STRUCTURE * self.noise:
+            return False
+        no_image = self.contrast < _LEAST_CONTRAST and self.misfit > (1 - _LEAST_GAIN) * self.empty
+        return no_image or not self.misfit < self.empty
+
+
+class FlatnessWatch(Callback):
+    """Measures it at each validation (without held-out frames, on the last batch of an epoch) and ends a flat run.
+
+    A run of at least 200 steps is judged from its half on: flat at two validations in a row, or at the last, is flat.
+
+    Arguments:
+        action: raise TrainingError, or warn.
+        total_steps: optimiser steps of the whole run.
+    """
+
+    def __init__(self, action: Literal["fail", "warn"], total_steps: int) -> None:
+        self._action = action
+        self._judge_from = max(MIN_STEPS, total_steps // 2)
+        self._total = total_steps
+        self._sums: dict[str, Tensor] = {}
+        self._in_a_row = 0
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._sums = {}
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: GroupBatch, batch_idx: int, *_: Any
+    ) -> None:
+        if batch_idx < _BATCHES:
+            assert isinstance(pl_module, PtychoPINN)
+            self._look(pl_module, outputs, batch)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._sums and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._judge(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, PtychoPINN)
+        if pl_module.has_validation or (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1):
+            return
+        batch = pl_module.last_batch
+        if batch is None:  # resumed after the end of this epoch, which has been judged
+            return
+        self._sums = {}
+        with torch.no_grad():
+            self._look(pl_module, pl_module(batch), batch)
+        self._judge(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"in_a_row": self._in_a_row}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._in_a_row = state_dict["in_a_row"]
+
+    def _look(self, module: PtychoPINN, patches: Tensor, batch: GroupBatch) -> None:
+        with torch.no_grad():
+            weight = probe_weight(module.probe_of(batch))[:, None]
+            weight = weight / weight.sum(dim=(-2, -1), keepdim=True)
+            power = (patches.abs().square() * weight).sum(dim=(-2, -1))
+            mean = (patches * weight).sum(dim=(-2, -1))
+            counts = module.measured_counts(batch)
+            empty = module.expected_counts(torch.ones_like(patches), batch)
+            good = module.masks[batch.scan][:, None]
+            # The best empty sample: as dark as each frame is.
+            empty = (
+                empty * ((counts * good).sum((-2, -1)) / (empty * good).sum((-2, -1)).clamp_min(1e-30))[..., None, None]
+            )
+            noisy = poisson_sample(empty, torch.Generator(empty.device).manual_seed(0))
+            scale = module.mean_count(batch)[:, None, None, None]
+
+            def misfit(expected: Tensor, measured: Tensor) -> Tensor:
+                return 0.5 * poisson_deviance(expected / scale, measured / scale, good, 0.5 / scale) * power.numel()
+
+            found = {
+                "frames": torch.tensor(float(power.numel()), device=power.device),
+                "power": power.sum(),
+                "within": (power - mean.abs().square()).sum(),
+                "patch": (patches * weight.sqrt()).sum(dim=(0, 1)),
+                "misfit": misfit(module.expected_counts(patches, batch), counts),
+                "empty": misfit(empty, counts),
+                "noise": misfit(empty, noisy),
+            }
+        self._sums = {name: value + self._sums[name] if self._sums else value for name, value in found.items()}
+
+    def _measure(self, trainer: L.Trainer) -> Flatness:
+        reduced = {
+            name: trainer.strategy.reduce(torch.view_as_real(value) if value.is_complex() else value, reduce_op="sum")
+            for name, value in self._sums.items()
+        }
+        frames = float(reduced["frames"])
+        power = max(float(reduced["power"]) / frames, 1e-30)
+        common = float((reduced["patch"] / frames).square().sum())
+        # The mean of n patches that differ at random keeps 1/n of their variance.
+        between = max(0.0, power - common) * frames / (frames - 1) if frames > 1 else power
+        return Flatness(
+            within=math.sqrt(max(0.0, float(reduced["within"]) / frames) / power),
+            between=math.sqrt(between / power),
+            misfit=float(reduced["misfit"]) / frames,
+            empty=float(reduced["empty"]) / frames,
+            noise=float(reduced["noise"]) / frames,
+        )
+
+    def _judge(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        found = self._measure(trainer)
+        pl_module.log("contrast", found.contrast, sync_dist=True)
+        pl_module.log("misfit_over_empty", found.misfit / max(found.empty, 1e-30), sync_dist=True)
+        if trainer.global_step < self._judge_from:
+            return
+        self._in_a_row = self._in_a_row + 1 if found.is_flat else 0
+        if self._in_a_row < 2 and not (self._in_a_row and trainer.global_step >= self._total):
+            return
+        message = (
+            f"the network shows nothing after {trainer.global_step} steps: the contrast of its patches is "
+            f"{found.contrast:.2g}, and they explain the counts no better than an empty sample does (misfit "
+            f"{found.misfit:.3g}, empty {found.empty:.3g}, photon noise {found.noise:.3g}). Check the probe and the "
+            "centre of the frames (torchptycho inspect); then try another --seed, a lower --learning-rate, or "
+            "--bootstrap-probe 40."
+        )
+        if self._action == "fail":
+            raise TrainingError(message)
+        _log.warning("%s", message)

@@ -1,0 +1,74 @@
+"""Which checkpoints a run keeps, and that they are whole."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from torchptycho.core.config import LogConfig
+from torchptycho.models.lightning_module import PtychoPINN
+
+__all__ = ["AtomicCheckpoints", "checkpoints"]
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and moves it there: a run that is killed leaves the old one or the new."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        draft = f"{path}.part"
+        super().save_checkpoint(checkpoint, draft, storage_options)
+        os.replace(draft, path)
+
+
+class _WithinEpoch(ModelCheckpoint):
+    """last.ckpt every few steps, except at the end of an epoch, where validation comes first."""
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx + 1 < trainer.num_training_batches:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        pass
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        pass
+
+
+def checkpoints(folder: Path, module: PtychoPINN, config: LogConfig, validate_every: int) -> list[ModelCheckpoint]:
+    """best.ckpt by the monitored metric, last.ckpt, and those that the configuration asks for."""
+
+    def keep(name: str, monitor: str | None) -> ModelCheckpoint:
+        # Two, because save_last copies the best, which may be long past.
+        return ModelCheckpoint(
+            dirpath=folder,
+            filename=name,
+            monitor=monitor,
+            every_n_epochs=1 if module.has_validation else validate_every,
+            save_on_train_epoch_end=not module.has_validation,
+            enable_version_counter=False,
+        )
+
+    kept = [keep("best", module.monitor), keep("last", None)]
+    if config.checkpoint_every_steps:
+        kept.append(
+            _WithinEpoch(
+                dirpath=folder, filename="last", every_n_train_steps=config.checkpoint_every_steps,
+                enable_version_counter=False,
+            )
+        )  # fmt: skip
+    if config.checkpoint_every_epochs:
+        kept.append(
+            ModelCheckpoint(
+                dirpath=folder, filename="epoch-{epoch:04d}", auto_insert_metric_name=False, save_top_k=-1,
+                every_n_epochs=config.checkpoint_every_epochs, save_on_train_epoch_end=True,
+                enable_version_counter=False,
+            )
+        )  # fmt: skip
+    return kept

@@ -1,0 +1,47 @@
+"""torch.compile of the network, where the machine has what it takes."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from torchptycho.data.batch import GroupBatch
+from torchptycho.models.lightning_module import PtychoPINN
+
+__all__ = ["compile_generator"]
+
+_log = logging.getLogger(__name__)
+
+
+def compile_generator(module: PtychoPINN, batch: GroupBatch, device: torch.device) -> bool:
+    """Compile the network in place and try it forwards and backwards; where that fails it runs as it is.
+
+    Only the network: the names of its weights stay as they were, and for the complex numbers of the physics no code is
+    generated.
+
+    Arguments:
+        batch: what training will give it; the shapes are compiled for.
+        device: where training will run.
+
+    Returns:
+        Whether it is compiled.
+    """
+    generator = module.generator
+    home = next(generator.parameters()).device
+    generator.compile()
+    try:
+        module.to(device)
+        patches = module(batch.to(device))
+        patches.abs().sum().backward()
+    # Not an error of the network, whose own faults come again without the compiler: a missing or failing compiler.
+    except (RuntimeError, OSError, ImportError) as error:
+        generator._compiled_call_impl = None
+        torch._dynamo.reset()
+        reason = " ".join(str(error).split())[:200]
+        _log.warning("compile: the network runs without torch.compile, which fails here: %s", reason)
+        return False
+    finally:
+        generator.zero_grad(set_to_none=True)
+        module.to(home)
+    return True

@@ -1,0 +1,132 @@
+"""Processes that train together: one prepares, and the others learn how that went before Lightning connects them."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch.utilities import rank_zero_only
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import Store as Channel  # type: ignore[attr-defined]
+
+from torchptycho.core.errors import StoreError
+from torchptycho.data.store import MANIFEST, Store
+
+__all__ = ["Processes", "opened_soon"]
+
+T = TypeVar("T")
+
+_LOOK_S = 0.2
+# Until the first process listens, until it is sure that all others heard of its failure, and until a shared file system
+# shows a new folder on another machine.
+_MEET_S, _HEARD_S, _VISIBLE_S = 600.0, 30.0, 120.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Processes:
+    """The processes of a run, of which this is one. Keep it as long as the run takes: the first one answers the others.
+
+    Arguments:
+        rank: which of them this is; 0 is the first.
+        size: how many there are.
+        channel: where they leave each other messages; None where there is nobody to talk to, or where the first has
+            started the others, which it does after it has prepared.
+    """
+
+    rank: int
+    size: int = 1
+    channel: Channel | None = None
+
+    @classmethod
+    def of(cls, environment: ClusterEnvironment | None) -> Processes:
+        """Those that torchrun, Slurm or another launcher started.
+
+        Raises:
+            StoreError: the first one does not answer.
+        """
+        started_by_first = isinstance(environment, LightningEnvironment)
+        if environment is None or started_by_first or environment.world_size() == 1:
+            return cls(rank=rank_zero_only.rank)  # type: ignore[attr-defined]
+        rank, size = environment.global_rank(), environment.world_size()
+        # torchrun answers itself, and keeps what was said before it started everything anew.
+        agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        where = (environment.main_address, environment.main_port)
+        try:
+            channel = TCPStore(
+                *where,
+                world_size=size,
+                is_master=rank == 0 and not agent,
+                timeout=datetime.timedelta(seconds=_MEET_S),
+                wait_for_workers=False,
+                # Lightning meets at the same place later.
+                multi_tenant=True,
+            )
+        except RuntimeError as error:
+            raise StoreError(f"{where[0]}:{where[1]}: the first process does not answer ({_line(error)}).") from None
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        return cls(rank=rank, size=size, channel=PrefixStore(f"torchptycho/{attempt}", channel))
+
+    def first_goes(self, work: Callable[[bool], T]) -> T:
+        """`work(True)` in the first process, and when it has ended well `work(False)` in the others.
+
+        Raises:
+            StoreError: in the others, what went wrong in the first; there the error itself is raised.
+        """
+        channel = self.channel
+        if channel is None:
+            return work(self.rank == 0)
+        try:
+            turn = channel.add(f"turns of {self.rank}", 1)
+            if self.rank:
+                self._follow(channel, f"{turn}/outcome", f"{turn}/heard")
+        except RuntimeError as error:
+            raise StoreError(f"the first process ended without a word ({_line(error)}). See what it printed.") from None
+        if self.rank:
+            return work(False)
+        try:
+            result = work(True)
+        except BaseException as error:
+            channel.set(f"{turn}/outcome", _line(error) or type(error).__name__)
+            begin = time.monotonic()
+            while channel.add(f"{turn}/heard", 0) < self.size - 1 and time.monotonic() - begin < _HEARD_S:
+                time.sleep(_LOOK_S)
+            raise
+        channel.set(f"{turn}/outcome", "")
+        return result
+
+    @staticmethod
+    def _follow(channel: Channel, outcome: str, heard: str) -> None:
+        while not channel.check([outcome]):
+            time.sleep(_LOOK_S)
+        fault = channel.get(outcome).decode()
+        channel.add(heard, 1)
+        if fault:
+            raise StoreError(f"the first process could not prepare the run: {fault}")
+
+
+def opened_soon(path: Path) -> Store:
+    """A store that another process has made; a file system may show it a little later.
+
+    Raises:
+        StoreError: it is not there.
+    """
+    begin = time.monotonic()
+    while not (path / MANIFEST).is_file() and time.monotonic() - begin < _VISIBLE_S:
+        time.sleep(_LOOK_S)
+    if not (path / MANIFEST).is_file():
+        raise StoreError(
+            f"{path}: expected the store that the first process has prepared; found none. "
+            "Name a folder that all machines share, and start the processes with torchrun or srun."
+        )
+    return Store.open(path)
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,128 @@
+"""Where a run begins: at its own last checkpoint, or with the network of another run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torchptycho.core.config import RunConfig, to_dict
+from torchptycho.core.errors import ConfigError, StoreError
+from torchptycho.data.store import Store
+from torchptycho.models.checkpoints import find_checkpoint, load_checkpoint
+from torchptycho.models.lightning_module import PtychoPINN
+
+__all__ = ["check_beginning", "check_resumes", "check_same_scans", "check_size", "check_starts", "take_network"]
+
+# Fields of TrainConfig that say how long and where to compute, not what.
+_LENGTH = ("steps", "epochs")
+_MACHINE = ("num_workers", "accelerator", "devices", "nodes", "compile", "on_flat", "early_stop")
+# Fields of ModelConfig that decide which network it is.
+_NETWORK = ("generator", "n_filters_scale", "amplitude_activation", "probe_big")
+
+
+def check_resumes(last: Path, config: RunConfig, config_file: Path) -> PtychoPINN:
+    """The module to go on from; another configuration is refused, but where and (not for cosine) how long may change.
+
+    Raises:
+        StoreError: there is nothing to go on from, or it cannot be read.
+        ConfigError: the options differ.
+    """
+    if not last.exists():
+        raise StoreError(f"{last}: expected a checkpoint to resume from; found none.")
+    module = load_checkpoint(last)
+    trained, wanted = to_dict(module.config), to_dict(config)
+    # The rate of the cosine depends on how long it takes: a longer one would go on from the end of a shorter one.
+    free = () if config.train.schedule == "cosine" else _LENGTH
+    differs = [
+        f"{section}.{key} was {trained[section][key]!r}, is {value!r}"
+        for section in ("group", "model", "experiment", "loss", "train")
+        for key, value in wanted[section].items()
+        if key not in (*free, *_MACHINE) and trained[section][key] != value
+    ]
+    if differs:
+        raise ConfigError(
+            f"{last}: cannot be continued with other options: {'; '.join(differs)}. Use --config {config_file}."
+        )
+    return module
+
+
+def check_starts(start: str | Path, config: RunConfig) -> PtychoPINN:
+    """The trained module of a checkpoint or run, when its network is the configured one.
+
+    Raises:
+        StoreError: it cannot be read.
+        ConfigError: the networks differ.
+    """
+    path = find_checkpoint(start)
+    module = load_checkpoint(path)
+    trained, wanted = to_dict(module.config), to_dict(config)
+    differs = [
+        f"{key} was {trained[section][key]!r}, is {wanted[section][key]!r}"
+        for section, keys in (("model", _NETWORK), ("group", ("gridsize",)))
+        for key in keys
+        if trained[section][key] != wanted[section][key]
+    ]
+    if differs:
+        raise ConfigError(f"{path}: expected the network that is to be trained; {'; '.join(differs)}.")
+    return module
+
+
+def check_beginning(config: RunConfig, start: str | Path | None, interrupted: PtychoPINN | None) -> None:
+    """Refuse options that say nothing where the run begins.
+
+    Arguments:
+        start: whose network it is to go on from.
+        interrupted: the module that is resumed, None for a new run.
+
+    Raises:
+        ConfigError: an encoder is frozen that has learnt nothing, or a resumed run is to have another start.
+    """
+    if interrupted is not None:
+        began = interrupted.hparams["started_from"]
+        if start is not None and str(start) != began:
+            raise ConfigError(
+                f"--from: a run that is resumed goes on with its own network, which began with {began or 'nothing'}; "
+                f"found {start}. Leave --from out, or begin another run."
+            )
+    elif config.train.freeze_encoder and start is None:
+        raise ConfigError(
+            "freeze_encoder: expected a trained network to go on from (--from); a new one has learnt nothing."
+        )
+
+
+def check_same_scans(last: Path, interrupted: PtychoPINN, store: Store) -> None:
+    """Refuse to resume a run on other scans than its own, whose statistics its checkpoint has.
+
+    Raises:
+        ConfigError: they are others.
+    """
+    if len(store.scans) != (trained := len(interrupted.input_scale)):
+        raise ConfigError(
+            f"{store.path}: has {len(store.scans)} scans, and {last} was trained on {trained}. "
+            "Scans were added or dropped: begin another run from this one, with --from."
+        )
+    scalings = [entry.scaling for entry in store.scans]
+    there = (store.n_px, scalings[0].domain, [s.input_scale for s in scalings], [s.photons_per_frame for s in scalings])
+    own = (
+        interrupted.n_px, interrupted.domain, interrupted.input_scale.tolist(), interrupted.photons_per_frame.tolist()
+    )  # fmt: skip
+    if there != own:
+        raise ConfigError(
+            f"{store.path}: expected the scans that {last} was trained on; found others (frame size, domain, "
+            "brightness or photons per frame differ). Begin another run from this one, with --from."
+        )
+
+
+def check_size(start: PtychoPINN, n_px: int) -> None:
+    """Refuse, by ConfigError, a trained network of another frame size."""
+    if start.n_px != n_px:
+        raise ConfigError(f"--from: expected a network for frames of N = {n_px} px; found N = {start.n_px}.")
+
+
+def take_network(module: PtychoPINN, start: PtychoPINN) -> None:
+    """Begin with the weights of another module's network; probe, scales and statistics stay those of the new scans.
+
+    Raises:
+        ConfigError: the frames have another size.
+    """
+    check_size(start, module.n_px)
+    module.generator.load_state_dict(start.generator.state_dict())

@@ -1,0 +1,112 @@
+"""What a run trains on: a store that is given, or one made of scans."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from torchptycho.core.config import RunConfig
+from torchptycho.core.errors import ConfigError, ScanError
+from torchptycho.core.scan import Scan
+from torchptycho.data.cache import Request
+from torchptycho.data.prepare import config_of, prepare, reopened
+from torchptycho.data.store import MANIFEST, Store
+from torchptycho.io.discovery import Sources, open_scans
+from torchptycho.models.generators import find_generator
+from torchptycho.models.lightning_module import PtychoPINN
+from torchptycho.models.losses import Loss
+from torchptycho.training.bootstrap import bootstrapped
+from torchptycho.training.resume import check_size
+
+__all__ = ["as_prepared", "given_store", "prepare_for", "ready_scans"]
+
+
+def given_store(source: Store | Sources) -> Store | None:
+    """The store, when it is one that is given and not scans."""
+    if isinstance(source, Store):
+        return source
+    given = [source] if isinstance(source, (Scan, str, Path)) else list(source)
+    only = given[0] if len(given) == 1 else None
+    return Store.open(only) if isinstance(only, (str, Path)) and (Path(only) / MANIFEST).is_file() else None
+
+
+def as_prepared(config: RunConfig, store: Store) -> RunConfig:
+    """The configuration with the store's own sections prepare and group, which are decided.
+
+    Raises:
+        ConfigError: an option of these sections was set to something else.
+    """
+    decided, default = config_of(store), RunConfig()
+    for section in ("prepare", "group"):
+        wanted, usual, is_so = (getattr(one, section) for one in (config, default, decided))
+        for field in dataclasses.fields(wanted):
+            value, was = getattr(wanted, field.name), getattr(is_so, field.name)
+            if value not in (getattr(usual, field.name), was):
+                raise ConfigError(
+                    f"{field.name}: {store.path} was prepared with {was!r}; found {value!r}. Prepare another store."
+                )
+    return dataclasses.replace(config, prepare=decided.prepare, group=decided.group)
+
+
+def ready_scans(
+    sources: Sources, val_sources: Sources, config: RunConfig, keep: Path, *, progress: bool = True
+) -> tuple[list[Scan], list[Scan]]:
+    """The scans to train on and to validate on, opened, their probes made good if the configuration asks for it.
+
+    Arguments:
+        keep: file for the image that is found with a good probe; with several scans each has a number in its name.
+    """
+    return _bootstrapped(open_scans(sources, config.prepare, val_sources), config, keep, progress=progress)
+
+
+def _bootstrapped(
+    opened: tuple[list[Scan], list[Scan]], config: RunConfig, keep: Path, *, progress: bool
+) -> tuple[list[Scan], list[Scan]]:
+    trained, validated = opened
+    scans = [*trained, *validated]
+    names = [keep.name] if len(scans) == 1 else [f"{keep.stem}-{number}.npz" for number in range(len(scans))]
+    good = [
+        bootstrapped(scan, config, keep.with_name(name), progress=progress)
+        for scan, name in zip(scans, names, strict=True)
+    ]
+    return good[: len(trained)], good[len(trained) :]
+
+
+def prepare_for(
+    sources: Sources,
+    val_sources: Sources,
+    config: RunConfig,
+    path: Path,
+    *,
+    progress: bool,
+    start: PtychoPINN | None = None,
+) -> Store:
+    """The store of a run, made of scans that its network and its loss can use.
+
+    Arguments:
+        start: whose network the run goes on from.
+
+    Raises:
+        TorchptychoError: they cannot, or not together.
+    """
+    needs_truth = Loss.of(config).needs_truth
+    sizes = find_generator(config.model.generator).supported_n_px
+    request = Request.of(sources, config, val_sources)
+    store = reopened(path, request)
+    if store is not None and store.n_px in sizes and (store.has_truth or not needs_truth):
+        return store
+    opened = open_scans(sources, config.prepare, val_sources)
+    for scan in (*opened[0], *opened[1]):
+        if scan.n_px not in sizes:
+            raise ScanError(
+                scan.source, "diffraction",
+                expected=f"frames of N = {', '.join(map(str, sizes))} px for the generator '{config.model.generator}'",
+                found=f"N = {scan.n_px}",
+                remedy="Crop or pad the frames and the probe about the beam centre, or choose another --generator.",
+            )  # fmt: skip
+        if start is not None:
+            check_size(start, scan.n_px)
+        if needs_truth and scan.truth is None and scan.truth_patches is None:
+            raise ConfigError(f"realspace_weight, realspace_mae_weight: {scan.source} has no truth to compare with.")
+    trained, validated = _bootstrapped(opened, config, path.with_name("bootstrap.npz"), progress=progress)
+    return prepare(trained, config, path, val_scans=validated, request=request)

@@ -1,0 +1,101 @@
+"""The figure of a comparison: images beside each other, what differs, and to which detail they agree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from torchptycho.analysis.comparison import Comparison
+from torchptycho.analysis.evaluation import Metrics
+from torchptycho.analysis.metrics import wrap_rad
+from torchptycho.visualization.plot import panels
+from torchptycho.visualization.plot.curves import half_period_text
+from torchptycho.visualization.plot.figure import BLUE, GREEN, ORANGE, SMALL, TEXT, new_figure, plain_axes, save
+
+__all__ = ["plot_comparison"]
+
+
+def plot_comparison(comparison: Comparison, path: str | Path) -> Path:
+    """Amplitudes above phases, the differences from the reference (the truth, else the first) beside them, and below
+    the ring correlations with their figures."""
+    names = list(comparison.images)
+    mask = comparison.mask
+    reference = names[2] if len(names) == 3 else names[0]
+    target = comparison.images[reference]
+    # One constant phase for all, so that their differences stay what they are.
+    turn = np.exp(-1j * np.angle(target[mask].sum()))
+    others = [name for name in names if name != reference]
+    columns = len(names) + len(others)
+    height, width = mask.shape
+    tall = 2.7 * min(max(height / width, 0.4), 2.0)
+    figure = new_figure(2.95 * columns + 0.6, 2 * (tall + 0.25) + 2.9)
+    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=[2 * (tall + 0.25), 2.9])[:, 0]
+    axes = upper.subplots(2, columns, squeeze=False)
+    limits = panels.limits_of(np.abs(target), mask)
+    phase_map, phase_limits = panels.phase_map_of(target * turn, mask)
+    for column, name in enumerate(names):
+        image = comparison.images[name] * turn
+        drawn = panels.draw_image(axes[0, column], np.abs(image), mask, "gray", limits, f"{name}: amplitude")
+        below = panels.draw_image(axes[1, column], np.angle(image), mask, phase_map, phase_limits, f"{name}: phase")
+    panels.colour_bar(axes[0, len(names) - 1], drawn)
+    panels.colour_bar(axes[1, len(names) - 1], below, "rad", phase_limits)
+    differences = [
+        (np.abs(comparison.images[name]) - np.abs(target), wrap_rad(np.angle(comparison.images[name] * target.conj())))
+        for name in others
+    ]
+    # The same scale for both, or the better one would look as bad.
+    bounds = [max(float(np.percentile(np.abs(pair[row][mask]), 99)) for pair in differences) for row in (0, 1)]
+    for column, (name, pair) in enumerate(zip(others, differences, strict=True), start=len(names)):
+        for row, what in ((0, "amplitude"), (1, "phase")):
+            bound = max(bounds[row], 1e-3)
+            drawn = panels.draw_image(
+                axes[row, column], pair[row], mask, "RdBu_r", (-bound, bound), f"{name} − {reference}: {what}"
+            )
+            if name == others[-1]:
+                panels.colour_bar(axes[row, column], drawn, "rad" if row else "")
+    panels.scale_bar(axes[0, 0], width, comparison.object_pixel_m)
+    curves, table = lower.subplots(1, 2, width_ratios=[1, 1.25])
+    _draw_curves(curves, comparison.metrics)
+    _draw_table(table, comparison.metrics)
+    return save(figure, path, ("gray", phase_map, "RdBu_r"))
+
+
+def _draw_curves(axis: Axes, metrics: dict[str, Metrics]) -> None:
+    axis.axhline(0.5, color="0.6", linewidth=1, linestyle="--")
+    lowest = 0.0
+    for colour, (name, found) in zip((BLUE, ORANGE, GREEN), metrics.items(), strict=False):
+        axis.plot(found.frc.frequency_cycles_per_px, found.frc.correlation, color=colour, linewidth=1.6, label=name)
+        lowest = min(lowest, float(found.frc.correlation.min()))
+    plain_axes(axis, "spatial frequency (cycles / px)", "Fourier ring correlation")
+    axis.set_xlim(0, 0.5)
+    axis.set_ylim(lowest - 0.03, 1.03)
+    axis.legend(frameon=False, fontsize=SMALL)
+
+
+def _draw_table(axis: Axes, metrics: dict[str, Metrics]) -> None:
+    """The figures as text, aligned by hand: matplotlib's own tables draw every cell as a box."""
+    axis.set_axis_off()
+    rows = (
+        "amplitude: mean abs. error", "phase: mean abs. error (rad)", "amplitude SSIM", "phase SSIM", "complex nRMSE",
+        "half period at FRC 0.5",
+    )  # fmt: skip
+    axis.set_xlim(0, 1)
+    axis.set_ylim(0, 1)
+    line = 0.115
+    for row, text in enumerate(rows):
+        axis.text(0.0, 0.8 - row * line, text, fontsize=TEXT, va="top")
+    for column, (name, found) in enumerate(metrics.items()):
+        last = float(found.frc.frequency_cycles_per_px[-1])
+        period = half_period_text(found.frc_half_cycles_per_px, last, found.object_pixel_m).split(" = ")[-1]
+        values = (
+            f"{found.amplitude_mae:.4g}", f"{found.phase_mae_rad:.4g}", f"{found.amplitude_ssim:.3f}",
+            f"{found.phase_ssim:.3f}", f"{found.complex_nrmse:.4g}", period,
+        )  # fmt: skip
+        x = 0.46 + 0.54 * (column + 1) / max(2, len(metrics))
+        axis.text(
+            x, 0.94, name.replace(" against ", "\nagainst "), fontsize=SMALL, va="center", ha="right", color="0.3"
+        )
+        for row, text in enumerate(values):
+            axis.text(x, 0.8 - row * line, text, fontsize=TEXT, va="top", ha="right")

@@ -1,0 +1,171 @@
+"""What a page is made of."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Complex, Float
+
+from torchptycho.visualization.plot.panels import Limits, nice_length
+from torchptycho.visualization.plot.phase_colors import wheel_rgba
+from torchptycho.visualization.plot.png import colour_stops
+from torchptycho.visualization.report.inline_png import complex_png, mapped_png, picture_png
+
+__all__ = [
+    "Bar", "Block", "Chart", "Details", "Figure", "Layout", "ScaleBar", "Section", "Table", "complex_figure",
+    "mapped_figure", "scale_bar_of",
+]  # fmt: skip
+
+_PIXELATED_BELOW_PX = 300
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bar:
+    """A colour bar: a CSS gradient, what its ends stand for, and the unit."""
+
+    gradient: str
+    low: str
+    high: str
+    unit: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScaleBar:
+    """A length, as a percentage of the image's width, and how it is written."""
+
+    percent: float
+    label: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Figure:
+    """An image with its key.
+
+    Arguments:
+        title: above it.
+        source: data URL.
+        width, height: of the image in pixels.
+        bar, wheel, scale: its keys, where it has them; the wheel is a data URL.
+        note: below it.
+    """
+
+    title: str
+    source: str
+    width: int
+    height: int
+    bar: Bar | None = None
+    wheel: str | None = None
+    scale: ScaleBar | None = None
+    note: str = ""
+    kind: str = "figure"
+
+    @property
+    def pixelated(self) -> bool:
+        """Whether its pixels are to be seen as such when it is enlarged."""
+        return max(self.width, self.height) < _PIXELATED_BELOW_PX
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chart:
+    """An SVG with a legend of (name, colour 1 to 4, dashed)."""
+
+    title: str
+    svg: str
+    legend: tuple[tuple[str, int, bool], ...] = ()
+    note: str = ""
+    kind: str = "chart"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows of text; the first cell of a row is its name."""
+
+    rows: Sequence[tuple[str, ...]]
+    head: tuple[str, ...] = ()
+    kind: str = "table"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Details:
+    """Tables that are folded away until they are asked for, by title."""
+
+    tables: list[tuple[str, Table]]
+    kind: str = "details"
+
+
+Block = Figure | Chart | Table | Details
+
+Layout = Literal["wide", "small", "three", ""]
+"""How figures and charts share a row: as wide as they may, many small ones, or three by three; "" for tables."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of the page.
+
+    Arguments:
+        id: its anchor.
+        rows: what stands below each other.
+        text: sentences below the title.
+        warnings: sentences that must not be overlooked.
+    """
+
+    id: str
+    title: str
+    rows: list[tuple[Layout, list[Block]]]
+    text: str = ""
+    warnings: list[str] = dataclasses.field(default_factory=list)
+
+
+def mapped_figure(
+    title: str,
+    values: Float[np.ndarray, "h w"],
+    mask: Bool[np.ndarray, "h w"],
+    colour_map: str,
+    limits: Limits,
+    *,
+    unit: str = "",
+    ends: tuple[str, str] | None = None,
+    scale: ScaleBar | None = None,
+    note: str = "",
+) -> Figure:
+    """Real values through a colour map, with a bar whose ends are the limits, or `ends` where these say more."""
+    low, high = ends or tuple(f"{value:.3g}".replace("-", "−") for value in limits)
+    if limits == (-math.pi, math.pi):
+        low, high = "−π", "π"
+    stops = ", ".join(colour_stops(colour_map))
+    return Figure(
+        title=title, source=mapped_png(values, mask, colour_map, limits), width=mask.shape[1], height=mask.shape[0],
+        bar=Bar(gradient=f"linear-gradient(to right, {stops})", low=low, high=high, unit=unit),
+        scale=scale, note=note,
+    )  # fmt: skip
+
+
+def complex_figure(
+    title: str,
+    values: Complex[np.ndarray, "h w"],
+    mask: Bool[np.ndarray, "h w"],
+    *,
+    scale: ScaleBar | None = None,
+    note: str = "",
+    wheel: bool = True,
+) -> Figure:
+    """Complex values, phase as hue; all but the brightest half percent keep their brightness.
+
+    Arguments:
+        wheel: show the key; of several such figures one is enough.
+    """
+    top = float(np.percentile(np.abs(values[mask]), 99.5)) if mask.any() else 1.0
+    return Figure(
+        title=title, source=complex_png(values, mask, top or 1.0), width=mask.shape[1], height=mask.shape[0],
+        wheel=picture_png(wheel_rgba()) if wheel else None, scale=scale, note=note,
+    )  # fmt: skip
+
+
+def scale_bar_of(width_px: int, pixel_m: float | None) -> ScaleBar:
+    length_px, label = nice_length(width_px, pixel_m)
+    return ScaleBar(percent=100 * length_px / width_px, label=label)

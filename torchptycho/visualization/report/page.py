@@ -1,0 +1,104 @@
+"""One page about one image: written once, readable anywhere."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from pathlib import Path
+
+import jinja2
+import numpy as np
+from jaxtyping import Complex
+
+from torchptycho.analysis.evaluation import Metrics
+from torchptycho.analysis.inspection import inspect_scan
+from torchptycho.core.reconstruction import Reconstruction
+from torchptycho.core.scan import Scan
+from torchptycho.core.versions import versions
+from torchptycho.io.storage.file_access import replaced_atomically
+from torchptycho.visualization.plot.panels import length_unit
+from torchptycho.visualization.report import sections
+from torchptycho.visualization.report.pattern_panels import Detect
+
+__all__ = ["write_report"]
+
+
+def write_report(
+    image: Reconstruction,
+    scan: Scan,
+    path: str | Path,
+    *,
+    probe: Complex[np.ndarray, "p n n"] | None = None,
+    detect: Detect | None = None,
+    history: dict[str, list[tuple[int, float]]] | None = None,
+    halves: Metrics | None = None,
+    title: str | None = None,
+) -> Path:
+    """Write one HTML file that shows an image, how well it explains the counts, and how it was made.
+
+    The file holds everything it shows and loads nothing; it appears only when it is whole. The frames are read twice.
+
+    Arguments:
+        scan: what the image is of.
+        probe: modes in sqrt(photons) that belong to the image; None takes the image's own. Where there are none either,
+            no patterns are predicted.
+        detect: background, scale and blur of the model that made the image, for the predicted patterns.
+        history: curves of the training that it comes from, as `read_history` returns them.
+        halves: ring correlation of two halves of the scan, as `resolution` finds it.
+        title: heading; None takes the name of the scan.
+
+    Raises:
+        ScanError: the frames cannot be read, or the place cannot be written to.
+    """
+    start, path = time.perf_counter(), Path(path)
+    probe = image.probe if probe is None else probe
+    summary = inspect_scan(scan)
+    parts = [
+        sections.of_image(image),
+        sections.of_truth(image, scan),
+        None if probe is None else sections.of_patterns(scan, image, probe, detect),
+        sections.of_curves(image, history or {}),
+        None if halves is None else sections.of_halves(halves),
+        None if probe is None else sections.of_probe(probe, image.object_pixel_m),
+        sections.of_positions(scan, image),
+        sections.of_data(summary),
+        sections.of_configuration(image),
+        sections.of_provenance(image, round(time.perf_counter() - start, 2)),
+    ]
+    here = versions()
+    now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")
+    name = title or Path(scan.source).name
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("torchptycho.visualization", "report"),
+        autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=False,
+    )  # fmt: skip
+    text = environment.get_template("page.html").render(
+        title=name, subtitle=f"Ptychographic image of {scan.n_frames} frames of {scan.n_px}×{scan.n_px} px",
+        version=here["torchptycho"], key=_key_figures(image, scan, summary.photons_mean, halves),
+        sections=[part for part in parts if part is not None],
+        footer=f"Written {now} by torchptycho {here['torchptycho']}. This file loads nothing from elsewhere.",
+    )  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replaced_atomically(path) as target:
+        target.write(text.encode("utf-8"))
+    return path
+
+
+def _key_figures(
+    image: Reconstruction, scan: Scan, photons: float | None, halves: Metrics | None
+) -> list[tuple[str, str]]:
+    height, width = image.object.shape
+    told = [("Image", f"{height} × {width} px")]
+    if image.object_pixel_m:
+        factor, unit = length_unit(image.object_pixel_m)
+        told.append(("Pixel", f"{image.object_pixel_m / factor:.4g} {unit}"))
+    if photons is not None:
+        told.append(("Photons per frame", sections.photons_text(photons).removesuffix(" photons")))
+    if image.history.get("misfit"):
+        told.append(("Misfit (noise is 1)", f"{image.history['misfit'][-1]:.4g}"))
+    if halves is not None:
+        told.append(("Half period, ½ bit", sections.half_period(halves)))
+    if "seconds" in image.provenance:
+        told.append(("Computed in", f"{image.provenance['seconds']:.1f} s"))
+    return told

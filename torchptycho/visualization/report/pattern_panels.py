@@ -1,0 +1,86 @@
+"""What an image says that the detector should have seen, beside what it saw."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from jaxtyping import Complex, Float64
+from torch import Tensor
+
+from torchptycho.core.reconstruction import Reconstruction
+from torchptycho.core.scan import Scan
+from torchptycho.physics.diffraction import expected_counts
+from torchptycho.physics.patches import corner, extract
+from torchptycho.physics.scaling import frame_sums, measure_scaling
+from torchptycho.visualization.plot.scan_figures import counts_of
+
+__all__ = ["Detect", "Patterns", "compare_patterns"]
+
+_FRAMES_PER_CHUNK = 64
+
+Detect = Callable[[Tensor], Tensor]
+"""Expected counts [K, N, N] as the detector shows them, from those of the far field alone."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Patterns:
+    """Frames in photon counts, zero frequency at [N//2, N//2].
+
+    Arguments:
+        frames: which they are.
+        measured, expected: [K, N, N].
+    """
+
+    frames: list[int]
+    measured: Float64[np.ndarray, "k n n"]
+    expected: Float64[np.ndarray, "k n n"]
+
+
+def compare_patterns(
+    scan: Scan,
+    image: Reconstruction,
+    probe: Complex[np.ndarray, "p n n"],
+    *,
+    n_frames: int = 4,
+    detect: Detect | None = None,
+) -> Patterns:
+    """Some frames, evenly spaced over the scan, and the counts that image and probe predict for them.
+
+    Arguments:
+        probe: modes in sqrt(photons), in the image's gauge.
+        detect: background, scale and blur of the model that made the image; None adds the image's own background.
+    """
+    count = min(n_frames, scan.n_frames)
+    # The middle of each part of the scan: the first and the last frame are those at the rim.
+    index = ((np.arange(count) + 0.5) * scan.n_frames / count).astype(np.int64)
+    counts, total, start = np.zeros((count, scan.n_px, scan.n_px)), 0.0, 0
+    # In one pass over all of them: a compressed file is read from its beginning, and amplitudes need the mean.
+    for chunk in scan.frames.chunks(_FRAMES_PER_CHUNK):
+        here = (index >= start) & (index < start + len(chunk))
+        counts[here] = counts_of(scan, chunk[index[here] - start])
+        if scan.domain == "amplitude":
+            total += float(frame_sums(np.where(scan.mask, chunk, 0), scan.domain).sum())
+        start += len(chunk)
+    if scan.domain == "amplitude":
+        mean = total / scan.n_frames
+        counts *= measure_scaling(mean, scan.n_px, scan.domain, _dose(scan, image)).counts_per_intensity
+    positions_px = scan.positions_px if image.positions_px is None else image.positions_px
+    corners = corner(torch.from_numpy(positions_px[index]), scan.n_px, image.origin_px)
+    patches = extract(torch.from_numpy(image.object), corners, scan.n_px)
+    expected = expected_counts(patches, torch.from_numpy(np.ascontiguousarray(probe)))
+    if detect is not None:
+        expected = detect(expected)
+    elif image.background is not None:
+        expected = expected + torch.from_numpy(image.background)
+    return Patterns(frames=index.tolist(), measured=counts, expected=expected.double().numpy())
+
+
+def _dose(scan: Scan, image: Reconstruction) -> float | None:
+    """Photons that a mean frame of amplitudes stood for when the image was made."""
+    told = image.provenance
+    configured = told.get("config", {}).get("prepare", {}).get("nphotons")
+    dose = told.get("photons_per_frame") or configured or scan.photons_per_frame
+    return None if dose is None else float(dose)

@@ -1,0 +1,96 @@
+"""Pages about what the commands make: what a network reconstructed, and what was refined."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchptycho.analysis.evaluation import Metrics
+from torchptycho.analysis.history import LOGS, read_history
+from torchptycho.core.config import RefineConfig
+from torchptycho.core.reconstruction import Reconstruction
+from torchptycho.core.scan import Scan
+from torchptycho.models.network import PtychoNetwork
+from torchptycho.reconstructors.resolution import resolution
+from torchptycho.visualization.report.page import write_report
+from torchptycho.visualization.report.pattern_panels import Detect
+
+__all__ = ["report_of_network", "report_of_refinement"]
+
+
+def report_of_network(
+    image: Reconstruction,
+    scan: Scan,
+    module: PtychoNetwork,
+    path: Path,
+    *,
+    halves: bool = False,
+    device: str = "auto",
+) -> Path:
+    """`write_report` for an image by `reconstruct`, with the probe of its module and the curves of its run.
+
+    Arguments:
+        module: the network; when its file lies in a run, the run's curves are shown.
+        halves: refine two halves of the scan for their ring correlation.
+    """
+    which = image.provenance["config"]["reconstruct"]["training_scan"]
+    run = None if module.checkpoint is None else module.checkpoint.parent
+    # A bundle lies in its run, a checkpoint one folder deeper.
+    run = run.parent if run is not None and run.name == "checkpoints" else run
+    probe = image.probe
+    if probe is None:
+        probe = module.probe[which].detach().cpu().numpy() * np.float32(image.provenance.get("probe_factor", 1.0))
+    found = None
+    if halves:
+        # The scan's own probe may be no more than a guess.
+        known = dataclasses.replace(scan, probe=probe, probe_is_calibrated=True)
+        found = _halves(known, module.config.refine, device)
+    return write_report(
+        image, scan, path, probe=probe, halves=found,
+        # A refined image has its own background.
+        detect=_detector(module, which, image.provenance.get("absolute_scale")) if image.probe is None else None,
+        history=read_history(run) if run is not None and (run / LOGS).is_dir() else None,
+    )  # fmt: skip
+
+
+def report_of_refinement(
+    image: Reconstruction,
+    scan: Scan,
+    path: Path,
+    config: RefineConfig,
+    *,
+    halves: bool = False,
+    device: str = "auto",
+) -> Path:
+    """`write_report` for an image by `refine`.
+
+    Arguments:
+        config: how it was refined, and how the two halves are when their ring correlation is asked for.
+    """
+    return write_report(image, scan, path, halves=_halves(scan, config, device) if halves else None)
+
+
+def _halves(scan: Scan, config: RefineConfig, device: str) -> Metrics:
+    return resolution(scan, config=config, device=device).metrics
+
+
+def _detector(module: PtychoNetwork, which: int, absolute: dict[str, float] | None) -> Detect:
+    """Blur, scale and background of the module, for counts of a training scan's beam.
+
+    Arguments:
+        absolute: the scale that was fitted to the whole scan, whose background stands for the module's.
+    """
+
+    def detect(counts: Tensor) -> Tensor:
+        scan = torch.full((len(counts),), which)
+        with torch.no_grad():
+            if absolute is None:
+                return module.experiment.detected(counts[:, None], scan)[:, 0]
+            seen = module.experiment.detected(counts[:, None], scan, background=False)[:, 0]
+            return seen + absolute["background_counts"]
+
+    return detect

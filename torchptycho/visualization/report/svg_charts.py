@@ -1,0 +1,160 @@
+"""Curves and scan positions as SVG that takes the page's own colours and type."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float64
+from markupsafe import Markup, escape
+from matplotlib.ticker import LogLocator, MaxNLocator
+
+from torchptycho.visualization.plot.panels import Limits
+
+__all__ = ["Series", "curves_svg", "positions_svg"]
+
+_WIDTH, _HEIGHT = 420.0, 250.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 76.0, 12.0, 12.0, 40.0
+_MOST_POINTS = 800
+_DOTS_BELOW = 40
+_ROUND = [1, 2, 2.5, 5, 10]
+
+_Place = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Series:
+    """One curve.
+
+    Arguments:
+        name: as the legend calls it.
+        x, y: [K]; what is not finite, and on a logarithmic axis not positive, is left out.
+        colour: 1 to 4, one of the page's colours.
+        dashed: for thresholds.
+    """
+
+    name: str
+    x: Float64[np.ndarray, " k"]
+    y: Float64[np.ndarray, " k"]
+    colour: int = 1
+    dashed: bool = False
+
+
+def curves_svg(series: list[Series], x_label: str, y_label: str, *, y_range: tuple[float, float] | None = None) -> str:
+    """Curves over common axes; logarithmic upwards when all values are positive and span more than a decade.
+
+    Arguments:
+        y_range: of the axis, which is linear then.
+    """
+    values = np.concatenate([one.y[np.isfinite(one.y)] for one in series])
+    log = y_range is None and bool(values.size and values.min() > 0 and values.max() > 10 * values.min())
+    kept = [(one, np.isfinite(one.x) & np.isfinite(one.y)) for one in series]
+    x = np.concatenate([one.x[keep] for one, keep in kept])
+    x_low, x_high = _range(x, zero=True)
+    y_low, y_high = y_range or ((float(values.min()), float(values.max())) if log else _range(values))
+
+    def across(value: np.ndarray) -> np.ndarray:
+        return np.asarray(_LEFT + (value - x_low) / (x_high - x_low) * (_WIDTH - _LEFT - _RIGHT))
+
+    def up(value: np.ndarray) -> np.ndarray:
+        part = np.log(value / y_low) / math.log(y_high / y_low) if log else (value - y_low) / (y_high - y_low)
+        return np.asarray(_HEIGHT - _BOTTOM - part * (_HEIGHT - _TOP - _BOTTOM))
+
+    drawn = [_axes((x_low, x_high), (y_low, y_high), log, across, up, x_label, y_label)]
+    for one, keep in kept:
+        px, py = across(one.x[keep]), up(one.y[keep])
+        step = -(-len(px) // _MOST_POINTS) or 1
+        # The last point says how it ended.
+        chosen = np.unique(np.r_[np.arange(0, len(px), step), max(0, len(px) - 1)]) if len(px) else np.arange(0)
+        path = "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(px[chosen], py[chosen], strict=True))
+        style = "thin dash" if one.dashed else "line"
+        if len(chosen):
+            drawn.append(f'<path class="{style} c{one.colour}" d="{path}"/>')
+        if 0 < len(chosen) < _DOTS_BELOW and not one.dashed:
+            dots = "".join(f"M{a:.1f} {b:.1f}h0" for a, b in zip(px[chosen], py[chosen], strict=True))
+            drawn.append(f'<path class="dots c{one.colour}" d="{dots}"/>')
+    title = escape(f"{y_label} over {x_label}")
+    return Markup(f'<svg viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img" aria-label="{title}">{"".join(drawn)}</svg>')
+
+
+def positions_svg(
+    given_px: Float64[np.ndarray, "m 2"], found_px: Float64[np.ndarray, "m 2"] | None, n_px: int
+) -> tuple[str, float]:
+    """Scan positions (y down, as the image has it), the square of one frame, and how far each position was moved.
+
+    Returns:
+        the drawing, and how many times as long as they are the corrections are drawn.
+    """
+    low, high = given_px.min(axis=0) - n_px / 2, given_px.max(axis=0) + n_px / 2
+    height, width = np.maximum(high - low, 1.0)
+    scale = _WIDTH / max(width, height)
+    placed = (given_px - low) * scale
+    # Smaller where lines lie over them.
+    dot = float(np.clip((160 if found_px is None else 70) / math.sqrt(len(placed)), 1.2, 5))
+    points = "".join(f"M{x:.1f} {y:.1f}h0" for y, x in placed)
+    frame = n_px * scale
+    drawn = [f'<path class="dots c1" stroke-width="{dot:.2f}" d="{points}"/>']
+    times = 1.0
+    if found_px is not None:
+        moved = (found_px - given_px) * scale
+        longest = float(np.abs(moved).max())
+        if longest > 0:
+            # Long enough to be seen: at most a twentieth of the picture, in steps of 1, 2, 5.
+            times = max(1.0, _nice_below(_WIDTH / 20 / longest))
+        lines = "".join(
+            f"M{x:.1f} {y:.1f}l{dx * times:.2f} {dy * times:.2f}"
+            for (y, x), (dy, dx) in zip(placed, moved, strict=True)
+        )
+        drawn.append(f'<path class="thin c2" d="{lines}"/>')
+    drawn.append(f'<rect class="frame" x="1" y="1" width="{frame:.1f}" height="{frame:.1f}"/>')
+    drawn.append(f'<text x="{5:g}" y="{frame + 14:.1f}">one frame</text>')
+    box = f"0 0 {max(width * scale, frame + 2):.1f} {max(height * scale, frame + 20):.1f}"
+    return Markup(f'<svg viewBox="{box}" role="img" aria-label="scan positions">{"".join(drawn)}</svg>'), times
+
+
+def _range(values: np.ndarray, *, zero: bool = False) -> tuple[float, float]:
+    """Limits of a linear axis around the values."""
+    if not values.size:
+        return 0.0, 1.0
+    low, high = float(values.min()), float(values.max())
+    if zero and 0 < low <= 0.1 * high:
+        low = 0.0
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def _nice_below(value: float) -> float:
+    decade = 10.0 ** math.floor(math.log10(value))
+    return max(step * decade for step in (1.0, 2.0, 5.0) if step * decade <= value * (1 + 1e-9))
+
+
+def _axes(x_range: Limits, y_range: Limits, log: bool, across: _Place, up: _Place, x_label: str, y_label: str) -> str:
+    (x_low, x_high), (y_low, y_high) = x_range, y_range
+    x_ticks = [t for t in MaxNLocator(6, steps=_ROUND).tick_values(x_low, x_high) if x_low <= t <= x_high]
+    locator = (
+        LogLocator(subs=(1.0,) if y_high > 100 * y_low else (1.0, 2.0, 5.0)) if log else MaxNLocator(5, steps=_ROUND)
+    )
+    y_ticks = [t for t in locator.tick_values(y_low, y_high) if y_low <= t <= y_high]
+    floor, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
+    parts = []
+    for tick, y in zip(y_ticks, up(np.array(y_ticks)), strict=True):
+        parts.append(f'<path class="grid" d="M{_LEFT:g} {y:.1f}H{right:g}"/>')
+        parts.append(f'<text class="end" x="{_LEFT - 6:g}" y="{y + 4:.1f}">{_number(tick)}</text>')
+    for tick, x in zip(x_ticks, across(np.array(x_ticks)), strict=True):
+        parts.append(f'<path class="axis" d="M{x:.1f} {floor:g}v4"/>')
+        parts.append(f'<text class="mid" x="{x:.1f}" y="{floor + 17:g}">{_number(tick)}</text>')
+    parts.append(f'<path class="axis" d="M{_LEFT:g} {_TOP:g}V{floor:g}H{right:g}"/>')
+    parts.append(f'<text class="mid" x="{(_LEFT + right) / 2:g}" y="{_HEIGHT - 6:g}">{escape(x_label)}</text>')
+    middle = (_TOP + floor) / 2
+    turned = f'transform="rotate(-90 11 {middle:g})"'
+    parts.append(f'<text class="mid" x="11" y="{middle:g}" {turned}>{escape(y_label)}</text>')
+    return "".join(parts)
+
+
+def _number(value: float) -> str:
+    if value == 0 or 1e-3 <= abs(value) < 1e5:
+        # Ticks may lie as close as this over a range far from zero.
+        return f"{value:.6g}".replace("-", "−")
+    mantissa, exponent = f"{value:.0e}".split("e")
+    return f"{mantissa}e{int(exponent)}".replace("-", "−")

@@ -1,0 +1,158 @@
+"""Figures as text: tables for people, JSON for scripts."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+from rich.console import RenderableType
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from torchptycho.analysis.evaluation import Metrics
+    from torchptycho.data.store import Store
+    from torchptycho.reconstructors.orientation import Orientation
+
+__all__ = [
+    "comparison_table", "doctor_table", "json_text", "metrics_table", "orientation_table", "plan_lines", "plan_table",
+    "show", "store_lines", "store_rows",
+]  # fmt: skip
+
+
+def json_text(values: dict[str, Any]) -> str:
+    """Plain data as JSON; not-a-number and infinity, which JSON does not know, as null."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {str(key): plain(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(plain(values), indent=1)
+
+
+def metrics_table(metrics: Metrics) -> Table:
+    """The figures that say how close a reconstruction is."""
+    table = Table(show_header=False, title="reconstruction against truth")
+    for name, value in metrics.to_dict().items():
+        if isinstance(value, (int, float, str)):
+            table.add_row(name, show(value))
+    return table
+
+
+def comparison_table(metrics: dict[str, Metrics]) -> Table:
+    """The same figures of several comparisons beside each other."""
+    table = Table(title="comparison")
+    table.add_column("")
+    for name in metrics:
+        table.add_column(name, justify="right")
+    columns = [found.to_dict() for found in metrics.values()]
+    for name, value in columns[0].items():
+        if isinstance(value, (int, float, str)):
+            table.add_row(name, *(show(column[name]) for column in columns))
+    return table
+
+
+def doctor_table(found: dict[str, Any]) -> Table:
+    """What `doctor.examine` found."""
+    table = Table(show_header=False)
+    for name, version in found["versions"].items():
+        table.add_row(name, version)
+    available = found["memory_available_GB"]
+    table.add_row("platform", found["platform"])
+    table.add_row("CPU cores", str(found["cpu_cores"]))
+    if found["memory_GB"] is not None:
+        free = "" if available is None else f", {available:.1f} GB available"
+        table.add_row("memory", f"{found['memory_GB']:.1f} GB{free}")
+    for gpu in found["gpus"]:
+        size = "" if gpu["memory_GB"] is None else f", {gpu['memory_GB']:.1f} GB, {gpu['free_GB']:.1f} GB free"
+        table.add_row("GPU", gpu["name"] + size)
+    if not found["gpus"]:
+        table.add_row("GPU", "none")
+    table.add_row("compiler (for --compile)", found["compiler"] or "none")
+    disk = found["disk"]
+    speed = ""
+    if disk["write_MB_per_s"] is not None:
+        speed = f", writes {disk['write_MB_per_s']:.0f} MB/s, reads {disk['read_MB_per_s']:.0f} MB/s"
+    table.add_row(f"disk at {disk['path']}", f"{disk['free_GB']:.1f} GB free{speed}")
+    for name, told in found["optional"].items():
+        table.add_row(name, f"{told['installed'] or 'not installed: ' + told['get']} (for {told['for']})")
+    for group, entries in found["plug_ins"].items():
+        table.add_row(group, ", ".join(f"{name} ({value})" for name, value in entries.items()) or "none")
+    return table
+
+
+def plan_table(plan: dict[str, Any]) -> Table:
+    """What `prepare --dry-run` and `train --dry-run` would make."""
+    table = Table(show_header=False, title="nothing was written")
+    for scan in plan["scans"]:
+        held = " (held out)" if scan["held_out"] else ""
+        table.add_row(
+            f"{scan['source']}{held}",
+            f"{scan['n_frames']} frames {scan['n_px']}x{scan['n_px']} {scan['dtype'] or 'prepared'} {scan['domain']}, "
+            f"{scan['n_modes']} probe mode(s)",
+        )
+    for name, value in plan.items():
+        if name not in ("scans", "config", "problems") and value is not None:
+            shown = f"{value / 1e6:.4g} MB" if name.endswith("_bytes") else show(value)
+            table.add_row(name.removesuffix("_bytes").replace("_", " "), shown)
+    return table
+
+
+def plan_lines(plan: dict[str, Any]) -> list[RenderableType]:
+    """What `prepare` or `train` would make, and what is wrong with the scans."""
+    return [plan_table(plan), *(f"! {problem}" for problem in plan["problems"])]
+
+
+def orientation_table(ranked: list[Orientation]) -> Table:
+    """The orientations of the positions, the best first, with the misfit that each leaves."""
+    table = Table(title="orientation of the positions")
+    for column in ("options to add", "misfit (1 is the photon noise)", "relative to the best"):
+        table.add_column(column)
+    for one in ranked:
+        flags = [f"--{name.replace('_', '-')}" for name in ("swap_xy", "flip_y", "flip_x") if getattr(one, name)]
+        table.add_row(" ".join(flags) or "none", show(one.misfit), show(one.misfit / ranked[0].misfit))
+    return table
+
+
+def store_lines(store: Store) -> list[str]:
+    """The scans of a store, one line each: a table would break the names of files."""
+    return [
+        f"{row['scan']}: {row['source']}: {row['frames']} frames, {row['trained_on']} trained on, "
+        f"{row['held_out']} held out, {show(row['photons_per_frame'])} photons per frame, "
+        f"{row['probe_modes']} probe mode(s)"
+        for row in store_rows(store)
+    ]
+
+
+def store_rows(store: Store) -> list[dict[str, Any]]:
+    """What is told of each scan of a store; frames that are in no group are neither trained on nor held out."""
+    used = {split: set(store.groups(split).members[:, 0].tolist()) for split in ("train", "val")}
+    used["train"] = set(store.groups("train").members.ravel().tolist())
+    rows: list[dict[str, Any]] = []
+    for number, entry in enumerate(store.scans):
+        frames = range(entry.first_frame, entry.first_frame + entry.n_frames)
+        modes = int(store.tensors["probes"][number].abs().amax((-2, -1)).count_nonzero())
+        rows.append(
+            {
+                "scan": number,
+                "source": entry.source,
+                "frames": entry.n_frames,
+                "trained_on": len(used["train"].intersection(frames)),
+                "held_out": len(used["val"].intersection(frames)),
+                "photons_per_frame": entry.scaling.photons_per_frame,
+                "probe_modes": modes,
+            }
+        )
+    return rows
+
+
+def show(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, (list, tuple)):
+        shown = ", ".join(show(item) for item in value[:8])
+        return shown + (f", ... ({len(value)} in all)" if len(value) > 8 else "")
+    return str(value)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from pretended_cuda import Machine, pretended_cuda
+from emulated_cuda import Machine, emulated_cuda
 
 
 @pytest.fixture
@@ -15,12 +15,12 @@ def cuda() -> Iterator[torch.device]:
     if torch.cuda.is_available():
         yield torch.device("cuda", 0)
         return
-    with pretended_cuda():
+    with emulated_cuda():
         yield torch.device("cuda", 0)
 
 
 @pytest.fixture
 def machine() -> Iterator[Machine]:
     """What the pretended GPU tells of itself, also where there is a real one."""
-    with pretended_cuda() as found:
+    with emulated_cuda() as found:
         yield found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pretended_cuda import Machine
+from emulated_cuda import Machine
 from strategies import beam, normal
 from tolerances import assert_close, relative_l2, tolerance
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pretended_cuda import Machine
+from emulated_cuda import Machine
 from tolerances import relative_l2
 
 from torchptycho.core.config import RefineConfig, SimulateConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny import TINY, TINY_SIMULATION, Answer, Command
+from tiny_run import TINY, TINY_SIMULATION, Answer, Command
 
 from torchptycho.cli.app import main
 from torchptycho.data.simulation import simulate

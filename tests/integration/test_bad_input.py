@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scan_files import cases
-from tiny import TINY_FLAGS, Command
+from tiny_run import TINY_FLAGS, Command
 
 from torchptycho.core.config import SimulateConfig
 from torchptycho.core.errors import ScanError

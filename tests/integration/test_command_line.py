@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import TINY, TINY_FLAGS, Command
+from tiny_run import TINY, TINY_FLAGS, Command
 
 from torchptycho.cli.commands.network import COMMANDS
 from torchptycho.core.config import load_config, save_config

@@ -20,7 +20,7 @@ import h5py
 import lightning as L
 import numpy as np
 import pytest
-from documents import ROOT, Block, Runner, blocks, environment_of, known_options, letters, look_over, pages
+from documentation_blocks import ROOT, Block, Runner, blocks, environment_of, known_options, letters, look_over, pages
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -209,7 +209,7 @@ def test_every_block_of_the_page_runs(
 
 @pytest.mark.contract("docs.commands")
 def test_blocks_are_of_a_known_language() -> None:
-    from documents import LANGUAGES
+    from documentation_blocks import LANGUAGES
 
     for page in pages():
         for block in blocks(page):

@@ -19,7 +19,7 @@ import pytest
 import safetensors.torch
 import torch
 from small_generators import Angles, Estimate
-from tiny import TINY, TINY_SIMULATION, Command
+from tiny_run import TINY, TINY_SIMULATION, Command
 from tolerances import relative_l2
 from torch import _inductor
 

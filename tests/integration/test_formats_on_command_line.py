@@ -10,7 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from tiny import TINY_FLAGS, Command
+from tiny_run import TINY_FLAGS, Command
 
 from torchptycho.core.config import SimulateConfig
 from torchptycho.data.simulation import simulate

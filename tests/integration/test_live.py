@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from tiny import Command
+from tiny_run import Command
 
 from torchptycho.core.config import (
     GroupConfig,
@@ -61,7 +61,7 @@ def quick(folder: Path, gridsize: int, *, agree_phases: bool) -> Path:
     """A network that costs next to nothing."""
     config = RunConfig(
         group=GroupConfig(gridsize=gridsize),
-        model=ModelConfig(generator="quick:Quick"),
+        model=ModelConfig(generator="fast_generator:Quick"),
         train=TrainConfig(steps=1, batch_size=8, accelerator="cpu", on_flat="warn"),
         reconstruct=ReconstructConfig(agree_phases=agree_phases),
     )

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browsing import NO_BROWSER, Tab, find_browser, open_tab
+from browser import NO_BROWSER, Tab, find_browser, open_tab
 
 from torchptycho.io.storage.file_access import replaced_atomically
 from torchptycho.live.live_images import draw

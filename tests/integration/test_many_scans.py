@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny import TINY_FLAGS, Command
+from tiny_run import TINY_FLAGS, Command
 
 from torchptycho.core.config import SimulateConfig
 from torchptycho.data.simulation import simulate

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import TINY, TINY_SIMULATION
+from tiny_run import TINY, TINY_SIMULATION
 
 pytest.importorskip("ptychodus.model.core", reason="ptychodus is not installed")
 

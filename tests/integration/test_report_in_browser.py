@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browsing import NO_BROWSER, find_browser
+from browser import NO_BROWSER, find_browser
 from PIL import Image
 
 from torchptycho.core.config import SimulateConfig

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
-from tiny import TINY, TINY_SIMULATION
+from tiny_run import TINY, TINY_SIMULATION
 from tolerances import relative_l2
 
 from torchptycho.core.config import PrepareConfig, ReconstructConfig, RunConfig, SimulateConfig, load_config

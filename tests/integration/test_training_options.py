@@ -15,7 +15,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from test_training import assert_same_weights, run, tiny, weights
-from tiny import TINY_SIMULATION, Command
+from tiny_run import TINY_SIMULATION, Command
 from tolerances import relative_l2
 
 from torchptycho.analysis.evaluation import evaluate
@@ -34,7 +34,7 @@ from torchptycho.training.train import TrainResult
 SCAN = simulate(TINY_SIMULATION)
 
 
-CONSTANT = {"generator": "constant:Constant"}
+CONSTANT = {"generator": "constant_generator:Constant"}
 
 
 class _At(Callback):

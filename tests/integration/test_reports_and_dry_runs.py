@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import TINY_FLAGS, Command
+from tiny_run import TINY_FLAGS, Command
 
 from torchptycho.cli.commands.network import COMMANDS
 from torchptycho.core.config import RefineConfig

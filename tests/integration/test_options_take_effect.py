@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import TINY_FLAGS, Command
+from tiny_run import TINY_FLAGS, Command
 
 from torchptycho.core.config import load_config
 from torchptycho.data.store import Store

@@ -27,7 +27,7 @@ from torchptycho.reconstructors.absolute_scale import ScaleStatistics
 
 N = 32
 # A network that does not look at the probe: what the default one makes of it is not part of the gradient.
-TRAINABLE = dataclasses.replace(SMALL, generator="constant:Constant", probe_trainable=True)
+TRAINABLE = dataclasses.replace(SMALL, generator="constant_generator:Constant", probe_trainable=True)
 
 
 def gradients(module: PtychoPINN, batch: Any) -> dict[str, Tensor]:

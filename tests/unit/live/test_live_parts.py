@@ -722,7 +722,7 @@ def test_the_sender_of_the_documentation_waits_for_its_first_frame(tmp_path: Pat
     pytest.importorskip("zmq")
     from torchptycho.live.zmq_source import StreamSource
 
-    page = (Path(__file__).resolve().parents[2] / "docs" / "live.md").read_text(encoding="utf-8")
+    page = (Path(__file__).resolve().parents[3] / "docs" / "live.md").read_text(encoding="utf-8")
     (snippet,) = [block.split("```")[0] for block in page.split("```python\n")[1:] if "def send(" in block]
     space: dict[str, Any] = {}
     exec(snippet, space)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import TINY_SIMULATION, Command
+from tiny_run import TINY_SIMULATION, Command
 from tolerances import relative_l2
 
 from torchptycho.core.config import ReconstructConfig
@@ -34,7 +34,7 @@ QUIET: dict[str, Any] = {"accelerator": "cpu", "progress": False}
 @pytest.fixture(scope="session")
 def paired(tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
     """A network for groups of 2x2 frames."""
-    from tiny import TINY
+    from tiny_run import TINY
 
     config = dataclasses.replace(
         TINY, group=dataclasses.replace(TINY.group, gridsize=2), train=dataclasses.replace(TINY.train, steps=1),

@@ -1,6 +1,6 @@
 """Makes docs/pictures/live.png again: the live page in the middle of a replayed scan.
 
-    python tests/integration/live_picture.py runs/first scan.npz docs/pictures/live.png
+    python tests/integration/live_screenshot.py runs/first scan.npz docs/pictures/live.png
 
 Wants a Chromium, as the tests of the page do.
 """
@@ -12,7 +12,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-from browsing import NO_BROWSER, find_browser, open_tab
+from browser import NO_BROWSER, find_browser, open_tab
 from PIL import Image
 
 import torchptycho as tp

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from preparing import append_and_drop, started
+from prepare_processes import append_and_drop, started
 
 from torchptycho.core.config import GroupConfig, PrepareConfig, RunConfig, SimulateConfig
 from torchptycho.core.errors import GroupingError, ScanError, StoreError

@@ -1,6 +1,6 @@
 """A CUDA device that is not there: torch on a CPU that keeps tensors of the two devices as far apart as CUDA does.
 
-Within `pretended_cuda()` the device `cuda` exists. What is on it is a `PretendedTensor`, which holds a tensor of the
+Within `emulated_cuda()` the device `cuda` exists. What is on it is a `EmulatedTensor`, which holds a tensor of the
 CPU and computes with that: values, views, changes in place and derivatives are those of the CPU. But where a tensor of
 the one device meets one of the other, it fails as CUDA does, and so does what reads the GPU's memory from outside.
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_iter, tree_map_only
 
-__all__ = ["Machine", "PretendedTensor", "pretended_cuda"]
+__all__ = ["EmulatedTensor", "Machine", "emulated_cuda"]
 
 _CPU, _CUDA = torch.device("cpu"), torch.device("cuda", 0)
 _aten = torch.ops.aten
@@ -62,7 +62,7 @@ class Machine:
 _machines: list[Machine] = []
 
 
-class PretendedTensor(Tensor):
+class EmulatedTensor(Tensor):
     """A tensor on the pretended device. `inside` has its numbers, on the CPU.
 
     To C++ it is one of the CPU, because a torch without CUDA cannot take derivatives on a device that it does not know.
@@ -73,10 +73,10 @@ class PretendedTensor(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls, inside: Tensor) -> PretendedTensor:
+    def __new__(cls, inside: Tensor) -> EmulatedTensor:
         # A conjugate that is only noted is one for the CPU's own tensors.
         inside = inside.resolve_conj().resolve_neg()
-        made: PretendedTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: EmulatedTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls, inside.size(), strides=inside.stride(), storage_offset=inside.storage_offset(), dtype=inside.dtype,
             device=_CPU,
         )  # fmt: skip
@@ -91,7 +91,7 @@ class PretendedTensor(Tensor):
         return 0
 
     def __repr__(self, **_: Any) -> str:
-        return f"pretended_cuda({self.inside!r})"
+        return f"emulated_cuda({self.inside!r})"
 
     def __format__(self, specification: str) -> str:
         return format(self.inside.item() if self.dim() == 0 else self, specification)
@@ -106,7 +106,7 @@ class PretendedTensor(Tensor):
         return self.numpy()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
-        copy = PretendedTensor(self.inside.detach().clone()).requires_grad_(self.requires_grad)
+        copy = EmulatedTensor(self.inside.detach().clone()).requires_grad_(self.requires_grad)
         copy.__dict__ |= {name: value for name, value in self.__dict__.items() if name != "inside"}
         return memo.setdefault(id(self), copy)
 
@@ -144,15 +144,15 @@ class PretendedTensor(Tensor):
         _check(func, args, kwargs)
         if func.overloadpacket in _WAIT or (func.overloadpacket in _INDEXED and _waits(args[1])):
             _machines[-1].waits += 1
-        outside = {id(one.inside): one for one in tree_iter((args, kwargs)) if isinstance(one, PretendedTensor)}
-        own_args, own_kwargs = tree_map_only(PretendedTensor, lambda one: one.inside, (args, kwargs))
+        outside = {id(one.inside): one for one in tree_iter((args, kwargs)) if isinstance(one, EmulatedTensor)}
+        own_args, own_kwargs = tree_map_only(EmulatedTensor, lambda one: one.inside, (args, kwargs))
         found = func(*own_args, **own_kwargs)
         # A view of what was made outside of inference mode is no tensor of that mode either.
         inference = torch.is_inference_mode_enabled() and not (func.is_view and not args[0].is_inference())
         with torch.inference_mode(inference):
             # What was changed in place is what came; a view shares its memory by itself.
             told = tree_map_only(
-                Tensor, lambda one: outside[id(one)] if id(one) in outside else PretendedTensor(one), found
+                Tensor, lambda one: outside[id(one)] if id(one) in outside else EmulatedTensor(one), found
             )
         for one in outside.values():
             if one.shape != one.inside.shape:
@@ -164,14 +164,14 @@ class PretendedTensor(Tensor):
 def _waits(indices: Any) -> bool:
     """Whether the result's size depends on numbers of the GPU's, or the indices have to be brought over."""
     tensors = [index for index in tree_iter(indices) if isinstance(index, Tensor)]
-    return any(index.dtype == torch.bool or not isinstance(index, PretendedTensor) for index in tensors)
+    return any(index.dtype == torch.bool or not isinstance(index, EmulatedTensor) for index in tensors)
 
 
 def _check(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Fail where CUDA does."""
     operator = func.overloadpacket
     given = [one for one in tree_iter((args, kwargs)) if isinstance(one, Tensor)]
-    theirs = [one for one in given if not isinstance(one, PretendedTensor)]
+    theirs = [one for one in given if not isinstance(one, EmulatedTensor)]
     if any(one.dtype in _WIDE_UNSIGNED for one in given) and not (operator in _MOVE_NUMBERS or func.is_view):
         raise NotImplementedError(f"{operator} is not implemented for unsigned integers of more than a byte on CUDA")
     if torch.are_deterministic_algorithms_enabled() and (
@@ -181,13 +181,13 @@ def _check(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if operator in _MOVES or not theirs:
         return
     if operator in _INDEXED:
-        if not isinstance(args[0], PretendedTensor):
+        if not isinstance(args[0], EmulatedTensor):
             raise RuntimeError("indices should be either on cpu or on the same device as the indexed tensor (cpu)")
         # Indices may come from the CPU, which are brought over; values may not.
-        theirs = [one for one in args[2:3] if isinstance(one, Tensor) and not isinstance(one, PretendedTensor)]
+        theirs = [one for one in args[2:3] if isinstance(one, Tensor) and not isinstance(one, EmulatedTensor)]
     numbers = operator in _INDEXED or operator in _TAKE_A_NUMBER or torch.Tag.pointwise in func.tags
     changed = args[0] if func._schema.is_mutable and args else kwargs.get("out")
-    stays = isinstance(changed, Tensor) and not isinstance(changed, PretendedTensor)
+    stays = isinstance(changed, Tensor) and not isinstance(changed, EmulatedTensor)
     if stays or any(one.dim() > 0 or not numbers for one in theirs):
         raise RuntimeError(
             f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! ({func})"
@@ -207,7 +207,7 @@ class _Moved(torch.autograd.Function):
 
 
 def _copied(values: Tensor) -> Tensor:
-    return values.inside.clone() if isinstance(values, PretendedTensor) else PretendedTensor(values.detach().clone())
+    return values.inside.clone() if isinstance(values, EmulatedTensor) else EmulatedTensor(values.detach().clone())
 
 
 def _to(values: Tensor, *arguments: Any, **options: Any) -> Tensor:
@@ -254,7 +254,7 @@ class _Factories(TorchFunctionMode):
         if func is torch.Tensor.pin_memory:
             return args[0].clone()
         given = [*args, *kwargs.values()]
-        there = any(isinstance(one, PretendedTensor) for one in given)
+        there = any(isinstance(one, EmulatedTensor) for one in given)
         device = None if kwargs.get("device") is None else _device(kwargs.pop("device"))
         wanted = device or (_CUDA if there else _CPU)
         for generator in (one for one in given if isinstance(one, torch._C.Generator)):
@@ -266,14 +266,14 @@ class _Factories(TorchFunctionMode):
             return func(*args, **kwargs)
         if device != _CUDA:
             # Of a tensor there, something here: `torch.zeros_like(there, device="cpu")`.
-            args = tree_map_only(PretendedTensor, lambda one: one.inside, args)
+            args = tree_map_only(EmulatedTensor, lambda one: one.inside, args)
             return func(*args, device=device, **kwargs)
         free = kwargs.pop("requires_grad", False)
         made = func(*args, **kwargs)
-        if not isinstance(made, PretendedTensor):
+        if not isinstance(made, EmulatedTensor):
             # Numbers of the host's have to be brought over, which `torch.zeros` and its like do not.
             _machines[-1].waits += func in _FROM_DATA
-            made = PretendedTensor(made)
+            made = EmulatedTensor(made)
         return made.requires_grad_() if free else made
 
 
@@ -293,7 +293,7 @@ class _Generator(torch._C.Generator):
 
 
 @contextlib.contextmanager
-def pretended_cuda() -> Iterator[Machine]:
+def emulated_cuda() -> Iterator[Machine]:
     """Within it, torch has one CUDA device; what it tells of itself can be changed."""
     machine = Machine()
     properties = SimpleNamespace(name="pretended", major=9, minor=0, total_memory=1 << 34, multi_processor_count=1)

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import preparing
+import prepare_processes
 import pytest
-from preparing import CONTEXT, config_of, held_up, killed_at, prepare_file, second, started, with_little_room
+from prepare_processes import CONTEXT, config_of, held_up, killed_at, prepare_file, second, started, with_little_room
 from scan_files import cases
 
 from torchptycho.core.config import GroupConfig, PrepareConfig, ReadConfig, RunConfig, SimulateConfig
@@ -35,7 +35,8 @@ SCAN = simulate(SimulateConfig(n_px=N, object_px=72, n_frames=M, photons_per_fra
 FRAMES = SCAN.frames[:]
 
 needs_fork = pytest.mark.skipif(
-    "forkserver" not in preparing.multiprocessing.get_all_start_methods(), reason="processes are forked from a server"
+    "forkserver" not in prepare_processes.multiprocessing.get_all_start_methods(),
+    reason="processes are forked from a server",
 )
 
 
@@ -278,7 +279,7 @@ def test_a_source_that_changes_while_it_is_read_is_named(
     def read() -> None:
         if kind != "HDF5":
             prepare([scan], config_of(), folder / "store")
-        for _ in preparing.writing_module.checked_chunks(scan):
+        for _ in prepare_processes.writing_module.checked_chunks(scan):
             pass
 
     with pytest.raises(ScanError, match=path.name) as caught:

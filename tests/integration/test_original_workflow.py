@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import TINY, TINY_SIMULATION, Command
+from tiny_run import TINY, TINY_SIMULATION, Command
 
 import torchptycho
 from torchptycho.core.errors import ScanError

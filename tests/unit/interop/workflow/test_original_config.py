@@ -146,7 +146,7 @@ def test_a_name_becomes_what_the_table_says(name: str) -> None:
 
 @pytest.mark.contract("workflow.configuration.every-name")
 def test_every_name_stands_in_the_table_of_the_documentation() -> None:
-    page = (Path(__file__).resolve().parents[2] / "docs" / "migration.md").read_text(encoding="utf-8")
+    page = (Path(__file__).resolve().parents[4] / "docs" / "migration.md").read_text(encoding="utf-8")
     for name, row in TABLE.items():
         assert f"| `{name}` | {row.note} |" in page, name
 

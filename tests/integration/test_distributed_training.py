@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from tiny import TINY, TINY_SIMULATION
+from tiny_run import TINY, TINY_SIMULATION
 
 from torchptycho.core.config import save_config
 from torchptycho.core.errors import ConfigError, StoreError, TorchptychoError

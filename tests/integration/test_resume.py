@@ -15,7 +15,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback
 from test_training import assert_same_weights, run, tiny, weights
-from tiny import TINY, TINY_SIMULATION
+from tiny_run import TINY, TINY_SIMULATION
 from tolerances import relative_l2
 
 from torchptycho.analysis.history import read_history

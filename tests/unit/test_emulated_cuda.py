@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import torch
-from pretended_cuda import Machine, PretendedTensor, pretended_cuda
+from emulated_cuda import EmulatedTensor, Machine, emulated_cuda
 from strategies import normal
 from torch import Tensor
 
@@ -20,7 +20,7 @@ THERE = torch.device("cuda", 0)
 
 @pytest.fixture(autouse=True)
 def machine() -> Iterator[Machine]:
-    with pretended_cuda() as found:
+    with emulated_cuda() as found:
         yield found
 
 
@@ -91,7 +91,7 @@ def _set(values: Tensor, what: Tensor, where: object = 0) -> Tensor:
 @pytest.mark.parametrize("what", ALLOWED)
 def test_what_cuda_allows_is_allowed_and_stays_there(what: str) -> None:
     found = ALLOWED[what]()
-    assert isinstance(found, PretendedTensor)
+    assert isinstance(found, EmulatedTensor)
     assert found.device == THERE
     assert found.is_cuda
 
@@ -254,7 +254,7 @@ def test_it_counts_how_often_the_host_waits(machine: Machine) -> None:
 def test_all_is_as_it_was_afterwards() -> None:
     before = torch.Generator, torch.autocast, torch.cuda.is_available, torch.autograd._engine_run_backward
     swaps = torch.__future__.get_swap_module_params_on_conversion()
-    with pretended_cuda():
+    with emulated_cuda():
         pass
     assert (torch.Generator, torch.autocast, torch.cuda.is_available, torch.autograd._engine_run_backward) == before
     assert torch.__future__.get_swap_module_params_on_conversion() == swaps

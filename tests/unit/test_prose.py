@@ -1,4 +1,4 @@
-"""The language of the project: the field's terms (docs/glossary.md), and docstrings of functions in the imperative mood."""
+"""The language of the project: the field's terms (docs/glossary.md), and docstrings that begin with a verb."""
 
 from __future__ import annotations
 
@@ -36,54 +36,12 @@ BANNED = {
 ALLOWED = re.compile(r"direct beam|cold cache|\bbeam[- ]?(line|time|stop|splitter)s?\b", re.IGNORECASE)
 
 # First words that no sentence in the imperative mood begins with.
-NOT_IMPERATIVE = set(
-    [
-        "a",
-        "an",
-        "the",
-        "what",
-        "whether",
-        "how",
-        "which",
-        "who",
-        "whose",
-        "where",
-        "when",
-        "why",
-        "it",
-        "its",
-        "this",
-        "that",
-        "these",
-        "those",
-        "each",
-        "every",
-        "all",
-        "one",
-        "some",
-        "none",
-        "no",
-        "in",
-        "on",
-        "of",
-        "for",
-        "from",
-        "to",
-        "as",
-        "if",
-        "with",
-        "without",
-        "by",
-        "at",
-        "only",
-        "not",
-        "two",
-        "both",
-        "any",
-        "same",
-        "such",
-        "there",
-    ]
+NOT_IMPERATIVE = frozenset(
+    re.findall(
+        r"\w+",
+        """a an the what whether how which who whose where when why it its this that these those each every all one some
+        none no in on of for from to as if with without by at only not two both any same such there""",
+    )
 )
 
 

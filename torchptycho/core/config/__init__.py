@@ -1,62 +1,38 @@
-"""Frozen, strict configuration: one dataclass per step, validated when it is built."""
+"""Frozen, strict configuration: one dataclass per step, validated when it is built.
 
-from torchptycho.core.config.run import (
-    SUPPORTED_N_PX as SUPPORTED_N_PX,
-)
-from torchptycho.core.config.run import (
-    ExperimentConfig as ExperimentConfig,
-)
-from torchptycho.core.config.run import (
-    GroupConfig as GroupConfig,
-)
-from torchptycho.core.config.run import (
-    LogConfig as LogConfig,
-)
-from torchptycho.core.config.run import (
-    LossConfig as LossConfig,
-)
-from torchptycho.core.config.run import (
-    MappingConfig as MappingConfig,
-)
-from torchptycho.core.config.run import (
-    ModelConfig as ModelConfig,
-)
-from torchptycho.core.config.run import (
-    PrepareConfig as PrepareConfig,
-)
-from torchptycho.core.config.run import (
-    ReadConfig as ReadConfig,
-)
-from torchptycho.core.config.run import (
-    ReconstructConfig as ReconstructConfig,
-)
-from torchptycho.core.config.run import (
-    RefineConfig as RefineConfig,
-)
-from torchptycho.core.config.run import (
-    RunConfig as RunConfig,
-)
-from torchptycho.core.config.run import (
-    SimulateConfig as SimulateConfig,
-)
-from torchptycho.core.config.run import (
-    TrainConfig as TrainConfig,
-)
-from torchptycho.core.config.run import (
-    frame_slice as frame_slice,
-)
-from torchptycho.core.config.run import (
-    from_dict as from_dict,
-)
-from torchptycho.core.config.run import (
-    load_config as load_config,
-)
-from torchptycho.core.config.run import (
-    reading_of as reading_of,
-)
-from torchptycho.core.config.run import (
-    save_config as save_config,
-)
-from torchptycho.core.config.run import (
-    to_dict as to_dict,
-)
+Python, a YAML or TOML file and the command line all construct these same objects. Field names are unique over all
+sections, so that the command line can offer them without a prefix.
+"""
+
+from torchptycho.core.config.data import GroupConfig, PrepareConfig
+from torchptycho.core.config.experiment import ExperimentConfig, LogConfig
+from torchptycho.core.config.model import SUPPORTED_N_PX, LossConfig, ModelConfig
+from torchptycho.core.config.read import MappingConfig, ReadConfig, frame_slice, reading_of
+from torchptycho.core.config.reconstruct import ReconstructConfig
+from torchptycho.core.config.refine import RefineConfig
+from torchptycho.core.config.run import RunConfig, from_dict, load_config, save_config, to_dict
+from torchptycho.core.config.simulate import SimulateConfig
+from torchptycho.core.config.train import TrainConfig
+
+__all__ = [
+    "SUPPORTED_N_PX",
+    "ExperimentConfig",
+    "GroupConfig",
+    "LogConfig",
+    "LossConfig",
+    "MappingConfig",
+    "ModelConfig",
+    "PrepareConfig",
+    "ReadConfig",
+    "ReconstructConfig",
+    "RefineConfig",
+    "RunConfig",
+    "SimulateConfig",
+    "TrainConfig",
+    "frame_slice",
+    "from_dict",
+    "load_config",
+    "reading_of",
+    "save_config",
+    "to_dict",
+]

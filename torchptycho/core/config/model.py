@@ -1,0 +1,52 @@
+"""Options of the network and of its loss."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from torchptycho.core.config.base import NonNegative, strict
+
+__all__ = ["SUPPORTED_N_PX", "LossConfig", "ModelConfig"]
+
+SUPPORTED_N_PX = (32, 64, 128, 256)
+"""Frame sizes for which networks exist."""
+
+
+@strict
+class ModelConfig:
+    """The generator and the model of the experiment around it."""
+
+    generator: str = "pie_unet"
+    """Registered network: `pie_unet`, `resunet`, `cnn`, or one of your own."""
+    n_filters_scale: Annotated[int, Field(ge=1, le=16)] = 2
+    """Width of the network (cnn: multiplies all filter counts; pie_unet: 2 is 32 to 96 channels; resunet: to 128)."""
+    start_projections: Annotated[int, Field(ge=0)] = 12
+    """pie_unet: steps of classical projection of each group before the network, at half the resolution."""
+    finish_projections: Annotated[int, Field(ge=0)] = 5
+    """pie_unet: such steps after the network, at full resolution, when it is not being trained."""
+    amplitude_activation: Literal["sigmoid", "swish", "softplus", "relu"] = "sigmoid"
+    """cnn only: what bounds its amplitude."""
+    probe_big: bool = True
+    """cnn: predict the border of the patch too; real-space losses: compare it too, not just the central half."""
+    merge_weight: Literal["probe", "central"] = "probe"
+    """How patches of a group are averaged before diffraction: by |P|^2, or evenly over the central half."""
+    probe_trainable: bool = False
+    """Let training improve the probe."""
+
+
+@strict
+class LossConfig:
+    """Weights of the terms of the loss."""
+
+    nll_weight: NonNegative = 1.0
+    """Poisson likelihood of the measured counts: half the deviance over the mean count, 0 for a perfect fit."""
+    mae_weight: NonNegative = 0.0
+    """Mean absolute error of the diffraction amplitudes, both scaled as the network's input is."""
+    tv_weight: NonNegative = 0.0
+    """Total variation of the object patches."""
+    realspace_weight: NonNegative = 0.0
+    """Mean squared error of the patches against `truth` (simulated scans)."""
+    realspace_mae_weight: NonNegative = 0.0
+    """Mean absolute error of the patches against `truth` (simulated scans)."""

@@ -1,0 +1,49 @@
+"""Options of a simulated experiment."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from torchptycho.core.config.base import Count, Fraction, NonNegative, Positive, strict
+
+__all__ = ["SimulateConfig"]
+
+
+@strict
+class SimulateConfig:
+    """A simulated experiment: object, probe, scan positions, dose."""
+
+    n_px: Annotated[int, Field(ge=8, multiple_of=2)] = 64
+    """Frame size N in pixels."""
+    object_kind: Literal["dead_leaves", "lines", "gaussian_field", "siemens_star", "natural"] = "dead_leaves"
+    """What is looked at."""
+    object_px: Count = 256
+    """Edge of the square object in object pixels."""
+    amplitude_min: Fraction = 0.5
+    """Lowest transmission |O|; the highest is 1."""
+    phase_range_rad: NonNegative = 1.6
+    """Difference between the largest and the smallest phase of the object."""
+    probe_kind: Literal["disk", "gaussian", "zone_plate"] = "zone_plate"
+    """Shape of the beam."""
+    probe_diameter_px: Positive | None = None
+    """Width of the beam (disk: diameter; gaussian, zone plate: full width at half maximum); None takes 0.4 N."""
+    probe_defocus_waves: float = 2.0
+    """Zone plate only: defocus phase at the edge of the aperture, in waves."""
+    probe_modes: Count = 1
+    """Number of incoherent modes."""
+    probe_file: str | None = None
+    """NPZ whose `probeGuess` (or `probe`) replaces the simulated beam."""
+    position_kind: Literal["raster", "fermat", "random"] = "fermat"
+    """How the beam is moved over the object."""
+    n_frames: Count = 1000
+    """Number of frames (raster: at least this many)."""
+    position_jitter_px: NonNegative = 1.0
+    """Uniform random displacement of each raster position, each way."""
+    photons_per_frame: Positive = 1e6
+    """Expected photons in a frame through a fully transparent object."""
+    noise: bool = True
+    """Draw Poisson counts; without it the frames are the expected counts in float32."""
+    simulation_seed: int = 0
+    """Seed of everything that is drawn."""

@@ -53,9 +53,14 @@ PART_OF_REFINED = 0.9
 def scans(n_px: int, seed: int, photons: float | None = None) -> tuple[Scan, Scan]:
     """What is trained on, and what is judged: the same beam and dose, another object and other places."""
     config = SimulateConfig(
-        n_px=n_px, object_px=4 * n_px, n_frames=800, object_kind=KINDS[seed % 4], amplitude_min=0.4,  # type: ignore[arg-type]
-        photons_per_frame=photons or 10.0 ** (3 + seed % 7), simulation_seed=2 * seed,
-    )  # fmt: skip
+        n_px=n_px,
+        object_px=4 * n_px,
+        n_frames=800,
+        object_kind=KINDS[seed % 4],
+        amplitude_min=0.4,  # type: ignore[arg-type]
+        photons_per_frame=photons or 10.0 ** (3 + seed % 7),
+        simulation_seed=2 * seed,
+    )
     return simulate(config), simulate(dataclasses.replace(config, simulation_seed=2 * seed + 1))
 
 
@@ -118,28 +123,37 @@ def main() -> None:
         for seed in range(options.seeds):
             scan, judged = scans(n_px, seed)
             config = RunConfig(
-                group=GroupConfig(gridsize=options.gridsize), model=ModelConfig(generator=options.generator),
+                group=GroupConfig(gridsize=options.gridsize),
+                model=ModelConfig(generator=options.generator),
                 train=TrainConfig(steps=options.steps, seed=seed, accelerator="cpu"),
                 reconstruct=ReconstructConfig(predict_passes=options.predict_passes or (1 if n_px <= 64 else 2)),
-            )  # fmt: skip
+            )
             best = ssim(refine(judged, config=RefineConfig(epochs=40, probe_update=False)), judged)
             wanted = (min(WANTED, PART_OF_REFINED * best[0]), min(WANTED, PART_OF_REFINED * best[1]))
             before = untrained(scan, judged, config)
             image, reached, spent = trained(scan, judged, config, options.every, options.seconds, wanted)
             found = ssim(image, judged)
             row = {
-                "n_px": n_px, "seed": seed, "kind": KINDS[seed % 4], "photons_per_frame": 10.0 ** (3 + seed % 7),
+                "n_px": n_px,
+                "seed": seed,
+                "kind": KINDS[seed % 4],
+                "photons_per_frame": 10.0 ** (3 + seed % 7),
                 "converged": reached is not None,
                 "seconds_to_threshold": None if reached is None else round(reached, 1),
-                "seconds": round(spent, 1), "amplitude_ssim": found[0], "phase_ssim": found[1],
-                "untrained_amplitude_ssim": before[0], "untrained_phase_ssim": before[1],
-                "refined_amplitude_ssim": best[0], "refined_phase_ssim": best[1],
-            }  # fmt: skip
+                "seconds": round(spent, 1),
+                "amplitude_ssim": found[0],
+                "phase_ssim": found[1],
+                "untrained_amplitude_ssim": before[0],
+                "untrained_phase_ssim": before[1],
+                "refined_amplitude_ssim": best[0],
+                "refined_phase_ssim": best[1],
+            }
             if options.beside:
                 other = dataclasses.replace(
-                    config, model=ModelConfig(generator=options.beside),
+                    config,
+                    model=ModelConfig(generator=options.beside),
                     train=dataclasses.replace(config.train, steps=100 * options.steps),
-                )  # fmt: skip
+                )
                 image = trained(scan, judged, other, options.every, spent, wanted)[0]
                 row["beside_amplitude_ssim"], row["beside_phase_ssim"] = ssim(image, judged)
             rows.append(row)

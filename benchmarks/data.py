@@ -36,10 +36,10 @@ from memory_scaling import write_scan
 from scipy.spatial import cKDTree
 
 from torchptycho.core.config import GroupConfig, MappingConfig, PrepareConfig, RunConfig
-from torchptycho.data.cache import Request
+from torchptycho.data.cache import StoreRequest
 from torchptycho.data.datamodule import PtychoDataModule
 from torchptycho.data.grouping import group, partition
-from torchptycho.data.prepare import prepare, reopened
+from torchptycho.data.prepare import open_if_unchanged, prepare
 from torchptycho.data.store import Store
 from torchptycho.io import read_scan
 
@@ -134,16 +134,16 @@ def preparing(folder: Path, frames: int, n_px: int, repeats: int) -> Iterator[Ro
     for name, of_file in (("scan.npz", None), ("scan.h5", mapping)):
         source, store = folder / name, folder / "store"
         config = RunConfig(prepare=PrepareConfig(mapping=of_file), group=GroupConfig(gridsize=GRIDSIZE))
-        request = Request.of([source], config)
+        request = StoreRequest.from_sources([source], config)
 
-        def anew(source: Path = source, config: RunConfig = config, request: Request | None = request) -> None:
+        def anew(source: Path = source, config: RunConfig = config, request: StoreRequest | None = request) -> None:
             prepare([read_scan(source, config.prepare)], config, folder / "store", request=request)
 
         works: dict[str, Callable[[], object]] = {
             "copy": lambda source=source: copied(source, folder / "copy"),
             "prepare": anew,
         }
-        works["reopen"] = lambda request=request: reopened(folder / "store", request)
+        works["reopen"] = lambda request=request: open_if_unchanged(folder / "store", request)
         times: dict[str, Taken] = {}
         for _ in range(repeats):
             for work, taken in best(works, 1).items():
@@ -152,9 +152,13 @@ def preparing(folder: Path, frames: int, n_px: int, repeats: int) -> Iterator[Ro
         size = source.stat().st_size
         for work, each in times.items():
             yield {
-                "part": "prepare", "case": f"{work} {source.suffix[1:]}", "size": size, **each._asdict(),
-                "MB_per_s": None if work == "reopen" else size / 1e6 / each.seconds, **each.ratio_to(times["copy"]),
-            }  # fmt: skip
+                "part": "prepare",
+                "case": f"{work} {source.suffix[1:]}",
+                "size": size,
+                **each._asdict(),
+                "MB_per_s": None if work == "reopen" else size / 1e6 / each.seconds,
+                **each.ratio_to(times["copy"]),
+            }
     (folder / "copy").unlink()
 
 
@@ -208,10 +212,14 @@ def batches(folder: Path, frames: int, n_px: int, repeats: int, workers: list[in
                 times[name] = shorter(times.get(name), work())
         for name, each in times.items():
             yield {
-                "part": "batches", "case": f"{name}, {'cold' if cold else 'warm'}", "size": n, **each._asdict(),
-                "MB_per_s": n * BATCH_FRAMES * frame_bytes / 1e6 / each.seconds, "per_s": n / each.seconds,
+                "part": "batches",
+                "case": f"{name}, {'cold' if cold else 'warm'}",
+                "size": n,
+                **each._asdict(),
+                "MB_per_s": n * BATCH_FRAMES * frame_bytes / 1e6 / each.seconds,
+                "per_s": n / each.seconds,
                 **each.ratio_to(times["contiguous read"]),
-            }  # fmt: skip
+            }
 
 
 def main() -> None:

@@ -95,16 +95,24 @@ def sustained(scan: Path, checkpoint: Path, folder: Path, accelerator: str) -> d
     process, address = played(scan)
     try:
         found = watch(
-            address, checkpoint, folder / "live", spool_frames=256, accelerator=accelerator, progress=False,
-            drop_spool=True, stop=threading.Event(),
-        )  # fmt: skip
+            address,
+            checkpoint,
+            folder / "live",
+            spool_frames=256,
+            accelerator=accelerator,
+            progress=False,
+            drop_spool=True,
+            stop=threading.Event(),
+        )
     finally:
         _Watch._tell = inner  # type: ignore[method-assign]
     process.wait()
     return {
-        "whole": times["finishing"] - times["receiving"], "final": times["done"] - times["finishing"],
-        "paused": found.status.paused_s, "wait": found.status.longest_wait_s,
-    }  # fmt: skip
+        "whole": times["finishing"] - times["receiving"],
+        "final": times["done"] - times["finishing"],
+        "paused": found.status.paused_s,
+        "wait": found.status.longest_wait_s,
+    }
 
 
 def main() -> None:
@@ -133,9 +141,10 @@ def main() -> None:
             scan = simulate(SimulateConfig(n_px=n_px, object_px=edge, n_frames=frames))
             write_scan(scan, folder / "scan.npz")
             config = RunConfig(
-                model=ModelConfig(generator=given.generator), group=GroupConfig(gridsize=given.gridsize),
+                model=ModelConfig(generator=given.generator),
+                group=GroupConfig(gridsize=given.gridsize),
                 train=TrainConfig(steps=1, batch_size=4, accelerator="cpu", on_flat="warn"),
-            )  # fmt: skip
+            )
             few = simulate(SimulateConfig(n_px=n_px, object_px=2 * n_px, n_frames=8))
             checkpoint = train(few, config, folder / "run", progress=False).last
             stack = np.random.default_rng(0).poisson(3, (many, n_px, n_px)).astype(np.uint16)
@@ -151,8 +160,13 @@ def main() -> None:
             alone = received(folder / "many.npz", many, folder)
             whole = sustained(folder / "scan.npz", checkpoint, folder, accelerator)
             row = {
-                "device": accelerator, "generator": given.generator, "gridsize": given.gridsize, "n_px": n_px,
-                "frames": frames, "frames received": many, "MB received": round(stack.nbytes / 1e6),
+                "device": accelerator,
+                "generator": given.generator,
+                "gridsize": given.gridsize,
+                "n_px": n_px,
+                "frames": frames,
+                "frames received": many,
+                "MB received": round(stack.nbytes / 1e6),
                 "plain write (frames/s)": round(many / plain),
                 "plain write, to the disk (frames/s)": round(many / synced),
                 "received (frames/s)": round(many / alone),
@@ -162,7 +176,7 @@ def main() -> None:
                 "final image (s)": round(whole["final"], 2),
                 "source held back (s)": round(whole["paused"], 2),
                 "longest wait (s)": round(whole["wait"], 2),
-            }  # fmt: skip
+            }
             table.append(row)
             print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
     out = Path(given.out)

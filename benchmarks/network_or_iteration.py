@@ -57,10 +57,14 @@ class Case:
     def scan(self, seed: int) -> Scan:
         return simulate(
             SimulateConfig(
-                n_px=N_PX, object_px=self.field_px + N_PX, n_frames=self.n_frames, photons_per_frame=self.photons,
-                amplitude_min=0.3, simulation_seed=seed,
+                n_px=N_PX,
+                object_px=self.field_px + N_PX,
+                n_frames=self.n_frames,
+                photons_per_frame=self.photons,
+                amplitude_min=0.3,
+                simulation_seed=seed,
             )
-        )  # fmt: skip
+        )
 
 
 CASES = (
@@ -85,12 +89,18 @@ def measured(case: Case, steps: int, epochs: list[int], device: str) -> list[dic
         found = evaluate(image, truth, min_coverage=0.3)
         rows.append(
             {
-                "case": case.title, "overlap": case.overlap, "photons_per_frame": case.photons,
-                "frames": case.n_frames, "what": what, "epochs": count, "seconds": round(seconds, 3),
+                "case": case.title,
+                "overlap": case.overlap,
+                "photons_per_frame": case.photons,
+                "frames": case.n_frames,
+                "what": what,
+                "epochs": count,
+                "seconds": round(seconds, 3),
                 "complex_nrmse": round(found.complex_nrmse, 4),
-                "amplitude_ssim": round(found.amplitude_ssim, 3), "phase_ssim": round(found.phase_ssim, 3),
+                "amplitude_ssim": round(found.amplitude_ssim, 3),
+                "phase_ssim": round(found.phase_ssim, 3),
             }
-        )  # fmt: skip
+        )
         print(f"{case.title}: {what:>16} {count:3d} {seconds:7.2f} s  {found.complex_nrmse:.4f}", flush=True)
         return image, seconds
 
@@ -125,9 +135,12 @@ def draw(rows: list[dict[str, object]], path: Path) -> None:
             found = [row for row in rows if row["case"] == title and row["what"] == what]
             size = 12 if what == "network" else 4
             axis.loglog(
-                [row["seconds"] for row in found], [row["complex_nrmse"] for row in found], marker, label=what,
+                [row["seconds"] for row in found],
+                [row["complex_nrmse"] for row in found],
+                marker,
+                label=what,
                 markersize=size,
-            )  # fmt: skip
+            )
         axis.set(title=title, xlabel="seconds", ylabel="complex nRMSE")
         axis.title.set_fontsize(9)
         axis.xaxis.set_minor_formatter(NullFormatter())

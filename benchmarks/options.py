@@ -90,10 +90,14 @@ def main() -> None:
                     without[case] = judged(pair, plain)
                 found = judged(pair, config)
                 row: dict[str, object] = {
-                    "option": name, "scan": kind, "data": "as it is" if case is None else case.__name__,
-                    "amplitude_ssim_without": without[case][0], "phase_ssim_without": without[case][1],
-                    "amplitude_ssim_with": found[0], "phase_ssim_with": found[1],
-                }  # fmt: skip
+                    "option": name,
+                    "scan": kind,
+                    "data": "as it is" if case is None else case.__name__,
+                    "amplitude_ssim_without": without[case][0],
+                    "phase_ssim_without": without[case][1],
+                    "amplitude_ssim_with": found[0],
+                    "phase_ssim_with": found[1],
+                }
                 rows.append(row)
                 print(", ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{v}" for k, v in row.items()), flush=True)
     options.out.mkdir(parents=True, exist_ok=True)

@@ -164,9 +164,12 @@ def run(case: Case, program: str, epochs: list[int], threads: int, folder: Path)
     """A row for each number of epochs, with its image; or the last line that the program said."""
     given, found = folder / "given.npz", folder / "found.npz"
     np.savez(
-        given, frames=case.scan.frames[:], positions_px=case.scan.positions_px, probe=case.guess,
+        given,
+        frames=case.scan.frames[:],
+        positions_px=case.scan.positions_px,
+        probe=case.guess,
         probe_update=case.probe_update,
-    )  # fmt: skip
+    )
     command = [sys.executable, str(ROOT / "benchmarks" / "peer_programs.py"), program, str(given), str(found)]
     command += ["--threads", str(threads), "--epochs", *map(str, epochs)]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}

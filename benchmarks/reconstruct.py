@@ -90,7 +90,7 @@ def stages(checkpoint: str, scan: str, device: str, frames_per_batch: str, clock
     watch.watch(stitcher.Mosaic, "add", "keep")
     watch.watch(phase_sync, "synchronised", "phases")
     watch.watch(stitcher.Mosaic, "finish", "finish")
-    watch.watch(inference_dataset.StreamedScan, "of", "look through")
+    watch.watch(inference_dataset.InferenceDataset, "from_scan", "look through")
     with tempfile.TemporaryDirectory() as folder:
         begin = now()
         image = network_reconstruction.reconstruct(
@@ -163,13 +163,15 @@ def exported(checkpoint: Path, scan: Path, engine: str, device: str, folder: Pat
     """What the engine takes in the place of a checkpoint, with room for the groups of this scan."""
     if engine == "torch":
         return checkpoint
-    from torchptycho.data.inference_dataset import StreamedScan
+    from torchptycho.data.inference_dataset import InferenceDataset
     from torchptycho.io import read_scan
     from torchptycho.models.checkpoints import load_network
     from torchptycho.models.export.export import export_network
 
     network = load_network(checkpoint)
-    stream = StreamedScan.of(read_scan(scan), folder, gridsize=network.gridsize, nphotons=None, training_scan=0)
+    stream = InferenceDataset.from_scan(
+        read_scan(scan), folder, gridsize=network.gridsize, nphotons=None, training_scan=0
+    )
     file = folder / f"network{'.onnx' if engine == 'onnx' else '.pt2'}"
     export_network(network.to("cuda" if device == "gpu" else "cpu"), file, max_offset_px=stream.max_offset_px)
     return file
@@ -179,10 +181,22 @@ def command(checkpoint: Path, scan: Path, device: str, folder: Path, clock: str,
     """Seconds and peak memory of the command in a process of its own."""
     begin = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "-c", COMMAND, "reconstruct", str(checkpoint), str(scan), "--out", str(folder / "image.npz"),
-         "--accelerator", device, "--engine", engine],
+        [
+            sys.executable,
+            "-c",
+            COMMAND,
+            "reconstruct",
+            str(checkpoint),
+            str(scan),
+            "--out",
+            str(folder / "image.npz"),
+            "--accelerator",
+            device,
+            "--engine",
+            engine,
+        ],
         stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+    )
     # Of this child alone: `getrusage` has the largest of all that there were.
     _, process.returncode, used = os.wait4(process.pid, 0)
     if process.returncode:
@@ -229,9 +243,14 @@ def main() -> None:
                 checkpoint, scan, extent_px = trained(generator, n_px, frames, folder)
                 if (n_px, frames) not in oracles and n_px >= 64 and not given.no_oracle:
                     oracles[n_px, frames] = in_a_process(
-                        "--oracle", n_px, min(frames, given.oracle_frames), frames, extent_px, given.threads,
+                        "--oracle",
+                        n_px,
+                        min(frames, given.oracle_frames),
+                        frames,
+                        extent_px,
+                        given.threads,
                         given.clock,
-                    )  # fmt: skip
+                    )
                 theirs = oracles.get((n_px, frames), {})
                 devices = ["cpu", *(["gpu"] if torch.cuda.is_available() else [])]
                 for device, engine in itertools.product(devices, given.engine):
@@ -239,11 +258,15 @@ def main() -> None:
                     found = in_a_process("--stages", file, scan, device, given.batch, given.clock, engine)
                     cold = command(file, scan, device, folder, given.clock, engine)
                     row: dict[str, Any] = {
-                        "device": device, "engine": engine, "generator": generator, "n_px": n_px, "frames": frames,
+                        "device": device,
+                        "engine": engine,
+                        "generator": generator,
+                        "n_px": n_px,
+                        "frames": frames,
                         "clock": given.clock,
                         "frames/s": round(frames / found["whole"], 1),
                         "frames/s, image not written": round(frames / found["pass"], 1),
-                    }  # fmt: skip
+                    }
                     for stage in ("look through", "network", "keep", "phases", "place", "image"):
                         row[f"{stage} (s)"] = round(found.get(stage, 0.0), 3)
                     row["command (s)"] = round(cold["command"], 2)

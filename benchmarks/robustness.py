@@ -64,7 +64,8 @@ def faults(scan: Scan) -> dict[str, tuple[Scan, dict[str, Any]]]:
     return {
         "nothing": (scan, free),
         "positions off by 1 px RMS": (
-            moved(scan.positions_px + rng.normal(0, 1, scan.positions_px.shape)), {"position_update": "frames"}
+            moved(scan.positions_px + rng.normal(0, 1, scan.positions_px.shape)),
+            {"position_update": "frames"},
         ),
         "positions off by 5 px RMS": (
             moved(scan.positions_px + rng.normal(0, 5, scan.positions_px.shape)),
@@ -75,7 +76,8 @@ def faults(scan: Scan) -> dict[str, tuple[Scan, dict[str, Any]]]:
             {"position_update": "affine", "position_limit_px": 16.0},
         ),
         "scan scale 10 % too small": (
-            moved(middle + 0.9 * (scan.positions_px - middle)), {"position_update": "affine", "position_limit_px": 24.0}
+            moved(middle + 0.9 * (scan.positions_px - middle)),
+            {"position_update": "affine", "position_limit_px": 24.0},
         ),
         "scan turned by 2 degrees": (
             moved(middle + (scan.positions_px - middle) @ np.array([[0.99939, -0.0349], [0.0349, 0.99939]])),
@@ -83,13 +85,14 @@ def faults(scan: Scan) -> dict[str, tuple[Scan, dict[str, Any]]]:
         ),
         "defocused probe guess": (dataclasses.replace(scan, probe=defocused(scan.probe, 1.0)), free),
         "probe from the mean pattern": (
-            dataclasses.replace(scan, probe=from_mean_pattern(scan), probe_is_calibrated=False), free
+            dataclasses.replace(scan, probe=from_mean_pattern(scan), probe_is_calibrated=False),
+            free,
         ),
         "1 % hot pixels (remedy: masked)": (seen(hot), {}),
         "dead module, masked": (seen(frames * module, module), {}),
         "beam stop, masked": (seen(frames * stop, stop), {}),
         "background of 0.2 % of the peak": (seen(lit), {"background": True}),
-    }  # fmt: skip
+    }
 
 
 def error(image: Reconstruction, scan: Scan) -> float:

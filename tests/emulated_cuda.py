@@ -23,28 +23,48 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_iter, tree_map_only
 
-__all__ = ["EmulatedTensor", "Machine", "emulated_cuda"]
+__all__ = ["EmulatedGpu", "EmulatedTensor", "emulated_cuda"]
 
 _CPU, _CUDA = torch.device("cpu"), torch.device("cuda", 0)
 _aten = torch.ops.aten
-_MOVES = {_aten.copy_, _aten._to_copy, _aten._has_compatible_shallow_copy_type}
+_COPIES = {_aten.copy_, _aten._to_copy, _aten._has_compatible_shallow_copy_type}
 _INDEXED = {_aten.index, _aten._unsafe_index, _aten.index_put, _aten.index_put_, _aten._index_put_impl_}
 # Beside the operators that work number by number, these take a CPU's single number.
-_TAKE_A_NUMBER = {_aten.masked_fill, _aten.masked_fill_, _aten.fill, _aten.fill_, _aten.index_fill, _aten.index_fill_}
-_WAIT = {_aten._local_scalar_dense, _aten.item, _aten.is_nonzero, _aten.nonzero, _aten.masked_select, _aten.equal}
+_ACCEPT_CPU_SCALAR = {
+    _aten.masked_fill,
+    _aten.masked_fill_,
+    _aten.fill,
+    _aten.fill_,
+    _aten.index_fill,
+    _aten.index_fill_,
+}
+_SYNCHRONIZING = {
+    _aten._local_scalar_dense,
+    _aten.item,
+    _aten.is_nonzero,
+    _aten.nonzero,
+    _aten.masked_select,
+    _aten.equal,
+}
 # What CUDA refuses where only deterministic algorithms are allowed (and sums by index over more than one axis).
-_AS_IT_COMES = {
-    _aten.median.dim, _aten.nanmedian.dim, _aten.kthvalue.default, _aten.cumsum.default, _aten.bincount.default,
-    _aten.histc.default, _aten.put_.default, _aten.grid_sampler_2d_backward.default,
-}  # fmt: skip
+_NONDETERMINISTIC = {
+    _aten.median.dim,
+    _aten.nanmedian.dim,
+    _aten.kthvalue.default,
+    _aten.cumsum.default,
+    _aten.bincount.default,
+    _aten.histc.default,
+    _aten.put_.default,
+    _aten.grid_sampler_2d_backward.default,
+}
 _SUMS_BY_INDEX = {_aten.scatter_add, _aten.scatter_add_}
 # CUDA has hardly any operator for them; these move numbers, or make others of them.
 _WIDE_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
-_MOVE_NUMBERS = _MOVES | {_aten.clone, _aten.cat, _aten.detach, _aten.alias}
+_WITHOUT_ARITHMETIC = _COPIES | {_aten.clone, _aten.cat, _aten.detach, _aten.alias}
 
 
 @dataclasses.dataclass
-class Machine:
+class EmulatedGpu:
     """What the pretended GPU tells of itself.
 
     Arguments:
@@ -56,10 +76,10 @@ class Machine:
 
     free_bytes: int = 1 << 33
     peak_bytes: int = 1 << 20
-    waits: int = 0
+    n_syncs: int = 0
 
 
-_machines: list[Machine] = []
+_machines: list[EmulatedGpu] = []
 
 
 class EmulatedTensor(Tensor):
@@ -68,19 +88,23 @@ class EmulatedTensor(Tensor):
     To C++ it is one of the CPU, because a torch without CUDA cannot take derivatives on a device that it does not know.
     """
 
-    inside: Tensor
+    cpu_tensor: Tensor
     # The mode does what there is to do, and this would make every result one of this class.
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls, inside: Tensor) -> EmulatedTensor:
+    def __new__(cls, cpu_tensor: Tensor) -> EmulatedTensor:
         # A conjugate that is only noted is one for the CPU's own tensors.
-        inside = inside.resolve_conj().resolve_neg()
+        cpu_tensor = cpu_tensor.resolve_conj().resolve_neg()
         made: EmulatedTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls, inside.size(), strides=inside.stride(), storage_offset=inside.storage_offset(), dtype=inside.dtype,
+            cls,
+            cpu_tensor.size(),
+            strides=cpu_tensor.stride(),
+            storage_offset=cpu_tensor.storage_offset(),
+            dtype=cpu_tensor.dtype,
             device=_CPU,
-        )  # fmt: skip
-        made.inside = inside
+        )
+        made.cpu_tensor = cpu_tensor
         return made
 
     device = property(lambda self: _CUDA)  # type: ignore[assignment]
@@ -91,10 +115,10 @@ class EmulatedTensor(Tensor):
         return 0
 
     def __repr__(self, **_: Any) -> str:
-        return f"emulated_cuda({self.inside!r})"
+        return f"emulated_cuda({self.cpu_tensor!r})"
 
     def __format__(self, specification: str) -> str:
-        return format(self.inside.item() if self.dim() == 0 else self, specification)
+        return format(self.cpu_tensor.item() if self.dim() == 0 else self, specification)
 
     def numpy(self, **_: Any) -> Any:
         raise TypeError(
@@ -106,17 +130,17 @@ class EmulatedTensor(Tensor):
         return self.numpy()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
-        copy = EmulatedTensor(self.inside.detach().clone()).requires_grad_(self.requires_grad)
-        copy.__dict__ |= {name: value for name, value in self.__dict__.items() if name != "inside"}
+        copy = EmulatedTensor(self.cpu_tensor.detach().clone()).requires_grad_(self.requires_grad)
+        copy.__dict__ |= {name: value for name, value in self.__dict__.items() if name != "cpu_tensor"}
         return memo.setdefault(id(self), copy)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # A file holds numbers; that they came from a GPU is not pretended.
-        return self.inside.__reduce_ex__(protocol)
+        return self.cpu_tensor.__reduce_ex__(protocol)
 
     def tolist(self) -> Any:
-        _machines[-1].waits += 1
-        return self.inside.tolist()
+        _machines[-1].n_syncs += 1
+        return self.cpu_tensor.tolist()
 
     def new_tensor(self, data: Any, **options: Any) -> Tensor:
         return torch.tensor(data, **({"dtype": self.dtype, "device": _CUDA} | options))
@@ -141,11 +165,11 @@ class EmulatedTensor(Tensor):
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = {name: value for name, value in (kwargs or {}).items() if name != "device"}
-        _check(func, args, kwargs)
-        if func.overloadpacket in _WAIT or (func.overloadpacket in _INDEXED and _waits(args[1])):
-            _machines[-1].waits += 1
-        outside = {id(one.inside): one for one in tree_iter((args, kwargs)) if isinstance(one, EmulatedTensor)}
-        own_args, own_kwargs = tree_map_only(EmulatedTensor, lambda one: one.inside, (args, kwargs))
+        _check_devices(func, args, kwargs)
+        if func.overloadpacket in _SYNCHRONIZING or (func.overloadpacket in _INDEXED and _requires_sync(args[1])):
+            _machines[-1].n_syncs += 1
+        outside = {id(one.cpu_tensor): one for one in tree_iter((args, kwargs)) if isinstance(one, EmulatedTensor)}
+        own_args, own_kwargs = tree_map_only(EmulatedTensor, lambda one: one.cpu_tensor, (args, kwargs))
         found = func(*own_args, **own_kwargs)
         # A view of what was made outside of inference mode is no tensor of that mode either.
         inference = torch.is_inference_mode_enabled() and not (func.is_view and not args[0].is_inference())
@@ -155,37 +179,37 @@ class EmulatedTensor(Tensor):
                 Tensor, lambda one: outside[id(one)] if id(one) in outside else EmulatedTensor(one), found
             )
         for one in outside.values():
-            if one.shape != one.inside.shape:
+            if one.shape != one.cpu_tensor.shape:
                 raise NotImplementedError(f"{func} changes a shape in place, which is not pretended")
         # A tensor of the CPU that a copy changed.
         return args[0] if func.overloadpacket is _aten.copy_ else told
 
 
-def _waits(indices: Any) -> bool:
+def _requires_sync(indices: Any) -> bool:
     """Whether the result's size depends on numbers of the GPU's, or the indices have to be brought over."""
     tensors = [index for index in tree_iter(indices) if isinstance(index, Tensor)]
     return any(index.dtype == torch.bool or not isinstance(index, EmulatedTensor) for index in tensors)
 
 
-def _check(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _check_devices(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Fail where CUDA does."""
     operator = func.overloadpacket
     given = [one for one in tree_iter((args, kwargs)) if isinstance(one, Tensor)]
     theirs = [one for one in given if not isinstance(one, EmulatedTensor)]
-    if any(one.dtype in _WIDE_UNSIGNED for one in given) and not (operator in _MOVE_NUMBERS or func.is_view):
+    if any(one.dtype in _WIDE_UNSIGNED for one in given) and not (operator in _WITHOUT_ARITHMETIC or func.is_view):
         raise NotImplementedError(f"{operator} is not implemented for unsigned integers of more than a byte on CUDA")
     if torch.are_deterministic_algorithms_enabled() and (
-        func in _AS_IT_COMES or (operator in _SUMS_BY_INDEX and args[0].dim() > 1)
+        func in _NONDETERMINISTIC or (operator in _SUMS_BY_INDEX and args[0].dim() > 1)
     ):
         raise RuntimeError(f"{operator} does not have a deterministic implementation on CUDA")
-    if operator in _MOVES or not theirs:
+    if operator in _COPIES or not theirs:
         return
     if operator in _INDEXED:
         if not isinstance(args[0], EmulatedTensor):
             raise RuntimeError("indices should be either on cpu or on the same device as the indexed tensor (cpu)")
         # Indices may come from the CPU, which are brought over; values may not.
         theirs = [one for one in args[2:3] if isinstance(one, Tensor) and not isinstance(one, EmulatedTensor)]
-    numbers = operator in _INDEXED or operator in _TAKE_A_NUMBER or torch.Tag.pointwise in func.tags
+    numbers = operator in _INDEXED or operator in _ACCEPT_CPU_SCALAR or torch.Tag.pointwise in func.tags
     changed = args[0] if func._schema.is_mutable and args else kwargs.get("out")
     stays = isinstance(changed, Tensor) and not isinstance(changed, EmulatedTensor)
     if stays or any(one.dim() > 0 or not numbers for one in theirs):
@@ -194,20 +218,20 @@ def _check(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         )
 
 
-class _Moved(torch.autograd.Function):
+class _Transfer(torch.autograd.Function):
     """A copy on the other device, and the gradient back."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
-        return _copied(values)
+        return _copy_across(values)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        return _copied(gradient)
+        return _copy_across(gradient)
 
 
-def _copied(values: Tensor) -> Tensor:
-    return values.inside.clone() if isinstance(values, EmulatedTensor) else EmulatedTensor(values.detach().clone())
+def _copy_across(values: Tensor) -> Tensor:
+    return values.cpu_tensor.clone() if isinstance(values, EmulatedTensor) else EmulatedTensor(values.detach().clone())
 
 
 def _to(values: Tensor, *arguments: Any, **options: Any) -> Tensor:
@@ -224,13 +248,13 @@ def _to(values: Tensor, *arguments: Any, **options: Any) -> Tensor:
         later = options.get("non_blocking", False)
         if later and here == _CPU:
             raise AssertionError("a copy to the host that is not waited for: what is read there may be anything")
-        _machines[-1].waits += not later
-        values = _Moved.apply(values) if values.requires_grad and torch.is_grad_enabled() else _copied(values)
+        _machines[-1].n_syncs += not later
+        values = _Transfer.apply(values) if values.requires_grad and torch.is_grad_enabled() else _copy_across(values)
     options = {name: value for name, value in options.items() if value is not None and name != "non_blocking"}
-    return _TORCHS_TO(values, **options) if options else values
+    return _TORCH_TO(values, **options) if options else values
 
 
-_TORCHS_TO = torch.Tensor.to
+_TORCH_TO = torch.Tensor.to
 
 
 def _device(device: Any) -> torch.device:
@@ -266,13 +290,13 @@ class _Factories(TorchFunctionMode):
             return func(*args, **kwargs)
         if device != _CUDA:
             # Of a tensor there, something here: `torch.zeros_like(there, device="cpu")`.
-            args = tree_map_only(EmulatedTensor, lambda one: one.inside, args)
+            args = tree_map_only(EmulatedTensor, lambda one: one.cpu_tensor, args)
             return func(*args, device=device, **kwargs)
         free = kwargs.pop("requires_grad", False)
         made = func(*args, **kwargs)
         if not isinstance(made, EmulatedTensor):
             # Numbers of the host's have to be brought over, which `torch.zeros` and its like do not.
-            _machines[-1].waits += func in _FROM_DATA
+            _machines[-1].n_syncs += func in _FROM_DATA
             made = EmulatedTensor(made)
         return made.requires_grad_() if free else made
 
@@ -293,9 +317,9 @@ class _Generator(torch._C.Generator):
 
 
 @contextlib.contextmanager
-def emulated_cuda() -> Iterator[Machine]:
+def emulated_cuda() -> Iterator[EmulatedGpu]:
     """Within it, torch has one CUDA device; what it tells of itself can be changed."""
-    machine = Machine()
+    machine = EmulatedGpu()
     properties = SimpleNamespace(name="pretended", major=9, minor=0, total_memory=1 << 34, multi_processor_count=1)
     told: dict[str, Callable[..., Any]] = {
         "is_available": lambda: True,

@@ -15,19 +15,19 @@ import sys
 import tempfile
 from pathlib import Path
 
-BATCH = 250
+FILES_PER_PROCESS = 250
 SECONDS_PER_FILE = 20
 MEMORY_BYTES = 3 << 30
 
 
-def batch(first: int, count: int) -> None:
+def read_mutated_files(first: int, count: int) -> None:
     import faulthandler
 
-    from scan_files import cases, mutated, read_all, written
+    from scan_files import make_cases, mutate, read_all, write_files
 
     sys.addaudithook(_no_pickle)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    every = cases()
+    every = make_cases()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(first, first + count):
@@ -36,7 +36,7 @@ def batch(first: int, count: int) -> None:
             faulthandler.dump_traceback_later(SECONDS_PER_FILE, exit=True)
             draw = random.Random(seed)
             case = draw.choice(every)
-            with written(mutated(case, draw), Path(folder)):
+            with write_files(mutate(case, draw), Path(folder)):
                 read_all(case, Path(folder))
             now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             if now - peak > 200 << 10:
@@ -56,12 +56,12 @@ def main() -> int:
     parser.add_argument("--batch", action="store_true", help="run the seeds in this process")
     options = parser.parse_args()
     if options.batch:
-        batch(options.first, options.count)
+        read_mutated_files(options.first, options.count)
         return 0
     failed = []
     first, end = options.first, options.first + options.count
     while first < end:
-        count = min(BATCH, end - first)
+        count = min(FILES_PER_PROCESS, end - first)
         command = [sys.executable, __file__, "--batch", "--first", str(first), "--count", str(count)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         last = int(done.stdout.split()[-1]) if done.stdout.split() else first

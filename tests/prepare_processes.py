@@ -18,7 +18,7 @@ from torchptycho.core.config import GroupConfig, PrepareConfig, RunConfig
 from torchptycho.core.errors import TorchptychoError
 from torchptycho.core.scan import Scan
 from torchptycho.data import writer as writing_module
-from torchptycho.data.cache import Request
+from torchptycho.data.cache import StoreRequest
 from torchptycho.data.prepare import append_scans, drop_scans, prepare
 from torchptycho.io import read_scan
 
@@ -28,18 +28,18 @@ CONTEXT.set_forkserver_preload(
     ["torchptycho.data.prepare", "torchptycho.io.formats.npz", "scipy.spatial", "scipy.ndimage", "pytest"]
 )
 
-_WATCHED = ("/torchptycho/data/", "/torchptycho/io/", "/tensordict/memmap.py")
+_TRACED_PATHS = ("/torchptycho/data/", "/torchptycho/io/", "/tensordict/memmap.py")
 
 
-def config_of(val_fraction: float = 0.2) -> RunConfig:
+def make_config(val_fraction: float = 0.2) -> RunConfig:
     return RunConfig(prepare=PrepareConfig(val_fraction=val_fraction), group=GroupConfig(gridsize=1))
 
 
 def prepare_file(scan: Path, store: Path, config: RunConfig) -> None:
-    prepare([read_scan(scan, config.prepare)], config, store, request=Request.of([scan], config))
+    prepare([read_scan(scan, config.prepare)], config, store, request=StoreRequest.from_sources([scan], config))
 
 
-def started(function: Callable[..., None], *arguments: Any) -> Any:
+def start_process(function: Callable[..., None], *arguments: Any) -> Any:
     process = CONTEXT.Process(target=function, args=arguments, daemon=True)
     process.start()
     # The other end is the child's alone, so that whoever listens hears when it ends without a word.
@@ -49,13 +49,13 @@ def started(function: Callable[..., None], *arguments: Any) -> Any:
     return process
 
 
-def killed_at(line: int | None, scan: Path, store: Path, told: Connection) -> None:
+def prepare_until_killed(line: int | None, scan: Path, store: Path, told: Connection) -> None:
     """Prepare, and be killed before the line of that number is executed; tells the number of lines otherwise."""
     lines = 0
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
         nonlocal lines
-        if not any(part in frame.f_code.co_filename for part in _WATCHED):
+        if not any(part in frame.f_code.co_filename for part in _TRACED_PATHS):
             return None
         if event == "line":
             lines += 1
@@ -64,7 +64,7 @@ def killed_at(line: int | None, scan: Path, store: Path, told: Connection) -> No
         return trace
 
     sys.settrace(trace)
-    prepare_file(scan, store, config_of())
+    prepare_file(scan, store, make_config())
     sys.settrace(None)
     told.send(lines)
 
@@ -76,13 +76,13 @@ def append_and_drop(store: Path, scan: Scan, number: int, times: int) -> None:
         drop_scans(store, [number])
 
 
-def with_little_room(largest_file: int, scan: Path, store: Path, told: Connection) -> None:
+def prepare_with_file_size_limit(largest_file: int, scan: Path, store: Path, told: Connection) -> None:
     """Prepare where no file can grow beyond so many bytes; tells the error."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
-    told.send(_error_of(scan, store, config_of()))
+    told.send(_catch_error(scan, store, make_config()))
 
 
-def held_up(scan: Path, store: Path, val_fraction: float, began: Any, go_on: Any, told: Connection) -> None:
+def prepare_and_pause(scan: Path, store: Path, val_fraction: float, began: Any, go_on: Any, told: Connection) -> None:
     """Prepare, and wait among the frames; tells the error or None."""
     whole = writing_module.checked_chunks
 
@@ -93,22 +93,22 @@ def held_up(scan: Path, store: Path, val_fraction: float, began: Any, go_on: Any
             yield chunk
 
     writing_module.checked_chunks = halting  # type: ignore[assignment]
-    told.send(_error_of(scan, store, config_of(val_fraction)))
+    told.send(_catch_error(scan, store, make_config(val_fraction)))
 
 
-def second(scan: Path, store: Path, val_fraction: float, waits: Any, told: Connection) -> None:
+def prepare_concurrently(scan: Path, store: Path, val_fraction: float, waits: Any, told: Connection) -> None:
     """Prepare; `waits` is set when another process is found at it; tells the error or None."""
 
-    class Tell(logging.Handler):
+    class _WaitDetector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             if "another process is preparing it" in record.getMessage():
                 waits.set()
 
-    logging.getLogger("torchptycho").addHandler(Tell())
-    told.send(_error_of(scan, store, config_of(val_fraction)))
+    logging.getLogger("torchptycho").addHandler(_WaitDetector())
+    told.send(_catch_error(scan, store, make_config(val_fraction)))
 
 
-def _error_of(scan: Path, store: Path, config: RunConfig) -> str | None:
+def _catch_error(scan: Path, store: Path, config: RunConfig) -> str | None:
     try:
         prepare_file(scan, store, config)
     except TorchptychoError as error:

@@ -29,7 +29,7 @@ LENGTHS = {"energy_eV": 8000.0, "distance_m": 1.0, "detector_pixel_m": 5e-5}
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
+class ScanFileCase:
     """Files of one scan by name, the first of which is opened with these options."""
 
     name: str
@@ -41,28 +41,33 @@ class Case:
         return next(iter(self.files))
 
 
-def _hdf5(fill: Callable[[Any], None], libver: str = "earliest") -> bytes:
+def _hdf5_bytes(fill: Callable[[Any], None], libver: str = "earliest") -> bytes:
     stream = io.BytesIO()
     with h5py.File(stream, "w", libver=libver) as file:
         fill(file)
     return stream.getvalue()
 
 
-def _npz(arrays: dict[str, Any], *, compressed: bool) -> bytes:
+def _npz_bytes(arrays: dict[str, Any], *, compressed: bool) -> bytes:
     stream = io.BytesIO()
     (np.savez_compressed if compressed else np.savez)(stream, **arrays)
     return stream.getvalue()
 
 
-def canonical() -> dict[str, Any]:
+def make_npz_arrays() -> dict[str, Any]:
     return {
-        "diffraction": FRAMES, "ycoords": POSITIONS_M[:, 0] * 2e7, "xcoords": POSITIONS_M[:, 1] * 2e7,
-        "probeGuess": PROBE, "objectGuess": OBJECT, "scan_index": np.zeros(M, int), "bad_pixels": np.eye(N, dtype=bool),
+        "diffraction": FRAMES,
+        "ycoords": POSITIONS_M[:, 0] * 2e7,
+        "xcoords": POSITIONS_M[:, 1] * 2e7,
+        "probeGuess": PROBE,
+        "objectGuess": OBJECT,
+        "scan_index": np.zeros(M, int),
+        "bad_pixels": np.eye(N, dtype=bool),
         "_metadata": np.array(json.dumps({"nphotons": 1e5, **LENGTHS})),
-    }  # fmt: skip
+    }
 
 
-def cxi(file: Any, frames: Any = None) -> None:
+def fill_cxi(file: Any, frames: Any = None) -> None:
     file["cxi_version"] = 160
     detector = file.create_group("entry_1/instrument_1/detector_1")
     if frames is None:
@@ -78,18 +83,18 @@ def cxi(file: Any, frames: Any = None) -> None:
     file["entry_1/image_1/data"], file["entry_1/image_2/data"] = PROBE, OBJECT
 
 
-def _linked(detector: Any) -> None:
+def _add_virtual_dataset(detector: Any) -> None:
     layout = h5py.VirtualLayout((M, N, N), FRAMES.dtype)
     layout[:4] = h5py.VirtualSource("part.h5", "data", (4, N, N))
     layout[4:] = h5py.VirtualSource("part.h5", "rest", (2, N, N))
     detector.create_virtual_dataset("data", layout)
 
 
-def _parts(file: Any) -> None:
+def _fill_parts(file: Any) -> None:
     file["data"], file["rest"] = FRAMES[:4], FRAMES[4:]
 
 
-def product(file: Any) -> None:
+def fill_product(file: Any) -> None:
     file.attrs.update({"photon_energy_eV": 8000.0, "detector_object_distance_m": 1.0, "name": "x", "far_field": True})
     pixel = {"pixel_width_m": 2e-8, "pixel_height_m": 2e-8}
     file["probe"], file["object"] = PROBE[None], OBJECT[None]
@@ -100,22 +105,30 @@ def product(file: Any) -> None:
     file["loss_values"], file["loss_epochs"] = [2.0, 1.0], [0, 1]
 
 
-def patterns(file: Any) -> None:
+def fill_patterns(file: Any) -> None:
     file.create_dataset("patterns", data=FRAMES, chunks=(3, N, N), compression="gzip")
     file["patterns"].attrs.update({"detector_pixel_width_m": 5e-5, "detector_pixel_height_m": 5e-5})
     file["indexes"], file["bad_pixels"] = np.arange(M), np.eye(N, dtype=bool)
 
 
-def product_arrays() -> dict[str, Any]:
+def make_product_arrays() -> dict[str, Any]:
     return {
-        "photon_energy_eV": 8000.0, "detector_object_distance_m": 1.0, "probe": PROBE, "object": OBJECT,
-        "object_pixel_width_m": 2e-8, "object_pixel_height_m": 2e-8, "object_center_x_m": 0.0, "object_center_y_m": 0.0,
-        "probe_position_indexes": np.arange(M), "probe_position_y_m": POSITIONS_M[:, 0],
-        "probe_position_x_m": POSITIONS_M[:, 1], "costs": np.ones(3),
-    }  # fmt: skip
+        "photon_energy_eV": 8000.0,
+        "detector_object_distance_m": 1.0,
+        "probe": PROBE,
+        "object": OBJECT,
+        "object_pixel_width_m": 2e-8,
+        "object_pixel_height_m": 2e-8,
+        "object_center_x_m": 0.0,
+        "object_center_y_m": 0.0,
+        "probe_position_indexes": np.arange(M),
+        "probe_position_y_m": POSITIONS_M[:, 0],
+        "probe_position_x_m": POSITIONS_M[:, 1],
+        "costs": np.ones(3),
+    }
 
 
-def ptyd(file: Any) -> None:
+def fill_ptyd(file: Any) -> None:
     for number, rows in enumerate((slice(0, 4), slice(4, M))):
         chunk = file.create_group(f"chunks/{number}")
         chunk["data"], chunk["positions"] = FRAMES[rows], POSITIONS_M[rows]
@@ -124,71 +137,94 @@ def ptyd(file: Any) -> None:
     file["info/propagation"] = "farfield"
 
 
-def ptychi_parameters(file: Any) -> None:
+def fill_ptychi_parameters(file: Any) -> None:
     file["object"], file["probe"] = OBJECT[None], PROBE[None]
     file["object"].attrs["pixel_height_m"] = 2e-8
     file["probe_position_y_m"], file["probe_position_x_m"] = POSITIONS_M.T
 
 
-def _dp(file: Any) -> None:
+def _fill_dp(file: Any) -> None:
     file["dp"] = FRAMES.astype(np.float32)
 
 
-def _plain(file: Any) -> None:
+def _fill_mapped(file: Any) -> None:
     file["raw/frames"], file["raw/xy"] = FRAMES.reshape(2, 3, N, N), POSITIONS_M * 1e6
     file["raw/energy"], file["raw/probe"], file["raw/mask"] = 8.0, PROBE, np.ones((N, N))
 
 
-def _npy() -> bytes:
+def _npy_bytes() -> bytes:
     stream = io.BytesIO()
     np.save(stream, FRAMES)
     return stream.getvalue()
 
 
-def cases() -> list[Case]:
+def make_cases() -> list[ScanFileCase]:
     """One of each format, with its companions."""
     guess = ReadConfig(guess_probe=True)
     csv = "x_um,y_um\n" + "\n".join(f"{x * 1e6},{y * 1e6}" for y, x in POSITIONS_M)
     given: dict[str, Any] = {"distance_m": 1.0, "detector_pixel_m": 5e-5}
     mapping = MappingConfig(
-        frames="raw/frames", positions_y="raw/xy[0]", positions_x="raw/xy[1]", positions_unit="um", probe="raw/probe",
-        mask="raw/mask", energy="raw/energy", energy_unit="keV",
-    )  # fmt: skip
+        frames="raw/frames",
+        positions_y="raw/xy[0]",
+        positions_x="raw/xy[1]",
+        positions_unit="um",
+        probe="raw/probe",
+        mask="raw/mask",
+        energy="raw/energy",
+        energy_unit="keV",
+    )
     beside = MappingConfig(
         frames="{stem}.npy", positions_y="{stem}.csv:y_um", positions_x="{stem}.csv:0", positions_unit="um"
     )
-    pattern_file = {"diffraction.h5": _hdf5(patterns)}
+    pattern_file = {"diffraction.h5": _hdf5_bytes(fill_patterns)}
     return [
-        Case("npz", {"scan.npz": _npz(canonical(), compressed=True)}, ReadConfig()),
-        Case("npz stored", {"scan.npz": _npz(canonical(), compressed=False)}, ReadConfig(crop_px=4)),
-        Case("cxi", {"scan.cxi": _hdf5(cxi)}, ReadConfig()),
-        Case("cxi of HDF5 1.10", {"scan.cxi": _hdf5(cxi, "latest")}, ReadConfig(binning=2, find_bad_pixels=True)),
-        Case("cxi, virtual", {"scan.cxi": _hdf5(lambda f: cxi(f, _linked)), "part.h5": _hdf5(_parts)}, guess),
-        Case("product", {"product.h5": _hdf5(product), **pattern_file}, guess),
-        Case("product NPZ", {"product.npz": _npz(product_arrays(), compressed=True), **pattern_file}, guess),
-        Case("ptyd", {"scan.ptyd": _hdf5(ptyd)}, guess),
-        Case("pty-chi", {"s_dp.hdf5": _hdf5(_dp), "s_para.hdf5": _hdf5(ptychi_parameters)}, guess),
-        Case("mapping", {"raw.h5": _hdf5(_plain)}, ReadConfig(mapping=mapping, **given)),
-        Case("mapping, NPY and CSV", {"raw.npy": _npy(), "raw.csv": csv.encode()},
-             ReadConfig(mapping=beside, guess_probe=True, energy_eV=8000.0, **given)),
-    ]  # fmt: skip
+        ScanFileCase("npz", {"scan.npz": _npz_bytes(make_npz_arrays(), compressed=True)}, ReadConfig()),
+        ScanFileCase(
+            "npz stored", {"scan.npz": _npz_bytes(make_npz_arrays(), compressed=False)}, ReadConfig(crop_px=4)
+        ),
+        ScanFileCase("cxi", {"scan.cxi": _hdf5_bytes(fill_cxi)}, ReadConfig()),
+        ScanFileCase(
+            "cxi of HDF5 1.10",
+            {"scan.cxi": _hdf5_bytes(fill_cxi, "latest")},
+            ReadConfig(binning=2, find_bad_pixels=True),
+        ),
+        ScanFileCase(
+            "cxi, virtual",
+            {"scan.cxi": _hdf5_bytes(lambda f: fill_cxi(f, _add_virtual_dataset)), "part.h5": _hdf5_bytes(_fill_parts)},
+            guess,
+        ),
+        ScanFileCase("product", {"product.h5": _hdf5_bytes(fill_product), **pattern_file}, guess),
+        ScanFileCase(
+            "product NPZ", {"product.npz": _npz_bytes(make_product_arrays(), compressed=True), **pattern_file}, guess
+        ),
+        ScanFileCase("ptyd", {"scan.ptyd": _hdf5_bytes(fill_ptyd)}, guess),
+        ScanFileCase(
+            "pty-chi", {"s_dp.hdf5": _hdf5_bytes(_fill_dp), "s_para.hdf5": _hdf5_bytes(fill_ptychi_parameters)}, guess
+        ),
+        ScanFileCase("mapping", {"raw.h5": _hdf5_bytes(_fill_mapped)}, ReadConfig(mapping=mapping, **given)),
+        ScanFileCase(
+            "mapping, NPY and CSV",
+            {"raw.npy": _npy_bytes(), "raw.csv": csv.encode()},
+            ReadConfig(mapping=beside, guess_probe=True, energy_eV=8000.0, **given),
+        ),
+    ]
 
 
-def mutated(case: Case, draw: random.Random) -> dict[str, bytes]:
+def mutate(case: ScanFileCase, draw: random.Random) -> dict[str, bytes]:
     """The files of a case, one of them changed."""
     files = dict(case.files)
     name = draw.choice(sorted(files))
     replace = draw.random() < 0.4
     if replace and name.endswith(".npz"):
-        files[name] = _with_other_array(files[name], draw)
+        files[name] = _mutate_array(files[name], draw)
     elif replace and not name.endswith((".csv", ".npy")):
-        files[name] = _with_other_dataset(files[name], draw)
+        files[name] = _mutate_dataset(files[name], draw)
     else:
-        files[name] = _with_other_bytes(files[name], draw)
+        files[name] = _mutate_bytes(files[name], draw)
     return files
 
 
-def _with_other_bytes(content: bytes, draw: random.Random) -> bytes:
+def _mutate_bytes(content: bytes, draw: random.Random) -> bytes:
     changed = bytearray(content)
     for _ in range(draw.choice((1, 1, 1, 2, 4, 16))):
         at = draw.randrange(len(changed)) if changed else 0
@@ -208,7 +244,7 @@ def _with_other_bytes(content: bytes, draw: random.Random) -> bytes:
     return bytes(changed)
 
 
-def _other_value(draw: random.Random) -> Any:
+def _draw_value(draw: random.Random) -> Any:
     shape = draw.choice(((), (0,), (1,), (M,), (M, 2), (2, 3), (N, N), (M, N, N), (N, N, M), (1, 1, N, N), (M, 4, N)))
     dtype = draw.choice(("u1", "u2", ">i4", "i8", "f4", ">f8", "f2", "c8", "c16", "?", "S4"))
     values = np.random.default_rng(draw.randrange(2**32)).normal(0, draw.choice((1e-9, 1, 1e30)), shape)
@@ -219,18 +255,18 @@ def _other_value(draw: random.Random) -> Any:
     return array
 
 
-def _with_other_array(content: bytes, draw: random.Random) -> bytes:
+def _mutate_array(content: bytes, draw: random.Random) -> bytes:
     with np.load(io.BytesIO(content)) as archive:
         arrays: dict[str, Any] = {key: archive[key] for key in archive.files}
     key = draw.choice(sorted(arrays))
     if draw.random() < 0.3:
         del arrays[key]
     else:
-        arrays[key] = _other_value(draw)
-    return _npz(arrays, compressed=draw.random() < 0.5)
+        arrays[key] = _draw_value(draw)
+    return _npz_bytes(arrays, compressed=draw.random() < 0.5)
 
 
-def _with_other_dataset(content: bytes, draw: random.Random) -> bytes:
+def _mutate_dataset(content: bytes, draw: random.Random) -> bytes:
     stream = io.BytesIO(content)
     with h5py.File(stream, "r+") as file:
         names: list[str] = []
@@ -238,8 +274,8 @@ def _with_other_dataset(content: bytes, draw: random.Random) -> bytes:
         name = draw.choice(names)
         kind = draw.randrange(5)
         if kind == 0 and len(file[name].attrs):
-            file[name].attrs[draw.choice(sorted(file[name].attrs))] = _other_value(draw)
-            return _closed(file, stream)
+            file[name].attrs[draw.choice(sorted(file[name].attrs))] = _draw_value(draw)
+            return _close_and_read(file, stream)
         del file[name]
         if kind == 1:
             file[name] = draw.choice((h5py.SoftLink("/nowhere"), h5py.ExternalLink("absent.h5", "/data")))
@@ -248,17 +284,17 @@ def _with_other_dataset(content: bytes, draw: random.Random) -> bytes:
                 name, draw.choice(((10**6, 10**6), (10**9, 8, 8), (6, 10**5, 10**5))), "f4", chunks=True
             )
         elif kind == 3:
-            file[name] = _other_value(draw)
-        return _closed(file, stream)
+            file[name] = _draw_value(draw)
+        return _close_and_read(file, stream)
 
 
-def _closed(file: Any, stream: io.BytesIO) -> bytes:
+def _close_and_read(file: Any, stream: io.BytesIO) -> bytes:
     file.close()
     return stream.getvalue()
 
 
 @contextlib.contextmanager
-def written(files: dict[str, bytes], folder: Path) -> Iterator[None]:
+def write_files(files: dict[str, bytes], folder: Path) -> Iterator[None]:
     for name, content in files.items():
         (folder / name).write_bytes(content)
     try:
@@ -268,17 +304,19 @@ def written(files: dict[str, bytes], folder: Path) -> Iterator[None]:
             (folder / name).unlink()
 
 
-def read_all(case: Case, folder: Path) -> None:
+def read_all(case: ScanFileCase, folder: Path) -> None:
     """Everything that can be done with a scan file; faults of the file are swallowed, all others pass."""
     main = folder / case.main
     for read in (
-        lambda: _stream(main, case.config), lambda: read_probe(main, N), lambda: read_reconstruction(main),
-    ):  # fmt: skip
+        lambda: _read_frames(main, case.config),
+        lambda: read_probe(main, N),
+        lambda: read_reconstruction(main),
+    ):
         with contextlib.suppress(TorchptychoError):
             read()
 
 
-def _stream(path: Path, config: ReadConfig) -> None:
+def _read_frames(path: Path, config: ReadConfig) -> None:
     scan = read_scan(path, config)
     assert scan.n_frames * scan.n_px**2 < 10**6
     for chunk in checked_chunks(scan):

@@ -19,7 +19,7 @@ from torchptycho.core.scan import Scan
 from torchptycho.data.simulation import simulate
 
 seeds = st.integers(min_value=0, max_value=2**32 - 1)
-leads = st.sampled_from([(), (2,), (2, 3)])
+batch_shapes = st.sampled_from([(), (2,), (2, 3)])
 """Batch axes in front of an array."""
 
 
@@ -28,7 +28,9 @@ def normal(shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.complex
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def beam(n_px: int, modes: int = 1, photons: float = 1e4, dtype: torch.dtype = torch.complex128) -> Tensor:
+def make_asymmetric_probe(
+    n_px: int, modes: int = 1, photons: float = 1e4, dtype: torch.dtype = torch.complex128
+) -> Tensor:
     """Probe [P, N, N] in sqrt(photons) that no transposition, reversal or conjugation leaves as it is."""
     y, x = torch.meshgrid(*(torch.arange(n_px, dtype=torch.float64) - n_px // 2,) * 2, indexing="ij")
     y, x = y / n_px, x / n_px
@@ -88,7 +90,7 @@ class PatchCase:
 
 @st.composite
 def patch_cases(draw: st.DrawFn, dtype: torch.dtype = torch.complex128, whole: bool = False) -> PatchCase:
-    lead, seed = draw(leads), draw(seeds)
+    lead, seed = draw(batch_shapes), draw(seeds)
     height, width = draw(st.integers(3, 14)), draw(st.integers(3, 14))
     n_px, count = draw(st.integers(1, 8)), draw(st.integers(1, 3))
     reach = max(height, width) + 3
@@ -119,7 +121,7 @@ def scans(draw: st.DrawFn, **fixed: Any) -> Scan:
     return simulate(SimulateConfig(**{**options, **fixed}))
 
 
-def patches_of(scan: Scan) -> np.ndarray:
+def cut_true_patches(scan: Scan) -> np.ndarray:
     """[M, N, N] slices of the truth at whole positions, cut with NumPy."""
     assert scan.truth is not None
     half = scan.n_px // 2

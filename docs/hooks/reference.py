@@ -71,9 +71,10 @@ def configuration() -> str:
             readers = [command for command, its in COMMANDS.items() if _takes(its, ReadConfig)]
             lines += [
                 "Those of `ReadConfig` (marked with R) hold wherever a scan is opened: also in "
-                + ", ".join(f"`{reader}`" for reader in readers) + ".",
+                + ", ".join(f"`{reader}`" for reader in readers)
+                + ".",
                 "",
-            ]  # fmt: skip
+            ]
         lines += ["| key | takes | default | meaning |", "|---|---|---|---|"]
         reading = {field.name for field in dataclasses.fields(ReadConfig)} if kind is PrepareConfig else set()
         meanings = documented(kind)

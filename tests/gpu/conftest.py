@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from emulated_cuda import Machine, emulated_cuda
+from emulated_cuda import EmulatedGpu, emulated_cuda
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def cuda() -> Iterator[torch.device]:
 
 
 @pytest.fixture
-def machine() -> Iterator[Machine]:
+def machine() -> Iterator[EmulatedGpu]:
     """What the pretended GPU tells of itself, also where there is a real one."""
     with emulated_cuda() as found:
         yield found

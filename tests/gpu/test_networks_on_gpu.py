@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from emulated_cuda import Machine
+from emulated_cuda import EmulatedGpu
 from tolerances import relative_l2
 
 from torchptycho.analysis.history import read_history
@@ -26,7 +26,7 @@ from torchptycho.core.config import (
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.core.scan import ArrayFrames, Scan
 from torchptycho.data.datasets import GroupDataset
-from torchptycho.data.inference_dataset import StreamedScan
+from torchptycho.data.inference_dataset import InferenceDataset
 from torchptycho.data.prepare import prepare
 from torchptycho.data.simulation import simulate
 from torchptycho.live.preview import Provisional
@@ -103,7 +103,7 @@ def test_an_image_is_the_same_on_cpu_and_gpu(
         ({"absolute_scale": True, "input_scale": "scan"}, 1e-3),
         ({"predict_precision": "bf16-mixed"}, 2e-2),
     ],
-)  # fmt: skip
+)
 def test_all_options_are_the_same_on_cpu_and_gpu(
     cuda: torch.device, tmp_path: Path, options: dict[str, Any], limit: float
 ) -> None:
@@ -119,25 +119,30 @@ def test_an_experiment_that_was_learnt_and_a_refinement_follow(
     told: list[str] = []
     images = [
         reconstruct(
-            module, scan, ReconstructConfig(absolute_scale=True), accelerator=name, progress=False, refine_epochs=3,
+            module,
+            scan,
+            ReconstructConfig(absolute_scale=True),
+            accelerator=name,
+            progress=False,
+            refine_epochs=3,
             on_batch=lambda batch, patches: told.append(patches.device.type),
         )
         for name in ("gpu", "cpu")
-    ]  # fmt: skip
+    ]
     assert_same(*images, limit=1e-2)
     assert sorted(set(told)) == ["cpu", "cuda"]
 
 
 @pytest.mark.contract("predict.devices")
-def test_patches_that_do_not_fit_onto_the_gpu_are_kept_in_a_file(machine: Machine, tmp_path: Path) -> None:
+def test_patches_that_do_not_fit_onto_the_gpu_are_kept_in_a_file(machine: EmulatedGpu, tmp_path: Path) -> None:
     machine.free_bytes = 4 * 32 * 32 * 32 * 8
     assert_images_agree(tmp_path, config_of(), ReconstructConfig(predict_batch_size=8))
 
 
 @pytest.mark.contract("predict.memory.gpu")
-def test_what_is_free_on_a_gpu_is_shared_out(machine: Machine, tmp_path: Path) -> None:
+def test_what_is_free_on_a_gpu_is_shared_out(machine: EmulatedGpu, tmp_path: Path) -> None:
     module, _, _ = module_of(tmp_path, config_of())
-    stream = StreamedScan.of(SCAN, tmp_path, gridsize=2, nphotons=None, training_scan=0)
+    stream = InferenceDataset.from_scan(SCAN, tmp_path, gridsize=2, nphotons=None, training_scan=0)
     config, device = ReconstructConfig(), torch.device("cuda", 0)
     module.to(device)
     groups = min(4, len(stream))
@@ -155,20 +160,21 @@ def test_what_is_free_on_a_gpu_is_shared_out(machine: Machine, tmp_path: Path) -
 
 
 @pytest.mark.contract("predict.memory.gpu")
-def test_wide_frames_come_in_smaller_batches(machine: Machine, tmp_path: Path) -> None:
+def test_wide_frames_come_in_smaller_batches(machine: EmulatedGpu, tmp_path: Path) -> None:
     machine.free_bytes = 1 << 40
     wide = simulate(SimulateConfig(n_px=256, object_px=300, n_frames=6, photons_per_frame=1e6))
     run = config_of("resunet", 1)
     module = PtychoPINN.for_store(prepare([wide], run, tmp_path / "store"), run).to("cuda")
-    stream = StreamedScan.of(wide, tmp_path, gridsize=1, nphotons=None, training_scan=0)
+    stream = InferenceDataset.from_scan(wide, tmp_path, gridsize=1, nphotons=None, training_scan=0)
     assert groups_at_once(module, stream, ReconstructConfig(), torch.device("cuda", 0)) == 1024
 
 
 @pytest.mark.contract("train.devices")
 @pytest.mark.parametrize(
     "run",
-    [config_of("pie_unet"), config_of("cnn"), config_of("resunet", **EVERYTHING)], ids=["pie_unet", "cnn", "everything"]
-)  # fmt: skip
+    [config_of("pie_unet"), config_of("cnn"), config_of("resunet", **EVERYTHING)],
+    ids=["pie_unet", "cnn", "everything"],
+)
 def test_loss_and_gradient_are_the_same_on_cpu_and_gpu(cuda: torch.device, tmp_path: Path, run: RunConfig) -> None:
     module, _, groups = module_of(tmp_path, run)
     batch = groups.__getitems__(range(3))
@@ -188,16 +194,16 @@ def test_loss_and_gradient_are_the_same_on_cpu_and_gpu(cuda: torch.device, tmp_p
 @pytest.mark.parametrize(
     "run", [config_of("pie_unet"), config_of("resunet", **EVERYTHING)], ids=["plain", "everything"]
 )
-def test_a_forward_pass_does_not_wait_for_the_gpu(machine: Machine, tmp_path: Path, run: RunConfig) -> None:
+def test_a_forward_pass_does_not_wait_for_the_gpu(machine: EmulatedGpu, tmp_path: Path, run: RunConfig) -> None:
     module, _, groups = module_of(tmp_path, run)
     batch = groups.__getitems__(range(3)).to("cuda")
     module.to("cuda")
-    before = machine.waits
+    before = machine.n_syncs
     module._step(batch)["loss"].backward()
     module.expect_offsets(groups.max_offset_px)
     with torch.inference_mode():
         module(batch)
-    assert machine.waits == before
+    assert machine.n_syncs == before
 
 
 @pytest.mark.contract("train.devices")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from emulated_cuda import Machine
-from strategies import beam, normal
+from emulated_cuda import EmulatedGpu
+from strategies import make_asymmetric_probe, normal
 from tolerances import assert_close, relative_l2, tolerance
 
 from torchptycho.core.reconstruction import Reconstruction
@@ -14,7 +14,7 @@ from torchptycho.physics.overlap import merge, merge_canvas_px, probe_weight
 from torchptycho.physics.patches import extract, place
 from torchptycho.reconstructors.canvas import Canvas
 from torchptycho.reconstructors.growing_canvas import GrowingCanvas
-from torchptycho.reconstructors.phase_sync import synchronised
+from torchptycho.reconstructors.phase_sync import synchronize_phases
 from torchptycho.reconstructors.stitcher import Mosaic
 
 pytestmark = pytest.mark.gpu
@@ -38,7 +38,11 @@ def test_extract_is_adjoint_of_place_on_the_device(cuda: torch.device, dtype: to
 
 @pytest.mark.contract("stitch.devices")
 def test_canvas_is_the_same_on_cpu_and_gpu(cuda: torch.device) -> None:
-    patches, places, weight = normal((500, 32, 32), 4, torch.complex64), scattered(500, 150, 5), probe_weight(beam(32))
+    patches, places, weight = (
+        normal((500, 32, 32), 4, torch.complex64),
+        scattered(500, 150, 5),
+        probe_weight(make_asymmetric_probe(32)),
+    )
     canvases = []
     for device in (torch.device("cpu"), cuda):
         canvas = Canvas.for_positions(places, 32, device)
@@ -125,18 +129,22 @@ def test_a_patch_outside_is_refused_on_the_device(cuda: torch.device) -> None:
 @pytest.mark.contract("stitch.devices")
 @pytest.mark.parametrize("agree_phases", [True, False])
 def test_a_mosaic_is_the_same_on_cpu_and_gpu(cuda: torch.device, agree_phases: bool) -> None:
-    patches, places, weight = normal((40, 16, 16), 4, torch.complex64), scattered(40, 60, 5), probe_weight(beam(16))
+    patches, places, weight = (
+        normal((40, 16, 16), 4, torch.complex64),
+        scattered(40, 60, 5),
+        probe_weight(make_asymmetric_probe(16)),
+    )
     patches[9] = float("nan")
     members = torch.arange(40).reshape(10, 4)
-    fresh = torch.ones(10, 4, dtype=torch.bool)
+    is_first = torch.ones(10, 4, dtype=torch.bool)
     # A frame that fills a group and has come before.
-    members[9, 3], fresh[9, 3] = 0, False
+    members[9, 3], is_first[9, 3] = 0, False
     found = []
     for device in (torch.device("cpu"), cuda):
         mosaic = Mosaic(places[:39], weight.float().to(device), agree_phases=agree_phases)
         for part in (slice(0, 4), slice(4, 10)):
             mosaic.add(
-                patches.reshape(10, 4, 16, 16)[part].to(device), members[part].to(device), fresh[part].to(device)
+                patches.reshape(10, 4, 16, 16)[part].to(device), members[part].to(device), is_first[part].to(device)
             )
         found.append(mosaic.finish().finish())
         assert mosaic.left_out == [9]
@@ -151,8 +159,8 @@ def test_phases_are_the_same_on_cpu_and_gpu(cuda: torch.device, one_weight: bool
     patches, places = normal((40, 16, 16), 4, torch.complex64), scattered(40, 60, 5)
     weight = torch.rand(*(() if one_weight else (40,)), 16, 16, generator=torch.Generator().manual_seed(7))
     group = torch.arange(40) // 4
-    here = synchronised(patches, places, weight, group)
-    there = synchronised(
+    here = synchronize_phases(patches, places, weight, group)
+    there = synchronize_phases(
         patches.to(cuda), places.to(cuda) if positions_there else places, weight.to(cuda), group.to(cuda)
     )
     assert there.is_cuda
@@ -160,25 +168,25 @@ def test_phases_are_the_same_on_cpu_and_gpu(cuda: torch.device, one_weight: bool
 
 
 @pytest.mark.contract("phases.devices")
-def test_a_gpu_is_waited_for_as_often_for_many_patches_as_for_few(machine: Machine) -> None:
-    waits = []
+def test_a_gpu_is_waited_for_as_often_for_many_patches_as_for_few(machine: EmulatedGpu) -> None:
+    n_syncs = []
     for count in (20, 200):
         patches, places = normal((count, 16, 16), 4, torch.complex64).to("cuda"), scattered(count, 60, 5)
-        before = machine.waits
-        synchronised(patches, places, torch.ones(16, 16, device="cuda"), torch.arange(count))
-        waits.append(machine.waits - before)
-    assert waits[0] == waits[1]
+        before = machine.n_syncs
+        synchronize_phases(patches, places, torch.ones(16, 16, device="cuda"), torch.arange(count))
+        n_syncs.append(machine.n_syncs - before)
+    assert n_syncs[0] == n_syncs[1]
 
 
 @pytest.mark.contract("physics.devices")
 def test_expected_counts_are_the_same_on_cpu_and_gpu(cuda: torch.device) -> None:
-    patches, probe = normal((8, 4, 64, 64), 6, torch.complex64), beam(64, 2, dtype=torch.complex64)
+    patches, probe = normal((8, 4, 64, 64), 6, torch.complex64), make_asymmetric_probe(64, 2, dtype=torch.complex64)
     assert_close(expected_counts(patches.to(cuda), probe.to(cuda)), expected_counts(patches, probe), "devices")
 
 
 @pytest.mark.contract("physics.devices")
 def test_merged_patches_are_the_same_on_cpu_and_gpu(cuda: torch.device) -> None:
     patches, offset = normal((8, 4, 64, 64), 7, torch.complex64), scattered(32, 16, 8).reshape(8, 4, 2).float()
-    weight, canvas_px = probe_weight(beam(64, dtype=torch.complex64)), merge_canvas_px(64, 20.0)
+    weight, canvas_px = probe_weight(make_asymmetric_probe(64, dtype=torch.complex64)), merge_canvas_px(64, 20.0)
     merged = merge(patches.to(cuda), offset.to(cuda), weight.to(cuda), canvas_px)
     assert_close(merged, merge(patches, offset, weight, canvas_px), "devices")

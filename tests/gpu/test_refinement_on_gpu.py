@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from emulated_cuda import Machine
+from emulated_cuda import EmulatedGpu
 from tolerances import relative_l2
 
 from torchptycho.core.config import RefineConfig, SimulateConfig
@@ -46,12 +46,14 @@ def test_refined_image_is_the_same_on_cpu_and_gpu(cuda: torch.device, method: An
 @pytest.mark.parametrize(
     "options",
     [
-        {"n_modes": 3, "background": True}, {"smoothness_weight": 0.1, "tv_weight": 0.1}, {"likelihood": "amplitude"},
+        {"n_modes": 3, "background": True},
+        {"smoothness_weight": 0.1, "tv_weight": 0.1},
+        {"likelihood": "amplitude"},
         {"method": "gradient", "n_modes": 2, "background": True, "tv_weight": 0.01},
         {"method": "gradient", "likelihood": "amplitude", "optimizer": "lbfgs", "n_modes": 2},
         {"method": "lsqml", "n_modes": 2, "patience": 1, "polish": 0.5},
     ],
-)  # fmt: skip
+)
 def test_all_options_are_the_same_on_cpu_and_gpu(cuda: torch.device, options: dict[str, Any]) -> None:
     config = dataclasses.replace(SHORT, **options)
     assert_same(refine(SCAN, config=config, device="gpu"), refine(SCAN, config=config, device="cpu"))
@@ -80,17 +82,17 @@ def test_orientations_are_ranked_the_same(cuda: torch.device, monkeypatch: pytes
 
 
 @pytest.mark.contract("refine.devices")
-def test_counts_that_do_not_fit_onto_the_gpu_stay_in_memory(machine: Machine) -> None:
+def test_counts_that_do_not_fit_onto_the_gpu_stay_in_memory(machine: EmulatedGpu) -> None:
     machine.free_bytes = 2 * 36 * 32 * 32 * 4
     assert_same(refine(SCAN, config=SHORT, device="gpu"), refine(SCAN, config=SHORT, device="cpu"))
 
 
 @pytest.mark.contract("refine.waits")
 @pytest.mark.parametrize("method", ["rpie", "gradient"])
-def test_a_gpu_is_waited_for_as_often_for_many_batches_as_for_few(machine: Machine, method: Any) -> None:
-    waits = []
+def test_a_gpu_is_waited_for_as_often_for_many_batches_as_for_few(machine: EmulatedGpu, method: Any) -> None:
+    n_syncs = []
     for batch_size in (36, 9):
-        before = machine.waits
+        before = machine.n_syncs
         refine(SCAN, config=dataclasses.replace(SHORT, method=method, epochs=2, batch_size=batch_size), device="gpu")
-        waits.append(machine.waits - before)
-    assert waits[0] == waits[1]
+        n_syncs.append(machine.n_syncs - before)
+    assert n_syncs[0] == n_syncs[1]

@@ -128,9 +128,18 @@ def open_tab(browser: str) -> Iterator[Tab]:
     browser_reads, we_write = _pipe()
     we_read, browser_writes = _pipe()
     command = [
-        sys.executable, "-c", _WITH_PIPES, str(browser_reads), str(browser_writes),
-        browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-pipe",
-    ]  # fmt: skip
+        sys.executable,
+        "-c",
+        _WITH_PIPES,
+        str(browser_reads),
+        str(browser_writes),
+        browser,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        "--remote-debugging-pipe",
+    ]
     process = subprocess.Popen(
         command, pass_fds=(browser_reads, browser_writes), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

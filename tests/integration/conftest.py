@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_run import TINY, TINY_SIMULATION, Answer, Command
+from tiny_run import TINY, TINY_SIMULATION, Command, CommandResult
 
 from torchptycho.cli.app import main
 from torchptycho.data.simulation import simulate
@@ -36,13 +36,13 @@ def tiny_run(tiny_result: TrainResult) -> Path:
 def command(capsys: pytest.CaptureFixture[str]) -> Command:
     """Runs the command line in this process."""
 
-    def run(*arguments: object) -> Answer:
+    def run(*arguments: object) -> CommandResult:
         capsys.readouterr()
         try:
             code = main([str(argument) for argument in arguments])
         except SystemExit as left:  # how the option parser leaves
             code = left.code if isinstance(left.code, int) else -1
         out, err = capsys.readouterr()
-        return Answer(code, out, err)
+        return CommandResult(code, out, err)
 
     return run

@@ -50,9 +50,12 @@ class Block:
 def pages() -> list[Path]:
     """Every page that tells a reader what to type."""
     return [
-        ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")),
-        *sorted((ROOT / "examples").glob("*.md")), *sorted((ROOT / "examples").glob("*.ipynb")),
-    ]  # fmt: skip
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *sorted((ROOT / "docs").glob("*.md")),
+        *sorted((ROOT / "examples").glob("*.md")),
+        *sorted((ROOT / "examples").glob("*.ipynb")),
+    ]
 
 
 def blocks(page: Path) -> list[Block]:
@@ -65,10 +68,10 @@ def blocks(page: Path) -> list[Block]:
             for number, cell in enumerate(cells, start=1)
             if cell["cell_type"] == "code"
         ]
-    return list(_fenced(text.splitlines()))
+    return list(_iterate_blocks(text.splitlines()))
 
 
-def _fenced(lines: list[str]) -> Iterator[Block]:
+def _iterate_blocks(lines: list[str]) -> Iterator[Block]:
     reason: str | None = None
     begun: tuple[int, re.Match[str]] | None = None
     for number, line in enumerate(lines, start=1):
@@ -87,7 +90,7 @@ def _fenced(lines: list[str]) -> Iterator[Block]:
             reason = None
 
 
-def lines_of(block: Block) -> list[list[str]]:
+def split_commands(block: Block) -> list[list[str]]:
     """The words of each command of a block, without comments."""
     text = block.text.replace("\\\n", " ")
     words = (shlex.split(line, comments=True) for line in text.splitlines())
@@ -109,14 +112,14 @@ class Runner:
             if block.language == "python" and not block.title:
                 exec(compile(block.text, f"<block of line {block.line}>", "exec"), self.names)
             elif block.language == "sh":
-                for words in lines_of(block):
+                for words in split_commands(block):
                     _run_line(words)
             elif block.language in ("yaml", "toml"):
-                load_config(_file_of(block))
+                load_config(_write_block(block))
         return printed.getvalue()
 
 
-def _file_of(block: Block) -> Path:
+def _write_block(block: Block) -> Path:
     path = Path(block.title or f"block-{block.line}.{block.language}")
     path.write_text(block.text, encoding="utf-8")
     return path
@@ -146,7 +149,7 @@ def _run_line(words: list[str]) -> None:
 def _run_words(words: list[str], patch: pytest.MonkeyPatch) -> None:
     program, *arguments = words
     if program == "torchptycho":
-        code = _left_with(main, arguments)
+        code = _run_for_exit_code(main, arguments)
         assert code == 0, f"exit code {code} of: {shlex.join(words)}"
     elif program == "python" and arguments[0] == "-c":
         exec(compile(arguments[1], "<python -c>", "exec"), {"__name__": "__main__"})
@@ -157,23 +160,23 @@ def _run_words(words: list[str], patch: pytest.MonkeyPatch) -> None:
         raise AssertionError(f"neither run nor marked with '<!-- not run: why -->': {shlex.join(words)}")
 
 
-def _left_with(function: Any, arguments: list[str]) -> Any:
+def _run_for_exit_code(function: Any, arguments: list[str]) -> Any:
     try:
         return function(arguments)
     except SystemExit as left:  # how the option parser leaves
         return left.code or 0
 
 
-def look_over(block: Block) -> None:
+def check_unrun_block(block: Block) -> None:
     """What can be said of a block that is not run: its options are known, its targets and extras are there."""
     if block.language != "sh":
         return
-    for words in lines_of(block):
+    for words in split_commands(block):
         words = [word for word in words if not _ASSIGNMENT.match(word)]
         if "torchptycho" in words:
             arguments = words[words.index("torchptycho") + 1 :]
             with contextlib.redirect_stderr(io.StringIO()) as said:
-                code = _left_with(_parse, arguments)
+                code = _run_for_exit_code(_parse, arguments)
             assert isinstance(code, Command) or code == 0, said.getvalue()
         elif words[0] == "make":
             targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
@@ -201,10 +204,10 @@ def known_options() -> set[str]:
     return found
 
 
-def letters(text: str) -> set[str]:
+def extract_words(text: str) -> set[str]:
     """Its words, without numbers, names of files and anything that differs from run to run."""
     return set(re.findall(r"(?<![\w./])[A-Za-z][A-Za-z_]+[a-z](?![\w./])", text))
 
 
-def environment_of(page: Path) -> str:
+def page_key(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()

@@ -21,7 +21,7 @@ BORDER_PX = ((6, 3), (10, 5))
 """Rows above and below, columns left and right of what is lit: the canvas is not that of the scan."""
 
 
-def true_product(truth: np.ndarray, probe: np.ndarray, positions_px: np.ndarray, name: str = "sim") -> Product:
+def make_true_product(truth: np.ndarray, probe: np.ndarray, positions_px: np.ndarray, name: str = "sim") -> Product:
     """The product of an object [H, W], with a border around it and a centre away from the origin.
 
     Arguments:
@@ -34,9 +34,15 @@ def true_product(truth: np.ndarray, probe: np.ndarray, positions_px: np.ndarray,
     places_m = there * PIXEL_M + CENTER_M
     pixel = PixelGeometry(PIXEL_M, PIXEL_M)
     metadata = ProductMetadata(
-        name=name, comments="", detector_distance_m=1.0, photon_energy_eV=8000.0, probe_photon_count=PHOTONS,
-        exposure_time_s=0.1, mass_attenuation_m2_per_kg=0.0, tomography_angle_deg=0.0,
-    )  # fmt: skip
+        name=name,
+        comments="",
+        detector_distance_m=1.0,
+        photon_energy_eV=8000.0,
+        probe_photon_count=PHOTONS,
+        exposure_time_s=0.1,
+        mass_attenuation_m2_per_kg=0.0,
+        tomography_angle_deg=0.0,
+    )
     return Product(
         metadata=metadata,
         probe_positions=ProbePositionSequence(
@@ -48,14 +54,16 @@ def true_product(truth: np.ndarray, probe: np.ndarray, positions_px: np.ndarray,
     )
 
 
-def with_object(product: Product, array: np.ndarray) -> Product:
+def replace_object(product: Product, array: np.ndarray) -> Product:
     """The product with another object at the same place."""
     given = product.object_
     placed = Object(array=array, pixel_geometry=given.get_pixel_geometry(), center=given.get_center())
     return dataclasses.replace(product, object_=placed)
 
 
-def measured(product: Product, *, bad: np.ndarray | None = None, poison: int | None = None) -> AssembledDiffractionData:
+def simulate_counts(
+    product: Product, *, bad: np.ndarray | None = None, poison: int | None = None
+) -> AssembledDiffractionData:
     """Poisson counts of a product, uint16; what is bad may be poisoned."""
     clean = generate_diffraction_data(product)
     expected = clean.get_patterns()
@@ -67,6 +75,6 @@ def measured(product: Product, *, bad: np.ndarray | None = None, poison: int | N
     return AssembledDiffractionData(clean.get_indexes(), counts, clean.get_pixel_geometry(), bad)
 
 
-def handed_over(product: Product, data: AssembledDiffractionData) -> ReconstructInput:
+def make_reconstruct_input(product: Product, data: AssembledDiffractionData) -> ReconstructInput:
     """What a reconstructor is given."""
     return ReconstructInput(data.get_patterns(), data.get_bad_pixels(), product)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scan_files import cases
+from scan_files import make_cases
 from tiny_run import TINY_FLAGS, Command
 
 from torchptycho.core.config import SimulateConfig
@@ -23,7 +23,7 @@ from torchptycho.data.simulation import simulate
 M, N = 12, 32
 SCAN = simulate(SimulateConfig(n_px=N, object_px=64, n_frames=M, photons_per_frame=1e4))
 FRAMES = SCAN.frames[:]
-CXI = next(case for case in cases() if case.name == "cxi")
+CXI = next(case for case in make_cases() if case.name == "cxi")
 GOOD: dict[str, Any] = {
     "diffraction": FRAMES,
     "xcoords": SCAN.positions_px[:, 1],
@@ -189,8 +189,10 @@ def test_in_a_process_of_its_own_nothing_else_is_printed(bad_file: Callable[[str
     code = "import sys; from torchptycho.cli.app import main; sys.exit(main())"
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments_of("train", path, tmp_path / "out")],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 1
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1, done.stderr

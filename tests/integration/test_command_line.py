@@ -76,9 +76,25 @@ class TestHelp:
 
     def test_every_command_is_tested_above(self) -> None:
         assert set(COMMANDS) == {
-            "inspect", "convert", "simulate", "prepare", "append", "drop", "train", "reconstruct", "refine",
-            "resolution", "evaluate", "demo", "compare", "doctor", "ptychodus", "export", "watch", "replay",
-        }  # fmt: skip
+            "inspect",
+            "convert",
+            "simulate",
+            "prepare",
+            "append",
+            "drop",
+            "train",
+            "reconstruct",
+            "refine",
+            "resolution",
+            "evaluate",
+            "demo",
+            "compare",
+            "doctor",
+            "ptychodus",
+            "export",
+            "watch",
+            "replay",
+        }
 
     @pytest.mark.contract("cli.help")
     def test_version_is_told(self, command: Command) -> None:
@@ -163,7 +179,7 @@ class TestExitCodes:
         def broken(*_: object) -> None:
             raise AssertionError("a fault of ours")
 
-        monkeypatch.setattr("torchptycho.data.prepare.check_together", broken)
+        monkeypatch.setattr("torchptycho.data.prepare.check_compatible", broken)
         with pytest.raises(AssertionError, match="a fault of ours"):
             command("prepare", tiny_scan, "--out", tmp_path / "store")
 
@@ -378,8 +394,15 @@ class TestDemo:
         assert told["metrics"]["refined"]["complex_nrmse"] < told["metrics"]["network"]["complex_nrmse"]
         assert [step["name"] for step in told["steps"]][-1] == "draw"
         for name in (
-            "scan.npz", "scan.png", "image.npz", "image.png", "refined.npz", "refined.png", "frc.png", "report.html",
-        ):  # fmt: skip
+            "scan.npz",
+            "scan.png",
+            "image.npz",
+            "image.png",
+            "refined.npz",
+            "refined.png",
+            "frc.png",
+            "report.html",
+        ):
             assert (out / name).is_file(), name
 
     @pytest.mark.contract("cli.demo")

@@ -25,7 +25,7 @@ from torchptycho.core.config import save_config
 from torchptycho.core.errors import ConfigError, StoreError, TorchptychoError
 from torchptycho.data.store import Store
 from torchptycho.training import distributed
-from torchptycho.training.distributed import Processes, opened_soon
+from torchptycho.training.distributed import RankCoordinator, wait_for_store
 
 
 def free_port() -> int:
@@ -34,7 +34,7 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def processes(rank: int, size: int, port: int) -> Processes:
+def processes(rank: int, size: int, port: int) -> RankCoordinator:
     class Launched(TorchElasticEnvironment):
         """What a launcher tells one of its processes."""
 
@@ -46,7 +46,7 @@ def processes(rank: int, size: int, port: int) -> Processes:
         def global_rank(self) -> int:
             return rank
 
-    return Processes.of(Launched())
+    return RankCoordinator.from_environment(Launched())
 
 
 def in_processes(work: Callable[[int], Any], size: int, folder: Path, kill: int | None = None) -> dict[int, str]:
@@ -87,7 +87,7 @@ class TestFirstGoes:
                     (tmp_path / "prepared").write_text("")
                 return (tmp_path / "prepared").exists()
 
-            done = [together_.first_goes(step) for _ in range(2)]
+            done = [together_.rank_zero_first(step) for _ in range(2)]
             time.sleep(0.5)  # the first one still answers while it trains
             return done
 
@@ -102,7 +102,7 @@ class TestFirstGoes:
                 assert first
                 raise ConfigError("scan.npz: expected\nlight; found none.")
 
-            processes(rank, 3, port).first_goes(step)
+            processes(rank, 3, port).rank_zero_first(step)
 
         told = in_processes(work, 3, tmp_path)
         assert told[0].startswith("ConfigError: scan.npz: expected\nlight")
@@ -113,13 +113,13 @@ class TestFirstGoes:
     def test_others_end_when_the_first_is_killed(self, tmp_path: Path) -> None:
         port = free_port()
         told = in_processes(
-            lambda rank: processes(rank, 2, port).first_goes(lambda first: time.sleep(60)), 2, tmp_path, kill=0
+            lambda rank: processes(rank, 2, port).rank_zero_first(lambda first: time.sleep(60)), 2, tmp_path, kill=0
         )
         assert "StoreError: the first process ended without a word" in told[1]
 
     @pytest.mark.contract("train.ddp.prepare")
     def test_first_that_never_answers_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(distributed, "_MEET_S", 0.5)
+        monkeypatch.setattr(distributed, "_CONNECT_TIMEOUT_S", 0.5)
         with pytest.raises(StoreError, match=r"127\.0\.0\.1:\d+: the first process does not answer"):
             processes(1, 2, free_port())
 
@@ -128,10 +128,10 @@ class TestFirstGoes:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for environment in (None, LightningEnvironment()):
-            assert Processes.of(environment).first_goes(lambda first: first) is True
-        monkeypatch.setattr(distributed, "_VISIBLE_S", 0.3)
+            assert RankCoordinator.from_environment(environment).rank_zero_first(lambda first: first) is True
+        monkeypatch.setattr(distributed, "_VISIBLE_TIMEOUT_S", 0.3)
         with pytest.raises(StoreError, match="expected the store that the first process has prepared"):
-            opened_soon(tmp_path)
+            wait_for_store(tmp_path)
 
 
 SCRIPT = """
@@ -178,20 +178,27 @@ def told(tiny_scan: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     save_config(config, folder / "config.yaml")
     (folder / "script.py").write_text(SCRIPT)
     shared = {
-        "TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
+        "TORCHELASTIC_RUN_ID": "test",
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "GROUP_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
         # Python's own path does not hold the project where it is not installed.
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-    }  # fmt: skip
+    }
     names = ("script.py", "", "config.yaml")
     arguments = [str(folder / name) for name in names] + [str(tiny_scan), str(folder / "bad.npz")]
     started = [
         subprocess.Popen(
-            [sys.executable, *arguments], env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            [sys.executable, *arguments],
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         for rank in range(2)
-    ]  # fmt: skip
+    ]
     answers = [process.communicate(timeout=200)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0], "\n".join(answers)[-4000:]
     return folder, [json.loads((folder / f"told-{rank}.json").read_text()) for rank in range(2)]

@@ -20,7 +20,17 @@ import h5py
 import lightning as L
 import numpy as np
 import pytest
-from documentation_blocks import ROOT, Block, Runner, blocks, environment_of, known_options, letters, look_over, pages
+from documentation_blocks import (
+    ROOT,
+    Block,
+    Runner,
+    blocks,
+    check_unrun_block,
+    extract_words,
+    known_options,
+    page_key,
+    pages,
+)
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -117,10 +127,12 @@ def smaller(config: Any) -> Any:
         return dataclasses.replace(config, steps=steps, epochs=config.epochs and 1, accelerator="cpu", compile=False)
     if isinstance(config, RunConfig):
         return dataclasses.replace(
-            config, train=smaller(config.train), refine=smaller(config.refine),
+            config,
+            train=smaller(config.train),
+            refine=smaller(config.refine),
             model=dataclasses.replace(config.model, start_projections=1, finish_projections=0),
             prepare=dataclasses.replace(config.prepare, bootstrap_probe=min(1, config.prepare.bootstrap_probe)),
-        )  # fmt: skip
+        )
     return config
 
 
@@ -166,7 +178,7 @@ def less_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def ids(page: Path) -> str:
-    return environment_of(page)
+    return page_key(page)
 
 
 @pytest.mark.contract("docs.commands")
@@ -176,7 +188,7 @@ def ids(page: Path) -> str:
 def test_every_block_of_the_page_runs(
     page: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    only = PREPARED.get(environment_of(page))
+    only = PREPARED.get(page_key(page))
     folder = tmp_path / "here"
     if only is None:
         shutil.copytree(prepared, folder)
@@ -191,13 +203,13 @@ def test_every_block_of_the_page_runs(
     monkeypatch.setenv("MPLBACKEND", "Agg")
     runner, printed = Runner(), ""
     for block in blocks(page):
-        where = f"{environment_of(page)}:{block.line}"
+        where = f"{page_key(page)}:{block.line}"
         if block.not_run is not None:
             assert len(block.not_run) > 8, f"{where}: a block that is not run says why"
-            look_over(block)
+            check_unrun_block(block)
             printed = ""
         elif block.language == "text":
-            missing = letters(block.text) - letters(printed)
+            missing = extract_words(block.text) - extract_words(printed)
             assert not (printed and missing), f"{where}: the commands before it do not print {sorted(missing)}"
         else:
             try:
@@ -213,7 +225,7 @@ def test_blocks_are_of_a_known_language() -> None:
 
     for page in pages():
         for block in blocks(page):
-            assert block.language in LANGUAGES, f"{environment_of(page)}:{block.line}: name the language of the block"
+            assert block.language in LANGUAGES, f"{page_key(page)}:{block.line}: name the language of the block"
 
 
 @pytest.mark.contract("docs.commands")
@@ -248,14 +260,14 @@ def test_a_wrong_block_is_found(
 )
 def test_a_wrong_block_that_is_not_run_is_found(text: str) -> None:
     with pytest.raises(AssertionError):
-        look_over(Block(1, "sh", text, not_run="it needs another machine"))
+        check_unrun_block(Block(1, "sh", text, not_run="it needs another machine"))
 
 
 @pytest.mark.contract("docs.commands")
 def test_output_that_is_not_printed_is_found() -> None:
     printed = "run/best.ckpt: trained in 263 s, amplitude_mae 0.0168"
-    assert not letters("run/best.ckpt: trained in ... s, amplitude_mae 0.2") - letters(printed)
-    assert letters("trained with phase_mae 0.2") - letters(printed) == {"with", "phase_mae"}
+    assert not extract_words("run/best.ckpt: trained in ... s, amplitude_mae 0.2") - extract_words(printed)
+    assert extract_words("trained with phase_mae 0.2") - extract_words(printed) == {"with", "phase_mae"}
 
 
 @pytest.mark.contract("docs.commands")
@@ -264,7 +276,7 @@ def test_options_named_in_the_text_are_there() -> None:
     for page in pages():
         if page.suffix == ".md":
             for option in re.findall(r"`[^`\n]*?(?<![\w-])(--[a-zA-Z][a-zA-Z0-9-]*)", prose(page)):
-                assert option in known, f"{environment_of(page)}: no command has {option}"
+                assert option in known, f"{page_key(page)}: no command has {option}"
 
 
 def prose(page: Path) -> str:
@@ -281,7 +293,7 @@ def test_links_lead_to_files_that_are_there() -> None:
             if "://" in target or target.startswith("mailto:"):
                 continue
             path = (page.parent / target).resolve()
-            assert path.exists() or path in written, f"{environment_of(page)}: {target} leads nowhere"
+            assert path.exists() or path in written, f"{page_key(page)}: {target} leads nowhere"
 
 
 def table_rows(text: str) -> dict[str, dict[str, list[str]]]:

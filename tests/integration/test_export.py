@@ -27,7 +27,7 @@ from torchptycho.core.config import ExperimentConfig, GroupConfig, ModelConfig, 
 from torchptycho.core.errors import ConfigError, ExportError, ScanError, TorchptychoError
 from torchptycho.core.scan import ArrayFrames, Scan
 from torchptycho.core.versions import versions
-from torchptycho.data.inference_dataset import PlainBatch
+from torchptycho.data.inference_dataset import InferenceBatch
 from torchptycho.data.simulation import simulate
 from torchptycho.io import write_scan
 from torchptycho.models.export.export import LARGEST_ERROR, export_network
@@ -48,8 +48,9 @@ def network_of(
     """A network with the statistics of a simulated scan and weights that matter."""
     config = RunConfig(
         model=ModelConfig(generator=generator, n_filters_scale=1, start_projections=0, finish_projections=1),
-        group=GroupConfig(gridsize=gridsize), experiment=ExperimentConfig(**experiment),
-    )  # fmt: skip
+        group=GroupConfig(gridsize=gridsize),
+        experiment=ExperimentConfig(**experiment),
+    )
     reach_px = 3.3 if gridsize > 1 else 0.0
     network = PtychoNetwork(to_dict(config), n_px, scans, modes, domain, reach_px).eval()
     scan = simulate(dataclasses.replace(TINY_SIMULATION, n_px=n_px, object_px=n_px + 48, n_frames=4))
@@ -70,18 +71,19 @@ def network_of(
     return network
 
 
-def batch_of(network: PtychoNetwork, groups: int, seed: int = 0) -> PlainBatch:
+def batch_of(network: PtychoNetwork, groups: int, seed: int = 0) -> InferenceBatch:
     random = torch.Generator().manual_seed(seed)
     members = network.gridsize**2
     rate = torch.fft.fftshift(torch.fft.fft2(network.probe[0].detach(), norm="ortho").abs().square().sum(0))
     rate = rate.expand(groups, members, -1, -1) + 1
     reach_px = 3.3 if members > 1 else 0.0
-    return PlainBatch(
+    return InferenceBatch(
         frames=torch.poisson(rate, random),
         offset_px=reach_px * (2 * torch.rand(groups, members, 2, generator=random) - 1),
-        scan=torch.zeros(groups, dtype=torch.int64), members=torch.zeros(groups, members, dtype=torch.int64),
-        fresh=torch.ones(groups, members, dtype=torch.bool),
-    )  # fmt: skip
+        scan=torch.zeros(groups, dtype=torch.int64),
+        members=torch.zeros(groups, members, dtype=torch.int64),
+        is_first=torch.ones(groups, members, dtype=torch.bool),
+    )
 
 
 @pytest.fixture(scope="session")
@@ -93,9 +95,11 @@ def scan() -> Scan:
 def trained(tmp_path_factory: pytest.TempPathFactory, scan: Scan) -> Path:
     """A checkpoint for groups of 2x2 frames."""
     config = dataclasses.replace(
-        TINY, group=dataclasses.replace(TINY.group, gridsize=2), model=ModelConfig(generator=ESTIMATE),
+        TINY,
+        group=dataclasses.replace(TINY.group, gridsize=2),
+        model=ModelConfig(generator=ESTIMATE),
         train=dataclasses.replace(TINY.train, steps=1, on_flat="warn"),
-    )  # fmt: skip
+    )
     return train(scan, config, tmp_path_factory.mktemp("export") / "run", progress=False).last
 
 
@@ -204,10 +208,16 @@ def test_the_file_says_what_it_is(trained: Path, exported: Path) -> None:
     told = json.loads(entry.value)
     network = open_network(trained)
     wanted = {
-        "engine": "onnx", "generator": ESTIMATE, "n_px": 32, "gridsize": 2, "domain": "counts", "training_scan": 0,
-        "canvas_px": network.canvas_px, "checkpoint_sha256": network.checkpoint_sha256,
+        "engine": "onnx",
+        "generator": ESTIMATE,
+        "n_px": 32,
+        "gridsize": 2,
+        "domain": "counts",
+        "training_scan": 0,
+        "canvas_px": network.canvas_px,
+        "checkpoint_sha256": network.checkpoint_sha256,
         "photons_per_frame": float(network.photons_per_frame[0]),
-    }  # fmt: skip
+    }
     assert {name: told[name] for name in wanted} == wanted
     assert told["versions"] == versions()
     assert "transmission" in told["units"]
@@ -233,8 +243,17 @@ def test_one_of_several_training_scans_is_exported(tmp_path: Path, scan: Scan) -
 @pytest.mark.contract("export.no_training")
 def test_an_exported_file_needs_neither_training_nor_exporters(exported: Path, tmp_path: Path, scan: Scan) -> None:
     write_scan(scan, tmp_path / "scan.npz")
-    arguments = ["reconstruct", str(exported), str(tmp_path / "scan.npz"), "--engine", "onnx",
-                 "--out", str(tmp_path / "image.npz"), "--accelerator", "cpu"]  # fmt: skip
+    arguments = [
+        "reconstruct",
+        str(exported),
+        str(tmp_path / "scan.npz"),
+        "--engine",
+        "onnx",
+        "--out",
+        str(tmp_path / "image.npz"),
+        "--accelerator",
+        "cpu",
+    ]
     unwanted = [
         "lightning",
         "tensordict",
@@ -278,9 +297,14 @@ def test_a_checkpoint_is_exported_for_the_engine(trained: Path, scan: Scan, tmp_
     ],
 )
 def test_what_an_exported_network_refuses_is_refused_before_it_is_exported(
-    trained: Path, scan: Scan, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch, wrong: list[Any],
+    trained: Path,
+    scan: Scan,
+    tmp_path: Path,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    wrong: list[Any],
     told: str,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr(
         "torchptycho.models.export.export.export_network", lambda *_, **__: pytest.fail("it was exported")
     )

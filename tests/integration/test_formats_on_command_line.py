@@ -93,8 +93,9 @@ def test_prepare_says_what_was_left_out(raw: Path, command: Command) -> None:
     assert "38 frames" in answer.out
     assert f"2 frames left out, listed in {out / 'store.json'}" in answer.out
     assert json.loads((out / "store.json").read_text())["scans"][0]["left_out"] == {
-        "3": "asked for by drop_frames", "7": "asked for by drop_frames",
-    }  # fmt: skip
+        "3": "asked for by drop_frames",
+        "7": "asked for by drop_frames",
+    }
 
 
 @pytest.mark.contract("cli.orientation")

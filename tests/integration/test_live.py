@@ -154,9 +154,12 @@ def process(*arguments: object) -> Iterator[subprocess.Popen[str]]:
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     code = "import sys; from torchptycho.cli.app import main; sys.exit(main(sys.argv[1:]))"
     done = subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-c", code, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         env={**os.environ, "PYTHONPATH": paths},
-    )  # fmt: skip
+    )
     try:
         yield done
     finally:
@@ -295,9 +298,20 @@ def test_a_file_of_any_layout_is_watched_by_its_mapping(
     prepare = PrepareConfig(mapping=mapping, flip_x=True)
     save_config(RunConfig(prepare=prepare), tmp_path / "x.yaml")
     answer = command(
-        "watch", tmp_path / "x.h5", "--model", single, "--out", tmp_path / "live", "--config", tmp_path / "x.yaml",
-        "--idle-s", "0.3", "--accelerator", "cpu", "--json",
-    )  # fmt: skip
+        "watch",
+        tmp_path / "x.h5",
+        "--model",
+        single,
+        "--out",
+        tmp_path / "live",
+        "--config",
+        tmp_path / "x.yaml",
+        "--idle-s",
+        "0.3",
+        "--accelerator",
+        "cpu",
+        "--json",
+    )
     assert answer.code == 0, answer.err
     told = json.loads(answer.out)
     assert (told["state"], told["received"], told["left_out"]) == ("done", 120, {})
@@ -357,10 +371,12 @@ def test_status_and_pictures_are_whole_at_any_moment(single: Path, recorded: Pat
     assert versions == sorted(versions)
     assert len(set(versions)) > 1
     assert last["image"] == {
-        "version": last["image"]["version"], "height_px": found.image.object.shape[0] if found.image else 0,
+        "version": last["image"]["version"],
+        "height_px": found.image.object.shape[0] if found.image else 0,
         "width_px": found.image.object.shape[1] if found.image else 0,
-        "object_pixel_m": pytest.approx(LENGTHS.with_object_pixel(32).object_pixel_m), "provisional": False,
-    }  # fmt: skip
+        "object_pixel_m": pytest.approx(LENGTHS.with_object_pixel(32).object_pixel_m),
+        "provisional": False,
+    }
     assert not (out / "spool").exists()
 
 
@@ -442,9 +458,14 @@ class InMemory:
     idle_s = None
 
     def __init__(
-        self, scan: Scan, fault_at: int | None = None, end_at: int | None = None, name: str = "memory",
-        answers: bool = True, **layout: Any,
-    ) -> None:  # fmt: skip
+        self,
+        scan: Scan,
+        fault_at: int | None = None,
+        end_at: int | None = None,
+        name: str = "memory",
+        answers: bool = True,
+        **layout: Any,
+    ) -> None:
         self.scan, self.fault_at, self.closed = scan, fault_at, -1
         self.end_at, self.name, self.answers = scan.n_frames if end_at is None else end_at, name, answers
         self.layout = dataclasses.replace(layout_of(scan), **layout)
@@ -457,9 +478,10 @@ class InMemory:
             raise ZeroDivisionError("a fault of the source")
         stop = min(start + min(at_most, 30), self.end_at)
         return Chunk(
-            frames=self.scan.frames[start:stop], positions_px=self.scan.positions_px[start:stop],
+            frames=self.scan.frames[start:stop],
+            positions_px=self.scan.positions_px[start:stop],
             end=stop == self.end_at,
-        )  # fmt: skip
+        )
 
     def waits_for(self) -> None:
         return None
@@ -518,8 +540,9 @@ def test_a_scan_that_ended_early_is_told_as_such_and_is_over_when_it_is_gone_on_
     some = reconstruct(single, read_scan(recorded, frames=slice(None, 60)), **OFFLINE)
     missing = "40 of 100 expected frames did not come"
     for answers, message in (
-        (True, missing), (False, f"all 60 frames were here already; the source was not asked; {missing}")
-    ):  # fmt: skip
+        (True, missing),
+        (False, f"all 60 frames were here already; the source was not asked; {missing}"),
+    ):
         again = watched(InMemory(scan, end_at=60, answers=answers), single, out)
         assert (again.status.state, again.status.message) == ("done", message)
         assert same(again.image, some)
@@ -661,8 +684,9 @@ def test_a_status_or_a_picture_that_cannot_be_written_is_written_the_next_time(
     assert json.loads((out / "status.json").read_text())["state"] == "done"
     assert (out / "reconstruction.npz").is_file()
     assert [record.getMessage().split(":")[0] for record in caplog.records if "cannot be written" in record.msg] == [
-        str(out / "status.json"), str(out / "amplitude.png")
-    ]  # fmt: skip
+        str(out / "status.json"),
+        str(out / "amplitude.png"),
+    ]
 
 
 @pytest.mark.contract("live.ready")
@@ -741,9 +765,20 @@ def test_the_commands_tell_what_they_did(command: Command, single: Path, recorde
     where = address()
     with playing(recorded, where, 1e5):
         answer = command(
-            "watch", where, "--model", single, "--out", tmp_path / "live", "--page", "--page-port", "0",
-            "--accelerator", "cpu", "--refresh-s", "20",
-        )  # fmt: skip
+            "watch",
+            where,
+            "--model",
+            single,
+            "--out",
+            tmp_path / "live",
+            "--page",
+            "--page-port",
+            "0",
+            "--accelerator",
+            "cpu",
+            "--refresh-s",
+            "20",
+        )
     assert answer.code == 0, answer.err
     assert "http://127.0.0.1:" in answer.err
     assert "reconstruction.npz" in answer.out
@@ -754,9 +789,19 @@ def test_the_commands_tell_what_they_did(command: Command, single: Path, recorde
     assert json.loads((tmp_path / "live" / "status.json").read_text())["refresh_s"] == 20
     assert "status.refresh_s" in (ROOT / "torchptycho" / "live" / "page.html").read_text(encoding="utf-8")
     answer = command(
-        "watch", where, "--model", single, "--out", tmp_path / "live", "--frames", "901", "--idle-s", "0.2",
-        "--accelerator", "cpu",
-    )  # fmt: skip
+        "watch",
+        where,
+        "--model",
+        single,
+        "--out",
+        tmp_path / "live",
+        "--frames",
+        "901",
+        "--idle-s",
+        "0.2",
+        "--accelerator",
+        "cpu",
+    )
     assert answer.out.endswith("; 1 of 901 expected frames did not come\n"), answer.out
     for wrong, words in (
         (["--spool-frames", "3"], "spool_frames: expected at least 16"),
@@ -770,9 +815,16 @@ def test_the_commands_tell_what_they_did(command: Command, single: Path, recorde
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         answer = command(
-            "watch", where, "--model", single, "--out", tmp_path / "none", "--page", "--page-port",
+            "watch",
+            where,
+            "--model",
+            single,
+            "--out",
+            tmp_path / "none",
+            "--page",
+            "--page-port",
             str(taken.getsockname()[1]),
-        )  # fmt: skip
+        )
     assert (answer.code, "is in use" in answer.err) == (1, True), answer.err
     assert not (tmp_path / "none").exists()
     answer = command("watch", where, "--model", single, "--out", recorded)

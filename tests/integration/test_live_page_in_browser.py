@@ -22,14 +22,23 @@ from torchptycho.live.live_images import draw
 from torchptycho.live.web_page import serve
 
 BEGUN: dict[str, Any] = {
-    "state": "receiving", "source": "tcp://127.0.0.1:5555", "model": "runs/first",
-    "received": 4180, "reconstructed": 3600, "expected": 10000,
-    "backlog": 580, "largest_backlog": 1210, "paused_s": 0.0, "latest_wait_s": 0.41,
-    "longest_wait_s": 83.0, "received_per_s": 1987.3, "reconstructed_per_s": 1412.2,
+    "state": "receiving",
+    "source": "tcp://127.0.0.1:5555",
+    "model": "runs/first",
+    "received": 4180,
+    "reconstructed": 3600,
+    "expected": 10000,
+    "backlog": 580,
+    "largest_backlog": 1210,
+    "paused_s": 0.0,
+    "latest_wait_s": 0.41,
+    "longest_wait_s": 83.0,
+    "received_per_s": 1987.3,
+    "reconstructed_per_s": 1412.2,
     "left_out": {"17": "no position", "20": "no position", "21": "no position", "900": "not finite"},
     "image": {"version": 1, "height_px": 60, "width_px": 90, "object_pixel_m": 8e-9, "provisional": True},
     "message": None,
-}  # fmt: skip
+}
 TEXT_OF = "document.getElementById('{}').textContent"
 IMAGES = "document.querySelectorAll('.frame img').length"
 
@@ -94,8 +103,9 @@ def test_page_follows_its_folder(tab: Tab, folder: Folder) -> None:
         assert text(tab, "image").startswith("provisional60 × 90 px")
         assert "4,180 frames received, 3,600 reconstructed, 10,000 expected; about 4.5 s left" in text(tab, "share")
         assert tab.ask("[...document.querySelectorAll('#left li')].map(e => e.textContent)") == [
-            "17, 20, 21: no position", "900: not finite",
-        ]  # fmt: skip
+            "17, 20, 21: no position",
+            "900: not finite",
+        ]
         assert tab.ask("document.querySelector('#progress').getAttribute('aria-valuenow')") == "3600"
         assert tab.ask("[...document.images].every(i => i.alt.length > 20 && i.naturalWidth === 90)")
         # The bar is as long as it says: 90 px of 8 nm are 720 nm.

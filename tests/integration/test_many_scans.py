@@ -22,9 +22,14 @@ def days(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"day{day}").mkdir()
         for number in range(2):
             options = SimulateConfig(
-                n_px=32, object_px=72 + 8 * number, n_frames=16 + 4 * day + number, photons_per_frame=10.0 ** (3 + day),
-                probe_modes=day, probe_kind=("zone_plate", "gaussian")[number], simulation_seed=10 * day + number,
-            )  # fmt: skip
+                n_px=32,
+                object_px=72 + 8 * number,
+                n_frames=16 + 4 * day + number,
+                photons_per_frame=10.0 ** (3 + day),
+                probe_modes=day,
+                probe_kind=("zone_plate", "gaussian")[number],
+                simulation_seed=10 * day + number,
+            )
             write_scan(simulate(options), folder / f"day{day}" / f"scan{number}.npz")
     (folder / "day1" / "log.txt").write_text("cryo failed at noon")
     return folder

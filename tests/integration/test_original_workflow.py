@@ -168,8 +168,10 @@ def test_a_container_from_arrays_is_a_scan_of_amplitudes(scan: Scan) -> None:
     raw = RawData.from_scan(scan)
     made = PtychoDataContainer.from_raw_data(raw, gridsize=2, K=5, nsamples=20, nphotons=1e5)
     arrays = {name: original_layouts.channels_last(getattr(made, name).numpy()) for name in ("X", "Y_I", "Y_phi")}
-    rest = {name: getattr(made, name).numpy() for name in (
-        "coords_nominal", "coords_true", "nn_indices", "global_offsets", "local_offsets", "norm_Y_I")}  # fmt: skip
+    rest = {
+        name: getattr(made, name).numpy()
+        for name in ("coords_nominal", "coords_true", "nn_indices", "global_offsets", "local_offsets", "norm_Y_I")
+    }
     found = PtychoDataContainer(**arrays, **rest, YY_full=made.YY_full, probeGuess=made.probe.numpy()).as_scan()
     rows = made.frames_used
     assert found.domain == "amplitude"

@@ -15,8 +15,17 @@ from typing import Any
 import numpy as np
 import prepare_processes
 import pytest
-from prepare_processes import CONTEXT, config_of, held_up, killed_at, prepare_file, second, started, with_little_room
-from scan_files import cases
+from prepare_processes import (
+    CONTEXT,
+    make_config,
+    prepare_and_pause,
+    prepare_concurrently,
+    prepare_file,
+    prepare_until_killed,
+    prepare_with_file_size_limit,
+    start_process,
+)
+from scan_files import make_cases
 
 from torchptycho.core.config import GroupConfig, PrepareConfig, ReadConfig, RunConfig, SimulateConfig
 from torchptycho.core.errors import ScanError, StoreError
@@ -71,7 +80,7 @@ def test_killed_twenty_times_it_is_there_as_a_whole_or_not_at_all(scan_file: Pat
 
     def run(line: int | None) -> int | None:
         hear, tell = CONTEXT.Pipe(duplex=False)
-        process = started(killed_at, line, scan_file, store, tell)
+        process = start_process(prepare_until_killed, line, scan_file, store, tell)
         process.join()
         assert process.exitcode in (0, -9)
         return int(hear.recv()) if process.exitcode == 0 else None
@@ -95,7 +104,7 @@ def test_killed_twenty_times_it_is_there_as_a_whole_or_not_at_all(scan_file: Pat
     # The moments were such that something could have gone wrong.
     assert drafts >= KILLS // 4
     assert whole < KILLS
-    prepare_file(scan_file, store, config_of())
+    prepare_file(scan_file, store, make_config())
     assert content(store) == expected
     assert names_beside(scan_file) == ["scan.npz", "store"]
 
@@ -103,11 +112,11 @@ def test_killed_twenty_times_it_is_there_as_a_whole_or_not_at_all(scan_file: Pat
 @pytest.mark.contract("data.store.killed")
 def test_what_a_killed_one_left_is_removed_when_a_whole_store_is_reopened(scan_file: Path) -> None:
     store = scan_file.with_name("st[o]re")
-    prepare_file(scan_file, store, config_of())
+    prepare_file(scan_file, store, make_config())
     (store.with_name(".st[o]re.lock")).touch()
     (store.with_name(".st[o]re.0123abcd") / "tensors").mkdir(parents=True)
     (store.with_name(".store.0123abcd")).mkdir()
-    prepare_file(scan_file, store, config_of())
+    prepare_file(scan_file, store, make_config())
     assert names_beside(scan_file) == [".store.0123abcd", "scan.npz", "st[o]re"]
 
 
@@ -132,7 +141,7 @@ def test_every_file_is_on_the_disk_before_the_store_has_its_name(
     monkeypatch.setattr(os, "fsync", watched_sync)
     monkeypatch.setattr(os, "replace", watched_replace)
     store = scan_file.with_name("store")
-    prepare_file(scan_file, store, config_of())
+    prepare_file(scan_file, store, make_config())
     assert at_rename >= {str(item.relative_to(store)) for item in store.rglob("*")} | {"."}
     assert synced[-1] == str(store.parent)
 
@@ -144,9 +153,11 @@ def test_of_two_processes_one_writes_and_the_other_waits_and_uses_it(scan_file: 
     store = scan_file.with_name("store")
     began, go_on, waits = CONTEXT.Event(), CONTEXT.Event(), CONTEXT.Event()
     (hear_first, tell_first), (hear_second, tell_second) = CONTEXT.Pipe(duplex=False), CONTEXT.Pipe(duplex=False)
-    first = started(held_up, scan_file, store, 0.2, began, go_on, tell_first)
+    first = start_process(prepare_and_pause, scan_file, store, 0.2, began, go_on, tell_first)
     assert began.wait(60)
-    other = started(second, scan_file, store, 0.3 if end == "other options" else 0.2, waits, tell_second)
+    other = start_process(
+        prepare_concurrently, scan_file, store, 0.3 if end == "other options" else 0.2, waits, tell_second
+    )
     assert waits.wait(60)
     if end == "killed":
         first.kill()
@@ -174,7 +185,7 @@ def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing(scan_file: Path, la
     assert small.frames[:].nbytes < 35_000 < SCAN.truth.nbytes
     write_scan(small, scan_file)
     hear, tell = CONTEXT.Pipe(duplex=False)
-    process = started(with_little_room, largest_file, scan_file, scan_file.with_name("store"), tell)
+    process = start_process(prepare_with_file_size_limit, largest_file, scan_file, scan_file.with_name("store"), tell)
     told = hear.recv()
     process.join()
     assert process.exitcode == 0
@@ -188,16 +199,16 @@ def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing(scan_file: Path, la
 @pytest.mark.contract("data.store.full-disk")
 def test_too_little_space_is_known_before_anything_is_written(scan_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = scan_file.with_name("store")
-    prepare_file(scan_file, path, config_of())
+    prepare_file(scan_file, path, make_config())
     size = sum(file.stat().st_size for file in path.rglob("*.memmap") if file.is_file())
-    needed = disk.bytes_needed([read_scan(scan_file)], config_of())
+    needed = disk.estimate_store_bytes([read_scan(scan_file)], make_config())
     assert size <= needed < size + (2 << 20)
     shutil.rmtree(path)
     usage = type(shutil.disk_usage(path.parent))
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 1000, 1000))
-    monkeypatch.setattr(store_preparing, "draft_of", None)
+    monkeypatch.setattr(store_preparing, "temporary_store", None)
     with pytest.raises(StoreError, match=rf"store: expected {needed} bytes of free space; found 1000\. Free some"):
-        prepare_file(scan_file, path, config_of())
+        prepare_file(scan_file, path, make_config())
     assert names_beside(scan_file) == ["scan.npz"]
 
 
@@ -205,18 +216,18 @@ def test_too_little_space_is_known_before_anything_is_written(scan_file: Path, m
 @pytest.mark.skipif(not Path("/proc/self/fdinfo").is_dir(), reason="a folder where nobody may write: Linux's /proc")
 def test_a_folder_that_cannot_be_written_to_is_one_line(scan_file: Path) -> None:
     with pytest.raises(StoreError, match=r"^/proc/self/fdinfo/store: expected a place that can be written to; found: "):
-        prepare_file(scan_file, Path("/proc/self/fdinfo/store"), config_of())
+        prepare_file(scan_file, Path("/proc/self/fdinfo/store"), make_config())
 
 
 @pytest.mark.contract("data.store.unwritable")
 @pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write anywhere")
 def test_a_read_only_folder_is_one_line_and_a_store_in_it_is_used(scan_file: Path) -> None:
-    prepare_file(scan_file, scan_file.with_name("store"), config_of())
+    prepare_file(scan_file, scan_file.with_name("store"), make_config())
     scan_file.parent.chmod(0o555)
     try:
-        prepare_file(scan_file, scan_file.with_name("store"), config_of())
+        prepare_file(scan_file, scan_file.with_name("store"), make_config())
         with pytest.raises(StoreError, match=r"expected a place that can be written to; found: Permission denied"):
-            prepare_file(scan_file, scan_file.with_name("other"), config_of())
+            prepare_file(scan_file, scan_file.with_name("other"), make_config())
     finally:
         scan_file.parent.chmod(0o755)
 
@@ -224,7 +235,7 @@ def test_a_read_only_folder_is_one_line_and_a_store_in_it_is_used(scan_file: Pat
 @pytest.mark.contract("data.store.unwritable")
 def test_a_store_is_used_where_nothing_can_be_written(scan_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = scan_file.with_name("store")
-    prepare_file(scan_file, path, config_of())
+    prepare_file(scan_file, path, make_config())
     path.with_name(".store.lock").touch()
 
     def refused(*_: Any, **__: Any) -> Any:
@@ -232,7 +243,7 @@ def test_a_store_is_used_where_nothing_can_be_written(scan_file: Path, monkeypat
 
     for name in ("mkdir", "unlink", "rename", "replace", "rmdir"):
         monkeypatch.setattr(os, name, refused)
-    prepare_file(scan_file, path, config_of())
+    prepare_file(scan_file, path, make_config())
 
 
 KINDS = {"stored": StoredFrames, "compressed": ZippedFrames, "HDF5": Hdf5Frames}
@@ -242,7 +253,7 @@ def written_as(kind: str, folder: Path) -> tuple[Path, ReadConfig]:
     if kind != "HDF5":
         write_scan(SCAN, folder / "scan.npz", compressed=kind == "compressed")
         return folder / "scan.npz", ReadConfig()
-    case = next(case for case in cases() if case.name == "cxi")
+    case = next(case for case in make_cases() if case.name == "cxi")
     (folder / case.main).write_bytes(case.files[case.main])
     return folder / case.main, case.config
 
@@ -278,7 +289,7 @@ def test_a_source_that_changes_while_it_is_read_is_named(
 
     def read() -> None:
         if kind != "HDF5":
-            prepare([scan], config_of(), folder / "store")
+            prepare([scan], make_config(), folder / "store")
         for _ in prepare_processes.writing_module.checked_chunks(scan):
             pass
 
@@ -296,9 +307,12 @@ def test_a_mapped_file_that_is_cut_short_is_an_error_and_not_the_end_of_the_proc
 ) -> None:
     stack = FRAMES if in_order else np.ascontiguousarray(FRAMES.transpose(1, 2, 0))
     np.savez(
-        tmp_path / "scan.npz", diffraction=stack, xcoords=SCAN.positions_px[:, 1], ycoords=SCAN.positions_px[:, 0],
+        tmp_path / "scan.npz",
+        diffraction=stack,
+        xcoords=SCAN.positions_px[:, 1],
+        ycoords=SCAN.positions_px[:, 0],
         probeGuess=SCAN.probe,
-    )  # fmt: skip
+    )
     scan = read_scan(tmp_path / "scan.npz")
     os.truncate(tmp_path / "scan.npz", 4096)
     with pytest.raises(ScanError, match=r"scan.npz: 'diffraction'"):
@@ -335,10 +349,12 @@ class TestReport:
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         twice = dataclasses.replace(
-            SCAN, frames=ArrayFrames(np.concatenate([FRAMES, FRAMES])), scan_id=np.repeat([0, 1], M),
+            SCAN,
+            frames=ArrayFrames(np.concatenate([FRAMES, FRAMES])),
+            scan_id=np.repeat([0, 1], M),
             positions_px=np.tile(SCAN.positions_px, (2, 1)),
-        )  # fmt: skip
-        (entry,) = prepare([twice], config_of(), tmp_path / "store").scans
+        )
+        (entry,) = prepare([twice], make_config(), tmp_path / "store").scans
         assert not any(dataclasses.astuple(entry.findings))
         assert not caplog.text
 
@@ -348,13 +364,16 @@ class TestReport:
         frames[3], frames[8, 2, 2] = np.nan, -1
         bad = dataclasses.replace(SCAN, frames=ArrayFrames(frames))
         with pytest.raises(ScanError, match=r"NaN or infinity in 1 frame: 3 \(counted from 0\)"):
-            prepare([bad], config_of(), tmp_path / "store")
+            prepare([bad], make_config(), tmp_path / "store")
         assert not list(tmp_path.iterdir())
         rest = {key: getattr(SCAN, key) for key in ("probe",)}
         np.savez(
-            tmp_path / "scan.npz", diffraction=frames, xcoords=SCAN.positions_px[:, 1],
-            ycoords=SCAN.positions_px[:, 0], probeGuess=rest["probe"],
-        )  # fmt: skip
+            tmp_path / "scan.npz",
+            diffraction=frames,
+            xcoords=SCAN.positions_px[:, 1],
+            ycoords=SCAN.positions_px[:, 0],
+            probeGuess=rest["probe"],
+        )
         config = RunConfig(
             prepare=PrepareConfig(domain="counts", bad_frames="leave-out", drop_frames=(1,)),
             group=GroupConfig(gridsize=1),

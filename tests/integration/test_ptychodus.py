@@ -31,7 +31,15 @@ from ptychodus.api.reconstruct import (
     prepare_reconstruct_input,
 )
 from ptychodus.api.settings import SettingsRegistry
-from ptychodus_scan import BORDER_PX, CENTER_M, PIXEL_M, handed_over, measured, true_product, with_object
+from ptychodus_scan import (
+    BORDER_PX,
+    CENTER_M,
+    PIXEL_M,
+    make_reconstruct_input,
+    make_true_product,
+    replace_object,
+    simulate_counts,
+)
 
 from torchptycho.analysis.evaluation import Metrics, evaluate
 from torchptycho.core.config import RefineConfig, RunConfig, from_dict, to_dict
@@ -51,9 +59,9 @@ from torchptycho.training.train import TrainResult
 ROOT = Path(__file__).resolve().parents[2]
 SCAN = simulate(TINY_SIMULATION)
 assert SCAN.truth is not None
-TRUE = true_product(SCAN.truth, SCAN.probe, SCAN.positions_px)
+TRUE = make_true_product(SCAN.truth, SCAN.probe, SCAN.positions_px)
 TRUTH = TRUE.object_.get_layer(0)
-BLANK = with_object(TRUE, np.ones_like(TRUTH))
+BLANK = replace_object(TRUE, np.ones_like(TRUTH))
 CPU = {"train": {"accelerator": "cpu"}}
 
 
@@ -71,10 +79,15 @@ def refined(parameters: ReconstructInput, *, from_product: bool = True, every: i
     box = Box()
     config = RunConfig(refine=RefineConfig(**{"epochs": 40} | options), train=TINY.train)
     refine_product(
-        RefineJob(config=to_dict(config), parameters=parameters, from_product=from_product, image_every_epochs=every,
-                  visible_gpus=""),
+        RefineJob(
+            config=to_dict(config),
+            parameters=parameters,
+            from_product=from_product,
+            image_every_epochs=every,
+            visible_gpus="",
+        ),
         box,
-    )  # fmt: skip
+    )
     return box
 
 
@@ -109,9 +122,12 @@ def installed(tmp_path: Path) -> Path:
 def run_python(*arguments: object, path: Path) -> subprocess.CompletedProcess[str]:
     here = os.pathsep.join(map(str, (path, ROOT, ROOT / "tests" / "integration")))
     return subprocess.run(
-        [sys.executable, *map(str, arguments)], env=os.environ | {"PYTHONPATH": here}, capture_output=True, text=True,
+        [sys.executable, *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": here},
+        capture_output=True,
+        text=True,
         timeout=900,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.contract("ptychodus.whole-way")
@@ -124,7 +140,7 @@ def test_its_core_lists_exports_trains_saves_loads_and_reconstructs(installed: P
         "PluginRegistry.load_plugins(); print('torchptycho' in sys.modules)"
     )
     save_product(tmp_path / "product.h5", BLANK)
-    save_diffraction_data(tmp_path / "diffraction.h5", measured(TRUE))
+    save_diffraction_data(tmp_path / "diffraction.h5", simulate_counts(TRUE))
     (tmp_path / "settings.ini").write_text("[PtychoPINNTorchTraining]\nepochs = 2\ndevice = cpu\nbatch_size = 8\n")
     told = run_python(*command, "enable", path=installed)
     assert told.returncode == 0, told.stderr
@@ -141,7 +157,7 @@ def test_its_core_lists_exports_trains_saves_loads_and_reconstructs(installed: P
     assert answer["shapes"] == [[1, *TRUTH.shape]] * 2
     assert answer["same place"] == [True, True]
     with np.load(tmp_path / "reconstructed.npz") as file:
-        metrics = compared(with_object(BLANK, file["object"]))
+        metrics = compared(replace_object(BLANK, file["object"]))
     assert metrics.complex_nrmse < 0.12
     assert metrics.amplitude_ssim > 0.8
     assert np.abs(metrics.shift_px).max() < 0.1
@@ -154,8 +170,10 @@ def test_its_core_lists_exports_trains_saves_loads_and_reconstructs(installed: P
 @pytest.mark.contract("ptychodus.canvas")
 @pytest.mark.parametrize("from_product", [True, False])
 def test_refine_finds_the_object_on_the_canvas_of_the_product(from_product: bool) -> None:
-    rough = with_object(TRUE, np.full(TRUTH.shape, 0.5 + 0.1j))
-    box = refined(handed_over(rough, measured(TRUE)), from_product=from_product, every=15, probe_update=False)
+    rough = replace_object(TRUE, np.full(TRUTH.shape, 0.5 + 0.1j))
+    box = refined(
+        make_reconstruct_input(rough, simulate_counts(TRUE)), from_product=from_product, every=15, probe_update=False
+    )
     outputs = box.outputs()
     assert [output.progress for output in outputs] == [15, 30, 40]
     product = outputs[-1].product
@@ -204,16 +222,21 @@ def test_refined_probe_and_positions_come_back_in_metres() -> None:
         for place, (dy, dx) in zip(TRUE.probe_positions, off_m, strict=True)
     ]
     given = dataclasses.replace(TRUE, probe_positions=type(TRUE.probe_positions)(places))
-    box = refined(handed_over(given, measured(TRUE)), epochs=40, position_update="frames")
+    box = refined(make_reconstruct_input(given, simulate_counts(TRUE)), epochs=40, position_update="frames")
     product = box.outputs()[-1].product
     assert product.probes.get_array().shape == TRUE.probes.get_array().shape
     assert not np.array_equal(product.probes.get_array(), TRUE.probes.get_array())
 
     def error_px(found: Any) -> float:
-        far = np.stack([
-            found.get_coordinates_x_m() - TRUE.probe_positions.get_coordinates_x_m(),
-            found.get_coordinates_y_m() - TRUE.probe_positions.get_coordinates_y_m(),
-        ]) / PIXEL_M  # fmt: skip
+        far = (
+            np.stack(
+                [
+                    found.get_coordinates_x_m() - TRUE.probe_positions.get_coordinates_x_m(),
+                    found.get_coordinates_y_m() - TRUE.probe_positions.get_coordinates_y_m(),
+                ]
+            )
+            / PIXEL_M
+        )
         return float(np.std(far - far.mean(axis=1, keepdims=True)))
 
     assert error_px(product.probe_positions) < 0.75 * error_px(given.probe_positions)
@@ -225,13 +248,13 @@ def test_refined_probe_and_positions_come_back_in_metres() -> None:
 def test_probes_with_and_without_an_axis_of_modes_are_taken(modes: int, tmp_path: Path) -> None:
     assert SCAN.truth is not None
     stack = np.concatenate([SCAN.probe, 0.3 * np.roll(SCAN.probe, 2, axis=1)])[:modes]
-    given = [true_product(SCAN.truth, stack, SCAN.positions_px)]
+    given = [make_true_product(SCAN.truth, stack, SCAN.positions_px)]
     if modes == 1:
-        given.append(true_product(SCAN.truth, stack[0], SCAN.positions_px))
-    data = measured(given[0])
+        given.append(make_true_product(SCAN.truth, stack[0], SCAN.positions_px))
+    data = simulate_counts(given[0])
     images = []
     for number, product in enumerate(given):
-        parameters = handed_over(product, data)
+        parameters = make_reconstruct_input(product, data)
         assert scan_of_input(parameters).probe.shape == (modes, 32, 32)
         save_ptychopinn_training_data(tmp_path / f"{number}.npz", parameters)
         assert read_training_scan(tmp_path / f"{number}.npz", subtract_mean_phase=False).probe.shape == (modes, 32, 32)
@@ -247,17 +270,23 @@ def test_probes_with_and_without_an_axis_of_modes_are_taken(modes: int, tmp_path
 def test_bad_pixels_have_no_say(tiny_result: TrainResult, tmp_path: Path) -> None:
     bad = np.zeros((32, 32), bool)
     bad[14:16, 17], bad[3] = True, True
-    inputs = [handed_over(TRUE, measured(TRUE, bad=bad, poison=poison)) for poison in (0, 65535)]
+    inputs = [make_reconstruct_input(TRUE, simulate_counts(TRUE, bad=bad, poison=poison)) for poison in (0, 65535)]
     assert not np.array_equal(inputs[0].diffraction_patterns, inputs[1].diffraction_patterns)
     refinements, predictions, exported = [], [], []
     for number, parameters in enumerate(inputs):
         refinements.append(refined(parameters, epochs=5).outputs()[-1].product.object_.get_array())
         box = Box()
         reconstruct_product(
-            ReconstructJob(mode="PINN", config=to_dict(from_dict(RunConfig, CPU)), checkpoint=tiny_result.checkpoint,
-                           parameters=parameters, goal=7, visible_gpus=""),
+            ReconstructJob(
+                mode="PINN",
+                config=to_dict(from_dict(RunConfig, CPU)),
+                checkpoint=tiny_result.checkpoint,
+                parameters=parameters,
+                goal=7,
+                visible_gpus="",
+            ),
             box,
-        )  # fmt: skip
+        )
         (output,) = box.outputs()
         assert output.progress == 7
         predictions.append(output.product.object_.get_array())
@@ -275,8 +304,8 @@ def test_bad_pixels_have_no_say(tiny_result: TrainResult, tmp_path: Path) -> Non
 
 @pytest.mark.contract("ptychodus.training-data")
 def test_exported_training_data_are_counts_with_the_label_under_them(tmp_path: Path) -> None:
-    turned = with_object(TRUE, TRUTH * np.exp(0.7j))
-    data = measured(TRUE)
+    turned = replace_object(TRUE, TRUTH * np.exp(0.7j))
+    data = simulate_counts(TRUE)
     parameters = prepare_reconstruct_input(data, turned)
     # Float patterns are counts too.
     parameters = dataclasses.replace(parameters, diffraction_patterns=data.get_patterns().astype(np.float32))
@@ -302,7 +331,7 @@ def test_exported_training_data_are_counts_with_the_label_under_them(tmp_path: P
 
 @pytest.mark.contract("ptychodus.supervised")
 def test_supervised_training_looks_at_the_label_alone(tmp_path: Path) -> None:
-    save_ptychopinn_training_data(tmp_path / "train_data.npz", handed_over(TRUE, measured(TRUE)))
+    save_ptychopinn_training_data(tmp_path / "train_data.npz", make_reconstruct_input(TRUE, simulate_counts(TRUE)))
     registry = SettingsRegistry()
     own = TorchptychoReconstructorLibrary(registry)
     registry["PtychoPINNTorchTraining"].parameters()["epochs"].set_value(1)
@@ -311,10 +340,16 @@ def test_supervised_training_looks_at_the_label_alone(tmp_path: Path) -> None:
     config = settings.run_config(values, "Supervised")
     box = Box()
     train_network(
-        TrainJob(mode="Supervised", config=to_dict(config), input_path=tmp_path, output_path=tmp_path / "out",
-                 subtract_mean_phase=True, visible_gpus=""),
+        TrainJob(
+            mode="Supervised",
+            config=to_dict(config),
+            input_path=tmp_path,
+            output_path=tmp_path / "out",
+            subtract_mean_phase=True,
+            visible_gpus="",
+        ),
         box,
-    )  # fmt: skip
+    )
     (told,) = box.outputs("train_output")
     assert told.progress == len(told.training_loss) == 1
     checkpoint = Path(dict(box)["model_saved"])
@@ -345,7 +380,7 @@ def test_supervised_training_looks_at_the_label_alone(tmp_path: Path) -> None:
 )
 def test_what_is_not_modelled_is_refused(change: Callable[[Product], Product], words: str) -> None:
     with pytest.raises(ScanError, match=words):
-        scan_of_input(handed_over(change(TRUE), measured(TRUE)))
+        scan_of_input(make_reconstruct_input(change(TRUE), simulate_counts(TRUE)))
 
 
 @pytest.mark.contract("ptychodus.classes")
@@ -362,7 +397,7 @@ def test_they_are_of_its_own_classes() -> None:
         assert "*.npz" in reconstructor.get_training_data_file_filter()
         assert (reconstructor.get_progress_goal(), reconstructor.is_model_loaded()) == (50, False)
         with pytest.raises(ConfigError, match="expected a trained network; found none"):
-            next(reconstructor.reconstruct(handed_over(TRUE, measured(TRUE))))
+            next(reconstructor.reconstruct(make_reconstruct_input(TRUE, simulate_counts(TRUE))))
     assert refinement.get_progress_goal() == 50
     assert refinement.is_trainable is False  # type: ignore[attr-defined]
     own.get_logger().getChild("interop").setLevel("INFO")

@@ -21,7 +21,7 @@ from torchptycho.core.config import ReconstructConfig
 from torchptycho.core.devices import devices_of
 from torchptycho.core.errors import ConfigError
 from torchptycho.core.reconstruction import Reconstruction
-from torchptycho.data.inference_dataset import PlainBatch, StreamedScan
+from torchptycho.data.inference_dataset import InferenceBatch, InferenceDataset
 from torchptycho.io import read_reconstruction, write_scan
 from torchptycho.models.checkpoints import load_checkpoint, load_network
 from torchptycho.reconstructors.inference import patches_in_turn
@@ -37,9 +37,11 @@ def paired(tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
     from tiny_run import TINY
 
     config = dataclasses.replace(
-        TINY, group=dataclasses.replace(TINY.group, gridsize=2), train=dataclasses.replace(TINY.train, steps=1),
+        TINY,
+        group=dataclasses.replace(TINY.group, gridsize=2),
+        train=dataclasses.replace(TINY.train, steps=1),
         model=dataclasses.replace(TINY.model, start_projections=2, finish_projections=2),
-    )  # fmt: skip
+    )
     return train(simulate(TINY_SIMULATION), config, tmp_path_factory.mktemp("paired") / "run", progress=False)
 
 
@@ -84,10 +86,10 @@ def test_two_processes_give_the_image_of_one(paired: TrainResult, tmp_path: Path
 @pytest.mark.parametrize("passes", [1, 3])
 def test_every_frame_is_predicted_as_often_as_asked_for(tmp_path: Path, passes: int) -> None:
     scan = simulate(dataclasses.replace(TINY_SIMULATION, n_frames=63))
-    stream = StreamedScan.of(scan, tmp_path, gridsize=2, nphotons=None, training_scan=0, passes=passes)
-    numbers = stream.members[stream.fresh]
+    stream = InferenceDataset.from_scan(scan, tmp_path, gridsize=2, nphotons=None, training_scan=0, passes=passes)
+    numbers = stream.members[stream.is_first]
     assert torch.equal(numbers.sort().values, torch.arange(63 * passes))
-    batch = stream.batch(0, len(stream))
+    batch = stream.read_batch(0, len(stream))
     assert np.array_equal(batch.frames.numpy(), scan.frames[batch.members.numpy() % 63])
     where = stream.positions_px[batch.members]
     assert torch.allclose(where - where.mean(1, keepdim=True), batch.offset_px.double(), atol=1e-5)
@@ -116,7 +118,7 @@ def test_threads_that_take_batches_of_their_own_give_the_image_of_one(
     network, config = load_network(paired.last), ReconstructConfig(predict_batch_size=4, agree_phases=agree)
     alone: set[int] = set()
 
-    def told(batch: PlainBatch, patches: torch.Tensor) -> None:
+    def told(batch: InferenceBatch, patches: torch.Tensor) -> None:
         seen.append(int(batch.members[0, 0]))
         alone.add(torch.get_num_threads())
 
@@ -133,9 +135,7 @@ def test_threads_that_take_batches_of_their_own_give_the_image_of_one(
 @pytest.mark.contract("predict.threads")
 def test_threads_come_back_where_batches_are_left_undone(paired: TrainResult, threads: int, tmp_path: Path) -> None:
     network = load_network(paired.last)
-    stream = StreamedScan.of(
-        simulate(TINY_SIMULATION), tmp_path, gridsize=2, nphotons=None, training_scan=0
-    )  # fmt: skip
+    stream = InferenceDataset.from_scan(simulate(TINY_SIMULATION), tmp_path, gridsize=2, nphotons=None, training_scan=0)
     cuts = [(start, start + 1) for start in range(8)]
     in_turn = patches_in_turn(network, stream, ReconstructConfig(), cuts, torch.device("cpu"))
     next(in_turn)
@@ -246,9 +246,16 @@ def test_spread_is_in_the_image_file(tiny_result: TrainResult, tmp_path: Path, c
     broken = tmp_path / "broken.npz"
     broken.write_bytes(scans[0].read_bytes()[:1000])
     answer = command(
-        "reconstruct", tiny_result.checkpoint, scans[0], broken, scans[1], "--out", tmp_path / "images",
-        "--accelerator", "cpu",
-    )  # fmt: skip
+        "reconstruct",
+        tiny_result.checkpoint,
+        scans[0],
+        broken,
+        scans[1],
+        "--out",
+        tmp_path / "images",
+        "--accelerator",
+        "cpu",
+    )
     assert answer.code == 1
     assert "broken.npz" in answer.err
     for scan in scans:
@@ -326,11 +333,13 @@ def test_memory_does_not_grow_with_the_number_of_frames(paired: TrainResult, tmp
         (tmp_path / str(count)).mkdir()
         done = subprocess.run(
             [sys.executable, "-c", MEASURE, str(paired.last), str(tmp_path / str(count)), str(count)],
-            capture_output=True, text=True, check=True,
+            capture_output=True,
+            text=True,
+            check=True,
             # What is freed goes back at once: the peak is of what is held, and not of how the heap was cut up.
             env=os.environ
             | {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"},
-        )  # fmt: skip
+        )
         peaks.append(json.loads(done.stdout.splitlines()[-1]))
     # A patch is 8 KB. What grows is the image, half a kilobyte a frame here, and tables of groups and neighbours.
     assert (peaks[1] - peaks[0]) / 3000 < 4096
@@ -355,7 +364,7 @@ def test_a_patch_that_is_not_finite_has_no_say_in_the_absolute_scale(paired: Tra
 
     def spoilt(batch: Any) -> torch.Tensor:
         patches = forward(batch).clone()
-        patches[(batch.members == 7) & batch.fresh] = torch.nan
+        patches[(batch.members == 7) & batch.is_first] = torch.nan
         return patches
 
     network.forward = spoilt  # type: ignore[method-assign]
@@ -384,9 +393,11 @@ def test_a_picture_does_not_take_the_place_of_an_image(command: Command, paired:
     assert command("reconstruct", paired.last, scan, "--out", image).code == 0
     before = image.read_bytes()
     for asked in (
-        ("compare", image, scan, "--out", image), ("evaluate", image, scan, "--plot", image),
-        ("inspect", scan, "--plot", image), ("resolution", scan, "--plot", image),
-    ):  # fmt: skip
+        ("compare", image, scan, "--out", image),
+        ("evaluate", image, scan, "--plot", image),
+        ("inspect", scan, "--plot", image),
+        ("resolution", scan, "--plot", image),
+    ):
         answer = command(*asked)
         assert (answer.code, ".png" in answer.err) == (1, True)
     assert image.read_bytes() == before

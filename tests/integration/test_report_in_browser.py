@@ -57,12 +57,24 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     scan = simulate(SimulateConfig(n_px=32, object_px=80, n_frames=49, photons_per_frame=1e5))
     assert scan.truth is not None
     image = Reconstruction(
-        object=scan.truth, coverage=np.ones(scan.truth.shape, np.float32), valid=np.ones(scan.truth.shape, bool),
-        origin_px=(0, 0), object_pixel_m=8e-9, probe=np.repeat(scan.probe, 5, axis=0),
-        positions_px=scan.positions_px + 0.1, history={"misfit": [5.0, 2.0, 1.0]},
-        provenance={"frames": 49, "seconds": 1.0, "epochs": 3, "complete": True, "source": "x" * 90,
-                    "refine": {"epochs": 3}, "scan_sha256": "0" * 64},
-    )  # fmt: skip
+        object=scan.truth,
+        coverage=np.ones(scan.truth.shape, np.float32),
+        valid=np.ones(scan.truth.shape, bool),
+        origin_px=(0, 0),
+        object_pixel_m=8e-9,
+        probe=np.repeat(scan.probe, 5, axis=0),
+        positions_px=scan.positions_px + 0.1,
+        history={"misfit": [5.0, 2.0, 1.0]},
+        provenance={
+            "frames": 49,
+            "seconds": 1.0,
+            "epochs": 3,
+            "complete": True,
+            "source": "x" * 90,
+            "refine": {"epochs": 3},
+            "scan_sha256": "0" * 64,
+        },
+    )
     return write_report(image, scan, tmp_path_factory.mktemp("page") / "page.html")
 
 

@@ -24,11 +24,11 @@ from torchptycho.core.errors import ConfigError
 from torchptycho.data.datamodule import PtychoDataModule
 from torchptycho.data.datasets import GroupDataset
 from torchptycho.data.prepare import prepare
-from torchptycho.data.samplers import EpochOrder, InOrder
+from torchptycho.data.samplers import EpochBatchSampler, InOrderSampler
 from torchptycho.data.simulation import simulate
 from torchptycho.data.store import Store
 from torchptycho.training.dry_run import plan_training
-from torchptycho.training.runtime import check_machine
+from torchptycho.training.runtime import check_devices
 from torchptycho.training.train import train
 
 
@@ -157,9 +157,10 @@ class TestProcesses:
     def test_two_processes_train_like_one_with_twice_the_batch(self, tiny_scan: Path, tmp_path: Path) -> None:
         # 60 groups: 3 batches of 20, and 3 of 10 on each of two.
         config = tiny(
-            train={"epochs": 2, "batch_size": 20, "warmup_steps": 2}, model={"probe_trainable": True},
+            train={"epochs": 2, "batch_size": 20, "warmup_steps": 2},
+            model={"probe_trainable": True},
             prepare={"val_fraction": 4 / 64},
-        )  # fmt: skip
+        )
         one = run(tiny_scan, config, tmp_path / "one")
         halved = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=10, devices=2))
         save_config(halved, tmp_path / "two.yaml")
@@ -189,7 +190,7 @@ class TestProcesses:
                    "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29511"}  # fmt: skip
         for name, value in started.items():
             monkeypatch.setenv(name, value)
-        check_machine("cpu", devices=2, nodes=2)
+        check_devices("cpu", devices=2, nodes=2)
         with pytest.raises(ConfigError, match=r"devices 2: not on this machine.*world size"):
             run(tiny_scan, tiny(train={"devices": 2}), tmp_path / "run")
         assert not (tmp_path / "run").exists()
@@ -198,8 +199,8 @@ class TestProcesses:
     @pytest.mark.parametrize("ranks", [2, 3])
     def test_processes_share_an_epoch_without_overlap_and_batch_by_batch(self, tiny_run: Path, ranks: int) -> None:
         dataset = GroupDataset(Store.open(tiny_run / "store"), "train")
-        together = EpochOrder(dataset, 3, 4 * ranks)
-        shares = [EpochOrder(dataset, 3, 4, ranks, rank) for rank in range(ranks)]
+        together = EpochBatchSampler(dataset, 3, 4 * ranks)
+        shares = [EpochBatchSampler(dataset, 3, 4, ranks, rank) for rank in range(ranks)]
         for order in (together, *shares):
             order.set_epoch(5)
         parts = [list(share) for share in shares]
@@ -212,8 +213,10 @@ class TestProcesses:
     @pytest.mark.contract("train.ddp.shares")
     def test_every_held_out_group_is_looked_at_once(self, tiny_run: Path) -> None:
         dataset = GroupDataset(Store.open(tiny_run / "store"), "val")
-        assert sorted(group for rank in range(2) for group in InOrder(dataset, 2, rank)) == list(range(len(dataset)))
-        assert list(InOrder(dataset, 99, 98)) == [0]
+        assert sorted(group for rank in range(2) for group in InOrderSampler(dataset, 2, rank)) == list(
+            range(len(dataset))
+        )
+        assert list(InOrderSampler(dataset, 99, 98)) == [0]
 
     @pytest.mark.contract("train.epoch")
     def test_each_epoch_has_another_order_and_every_frame_once(self, tiny_run: Path) -> None:

@@ -101,8 +101,10 @@ class TestRun:
         history = read_history(tmp_path / "run")
         losses = dict(history["val/nll" if held_out else "train/loss_epoch"])
         # Lightning logs the step before the one that it counts.
-        saved = {name: torch.load(path, weights_only=True)["global_step"] - 1
-                 for name, path in (("best", result.checkpoint), ("last", result.last))}  # fmt: skip
+        saved = {
+            name: torch.load(path, weights_only=True)["global_step"] - 1
+            for name, path in (("best", result.checkpoint), ("last", result.last))
+        }
         assert saved["last"] == max(losses)
         assert losses[saved["best"]] == min(losses.values())
         assert saved["best"] < saved["last"]
@@ -124,8 +126,9 @@ class TestRun:
         assert torch.equal(torch.get_rng_state(), before)
         assert_same_weights(again.last, tiny_result.last)
         other = run(tiny_scan, tiny(train={"seed": 1, "steps": 1}), tmp_path / "other")
-        assert not torch.equal(weights(other.last)["generator.stem.weight"],
-                               weights(tiny_result.last)["generator.stem.weight"])  # fmt: skip
+        assert not torch.equal(
+            weights(other.last)["generator.stem.weight"], weights(tiny_result.last)["generator.stem.weight"]
+        )
 
     @pytest.mark.contract("train.probe")
     @pytest.mark.parametrize("trainable", [True, False])
@@ -384,11 +387,13 @@ class TestReconstruct:
         before = module.masks.clone()
         images = [
             reconstruct(
-                module, dataclasses.replace(scan, frames=ArrayFrames(frames), mask=mask), accelerator="cpu",
+                module,
+                dataclasses.replace(scan, frames=ArrayFrames(frames), mask=mask),
+                accelerator="cpu",
                 progress=False,
             ).object
             for frames in (scan.frames[:], hot)
-        ]  # fmt: skip
+        ]
         assert np.array_equal(*images)
         assert torch.equal(module.masks, before)
 

@@ -28,7 +28,7 @@ from torchptycho.data.store import Store
 from torchptycho.models.checkpoints import load_checkpoint
 from torchptycho.models.lightning_module import FORMAT, PtychoPINN
 from torchptycho.reconstructors.network_reconstruction import reconstruct
-from torchptycho.training.callbacks.collapse import Flatness
+from torchptycho.training.callbacks.collapse import CollapseStatistics
 from torchptycho.training.train import TrainResult
 
 SCAN = simulate(TINY_SIMULATION)
@@ -82,8 +82,11 @@ class TestNotFinite:
         message = str(caught.value)
         what = "the gradient" if spoil is bad_gradient else "the loss"
         assert re.search(what + r" is (nan|inf) at step 17, scans \[[01](, 1)?\], frames", message), message
-        named = {int(frame) for part in re.findall(r"(?:first|second): frames ([\d, ]+)\.", message)
-                 for frame in part.split(", ")}  # fmt: skip
+        named = {
+            int(frame)
+            for part in re.findall(r"(?:first|second): frames ([\d, ]+)\.", message)
+            for frame in part.split(", ")
+        }
         # Eight frames in a batch; the two scans may hold some of the same numbers.
         assert len(named) == 1 if spoil is bad_frame else len(named) > 4
         assert max(named) < SCAN.n_frames
@@ -141,18 +144,18 @@ class TestFlat:
         ("changed", "flat"),
         [
             ({}, True),
-            ({"within": 0.3, "between": 0.3}, False),
-            ({"within": 0.3, "between": 0.3, "misfit": 1.01}, True),
-            ({"between": 0.3}, True),
-            ({"within": 0.3}, True),
+            ({"contrast_within": 0.3, "contrast_between": 0.3}, False),
+            ({"contrast_within": 0.3, "contrast_between": 0.3, "misfit": 1.01}, True),
+            ({"contrast_between": 0.3}, True),
+            ({"contrast_within": 0.3}, True),
             ({"misfit": 0.5}, False),
             ({"noise": 0.9}, False),
             ({"misfit": float("nan")}, True),
         ],
     )
     def test_verdict(self, changed: dict[str, float], flat: bool) -> None:
-        values = {"within": 0.01, "between": 0.01, "misfit": 0.97, "empty": 1.0, "noise": 0.1}
-        assert Flatness(**(values | changed)).is_flat is flat
+        values = {"contrast_within": 0.01, "contrast_between": 0.01, "misfit": 0.97, "empty": 1.0, "noise": 0.1}
+        assert CollapseStatistics(**(values | changed)).has_collapsed is flat
 
 
 class TestStart:
@@ -251,8 +254,11 @@ class TestSupervised:
         given = dataclasses.replace(SCAN, truth=turned)
         if known_as == "patches":
             corners = np.round(SCAN.positions_px).astype(int) - 16
-            given = dataclasses.replace(given, truth=None, truth_patches=np.stack(
-                [np.pad(turned, 40)[y + 40 : y + 72, x + 40 : x + 72] for y, x in corners]))  # fmt: skip
+            given = dataclasses.replace(
+                given,
+                truth=None,
+                truth_patches=np.stack([np.pad(turned, 40)[y + 40 : y + 72, x + 40 : x + 72] for y, x in corners]),
+            )
         config = tiny(train={"steps": 70, "learning_rate": 2e-3}, loss={"nll_weight": 0.0, "realspace_weight": 1.0})
         result = run(given, config, tmp_path / "run")
         history = read_history(tmp_path / "run")
@@ -296,9 +302,12 @@ class TestCheckpoints:
     @pytest.mark.contract("train.checkpoint.self-sufficient")
     def test_checkpoint_brings_the_whole_experiment_along(self, tmp_path: Path) -> None:
         everything = ExperimentConfig(
-            probe_power="fixed", probe_support_px=24, scale_trainable=True, exit_smoothing_px=0.3,
+            probe_power="fixed",
+            probe_support_px=24,
+            scale_trainable=True,
+            exit_smoothing_px=0.3,
             background_trainable=True,
-        )  # fmt: skip
+        )
         config = dataclasses.replace(tiny(train={"epochs": 1}, model={"probe_trainable": True}), experiment=everything)
         kept: list[PtychoPINN] = []
 
@@ -357,9 +366,13 @@ class TestLoop:
 
     @pytest.mark.contract("train.compile")
     def test_without_a_compiler_training_goes_on_and_says_so(
-        self, tiny_result: TrainResult, tiny_scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        self,
+        tiny_result: TrainResult,
+        tiny_scan: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
         caplog: pytest.LogCaptureFixture,
-    ) -> None:  # fmt: skip
+    ) -> None:
         def no_compiler(*_: Any, **__: Any) -> None:
             raise RuntimeError("No working C++ compiler found")
 

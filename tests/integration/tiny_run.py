@@ -21,7 +21,7 @@ TINY_FLAGS = [
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
+class CommandResult:
     """What a command returned and printed."""
 
     code: int
@@ -29,4 +29,4 @@ class Answer:
     err: str
 
 
-Command = Callable[..., Answer]
+Command = Callable[..., CommandResult]

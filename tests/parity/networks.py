@@ -18,7 +18,7 @@ from torchptycho.models.generators import GroupInput
 from torchptycho.models.generators.cnn import CNN
 
 
-def as_given(amplitude: Tensor) -> GroupInput:
+def make_group_input(amplitude: Tensor) -> GroupInput:
     """Amplitudes as a generator takes them, with a beam and places that networks of this shape do not look at."""
     groups, members, n_px, _ = amplitude.shape
     return GroupInput(
@@ -32,7 +32,7 @@ def as_given(amplitude: Tensor) -> GroupInput:
     )
 
 
-def drawn_weights(shapes: list[tuple[int, ...]], seed: int, gain: float = 1.0) -> list[np.ndarray]:
+def draw_weights(shapes: list[tuple[int, ...]], seed: int, gain: float = 1.0) -> list[np.ndarray]:
     """Kernels that keep the size of what passes through, times `gain`, and biases of 0.05."""
     random = np.random.default_rng(seed)
 
@@ -43,7 +43,7 @@ def drawn_weights(shapes: list[tuple[int, ...]], seed: int, gain: float = 1.0) -
     return [draw(shape) for shape in shapes]
 
 
-def drawn_amplitudes(shape: tuple[int, ...], seed: int) -> np.ndarray:
+def draw_amplitudes(shape: tuple[int, ...], seed: int) -> np.ndarray:
     """Positive numbers with a bright middle, (B, N, N, C), scaled as normalised frames are.
 
     Nowhere constant: where all of an area's ReLUs are at 0 to the last digit, it opens on one side only.
@@ -72,7 +72,7 @@ def set_both(theirs: Any, ours: CNN, weights: list[np.ndarray]) -> None:
     ours.load_state_dict(state_dict_from_keras(weights, ours))
 
 
-def shapes_of(model: Any) -> list[tuple[int, ...]]:
+def list_weight_shapes(model: Any) -> list[tuple[int, ...]]:
     return [tuple(variable.shape) for variable in model.model.trainable_weights]
 
 
@@ -100,10 +100,10 @@ def assert_gradients_agree(
         assert_agree(found, expected, f"{operator}.gradient (median)", name)
 
 
-def weights_of(network: CNN) -> list[np.ndarray]:
+def read_weights(network: CNN) -> list[np.ndarray]:
     return keras_from_state_dict(network.state_dict(), network)
 
 
-def joined(arrays: list[np.ndarray]) -> np.ndarray:
+def concatenate_arrays(arrays: list[np.ndarray]) -> np.ndarray:
     """All numbers of a list in one array, so that one comparison weighs each as much as it counts."""
     return np.concatenate([array.ravel() for array in arrays])

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import torch
-from emulated_cuda import EmulatedTensor, Machine, emulated_cuda
+from emulated_cuda import EmulatedGpu, EmulatedTensor, emulated_cuda
 from strategies import normal
 from torch import Tensor
 
@@ -19,7 +19,7 @@ THERE = torch.device("cuda", 0)
 
 
 @pytest.fixture(autouse=True)
-def machine() -> Iterator[Machine]:
+def machine() -> Iterator[EmulatedGpu]:
     with emulated_cuda() as found:
         yield found
 
@@ -146,7 +146,7 @@ def test_another_gpu_is_not_there() -> None:
         lambda device: torch.ones_like(here(), device=device),
         lambda device: here().new_ones((2,), device=device),
     ],
-)  # fmt: skip
+)
 def test_factories_make_the_same_there(make: Callable[[str], Tensor]) -> None:
     assert make("cuda").device == THERE
     assert make("cpu").device.type == "cpu"
@@ -235,20 +235,20 @@ def test_views_in_inference_mode_are_of_the_tensor_that_they_show() -> None:
     assert outside[0].count_nonzero() == 0
 
 
-def test_it_counts_how_often_the_host_waits(machine: Machine) -> None:
+def test_it_counts_how_often_the_host_waits(machine: EmulatedGpu) -> None:
     values, mask = there(), torch.tensor([True, False, True])
-    assert machine.waits == 1
+    assert machine.n_syncs == 1
     values.mul_(2).sum()
     values[1:] @ values.T
     torch.zeros(3, device="cuda")
     torch.ones(3).pin_memory().to("cuda", non_blocking=True)
-    assert machine.waits == 1
+    assert machine.n_syncs == 1
     bool((values > 0).any())
     values.cpu()
     values[mask]
     values.new_tensor([1, 2])
     values[torch.tensor([1])]
-    assert machine.waits == 6
+    assert machine.n_syncs == 6
 
 
 def test_all_is_as_it_was_afterwards() -> None:

@@ -19,12 +19,12 @@ from torchptycho.core.reconstruction import Reconstruction
 __all__ = ["Comparison", "compare"]
 
 # Pixel sizes that differ by more are of different experiments.
-_LARGEST_RATIO = 8.0
+_MAX_PIXEL_RATIO = 8.0
 # A place is believed against what the files state when it matches so much better than every other: two images of
 # different objects, and periodic ones, have many places that match about equally.
-_CLEARLY = 2.0
+_MIN_PEAK_RATIO = 2.0
 _PEAK_PX = 8
-_BRIGHTEST = 1.5
+_MAX_RELATIVE_AMPLITUDE = 1.5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -80,16 +80,16 @@ def compare(
         EvaluationError: pixel sizes that have nothing to do with each other, no overlap, or too little of it.
     """
     given = [first, second] + ([] if truth is None else [truth])
-    images, notes = _same_pixels(given, names)
+    images, notes = _resample_to_coarsest(given, names)
     reference = images[-1] if truth is not None else images[0]
     for i, image in enumerate(images):
         if image is not reference:
-            images[i], moved = _placed(image, reference)
+            images[i], moved = _place_on_reference(image, reference)
             notes += [f"{names[i]}: {moved}"] if moved else []
-    known = _known(reference, min_coverage)
+    known = _blank_unreliable(reference, min_coverage)
 
     def figures(image: Reconstruction, other: Reconstruction) -> Metrics:
-        target = known if other is reference else _known(other, min_coverage)
+        target = known if other is reference else _blank_unreliable(other, min_coverage)
         return evaluate(image, target, truth_origin_px=other.origin_px, min_coverage=min_coverage)
 
     metrics = {f"{names[1]} against {names[0]}": figures(images[1], images[0])}
@@ -100,21 +100,27 @@ def compare(
         for name, image in zip(names, images, strict=False)
         if image is not reference
     }
-    shown, mask, origin_px = _common(pairs, names[2] if truth is not None else names[0])
+    shown, mask, origin_px = _crop_to_common(pairs, names[2] if truth is not None else names[0])
     order = [name for name in names if name in shown]
     return Comparison(
-        images={name: shown[name] for name in order}, mask=mask, origin_px=origin_px,
-        object_pixel_m=reference.object_pixel_m, metrics=metrics, notes=tuple(notes),
-    )  # fmt: skip
+        images={name: shown[name] for name in order},
+        mask=mask,
+        origin_px=origin_px,
+        object_pixel_m=reference.object_pixel_m,
+        metrics=metrics,
+        notes=tuple(notes),
+    )
 
 
-def _known(image: Reconstruction, min_coverage: float) -> Complex[np.ndarray, "h w"]:
+def _blank_unreliable(image: Reconstruction, min_coverage: float) -> Complex[np.ndarray, "h w"]:
     """The image, not a number where it says nothing."""
     good = image.valid & (image.coverage > min_coverage) & np.isfinite(image.object)
     return np.where(good, image.object, np.nan).astype(np.complex64)
 
 
-def _same_pixels(images: list[Reconstruction], names: tuple[str, ...]) -> tuple[list[Reconstruction], list[str]]:
+def _resample_to_coarsest(
+    images: list[Reconstruction], names: tuple[str, ...]
+) -> tuple[list[Reconstruction], list[str]]:
     """All on the coarsest pixels."""
     sizes = {name: image.object_pixel_m for name, image in zip(names, images, strict=False)}
     known = {name: size for name, size in sizes.items() if size}
@@ -123,10 +129,10 @@ def _same_pixels(images: list[Reconstruction], names: tuple[str, ...]) -> tuple[
         return images, notes
     coarsest = max(known.values())
     finest = min(known.values())
-    if coarsest > _LARGEST_RATIO * finest:
+    if coarsest > _MAX_PIXEL_RATIO * finest:
         told = ", ".join(f"{name} {size * 1e9:.4g} nm" for name, size in known.items())
         raise EvaluationError(
-            f"pixel sizes differ by more than {_LARGEST_RATIO:g} times: {told}. These are not images of one "
+            f"pixel sizes differ by more than {_MAX_PIXEL_RATIO:g} times: {told}. These are not images of one "
             "experiment, or a file states a wrong pixel size."
         )
     for name in (name for name in sizes if name not in known):
@@ -138,11 +144,11 @@ def _same_pixels(images: list[Reconstruction], names: tuple[str, ...]) -> tuple[
             out.append(dataclasses.replace(image, object_pixel_m=coarsest))
             continue
         notes.append(f"{name}: resampled from {coarsest / factor * 1e9:.4g} nm to {coarsest * 1e9:.4g} nm pixels.")
-        out.append(_resampled(image, factor, coarsest))
+        out.append(_resample(image, factor, coarsest))
     return out, notes
 
 
-def _resampled(image: Reconstruction, factor: float, pixel_m: float) -> Reconstruction:
+def _resample(image: Reconstruction, factor: float, pixel_m: float) -> Reconstruction:
     """The image on pixels that are `factor` (1 or more) times as large, about the same position 0."""
     starts = [math.ceil(origin / factor) for origin in image.origin_px]
     stops = [
@@ -169,14 +175,18 @@ def _resampled(image: Reconstruction, factor: float, pixel_m: float) -> Reconstr
     valid = scipy.ndimage.map_coordinates(known, at, order=1) > 0.999
     coverage = scipy.ndimage.map_coordinates(image.coverage.astype(np.float64), at, order=1)
     return Reconstruction(
-        object=np.where(valid, real + 1j * imag, 0).astype(np.complex64), coverage=coverage.astype(np.float32),
-        valid=valid, origin_px=(starts[0], starts[1]), object_pixel_m=pixel_m, provenance=image.provenance,
-    )  # fmt: skip
+        object=np.where(valid, real + 1j * imag, 0).astype(np.complex64),
+        coverage=coverage.astype(np.float32),
+        valid=valid,
+        origin_px=(starts[0], starts[1]),
+        object_pixel_m=pixel_m,
+        provenance=image.provenance,
+    )
 
 
-def _placed(image: Reconstruction, reference: Reconstruction) -> tuple[Reconstruction, str]:
+def _place_on_reference(image: Reconstruction, reference: Reconstruction) -> tuple[Reconstruction, str]:
     """The image at the place where it matches the reference best, and what had to be said about it."""
-    fields = [_slopes(one) for one in (reference, image)]
+    fields = [_multiply_neighbours(one) for one in (reference, image)]
     shape = [n + k - 1 for n, k in zip(reference.object.shape, image.object.shape, strict=True)]
     size = [scipy.fft.next_fast_len(n) for n in shape]
     match = np.zeros(size)
@@ -190,14 +200,14 @@ def _placed(image: Reconstruction, reference: Reconstruction) -> tuple[Reconstru
     best = np.array([p if p < n else p - k for p, n, k in zip(peak, reference.object.shape, size, strict=True)])
     highest = float(match[peak])
     match[np.ix_(*((np.arange(p - _PEAK_PX, p + _PEAK_PX + 1)) % k for p, k in zip(peak, size, strict=True)))] = 0
-    if np.abs(best - stated).max() <= MAX_SHIFT_PX or highest < _CLEARLY * match.max():
+    if np.abs(best - stated).max() <= MAX_SHIFT_PX or highest < _MIN_PEAK_RATIO * match.max():
         return image, ""
     y, x = (int(d) for d in best - stated)
     origin = (image.origin_px[0] + y, image.origin_px[1] + x)
     return dataclasses.replace(image, origin_px=origin), f"moved by {y}, {x} px (y, x), where it matches."
 
 
-def _slopes(image: Reconstruction) -> list[np.ndarray]:
+def _multiply_neighbours(image: Reconstruction) -> list[np.ndarray]:
     """Products of neighbours along each axis, less their mean: no constant phase and no phase plane changes their
     modulus or how they match."""
     mask = image.valid & np.isfinite(image.object)
@@ -205,7 +215,7 @@ def _slopes(image: Reconstruction) -> list[np.ndarray]:
     size = np.abs(values)
     usual = float(np.median(size[mask])) if mask.any() else 1.0
     # What runs away where no frame reached, and is called valid all the same, must not outweigh the rest.
-    values *= np.minimum(1, _BRIGHTEST * usual / np.maximum(size, 1e-30)) / max(usual, 1e-30)
+    values *= np.minimum(1, _MAX_RELATIVE_AMPLITUDE * usual / np.maximum(size, 1e-30)) / max(usual, 1e-30)
     out = []
     for axis in (0, 1):
         moved, known = np.roll(values, -1, axis), mask & np.roll(mask, -1, axis)
@@ -216,7 +226,9 @@ def _slopes(image: Reconstruction) -> list[np.ndarray]:
     return out
 
 
-def _common(pairs: dict[str, AlignedPair], reference: str) -> tuple[dict[str, np.ndarray], np.ndarray, tuple[int, int]]:
+def _crop_to_common(
+    pairs: dict[str, AlignedPair], reference: str
+) -> tuple[dict[str, np.ndarray], np.ndarray, tuple[int, int]]:
     """The images of all pairs, and their reference, on the box that all pixels share."""
     low = [max(pair.origin_px[i] for pair in pairs.values()) for i in range(2)]
     high = [min(pair.origin_px[i] + pair.mask.shape[i] for pair in pairs.values()) for i in range(2)]

@@ -99,7 +99,7 @@ class Metrics:
         """Plain data for JSON: arrays as lists, what is not finite as None."""
         names = ("resolution_half_px", "resolution_one_bit_px", "resolution_half_m", "resolution_one_bit_m")
         values = dataclasses.asdict(self) | {name: getattr(self, name) for name in names}
-        plain = _plain(values)
+        plain = _to_plain(values)
         assert isinstance(plain, dict)
         return plain
 
@@ -153,8 +153,9 @@ def align_to_truth(
     )
     if y0 >= y1 or x0 >= x1:
         raise EvaluationError(
-            f"reconstruction and truth do not overlap: {_extent(reconstruction.origin_px, reconstruction.object)} "
-            f"against {_extent(truth_origin_px, truth)}. Check truth_origin_px and the origin of the positions."
+            "reconstruction and truth do not overlap: "
+            f"{_describe_extent(reconstruction.origin_px, reconstruction.object)} against "
+            f"{_describe_extent(truth_origin_px, truth)}. Check truth_origin_px and the origin of the positions."
         )
 
     def cut(image: np.ndarray, origin: tuple[int, int]) -> np.ndarray:
@@ -286,18 +287,18 @@ def half_period_px(frequency_cycles_per_px: float) -> float:
     return 0.5 / frequency_cycles_per_px if frequency_cycles_per_px > 0 else float("inf")
 
 
-def _extent(origin: tuple[int, int], image: np.ndarray) -> str:
+def _describe_extent(origin: tuple[int, int], image: np.ndarray) -> str:
     (y, x), (h, w) = origin, image.shape
     return f"rows {y}:{y + h}, columns {x}:{x + w}"
 
 
-def _plain(value: Any) -> Any:
+def _to_plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _to_plain(item) for key, item in value.items()}
     if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
+        return _to_plain(value.tolist())
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_to_plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-__all__ = ["LOGS", "read_history"]
+__all__ = ["LOGS_FOLDER", "read_history"]
 
-LOGS = "logs"
+LOGS_FOLDER = "logs"
 """Folder of a run that holds its CSV files."""
 
 
@@ -17,7 +17,9 @@ def read_history(run: str | Path) -> dict[str, list[tuple[int, float]]]:
     A resumed run has one log after the other; what an earlier one tells of steps that were taken again is left out.
     """
     history: dict[str, list[tuple[int, float]]] = {}
-    for log in sorted((Path(run) / LOGS).glob("version_*/metrics.csv"), key=lambda path: path.stat().st_mtime_ns):
+    for log in sorted(
+        (Path(run) / LOGS_FOLDER).glob("version_*/metrics.csv"), key=lambda path: path.stat().st_mtime_ns
+    ):
         with log.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         told: dict[str, list[tuple[int, float]]] = {}

@@ -17,14 +17,14 @@ from torchptycho.io.bad_pixels import dead_pixels, hot_pixels
 from torchptycho.io.checks import network_size_advice
 from torchptycho.io.near_field import near_field
 
-__all__ = ["ScanSummary", "inspect_scan", "probe_diameter_px"]
+__all__ = ["ScanSummary", "estimate_probe_diameter_px", "inspect_scan"]
 
 Pixel = tuple[int, int]
 
-_ENOUGH_OVERLAP = 0.5
-_FEW_PHOTONS = 100.0
-_DIM, _BRIGHT = 0.1, 10.0
-_FEW = 20
+_MIN_OVERLAP = 0.5
+_MIN_PHOTONS = 100.0
+_DIM_RATIO, _BRIGHT_RATIO = 0.1, 10.0
+_MAX_LISTED = 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class ScanSummary:
     object_pixel_m: float | None
     field_m: tuple[float, float] | None
     step_px: float
-    beam_diameter_px: float
+    probe_diameter_px: float
     overlap: float
     photons_mean: float | None
     photons_min: float | None
@@ -105,18 +105,18 @@ def inspect_scan(scan: Scan) -> ScanSummary:
     Raises:
         ScanError: the frames fail `checked_chunks`.
     """
-    totals, summed, saturated = _one_pass(scan)
+    totals, summed, saturated = _accumulate_statistics(scan)
     mean_total = float(totals.mean())
     dose = 1.0 if scan.domain == "counts" else (scan.photons_per_frame or 0.0) / mean_total
     median_total = float(np.median(totals))
-    dim = np.flatnonzero(totals < _DIM * median_total)
-    bright = np.flatnonzero(totals > _BRIGHT * median_total)
+    dim = np.flatnonzero(totals < _DIM_RATIO * median_total)
+    bright = np.flatnonzero(totals > _BRIGHT_RATIO * median_total)
     # Without a known dose the numbers stand for themselves; normalised frames then hide bad pixels, never invent them.
-    dead = _pixels(dead_pixels(summed * (dose or 1.0), scan.mask))
-    hot = _pixels(hot_pixels(summed * (dose or 1.0), scan.mask))
-    step_px, n_duplicates = _steps(scan)
+    dead = _list_pixels(dead_pixels(summed * (dose or 1.0), scan.mask))
+    hot = _list_pixels(hot_pixels(summed * (dose or 1.0), scan.mask))
+    step_px, n_duplicates = _measure_steps(scan)
     shadow = near_field(scan)
-    diameter_px = probe_diameter_px(scan.probe)
+    diameter_px = estimate_probe_diameter_px(scan.probe)
     low, high = scan.positions_px.min(axis=0), scan.positions_px.max(axis=0)
     field = high - low
     pixel_m = scan.geometry.with_object_pixel(scan.n_px).object_pixel_m
@@ -130,46 +130,46 @@ def inspect_scan(scan: Scan) -> ScanSummary:
         dtype=str(scan.frames.dtype),
         domain=scan.domain,
         n_modes=len(scan.probe),
-        position_min_px=_pair(low),
-        position_max_px=_pair(high),
-        field_px=_pair(field),
+        position_min_px=_to_pair(low),
+        position_max_px=_to_pair(high),
+        field_px=_to_pair(field),
         object_pixel_m=pixel_m,
-        field_m=None if pixel_m is None else _pair(field * pixel_m),
+        field_m=None if pixel_m is None else _to_pair(field * pixel_m),
         step_px=step_px,
-        beam_diameter_px=diameter_px,
+        probe_diameter_px=diameter_px,
         overlap=min(1.0, max(0.0, 1 - step_px / diameter_px)),
         photons_mean=mean_total * dose if dose else None,
         photons_min=float(totals.min()) * dose if dose else None,
         photons_max=float(totals.max()) * dose if dose else None,
         brightest_pixel=(int(peak_y), int(peak_x)),
-        beam_offset_px=_pair(offset),
+        beam_offset_px=_to_pair(offset),
         n_masked_pixels=int((~scan.mask).sum()),
         n_dead_pixels=len(dead),
-        dead_pixels=dead[:_FEW],
+        dead_pixels=dead[:_MAX_LISTED],
         n_hot_pixels=len(hot),
-        hot_pixels=hot[:_FEW],
+        hot_pixels=hot[:_MAX_LISTED],
         n_saturated_pixels=saturated,
         n_duplicate_positions=n_duplicates,
         n_dim_frames=int(dim.size),
-        dim_frames=dim[:_FEW].tolist(),
+        dim_frames=dim[:_MAX_LISTED].tolist(),
         n_bright_frames=int(bright.size),
-        bright_frames=bright[:_FEW].tolist(),
+        bright_frames=bright[:_MAX_LISTED].tolist(),
         probe_is_calibrated=scan.probe_is_calibrated,
         has_truth=scan.truth is not None,
         has_truth_patches=scan.truth_patches is not None,
         metadata=dict(scan.metadata),
         notes=list(scan.notes),
         n_left_out=len(scan.left_out),
-        left_out=[[frame, why] for frame, why in sorted(scan.left_out.items())[:_FEW]],
+        left_out=[[frame, why] for frame, why in sorted(scan.left_out.items())[:_MAX_LISTED]],
         near_field=None if shadow is None else str(shadow),
         problems=[],
         usable=True,
     )
-    fatal = list(_fatal_problems(summary, summed))
-    return dataclasses.replace(summary, problems=fatal + list(_minor_problems(summary)), usable=not fatal)
+    fatal = list(_find_fatal_problems(summary, summed))
+    return dataclasses.replace(summary, problems=fatal + list(_find_minor_problems(summary)), usable=not fatal)
 
 
-def probe_diameter_px(probe: Complex64[np.ndarray, "p n n"]) -> float:
+def estimate_probe_diameter_px(probe: Complex64[np.ndarray, "p n n"]) -> float:
     """Diameter of the disc, around the centre of mass of sum_p |P|^2, that holds 90 % of it."""
     intensity = (np.abs(probe.astype(np.complex128)) ** 2).sum(axis=0)
     y, x = _centre_of_mass(intensity)
@@ -181,7 +181,7 @@ def probe_diameter_px(probe: Complex64[np.ndarray, "p n n"]) -> float:
     return max(1.0, 2 * float(radius[order][np.searchsorted(held, 0.9)]))
 
 
-def _one_pass(scan: Scan) -> tuple[Float64[np.ndarray, " m"], Float64[np.ndarray, "n n"], int]:
+def _accumulate_statistics(scan: Scan) -> tuple[Float64[np.ndarray, " m"], Float64[np.ndarray, "n n"], int]:
     """Intensity of each frame, of each pixel summed over the frames, and how many pixels reach the dtype's limit."""
     integer = scan.frames.dtype.kind in "iu"
     limit = np.iinfo(scan.frames.dtype).max if integer else math.inf
@@ -199,7 +199,7 @@ def _one_pass(scan: Scan) -> tuple[Float64[np.ndarray, " m"], Float64[np.ndarray
     return totals, summed, int(at_limit.sum())
 
 
-def _steps(scan: Scan) -> tuple[float, int]:
+def _measure_steps(scan: Scan) -> tuple[float, int]:
     """Median distance to the nearest other position in object pixels, and the number of repeated positions."""
     from scipy.spatial import cKDTree
 
@@ -215,7 +215,7 @@ def _steps(scan: Scan) -> tuple[float, int]:
     return (float(np.median(np.concatenate(nearest))) if nearest else math.inf), duplicates
 
 
-def _fatal_problems(summary: ScanSummary, summed: np.ndarray) -> Iterator[str]:
+def _find_fatal_problems(summary: ScanSummary, summed: np.ndarray) -> Iterator[str]:
     advice = network_size_advice(summary.n_px)
     if advice is not None:
         sizes = ", ".join(map(str, SUPPORTED_N_PX))
@@ -223,10 +223,10 @@ def _fatal_problems(summary: ScanSummary, summed: np.ndarray) -> Iterator[str]:
     if summary.overlap == 0:
         yield (
             f"Neighbouring frames do not overlap: the step is {summary.step_px:.3g} px, the beam "
-            f"{summary.beam_diameter_px:.3g} px wide. Check that the positions are in object "
+            f"{summary.probe_diameter_px:.3g} px wide. Check that the positions are in object "
             "pixels; if they are, the scan is too coarse."
         )
-    corner, centre = _spread(np.fft.fftshift(summed)), _spread(summed)
+    corner, centre = _mean_square_radius(np.fft.fftshift(summed)), _mean_square_radius(summed)
     if corner < 0.5 * centre:
         yield (
             f"The intensity lies around pixel [0, 0], not around [{summary.n_px // 2}, {summary.n_px // 2}]. "
@@ -238,16 +238,16 @@ def _fatal_problems(summary: ScanSummary, summed: np.ndarray) -> Iterator[str]:
         yield "Most frames differ from the median intensity by more than ten times. Check the detector and the shutter."
 
 
-def _minor_problems(summary: ScanSummary) -> Iterator[str]:
-    if 0 < summary.overlap < _ENOUGH_OVERLAP:
+def _find_minor_problems(summary: ScanSummary) -> Iterator[str]:
+    if 0 < summary.overlap < _MIN_OVERLAP:
         yield (
             f"Neighbouring frames overlap by {summary.overlap:.0%} of the beam (step {summary.step_px:.3g} px, beam "
-            f"{summary.beam_diameter_px:.3g} px); {_ENOUGH_OVERLAP:.0%} or more is needed for a dependable image. "
+            f"{summary.probe_diameter_px:.3g} px); {_MIN_OVERLAP:.0%} or more is needed for a dependable image. "
             "Scan in finer steps."
         )
-    if summary.beam_diameter_px > 0.8 * summary.n_px:
+    if summary.probe_diameter_px > 0.8 * summary.n_px:
         yield (
-            f"The beam ({summary.beam_diameter_px:.3g} px) nearly fills the frame ({summary.n_px} px), so that its "
+            f"The beam ({summary.probe_diameter_px:.3g} px) nearly fills the frame ({summary.n_px} px), so that its "
             "diffraction is undersampled. Use larger frames, or a probe that is cut to the beam."
         )
     if max(map(abs, summary.beam_offset_px)) > summary.n_px / 16:
@@ -256,14 +256,14 @@ def _minor_problems(summary: ScanSummary) -> Iterator[str]:
             f"The frames are centred {y:+.1f} px in y and {x:+.1f} px in x from [N/2, N/2], which puts a ramp on the "
             "phase. Cut them around the direct beam: --beam-center-px Y X, or estimated."
         )
-    if summary.photons_mean is not None and summary.photons_mean < _FEW_PHOTONS:
+    if summary.photons_mean is not None and summary.photons_mean < _MIN_PHOTONS:
         yield f"A frame holds {summary.photons_mean:.3g} photons on average: expect little more than noise."
     for n, pixels, what in (
         (summary.n_dead_pixels, summary.dead_pixels, "never count although their neighbours do"),
         (summary.n_hot_pixels, summary.hot_pixels, "count far more than their neighbours"),
     ):
         if n:
-            yield f"{_some(n, 'pixel', pixels)} {what}. Mask them with --find-bad-pixels."
+            yield f"{_list_first(n, 'pixel', pixels)} {what}. Mask them with --find-bad-pixels."
     if summary.n_saturated_pixels:
         yield (
             f"{summary.n_saturated_pixels} pixel(s) reach the largest {summary.dtype}: saturated, or a code for bad "
@@ -279,10 +279,10 @@ def _minor_problems(summary: ScanSummary) -> Iterator[str]:
         (summary.n_bright_frames, summary.bright_frames, "hold more than ten times the median intensity"),
     ):
         if n:
-            yield f"{_some(n, 'frame', frames)} {what}. Drop them with --drop-frames."
+            yield f"{_list_first(n, 'frame', frames)} {what}. Drop them with --drop-frames."
 
 
-def _some(n: int, noun: str, first: list[Any]) -> str:
+def _list_first(n: int, noun: str, first: list[Any]) -> str:
     names = ", ".join(str(list(one) if isinstance(one, tuple) else one) for one in first[:5])
     return f"{n} {noun}(s) ({names}{', ...' if n > 5 else ''})"
 
@@ -293,15 +293,15 @@ def _centre_of_mass(image: np.ndarray) -> Float64[np.ndarray, "2"]:
     return np.array([(image * rows).sum() / total, (image * columns).sum() / total])
 
 
-def _spread(image: np.ndarray) -> float:
+def _mean_square_radius(image: np.ndarray) -> float:
     """Mean squared distance of the intensity from [N/2, N/2] in pixels."""
     rows, columns = np.indices(image.shape) - image.shape[0] // 2
     return float((image * (rows**2 + columns**2)).sum() / image.sum())
 
 
-def _pair(values: np.ndarray) -> tuple[float, float]:
+def _to_pair(values: np.ndarray) -> tuple[float, float]:
     return float(values[0]), float(values[1])
 
 
-def _pixels(where: np.ndarray) -> list[Pixel]:
+def _list_pixels(where: np.ndarray) -> list[Pixel]:
     return [(int(y), int(x)) for y, x in np.argwhere(where)]

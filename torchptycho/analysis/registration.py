@@ -17,9 +17,15 @@ import scipy.ndimage
 from jaxtyping import Bool, Complex, Float
 
 __all__ = [
-    "MAX_RAMP_RAD_PER_PX", "MAX_SHIFT_PX", "Alignment", "align", "display_slope", "flatten", "fourier_shift",
-    "without_plane",
-]  # fmt: skip
+    "MAX_RAMP_RAD_PER_PX",
+    "MAX_SHIFT_PX",
+    "Alignment",
+    "align",
+    "estimate_display_ramp",
+    "flatten_phase",
+    "fourier_shift",
+    "remove_phase_ramp",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -29,10 +35,10 @@ MAX_RAMP_RAD_PER_PX = np.pi / 8
 """Phase planes steeper than this are refused; over 300 px it is 19 full turns."""
 
 _ITERATIONS = 8
-_PARTS = 100  # of a pixel, or of a turn over the field: the step to which the library's search goes down
-_FINE_PARTS = 500  # for the plane at last: 3 mrad are left at the edges of the field
-_STILL_PX = 0.05  # brings in next to nothing of a neighbour
-_DISPLAY_TURNS = 4
+_UPSAMPLING = 100  # of a pixel, or of a turn over the field: the step to which the library's search goes down
+_FINE_UPSAMPLING = 500  # for the plane at last: 3 mrad are left at the edges of the field
+_NEGLIGIBLE_SHIFT_PX = 0.05  # brings in next to nothing of a neighbour
+_MAX_DISPLAY_PERIODS = 4
 _PAD_PX = 32
 
 
@@ -94,15 +100,17 @@ def align(
 
     ramp, shift, shift_fits = np.zeros(2), np.zeros(2), True
     for _ in range(_ITERATIONS if max_shift_px else 0):
-        inside = _inside(mask, shift)
-        ramp, _ = _bounded(ramp + _plane_rad_per_px(moved(ramp, shift), truth, inside), MAX_RAMP_RAD_PER_PX)
-        step = _translation_px(moved(ramp, shift), truth, inside)
-        shift, shift_fits = _bounded(shift + step, max_shift_px)
-        if not shift_fits or np.abs(step).max() < 1.5 / _PARTS:
+        inside = _erode_mask(mask, shift)
+        ramp, _ = _zero_beyond_bound(
+            ramp + _estimate_ramp_rad_per_px(moved(ramp, shift), truth, inside), MAX_RAMP_RAD_PER_PX
+        )
+        step = _estimate_shift_px(moved(ramp, shift), truth, inside)
+        shift, shift_fits = _zero_beyond_bound(shift + step, max_shift_px)
+        if not shift_fits or np.abs(step).max() < 1.5 / _UPSAMPLING:
             break
-    inside = _inside(mask, shift)
-    step = _plane_rad_per_px(moved(ramp, shift), truth, inside, _FINE_PARTS)
-    ramp, ramp_fits = _bounded(ramp + step, MAX_RAMP_RAD_PER_PX)
+    inside = _erode_mask(mask, shift)
+    step = _estimate_ramp_rad_per_px(moved(ramp, shift), truth, inside, _FINE_UPSAMPLING)
+    ramp, ramp_fits = _zero_beyond_bound(ramp + step, MAX_RAMP_RAD_PER_PX)
     refused = "The %s that fits best is beyond %.2f %s; none is removed. Check the origin of the truth."
     if not shift_fits:
         _log.warning(refused, "translation", max_shift_px, "px (max_shift_px)")
@@ -124,25 +132,25 @@ def align(
     )
 
 
-def flatten(object: Complex[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"]) -> Complex[np.ndarray, "h w"]:
+def flatten_phase(object: Complex[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"]) -> Complex[np.ndarray, "h w"]:
     """Remove constant phase and phase plane without a truth, for display: the object at its most constant.
 
     A plane of more than four turns over the field stays, so that a periodic object does not lose its own period.
     """
     if not np.any(object[mask]):
         return object
-    return without_plane(object, mask, display_slope(object, mask))
+    return remove_phase_ramp(object, mask, estimate_display_ramp(object, mask))
 
 
-def display_slope(object: Complex[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "2"]:
+def estimate_display_ramp(object: Complex[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "2"]:
     """Slope (y, x) in rad per pixel of the plane that `flatten` removes."""
     if not np.any(object[mask]):
         return np.zeros(2)
-    slope = _plane_rad_per_px(object, np.ones_like(object), mask)
-    return _bounded(slope, 2 * np.pi * _DISPLAY_TURNS / np.array(object.shape))[0]
+    slope = _estimate_ramp_rad_per_px(object, np.ones_like(object), mask)
+    return _zero_beyond_bound(slope, 2 * np.pi * _MAX_DISPLAY_PERIODS / np.array(object.shape))[0]
 
 
-def without_plane(
+def remove_phase_ramp(
     object: Complex[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"], slope_rad_per_px: Float[np.ndarray, "2"]
 ) -> Complex[np.ndarray, "h w"]:
     """Remove a phase plane and then the constant phase, in the precision of the object."""
@@ -165,35 +173,39 @@ def fourier_shift(image: Complex[np.ndarray, "h w"], shift_px: tuple[float, floa
     return np.asarray(scipy.fft.ifft2(spectrum)[pad:-pad, pad:-pad])
 
 
-def _inside(mask: np.ndarray, shift: np.ndarray) -> np.ndarray:
+def _erode_mask(mask: np.ndarray, shift: np.ndarray) -> np.ndarray:
     """Pixels whose value still comes from the mask after a shift."""
-    rim = [int(np.ceil(abs(s))) + 1 if abs(s) > _STILL_PX else 0 for s in shift]
+    rim = [int(np.ceil(abs(s))) + 1 if abs(s) > _NEGLIGIBLE_SHIFT_PX else 0 for s in shift]
     smaller: np.ndarray = scipy.ndimage.binary_erosion(mask, np.ones((2 * rim[0] + 1, 2 * rim[1] + 1), dtype=bool))
     return smaller if smaller.any() else mask
 
 
-def _bounded(value: np.ndarray, bound: float | np.ndarray) -> tuple[np.ndarray, bool]:
+def _zero_beyond_bound(value: np.ndarray, bound: float | np.ndarray) -> tuple[np.ndarray, bool]:
     """The value and True within the bound, zero and False beyond."""
     fits = bool(np.all(np.abs(value) <= bound))
     return (value if fits else np.zeros_like(value)), fits
 
 
-def _translation_px(image: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def _estimate_shift_px(image: np.ndarray, truth: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Shift that brings the contrast of `image` onto that of `truth`."""
     contrasts = [np.where(mask, array - array[mask].mean(), 0) for array in (truth, image)]
     if any(np.abs(c).max() <= 1e-6 * np.abs(a[mask]).max() for c, a in zip(contrasts, (truth, image), strict=True)):
         return np.zeros(2)  # a flat image lies anywhere
-    return _registration_px(*contrasts)
+    return _cross_correlate_px(*contrasts)
 
 
-def _plane_rad_per_px(image: np.ndarray, truth: np.ndarray, mask: np.ndarray, parts: int = _PARTS) -> np.ndarray:
+def _estimate_ramp_rad_per_px(
+    image: np.ndarray, truth: np.ndarray, mask: np.ndarray, parts: int = _UPSAMPLING
+) -> np.ndarray:
     """Slope of the phase plane by which `image` differs from `truth`: a translation of the spectrum."""
     # Pixels are counted from the centre, as frequencies are.
     fields = (scipy.fft.ifftshift(np.where(mask, array, 0)) for array in (truth, image))
-    return np.asarray(2 * np.pi * _registration_px(*fields, space="fourier", parts=parts) / np.array(image.shape))
+    return np.asarray(2 * np.pi * _cross_correlate_px(*fields, space="fourier", parts=parts) / np.array(image.shape))
 
 
-def _registration_px(truth: np.ndarray, image: np.ndarray, *, space: str = "real", parts: int = _PARTS) -> np.ndarray:
+def _cross_correlate_px(
+    truth: np.ndarray, image: np.ndarray, *, space: str = "real", parts: int = _UPSAMPLING
+) -> np.ndarray:
     from skimage.registration import phase_cross_correlation
 
     return np.asarray(phase_cross_correlation(truth, image, space=space, normalization=None, upsample_factor=parts)[0])  # type: ignore[no-untyped-call]

@@ -96,9 +96,11 @@ def _print_completion(rest: Sequence[str]) -> int:
     # "-" is standard output; it leaves by SystemExit.
     with contextlib.redirect_stdout(script), contextlib.suppress(SystemExit):
         tyro.extras.subcommand_cli_from_dict(
-            dict(COMMANDS), prog="torchptycho", args=["--tyro-write-completion", rest[0], "-"],
+            dict(COMMANDS),
+            prog="torchptycho",
+            args=["--tyro-write-completion", rest[0], "-"],
             config=(tyro.conf.OmitArgPrefixes,),
-        )  # fmt: skip
+        )
     for line in script.getvalue().splitlines():
         # A description of two lines would be offered as two options (tyro 1.0).
         sys.stdout.write((re.sub(r"\\n *", " ", line) if line.startswith("COMPLETION_SPEC = ") else line) + "\n")

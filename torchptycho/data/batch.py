@@ -23,5 +23,5 @@ class GroupBatch(TensorClass["tensor_only"]):  # type: ignore[type-arg,name-defi
     center_px: Tensor
     scan: Tensor
     members: Tensor
-    fresh: Tensor
+    is_first: Tensor
     truth: Tensor | None = None

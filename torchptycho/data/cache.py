@@ -18,16 +18,16 @@ from torchptycho.core.versions import package_version
 from torchptycho.io.discovery import Sources, files_meant
 from torchptycho.io.source_files import changes
 
-__all__ = ["Request", "config_parts", "is_as_requested", "keep_request", "refuse_differences"]
+__all__ = ["StoreRequest", "fingerprint_config", "matches_request", "refuse_differences", "write_request"]
 
 _log = logging.getLogger(__name__)
 
 _REQUEST = "request.json"
 _MANIFEST = "store.json"
-_LONGEST_SHOWN = 60
+_MAX_SHOWN_LENGTH = 60
 
 
-def config_parts(config: RunConfig) -> dict[str, str]:
+def fingerprint_config(config: RunConfig) -> dict[str, str]:
     """What a store depends on beside its scans, as JSON by the names of the options."""
     sections = ["prepare", "group"]
     if config.prepare.bootstrap_probe:
@@ -41,7 +41,7 @@ def config_parts(config: RunConfig) -> dict[str, str]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Request:
+class StoreRequest:
     """What a store is asked for: files and options.
 
     Arguments:
@@ -55,7 +55,7 @@ class Request:
     parts: Mapping[str, str]
 
     @classmethod
-    def of(cls, scans: Sources, config: RunConfig, val_scans: Sources = ()) -> Request | None:
+    def from_sources(cls, scans: Sources, config: RunConfig, val_scans: Sources = ()) -> StoreRequest | None:
         """The request for these files, folders or patterns; None when one of them is a scan in memory.
 
         Raises:
@@ -65,10 +65,10 @@ class Request:
         if trained is None or validated is None:
             return None
         paths = tuple(os.path.abspath(path) for path in (*trained, *validated))
-        return cls(paths=paths, n_trained=len(trained), parts=config_parts(config))
+        return cls(paths=paths, n_trained=len(trained), parts=fingerprint_config(config))
 
 
-def keep_request(folder: Path, request: Request, scans: Sequence[Scan]) -> None:
+def write_request(folder: Path, request: StoreRequest, scans: Sequence[Scan]) -> None:
     """Write beside the manifest in `folder` what the store was asked for and what its files were then."""
     files = {file.path: file for scan in scans for file in scan.files}
     told = {
@@ -79,7 +79,7 @@ def keep_request(folder: Path, request: Request, scans: Sequence[Scan]) -> None:
     (folder / _REQUEST).write_text(json.dumps(told, indent=1), encoding="utf-8")
 
 
-def is_as_requested(path: Path, request: Request | None) -> bool:
+def matches_request(path: Path, request: StoreRequest | None) -> bool:
     """Whether the store at `path` was made by this very request, of files that are still what they were.
 
     False where that cannot be told so: no store, one that was made or changed in another way. Sizes and times of the
@@ -88,7 +88,7 @@ def is_as_requested(path: Path, request: Request | None) -> bool:
     Raises:
         StoreError: it was made by such a request, and an option, the version or a file is another now; named are all.
     """
-    kept = None if request is None else _kept(path)
+    kept = None if request is None else _read_request(path)
     if request is None or kept is None:
         return False
     was, files = kept
@@ -110,12 +110,15 @@ def refuse_differences(path: Path, was: Mapping[str, str], now: Mapping[str, str
         StoreError: naming every part that differs, and both values where they are short.
     """
     # A scan that one of them does not have at all is told once, not by each of its parts.
-    gone, come = sorted(_scans(was) - _scans(now)), sorted(_scans(now) - _scans(was))
+    gone, come = (
+        sorted(_collect_scan_names(was) - _collect_scan_names(now)),
+        sorted(_collect_scan_names(now) - _collect_scan_names(was)),
+    )
     differs = [*(f"{scan} then only" for scan in gone), *(f"{scan} now only" for scan in come)]
     differs += [
-        _told(key, was.get(key), now.get(key))
+        _describe_difference(key, was.get(key), now.get(key))
         for key in sorted({*was, *now})
-        if was.get(key) != now.get(key) and _scan_of(key) not in (*gone, *come)
+        if was.get(key) != now.get(key) and _parse_scan_name(key) not in (*gone, *come)
     ]
     if differs or files:
         raise StoreError(
@@ -124,29 +127,29 @@ def refuse_differences(path: Path, was: Mapping[str, str], now: Mapping[str, str
         )
 
 
-def _scan_of(key: str) -> str | None:
+def _parse_scan_name(key: str) -> str | None:
     """The scan whose part this is; its name ends with a bracket."""
     name, _, _ = key.rpartition(" ")
     return name if name.endswith(")") else None
 
 
-def _scans(parts: Mapping[str, str]) -> set[str]:
-    return {name for key in parts if (name := _scan_of(key)) is not None}
+def _collect_scan_names(parts: Mapping[str, str]) -> set[str]:
+    return {name for key in parts if (name := _parse_scan_name(key)) is not None}
 
 
-def _told(key: str, was: str | None, now: str | None) -> str:
+def _describe_difference(key: str, was: str | None, now: str | None) -> str:
     shown = [("nothing" if value is None else value) for value in (was, now)]
-    if max(map(len, shown)) > _LONGEST_SHOWN or any(len(value) == 64 for value in shown):
+    if max(map(len, shown)) > _MAX_SHOWN_LENGTH or any(len(value) == 64 for value in shown):
         return key
     return f"{key} ({shown[0]} then, {shown[1]} now)"
 
 
-def _kept(path: Path) -> tuple[Request, list[SourceFile]] | None:
+def _read_request(path: Path) -> tuple[StoreRequest, list[SourceFile]] | None:
     try:
         told: dict[str, Any] = json.loads((path / _REQUEST).read_text(encoding="utf-8"))
         if told["manifest_sha256"] != _sha256(path / _MANIFEST):
             return None
-        request = Request(**{**told["request"], "paths": tuple(told["request"]["paths"])})
+        request = StoreRequest(**{**told["request"], "paths": tuple(told["request"]["paths"])})
         return request, [SourceFile(**file) for file in told["files"]]
     except (OSError, ValueError, KeyError, TypeError):
         # Not there, or not ours: the manifest has the last word.

@@ -14,7 +14,7 @@ from torchptycho.data.batch import GroupBatch
 __all__ = ["ThreadedLoader"]
 
 # Batches that wait for each thread, so that none of them waits for the training.
-_AHEAD = 2
+_QUEUED_PER_THREAD = 2
 
 
 class ThreadedLoader(DataLoader[GroupBatch]):
@@ -32,9 +32,9 @@ class ThreadedLoader(DataLoader[GroupBatch]):
         self.threads = threads
 
     def __iter__(self) -> Iterator[GroupBatch]:  # type: ignore[override]
-        return self._ahead() if self.threads else super().__iter__()
+        return self._iterate_ahead() if self.threads else super().__iter__()
 
-    def _ahead(self) -> Iterator[GroupBatch]:
+    def _iterate_ahead(self) -> Iterator[GroupBatch]:
         gather = self.dataset.__getitems__  # type: ignore[attr-defined]
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="torchptycho-batches")
         pending: deque[Future[GroupBatch]] = deque()
@@ -42,7 +42,7 @@ class ThreadedLoader(DataLoader[GroupBatch]):
             # Without a batch size the sampler itself gives whole batches.
             for indices in self.sampler if self.batch_sampler is None else self.batch_sampler:
                 pending.append(pool.submit(gather, indices))
-                if len(pending) > _AHEAD * self.threads:
+                if len(pending) > _QUEUED_PER_THREAD * self.threads:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()

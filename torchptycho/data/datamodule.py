@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 from torchptycho.core.errors import ConfigError
 from torchptycho.data.batch import GroupBatch
 from torchptycho.data.dataloader import ThreadedLoader
-from torchptycho.data.datasets import GroupDataset, identity
-from torchptycho.data.samplers import EpochOrder, InOrder, ResumableLoader, batches_per_epoch
+from torchptycho.data.datasets import GroupDataset, collate_unchanged
+from torchptycho.data.samplers import EpochBatchSampler, InOrderSampler, ResumableLoader, batches_per_epoch
 from torchptycho.data.store import Store
 
 __all__ = ["PtychoDataModule"]
@@ -45,31 +45,31 @@ class PtychoDataModule(L.LightningDataModule):
         super().__init__()
         self.store = store
         members = store.gridsize**2
-        self._batch_groups = max(1, batch_size // members)
-        self._predict_groups = max(1, predict_batch_size // members)
+        self._groups_per_batch = max(1, batch_size // members)
+        self._groups_per_predict_batch = max(1, predict_batch_size // members)
         self._num_workers = num_workers
         self._with_truth = with_truth
         self._seed = seed
         self._training_scan = training_scan
         self._loader: ResumableLoader | None = None
-        self._resumed: dict[str, Any] | None = None
+        self._resume_state: dict[str, Any] | None = None
 
     def batches_per_epoch(self, ranks: int = 1) -> int:
         """Training batches that each of so many processes gets in an epoch."""
-        return max(1, batches_per_epoch(len(self._dataset("train")), self._batch_groups, ranks))
+        return max(1, batches_per_epoch(len(self._make_dataset("train")), self._groups_per_batch, ranks))
 
     def train_dataloader(self) -> DataLoader[GroupBatch]:
-        dataset = self._dataset("train")
-        order = EpochOrder(dataset, self._seed, self._batch_groups, *self._process)
+        dataset = self._make_dataset("train")
+        order = EpochBatchSampler(dataset, self._seed, self._groups_per_batch, *self._world_size_and_rank)
         if not len(order):
             raise ConfigError(
                 f"devices, nodes: expected at most {len(dataset)} processes for {len(dataset)} groups; "
                 f"found {order.num_replicas}."
             )
         # Without a batch size: the order gives whole batches.
-        self._loader = ResumableLoader(dataset, batch_size=None, sampler=order, **self._loading())
-        if self._resumed is not None:
-            self._loader.load_state_dict(self._resumed)
+        self._loader = ResumableLoader(dataset, batch_size=None, sampler=order, **self._loader_options())
+        if self._resume_state is not None:
+            self._loader.load_state_dict(self._resume_state)
         return self._loader
 
     def state_dict(self) -> dict[str, Any]:
@@ -82,30 +82,33 @@ class PtychoDataModule(L.LightningDataModule):
         Lightning also saves the state of the loader, but has asked for the loader before it loads that state when the
         number of steps is needed to set the learning rate (2.6).
         """
-        self._resumed = state_dict or None
+        self._resume_state = state_dict or None
 
     def val_dataloader(self) -> DataLoader[GroupBatch]:
-        dataset = self._dataset("val")
+        dataset = self._make_dataset("val")
         return ThreadedLoader(
-            dataset, batch_size=self._predict_groups, sampler=InOrder(dataset, *self._process), **self._loading()
+            dataset,
+            batch_size=self._groups_per_predict_batch,
+            sampler=InOrderSampler(dataset, *self._world_size_and_rank),
+            **self._loader_options(),
         )
 
     def predict_dataloader(self) -> DataLoader[GroupBatch]:
         dataset = GroupDataset(self.store, "predict", training_scan=self._training_scan)
-        return ThreadedLoader(dataset, batch_size=self._predict_groups, **self._loading())
+        return ThreadedLoader(dataset, batch_size=self._groups_per_predict_batch, **self._loader_options())
 
-    def _dataset(self, split: Literal["train", "val"]) -> GroupDataset:
+    def _make_dataset(self, split: Literal["train", "val"]) -> GroupDataset:
         return GroupDataset(self.store, split, with_truth=self._with_truth)
 
     @property
-    def _process(self) -> tuple[int, int]:
+    def _world_size_and_rank(self) -> tuple[int, int]:
         """How many processes train together, and which of them this is."""
         return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
 
-    def _loading(self) -> dict[str, Any]:
+    def _loader_options(self) -> dict[str, Any]:
         return {
             "threads": self._num_workers,
             # A loader draws a seed even where nothing is random; without a generator it would draw from torch's own.
             "generator": torch.Generator().manual_seed(self._seed),
-            "collate_fn": identity,
+            "collate_fn": collate_unchanged,
         }

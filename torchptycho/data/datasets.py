@@ -14,7 +14,7 @@ from torchptycho.data.grouping import Groups, partition
 from torchptycho.data.store import Store
 from torchptycho.physics.patches import corner, extract
 
-__all__ = ["GroupDataset", "identity"]
+__all__ = ["GroupDataset", "collate_unchanged"]
 
 
 class GroupDataset(Dataset[GroupBatch]):
@@ -39,12 +39,14 @@ class GroupDataset(Dataset[GroupBatch]):
         self.store = store
         self.with_truth = with_truth
         self._training_scan = training_scan if split == "predict" else None
-        groups, fresh = _partition(store) if split == "predict" else (store.groups(split), None)
+        groups, is_first = _partition_all(store) if split == "predict" else (store.groups(split), None)
         self._frame_scan = store.tensors["frame_scan"]
         self._members = torch.from_numpy(groups.members)
         self._center_px = torch.from_numpy(groups.center_px)
         self._offset_px = torch.from_numpy(groups.offset_px)
-        self._fresh = torch.ones(groups.members.shape, dtype=torch.bool) if fresh is None else torch.from_numpy(fresh)
+        self._is_first = (
+            torch.ones(groups.members.shape, dtype=torch.bool) if is_first is None else torch.from_numpy(is_first)
+        )
 
     def __len__(self) -> int:
         return len(self._members)
@@ -54,7 +56,7 @@ class GroupDataset(Dataset[GroupBatch]):
         """Largest distance of a frame from its group's centre, along an axis."""
         return float(self._offset_px.abs().max()) if len(self) else 0.0
 
-    def groups_of(self, scan: int) -> list[int]:
+    def find_groups_in_scan(self, scan: int) -> list[int]:
         """Indices of the groups of one scan of the store."""
         return torch.nonzero(self.store.tensors["frame_scan"][self._members[:, 0]] == scan).flatten().tolist()
 
@@ -74,14 +76,14 @@ class GroupDataset(Dataset[GroupBatch]):
             center_px=self._center_px.index_select(0, rows),
             scan=scan if self._training_scan is None else torch.full_like(scan, self._training_scan),
             members=members,
-            fresh=self._fresh.index_select(0, rows),
+            is_first=self._is_first.index_select(0, rows),
             batch_size=[len(rows)],
         )
         if self.with_truth:
-            batch.truth = self._truth(batch)
+            batch.truth = self._extract_truth(batch)
         return batch
 
-    def _truth(self, batch: GroupBatch) -> torch.Tensor:
+    def _extract_truth(self, batch: GroupBatch) -> torch.Tensor:
         n_px = self.store.n_px
         positions_px = batch.center_px[:, None] + batch.offset_px
         patches = torch.empty(*batch.frames.shape, dtype=torch.complex64)
@@ -99,11 +101,11 @@ class GroupDataset(Dataset[GroupBatch]):
         return patches
 
 
-def identity(batch: Any) -> Any:
+def collate_unchanged(batch: Any) -> Any:
     """Collate function: `__getitems__` has collated already. A module's function, so that workers can import it."""
     return batch
 
 
-def _partition(store: Store) -> tuple[Groups, np.ndarray]:
+def _partition_all(store: Store) -> tuple[Groups, np.ndarray]:
     positions_px = store.tensors["positions_px"].numpy()
     return partition(positions_px, store.gridsize, store.tensors["separate"].numpy())

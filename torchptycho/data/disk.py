@@ -22,28 +22,28 @@ from torchptycho.core.scan import Scan
 from torchptycho.io.storage.file_access import write_all
 
 __all__ = [
-    "SteadyWriter",
-    "bytes_needed",
-    "check_place",
+    "BackgroundWriter",
+    "check_new_folder",
     "check_space",
-    "names_on_disk",
-    "on_disk",
-    "reserve",
-    "told_in_one_line",
+    "convert_os_errors",
+    "estimate_store_bytes",
+    "reserve_space",
+    "sync_directory_entries",
+    "sync_folder",
 ]
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _BLOCK_BYTES = 1 << 20
 _SYNC_BYTES = 32 << 20
 # Arrays that may wait to be written.
-_AHEAD = 2
+_MAX_PENDING_WRITES = 2
 # Of a frame beside its pixels: position, scan, and its part in the lists of frames that groups were formed from.
 _FRAME_BYTES = 16 + 8 + 8 + 8
 # Of a member of a group: its index and its offset; of a group: its centre.
 _MEMBER_BYTES, _GROUP_BYTES = 8 + 8, 16
 
 
-def bytes_needed(scans: Sequence[Scan], config: RunConfig) -> int:
+def estimate_store_bytes(scans: Sequence[Scan], config: RunConfig) -> int:
     """Size of a store of these scans, a little more than it will be."""
     n_frames, n_px = sum(scan.n_frames for scan in scans), scans[0].n_px
     truths = (array for scan in scans for array in (scan.truth, scan.truth_patches) if array is not None)
@@ -73,7 +73,7 @@ def check_space(path: Path, needed: int) -> None:
         )
 
 
-def check_place(path: Path, needed: int) -> None:
+def check_new_folder(path: Path, needed: int) -> None:
     """The same for a folder that does not exist yet, whose parents may not either; nothing is made.
 
     Raises:
@@ -87,7 +87,7 @@ def check_place(path: Path, needed: int) -> None:
 
 
 @contextlib.contextmanager
-def told_in_one_line(path: Path, needed: int) -> Iterator[None]:
+def convert_os_errors(path: Path, needed: int) -> Iterator[None]:
     """Turn what the operating system refuses to `path` into a StoreError that says why.
 
     Raises:
@@ -97,7 +97,7 @@ def told_in_one_line(path: Path, needed: int) -> Iterator[None]:
         yield
     except OSError as error:
         why = error.strerror or str(error)
-        if error.errno in _FULL:
+        if error.errno in _DISK_FULL_ERRNOS:
             raise StoreError(
                 f"{path}: expected room for {needed} bytes; found none left ({why}). Free some, or choose a folder on "
                 "another disk; nothing was kept."
@@ -108,7 +108,7 @@ def told_in_one_line(path: Path, needed: int) -> Iterator[None]:
         ) from error
 
 
-def reserve(tensors: TensorDict, folder: Path) -> None:
+def reserve_space(tensors: TensorDict, folder: Path) -> None:
     """Take the room that `tensors.memmap(folder)` is going to write to.
 
     It writes through a memory map, and a disk that is full would then end the process.
@@ -135,7 +135,7 @@ def _allocate(stream: io.BufferedWriter, n_bytes: int) -> None:
         stream.write(bytes(min(_BLOCK_BYTES, n_bytes - start)))
 
 
-class SteadyWriter:
+class BackgroundWriter:
     """Writes arrays to a stream, and brings what was written to the disk, while the next ones are made.
 
     Otherwise the disk has nothing to do until all is written, and then the program has nothing to do.
@@ -143,23 +143,23 @@ class SteadyWriter:
 
     def __init__(self, stream: io.RawIOBase) -> None:
         self._stream = stream
-        self._waiting = 0
+        self._unsynced_bytes = 0
         self._writer, self._syncer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
-        self._writes: deque[Future[None]] = deque()
-        self._sync: Future[None] | None = None
+        self._pending_writes: deque[Future[None]] = deque()
+        self._pending_sync: Future[None] | None = None
 
-    def __enter__(self) -> SteadyWriter:
+    def __enter__(self) -> BackgroundWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            while kind is None and self._writes:
-                self._writes.popleft().result()
+            while kind is None and self._pending_writes:
+                self._pending_writes.popleft().result()
         finally:
             self._writer.shutdown(cancel_futures=True)
             self._syncer.shutdown()
-        if self._sync is not None and kind is None:
-            self._sync.result()
+        if self._pending_sync is not None and kind is None:
+            self._pending_sync.result()
 
     def write(self, values: np.ndarray) -> None:
         """Take a C-contiguous array, which must stay as it is from now on; a few wait while one is written.
@@ -167,25 +167,25 @@ class SteadyWriter:
         Raises:
             OSError: the disk is full, or failed, at an earlier array; at the last ones the block ends with it.
         """
-        while len(self._writes) >= _AHEAD:
-            self._writes.popleft().result()
-        self._writes.append(self._writer.submit(self._write, values))
+        while len(self._pending_writes) >= _MAX_PENDING_WRITES:
+            self._pending_writes.popleft().result()
+        self._pending_writes.append(self._writer.submit(self._write, values))
 
     def _write(self, values: np.ndarray) -> None:
         write_all(self._stream, values)
-        self._waiting += values.nbytes
-        if self._waiting >= _SYNC_BYTES and (self._sync is None or self._sync.done()):
-            if self._sync is not None:
-                self._sync.result()
-            self._sync = self._syncer.submit(_to_disk, self._stream.fileno())
-            self._waiting = 0
+        self._unsynced_bytes += values.nbytes
+        if self._unsynced_bytes >= _SYNC_BYTES and (self._pending_sync is None or self._pending_sync.done()):
+            if self._pending_sync is not None:
+                self._pending_sync.result()
+            self._pending_sync = self._syncer.submit(_sync_data, self._stream.fileno())
+            self._unsynced_bytes = 0
 
 
-def _to_disk(descriptor: int) -> None:
+def _sync_data(descriptor: int) -> None:
     getattr(os, "fdatasync", os.fsync)(descriptor)
 
 
-def on_disk(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Wait until all that is in a folder would survive a power cut.
 
     Raises:
@@ -198,10 +198,10 @@ def on_disk(folder: Path) -> None:
                 os.fsync(stream.fileno())
     for each in (*inside, folder):
         if each.is_dir():
-            names_on_disk(each)
+            sync_directory_entries(each)
 
 
-def names_on_disk(folder: Path) -> None:
+def sync_directory_entries(folder: Path) -> None:
     """The same for the names in a folder, where the file system has a way to ask for it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)

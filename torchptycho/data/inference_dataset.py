@@ -21,34 +21,34 @@ from torchptycho.io.frames.frame_stacks import StoredFrames
 from torchptycho.io.near_field import refuse_near_field
 from torchptycho.physics.scaling import Scaling, frame_sums, measure_scaling
 
-__all__ = ["PlainBatch", "StreamedScan"]
+__all__ = ["InferenceBatch", "InferenceDataset"]
 
 # Angles by which positions are turned before they are halved into groups: each pass finds other neighbours.
-_TURN_RAD = 0.6
+_ROTATION_RAD = 0.6
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class PlainBatch:
+class InferenceBatch:
     """What `data.batch.GroupBatch` holds for prediction, without tensordict, which takes a second to import."""
 
     frames: Tensor
     offset_px: Tensor
     scan: Tensor
     members: Tensor
-    fresh: Tensor
+    is_first: Tensor
 
-    def to(self, device: torch.device) -> PlainBatch:
-        return PlainBatch(
+    def to(self, device: torch.device) -> InferenceBatch:
+        return InferenceBatch(
             **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in dataclasses.fields(self)}
         )
 
-    def pinned(self) -> PlainBatch:
+    def copy_to_pinned_memory(self) -> InferenceBatch:
         """In memory from which a GPU copies by itself."""
-        return PlainBatch(**{f.name: getattr(self, f.name).pin_memory() for f in dataclasses.fields(self)})
+        return InferenceBatch(**{f.name: getattr(self, f.name).pin_memory() for f in dataclasses.fields(self)})
 
 
 @dataclasses.dataclass(frozen=True)
-class _RawFrames:
+class _RawFrameFile:
     """Frames in a file of nothing else, read by number; other processes open it for themselves."""
 
     path: Path
@@ -61,7 +61,7 @@ class _RawFrames:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class StreamedScan:
+class InferenceDataset:
     """A scan that was looked through once and is now read group by group; frames are in memory one batch at a time.
 
     With several passes each frame is predicted so many times, among other neighbours each time; `members` then counts
@@ -77,20 +77,27 @@ class StreamedScan:
         training_scan: whose probe and scale the network takes.
     """
 
-    frames: Frames | _RawFrames
+    frames: Frames | _RawFrameFile
     scaling: Scaling
     mask: Tensor
     positions_px: Tensor
     members: Tensor
     offset_px: Tensor
-    fresh: Tensor
+    is_first: Tensor
     training_scan: int
 
     @classmethod
-    def of(
-        cls, scan: Scan, folder: Path, *, gridsize: int, nphotons: float | None, training_scan: int, passes: int = 1,
+    def from_scan(
+        cls,
+        scan: Scan,
+        folder: Path,
+        *,
+        gridsize: int,
+        nphotons: float | None,
+        training_scan: int,
+        passes: int = 1,
         copy: bool = False,
-    ) -> StreamedScan:  # fmt: skip
+    ) -> InferenceDataset:
         """Look through the frames, check and measure them, and group them.
 
         Arguments:
@@ -114,8 +121,8 @@ class StreamedScan:
                 if target is not None:
                     target.write(np.ascontiguousarray(chunk, dtype).data)
         mean = float(np.concatenate(sums).mean())
-        return cls.grouped(
-            _RawFrames(file, dtype, scan.frames.shape) if copy else scan.frames,
+        return cls.from_frames(
+            _RawFrameFile(file, dtype, scan.frames.shape) if copy else scan.frames,
             scan.positions_px,
             gridsize=gridsize,
             scaling=measure_scaling(mean, scan.n_px, scan.domain, nphotons or scan.photons_per_frame),
@@ -126,9 +133,9 @@ class StreamedScan:
         )
 
     @classmethod
-    def grouped(
+    def from_frames(
         cls,
-        frames: Frames | _RawFrames,
+        frames: Frames | _RawFrameFile,
         positions_px: Float64[np.ndarray, "m 2"],
         *,
         gridsize: int,
@@ -137,7 +144,7 @@ class StreamedScan:
         training_scan: int,
         scan_id: Int64[np.ndarray, " m"] | None = None,
         passes: int = 1,
-    ) -> StreamedScan:
+    ) -> InferenceDataset:
         """Group frames that have been looked through.
 
         Arguments:
@@ -147,15 +154,15 @@ class StreamedScan:
         Raises:
             GroupingError: there are fewer frames than a group needs.
         """
-        separate = None if scan_id is None else np.unique(scan_id, return_inverse=True)[1].reshape(-1)
+        unique_scan_id = None if scan_id is None else np.unique(scan_id, return_inverse=True)[1].reshape(-1)
         tables = []
         for number in range(passes):
-            groups, own = partition(_turned(positions_px, number * _TURN_RAD), gridsize, separate)
+            groups, own = partition(_rotate(positions_px, number * _ROTATION_RAD), gridsize, unique_scan_id)
             where = positions_px[groups.members]
             offset = (where - where.mean(axis=1, keepdims=True)).astype(np.float32)
             numbers = groups.members + number * len(positions_px)
             tables.append((numbers, groups.offset_px if not number else offset, own))
-        members, offset_px, fresh = (torch.from_numpy(np.concatenate(part)) for part in zip(*tables, strict=True))
+        members, offset_px, is_first = (torch.from_numpy(np.concatenate(part)) for part in zip(*tables, strict=True))
         return cls(
             frames=frames,
             scaling=scaling,
@@ -163,7 +170,7 @@ class StreamedScan:
             positions_px=torch.from_numpy(np.tile(positions_px, (passes, 1))),
             members=members,
             offset_px=offset_px,
-            fresh=fresh,
+            is_first=is_first,
             training_scan=training_scan,
         )
 
@@ -176,32 +183,32 @@ class StreamedScan:
         """Largest distance of a frame from its group's centre, along an axis."""
         return float(self.offset_px.abs().max())
 
-    def batch(self, start: int, stop: int) -> PlainBatch:
+    def read_batch(self, start: int, stop: int) -> InferenceBatch:
         """The groups from `start` to `stop`."""
         members = self.members[start:stop]
         rows = (members % self.frames.shape[0]).reshape(-1).numpy()
         frames = torch.from_numpy(np.ascontiguousarray(self.frames[rows]))
-        return PlainBatch(
+        return InferenceBatch(
             frames=frames.reshape(*members.shape, *frames.shape[1:]),
             offset_px=self.offset_px[start:stop],
             scan=torch.full((len(members),), self.training_scan),
             members=members,
-            fresh=self.fresh[start:stop],
+            is_first=self.is_first[start:stop],
         )
 
-    def batches(self, cuts: list[tuple[int, int]]) -> Iterator[PlainBatch]:
+    def iterate_batches(self, cuts: list[tuple[int, int]]) -> Iterator[InferenceBatch]:
         """These batches one after the other; the next one is read while this one is computed."""
         with ThreadPoolExecutor(1) as reader:
-            coming: Future[PlainBatch] | None = None
+            coming: Future[InferenceBatch] | None = None
             for cut in cuts:
-                ready, coming = coming, reader.submit(self.batch, *cut)
+                ready, coming = coming, reader.submit(self.read_batch, *cut)
                 if ready is not None:
                     yield ready.result()
             if coming is not None:
                 yield coming.result()
 
 
-def _turned(positions_px: np.ndarray, angle_rad: float) -> np.ndarray:
+def _rotate(positions_px: np.ndarray, angle_rad: float) -> np.ndarray:
     if not angle_rad:
         return positions_px
     cos, sin = np.cos(angle_rad), np.sin(angle_rad)

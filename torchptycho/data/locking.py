@@ -14,12 +14,12 @@ from filelock import FileLock, Timeout
 
 from torchptycho.core.errors import StoreError
 
-__all__ = ["claimed", "draft_of", "swept"]
+__all__ = ["exclusive_writer", "remove_stale_drafts", "temporary_store"]
 
 _log = logging.getLogger(__name__)
 
 
-def _real(path: Path) -> Path:
+def _resolve_store_path(path: Path) -> Path:
     """The folder itself: under two names, a link's among them, there would be two locks.
 
     Raises:
@@ -31,12 +31,12 @@ def _real(path: Path) -> Path:
     return path
 
 
-def _lock_file(path: Path) -> Path:
+def _lock_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.lock")
 
 
 @contextlib.contextmanager
-def claimed(path: Path) -> Iterator[None]:
+def exclusive_writer(path: Path) -> Iterator[None]:
     """Be the only process that writes the store `path` while the block runs; wait for another one to end first.
 
     The operating system lets go of the lock when a process ends, however it ends. What killed ones left is removed.
@@ -44,10 +44,10 @@ def claimed(path: Path) -> Iterator[None]:
     Raises:
         OSError: the folder cannot be written to.
     """
-    path = _real(path)
+    path = _resolve_store_path(path)
     # filelock takes some refusals to make the file for another process that has just removed it, and asks for ever.
-    _lock_file(path).touch()
-    lock = FileLock(_lock_file(path))
+    _lock_path(path).touch()
+    lock = FileLock(_lock_path(path))
     try:
         lock.acquire(blocking=False)
     except Timeout:
@@ -57,16 +57,16 @@ def claimed(path: Path) -> Iterator[None]:
         _remove_drafts(path)
         yield
     finally:
-        _let_go(lock)
+        _release(lock)
 
 
 @contextlib.contextmanager
-def draft_of(path: Path) -> Iterator[Path]:
+def temporary_store(path: Path) -> Iterator[Path]:
     """A new folder beside `path` that is gone when the block ends, unless it was renamed.
 
     Named by hand rather than by tempfile, so that the umask decides who may read the store.
     """
-    path = _real(path)
+    path = _resolve_store_path(path)
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     draft.mkdir()
     try:
@@ -75,21 +75,21 @@ def draft_of(path: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def swept(path: Path) -> None:
+def remove_stale_drafts(path: Path) -> None:
     """Remove what killed processes left beside a store, where there is something, nobody writes, and it is allowed."""
-    path = _real(path)
-    if not _lock_file(path).exists():
+    path = _resolve_store_path(path)
+    if not _lock_path(path).exists():
         return
     with contextlib.suppress(OSError, Timeout):
-        lock = FileLock(_lock_file(path))
+        lock = FileLock(_lock_path(path))
         lock.acquire(blocking=False)
         try:
             _remove_drafts(path)
         finally:
-            _let_go(lock)
+            _release(lock)
 
 
-def _let_go(lock: FileLock) -> None:
+def _release(lock: FileLock) -> None:
     # While the lock is held: whoever waits for the file that is gone then makes a new one and asks again. Where a file
     # system knows no locks, filelock has put another class in this one's place, which removes its file itself.
     if type(lock) is FileLock:
@@ -99,10 +99,10 @@ def _let_go(lock: FileLock) -> None:
 
 
 def _remove_drafts(path: Path) -> None:
-    for draft in path.parent.glob(f".{_literal(path.name)}.{'[0-9a-f]' * 8}"):
+    for draft in path.parent.glob(f".{_escape_glob(path.name)}.{'[0-9a-f]' * 8}"):
         _log.info("%s: what an interrupted preparation left is removed", draft)
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _literal(name: str) -> str:
+def _escape_glob(name: str) -> str:
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)

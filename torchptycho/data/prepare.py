@@ -12,12 +12,18 @@ from pathlib import Path
 from torchptycho.core.config import SUPPORTED_N_PX, GroupConfig, PrepareConfig, ReadConfig, RunConfig, from_dict
 from torchptycho.core.errors import ConfigError, ScanError, StoreError
 from torchptycho.core.scan import Scan
-from torchptycho.data.cache import Request, config_parts, is_as_requested, keep_request, refuse_differences
-from torchptycho.data.disk import bytes_needed, check_space, names_on_disk, on_disk, told_in_one_line
-from torchptycho.data.locking import claimed, draft_of, swept
-from torchptycho.data.splits import held_out_scans
+from torchptycho.data.cache import StoreRequest, fingerprint_config, matches_request, refuse_differences, write_request
+from torchptycho.data.disk import (
+    check_space,
+    convert_os_errors,
+    estimate_store_bytes,
+    sync_directory_entries,
+    sync_folder,
+)
+from torchptycho.data.locking import exclusive_writer, remove_stale_drafts, temporary_store
+from torchptycho.data.splits import choose_held_out_scans
 from torchptycho.data.store import SCHEMA, Store
-from torchptycho.data.writer import StoredScan, changing, stored_scans, write_scan, write_tables
+from torchptycho.data.writer import StoredScan, load_stored_scans, open_for_update, write_scan, write_tables
 from torchptycho.io import read_probe
 from torchptycho.io.checks import network_size_advice
 from torchptycho.io.discovery import Sources, open_scans
@@ -25,12 +31,20 @@ from torchptycho.io.fingerprint import scan_parts
 from torchptycho.io.near_field import refuse_near_field
 from torchptycho.io.source_files import unchanged
 
-__all__ = ["append_scans", "check_together", "config_of", "drop_scans", "prepare", "refuse_another_store", "reopened"]
+__all__ = [
+    "append_scans",
+    "check_compatible",
+    "check_existing_store",
+    "drop_scans",
+    "load_store_config",
+    "open_if_unchanged",
+    "prepare",
+]
 
 _log = logging.getLogger(__name__)
 
 
-def reopened(path: str | Path, request: Request | None) -> Store | None:
+def open_if_unchanged(path: str | Path, request: StoreRequest | None) -> Store | None:
     """The store at `path` when it was made by this request, of files that have not changed since; nothing is read.
 
     None when that cannot be told without opening the scans: `prepare` them then.
@@ -38,7 +52,7 @@ def reopened(path: str | Path, request: Request | None) -> Store | None:
     Raises:
         StoreError: it was made by such a request, and an option, the version or a file is another now.
     """
-    return Store.open(path) if is_as_requested(Path(path), request) else None
+    return Store.open(path) if matches_request(Path(path), request) else None
 
 
 def prepare(
@@ -47,7 +61,7 @@ def prepare(
     path: str | Path,
     *,
     val_scans: Sources = (),
-    request: Request | None = None,
+    request: StoreRequest | None = None,
 ) -> Store:
     """Check scans and write them as a store; a store of the same scans and configuration is reopened as it is.
 
@@ -73,40 +87,40 @@ def prepare(
     """
     path = Path(path)
     if request is None:
-        request = Request.of(scans, config, val_scans)
-        store = reopened(path, request)
+        request = StoreRequest.from_sources(scans, config, val_scans)
+        store = open_if_unchanged(path, request)
         if store is not None:
             return store
     trained, validated = open_scans(scans, config.prepare, val_scans)
     if not trained:
         raise StoreError("expected at least one scan; found none.")
-    opened = [_with_probe(scan, config) for scan in (*trained, *validated)]
-    check_together(opened, config)
-    held_out = held_out_scans(len(trained), len(validated), config.prepare)
+    opened = [_replace_probe(scan, config) for scan in (*trained, *validated)]
+    check_compatible(opened, config)
+    held_out = choose_held_out_scans(len(trained), len(validated), config.prepare)
     marks = [scan_parts(scan) for scan in opened]
-    fingerprint = _fingerprint_of(opened, marks, held_out, config)
+    fingerprint = _fingerprint_scans(opened, marks, held_out, config)
     if path.exists():
         return _reopen(path, fingerprint)
     for scan in opened:
         with unchanged(scan):
             refuse_near_field(scan)
-    needed = bytes_needed(opened, config)
-    with told_in_one_line(path, needed), _folder_for(path), claimed(path):
+    needed = estimate_store_bytes(opened, config)
+    with convert_os_errors(path, needed), _create_parent_folders(path), exclusive_writer(path):
         if path.exists():
             # Another process was faster.
             return _reopen(path, fingerprint)
         check_space(path, needed)
-        with draft_of(path) as draft:
+        with temporary_store(path) as draft:
             stored = [
                 write_scan(draft, scan, mark, held_out=held)
                 for scan, mark, held in zip(opened, marks, held_out, strict=True)
             ]
             write_tables(draft, stored, config, fingerprint)
             if request is not None:
-                keep_request(draft, request, opened)
-            on_disk(draft)
+                write_request(draft, request, opened)
+            sync_folder(draft)
             os.replace(draft, path)
-            names_on_disk(path.parent)
+            sync_directory_entries(path.parent)
     return Store.open(path)
 
 
@@ -130,14 +144,14 @@ def append_scans(store: Store | str | Path, scans: Sources, *, val_scans: Source
         TorchptychoError: as `prepare`; the store is what it was.
     """
     path = store.path if isinstance(store, Store) else Path(store)
-    with changing(path) as now:
-        config = config_of(now)
+    with open_for_update(path) as now:
+        config = load_store_config(now)
         trained, validated = open_scans(scans, config.prepare, val_scans)
         if not (trained or validated):
             raise StoreError("expected at least one scan to add; found none.")
-        opened = [_with_probe(scan, config) for scan in (*trained, *validated)]
-        there = stored_scans(now)
-        check_together([there[0].scan, *opened], config, known=1)
+        opened = [_replace_probe(scan, config) for scan in (*trained, *validated)]
+        there = load_stored_scans(now)
+        check_compatible([there[0].scan, *opened], config, known=1)
         marks = [scan_parts(scan) for scan in opened]
         known = [(entry.fingerprint, entry.source) for entry in now.scans]
         for scan, mark in zip(opened, marks, strict=True):
@@ -149,16 +163,16 @@ def append_scans(store: Store | str | Path, scans: Sources, *, val_scans: Source
             known.append((mark, scan.source))
             with unchanged(scan):
                 refuse_near_field(scan)
-        needed = bytes_needed([*(one.scan for one in there), *opened], config) - sum(
+        needed = estimate_store_bytes([*(one.scan for one in there), *opened], config) - sum(
             one.scan.frames.shape[0] * one.scan.n_px**2 * one.scan.frames.dtype.itemsize for one in there
         )
-        with told_in_one_line(path, needed):
+        with convert_os_errors(path, needed):
             check_space(path, needed)
             added = [
                 write_scan(path, scan, mark, held_out=index >= len(trained))
                 for index, (scan, mark) in enumerate(zip(opened, marks, strict=True))
             ]
-            _rewrite(now, [*there, *added], config)
+            _rewrite_tables(now, [*there, *added], config)
         return Store.open(path)
 
 
@@ -174,17 +188,17 @@ def drop_scans(store: Store | str | Path, scans: Sequence[int | str | Path]) -> 
         GroupingError: the configured groups cannot be formed from the rest; the store is what it was.
     """
     path = store.path if isinstance(store, Store) else Path(store)
-    with changing(path) as now:
-        gone = {number for asked in scans for number in _numbers(now, asked)}
-        left = [one for number, one in enumerate(stored_scans(now)) if number not in gone]
+    with open_for_update(path) as now:
+        gone = {number for asked in scans for number in _find_scan_numbers(now, asked)}
+        left = [one for number, one in enumerate(load_stored_scans(now)) if number not in gone]
         if all(one.held_out for one in left):
             raise StoreError(f"{path}: expected a scan to train on to be left; found none. Remove the folder.")
-        with told_in_one_line(path, 0):
-            _rewrite(now, left, config_of(now))
+        with convert_os_errors(path, 0):
+            _rewrite_tables(now, left, load_store_config(now))
         return Store.open(path)
 
 
-def config_of(store: Store) -> RunConfig:
+def load_store_config(store: Store) -> RunConfig:
     """The configuration that a store was prepared with; the other sections are defaults."""
     where = str(store.path)
     return RunConfig(
@@ -193,13 +207,13 @@ def config_of(store: Store) -> RunConfig:
     )
 
 
-def _rewrite(now: Store, stored: Sequence[StoredScan], config: RunConfig) -> None:
+def _rewrite_tables(now: Store, stored: Sequence[StoredScan], config: RunConfig) -> None:
     told = [(one.scan.source, one.fingerprint, one.held_out) for one in stored]
     others = {key: part for key, part in now.fingerprint.items() if not key.startswith(("scan ", "held-out scan "))}
-    write_tables(now.path, stored, config, _fingerprint(told, others))
+    write_tables(now.path, stored, config, _build_fingerprint(told, others))
 
 
-def _numbers(store: Store, asked: int | str | Path) -> list[int]:
+def _find_scan_numbers(store: Store, asked: int | str | Path) -> list[int]:
     """Numbers of the scans that are meant."""
     sources = [entry.source for entry in store.scans]
     if isinstance(asked, int):
@@ -214,7 +228,7 @@ def _numbers(store: Store, asked: int | str | Path) -> list[int]:
 
 
 @contextlib.contextmanager
-def _folder_for(path: Path) -> Iterator[None]:
+def _create_parent_folders(path: Path) -> Iterator[None]:
     """The folders above `path`; those that had to be made are gone again when the block fails."""
     missing = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -227,14 +241,14 @@ def _folder_for(path: Path) -> Iterator[None]:
         raise
 
 
-def _with_probe(scan: Scan, config: RunConfig) -> Scan:
+def _replace_probe(scan: Scan, config: RunConfig) -> Scan:
     if config.prepare.probe in (None, scan.reading.probe):
         return scan
     probe = read_probe(config.prepare.probe, scan.n_px)
     return dataclasses.replace(scan, probe=probe, probe_is_calibrated=False)
 
 
-def check_together(scans: Sequence[Scan], config: RunConfig, known: int = 0) -> None:
+def check_compatible(scans: Sequence[Scan], config: RunConfig, known: int = 0) -> None:
     """Refuse scans that do not fit the first one or the configuration; the first `known` are in the store."""
     first = scans[0]
     for scan in scans[known:]:
@@ -243,25 +257,27 @@ def check_together(scans: Sequence[Scan], config: RunConfig, known: int = 0) -> 
                 f"domain: expected '{scan.domain}', which the frames of {scan.source} hold; found "
                 f"'{config.prepare.domain}'. Leave it out, or read the scan with domain='{config.prepare.domain}'."
             )
-        _check_read_so(scan, config)
+        _check_read_options(scan, config)
         advice = network_size_advice(scan.n_px)
         if advice is not None:
             raise ScanError(
-                scan.source, "diffraction",
+                scan.source,
+                "diffraction",
                 expected=f"frames of N = {', '.join(map(str, SUPPORTED_N_PX))} px",
                 found=f"N = {scan.n_px}",
                 remedy=advice,
-            )  # fmt: skip
+            )
         if (scan.n_px, scan.domain) != (first.n_px, first.domain):
             raise ScanError(
-                scan.source, "diffraction",
+                scan.source,
+                "diffraction",
                 expected=f"N = {first.n_px} and {first.domain} as in {first.source}",
                 found=f"N = {scan.n_px} and {scan.domain}",
                 remedy="Prepare scans of another size or domain into a store of their own.",
-            )  # fmt: skip
+            )
 
 
-def _check_read_so(scan: Scan, config: RunConfig) -> None:
+def _check_read_options(scan: Scan, config: RunConfig) -> None:
     """The options of reading act when a file is opened: a scan that was opened otherwise does not follow them."""
     default = ReadConfig()
     for field in dataclasses.fields(ReadConfig):
@@ -273,7 +289,7 @@ def _check_read_so(scan: Scan, config: RunConfig) -> None:
             )
 
 
-def refuse_another_store(path: Path, scans: Sequence[Scan], held_out: Sequence[bool], config: RunConfig) -> None:
+def check_existing_store(path: Path, scans: Sequence[Scan], held_out: Sequence[bool], config: RunConfig) -> None:
     """What `prepare` says about a folder that is there already; it may be a store of just this.
 
     Raises:
@@ -281,19 +297,19 @@ def refuse_another_store(path: Path, scans: Sequence[Scan], held_out: Sequence[b
     """
     if path.exists():
         marks = [scan_parts(scan) for scan in scans]
-        refuse_differences(path, Store.open(path).fingerprint, _fingerprint_of(scans, marks, held_out, config))
+        refuse_differences(path, Store.open(path).fingerprint, _fingerprint_scans(scans, marks, held_out, config))
 
 
-def _fingerprint_of(
+def _fingerprint_scans(
     scans: Sequence[Scan], marks: Sequence[dict[str, str]], held_out: Sequence[bool], config: RunConfig
 ) -> dict[str, str]:
-    return _fingerprint(
+    return _build_fingerprint(
         [(scan.source, mark, held) for scan, mark, held in zip(scans, marks, held_out, strict=True)],
-        {"schema": str(SCHEMA), **config_parts(config)},
+        {"schema": str(SCHEMA), **fingerprint_config(config)},
     )
 
 
-def _fingerprint(scans: Sequence[tuple[str, dict[str, str], bool]], others: dict[str, str]) -> dict[str, str]:
+def _build_fingerprint(scans: Sequence[tuple[str, dict[str, str], bool]], others: dict[str, str]) -> dict[str, str]:
     """What a store of these scans (source, own parts, held out) depends on, in parts, so that a difference has a name.
 
     Arguments:
@@ -309,6 +325,6 @@ def _fingerprint(scans: Sequence[tuple[str, dict[str, str], bool]], others: dict
 def _reopen(path: Path, fingerprint: dict[str, str]) -> Store:
     store = Store.open(path)
     refuse_differences(path, store.fingerprint, fingerprint)
-    swept(path)
+    remove_stale_drafts(path)
     _log.info("%s: is complete and up to date", path)
     return store

@@ -9,13 +9,13 @@ import numpy as np
 from torchptycho.core.scan import Scan
 from torchptycho.io.frames.frame_stacks import rows_in_file
 
-__all__ = ["Findings", "findings_of", "saturated_frames"]
+__all__ = ["FrameFindings", "collect_findings", "find_saturated_frames"]
 
-_FEW = 20
+_MAX_LISTED = 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Findings:
+class FrameFindings:
     """Frames of one scan by what is odd about them, counted as the file counts.
 
     Arguments:
@@ -28,7 +28,7 @@ class Findings:
     saturated: tuple[int, ...] = ()
     repeated: tuple[int, ...] = ()
 
-    def sentences(self) -> tuple[str, ...]:
+    def describe(self) -> tuple[str, ...]:
         """What was found and what can be done about it."""
         told = []
         for frames, what in (
@@ -37,19 +37,19 @@ class Findings:
             (self.repeated, "at the position of an earlier one are kept"),
         ):
             if frames:
-                more = f" and {len(frames) - _FEW} more" if len(frames) > _FEW else ""
-                told.append(f"{len(frames)} frame(s) {what}: {', '.join(map(str, frames[:_FEW]))}{more}")
+                more = f" and {len(frames) - _MAX_LISTED} more" if len(frames) > _MAX_LISTED else ""
+                told.append(f"{len(frames)} frame(s) {what}: {', '.join(map(str, frames[:_MAX_LISTED]))}{more}")
         return tuple(told)
 
 
-def saturated_frames(chunk: np.ndarray) -> np.ndarray:
+def find_saturated_frames(chunk: np.ndarray) -> np.ndarray:
     """Which of the frames [K, N, N] reach the largest value of their integer type, [K]."""
     if chunk.dtype.kind not in "iu" or chunk.max() < np.iinfo(chunk.dtype).max:
         return np.zeros(len(chunk), bool)
     return np.asarray(chunk.max(axis=(1, 2)) == np.iinfo(chunk.dtype).max)
 
 
-def findings_of(scan: Scan, sums: np.ndarray, saturated: np.ndarray) -> Findings:
+def collect_findings(scan: Scan, sums: np.ndarray, saturated: np.ndarray) -> FrameFindings:
     """The findings of one scan.
 
     Arguments:
@@ -60,12 +60,14 @@ def findings_of(scan: Scan, sums: np.ndarray, saturated: np.ndarray) -> Findings
     def named(at_fault: np.ndarray) -> tuple[int, ...]:
         return tuple(rows_in_file(scan.frames, np.flatnonzero(at_fault).tolist()))
 
-    return Findings(
-        dark=named(sums == 0), saturated=named(saturated), repeated=named(_repeated(scan.positions_px, scan.scan_id))
+    return FrameFindings(
+        dark=named(sums == 0),
+        saturated=named(saturated),
+        repeated=named(_find_repeated_positions(scan.positions_px, scan.scan_id)),
     )
 
 
-def _repeated(positions_px: np.ndarray, scan_id: np.ndarray) -> np.ndarray:
+def _find_repeated_positions(positions_px: np.ndarray, scan_id: np.ndarray) -> np.ndarray:
     """Frames at exactly the position of an earlier one of the same scan, [M]."""
     order = np.lexsort((positions_px[:, 1], positions_px[:, 0], scan_id))
     where, of_scan = positions_px[order], scan_id[order]

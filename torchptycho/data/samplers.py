@@ -12,10 +12,10 @@ from torchptycho.data.batch import GroupBatch
 from torchptycho.data.dataloader import ThreadedLoader
 from torchptycho.data.datasets import GroupDataset
 
-__all__ = ["EpochOrder", "InOrder", "ResumableLoader", "batches_per_epoch"]
+__all__ = ["EpochBatchSampler", "InOrderSampler", "ResumableLoader", "batches_per_epoch"]
 
 
-class EpochOrder(DistributedSampler[GroupBatch]):
+class EpochBatchSampler(DistributedSampler[GroupBatch]):
     """Batches in a random order that depends on seed and epoch alone, each dealt out to the processes in turn.
 
     Every group is in one batch of one process. There are as few batches as the largest size allows, and their sizes
@@ -32,26 +32,26 @@ class EpochOrder(DistributedSampler[GroupBatch]):
 
     def __init__(self, dataset: Sized, seed: int, batch_groups: int, ranks: int = 1, rank: int = 0) -> None:
         super().__init__(dataset, num_replicas=ranks, rank=rank, seed=seed)  # type: ignore[arg-type]
-        self._groups = len(dataset)
-        self._batches = batches_per_epoch(self._groups, batch_groups, ranks)
-        self._resumed = (-1, 0)
+        self._n_groups = len(dataset)
+        self._n_batches = batches_per_epoch(self._n_groups, batch_groups, ranks)
+        self._resume_point = (-1, 0)
 
     def resume(self, epoch: int, given: int) -> None:
         """Begin this epoch after so many batches, and every other one from its start."""
-        self._resumed = (epoch, given)
+        self._resume_point = (epoch, given)
 
     @property
     def start(self) -> int:
         """Batches of the present epoch that were given before it was resumed."""
-        return self._resumed[1] if self.epoch == self._resumed[0] else 0
+        return self._resume_point[1] if self.epoch == self._resume_point[0] else 0
 
     def __len__(self) -> int:
-        return self._batches
+        return self._n_batches
 
     def __iter__(self) -> Iterator[list[int]]:  # type: ignore[override]
         generator = torch.Generator().manual_seed(hash((self.seed, self.epoch)) % 2**63)
-        order = torch.randperm(self._groups, generator=generator)
-        together = order.tensor_split(self._batches) if self._batches else ()
+        order = torch.randperm(self._n_groups, generator=generator)
+        together = order.tensor_split(self._n_batches) if self._n_batches else ()
         return iter([batch[self.rank :: self.num_replicas].tolist() for batch in together][self.start :])
 
 
@@ -60,41 +60,41 @@ def batches_per_epoch(groups: int, batch_groups: int, ranks: int = 1) -> int:
     return min(-(-groups // (ranks * batch_groups)), groups // ranks)
 
 
-class InOrder(DistributedSampler[GroupBatch]):
+class InOrderSampler(DistributedSampler[GroupBatch]):
     """Every group once, in order, dealt out to the processes: no group twice, as padding would have it."""
 
     def __init__(self, dataset: GroupDataset, ranks: int = 1, rank: int = 0) -> None:
         super().__init__(dataset, num_replicas=ranks, rank=rank, shuffle=False)
         groups = range(len(dataset))
         # A process without any would leave the others waiting; it repeats one where there are not enough.
-        self._mine = list(groups[rank::ranks]) or list(groups[:1])
+        self._indices = list(groups[rank::ranks]) or list(groups[:1])
 
     def __len__(self) -> int:
-        return len(self._mine)
+        return len(self._indices)
 
     def __iter__(self) -> Iterator[int]:  # type: ignore[override]
-        return iter(self._mine)
+        return iter(self._indices)
 
 
 class ResumableLoader(ThreadedLoader):
     """A loader of the batches of an `EpochOrder`; Lightning saves it in the middle of an epoch, to go on from there."""
 
-    _given = 0
+    _batches_given = 0
 
     def __iter__(self) -> Iterator[GroupBatch]:  # type: ignore[override]
         # A generator: nothing, not even a thread, looks at the order before Lightning has told the epoch.
-        assert isinstance(self.sampler, EpochOrder)
-        self._given = self.sampler.start
+        assert isinstance(self.sampler, EpochBatchSampler)
+        self._batches_given = self.sampler.start
         for batch in super().__iter__():
-            self._given += 1
+            self._batches_given += 1
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
         """The epoch, and how many of its batches were given out."""
-        assert isinstance(self.sampler, EpochOrder)
-        return {"epoch": self.sampler.epoch, "batches": self._given}
+        assert isinstance(self.sampler, EpochBatchSampler)
+        return {"epoch": self.sampler.epoch, "batches": self._batches_given}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
-        assert isinstance(self.sampler, EpochOrder)
+        assert isinstance(self.sampler, EpochBatchSampler)
         self.sampler.resume(state["epoch"], state["batches"])

@@ -18,31 +18,31 @@ from torchptycho.core.scan import Scan
 from torchptycho.data.grouping import Groups, group
 
 __all__ = [
-    "Division",
-    "Split",
-    "beam_width_px",
-    "divide",
-    "held_out_scans",
-    "no_groups",
+    "FrameSplit",
+    "SplitGroups",
+    "choose_held_out_scans",
+    "groups_to_tensors",
+    "make_empty_groups",
+    "probe_width_px",
+    "split_and_group",
     "split_frames",
-    "table_of",
 ]
 
 _log = logging.getLogger(__name__)
 
 # Part of its power that lies within the width of a beam.
-_POWER = 0.95
+_WIDTH_POWER_FRACTION = 0.95
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Split:
+class FrameSplit:
     """Sorted frame indices i64; frames along the border of a region are in neither part."""
 
     training: np.ndarray
     held_out: np.ndarray
 
 
-def held_out_scans(n_trained: int, n_held_out: int, config: PrepareConfig) -> list[bool]:
+def choose_held_out_scans(n_trained: int, n_held_out: int, config: PrepareConfig) -> list[bool]:
     """Which scans are held out as a whole: those that were given for it, or with `val_by` "scans" some that are drawn.
 
     Arguments:
@@ -62,7 +62,7 @@ def held_out_scans(n_trained: int, n_held_out: int, config: PrepareConfig) -> li
     return flags
 
 
-def split_frames(scans: Sequence[Scan], held_out: Sequence[bool], config: RunConfig) -> Split:
+def split_frames(scans: Sequence[Scan], held_out: Sequence[bool], config: RunConfig) -> FrameSplit:
     """Frames for training and for validation.
 
     What is held out of a scan follows from the seed and from the scan alone, so that it stays held out when other scans
@@ -80,7 +80,7 @@ def split_frames(scans: Sequence[Scan], held_out: Sequence[bool], config: RunCon
         if whole:
             own, val = every[:0], every
         elif config.prepare.val_by == "region":
-            own, val = _by_region(scan, config)
+            own, val = _split_by_region(scan, config)
         else:
             fraction = config.prepare.val_fraction if config.prepare.val_by == "frames" else 0.0
             count = min(round(fraction * scan.n_frames), max(0, scan.n_frames - config.group.gridsize**2))
@@ -90,10 +90,10 @@ def split_frames(scans: Sequence[Scan], held_out: Sequence[bool], config: RunCon
         training.append(start + own)
         validating.append(start + val)
         start += scan.n_frames
-    return Split(np.concatenate(training), np.concatenate(validating))
+    return FrameSplit(np.concatenate(training), np.concatenate(validating))
 
 
-def _by_region(scan: Scan, config: RunConfig) -> tuple[np.ndarray, np.ndarray]:
+def _split_by_region(scan: Scan, config: RunConfig) -> tuple[np.ndarray, np.ndarray]:
     """One part of the scan for validation, and all that is far enough from it for training."""
     prepare, positions_px = config.prepare, scan.positions_px
     if prepare.val_region is not None:
@@ -115,7 +115,7 @@ def _by_region(scan: Scan, config: RunConfig) -> tuple[np.ndarray, np.ndarray]:
     held_out, others = np.flatnonzero(inside), np.flatnonzero(~inside)
     if not len(held_out):
         return others, held_out
-    gap_px = beam_width_px(scan.probe) if prepare.val_gap_px is None else prepare.val_gap_px
+    gap_px = probe_width_px(scan.probe) if prepare.val_gap_px is None else prepare.val_gap_px
     if len(others):
         apart_px, _ = cKDTree(positions_px[held_out]).query(positions_px[others])
         training = others[apart_px >= gap_px]
@@ -131,7 +131,7 @@ def _by_region(scan: Scan, config: RunConfig) -> tuple[np.ndarray, np.ndarray]:
     return training, held_out
 
 
-def beam_width_px(probe: Complex64[np.ndarray, "p n n"]) -> float:
+def probe_width_px(probe: Complex64[np.ndarray, "p n n"]) -> float:
     """Diameter in object pixels of the circle about the beam's centre of mass that holds 95 % of its power."""
     power: Float64[np.ndarray, "n n"] = np.square(np.abs(probe), dtype=np.float64).sum(axis=0)
     where = np.indices(power.shape).reshape(2, -1)
@@ -139,12 +139,12 @@ def beam_width_px(probe: Complex64[np.ndarray, "p n n"]) -> float:
     center = where @ weight
     radius = np.hypot(*(where - center[:, None]))
     order = np.argsort(radius)
-    within = int(np.searchsorted(np.cumsum(weight[order]), _POWER))
+    within = int(np.searchsorted(np.cumsum(weight[order]), _WIDTH_POWER_FRACTION))
     return 2 * float(radius[order][min(within, len(order) - 1)])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Division:
+class SplitGroups:
     """Frames and groups of several scans together, as a store holds them.
 
     Arguments:
@@ -155,13 +155,13 @@ class Division:
 
     positions_px: np.ndarray
     frame_scan: np.ndarray
-    separate: np.ndarray
-    split: Split
+    unique_scan_id: np.ndarray
+    split: FrameSplit
     train: Groups
     val: Groups | None
 
 
-def divide(scans: Sequence[Scan], held_out: Sequence[bool], config: RunConfig) -> Division:
+def split_and_group(scans: Sequence[Scan], held_out: Sequence[bool], config: RunConfig) -> SplitGroups:
     """Split the frames of these scans and form their groups.
 
     Raises:
@@ -171,27 +171,29 @@ def divide(scans: Sequence[Scan], held_out: Sequence[bool], config: RunConfig) -
     frame_scan = np.concatenate([np.full(scan.n_frames, i, np.int64) for i, scan in enumerate(scans)])
     # Groups mix neither files nor the scans within a file.
     kind = np.concatenate([scan.scan_id for scan in scans])
-    _, separate = np.unique(np.stack([frame_scan, kind], 1), axis=0, return_inverse=True)
-    separate = separate.reshape(-1).astype(np.int64)
+    _, unique_scan_id = np.unique(np.stack([frame_scan, kind], 1), axis=0, return_inverse=True)
+    unique_scan_id = unique_scan_id.reshape(-1).astype(np.int64)
     split = split_frames(scans, held_out, config)
-    return Division(
+    return SplitGroups(
         positions_px=positions,
         frame_scan=frame_scan,
-        separate=separate,
+        unique_scan_id=unique_scan_id,
         split=split,
-        train=training_groups(positions, separate, split, config),
-        val=validation_groups(positions, separate, split, config),
+        train=form_training_groups(positions, unique_scan_id, split, config),
+        val=form_validation_groups(positions, unique_scan_id, split, config),
     )
 
 
-def training_groups(positions: np.ndarray, separate: np.ndarray, split: Split, config: RunConfig) -> Groups:
+def form_training_groups(
+    positions: np.ndarray, unique_scan_id: np.ndarray, split: FrameSplit, config: RunConfig
+) -> Groups:
     """Groups of frames that are not held out; an error tells when these are what is missing."""
     try:
-        return group(positions, config.group, scan_id=separate, candidates=split.training)
+        return group(positions, config.group, scan_id=unique_scan_id, candidates=split.training)
     except GroupingError as error:
         n_held_out = len(positions) - len(split.training)
         try:
-            group(positions, config.group, scan_id=separate)
+            group(positions, config.group, scan_id=unique_scan_id)
         except GroupingError:
             raise error from None
         raise GroupingError(
@@ -200,7 +202,9 @@ def training_groups(positions: np.ndarray, separate: np.ndarray, split: Split, c
         ) from None
 
 
-def validation_groups(positions: np.ndarray, separate: np.ndarray, split: Split, config: RunConfig) -> Groups | None:
+def form_validation_groups(
+    positions: np.ndarray, unique_scan_id: np.ndarray, split: FrameSplit, config: RunConfig
+) -> Groups | None:
     """One group for each held-out frame, or None.
 
     A held-out frame is judged among its neighbours, whether these were held out or not; a region, among its own frames.
@@ -214,20 +218,23 @@ def validation_groups(positions: np.ndarray, separate: np.ndarray, split: Split,
     )
     among = split.held_out if config.prepare.val_by == "region" else None
     try:
-        return group(positions, for_seeds, scan_id=separate, candidates=among, seeds=split.held_out)
+        return group(positions, for_seeds, scan_id=unique_scan_id, candidates=among, seeds=split.held_out)
     except GroupingError as error:
         _log.warning("no validation, although %d frames are held out: %s", len(split.held_out), error)
         return None
 
 
-def no_groups(like: Groups) -> Groups:
+def make_empty_groups(like: Groups) -> Groups:
     return dataclasses.replace(
-        like, members=like.members[:0], center_px=like.center_px[:0], offset_px=like.offset_px[:0],
+        like,
+        members=like.members[:0],
+        center_px=like.center_px[:0],
+        offset_px=like.offset_px[:0],
         frames_used=like.frames_used[:0],
-    )  # fmt: skip
+    )
 
 
-def table_of(groups: Groups) -> dict[str, torch.Tensor]:
+def groups_to_tensors(groups: Groups) -> dict[str, torch.Tensor]:
     return {
         "members": torch.from_numpy(groups.members),
         "center_px": torch.from_numpy(groups.center_px),

@@ -21,16 +21,16 @@ from tensordict import TensorDict
 from torchptycho.core.errors import StoreError
 from torchptycho.data.frame_stack import FrameStack
 from torchptycho.data.grouping import Groups
-from torchptycho.data.quality import Findings
+from torchptycho.data.quality import FrameFindings
 from torchptycho.physics.scaling import Scaling, intensity
 
-__all__ = ["MANIFEST", "SCHEMA", "ScanEntry", "Store", "mapped"]
+__all__ = ["MANIFEST", "SCHEMA", "ScanEntry", "Store", "open_memory_mapped"]
 
 SCHEMA = 4
 """Version of the layout on disk; a store of another version is refused, not guessed at."""
 
 MANIFEST = "store.json"
-_TRUTHS = ("truth", "truth_patches")
+_TRUTH_KEYS = ("truth", "truth_patches")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class ScanEntry:
     object_pixel_m: float | None
     notes: tuple[str, ...] = ()
     left_out: dict[int, str] = dataclasses.field(default_factory=dict)
-    findings: Findings = dataclasses.field(default_factory=Findings)
+    findings: FrameFindings = dataclasses.field(default_factory=FrameFindings)
     held_out: bool = False
     folder: str
     fingerprint: dict[str, str]
@@ -71,7 +71,7 @@ class ScanEntry:
 
 
 # Frames that the mean one is taken of, and the part of its pixels that are its darkest.
-_FLOOR_FRAMES, _FLOOR_PART = 256, 64
+_FLOOR_FRAMES, _FLOOR_FRACTION = 256, 64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -120,7 +120,7 @@ class Store:
         """Whether the truth of this scan is known as patches only."""
         return str(scan) in set(self.tensors["truth_patches"].keys())
 
-    def truth_turns(self) -> Complex64[torch.Tensor, " s"]:
+    def truth_phase_factors(self) -> Complex64[torch.Tensor, " s"]:
         """Numbers of modulus 1 that bring the mean of each scan's truth, where it was scanned, to phase 0.
 
         The phase of an object is known up to a constant. With it a network learns from several scans alike.
@@ -139,13 +139,13 @@ class Store:
             turns.append(mean.conj() / mean.abs() if mean.abs() > 0 else torch.ones_like(mean))
         return torch.stack(turns).to(torch.complex64)
 
-    def floor_counts(self) -> Float64[torch.Tensor, " s"]:
+    def estimate_floor_counts(self) -> Float64[torch.Tensor, " s"]:
         """Photons in the darkest good pixels of each scan's mean frame, which no background is above."""
         floors = []
         for entry, part, mask in zip(self.scans, self.frames.parts, self.tensors["masks"], strict=True):
             some = torch.linspace(0, len(part) - 1, min(len(part), _FLOOR_FRAMES)).long()
             mean = intensity(part.index_select(0, some), entry.scaling.domain).mean(0, dtype=torch.float64)[mask]
-            darkest = mean.sort().values[: max(1, len(mean) // _FLOOR_PART)].mean()
+            darkest = mean.sort().values[: max(1, len(mean) // _FLOOR_FRACTION)].mean()
             floors.append(darkest * entry.scaling.counts_per_intensity)
         return torch.stack(floors)
 
@@ -164,39 +164,39 @@ class Store:
         """
         path = Path(path)
         while True:
-            manifest = _manifest(path)
+            manifest = _read_manifest(path)
             try:
-                store = cls._opened(path, manifest)
+                store = cls._read(path, manifest)
             except (StoreError, OSError, RuntimeError):  # the last one by torch, for a file that is not there
-                if _manifest(path) == manifest:
+                if _read_manifest(path) == manifest:
                     raise
                 continue
             # Folders go only after another manifest is there: what was opened under one and the same is whole.
-            if _manifest(path) == manifest:
+            if _read_manifest(path) == manifest:
                 return store
 
     @classmethod
-    def _opened(cls, path: Path, manifest: dict[str, Any]) -> Store:
+    def _read(cls, path: Path, manifest: dict[str, Any]) -> Store:
         try:
             for name, size in manifest["bytes"].items():
                 found = (path / name).stat().st_size if (path / name).is_file() else 0
                 if found != size:
                     raise StoreError(f"{path / name}: expected {size} bytes; found {found}. Prepare the store again.")
-            scans = tuple(_entry(told) for told in manifest["scans"])
+            scans = tuple(_parse_entry(told) for told in manifest["scans"])
             folder = path / "tables" / manifest["tables"]
             told = {name: manifest[name] for name in ("gridsize", "config", "fingerprint")}
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise StoreError(f"{path / MANIFEST}: incomplete ({error!r}). Prepare the store again.") from None
-        parts = [mapped(path / "scans" / entry.folder) for entry in scans]
+        parts = [open_memory_mapped(path / "scans" / entry.folder) for entry in scans]
         truths = {
             kind: {str(index): part[kind] for index, part in enumerate(parts) if kind in part.keys()}  # noqa: SIM118
-            for kind in _TRUTHS
+            for kind in _TRUTH_KEYS
         }
-        tensors = TensorDict({**mapped(folder), **truths}, batch_size=[])
+        tensors = TensorDict({**open_memory_mapped(folder), **truths}, batch_size=[])
         return cls(path, FrameStack(tuple(part["frames"] for part in parts)), tensors, scans, **told)
 
 
-def mapped(folder: Path) -> TensorDict:
+def open_memory_mapped(folder: Path) -> TensorDict:
     """The tensors of a folder as memory maps that nothing can be written through."""
     # mode "r": the store is shared by runs, and a memory map is otherwise writable in place.
     tensors = TensorDict.load_memmap(folder, mode="r", allow_pickle=False)
@@ -204,7 +204,7 @@ def mapped(folder: Path) -> TensorDict:
     return tensors
 
 
-def _manifest(path: Path) -> dict[str, Any]:
+def _read_manifest(path: Path) -> dict[str, Any]:
     file = path / MANIFEST
     if not file.is_file():
         raise StoreError(f"{path}: expected a store (a folder with {MANIFEST}); make one with `torchptycho prepare`.")
@@ -222,9 +222,9 @@ def _manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _entry(told: dict[str, Any]) -> ScanEntry:
+def _parse_entry(told: dict[str, Any]) -> ScanEntry:
     """An entry of the manifest; JSON has lists for tuples and texts for the numbers of frames."""
     left_out = {int(frame): str(why) for frame, why in told["left_out"].items()}
-    findings = Findings(**{name: tuple(frames) for name, frames in told["findings"].items()})
+    findings = FrameFindings(**{name: tuple(frames) for name, frames in told["findings"].items()})
     nested = {"scaling": Scaling(**told["scaling"]), "left_out": left_out, "findings": findings}
     return ScanEntry(**{**told, **nested, "notes": tuple(told["notes"])})

@@ -19,16 +19,16 @@ from tensordict import MemoryMappedTensor, TensorDict
 from torchptycho.core.config import RunConfig, to_dict
 from torchptycho.core.geometry import Geometry
 from torchptycho.core.scan import ArrayFrames, Scan
-from torchptycho.data.disk import SteadyWriter, on_disk, reserve
-from torchptycho.data.locking import claimed
-from torchptycho.data.quality import Findings, findings_of, saturated_frames
-from torchptycho.data.splits import divide, no_groups, table_of
-from torchptycho.data.store import MANIFEST, SCHEMA, ScanEntry, Store, mapped
+from torchptycho.data.disk import BackgroundWriter, reserve_space, sync_folder
+from torchptycho.data.locking import exclusive_writer
+from torchptycho.data.quality import FrameFindings, collect_findings, find_saturated_frames
+from torchptycho.data.splits import groups_to_tensors, make_empty_groups, split_and_group
+from torchptycho.data.store import MANIFEST, SCHEMA, ScanEntry, Store, open_memory_mapped
 from torchptycho.io import checked_chunks
 from torchptycho.io.storage.file_access import replaced_atomically
 from torchptycho.physics.scaling import frame_sums, measure_scaling, probe_factor
 
-__all__ = ["StoredScan", "changing", "stored_scans", "write_scan", "write_tables"]
+__all__ = ["StoredScan", "load_stored_scans", "open_for_update", "write_scan", "write_tables"]
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class StoredScan:
     scan: Scan
     intensity: np.ndarray
     fingerprint: dict[str, str]
-    findings: Findings
+    findings: FrameFindings
     held_out: bool
 
 
@@ -68,8 +68,8 @@ def write_scan(root: Path, scan: Scan, fingerprint: dict[str, str], *, held_out:
     folder = root / "scans" / name
     folder.mkdir(parents=True)
     frames, intensity, saturated = _write_frames(folder / "frames.memmap", scan)
-    findings = findings_of(scan, intensity, saturated)
-    for sentence in findings.sentences():
+    findings = collect_findings(scan, intensity, saturated)
+    for sentence in findings.describe():
         _log.warning("%s: %s", scan.source, sentence)
     arrays = {
         "positions_px": scan.positions_px,
@@ -87,11 +87,11 @@ def write_scan(root: Path, scan: Scan, fingerprint: dict[str, str], *, held_out:
     )
 
 
-def stored_scans(store: Store) -> list[StoredScan]:
+def load_stored_scans(store: Store) -> list[StoredScan]:
     """The scans of a store, as `write_tables` takes them; their frames are not read."""
     found = []
     for entry in store.scans:
-        part = mapped(store.path / "scans" / entry.folder)
+        part = open_memory_mapped(store.path / "scans" / entry.folder)
         scan = Scan(
             frames=ArrayFrames(part["frames"].numpy()),
             domain=entry.scaling.domain,
@@ -129,7 +129,7 @@ def write_tables(root: Path, stored: Sequence[StoredScan], config: RunConfig, fi
     scans = [one.scan for one in stored]
     first_frames = np.cumsum([0, *(scan.n_frames for scan in scans)])
     intensity = np.concatenate([one.intensity for one in stored])
-    division = divide(scans, [one.held_out for one in stored], config)
+    division = split_and_group(scans, [one.held_out for one in stored], config)
     frame_scan, split, train, val = division.frame_scan, division.split, division.train, division.val
     entries, probes = [], []
     modes = max(scan.probe.shape[0] for scan in scans)
@@ -140,9 +140,11 @@ def write_tables(root: Path, stored: Sequence[StoredScan], config: RunConfig, fi
         if not one.held_out and not (frame_scan[train.members[:, 0]] == index).any():
             _log.warning("%s: no group for training begins with a frame of it", scan.source)
         scaling = measure_scaling(
-            float(intensity[of_training].mean()), scan.n_px, scan.domain,
+            float(intensity[of_training].mean()),
+            scan.n_px,
+            scan.domain,
             config.prepare.nphotons or scan.photons_per_frame,
-        )  # fmt: skip
+        )
         probe, factor = torch.from_numpy(scan.probe), probe_factor(scan, scaling)
         probes.append(torch.nn.functional.pad(probe * factor, (0, 0, 0, 0, 0, modes - len(probe))))
         entries.append(
@@ -167,11 +169,11 @@ def write_tables(root: Path, stored: Sequence[StoredScan], config: RunConfig, fi
         {
             "positions_px": torch.from_numpy(division.positions_px),
             "frame_scan": torch.from_numpy(frame_scan),
-            "separate": torch.from_numpy(division.separate),
+            "separate": torch.from_numpy(division.unique_scan_id),
             "probes": torch.stack(probes),
             "masks": torch.from_numpy(np.stack([scan.mask for scan in scans])),
-            "train": table_of(train),
-            "val": table_of(no_groups(train) if val is None else val),
+            "train": groups_to_tensors(train),
+            "val": groups_to_tensors(make_empty_groups(train) if val is None else val),
         },
         batch_size=[],
     )
@@ -193,23 +195,23 @@ def write_tables(root: Path, stored: Sequence[StoredScan], config: RunConfig, fi
 
 
 @contextlib.contextmanager
-def changing(path: Path) -> Iterator[Store]:
+def open_for_update(path: Path) -> Iterator[Store]:
     """The store at `path`, for one process at a time; what no manifest names is removed before and after.
 
     Raises:
         StoreError: there is no store.
     """
     Store.open(path)
-    with claimed(path):
-        _sweep(path)
+    with exclusive_writer(path):
+        _remove_unreferenced(path)
         try:
             yield Store.open(path)
         finally:
             with contextlib.suppress(OSError, ValueError, KeyError):
-                _sweep(path)
+                _remove_unreferenced(path)
 
 
-def _sweep(path: Path) -> None:
+def _remove_unreferenced(path: Path) -> None:
     """Remove the folders that the manifest does not name: what an interrupted change has left, and what went."""
     manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     named = {"tables": {manifest["tables"]}, "scans": {entry["folder"] for entry in manifest["scans"]}}
@@ -223,9 +225,9 @@ def _sweep(path: Path) -> None:
 
 def _write_tensors(tensors: TensorDict, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    reserve(tensors, folder)
+    reserve_space(tensors, folder)
     tensors.memmap(folder)
-    on_disk(folder)
+    sync_folder(folder)
 
 
 def _write_frames(file: Path, scan: Scan) -> tuple[MemoryMappedTensor, np.ndarray, np.ndarray]:
@@ -233,12 +235,12 @@ def _write_frames(file: Path, scan: Scan) -> tuple[MemoryMappedTensor, np.ndarra
     sums, saturated = np.empty(scan.n_frames, np.float64), np.zeros(scan.n_frames, bool)
     start = 0
     # Written, not mapped: a full disk is then an error, and not the end of the process.
-    with file.open("xb", buffering=0) as stream, SteadyWriter(stream) as target:
+    with file.open("xb", buffering=0) as stream, BackgroundWriter(stream) as target:
         for chunk in checked_chunks(scan, max(1, _CHUNK_BYTES // (scan.n_px**2 * scan.frames.dtype.itemsize))):
             stop = start + len(chunk)
             target.write(np.ascontiguousarray(chunk))
             sums[start:stop] = frame_sums(chunk, scan.domain)
-            saturated[start:stop] = saturated_frames(chunk)
+            saturated[start:stop] = find_saturated_frames(chunk)
             start = stop
     dtype = torch.from_numpy(np.empty(0, scan.frames.dtype)).dtype
     return MemoryMappedTensor.from_filename(file, dtype=dtype, shape=torch.Size(scan.frames.shape)), sums, saturated

@@ -59,9 +59,12 @@ class Place:
             return values
         if not values.ndim or self.entry >= values.shape[-1]:
             raise ScanError(
-                self.path, self.key, expected=f"entry {self.entry} along the last axis",
-                found=f"an array of shape {values.shape}", remedy="Count entries from 0.",
-            )  # fmt: skip
+                self.path,
+                self.key,
+                expected=f"entry {self.entry} along the last axis",
+                found=f"an array of shape {values.shape}",
+                remedy="Count entries from 0.",
+            )
         return values[..., self.entry]
 
     def stack(self, axes: str = "myx") -> Frames:
@@ -75,9 +78,12 @@ class Place:
         """
         if self.entry is not None:
             raise ScanError(
-                self.path, self.key or None, expected="a whole stack of frames", found=f"one entry, [{self.entry}]",
+                self.path,
+                self.key or None,
+                expected="a whole stack of frames",
+                found=f"one entry, [{self.entry}]",
                 remedy="Leave the brackets out; frames_axes tells the order of its axes.",
-            )  # fmt: skip
+            )
         head = file_head(self.path)
         if head.startswith(MAGIC):
             with open_hdf5(self.path) as file:
@@ -94,9 +100,12 @@ class Place:
             _check_stack(self.path, self.key, array.shape, array.dtype)
             return ViewFrames(np.transpose(array, [axes.index(a) for a in "myx"]), key=self.path.name)
         raise ScanError(
-            self.path, self.key or None, expected="frames in HDF5, NPZ or NPY", found="another format",
+            self.path,
+            self.key or None,
+            expected="frames in HDF5, NPZ or NPY",
+            found="another format",
             remedy="Convert them with numpy.save.",
-        )  # fmt: skip
+        )
 
     def _archive(self) -> NpzArchive:
         archive = NpzArchive(self.path)
@@ -107,8 +116,13 @@ class Place:
     def _dataset(self, file: object) -> object:
         dataset = find(file, self.path, self.key)
         if dataset is None:
-            raise ScanError(self.path, self.key, expected="a dataset", found="none of that name",
-                            remedy="List what the file holds with h5dump -n or h5ls -r.")  # fmt: skip
+            raise ScanError(
+                self.path,
+                self.key,
+                expected="a dataset",
+                found="none of that name",
+                remedy="List what the file holds with h5dump -n or h5ls -r.",
+            )
         return dataset
 
 
@@ -141,16 +155,21 @@ def map_npy(path: Path) -> np.ndarray:
             offset = stream.tell()
         if dtype.hasobject or dtype.kind not in "biufc" or 0 in shape:
             raise ScanError(
-                path, None, expected="an array of numbers",
+                path,
+                None,
+                expected="an array of numbers",
                 found="an object array (a Python pickle; it was not opened)" if dtype.hasobject else f"{dtype} {shape}",
                 remedy="Save it again as a numeric array.",
-            )  # fmt: skip
+            )
         claimed, there = math.prod(shape) * dtype.itemsize, path.stat().st_size - offset
         if claimed > there:
             raise ScanError(
-                path, None, expected=f"{claimed} bytes for {dtype} {shape}", found=f"{there} bytes",
+                path,
+                None,
+                expected=f"{claimed} bytes for {dtype} {shape}",
+                found=f"{there} bytes",
                 remedy="The file is truncated; copy or export it again.",
-            )  # fmt: skip
+            )
         order = "F" if fortran_order else "C"
         return np.memmap(path, dtype, mode="r", offset=offset, shape=shape, order=order)  # type: ignore[call-overload, no-any-return]
 
@@ -167,30 +186,39 @@ def _mapped(archive: NpzArchive, member: Member) -> np.ndarray:
 def _check_stack(path: Path, key: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     if len(shape) != 3 or dtype.kind not in "iuf":
         raise ScanError(
-            path, key or None, expected="a stack of integer or real frames (M, H, W)", found=f"{dtype} {shape}",
+            path,
+            key or None,
+            expected="a stack of integer or real frames (M, H, W)",
+            found=f"{dtype} {shape}",
             remedy="Name another array, or reshape it.",
-        )  # fmt: skip
+        )
 
 
 def _column(path: Path, key: str, entry: int | None) -> np.ndarray:
     """One column of a text file of numbers, by the name in its header or its number from 0."""
     try:
         if path.stat().st_size > _TEXT_BYTES:
-            raise ScanError(path, None, expected="a table of at most 1 GiB", found="a larger one",
-                            remedy="Save it as .npy.")  # fmt: skip
+            raise ScanError(
+                path, None, expected="a table of at most 1 GiB", found="a larger one", remedy="Save it as .npy."
+            )
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError):
         raise ScanError(
-            path, None, expected="HDF5, NPZ, NPY or a table of text", found="other content",
+            path,
+            None,
+            expected="HDF5, NPZ, NPY or a table of text",
+            found="other content",
             remedy="Save the numbers as CSV.",
-        ) from None  # fmt: skip
+        ) from None
     lines = [line.lstrip("#").strip() for line in text.splitlines()]
     lines = [line for line in lines if line]
     delimiter = next((mark for mark in (",", ";", "\t") if lines and mark in lines[0]), None)
     try:
-        rows = list(csv.reader(io.StringIO("\n".join(lines)), delimiter=delimiter)) if delimiter else [
-            line.split() for line in lines
-        ]  # fmt: skip
+        rows = (
+            list(csv.reader(io.StringIO("\n".join(lines)), delimiter=delimiter))
+            if delimiter
+            else [line.split() for line in lines]
+        )
     except csv.Error as error:
         raise ScanError(path, None, expected="a table", found=str(error), remedy="Save it as CSV.") from None
     header = [cell.strip() for cell in rows[0]] if rows else []
@@ -204,18 +232,22 @@ def _column(path: Path, key: str, entry: int | None) -> np.ndarray:
         column = int(wanted)
     else:
         raise ScanError(
-            path, wanted or None, expected="the name of a column or its number from 0",
+            path,
+            wanted or None,
+            expected="the name of a column or its number from 0",
             found=f"columns {', '.join(header)}" if has_header else f"{len(header)} columns without names",
             remedy="Name one, as FILE.csv:x.",
-        )  # fmt: skip
+        )
     values = [_number(row[column]) if column < len(row) else None for row in rows[has_header:]]
     if not values or None in values:
         line = values.index(None) + has_header if values else 0
         raise ScanError(
-            path, wanted or str(column), expected="a number in every line",
+            path,
+            wanted or str(column),
+            expected="a number in every line",
             found=f"none in line {line} (counted from 0)",
             remedy="Repair the table; comments begin with #.",
-        )  # fmt: skip
+        )
     return np.array(values, np.float64)
 
 

@@ -34,8 +34,13 @@ def detector_image(text: str, shape: tuple[int, int]) -> Float32[np.ndarray, "h 
         image = summed / stack.shape[0]
     if image.shape != shape or not np.isfinite(image).all():
         found = f"{image.shape}" if image.shape != shape else "NaN or infinity"
-        raise ScanError(place.path, place.key or None, expected=f"finite values, {shape} as the recorded frames",
-                        found=found, remedy="Record it with the same region of the detector.")  # fmt: skip
+        raise ScanError(
+            place.path,
+            place.key or None,
+            expected=f"finite values, {shape} as the recorded frames",
+            found=found,
+            remedy="Record it with the same region of the detector.",
+        )
     return image.astype(np.float32)
 
 
@@ -49,8 +54,13 @@ def detector_mask(text: str, shape: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
     values = place.load()
     if values.shape != shape or values.dtype.kind not in "biu" or not np.isin(values, (0, 1)).all():
         found = f"{values.dtype} {values.shape}" + ("" if values.shape != shape else " with other values")
-        raise ScanError(place.path, place.key or None, expected=f"{shape} boolean, as the recorded frames", found=found,
-                        remedy="Save it as a boolean array.")  # fmt: skip
+        raise ScanError(
+            place.path,
+            place.key or None,
+            expected=f"{shape} boolean, as the recorded frames",
+            found=found,
+            remedy="Save it as a boolean array.",
+        )
     marked = values.astype(bool)
     good: np.ndarray = ~marked if place.key.rpartition("/")[2] == "bad_pixels" else marked
     return good

@@ -64,9 +64,12 @@ def _refuse_both(held_out: list[Scan | None], trained: list[Scan | None]) -> Non
     for scan in trained:
         if scan is not None and _frames_of(scan) in files:
             raise ScanError(
-                scan.source, None, expected="scans that are either trained on or held out",
-                found=f"it, and in val_scans {files[_frames_of(scan)]}", remedy="Name it once.",
-            )  # fmt: skip
+                scan.source,
+                None,
+                expected="scans that are either trained on or held out",
+                found=f"it, and in val_scans {files[_frames_of(scan)]}",
+                remedy="Name it once.",
+            )
 
 
 def files_meant(sources: Sources, config: ReadConfig) -> list[Path] | None:
@@ -160,8 +163,13 @@ def _found(source: Source, config: ReadConfig, taken: _Taken) -> list[Scan]:
         except ScanError as error:
             faults[path] = error
     if len(foreign) == len(files):
-        raise ScanError(source, None, expected="scan files", found=f"none among {len(files)} files ({_told(foreign)})",
-                        remedy="Describe them in the section 'mapping' of a --config file.")  # fmt: skip
+        raise ScanError(
+            source,
+            None,
+            expected="scan files",
+            found=f"none among {len(files)} files ({_told(foreign)})",
+            remedy="Describe them in the section 'mapping' of a --config file.",
+        )
     new = _once({path: scan for path, scan in opened.items() if _frames_of(scan) not in taken.frames})
     parts = taken.files.union(*(_files_of(scan) for scan in opened.values()))
     for scan in new:
@@ -209,7 +217,10 @@ def _once(opened: dict[Path, Scan]) -> list[Scan]:
         if other == path or (halves and recognise(path)[0] is recognise(other)[0]):
             continue
         raise ScanError(
-            path, None, expected="frames of its own", found=f"those of {other}",
+            path,
+            None,
+            expected="frames of its own",
+            found=f"those of {other}",
             remedy="Name the one that is meant, so that no frame counts twice.",
-        )  # fmt: skip
+        )
     return [opened[path] for path in first.values()]

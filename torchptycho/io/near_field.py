@@ -87,9 +87,12 @@ def refuse_near_field(scan: Scan) -> None:
     found = near_field(scan)
     if found is not None:
         raise ScanError(
-            scan.source, None, expected="far-field diffraction", found=f"near-field frames: {found}",
+            scan.source,
+            None,
+            expected="far-field diffraction",
+            found=f"near-field frames: {found}",
             remedy="torchptycho models the far field only; use a near-field (Fresnel) method for these data.",
-        )  # fmt: skip
+        )
 
 
 def _neighbourhood(scan: Scan) -> np.ndarray:

@@ -57,8 +57,13 @@ def _probe_in_hdf5(path: Path, edges: tuple[int, ...]) -> tuple[Complex64[np.nda
     with open_hdf5(path) as file:
         key, dataset = locate(file, path, *_IN_HDF5)
         if dataset is None:
-            raise ScanError(path, None, expected=f"a probe under one of {', '.join(_IN_HDF5)}", found="none of these",
-                            remedy="Save it as 'probe', (P, N, N) complex.")  # fmt: skip
+            raise ScanError(
+                path,
+                None,
+                expected=f"a probe under one of {', '.join(_IN_HDF5)}",
+                found="none of these",
+                remedy="Save it as 'probe', (P, N, N) complex.",
+            )
         return probe_modes(path, key, load_complex(dataset, path, key), edges), key
 
 
@@ -74,9 +79,13 @@ def probe_modes(
     modes = modes[None] if modes.ndim == 2 else modes
     if modes.ndim != 3 or modes.shape[1] != modes.shape[2] or (edges is not None and modes.shape[1] not in edges):
         size = f"{edges[0]}x{edges[0]} pixels" if edges else "square pixels"
-        raise ScanError(path, key, expected=f"a probe of {size}, with its modes along the first axis",
-                        found=f"{values.shape}", remedy="Cut it around its centre, or give another with --probe FILE."
-                        )  # fmt: skip
+        raise ScanError(
+            path,
+            key,
+            expected=f"a probe of {size}, with its modes along the first axis",
+            found=f"{values.shape}",
+            remedy="Cut it around its centre, or give another with --probe FILE.",
+        )
     return _check_probe(path, key, np.ascontiguousarray(modes))
 
 

@@ -76,17 +76,23 @@ def rows_of(path: Path, key: str, n_in_file: int, frames: slice | None) -> range
     """
     if frames is not None and frames.step is not None and frames.step < 1:
         raise ScanError(
-            path, key, expected="frames in the order of the file", found=f"a step of {frames.step}",
+            path,
+            key,
+            expected="frames in the order of the file",
+            found=f"a step of {frames.step}",
             remedy="Use a slice with a positive step.",
-        )  # fmt: skip
+        )
     rows = range(n_in_file) if frames is None else range(n_in_file)[frames]
     if len(rows) < 2:
         start, stop = ("", "") if frames is None else ("" if at is None else at for at in (frames.start, frames.stop))
         cut = f" after --frames {start}:{stop}" if frames is not None else ""
         raise ScanError(
-            path, key, expected="at least 2 overlapping frames", found=f"{len(rows)} of {n_in_file}{cut}",
+            path,
+            key,
+            expected="at least 2 overlapping frames",
+            found=f"{len(rows)} of {n_in_file}{cut}",
             remedy="Ptychography needs many frames with overlap; keep or record more.",
-        )  # fmt: skip
+        )
     return rows
 
 
@@ -115,6 +121,11 @@ def lengths(path: Path, **values: float | None) -> Geometry:
     """
     for name, value in values.items():
         if value is not None and not 0 <= value < float("inf"):
-            raise ScanError(path, name, expected="a positive number", found=f"{value!r}",
-                            remedy=f"Correct it, or give --{name.replace('_', '-')}.")  # fmt: skip
+            raise ScanError(
+                path,
+                name,
+                expected="a positive number",
+                found=f"{value!r}",
+                remedy=f"Correct it, or give --{name.replace('_', '-')}.",
+            )
     return Geometry(**{name: value or None for name, value in values.items()})

@@ -34,9 +34,11 @@ def write_reconstruction(reconstruction: Reconstruction, path: str | Path) -> No
     """
     path = Path(path)
     metadata = {
-        "format": _FORMAT, "format_version": _FORMAT_VERSION, "provenance": reconstruction.provenance,
+        "format": _FORMAT,
+        "format_version": _FORMAT_VERSION,
+        "provenance": reconstruction.provenance,
         "history": reconstruction.history,
-    }  # fmt: skip
+    }
     arrays = {
         "object": reconstruction.object.astype(np.complex64, copy=False),
         "coverage": reconstruction.coverage.astype(np.float32, copy=False),
@@ -90,9 +92,12 @@ def read_reconstruction(path: str | Path) -> Reconstruction:
         version = metadata.get("format_version")
         if not isinstance(version, int) or version > _FORMAT_VERSION:
             raise ScanError(
-                path, "_metadata", expected=f"{_FORMAT} version {_FORMAT_VERSION} or older",
-                found=f"version {version}", remedy="Update torchptycho.",
-            )  # fmt: skip
+                path,
+                "_metadata",
+                expected=f"{_FORMAT} version {_FORMAT_VERSION} or older",
+                found=f"version {version}",
+                remedy="Update torchptycho.",
+            )
         refined, history = True, metadata.get("history", {})
         metadata = metadata.get("provenance", {})
     return Reconstruction(
@@ -118,9 +123,13 @@ def _from_hdf5(path: Path) -> Reconstruction:
         if storage is not None:
             key, node = locate(file, path, f"{storage}/data")
         if node is None:
-            raise ScanError(path, "object", expected="a complex object (H, W)", found="no such dataset",
-                            remedy="Name a product, a CXI file with image_2, a .ptyr file, or an NPZ with "
-                            "'object'.")  # fmt: skip
+            raise ScanError(
+                path,
+                "object",
+                expected="a complex object (H, W)",
+                found="no such dataset",
+                remedy="Name a product, a CXI file with image_2, a .ptyr file, or an NPZ with 'object'.",
+            )
         values = load_complex(node, path, key)
         pixel_m = attribute(node, path, "pixel_height_m")
         origin_px = (0, 0)
@@ -128,8 +137,13 @@ def _from_hdf5(path: Path) -> Reconstruction:
             pixel_m, origin_px = _ptypy_grid(file, path, storage)
     shape = values.shape[-2:]
     if len(shape) != 2 or values.size != shape[0] * shape[1]:
-        raise ScanError(path, key, expected="a complex object (H, W)", found=f"{values.dtype} {values.shape}",
-                        remedy="An object of several slices is not read; save one of them.")  # fmt: skip
+        raise ScanError(
+            path,
+            key,
+            expected="a complex object (H, W)",
+            found=f"{values.dtype} {values.shape}",
+            remedy="An object of several slices is not read; save one of them.",
+        )
     return Reconstruction(
         object=values.reshape(shape),
         coverage=np.ones(shape, np.float32),
@@ -143,8 +157,13 @@ def _ptypy_storage(file: Any, path: Path) -> str | None:
     """Where a PtyPy reconstruction keeps its object; its storages are named after the scan."""
     names = names_in(file, path, "content/obj")
     if len(names) > 1:
-        raise ScanError(path, "content/obj", expected="the object of one scan", found=f"{', '.join(names)}",
-                        remedy="Save one of them as an NPZ with 'object'.")  # fmt: skip
+        raise ScanError(
+            path,
+            "content/obj",
+            expected="the object of one scan",
+            found=f"{', '.join(names)}",
+            remedy="Save one of them as an NPZ with 'object'.",
+        )
     return f"content/obj/{names[0]}" if names else None
 
 
@@ -157,8 +176,13 @@ def _ptypy_grid(file: Any, path: Path, storage: str) -> tuple[float | None, tupl
             continue
         values = load_array(node, path, key).astype(np.float64).reshape(-1)
         if values.size != 2 or not np.isfinite(values).all():
-            raise ScanError(path, key, expected="two numbers in metres", found=f"{values[:3]}",
-                            remedy="Save the reconstruction again.")  # fmt: skip
+            raise ScanError(
+                path,
+                key,
+                expected="two numbers in metres",
+                found=f"{values[:3]}",
+                remedy="Save the reconstruction again.",
+            )
         found[name] = values
     pixel_m = found.get("_psize", np.zeros(2))
     if pixel_m.min() <= 0:
@@ -189,9 +213,12 @@ def _object(archive: NpzArchive, key: str) -> np.ndarray:
     shape = member.shape[1:] if len(member.shape) == 3 and member.shape[0] == 1 else member.shape
     if len(shape) != 2 or member.dtype.kind != "c":
         raise ScanError(
-            archive.path, key, expected="a complex object (H, W)", found=f"{member.dtype} {member.shape}",
+            archive.path,
+            key,
+            expected="a complex object (H, W)",
+            found=f"{member.dtype} {member.shape}",
             remedy="Save amplitude * exp(1j * phase) under this key.",
-        )  # fmt: skip
+        )
     with np.errstate(over="ignore"):
         values = archive.load(key).reshape(shape).astype(np.complex64)
     bad = int((~np.isfinite(values)).sum())

@@ -46,9 +46,12 @@ def scan_of(recorded: Recorded, why: str, config: ReadConfig) -> Scan:
     """
     if not recorded.far_field:
         raise ScanError(
-            recorded.path, None, expected="far-field diffraction", found="a file that says it holds near-field data",
+            recorded.path,
+            None,
+            expected="far-field diffraction",
+            found="a file that says it holds near-field data",
             remedy="torchptycho models the far field only; near-field frames need a Fresnel model.",
-        )  # fmt: skip
+        )
     notes = [f"recognised as {recorded.format}: {why}", *recorded.notes]
     domain = config.domain or recorded.domain or _domain_of(recorded.frames)
     recorded, bad, left_out = _usable(recorded, config, domain, notes)
@@ -85,8 +88,13 @@ def scan_of(recorded: Recorded, why: str, config: ReadConfig) -> Scan:
         left_out=left_out,
     )
     if not scan.mask.any():
-        raise ScanError(recorded.path, "mask", expected="some good pixels", found="none",
-                        remedy="Check what the mask means, and where the beam centre is.")  # fmt: skip
+        raise ScanError(
+            recorded.path,
+            "mask",
+            expected="some good pixels",
+            found="none",
+            remedy="Check what the mask means, and where the beam centre is.",
+        )
     return dataclasses.replace(scan, probe=_probe(recorded, scan, steps, config, notes), notes=tuple(notes))
 
 
@@ -116,8 +124,13 @@ def _usable(
     height, width = recorded.frames.shape[1:]
     if recorded.bad_pixels is not None and recorded.bad_pixels.shape != (height, width):
         found = f"{recorded.bad_pixels.shape}"
-        raise ScanError(recorded.path, "mask", expected=f"({height}, {width}), as the frames", found=found,
-                        remedy="Export a mask of the size of the frames.")  # fmt: skip
+        raise ScanError(
+            recorded.path,
+            "mask",
+            expected=f"({height}, {width}), as the frames",
+            found=found,
+            remedy="Export a mask of the size of the frames.",
+        )
     bad = np.zeros((height, width), bool) if recorded.bad_pixels is None else recorded.bad_pixels.copy()
     if config.mask is not None:
         bad |= ~detector_mask(config.mask, (height, width))
@@ -126,8 +139,13 @@ def _usable(
     left_out = dict(recorded.left_out)
     for frame in config.drop_frames:
         if not (in_file == frame).any() and frame not in left_out:
-            raise ScanError(recorded.path, None, expected=f"a frame {frame} to drop", found=f"frames {in_file[0]} to "
-                            f"{in_file[-1]}", remedy="Count frames from 0.")  # fmt: skip
+            raise ScanError(
+                recorded.path,
+                None,
+                expected=f"a frame {frame} to drop",
+                found=f"frames {in_file[0]} to {in_file[-1]}",
+                remedy="Count frames from 0.",
+            )
         left_out[frame] = "asked for by drop_frames"
     if config.find_bad_pixels or config.bad_frames == "leave-out":
         photons = recorded.metadata.get("nphotons", recorded.metadata.get("photons_per_frame"))
@@ -149,8 +167,13 @@ def _usable(
         return recorded, bad, left_out
     rows = np.flatnonzero(keep)
     if len(rows) < 2:
-        raise ScanError(recorded.path, None, expected="at least 2 overlapping frames", found=f"{len(rows)} after "
-                        f"{len(left_out)} were left out", remedy="Record the scan again.")  # fmt: skip
+        raise ScanError(
+            recorded.path,
+            None,
+            expected="at least 2 overlapping frames",
+            found=f"{len(rows)} after {len(left_out)} were left out",
+            remedy="Record the scan again.",
+        )
     per_frame = ("positions", "scan_id", "truth_patches", "nominal_positions_px")
     picked: dict[str, Any] = {
         name: None if getattr(recorded, name) is None else getattr(recorded, name)[rows] for name in per_frame
@@ -168,8 +191,13 @@ def _processed(
         return recorded.frames, None
     for name in ("dark", "flat", "clip_negative"):
         if getattr(config, name) and domain == "amplitude":
-            raise ScanError(recorded.path, None, expected=f"counts, for --{name.replace('_', '-')}",
-                            found="amplitudes", remedy="Leave it out, or say --domain counts.")  # fmt: skip
+            raise ScanError(
+                recorded.path,
+                None,
+                expected=f"counts, for --{name.replace('_', '-')}",
+                found="amplitudes",
+                remedy="Leave it out, or say --domain counts.",
+            )
     center: tuple[float, float] = (height // 2, width // 2)
     if config.beam_center_px == "estimated":
         pattern = mean_pattern(recorded.frames, domain)
@@ -180,20 +208,35 @@ def _processed(
     elif config.beam_center_px is not None:
         center = config.beam_center_px
         if not (center[0] < height and center[1] < width):
-            raise ScanError(recorded.path, None, expected=f"a beam centre inside the {height}x{width} px of a frame",
-                            found=f"beam_center_px {center}", remedy="Give pixels as (y, x).")  # fmt: skip
+            raise ScanError(
+                recorded.path,
+                None,
+                expected=f"a beam centre inside the {height}x{width} px of a frame",
+                found=f"beam_center_px {center}",
+                remedy="Give pixels as (y, x).",
+            )
     n_px = config.crop_px or min(height, width) // config.binning // 2 * 2
     if not 2 <= n_px * config.binning <= 2 * max(height, width):
-        raise ScanError(recorded.path, None, expected=f"frames that fill at least half of {n_px * config.binning} px",
-                        found=f"{height}x{width} px", remedy="Choose a smaller crop_px or binning.")  # fmt: skip
+        raise ScanError(
+            recorded.path,
+            None,
+            expected=f"frames that fill at least half of {n_px * config.binning} px",
+            found=f"{height}x{width} px",
+            remedy="Choose a smaller crop_px or binning.",
+        )
     # The middle of pixel N/2 of the result lies on the beam, as far as whole detector pixels allow.
     back = (n_px * config.binning + config.binning - 1) / 2
     steps = Processing(
-        shift=config.fftshift, top=math.floor(center[0] - back + 0.5), left=math.floor(center[1] - back + 0.5),
-        n_px=n_px, binning=config.binning, bad_pixels=bad, clip=config.clip_negative,
+        shift=config.fftshift,
+        top=math.floor(center[0] - back + 0.5),
+        left=math.floor(center[1] - back + 0.5),
+        n_px=n_px,
+        binning=config.binning,
+        bad_pixels=bad,
+        clip=config.clip_negative,
         dark=None if config.dark is None else detector_image(config.dark, (height, width)),
         flat=None if config.flat is None else detector_image(config.flat, (height, width)),
-    )  # fmt: skip
+    )
     notes.append(
         f"frames of {height}x{width} px {'shifted and ' if config.fftshift else ''}cut to rows {steps.top}:"
         f"{steps.top + n_px * config.binning}, columns {steps.left}:{steps.left + n_px * config.binning}, binned by "
@@ -215,8 +258,11 @@ def _edge_of_pixels(recorded: Recorded) -> int:
 
 def _geometry(recorded: Recorded, config: ReadConfig, n_px: int, scale: float, binning: int) -> Geometry:
     """Lengths of the scan: the options before the file, the detector pixel after binning, the object pixel known."""
-    given = {name: value for name in ("energy_eV", "distance_m", "detector_pixel_m")
-             if (value := getattr(config, name)) is not None}  # fmt: skip
+    given = {
+        name: value
+        for name in ("energy_eV", "distance_m", "detector_pixel_m")
+        if (value := getattr(config, name)) is not None
+    }
     own = recorded.geometry
     changed = dataclasses.replace(own, object_pixel_m=None if given else own.object_pixel_m, **given)
     if changed.detector_pixel_m is not None:
@@ -226,8 +272,13 @@ def _geometry(recorded: Recorded, config: ReadConfig, n_px: int, scale: float, b
     try:
         return changed.with_object_pixel(n_px) if recorded.unit == "m" or given else changed
     except (ValueError, OverflowError, ZeroDivisionError):
-        raise ScanError(recorded.path, None, expected="lengths of an experiment", found=f"{changed}",
-                        remedy="Correct --energy-eV, --distance-m or --detector-pixel-m.") from None  # fmt: skip
+        raise ScanError(
+            recorded.path,
+            None,
+            expected="lengths of an experiment",
+            found=f"{changed}",
+            remedy="Correct --energy-eV, --distance-m or --detector-pixel-m.",
+        ) from None
 
 
 def _in_pixels(recorded: Recorded, geometry: Geometry, scale: float) -> np.ndarray:
@@ -237,9 +288,12 @@ def _in_pixels(recorded: Recorded, geometry: Geometry, scale: float) -> np.ndarr
     extent = float(np.ptp(recorded.positions, axis=0).max()) if np.isfinite(recorded.positions).all() else 0.0
     if extent > _WIDEST_M:
         raise ScanError(
-            recorded.path, key, expected="positions in metres", found=f"positions that span {extent:.3g} m",
+            recorded.path,
+            key,
+            expected="positions in metres",
+            found=f"positions that span {extent:.3g} m",
             remedy="They look like micrometres or pixels: name their unit in a mapping, or repair the file.",
-        )  # fmt: skip
+        )
     if geometry.object_pixel_m is None:
         missing = [
             f"--{name.replace('_', '-')}"
@@ -247,10 +301,12 @@ def _in_pixels(recorded: Recorded, geometry: Geometry, scale: float) -> np.ndarr
             if getattr(geometry, name) is None
         ]
         raise ScanError(
-            recorded.path, key, expected="lengths that turn metres into object pixels",
+            recorded.path,
+            key,
+            expected="lengths that turn metres into object pixels",
             found=f"no {', no '.join(name.strip('-') for name in missing)}",
             remedy=f"Give them with {' '.join(missing)}.",
-        )  # fmt: skip
+        )
     return recorded.positions / geometry.object_pixel_m
 
 
@@ -280,9 +336,13 @@ def _probe(
             )
         known = scan.geometry.wavelength_m is not None and scan.geometry.object_pixel_m is not None
         if config.probe_defocus_m and not known:
-            raise ScanError(recorded.path, None, expected="energy and object pixel, for probe_defocus_m",
-                            found="not both",
-                            remedy="Give --energy-eV, --distance-m and --detector-pixel-m.")  # fmt: skip
+            raise ScanError(
+                recorded.path,
+                None,
+                expected="energy and object pixel, for probe_defocus_m",
+                found="not both",
+                remedy="Give --energy-eV, --distance-m and --detector-pixel-m.",
+            )
         notes.append(f"probe guessed from the mean pattern, {config.probe_defocus_m:g} m from the focus")
         return probe_from_pattern(mean_pattern(scan.frames, scan.domain), scan.geometry, config.probe_defocus_m)
     size = probe.shape[-1]
@@ -290,7 +350,10 @@ def _probe(
         return probe
     if steps is None or size != edge:
         raise ScanError(
-            where, key, expected=f"a probe of {n_px}x{n_px} px, as the frames", found=f"{size}x{size} px",
+            where,
+            key,
+            expected=f"a probe of {n_px}x{n_px} px, as the frames",
+            found=f"{size}x{size} px",
             remedy=f"Cut the frames with --crop-px {size}, or give another probe with --probe FILE.",
-        )  # fmt: skip
+        )
     return resampled_probe(probe, n_px, steps.binning)

@@ -85,6 +85,9 @@ def _refuse_changed(files: Iterable[SourceFile]) -> None:
     if told:
         path, _, what = told[0].partition(" (")
         raise ScanError(
-            path, None, expected="a file that stays as it was when it was opened",
-            found=f"a change ({what}", remedy="Wait until it is written completely, and read it again.",
-        )  # fmt: skip
+            path,
+            None,
+            expected="a file that stays as it was when it was opened",
+            found=f"a change ({what}",
+            remedy="Wait until it is written completely, and read it again.",
+        )

@@ -73,9 +73,15 @@ class GrowingFile:
         self._path = path
         # No probe is needed, and which frames are used is the watch's affair.
         self._reading = dataclasses.replace(
-            reading, find_bad_pixels=False, bad_frames="refuse", frames=None, drop_frames=(), probe=None,
-            guess_probe=False, probe_defocus_m=0.0,
-        )  # fmt: skip
+            reading,
+            find_bad_pixels=False,
+            bad_frames="refuse",
+            frames=None,
+            drop_frames=(),
+            probe=None,
+            guess_probe=False,
+            probe_defocus_m=0.0,
+        )
         self._scan: Scan | None = None
         self._word = ""
         self._inode: tuple[int, int] | None = None
@@ -93,8 +99,9 @@ class GrowingFile:
             self._trouble, self._well_at = f"there is no {self._path} yet", time.monotonic()
             return None
         if self._path.is_dir():
-            raise ScanError(self._path, None, expected="an HDF5 file", found="a folder",
-                            remedy="Name the file inside it.")  # fmt: skip
+            raise ScanError(
+                self._path, None, expected="an HDF5 file", found="a folder", remedy="Name the file inside it."
+            )
         try:
             inode = self._inode_now()
             scan = self._first_look()
@@ -107,9 +114,14 @@ class GrowingFile:
             return None
         self._scan, self._word, self._inode, self._trouble = scan, word, inode, None
         return Layout(
-            scan=f"{self.name} {word}", n_px=scan.n_px, dtype=scan.frames.dtype, domain=scan.domain,
-            mask=scan.mask, geometry=scan.geometry, photons_per_frame=scan.photons_per_frame,
-        )  # fmt: skip
+            scan=f"{self.name} {word}",
+            n_px=scan.n_px,
+            dtype=scan.frames.dtype,
+            domain=scan.domain,
+            mask=scan.mask,
+            geometry=scan.geometry,
+            photons_per_frame=scan.photons_per_frame,
+        )
 
     def fetch(self, start: int, at_most: int) -> Chunk:
         assert self._scan is not None
@@ -131,9 +143,12 @@ class GrowingFile:
                 if n >= 2:
                     self._require_same()
                 raise ScanError(
-                    self._path, None, expected=f"the {known} frames that were there", found=f"{n}",
+                    self._path,
+                    None,
+                    expected=f"the {known} frames that were there",
+                    found=f"{n}",
                     remedy="Write each scan to a file of its own, and watch another one with another --out.",
-                )  # fmt: skip
+                )
             if n > known:
                 self._positions_px = placed(self._read(n), self._scan)
             stop = max(start, min(n, start + at_most))
@@ -169,9 +184,12 @@ class GrowingFile:
         """An error that may go by itself, until it has not for too long."""
         if not self._path.exists():
             error = ScanError(
-                self._path, None, expected="the file that is watched", found="that it is gone",
+                self._path,
+                None,
+                expected="the file that is watched",
+                found="that it is gone",
                 remedy="Put it back and go on with the same command; what was received is safe.",
-            )  # fmt: skip
+            )
         now = time.monotonic()
         if self._trouble is None:
             # Nobody may have looked for long, as when there was no room for more frames.
@@ -203,18 +221,24 @@ class GrowingFile:
 
     def _another(self) -> ScanError:
         return _AnotherScan(
-            self._path, None, expected="more frames of the scan that is watched", found="the first frames of another "
-            "one, which has begun under this name", remedy="Watch it with another --out; what was received is safe.",
-        )  # fmt: skip
+            self._path,
+            None,
+            expected="more frames of the scan that is watched",
+            found="the first frames of another one, which has begun under this name",
+            remedy="Watch it with another --out; what was received is safe.",
+        )
 
     def _first_look(self) -> Scan:
         with self._path.open("rb") as file:
             head = file.read(len(MAGIC))
         if head != MAGIC:
             raise ScanError(
-                self._path, None, expected="an HDF5 file, as one that grows", found=f"another, beginning with {head!r}",
+                self._path,
+                None,
+                expected="an HDF5 file, as one that grows",
+                found=f"another, beginning with {head!r}",
                 remedy="A scan that is complete is for `reconstruct`; `replay` plays it to a watch.",
-            )  # fmt: skip
+            )
         self._recorded = self._read(2)
         n = min(self._count(), _FIRST_FRAMES)
         recorded = self._read(n)
@@ -236,9 +260,12 @@ class GrowingFile:
         stack = _stack_of(recorded.frames)
         if stack is None or stack.path != self._path or len(stack.stored_shape) != 3 or stack.order[0] != 0:
             raise ScanError(
-                self._path, None, expected="one stack of frames (M, H, W) in the file itself", found=recorded.format,
+                self._path,
+                None,
+                expected="one stack of frames (M, H, W) in the file itself",
+                found=recorded.format,
                 remedy="Reconstruct it when it is complete, or stream its frames.",
-            )  # fmt: skip
+            )
         return recorded
 
     @property

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Complex64, Float, Num
 
-from torchptycho.analysis.registration import display_slope, without_plane
+from torchptycho.analysis.registration import estimate_display_ramp, remove_phase_ramp
 from torchptycho.core.reconstruction import MIN_COVERAGE
 from torchptycho.io.storage.file_access import replaced_atomically
 from torchptycho.visualization.plot.panels import Limits, limits_of, nice_length, phase_map_of
@@ -53,7 +53,7 @@ def draw(
     weight, reached = reduced(np.asarray(coverage, dtype=np.float32), known, _LARGEST_PX)
     step = max(1, -(-max(image.shape) // _LOOKED_AT_PX))
     image = np.where(shown, image, np.complex64(0))
-    image = without_plane(image, shown, display_slope(image[::step, ::step], shown[::step, ::step]) / step)
+    image = remove_phase_ramp(image, shown, estimate_display_ramp(image[::step, ::step], shown[::step, ::step]) / step)
     part, seen = image[::step, ::step], shown[::step, ::step]
     phase_map, phase_limits = phase_map_of(part, seen)
     amplitude = _drawn(np.abs(image), shown, "gray", limits_of(np.abs(part), seen), folder / PICTURES[0])
@@ -61,9 +61,11 @@ def draw(
     covered = _drawn(weight, reached, "cividis", (0.0, top), folder / PICTURES[2])
     length_px, label = nice_length(width, object_pixel_m)
     legend = {
-        "amplitude": amplitude, "phase": phase | {"unit": "rad"}, "coverage": covered,
+        "amplitude": amplitude,
+        "phase": phase | {"unit": "rad"},
+        "coverage": covered,
         "scale": {"percent": 100 * length_px / width, "label": label},
-    }  # fmt: skip
+    }
     with replaced_atomically(folder / LEGEND) as file:
         file.write(json.dumps(legend).encode("utf-8"))
 

@@ -14,7 +14,7 @@ from torchptycho.core.config import ReconstructConfig
 from torchptycho.core.errors import ScanError
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.core.scan import ArrayFrames
-from torchptycho.data.inference_dataset import StreamedScan
+from torchptycho.data.inference_dataset import InferenceDataset
 from torchptycho.live.scan_header import Layout
 from torchptycho.models.network import PtychoNetwork
 from torchptycho.physics.patches import corner, extract
@@ -22,7 +22,7 @@ from torchptycho.physics.scaling import Scaling, frame_sums, measure_scaling
 from torchptycho.reconstructors.growing_canvas import GrowingCanvas
 from torchptycho.reconstructors.inference import groups_at_once, patches_in_turn
 from torchptycho.reconstructors.network_reconstruction import adapted, check_fits
-from torchptycho.reconstructors.phase_sync import synchronised
+from torchptycho.reconstructors.phase_sync import synchronize_phases
 
 __all__ = ["Provisional", "require_frames"]
 
@@ -110,9 +110,9 @@ class Provisional:
         in_turn = patches_in_turn(self._network, stream, self._config, cuts, self._device)
         with contextlib.closing(in_turn):
             for (start, _), (batch, _, patches) in zip(cuts, in_turn, strict=True):
-                mine, numbered = batch.members[batch.fresh], torch.arange(start, start + len(batch.members))
-                found[mine.to(self._device)] = patches[batch.fresh.to(self._device)]
-                group[mine] = numbered[:, None].expand(batch.members.shape)[batch.fresh]
+                mine, numbered = batch.members[batch.is_first], torch.arange(start, start + len(batch.members))
+                found[mine.to(self._device)] = patches[batch.is_first.to(self._device)]
+                group[mine] = numbered[:, None].expand(batch.members.shape)[batch.is_first]
         new = torch.from_numpy(numbers >= first + fresh)
         self._place(found, stream.positions_px, group, new, numbers)
 
@@ -125,27 +125,37 @@ class Provisional:
         except ValueError:  # weights of 0 alone
             return None
 
-    def _grouped(self, frames: np.ndarray, positions_px: np.ndarray) -> StreamedScan:
+    def _grouped(self, frames: np.ndarray, positions_px: np.ndarray) -> InferenceDataset:
         if self._scaling is None:
             # Of what came first; only a network that follows the scan's own scale looks at it.
             mean = float(frame_sums(frames, self._layout.domain).mean())
             self._scaling = measure_scaling(
-                mean or 1.0, self._layout.n_px, self._layout.domain,
+                mean or 1.0,
+                self._layout.n_px,
+                self._layout.domain,
                 self._network.config.prepare.nphotons or self._layout.photons_per_frame,
-            )  # fmt: skip
-        return StreamedScan.grouped(
-            ArrayFrames(frames), positions_px, gridsize=self._network.gridsize, scaling=self._scaling, mask=self._mask,
+            )
+        return InferenceDataset.from_frames(
+            ArrayFrames(frames),
+            positions_px,
+            gridsize=self._network.gridsize,
+            scaling=self._scaling,
+            mask=self._mask,
             training_scan=self._config.training_scan,
-        )  # fmt: skip
+        )
 
     def _place(
-        self, patches: Complex[Tensor, "k n n"], positions_px: Float[Tensor, "k 2"], group: Int64[Tensor, " k"],
-        new: Tensor, numbers: Int64[np.ndarray, " k"],
-    ) -> None:  # fmt: skip
+        self,
+        patches: Complex[Tensor, "k n n"],
+        positions_px: Float[Tensor, "k 2"],
+        group: Int64[Tensor, " k"],
+        new: Tensor,
+        numbers: Int64[np.ndarray, " k"],
+    ) -> None:
         finite = torch.view_as_real(patches).isfinite().flatten(1).all(-1)
         if self._config.agree_phases:
             patches = torch.where(finite[:, None, None], patches, 0)
-            patches = patches * synchronised(patches, positions_px, self._weight, group)[:, None, None]
+            patches = patches * synchronize_phases(patches, positions_px, self._weight, group)[:, None, None]
             patches = patches * self._turn(patches, positions_px)
         chosen = new.to(self._device) & finite
         there = positions_px.to(self._device)
@@ -179,12 +189,15 @@ def _faults(frames: np.ndarray, positions_px: np.ndarray) -> list[str | None]:
                 finite = np.isfinite(frames).all(axis=(1, 2))
                 positive = np.all(frames >= 0, axis=(1, 2))
     return [
-        "its position is not a number" if not at
-        else "NaN or infinity" if not number
-        else "negative values" if not sign
+        "its position is not a number"
+        if not at
+        else "NaN or infinity"
+        if not number
+        else "negative values"
+        if not sign
         else None
         for at, number, sign in zip(placed, finite, positive, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def require_frames(source: str, n: int, gridsize: int) -> None:
@@ -195,5 +208,10 @@ def require_frames(source: str, n: int, gridsize: int) -> None:
     """
     least = max(2, gridsize**2)
     if n < least:
-        raise ScanError(source, None, expected=f"at least {least} frames that can be used", found=f"{n}",
-                        remedy="Wait for more, with a longer --idle-s.")  # fmt: skip
+        raise ScanError(
+            source,
+            None,
+            expected=f"at least {least} frames that can be used",
+            found=f"{n}",
+            remedy="Wait for more, with a longer --idle-s.",
+        )

@@ -103,9 +103,12 @@ def scan_in(parts: list[bytes], source: str) -> tuple[Description, Layout] | Non
     layout = Layout.of(told, source)
     if layout.frame_bytes > LARGEST_PART_BYTES:
         raise ScanError(
-            source, "n_px", expected=f"frames of at most {LARGEST_PART_BYTES} bytes", found=f"{layout.frame_bytes}",
+            source,
+            "n_px",
+            expected=f"frames of at most {LARGEST_PART_BYTES} bytes",
+            found=f"{layout.frame_bytes}",
             remedy="Cut or bin them before they are sent.",
-        )  # fmt: skip
+        )
     in_pixels(np.zeros((0, 2)), told.positions_unit, layout.geometry, layout.n_px, source)
     return told, dataclasses.replace(layout, geometry=with_object_pixel(layout.geometry, layout.n_px, source))
 
@@ -121,27 +124,43 @@ def frames_in(
     if len(parts) != MOST_PARTS:
         if "scan" in _refuse(parts, source):
             return None
-        raise ScanError(source, None, expected="an answer of three parts: header, frames, positions",
-                        found=f"{len(parts)}", remedy="The format is described in docs/live.md.")  # fmt: skip
+        raise ScanError(
+            source,
+            None,
+            expected="an answer of three parts: header, frames, positions",
+            found=f"{len(parts)}",
+            remedy="The format is described in docs/live.md.",
+        )
     header: _Header = parsed(_Header, parts[0], source, "the header of an answer")
     if header.start != start:
         return None
     if header.scan not in (None, layout.scan):
         raise ScanError(
-            source, "scan", expected=f"frames of '{layout.scan}'", found=f"those of '{header.scan}'",
+            source,
+            "scan",
+            expected=f"frames of '{layout.scan}'",
+            found=f"those of '{header.scan}'",
             remedy="Another scan has begun: watch it in a folder of its own.",
-        )  # fmt: skip
+        )
     count = header.count
     which = f"frames {start} to {start + count - 1}" if count else f"no frames at {start}"
     if count > at_most:
-        raise ScanError(source, "count", expected=f"at most {at_most} frames, as asked for", found=f"{count}",
-                        remedy="Answer with fewer.")  # fmt: skip
+        raise ScanError(
+            source,
+            "count",
+            expected=f"at most {at_most} frames, as asked for",
+            found=f"{count}",
+            remedy="Answer with fewer.",
+        )
     for name, part, size in (("frames", parts[1], layout.frame_bytes), ("positions", parts[2], 16)):
         if len(part) != count * size:
             raise ScanError(
-                source, name, expected=f"{count * size} bytes for {which}", found=f"{len(part)}",
+                source,
+                name,
+                expected=f"{count * size} bytes for {which}",
+                found=f"{len(part)}",
                 remedy=f"Send N * N numbers {layout.dtype.str} for each frame, and two float64 (y, x).",
-            )  # fmt: skip
+            )
     frames = np.frombuffer(parts[1], layout.dtype).reshape(count, layout.n_px, layout.n_px)
     positions = np.frombuffer(parts[2], "<f8").reshape(count, 2).astype(np.float64)
     placed = in_pixels(positions, told.positions_unit, layout.geometry, layout.n_px, source)
@@ -151,11 +170,17 @@ def frames_in(
 def _refuse(parts: list[bytes], source: str) -> dict[str, object]:
     """Raise what a source answers that refuses, or an answer that is none; what it says otherwise."""
     if len(parts) != 1:
-        raise ScanError(source, None, expected="an answer of one part", found=f"{len(parts)}",
-                        remedy="The format is described in docs/live.md.")  # fmt: skip
+        raise ScanError(
+            source,
+            None,
+            expected="an answer of one part",
+            found=f"{len(parts)}",
+            remedy="The format is described in docs/live.md.",
+        )
     said: dict[str, object] = parsed(dict, parts[0], source, "an answer in JSON")
     if "error" in said:
         refusal: _Refusal = parsed(_Refusal, parts[0], source, "why something is refused")
-        raise ScanError(source, None, expected="frames", found=f"a refusal: {refusal.error}",
-                        remedy="Look at the source.")  # fmt: skip
+        raise ScanError(
+            source, None, expected="frames", found=f"a refusal: {refusal.error}", remedy="Look at the source."
+        )
     return said

@@ -74,9 +74,12 @@ def replay(
     scan = scan if isinstance(scan, Scan) else read_scan(scan, options)
     if len(np.unique(scan.scan_id)) > 1:
         raise ScanError(
-            scan.source, None, expected="one scan, which alone can be played",
-            found=f"{len(np.unique(scan.scan_id))} in one file", remedy="Cut one out with --frames START:STOP.",
-        )  # fmt: skip
+            scan.source,
+            None,
+            expected="one scan, which alone can be played",
+            found=f"{len(np.unique(scan.scan_id))} in one file",
+            remedy="Cut one out with --frames START:STOP.",
+        )
     stop, told = stop or threading.Event(), on_progress or (lambda done, total: None)
     with _at_random(scan.frames) as frames:
         if swmr is not None:
@@ -88,10 +91,15 @@ def layout_of(scan: Scan) -> Layout:
     """What a source tells of a scan."""
     word = hashlib.sha256(np.ascontiguousarray(scan.positions_px).tobytes()).hexdigest()[:16]
     return Layout(
-        scan=f"{scan.source[-900:]} {word}", n_px=scan.n_px, dtype=np.dtype(scan.frames.dtype).newbyteorder("="),
-        domain=scan.domain, mask=scan.mask, geometry=scan.geometry, photons_per_frame=scan.photons_per_frame,
+        scan=f"{scan.source[-900:]} {word}",
+        n_px=scan.n_px,
+        dtype=np.dtype(scan.frames.dtype).newbyteorder("="),
+        domain=scan.domain,
+        mask=scan.mask,
+        geometry=scan.geometry,
+        photons_per_frame=scan.photons_per_frame,
         total=scan.n_frames,
-    )  # fmt: skip
+    )
 
 
 def answer(request: bytes, layout: Layout, frames: Frames, positions_px: np.ndarray, there: int) -> list[bytes]:
@@ -107,8 +115,9 @@ def answer(request: bytes, layout: Layout, frames: Frames, positions_px: np.ndar
     stop = min(start + min(asked.at_most, most), there)
     chunk = Chunk(
         frames=frames[start:stop] if stop > start else Chunk.empty(layout).frames,
-        positions_px=positions_px[start:stop], end=layout.total is not None and stop >= layout.total,
-    )  # fmt: skip
+        positions_px=positions_px[start:stop],
+        end=layout.total is not None and stop >= layout.total,
+    )
     return answer_of_frames(asked.start, chunk, layout.scan)
 
 
@@ -159,15 +168,19 @@ def _write(
     lengths = (geometry.energy_eV, geometry.distance_m, geometry.detector_pixel_m, geometry.object_pixel_m)
     if scan.domain != "counts" or None in lengths:
         raise ScanError(
-            scan.source, None, expected="counts, and energy, distance and detector pixel, for a CXI file",
+            scan.source,
+            None,
+            expected="counts, and energy, distance and detector pixel, for a CXI file",
             found=f"{scan.domain}, {scan.geometry}",
             remedy="Give --energy-eV, --distance-m and --detector-pixel-m, or play it over ZeroMQ.",
-        )  # fmt: skip
+        )
     if path.exists():
         raise ConfigError(f"--swmr: expected the name of a new file; found {path}, which is there. Name another one.")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise ConfigError(f"--swmr: expected a file in a folder that can be written to; found {path}. Make the folder, "
-                          "or name another one.")  # fmt: skip
+        raise ConfigError(
+            f"--swmr: expected a file in a folder that can be written to; found {path}. Make the folder, "
+            "or name another one."
+        )
     energy_eV, distance_m, pixel_m, object_pixel_m = (float(value or 0) for value in lengths)
     at_once = frames_in(_READ_BYTES, frames)
     with h5py.File(path, "w", libver="latest") as file:

@@ -86,10 +86,17 @@ class Layout:
         """As `Description` has it, with positions in pixels."""
         mask = None if self.mask.all() else base64.b64encode(np.packbits(self.mask).tobytes()).decode()
         return {
-            "torchptycho": 1, "scan": self.scan, "n_px": self.n_px, "dtype": self.dtype.newbyteorder("<").str,
-            "domain": self.domain, "positions_unit": "px", "geometry": dataclasses.asdict(self.geometry),
-            "photons_per_frame": self.photons_per_frame, "total": self.total, "mask": mask,
-        }  # fmt: skip
+            "torchptycho": 1,
+            "scan": self.scan,
+            "n_px": self.n_px,
+            "dtype": self.dtype.newbyteorder("<").str,
+            "domain": self.domain,
+            "positions_unit": "px",
+            "geometry": dataclasses.asdict(self.geometry),
+            "photons_per_frame": self.photons_per_frame,
+            "total": self.total,
+            "mask": mask,
+        }
 
     @classmethod
     def of(cls, told: Description, source: str) -> Layout:
@@ -107,18 +114,31 @@ class Layout:
                 packed = np.zeros(0, np.uint8)
             if len(packed) != -(-(n_px**2) // 8):
                 raise ScanError(
-                    source, "mask", expected=f"base64 of {-(-(n_px**2) // 8)} bytes, one bit for each pixel",
-                    found=f"{len(packed)} bytes", remedy="Pack it with numpy.packbits.",
-                )  # fmt: skip
+                    source,
+                    "mask",
+                    expected=f"base64 of {-(-(n_px**2) // 8)} bytes, one bit for each pixel",
+                    found=f"{len(packed)} bytes",
+                    remedy="Pack it with numpy.packbits.",
+                )
             mask = np.unpackbits(packed, count=n_px**2).reshape(n_px, n_px).astype(bool)
             if not mask.any():
-                raise ScanError(source, "mask", expected="some good pixels (1)", found="none",
-                                remedy="Perhaps the mask is inverted.")  # fmt: skip
+                raise ScanError(
+                    source,
+                    "mask",
+                    expected="some good pixels (1)",
+                    found="none",
+                    remedy="Perhaps the mask is inverted.",
+                )
         return cls(
-            scan=told.scan, n_px=n_px, dtype=np.dtype(told.dtype), domain=told.domain, mask=mask,
-            geometry=Geometry(**dataclasses.asdict(told.geometry)), photons_per_frame=told.photons_per_frame,
+            scan=told.scan,
+            n_px=n_px,
+            dtype=np.dtype(told.dtype),
+            domain=told.domain,
+            mask=mask,
+            geometry=Geometry(**dataclasses.asdict(told.geometry)),
+            photons_per_frame=told.photons_per_frame,
             total=told.total,
-        )  # fmt: skip
+        )
 
     def difference(self, other: Layout) -> tuple[str, str, str] | None:
         """The first thing in which a scan is not this one: its name, what it is here, and what it is there."""
@@ -199,9 +219,12 @@ def parsed(kind: type, text: bytes | str, source: str, what: str) -> Any:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or None
         raise ScanError(
-            source, key, expected=what, found=f"{first['msg']} ({str(first['input'])[:80]!r})",
+            source,
+            key,
+            expected=what,
+            found=f"{first['msg']} ({str(first['input'])[:80]!r})",
             remedy="The format is described in docs/live.md.",
-        ) from None  # fmt: skip
+        ) from None
 
 
 def with_object_pixel(geometry: Geometry, n_px: int, source: str) -> Geometry:
@@ -213,8 +236,13 @@ def with_object_pixel(geometry: Geometry, n_px: int, source: str) -> Geometry:
     try:
         return geometry.with_object_pixel(n_px)
     except (ValueError, OverflowError, ZeroDivisionError):
-        raise ScanError(source, "geometry", expected="lengths of an experiment", found=f"{geometry}",
-                        remedy="Send the energy in eV and lengths in metres.") from None  # fmt: skip
+        raise ScanError(
+            source,
+            "geometry",
+            expected="lengths of an experiment",
+            found=f"{geometry}",
+            remedy="Send the energy in eV and lengths in metres.",
+        ) from None
 
 
 def in_pixels(
@@ -230,9 +258,12 @@ def in_pixels(
     pixel_m = with_object_pixel(geometry, n_px, source).object_pixel_m
     if pixel_m is None or not math.isfinite(pixel_m):
         raise ScanError(
-            source, "geometry", expected="object_pixel_m, or energy_eV, distance_m and detector_pixel_m, as positions "
-            "are in metres", found=f"{geometry}", remedy="Send them, or positions in object pixels.",
-        )  # fmt: skip
+            source,
+            "geometry",
+            expected="object_pixel_m, or energy_eV, distance_m and detector_pixel_m, as positions are in metres",
+            found=f"{geometry}",
+            remedy="Send them, or positions in object pixels.",
+        )
     # What becomes infinite is no position, and is told of that frame.
     with np.errstate(over="ignore"):
         return positions / pixel_m

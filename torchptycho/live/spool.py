@@ -203,11 +203,18 @@ class Spool:
             frames = PickedFrames(frames, np.flatnonzero(keep))
         photons = self.layout.photons_per_frame
         return Scan(
-            frames=frames, domain=self.layout.domain, positions_px=positions_px[keep].astype(np.float64), probe=probe,
-            mask=self.layout.mask, scan_id=np.zeros(int(keep.sum()), np.int64), geometry=self.layout.geometry,
-            source=self.source, metadata={} if photons is None else {"photons_per_frame": photons},
-            notes=(f"received from {self.source}",), left_out=dict(left_out),
-        )  # fmt: skip
+            frames=frames,
+            domain=self.layout.domain,
+            positions_px=positions_px[keep].astype(np.float64),
+            probe=probe,
+            mask=self.layout.mask,
+            scan_id=np.zeros(int(keep.sum()), np.int64),
+            geometry=self.layout.geometry,
+            source=self.source,
+            metadata={} if photons is None else {"photons_per_frame": photons},
+            notes=(f"received from {self.source}",),
+            left_out=dict(left_out),
+        )
 
     def _cut(self) -> None:
         """Down to whole frames."""

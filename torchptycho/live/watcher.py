@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from torchptycho.data.inference_dataset import PlainBatch
+    from torchptycho.data.inference_dataset import InferenceBatch
 
 __all__ = ["SPOOL", "Watched", "source_of", "watch"]
 
@@ -87,8 +87,10 @@ def source_of(text: str | Path, network: PtychoNetwork, reading: ReadConfig | No
         if changes:
             _log.warning(
                 "%s: the network's training scans were read with %s; a stream has to send frames, positions and mask "
-                "that are ready, and they are taken as they come", text, ", ".join(changes),
-            )  # fmt: skip
+                "that are ready, and they are taken as they come",
+                text,
+                ", ".join(changes),
+            )
         return StreamSource(str(text))
     if "://" in str(text) or str(text).startswith(("tcp:", "ipc:")):
         raise ConfigError(f"{text}: expected an HDF5 file, or an address that begins with tcp:// or ipc://.")
@@ -162,8 +164,9 @@ def watch(
     network = model if isinstance(model, PtychoNetwork) else load_network(model)
     network.require_statistics()
     if spool_frames < 4 * network.gridsize**2:
-        raise ConfigError(f"spool_frames: expected at least four groups of {network.gridsize**2} frames; found "
-                          f"{spool_frames}.")  # fmt: skip
+        raise ConfigError(
+            f"spool_frames: expected at least four groups of {network.gridsize**2} frames; found {spool_frames}."
+        )
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise ConfigError(f"out: expected a folder, or a name that is free; found {out}, a file. Name another one.")
@@ -172,8 +175,9 @@ def watch(
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"out: expected a folder that can be made; found {out} ({error.strerror}). Name another "
-                          "one.") from None  # fmt: skip
+        raise ConfigError(
+            f"out: expected a folder that can be made; found {out} ({error.strerror}). Name another one."
+        ) from None
     status = Status(source=source.name, model=str(network.checkpoint or "a network in memory"), refresh_s=refresh_s)
     with claimed(out):
         receiver = Receiver(source, out / SPOOL, spool_frames, frames, source.idle_s if idle_s is None else idle_s)
@@ -199,9 +203,15 @@ class _Watch:
     """One call of `watch`."""
 
     def __init__(
-        self, network: PtychoNetwork, device: torch.device, out: Path, receiver: Receiver, status: Status,
-        refresh_s: float, stop: threading.Event,
-    ) -> None:  # fmt: skip
+        self,
+        network: PtychoNetwork,
+        device: torch.device,
+        out: Path,
+        receiver: Receiver,
+        status: Status,
+        refresh_s: float,
+        stop: threading.Event,
+    ) -> None:
         self._network, self._device, self._out, self._receiver = network, device, out, receiver
         self._status, self._refresh_s, self._stop = status, refresh_s, stop
         self._config = network.config.reconstruct
@@ -252,9 +262,14 @@ class _Watch:
         probe = self._network.probe[self._config.training_scan].detach().cpu().numpy().astype(np.complex64)
         scan = spool.scan(probe, self._unfit)
         final = reconstruct(
-            self._network, scan, self._config, accelerator=accelerator, progress=progress, scratch=self._out,
+            self._network,
+            scan,
+            self._config,
+            accelerator=accelerator,
+            progress=progress,
+            scratch=self._out,
             on_batch=self._go_on,
-        )  # fmt: skip
+        )
         # From here on it takes a moment, and a stop comes after the files, which belong together.
         self._go_on()
         write_reconstruction(final, self._out / "reconstruction.npz")
@@ -265,7 +280,7 @@ class _Watch:
         self._status.left_out = {int(frame): why for frame, why in final.provenance["left_out"].items()}
         return final
 
-    def _go_on(self, batch: PlainBatch | None = None, patches: Tensor | None = None) -> None:
+    def _go_on(self, batch: InferenceBatch | None = None, patches: Tensor | None = None) -> None:
         if self._stop.is_set():
             raise _Stopped
 
@@ -365,9 +380,12 @@ class _Watch:
         height_px, width_px = image.object.shape
         self._drawn += 1
         self._status.image = ImageStatus(
-            version=self._drawn, height_px=height_px, width_px=width_px, object_pixel_m=image.object_pixel_m,
+            version=self._drawn,
+            height_px=height_px,
+            width_px=width_px,
+            object_pixel_m=image.object_pixel_m,
             provisional=provisional,
-        )  # fmt: skip
+        )
         return True
 
     def _warn(self, path: Path, error: Exception) -> None:

@@ -52,15 +52,20 @@ class Connection:
         self.largest_part = largest_part
         self.socket = self._context.socket(zmq.DEALER)
         for option, value in (
-            (zmq.LINGER, 500), (zmq.MAXMSGSIZE, largest_part), (zmq.RCVHWM, self._waiting),
+            (zmq.LINGER, 500),
+            (zmq.MAXMSGSIZE, largest_part),
+            (zmq.RCVHWM, self._waiting),
             # Nothing is queued for a source that is not there.
             (zmq.IMMEDIATE, 1),
-        ):  # fmt: skip
+        ):
             self.socket.setsockopt(option, value)
         self._events = self.socket.get_monitor_socket(
-            zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED
+            zmq.EVENT_CONNECTED
+            | zmq.EVENT_HANDSHAKE_SUCCEEDED
+            | zmq.EVENT_DISCONNECTED
+            | zmq.EVENT_CONNECT_RETRIED
             | zmq.EVENT_CLOSED
-        )  # fmt: skip
+        )
         self._handle: int | None = None
         self._spoke = False
         self._lost_at: float | None = None

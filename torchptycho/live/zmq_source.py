@@ -151,22 +151,31 @@ class StreamSource:
         self._standing = line.standing()
         if self._standing == "cut":
             raise ScanError(
-                self.name, None, expected=f"parts of at most {line.largest_part} bytes, which hold what was asked for",
+                self.name,
+                None,
+                expected=f"parts of at most {line.largest_part} bytes, which hold what was asked for",
                 found="a larger one, or one that ZeroMQ cannot read, so that it closed the connection",
                 remedy="Answer with at most as many frames as are asked for ('at_most').",
-            )  # fmt: skip
+            )
         if line.unread_bytes() > line.most_unread_bytes:
             raise ScanError(
-                self.name, None, expected=f"answers of {MOST_PARTS} parts of at most {line.largest_part} bytes",
+                self.name,
+                None,
+                expected=f"answers of {MOST_PARTS} parts of at most {line.largest_part} bytes",
                 found=f"{line.unread_bytes()} bytes without the end of one",
                 remedy="Look at what is bound there; the format is described in docs/live.md.",
-            )  # fmt: skip
+            )
 
     def _parts(self) -> list[bytes]:
         parts: list[bytes] = [self._line.socket.recv(self._zmq.DONTWAIT)]
         while self._line.socket.getsockopt(self._zmq.RCVMORE):
             if len(parts) == MOST_PARTS:
-                raise ScanError(self.name, None, expected=f"an answer of at most {MOST_PARTS} parts", found="more",
-                                remedy="The format is described in docs/live.md.")  # fmt: skip
+                raise ScanError(
+                    self.name,
+                    None,
+                    expected=f"an answer of at most {MOST_PARTS} parts",
+                    found="more",
+                    remedy="The format is described in docs/live.md.",
+                )
             parts.append(self._line.socket.recv(self._zmq.DONTWAIT))
         return parts

@@ -47,8 +47,11 @@ _PROBE, _STATISTICS, _WEIGHTS = "probe.safetensors", "statistics.safetensors", "
 _TENSORS = (_PROBE, _STATISTICS, _WEIGHTS)
 _MEMBERS = (_MANIFEST, _CONFIG, *_TENSORS)
 _MEMBER_OF = {
-    "probe_parts": _PROBE, "input_scale": _STATISTICS, "photons_per_frame": _STATISTICS, "masks": _STATISTICS,
-}  # fmt: skip
+    "probe_parts": _PROBE,
+    "input_scale": _STATISTICS,
+    "photons_per_frame": _STATISTICS,
+    "masks": _STATISTICS,
+}
 # Arguments of PtychoPINN besides the configuration.
 _ARGUMENTS = ("n_px", "n_scans", "n_modes", "domain", "max_offset_px", "has_validation", "started_from")
 _MOST_TEXT_BYTES = 1 << 20
@@ -83,10 +86,14 @@ def save_bundle(module: PtychoPINN, path: str | Path) -> Path:
         plain = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         parts[_MEMBER_OF.get(name, _WEIGHTS)][name] = plain
     manifest = {
-        "format": _FORMAT, "format_version": _VERSION, "backend": "pytorch", "version": versions()["torchptycho"],
-        "models": list(MODELS), "written_with": versions(),
+        "format": _FORMAT,
+        "format_version": _VERSION,
+        "backend": "pytorch",
+        "version": versions()["torchptycho"],
+        "models": list(MODELS),
+        "written_with": versions(),
         "module": {name: module.hparams[name] for name in _ARGUMENTS},
-    }  # fmt: skip
+    }
     try:
         content = {name: safetensors.torch.save(tensors) for name, tensors in parts.items()}
     except (safetensors.SafetensorError, LookupError, ValueError) as error:
@@ -270,8 +277,10 @@ def _arguments(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
             )
     arguments = manifest.get("module")
     if manifest.get("models") != list(MODELS) or not isinstance(arguments, dict) or set(arguments) != set(_ARGUMENTS):
-        raise StoreError(f"{path}: '{_MANIFEST}': expected the models {MODELS} and the module's arguments; found other "
-                         "ones. Save the bundle again.")  # fmt: skip
+        raise StoreError(
+            f"{path}: '{_MANIFEST}': expected the models {MODELS} and the module's arguments; found other "
+            "ones. Save the bundle again."
+        )
     reach = arguments["max_offset_px"]
     good = {
         "domain": arguments["domain"] in ("counts", "amplitude"),

@@ -49,7 +49,7 @@ class PtychoPINN(PtychoNetwork, L.LightningModule):
         started_from: checkpoint whose network this one went on from, or None.
     """
 
-    truth_turn: Tensor
+    truth_phase_factor: Tensor
 
     def __init__(
         self,
@@ -65,14 +65,20 @@ class PtychoPINN(PtychoNetwork, L.LightningModule):
         super().__init__(config, n_px, n_scans, n_modes, domain, max_offset_px)
         self.save_hyperparameters(
             {
-                "config": config, "n_px": n_px, "n_scans": n_scans, "n_modes": n_modes, "domain": domain,
-                "max_offset_px": max_offset_px, "has_validation": has_validation, "started_from": started_from,
+                "config": config,
+                "n_px": n_px,
+                "n_scans": n_scans,
+                "n_modes": n_modes,
+                "domain": domain,
+                "max_offset_px": max_offset_px,
+                "has_validation": has_validation,
+                "started_from": started_from,
             }
-        )  # fmt: skip
+        )
         self.has_validation = has_validation
         self.loss = Loss.of(self.config)
         # Brings each scan's truth to the phase that a transparent object has; used in training only.
-        self.register_buffer("truth_turn", torch.ones(n_scans, dtype=torch.complex64), persistent=False)
+        self.register_buffer("truth_phase_factor", torch.ones(n_scans, dtype=torch.complex64), persistent=False)
         self._train_mean = Mean()
         self._val_means: dict[str, Mean] = {}
         self._random_state: Tensor | None = None
@@ -110,10 +116,10 @@ class PtychoPINN(PtychoNetwork, L.LightningModule):
         module.masks = store.tensors["masks"].clone()
         mean_counts = module.photons_per_frame / module.masks.sum(dim=(-2, -1))
         # Frames are read only for the one who asks.
-        floor_counts = store.floor_counts() if config.experiment.background_trainable else 0 * mean_counts
+        floor_counts = store.estimate_floor_counts() if config.experiment.background_trainable else 0 * mean_counts
         module.experiment.begin(probes, mean_counts, floor_counts)
         if module.loss.needs_truth:
-            module.truth_turn = store.truth_turns()
+            module.truth_phase_factor = store.truth_phase_factors()
         if config.train.freeze_encoder:
             module.generator.freeze_encoder()
         return module
@@ -130,7 +136,9 @@ class PtychoPINN(PtychoNetwork, L.LightningModule):
             mean_count=self.mean_count(batch),
             mask=self._mask(batch),
             patches=patches,
-            truth=None if batch.truth is None else batch.truth * self.truth_turn[batch.scan][:, None, None, None],
+            truth=None
+            if batch.truth is None
+            else batch.truth * self.truth_phase_factor[batch.scan][:, None, None, None],
             real_space=self._real_space(patches),
         )
         terms: dict[str, Tensor] = self.loss(comparison)

@@ -55,8 +55,9 @@ def opened(
     """The first half of `open_network`: a checkpoint as torch has it, whatever the engine, or an exported file."""
     if isinstance(checkpoint, ExportedNetwork):
         if engine not in (None, checkpoint.description.engine):
-            raise ConfigError(f"engine: expected {checkpoint.description.engine}, for which the network was exported; "
-                              f"found {engine}.")  # fmt: skip
+            raise ConfigError(
+                f"engine: expected {checkpoint.description.engine}, for which the network was exported; found {engine}."
+            )
         return checkpoint
     if isinstance(checkpoint, PtychoNetwork):
         return checkpoint

@@ -111,7 +111,7 @@ class GroupProjection:
         """What each frame sees of its group's object, interpolated bilinearly: pixel N/2 is on the frame's position."""
         return extract_groups(canvas, self._corner_px, self._n_px)
 
-    def change(self, canvas: Complex[Tensor, "b s s"]) -> Complex[Tensor, "b s s"]:
+    def gradient_step(self, canvas: Complex[Tensor, "b s s"]) -> Complex[Tensor, "b s s"]:
         """What the counts would have these objects change by."""
         far = torch.fft.fft2(self._blocks.extract(canvas)[:, :, None] * self._probe, norm="ortho")
         squares = torch.view_as_real(far).square()
@@ -121,13 +121,13 @@ class GroupProjection:
         placed = self._blocks.place(wish)
         return torch.view_as_complex(torch.view_as_real(placed) * self._inverse)
 
-    def correction(self, canvas: Complex[Tensor, "b s s"]) -> Complex[Tensor, "b s s"]:
+    def preconditioned_step(self, canvas: Complex[Tensor, "b s s"]) -> Complex[Tensor, "b s s"]:
         """What a step changes these objects by.
 
         Where a phase turns slowly across the object the counts ask for little of what is missing, so that slow turns
-        are made up to twice as large as in `change`.
+        are made up to twice as large as in `gradient_step`.
         """
-        change = self.change(canvas)
+        change = self.gradient_step(canvas)
         power = canvas.real.square() + canvas.imag.square()
         mean = (power * self.light).sum((-2, -1), keepdim=True) / self.light.sum((-2, -1), keepdim=True)
         # In radians, but where the object lets little through, whose phase says nothing.
@@ -149,7 +149,7 @@ class GroupProjection:
         """
         for _ in range(steps):
             further = carried(canvas, velocity)
-            moved = further + self.correction(further)
+            moved = further + self.preconditioned_step(further)
             velocity, canvas = moved - canvas, moved
         return canvas, velocity
 

@@ -147,9 +147,12 @@ def probe_factor(scan: Scan, scaling: Scaling) -> float:
             return gauge_factor(torch.from_numpy(scan.probe), scaling.photons_per_frame, torch.from_numpy(scan.mask))
         except ValueError as error:
             raise ScanError(
-                scan.source, "probeGuess", expected="a probe whose far field reaches good pixels", found=str(error),
+                scan.source,
+                "probeGuess",
+                expected="a probe whose far field reaches good pixels",
+                found=str(error),
                 remedy="Give another probe with --probe FILE, or a calibrated one.",
-            ) from None  # fmt: skip
+            ) from None
     if scan.domain == "counts":
         return 1.0
     # Its power belongs to the dose that its own file states.

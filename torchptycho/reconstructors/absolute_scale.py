@@ -81,7 +81,7 @@ class ScaleStatistics:
             # Of the object alone: the background is what is fitted.
             expected = network.expected_counts(patches, batch, background=False)
             counts = network.measured_counts(batch)
-            good = network.masks[batch.scan][:, None] & batch.fresh[:, :, None, None]
+            good = network.masks[batch.scan][:, None] & batch.is_first[:, :, None, None]
             # Patches that are not finite are left out of the image, too.
             good = good & expected.isfinite() & counts.isfinite()
         self.add(expected, counts, good)

@@ -45,16 +45,18 @@ class CanvasWriter(Callback):
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, PtychoPINN)
         self._mosaic = Mosaic(
-            self._positions_px, pl_module.stitch_weight(self._kind, self._scan),
-            agree_phases=self._agree_phases, scratch=self._scratch,
-        )  # fmt: skip
+            self._positions_px,
+            pl_module.stitch_weight(self._kind, self._scan),
+            agree_phases=self._agree_phases,
+            scratch=self._scratch,
+        )
         self._canvas = None
 
     def on_predict_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: GroupBatch, *_: Any
     ) -> None:
         assert self._mosaic is not None
-        self._mosaic.add(outputs, batch.members, batch.fresh)
+        self._mosaic.add(outputs, batch.members, batch.is_first)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert self._mosaic is not None

@@ -19,7 +19,7 @@ from torchptycho.core.config import ReconstructConfig
 from torchptycho.core.errors import StoreError
 from torchptycho.core.parallel import in_turn
 from torchptycho.core.progress import new_bar
-from torchptycho.data.inference_dataset import PlainBatch, StreamedScan
+from torchptycho.data.inference_dataset import InferenceBatch, InferenceDataset
 from torchptycho.models.export.runtimes import ExportedNetwork
 from torchptycho.models.network import PtychoNetwork
 from torchptycho.reconstructors.absolute_scale import ScaleStatistics
@@ -51,11 +51,11 @@ class Prediction:
         on_batch: told every batch of groups with its patches; of one process only.
     """
 
-    stream: StreamedScan
+    stream: InferenceDataset
     config: ReconstructConfig
     folder: Path
     progress: bool = False
-    on_batch: Callable[[PlainBatch, Tensor], None] | None = None
+    on_batch: Callable[[InferenceBatch, Tensor], None] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,8 +105,10 @@ def _share(rank: int, network: PtychoNetwork, task: Prediction, devices: list[to
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // len(devices)))
     distributed.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        init_method=f"file://{task.folder / 'meeting'}", rank=rank, world_size=len(devices),
-    )  # fmt: skip
+        init_method=f"file://{task.folder / 'meeting'}",
+        rank=rank,
+        world_size=len(devices),
+    )
     try:
         found = _predict(network.to(device), task, device, rank, len(devices))
         if rank == 0:
@@ -130,19 +132,22 @@ def _predict(
         size = int(common)
     cuts = [(start, min(start + size, len(stream))) for start in range(0, len(stream), size)]
     mosaic = Mosaic(
-        stream.positions_px, network.stitch_weight(config.stitch_weight, stream.training_scan),
-        agree_phases=config.agree_phases, scratch=task.folder, shared=task.folder / "patches" if ranks > 1 else None,
-    )  # fmt: skip
+        stream.positions_px,
+        network.stitch_weight(config.stitch_weight, stream.training_scan),
+        agree_phases=config.agree_phases,
+        scratch=task.folder,
+        shared=task.folder / "patches" if ranks > 1 else None,
+    )
     scale = ScaleStatistics() if config.absolute_scale else None
     if config.predict_compile:
-        _compile(network, stream.batch(*cuts[0]).to(device))
+        _compile(network, stream.read_batch(*cuts[0]).to(device))
     own = cuts[rank::ranks]
     bar = new_bar() if task.progress and rank == 0 else None
     with torch.inference_mode(), bar or contextlib.nullcontext(), contextlib.ExitStack() as stack:
         told = bar.add_task("reconstructing", total=len(own), note="") if bar else None
         predicted = stack.enter_context(contextlib.closing(patches_in_turn(network, stream, config, own, device)))
         for number, (batch, here, patches) in enumerate(predicted):
-            mosaic.add(patches, batch.members, batch.fresh, own[number][0])
+            mosaic.add(patches, batch.members, batch.is_first, own[number][0])
             if task.on_batch is not None:
                 task.on_batch(batch, patches)
             if scale is not None:
@@ -157,11 +162,11 @@ def _predict(
 
 def patches_in_turn(
     network: PtychoNetwork,
-    stream: StreamedScan,
+    stream: InferenceDataset,
     config: ReconstructConfig,
     cuts: list[tuple[int, int]],
     device: torch.device,
-) -> Generator[tuple[PlainBatch, PlainBatch, Complex[Tensor, "b c n n"]], None, None]:
+) -> Generator[tuple[InferenceBatch, InferenceBatch, Complex[Tensor, "b c n n"]], None, None]:
     """Batches as they were read and as they are on the device, with their patches, in the order of `cuts`.
 
     Until it is closed, torch has fewer threads where it is called.
@@ -171,13 +176,13 @@ def patches_in_turn(
     """
     # Other engines have threads of their own.
     if device.type == "cuda" or config.predict_compile or isinstance(network, ExportedNetwork):
-        for batch in stream.batches(cuts):
-            here = batch.pinned().to(device) if device.type == "cuda" else batch
+        for batch in stream.iterate_batches(cuts):
+            here = batch.copy_to_pinned_memory().to(device) if device.type == "cuda" else batch
             yield batch, here, patches_of(network, here, config)
         return
 
-    def computed(cut: tuple[int, int]) -> tuple[PlainBatch, PlainBatch, Tensor]:
-        batch = stream.batch(*cut)
+    def computed(cut: tuple[int, int]) -> tuple[InferenceBatch, InferenceBatch, Tensor]:
+        batch = stream.read_batch(*cut)
         with torch.inference_mode():
             return batch, batch, patches_of(network, batch, config)
 
@@ -185,7 +190,7 @@ def patches_in_turn(
         yield from found
 
 
-def patches_of(network: PtychoNetwork, batch: PlainBatch, config: ReconstructConfig) -> Complex[Tensor, "b c n n"]:
+def patches_of(network: PtychoNetwork, batch: InferenceBatch, config: ReconstructConfig) -> Complex[Tensor, "b c n n"]:
     """Patches of a batch of groups, in the arithmetic that is asked for."""
     half = config.predict_precision == "bf16-mixed"
     with torch.autocast(batch.frames.device.type, torch.bfloat16, enabled=half):
@@ -194,7 +199,7 @@ def patches_of(network: PtychoNetwork, batch: PlainBatch, config: ReconstructCon
 
 
 def groups_at_once(
-    network: PtychoNetwork, stream: StreamedScan, config: ReconstructConfig, device: torch.device
+    network: PtychoNetwork, stream: InferenceDataset, config: ReconstructConfig, device: torch.device
 ) -> int:
     """Groups in a batch: as asked for, or as many as there is memory for on a GPU and as fill the caches of a CPU."""
     members, n_px = network.gridsize**2, network.n_px
@@ -206,7 +211,7 @@ def groups_at_once(
     if isinstance(network, ExportedNetwork):
         return max(1, _UNSEEN_PIXELS // n_px**2 // members)
     # What one small batch takes at its peak tells what a large one takes.
-    probe = stream.batch(0, min(len(stream), max(1, 16 // members))).to(device)
+    probe = stream.read_batch(0, min(len(stream), max(1, 16 // members))).to(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     with torch.inference_mode():
@@ -218,7 +223,7 @@ def groups_at_once(
     return int(np.clip(room / max(per_group, 1), 1, max(1, most)))
 
 
-def _compile(network: PtychoNetwork, batch: PlainBatch) -> None:
+def _compile(network: PtychoNetwork, batch: InferenceBatch) -> None:
     """Compile the generator for this batch's shape; where that fails it runs as it is, and a warning says so."""
     if network.generator._compiled_call_impl is not None:  # by an earlier scan
         return

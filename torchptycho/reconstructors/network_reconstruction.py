@@ -23,7 +23,7 @@ from torchptycho.core.progress import EpochProgress
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.core.scan import Scan
 from torchptycho.core.versions import versions
-from torchptycho.data.inference_dataset import PlainBatch, StreamedScan
+from torchptycho.data.inference_dataset import InferenceBatch, InferenceDataset
 from torchptycho.io import read_scan
 from torchptycho.io.frames.frame_stacks import rows_in_file
 from torchptycho.models.export.runtimes import EngineName, ExportedNetwork, check_options
@@ -61,7 +61,7 @@ def reconstruct(
     scratch: str | Path | None = None,
     refine_epochs: int = 0,
     engine: EngineName | None = None,
-    on_batch: Callable[[PlainBatch, Tensor], None] | None = None,
+    on_batch: Callable[[InferenceBatch, Tensor], None] | None = None,
 ) -> Reconstruction:
     """One forward pass over every frame of a scan, stitched; and refined, when epochs are given for it.
 
@@ -104,10 +104,15 @@ def reconstruct(
     if len(np.unique(scan.scan_id)) > 1:
         _log.warning("%s: holds %d scans; they are placed onto one image.", scan.source, len(np.unique(scan.scan_id)))
     with tempfile.TemporaryDirectory(prefix=".torchptycho-", dir=scratch) as folder:
-        stream = StreamedScan.of(
-            scan, Path(folder), gridsize=network.gridsize, nphotons=network.config.prepare.nphotons,
-            training_scan=which, passes=config.predict_passes, copy=devices > 1,
-        )  # fmt: skip
+        stream = InferenceDataset.from_scan(
+            scan,
+            Path(folder),
+            gridsize=network.gridsize,
+            nphotons=network.config.prepare.nphotons,
+            training_scan=which,
+            passes=config.predict_passes,
+            copy=devices > 1,
+        )
         if config.input_scale == "training":
             _compare_dose(float(network.input_scale[which]), stream.scaling.input_scale, scan.source)
         with adapted(network, stream, config):
@@ -157,13 +162,14 @@ def _left_out(predicted: Predicted, scan: Scan, passes: int) -> dict[str, str]:
         named[str(frame)] = "the network's patch is not finite"
     if never:
         shown = ", ".join(map(str, never[:10])) + (", ..." if len(never) > 10 else "")
-        _log.warning("%s: %d frames are not in the image, their patches are not finite: %s",
-                     scan.source, len(never), shown)  # fmt: skip
+        _log.warning(
+            "%s: %d frames are not in the image, their patches are not finite: %s", scan.source, len(never), shown
+        )
     return named
 
 
 @contextlib.contextmanager
-def adapted(network: PtychoNetwork, stream: StreamedScan, config: ReconstructConfig) -> Iterator[None]:
+def adapted(network: PtychoNetwork, stream: InferenceDataset, config: ReconstructConfig) -> Iterator[None]:
     """The network with this scan's mask and, on request, scale; afterwards it is as it was."""
     which = stream.training_scan
     scale, masks, training = network.input_scale.clone(), network.masks.clone(), network.training
@@ -223,13 +229,16 @@ def require_options(
         network.check_options(config, devices)
     else:
         if config.training_scan >= len(network.probe_parts):
-            raise ConfigError(f"training_scan: expected 0 to {len(network.probe_parts) - 1}; found "
-                              f"{config.training_scan}.")  # fmt: skip
+            raise ConfigError(
+                f"training_scan: expected 0 to {len(network.probe_parts) - 1}; found {config.training_scan}."
+            )
         if engine not in (None, "torch"):
             check_options(config, devices)
     if config.predict_passes > 1 and network.gridsize == 1:
-        raise ConfigError(f"predict_passes: expected 1 with gridsize 1, in which a frame has no neighbours; found "
-                          f"{config.predict_passes}.")  # fmt: skip
+        raise ConfigError(
+            f"predict_passes: expected 1 with gridsize 1, in which a frame has no neighbours; found "
+            f"{config.predict_passes}."
+        )
 
 
 def check_fits(network: PtychoNetwork, source: str, n_px: int, domain: Domain) -> None:
@@ -240,11 +249,12 @@ def check_fits(network: PtychoNetwork, source: str, n_px: int, domain: Domain) -
     """
     if (n_px, domain) != (network.n_px, network.domain):
         raise ScanError(
-            source, "diffraction",
+            source,
+            "diffraction",
             expected=f"{network.n_px}x{network.n_px} frames of {network.domain}, as the checkpoint was trained on",
             found=f"{n_px}x{n_px} frames of {domain}",
             remedy="Say what the frames hold with --domain, crop or pad them, or train on a scan of this kind.",
-        )  # fmt: skip
+        )
 
 
 def _compare_dose(trained_scale: float, found_scale: float, source: str) -> None:
@@ -253,5 +263,6 @@ def _compare_dose(trained_scale: float, found_scale: float, source: str) -> None
         _log.warning(
             "%s: its frames are %.3g times as bright as those that the network was trained on. "
             "If the beam differs and not the sample, use --input-scale scan.",
-            source, ratio,
-        )  # fmt: skip
+            source,
+            ratio,
+        )

@@ -72,6 +72,11 @@ def _compact(scan: Scan, most: int) -> Scan:
     middle = (places.min(axis=0) + places.max(axis=0)) / 2
     rows = np.sort(members[np.argsort(np.hypot(*(places - middle).T), kind="stable")[:most]])
     return dataclasses.replace(
-        scan, frames=ArrayFrames(scan.frames[rows]), positions_px=scan.positions_px[rows], scan_id=scan.scan_id[rows],
-        truth=None, truth_patches=None, nominal_positions_px=None,
-    )  # fmt: skip
+        scan,
+        frames=ArrayFrames(scan.frames[rows]),
+        positions_px=scan.positions_px[rows],
+        scan_id=scan.scan_id[rows],
+        truth=None,
+        truth_patches=None,
+        nominal_positions_px=None,
+    )

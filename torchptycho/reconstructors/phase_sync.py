@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torchptycho.core.parallel import in_turn
 
-__all__ = ["synchronised"]
+__all__ = ["synchronize_phases"]
 
 _NEIGHBOURS = 10
 # Few enough for a CPU's caches; on a GPU, where each piece has to be waited for, as many as fill it.
@@ -25,7 +25,7 @@ _ITERATIONS = 5
 _GROUND = 1e-9
 
 
-def synchronised(
+def synchronize_phases(
     patches: Complex[Tensor, "m n n"],
     positions_px: Float[Tensor, "m 2"],
     weight: Float[Tensor, "*weight_m n n"],
@@ -62,7 +62,7 @@ def synchronised(
     # Piece by piece: the patches may lie in a file that is larger than the memory.
     own = [torch.view_as_real(some).square().sum((1, 2, 3)).double() for some in torch.split(patches, 512)]
     power.index_add_(0, torch.from_numpy(group_of), torch.cat(own).cpu())
-    phase = _least_turned(phase, edges, power.numpy())
+    phase = _remove_global_phase(phase, edges, power.numpy())
     return torch.from_numpy(np.exp(1j * phase))[group.cpu()].to(patches.device, patches.dtype)
 
 
@@ -141,7 +141,7 @@ def _solved(one: np.ndarray, other: np.ndarray, weight: np.ndarray, angle: np.nd
     return solution
 
 
-def _least_turned(phase: np.ndarray, edges: np.ndarray, power: np.ndarray) -> np.ndarray:
+def _remove_global_phase(phase: np.ndarray, edges: np.ndarray, power: np.ndarray) -> np.ndarray:
     """Turn each connected part as a whole, so that the patches' mean turn is none."""
     ones = np.ones(edges.shape[1])
     graph = scipy.sparse.coo_matrix((ones, (edges[0], edges[1])), (len(power), len(power)))

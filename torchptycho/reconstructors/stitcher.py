@@ -63,7 +63,7 @@ class Mosaic:
         self,
         patches: Complex[Tensor, "b c n n"],
         members: Int64[Tensor, "b c"],
-        fresh: Bool[Tensor, "b c"],
+        is_first: Bool[Tensor, "b c"],
         first_group: int | None = None,
     ) -> None:
         """Take B groups of patches: their numbers in the scan, and which of them have not come before.
@@ -71,10 +71,10 @@ class Mosaic:
         Arguments:
             first_group: number of the first of them among the groups of all processes; None counts them as they come.
         """
-        fresh = fresh.cpu()
-        numbers = members.cpu()[fresh]
+        is_first = is_first.cpu()
+        numbers = members.cpu()[is_first]
         # Nearly always all are, and need no copy.
-        mine = patches.flatten(0, 1) if bool(fresh.all()) else patches[fresh.to(patches.device)]
+        mine = patches.flatten(0, 1) if bool(is_first.all()) else patches[is_first.to(patches.device)]
         self._own[numbers] = True
         if self._patches is None:
             self._place(mine, numbers)
@@ -91,7 +91,7 @@ class Mosaic:
         where = self._patches.device
         self._patches[numbers.to(where)] = mine.to(where)
         begin = self._n_groups if first_group is None else first_group
-        self._group[numbers] = (torch.arange(len(members))[:, None].expand(members.shape) + begin)[fresh]
+        self._group[numbers] = (torch.arange(len(members))[:, None].expand(members.shape) + begin)[is_first]
         self._n_groups = begin + len(members)
 
     def finish(self) -> Canvas:
@@ -125,9 +125,9 @@ class Mosaic:
         if missing:
             raise ValueError(f"expected {len(patches)} patches; {len(patches) - missing} came")
         # What it needs takes half a second to import, which can be done while the network is busy.
-        from torchptycho.reconstructors.phase_sync import synchronised
+        from torchptycho.reconstructors.phase_sync import synchronize_phases
 
-        turn = synchronised(patches, self._positions_px, self._weight.to(patches.device), self._group)
+        turn = synchronize_phases(patches, self._positions_px, self._weight.to(patches.device), self._group)
 
         def place(numbers: Tensor) -> None:
             there = numbers.to(patches.device)

@@ -13,10 +13,10 @@ from torchptycho.io import read_reconstruction, write_reconstruction
 from torchptycho.io.fingerprint import scan_fingerprint
 from torchptycho.reconstructors.iterative import refine
 
-__all__ = ["bootstrapped"]
+__all__ = ["refine_probe"]
 
 
-def bootstrapped(scan: Scan, config: RunConfig, keep: Path, *, progress: bool = True) -> Scan:
+def refine_probe(scan: Scan, config: RunConfig, keep: Path, *, progress: bool = True) -> Scan:
     """The scan with the probe that a short refinement of it found, and its positions when asked for.
 
     Arguments:
@@ -33,9 +33,11 @@ def bootstrapped(scan: Scan, config: RunConfig, keep: Path, *, progress: bool = 
     if config.prepare.bootstrap_positions and moves == "none":
         moves = "frames"
     settings = dataclasses.replace(
-        config.refine, epochs=epochs, probe_update=True,
+        config.refine,
+        epochs=epochs,
+        probe_update=True,
         position_update=moves if config.prepare.bootstrap_positions else "none",
-    )  # fmt: skip
+    )
     asked = {"refine": to_dict(settings), "scan_sha256": scan_fingerprint(scan)}
     image = read_reconstruction(keep) if keep.is_file() else None
     if image is None or {name: image.provenance.get(name) for name in asked} != asked:

@@ -13,10 +13,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torchptycho.core.config import LogConfig
 from torchptycho.models.lightning_module import PtychoPINN
 
-__all__ = ["AtomicCheckpoints", "checkpoints"]
+__all__ = ["AtomicCheckpointIO", "build_checkpoint_callbacks"]
 
 
-class AtomicCheckpoints(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place and moves it there: a run that is killed leaves the old one or the new."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
@@ -25,7 +25,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
         os.replace(draft, path)
 
 
-class _WithinEpoch(ModelCheckpoint):
+class _StepCheckpoint(ModelCheckpoint):
     """last.ckpt every few steps, except at the end of an epoch, where validation comes first."""
 
     def on_train_batch_end(
@@ -41,7 +41,9 @@ class _WithinEpoch(ModelCheckpoint):
         pass
 
 
-def checkpoints(folder: Path, module: PtychoPINN, config: LogConfig, validate_every: int) -> list[ModelCheckpoint]:
+def build_checkpoint_callbacks(
+    folder: Path, module: PtychoPINN, config: LogConfig, validate_every: int
+) -> list[ModelCheckpoint]:
     """best.ckpt by the monitored metric, last.ckpt, and those that the configuration asks for."""
 
     def keep(name: str, monitor: str | None) -> ModelCheckpoint:
@@ -58,17 +60,23 @@ def checkpoints(folder: Path, module: PtychoPINN, config: LogConfig, validate_ev
     kept = [keep("best", module.monitor), keep("last", None)]
     if config.checkpoint_every_steps:
         kept.append(
-            _WithinEpoch(
-                dirpath=folder, filename="last", every_n_train_steps=config.checkpoint_every_steps,
+            _StepCheckpoint(
+                dirpath=folder,
+                filename="last",
+                every_n_train_steps=config.checkpoint_every_steps,
                 enable_version_counter=False,
             )
-        )  # fmt: skip
+        )
     if config.checkpoint_every_epochs:
         kept.append(
             ModelCheckpoint(
-                dirpath=folder, filename="epoch-{epoch:04d}", auto_insert_metric_name=False, save_top_k=-1,
-                every_n_epochs=config.checkpoint_every_epochs, save_on_train_epoch_end=True,
+                dirpath=folder,
+                filename="epoch-{epoch:04d}",
+                auto_insert_metric_name=False,
+                save_top_k=-1,
+                every_n_epochs=config.checkpoint_every_epochs,
+                save_on_train_epoch_end=True,
                 enable_version_counter=False,
             )
-        )  # fmt: skip
+        )
     return kept

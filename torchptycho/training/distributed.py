@@ -19,18 +19,18 @@ from torch.distributed import Store as Channel  # type: ignore[attr-defined]
 from torchptycho.core.errors import StoreError
 from torchptycho.data.store import MANIFEST, Store
 
-__all__ = ["Processes", "opened_soon"]
+__all__ = ["RankCoordinator", "wait_for_store"]
 
 T = TypeVar("T")
 
-_LOOK_S = 0.2
+_POLL_S = 0.2
 # Until the first process listens, until it is sure that all others heard of its failure, and until a shared file system
 # shows a new folder on another machine.
-_MEET_S, _HEARD_S, _VISIBLE_S = 600.0, 30.0, 120.0
+_CONNECT_TIMEOUT_S, _ACKNOWLEDGE_TIMEOUT_S, _VISIBLE_TIMEOUT_S = 600.0, 30.0, 120.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Processes:
+class RankCoordinator:
     """The processes of a run, of which this is one. Keep it as long as the run takes: the first one answers the others.
 
     Arguments:
@@ -45,7 +45,7 @@ class Processes:
     channel: Channel | None = None
 
     @classmethod
-    def of(cls, environment: ClusterEnvironment | None) -> Processes:
+    def from_environment(cls, environment: ClusterEnvironment | None) -> RankCoordinator:
         """Those that torchrun, Slurm or another launcher started.
 
         Raises:
@@ -63,17 +63,19 @@ class Processes:
                 *where,
                 world_size=size,
                 is_master=rank == 0 and not agent,
-                timeout=datetime.timedelta(seconds=_MEET_S),
+                timeout=datetime.timedelta(seconds=_CONNECT_TIMEOUT_S),
                 wait_for_workers=False,
                 # Lightning meets at the same place later.
                 multi_tenant=True,
             )
         except RuntimeError as error:
-            raise StoreError(f"{where[0]}:{where[1]}: the first process does not answer ({_line(error)}).") from None
+            raise StoreError(
+                f"{where[0]}:{where[1]}: the first process does not answer ({_to_one_line(error)})."
+            ) from None
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         return cls(rank=rank, size=size, channel=PrefixStore(f"torchptycho/{attempt}", channel))
 
-    def first_goes(self, work: Callable[[bool], T]) -> T:
+    def rank_zero_first(self, work: Callable[[bool], T]) -> T:
         """`work(True)` in the first process, and when it has ended well `work(False)` in the others.
 
         Raises:
@@ -85,41 +87,43 @@ class Processes:
         try:
             turn = channel.add(f"turns of {self.rank}", 1)
             if self.rank:
-                self._follow(channel, f"{turn}/outcome", f"{turn}/heard")
+                self._await_rank_zero(channel, f"{turn}/outcome", f"{turn}/heard")
         except RuntimeError as error:
-            raise StoreError(f"the first process ended without a word ({_line(error)}). See what it printed.") from None
+            raise StoreError(
+                f"the first process ended without a word ({_to_one_line(error)}). See what it printed."
+            ) from None
         if self.rank:
             return work(False)
         try:
             result = work(True)
         except BaseException as error:
-            channel.set(f"{turn}/outcome", _line(error) or type(error).__name__)
+            channel.set(f"{turn}/outcome", _to_one_line(error) or type(error).__name__)
             begin = time.monotonic()
-            while channel.add(f"{turn}/heard", 0) < self.size - 1 and time.monotonic() - begin < _HEARD_S:
-                time.sleep(_LOOK_S)
+            while channel.add(f"{turn}/heard", 0) < self.size - 1 and time.monotonic() - begin < _ACKNOWLEDGE_TIMEOUT_S:
+                time.sleep(_POLL_S)
             raise
         channel.set(f"{turn}/outcome", "")
         return result
 
     @staticmethod
-    def _follow(channel: Channel, outcome: str, heard: str) -> None:
+    def _await_rank_zero(channel: Channel, outcome: str, heard: str) -> None:
         while not channel.check([outcome]):
-            time.sleep(_LOOK_S)
+            time.sleep(_POLL_S)
         fault = channel.get(outcome).decode()
         channel.add(heard, 1)
         if fault:
             raise StoreError(f"the first process could not prepare the run: {fault}")
 
 
-def opened_soon(path: Path) -> Store:
+def wait_for_store(path: Path) -> Store:
     """A store that another process has made; a file system may show it a little later.
 
     Raises:
         StoreError: it is not there.
     """
     begin = time.monotonic()
-    while not (path / MANIFEST).is_file() and time.monotonic() - begin < _VISIBLE_S:
-        time.sleep(_LOOK_S)
+    while not (path / MANIFEST).is_file() and time.monotonic() - begin < _VISIBLE_TIMEOUT_S:
+        time.sleep(_POLL_S)
     if not (path / MANIFEST).is_file():
         raise StoreError(
             f"{path}: expected the store that the first process has prepared; found none. "
@@ -128,5 +132,5 @@ def opened_soon(path: Path) -> Store:
     return Store.open(path)
 
 
-def _line(error: BaseException) -> str:
+def _to_one_line(error: BaseException) -> str:
     return " ".join(str(error).split())

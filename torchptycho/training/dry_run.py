@@ -10,21 +10,27 @@ from torchptycho.analysis.inspection import inspect_scan
 from torchptycho.core.config import RunConfig, to_dict
 from torchptycho.core.errors import ConfigError
 from torchptycho.core.scan import Scan
-from torchptycho.data.cache import Request
-from torchptycho.data.disk import bytes_needed, check_place
-from torchptycho.data.prepare import check_together, refuse_another_store, reopened
+from torchptycho.data.cache import StoreRequest
+from torchptycho.data.disk import check_new_folder, estimate_store_bytes
+from torchptycho.data.prepare import check_compatible, check_existing_store, open_if_unchanged
 from torchptycho.data.samplers import batches_per_epoch
-from torchptycho.data.splits import divide, held_out_scans
+from torchptycho.data.splits import choose_held_out_scans, split_and_group
 from torchptycho.data.store import Store
 from torchptycho.io.discovery import open_scans
 from torchptycho.io.near_field import refuse_near_field
 from torchptycho.models.generators import build_generator
 from torchptycho.models.losses import Loss
-from torchptycho.training.loggers import loggers
-from torchptycho.training.resume import check_beginning, check_resumes, check_same_scans, check_size, check_starts
-from torchptycho.training.runtime import check_machine
-from torchptycho.training.schedule import rhythm
-from torchptycho.training.setup import as_prepared, given_store
+from torchptycho.training.loggers import build_loggers
+from torchptycho.training.resume import (
+    check_frame_size,
+    check_same_scans,
+    check_start_options,
+    load_interrupted,
+    load_start_network,
+)
+from torchptycho.training.runtime import check_devices
+from torchptycho.training.schedule import plan_epochs
+from torchptycho.training.setup import apply_store_config, open_given_store
 
 __all__ = ["plan_preparation", "plan_training"]
 
@@ -37,33 +43,40 @@ def plan_preparation(
     Raises:
         TorchptychoError: what `prepare` would refuse.
     """
-    as_asked = reopened(out, Request.of(scans, config, val_scans)) is not None
-    return _of_scans(*open_scans(scans, config.prepare, val_scans), config, Path(out), as_asked)
+    as_asked = open_if_unchanged(out, StoreRequest.from_sources(scans, config, val_scans)) is not None
+    return _plan_from_scans(*open_scans(scans, config.prepare, val_scans), config, Path(out), as_asked)
 
 
-def _of_scans(
+def _plan_from_scans(
     trained: Sequence[Scan], validated: Sequence[Scan], config: RunConfig, out: Path, as_asked: bool
 ) -> dict[str, Any]:
     opened = [*trained, *validated]
-    check_together(opened, config)
-    held_out = held_out_scans(len(trained), len(validated), config.prepare)
+    check_compatible(opened, config)
+    held_out = choose_held_out_scans(len(trained), len(validated), config.prepare)
     # A bootstrapped probe is part of a store and not known yet.
     if not (as_asked or config.prepare.bootstrap_probe):
-        refuse_another_store(out, opened, held_out, config)
-    needed = bytes_needed(opened, config)
+        check_existing_store(out, opened, held_out, config)
+    needed = estimate_store_bytes(opened, config)
     if not out.exists():
-        check_place(out, needed)
+        check_new_folder(out, needed)
     told, problems = [], []
     for scan, held in zip(opened, held_out, strict=True):
         refuse_near_field(scan)
         summary = inspect_scan(scan)
         problems += [f"{scan.source}: {problem}" for problem in summary.problems]
-        told.append({
-            "source": scan.source, "n_frames": scan.n_frames, "n_px": scan.n_px, "dtype": str(scan.frames.dtype),
-            "domain": scan.domain, "n_modes": len(scan.probe), "photons_per_frame": summary.photons_mean,
-            "held_out": held,
-        })  # fmt: skip
-    division = divide(opened, held_out, config)
+        told.append(
+            {
+                "source": scan.source,
+                "n_frames": scan.n_frames,
+                "n_px": scan.n_px,
+                "dtype": str(scan.frames.dtype),
+                "domain": scan.domain,
+                "n_modes": len(scan.probe),
+                "photons_per_frame": summary.photons_mean,
+                "held_out": held,
+            }
+        )
+    division = split_and_group(opened, held_out, config)
     return {
         "out": str(out),
         "scans": told,
@@ -92,40 +105,40 @@ def plan_training(
         TorchptychoError: what `train` would refuse.
     """
     out = Path(out)
-    store = given_store(scans)
+    store = open_given_store(scans)
     if store is not None:
         if val_scans:
             raise ConfigError(f"val_scans: {store.path} is prepared already. Prepare the scans together.")
-        config = as_prepared(config, store)
+        config = apply_store_config(config, store)
     last = out / "checkpoints" / "last.ckpt"
     if last.exists() and not resume:
         raise ConfigError(f"{out}: holds a run. Continue it with --resume, or choose another --out.")
-    interrupted = check_resumes(last, config, out / "config.yaml") if resume else None
-    check_beginning(config, start, interrupted)
-    begun = check_starts(start, config) if start is not None and not resume else None
-    loggers(config.log.logger, out)
+    interrupted = load_interrupted(last, config, out / "config.yaml") if resume else None
+    check_start_options(config, start, interrupted)
+    begun = load_start_network(start, config) if start is not None and not resume else None
+    build_loggers(config.log.logger, out)
     loss = Loss.of(config)
-    check_machine(config.train.accelerator, config.train.devices, config.train.nodes)
+    check_devices(config.train.accelerator, config.train.devices, config.train.nodes)
     if store is not None:
-        plan = _of_store(store, config)
+        plan = _plan_from_store(store, config)
         n_px, has_truth = store.n_px, store.has_truth
     else:
         trained, validated = open_scans(scans, config.prepare, val_scans)
-        store = reopened(out / "store", Request.of(scans, config, val_scans))
-        plan = _of_scans(trained, validated, config, out / "store", store is not None)
+        store = open_if_unchanged(out / "store", StoreRequest.from_sources(scans, config, val_scans))
+        plan = _plan_from_scans(trained, validated, config, out / "store", store is not None)
         n_px = plan["scans"][0]["n_px"]
         has_truth = all(scan.truth is not None or scan.truth_patches is not None for scan in (*trained, *validated))
     if interrupted is not None and store is not None:
         check_same_scans(last, interrupted, store)
     if begun is not None:
-        check_size(begun, n_px)
+        check_frame_size(begun, n_px)
     if loss.needs_truth and not has_truth:
         raise ConfigError("realspace_weight, realspace_mae_weight: a scan has no truth to compare with.")
     network = build_generator(config.model, n_px, config.group.gridsize)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     devices = config.train.devices * config.train.nodes
     per_batch = max(1, config.train.batch_size // config.group.gridsize**2)
-    beats = rhythm(config.train, max(1, batches_per_epoch(plan["groups"], per_batch, devices)))
+    beats = plan_epochs(config.train, max(1, batches_per_epoch(plan["groups"], per_batch, devices)))
     return plan | {
         "out": str(out),
         "generator": config.model.generator,
@@ -139,16 +152,21 @@ def plan_training(
     }
 
 
-def _of_store(store: Store, config: RunConfig) -> dict[str, Any]:
+def _plan_from_store(store: Store, config: RunConfig) -> dict[str, Any]:
     n_modes = int(store.tensors["probes"].shape[1])
     scans = [
         {
-            "source": entry.source, "n_frames": entry.n_frames, "n_px": store.n_px, "dtype": None,
-            "domain": entry.scaling.domain, "n_modes": n_modes, "photons_per_frame": entry.scaling.photons_per_frame,
+            "source": entry.source,
+            "n_frames": entry.n_frames,
+            "n_px": store.n_px,
+            "dtype": None,
+            "domain": entry.scaling.domain,
+            "n_modes": n_modes,
+            "photons_per_frame": entry.scaling.photons_per_frame,
             "held_out": entry.held_out,
         }
         for entry in store.scans
-    ]  # fmt: skip
+    ]
     return {
         "scans": scans,
         "frames": store.n_frames,

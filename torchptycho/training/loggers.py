@@ -11,15 +11,15 @@ import numpy as np
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from PIL import Image
 
-from torchptycho.analysis.history import LOGS
+from torchptycho.analysis.history import LOGS_FOLDER
 from torchptycho.core.errors import ConfigError
 
-__all__ = ["loggers", "show_picture"]
+__all__ = ["build_loggers", "send_image"]
 
 _log = logging.getLogger(__name__)
 
 
-def loggers(names: Sequence[str], out: Path) -> list[Logger]:
+def build_loggers(names: Sequence[str], out: Path) -> list[Logger]:
     """The CSV logger, and those of the names "tensorboard", "mlflow", "wandb".
 
     All write into `out`/logs, unless the environment names a server (MLFLOW_TRACKING_URI, WANDB_MODE and so on).
@@ -27,10 +27,10 @@ def loggers(names: Sequence[str], out: Path) -> list[Logger]:
     Raises:
         ConfigError: a package is not installed.
     """
-    found: list[Logger] = [CSVLogger(out, name=LOGS, flush_logs_every_n_steps=100)]
+    found: list[Logger] = [CSVLogger(out, name=LOGS_FOLDER, flush_logs_every_n_steps=100)]
     for name in names:
         try:
-            found.append(_logger(name, out))
+            found.append(_build_logger(name, out))
         except ImportError as error:
             reason = " ".join(str(error).split())[:200]
             raise ConfigError(
@@ -39,12 +39,12 @@ def loggers(names: Sequence[str], out: Path) -> list[Logger]:
     return found
 
 
-def _logger(name: str, out: Path) -> Logger:
+def _build_logger(name: str, out: Path) -> Logger:
     if name == "tensorboard":
-        return TensorBoardLogger(out / LOGS, name="tensorboard", default_hp_metric=False)
+        return TensorBoardLogger(out / LOGS_FOLDER, name="tensorboard", default_hp_metric=False)
     if name == "mlflow":
         server = os.environ.get("MLFLOW_TRACKING_URI")
-        files = (out / LOGS / "mlflow").absolute()
+        files = (out / LOGS_FOLDER / "mlflow").absolute()
         # A database, because MLflow 3 no longer writes plain files.
         own = f"sqlite:///{files}.db"
         return MLFlowLogger(
@@ -53,10 +53,10 @@ def _logger(name: str, out: Path) -> Logger:
             tracking_uri=server or own,
             artifact_location=None if server else str(files),
         )
-    return WandbLogger(name=out.name, project="torchptycho", save_dir=out / LOGS)
+    return WandbLogger(name=out.name, project="torchptycho", save_dir=out / LOGS_FOLDER)
 
 
-def show_picture(logger: Logger, name: str, picture: Path, step: int) -> None:
+def send_image(logger: Logger, name: str, picture: Path, step: int) -> None:
     """Give a PNG file to a logger that takes pictures; the CSV logger does not."""
     if isinstance(logger, TensorBoardLogger):
         with Image.open(picture) as image:

@@ -10,16 +10,23 @@ from torchptycho.data.store import Store
 from torchptycho.models.checkpoints import find_checkpoint, load_checkpoint
 from torchptycho.models.lightning_module import PtychoPINN
 
-__all__ = ["check_beginning", "check_resumes", "check_same_scans", "check_size", "check_starts", "take_network"]
+__all__ = [
+    "check_frame_size",
+    "check_same_scans",
+    "check_start_options",
+    "copy_network_weights",
+    "load_interrupted",
+    "load_start_network",
+]
 
 # Fields of TrainConfig that say how long and where to compute, not what.
-_LENGTH = ("steps", "epochs")
-_MACHINE = ("num_workers", "accelerator", "devices", "nodes", "compile", "on_flat", "early_stop")
+_LENGTH_FIELDS = ("steps", "epochs")
+_MACHINE_FIELDS = ("num_workers", "accelerator", "devices", "nodes", "compile", "on_flat", "early_stop")
 # Fields of ModelConfig that decide which network it is.
-_NETWORK = ("generator", "n_filters_scale", "amplitude_activation", "probe_big")
+_NETWORK_FIELDS = ("generator", "n_filters_scale", "amplitude_activation", "probe_big")
 
 
-def check_resumes(last: Path, config: RunConfig, config_file: Path) -> PtychoPINN:
+def load_interrupted(last: Path, config: RunConfig, config_file: Path) -> PtychoPINN:
     """The module to go on from; another configuration is refused, but where and (not for cosine) how long may change.
 
     Raises:
@@ -31,12 +38,12 @@ def check_resumes(last: Path, config: RunConfig, config_file: Path) -> PtychoPIN
     module = load_checkpoint(last)
     trained, wanted = to_dict(module.config), to_dict(config)
     # The rate of the cosine depends on how long it takes: a longer one would go on from the end of a shorter one.
-    free = () if config.train.schedule == "cosine" else _LENGTH
+    free = () if config.train.schedule == "cosine" else _LENGTH_FIELDS
     differs = [
         f"{section}.{key} was {trained[section][key]!r}, is {value!r}"
         for section in ("group", "model", "experiment", "loss", "train")
         for key, value in wanted[section].items()
-        if key not in (*free, *_MACHINE) and trained[section][key] != value
+        if key not in (*free, *_MACHINE_FIELDS) and trained[section][key] != value
     ]
     if differs:
         raise ConfigError(
@@ -45,7 +52,7 @@ def check_resumes(last: Path, config: RunConfig, config_file: Path) -> PtychoPIN
     return module
 
 
-def check_starts(start: str | Path, config: RunConfig) -> PtychoPINN:
+def load_start_network(start: str | Path, config: RunConfig) -> PtychoPINN:
     """The trained module of a checkpoint or run, when its network is the configured one.
 
     Raises:
@@ -57,7 +64,7 @@ def check_starts(start: str | Path, config: RunConfig) -> PtychoPINN:
     trained, wanted = to_dict(module.config), to_dict(config)
     differs = [
         f"{key} was {trained[section][key]!r}, is {wanted[section][key]!r}"
-        for section, keys in (("model", _NETWORK), ("group", ("gridsize",)))
+        for section, keys in (("model", _NETWORK_FIELDS), ("group", ("gridsize",)))
         for key in keys
         if trained[section][key] != wanted[section][key]
     ]
@@ -66,7 +73,7 @@ def check_starts(start: str | Path, config: RunConfig) -> PtychoPINN:
     return module
 
 
-def check_beginning(config: RunConfig, start: str | Path | None, interrupted: PtychoPINN | None) -> None:
+def check_start_options(config: RunConfig, start: str | Path | None, interrupted: PtychoPINN | None) -> None:
     """Refuse options that say nothing where the run begins.
 
     Arguments:
@@ -103,8 +110,11 @@ def check_same_scans(last: Path, interrupted: PtychoPINN, store: Store) -> None:
     scalings = [entry.scaling for entry in store.scans]
     there = (store.n_px, scalings[0].domain, [s.input_scale for s in scalings], [s.photons_per_frame for s in scalings])
     own = (
-        interrupted.n_px, interrupted.domain, interrupted.input_scale.tolist(), interrupted.photons_per_frame.tolist()
-    )  # fmt: skip
+        interrupted.n_px,
+        interrupted.domain,
+        interrupted.input_scale.tolist(),
+        interrupted.photons_per_frame.tolist(),
+    )
     if there != own:
         raise ConfigError(
             f"{store.path}: expected the scans that {last} was trained on; found others (frame size, domain, "
@@ -112,17 +122,17 @@ def check_same_scans(last: Path, interrupted: PtychoPINN, store: Store) -> None:
         )
 
 
-def check_size(start: PtychoPINN, n_px: int) -> None:
+def check_frame_size(start: PtychoPINN, n_px: int) -> None:
     """Refuse, by ConfigError, a trained network of another frame size."""
     if start.n_px != n_px:
         raise ConfigError(f"--from: expected a network for frames of N = {n_px} px; found N = {start.n_px}.")
 
 
-def take_network(module: PtychoPINN, start: PtychoPINN) -> None:
+def copy_network_weights(module: PtychoPINN, start: PtychoPINN) -> None:
     """Begin with the weights of another module's network; probe, scales and statistics stay those of the new scans.
 
     Raises:
         ConfigError: the frames have another size.
     """
-    check_size(start, module.n_px)
+    check_frame_size(start, module.n_px)
     module.generator.load_state_dict(start.generator.state_dict())

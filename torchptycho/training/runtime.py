@@ -15,22 +15,22 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from torchptycho.core.errors import ConfigError
 
-__all__ = ["check_machine", "interruptible", "quiet_lightning"]
+__all__ = ["check_devices", "restore_keyboard_interrupt", "silence_lightning"]
 
-_ADVICE = (
+_SILENCED_WARNINGS = (
     ".*does not have many workers.*", ".*treespec.*", ".*Checkpoint directory.*exists.*", ".*LeafSpec.*",
     ".*across ranks is zero.*",
 )  # fmt: skip
 
 
-def check_machine(accelerator: str, devices: int, nodes: int = 1) -> ClusterEnvironment | None:
+def check_devices(accelerator: str, devices: int, nodes: int = 1) -> ClusterEnvironment | None:
     """What started the processes of this run, when there can be several.
 
     Raises:
         ConfigError: this machine has no such devices, or torchrun or Slurm started other processes.
     """
     try:
-        with quiet_lightning():
+        with silence_lightning():
             trainer = L.Trainer(
                 accelerator=accelerator, devices=devices, num_nodes=nodes, logger=False, enable_checkpointing=False
             )
@@ -46,7 +46,7 @@ def check_machine(accelerator: str, devices: int, nodes: int = 1) -> ClusterEnvi
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[None]:
+def restore_keyboard_interrupt() -> Iterator[None]:
     """Lightning answers Ctrl+C with sys.exit and leaves the signal ignored; the caller gets its KeyboardInterrupt."""
     handler = signal.getsignal(signal.SIGINT)
     try:
@@ -58,7 +58,7 @@ def interruptible() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def quiet_lightning() -> Iterator[None]:
+def silence_lightning() -> Iterator[None]:
     """Keep Lightning's advice (number of workers, tips, device list) from the user; its warnings of faults pass."""
     loggers = [
         logging.getLogger(name)
@@ -69,7 +69,7 @@ def quiet_lightning() -> Iterator[None]:
         logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            for message in _ADVICE:
+            for message in _SILENCED_WARNINGS:
                 warnings.filterwarnings("ignore", message=message)
             yield
     finally:

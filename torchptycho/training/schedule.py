@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 from torchptycho.core.config import TrainConfig
 
-__all__ = ["Rhythm", "rhythm"]
+__all__ = ["EpochPlan", "plan_epochs"]
 
 VALIDATE_EVERY_STEPS = 100
 
 
-class Rhythm(NamedTuple):
+class EpochPlan(NamedTuple):
     """Batches of an epoch on each process, optimiser steps that they make, epochs, and epochs between validations."""
 
     batches: int
@@ -21,15 +21,15 @@ class Rhythm(NamedTuple):
     validate_every: int
 
 
-def rhythm(config: TrainConfig, batches_per_epoch: int) -> Rhythm:
+def plan_epochs(config: TrainConfig, batches_per_epoch: int) -> EpochPlan:
     """Whole epochs, validations about every 100 steps, the last one at the end."""
     if config.epochs:
         steps, epochs = math.ceil(batches_per_epoch / config.accumulate), config.epochs
         wanted = max(1, round(VALIDATE_EVERY_STEPS / steps))
         every = max(n for n in range(1, min(epochs, wanted) + 1) if epochs % n == 0)
-        return Rhythm(batches_per_epoch, steps, epochs, every)
+        return EpochPlan(batches_per_epoch, steps, epochs, every)
     batches = min(batches_per_epoch, config.steps * config.accumulate)
     steps = math.ceil(batches / config.accumulate)
     epochs = math.ceil(config.steps / steps)
     every = min(epochs, max(1, round(VALIDATE_EVERY_STEPS / steps)))
-    return Rhythm(batches, steps, math.ceil(epochs / every) * every, every)
+    return EpochPlan(batches, steps, math.ceil(epochs / every) * every, every)

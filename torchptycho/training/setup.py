@@ -8,20 +8,20 @@ from pathlib import Path
 from torchptycho.core.config import RunConfig
 from torchptycho.core.errors import ConfigError, ScanError
 from torchptycho.core.scan import Scan
-from torchptycho.data.cache import Request
-from torchptycho.data.prepare import config_of, prepare, reopened
+from torchptycho.data.cache import StoreRequest
+from torchptycho.data.prepare import load_store_config, open_if_unchanged, prepare
 from torchptycho.data.store import MANIFEST, Store
 from torchptycho.io.discovery import Sources, open_scans
 from torchptycho.models.generators import find_generator
 from torchptycho.models.lightning_module import PtychoPINN
 from torchptycho.models.losses import Loss
-from torchptycho.training.bootstrap import bootstrapped
-from torchptycho.training.resume import check_size
+from torchptycho.training.bootstrap import refine_probe
+from torchptycho.training.resume import check_frame_size
 
-__all__ = ["as_prepared", "given_store", "prepare_for", "ready_scans"]
+__all__ = ["apply_store_config", "open_given_store", "open_scans_with_probes", "prepare_run_store"]
 
 
-def given_store(source: Store | Sources) -> Store | None:
+def open_given_store(source: Store | Sources) -> Store | None:
     """The store, when it is one that is given and not scans."""
     if isinstance(source, Store):
         return source
@@ -30,13 +30,13 @@ def given_store(source: Store | Sources) -> Store | None:
     return Store.open(only) if isinstance(only, (str, Path)) and (Path(only) / MANIFEST).is_file() else None
 
 
-def as_prepared(config: RunConfig, store: Store) -> RunConfig:
+def apply_store_config(config: RunConfig, store: Store) -> RunConfig:
     """The configuration with the store's own sections prepare and group, which are decided.
 
     Raises:
         ConfigError: an option of these sections was set to something else.
     """
-    decided, default = config_of(store), RunConfig()
+    decided, default = load_store_config(store), RunConfig()
     for section in ("prepare", "group"):
         wanted, usual, is_so = (getattr(one, section) for one in (config, default, decided))
         for field in dataclasses.fields(wanted):
@@ -48,7 +48,7 @@ def as_prepared(config: RunConfig, store: Store) -> RunConfig:
     return dataclasses.replace(config, prepare=decided.prepare, group=decided.group)
 
 
-def ready_scans(
+def open_scans_with_probes(
     sources: Sources, val_sources: Sources, config: RunConfig, keep: Path, *, progress: bool = True
 ) -> tuple[list[Scan], list[Scan]]:
     """The scans to train on and to validate on, opened, their probes made good if the configuration asks for it.
@@ -56,23 +56,23 @@ def ready_scans(
     Arguments:
         keep: file for the image that is found with a good probe; with several scans each has a number in its name.
     """
-    return _bootstrapped(open_scans(sources, config.prepare, val_sources), config, keep, progress=progress)
+    return _refine_probes(open_scans(sources, config.prepare, val_sources), config, keep, progress=progress)
 
 
-def _bootstrapped(
+def _refine_probes(
     opened: tuple[list[Scan], list[Scan]], config: RunConfig, keep: Path, *, progress: bool
 ) -> tuple[list[Scan], list[Scan]]:
     trained, validated = opened
     scans = [*trained, *validated]
     names = [keep.name] if len(scans) == 1 else [f"{keep.stem}-{number}.npz" for number in range(len(scans))]
     good = [
-        bootstrapped(scan, config, keep.with_name(name), progress=progress)
+        refine_probe(scan, config, keep.with_name(name), progress=progress)
         for scan, name in zip(scans, names, strict=True)
     ]
     return good[: len(trained)], good[len(trained) :]
 
 
-def prepare_for(
+def prepare_run_store(
     sources: Sources,
     val_sources: Sources,
     config: RunConfig,
@@ -91,22 +91,23 @@ def prepare_for(
     """
     needs_truth = Loss.of(config).needs_truth
     sizes = find_generator(config.model.generator).supported_n_px
-    request = Request.of(sources, config, val_sources)
-    store = reopened(path, request)
+    request = StoreRequest.from_sources(sources, config, val_sources)
+    store = open_if_unchanged(path, request)
     if store is not None and store.n_px in sizes and (store.has_truth or not needs_truth):
         return store
     opened = open_scans(sources, config.prepare, val_sources)
     for scan in (*opened[0], *opened[1]):
         if scan.n_px not in sizes:
             raise ScanError(
-                scan.source, "diffraction",
+                scan.source,
+                "diffraction",
                 expected=f"frames of N = {', '.join(map(str, sizes))} px for the generator '{config.model.generator}'",
                 found=f"N = {scan.n_px}",
                 remedy="Crop or pad the frames and the probe about the beam centre, or choose another --generator.",
-            )  # fmt: skip
+            )
         if start is not None:
-            check_size(start, scan.n_px)
+            check_frame_size(start, scan.n_px)
         if needs_truth and scan.truth is None and scan.truth_patches is None:
             raise ConfigError(f"realspace_weight, realspace_mae_weight: {scan.source} has no truth to compare with.")
-    trained, validated = _bootstrapped(opened, config, path.with_name("bootstrap.npz"), progress=progress)
+    trained, validated = _refine_probes(opened, config, path.with_name("bootstrap.npz"), progress=progress)
     return prepare(trained, config, path, val_scans=validated, request=request)

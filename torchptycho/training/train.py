@@ -21,17 +21,23 @@ from torchptycho.io import read_scan
 from torchptycho.io.discovery import Sources
 from torchptycho.models.lightning_module import PtychoPINN
 from torchptycho.training.compile import compile_generator
-from torchptycho.training.distributed import Processes, opened_soon
-from torchptycho.training.loggers import loggers
-from torchptycho.training.resume import check_beginning, check_resumes, check_same_scans, check_starts, take_network
-from torchptycho.training.runtime import check_machine, interruptible, quiet_lightning
-from torchptycho.training.schedule import rhythm
-from torchptycho.training.setup import as_prepared, given_store, prepare_for
+from torchptycho.training.distributed import RankCoordinator, wait_for_store
+from torchptycho.training.loggers import build_loggers
+from torchptycho.training.resume import (
+    check_same_scans,
+    check_start_options,
+    copy_network_weights,
+    load_interrupted,
+    load_start_network,
+)
+from torchptycho.training.runtime import check_devices, restore_keyboard_interrupt, silence_lightning
+from torchptycho.training.schedule import plan_epochs
+from torchptycho.training.setup import apply_store_config, open_given_store, prepare_run_store
 from torchptycho.training.trainer import build_trainer
 
-__all__ = ["TrainResult", "as_prepared", "open_scan", "read_history", "train"]
+__all__ = ["TrainResult", "apply_store_config", "open_scan", "read_history", "train"]
 
-_CONFIG = "config.yaml"
+_CONFIG_FILE = "config.yaml"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,14 +92,16 @@ def train(
         TorchptychoError: scans, configuration or folder do not allow it; nothing was written then.
     """
     config = config or RunConfig()
-    given = given_store(source)
+    given = open_given_store(source)
     if given is not None:
         if val_scans:
             raise ConfigError(f"val_scans: {given.path} is prepared already. Prepare the scans together.")
-        config = as_prepared(config, given)
+        config = apply_store_config(config, given)
     out, begun, started_from = Path(out), None, None if start is None else str(start)
     last = out / "checkpoints" / "last.ckpt"
-    processes = Processes.of(check_machine(config.train.accelerator, config.train.devices, config.train.nodes))
+    processes = RankCoordinator.from_environment(
+        check_devices(config.train.accelerator, config.train.devices, config.train.nodes)
+    )
 
     def ready(first: bool) -> Store:
         nonlocal begun, started_from
@@ -101,34 +109,34 @@ def train(
             raise ConfigError(
                 f"{out}: holds a finished or interrupted run. Continue it with --resume, or choose another --out."
             )
-        interrupted = check_resumes(last, config, out / _CONFIG) if resume else None
-        check_beginning(config, start, interrupted)
+        interrupted = load_interrupted(last, config, out / _CONFIG_FILE) if resume else None
+        check_start_options(config, start, interrupted)
         if interrupted is not None:
             started_from = interrupted.hparams["started_from"]
         elif start is not None:
-            begun = check_starts(start, config)
-        loggers(config.log.logger, out)
+            begun = load_start_network(start, config)
+        build_loggers(config.log.logger, out)
         path = out / "store"
         if given is not None:
             store = given
         elif first:
             assert not isinstance(source, Store)
-            store = prepare_for(source, val_scans, config, path, progress=progress, start=begun)
+            store = prepare_run_store(source, val_scans, config, path, progress=progress, start=begun)
         else:
-            store = opened_soon(path)
-            as_prepared(config, store)
+            store = wait_for_store(path)
+            apply_store_config(config, store)
         if interrupted is not None:
             check_same_scans(last, interrupted, store)
         return store
 
-    store = processes.first_goes(ready)
+    store = processes.rank_zero_first(ready)
     first = processes.rank == 0
     # Weights are drawn from torch's global generator, and a network may draw from it: seed it, and give it back.
-    with torch.random.fork_rng(devices=[]), quiet_lightning(), interruptible():
+    with torch.random.fork_rng(devices=[]), silence_lightning(), restore_keyboard_interrupt():
         torch.manual_seed(config.train.seed)
         module = PtychoPINN.for_store(store, config, started_from=started_from)
         if begun is not None:
-            take_network(module, begun)
+            copy_network_weights(module, begun)
         data = PtychoDataModule(
             store,
             batch_size=config.train.batch_size,
@@ -138,9 +146,9 @@ def train(
         )
         if first:
             out.mkdir(parents=True, exist_ok=True)
-            save_config(config, out / _CONFIG)
+            save_config(config, out / _CONFIG_FILE)
         ranks = config.train.devices * config.train.nodes
-        beats = rhythm(config.train, data.batches_per_epoch(ranks))
+        beats = plan_epochs(config.train, data.batches_per_epoch(ranks))
         trainer = build_trainer(config, module, store, out, beats, callbacks, progress=progress)
         if config.train.compile:
             groups = GroupDataset(store, "train", with_truth=module.loss.needs_truth)
@@ -150,7 +158,7 @@ def train(
         try:
             trainer.fit(module, data, ckpt_path=str(last) if resume else None, weights_only=True)
         except TrainingError as error:
-            raise _located(error, store, last) from error
+            raise _locate_frames(error, store, last) from error
     seconds = time.perf_counter() - begin
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     return TrainResult(
@@ -158,7 +166,7 @@ def train(
     )
 
 
-def _located(error: TrainingError, store: Store, last: Path) -> TrainingError:
+def _locate_frames(error: TrainingError, store: Store, last: Path) -> TrainingError:
     """The error with the frames named as their files number them, and what is left."""
     kept = f" {last} is the last good checkpoint." if last.exists() else " No checkpoint was written yet."
     where = ""

@@ -8,17 +8,17 @@ from pathlib import Path
 import lightning as L
 from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor
 
-from torchptycho.analysis.history import LOGS
+from torchptycho.analysis.history import LOGS_FOLDER
 from torchptycho.core.config import RunConfig
 from torchptycho.data.store import Store
 from torchptycho.models.lightning_module import PtychoPINN
-from torchptycho.training.callbacks.collapse import FlatnessWatch
-from torchptycho.training.callbacks.images import Pictures
+from torchptycho.training.callbacks.collapse import CollapseMonitor
+from torchptycho.training.callbacks.images import TrainingImages
 from torchptycho.training.callbacks.progress import StepProgress
-from torchptycho.training.callbacks.throughput import Meters
-from torchptycho.training.checkpointing import AtomicCheckpoints, checkpoints
-from torchptycho.training.loggers import loggers
-from torchptycho.training.schedule import Rhythm
+from torchptycho.training.callbacks.throughput import ThroughputMonitor
+from torchptycho.training.checkpointing import AtomicCheckpointIO, build_checkpoint_callbacks
+from torchptycho.training.loggers import build_loggers
+from torchptycho.training.schedule import EpochPlan
 
 __all__ = ["build_trainer"]
 
@@ -28,7 +28,7 @@ def build_trainer(
     module: PtychoPINN,
     store: Store,
     out: Path,
-    rhythm: Rhythm,
+    epoch_plan: EpochPlan,
     callbacks: Sequence[Callback],
     *,
     progress: bool,
@@ -40,10 +40,10 @@ def build_trainer(
     """
     train, log = config.train, config.log
     own: list[Callback] = [
-        *checkpoints(out / "checkpoints", module, log, rhythm.validate_every),
-        FlatnessWatch(train.on_flat, rhythm.steps * rhythm.epochs),
+        *build_checkpoint_callbacks(out / "checkpoints", module, log, epoch_plan.validate_every),
+        CollapseMonitor(train.on_flat, epoch_plan.steps * epoch_plan.epochs),
         LearningRateMonitor("step"),
-        Meters(),
+        ThroughputMonitor(),
     ]
     if train.early_stop:
         # Without held-out frames it looks at the end of every epoch, else at every validation.
@@ -51,25 +51,25 @@ def build_trainer(
     if log.image_every_epochs:
         frames = config.reconstruct.predict_batch_size
         groups = max(1, (64 if frames == "auto" else frames) // store.gridsize**2)
-        own.append(Pictures(store, out / "images", log.image_every_epochs, log.image_patches, groups))
+        own.append(TrainingImages(store, out / "images", log.image_every_epochs, log.image_patches, groups))
     if progress:
         own.append(StepProgress())
     # Not every logger makes its folder.
-    (out / LOGS).mkdir(parents=True, exist_ok=True)
+    (out / LOGS_FOLDER).mkdir(parents=True, exist_ok=True)
     return L.Trainer(
         accelerator=train.accelerator,
         devices=train.devices,
         num_nodes=train.nodes,
         precision=train.precision,
-        max_epochs=rhythm.epochs,
-        limit_train_batches=rhythm.batches,
+        max_epochs=epoch_plan.epochs,
+        limit_train_batches=epoch_plan.batches,
         accumulate_grad_batches=train.accumulate,
-        check_val_every_n_epoch=rhythm.validate_every,
+        check_val_every_n_epoch=epoch_plan.validate_every,
         gradient_clip_val=train.gradient_clip or None,
-        logger=loggers(log.logger, out),
-        log_every_n_steps=min(10, rhythm.steps),
+        logger=build_loggers(log.logger, out),
+        log_every_n_steps=min(10, epoch_plan.steps),
         callbacks=[*own, *callbacks],
-        plugins=[AtomicCheckpoints()],
+        plugins=[AtomicCheckpointIO()],
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,

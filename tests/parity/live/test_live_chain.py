@@ -17,7 +17,7 @@ import torch
 from agreement import MISSING, assert_agree
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import beam, centred_offsets, seeds
+from strategies import centred_offsets, make_asymmetric_probe, seeds
 from torch import Tensor
 
 oracle = pytest.importorskip("tf_reference", reason=MISSING)
@@ -26,12 +26,12 @@ import keras  # noqa: E402 (comes with the oracle)
 import tensorflow as tf  # noqa: E402
 from networks import (  # noqa: E402 (imports the oracle)
     assert_gradients_agree,
-    drawn_amplitudes,
-    drawn_weights,
+    concatenate_arrays,
+    draw_amplitudes,
+    draw_weights,
     gradients,
-    joined,
+    list_weight_shapes,
     set_both,
-    shapes_of,
 )
 
 import torchptycho.models.lightning_module  # noqa: E402
@@ -87,7 +87,7 @@ class Pair:
             center_px=torch.zeros(groups, 2, dtype=torch.float64),
             scan=torch.zeros(groups, dtype=torch.int64),
             members=torch.arange(groups * members).reshape(groups, members),
-            fresh=torch.ones(groups, members, dtype=torch.bool),
+            is_first=torch.ones(groups, members, dtype=torch.bool),
             batch_size=[groups],
         )
 
@@ -106,7 +106,7 @@ def module(gridsize: int, probe_big: bool, photons: float, **model: Any) -> Ptyc
         loss=LossConfig(),
     )
     built = PtychoPINN(to_dict(config), n_px=N, max_offset_px=6.0)
-    built.probe_parts.data[0] = torch.view_as_real(beam(N, photons=photons, dtype=torch.complex64))
+    built.probe_parts.data[0] = torch.view_as_real(make_asymmetric_probe(N, photons=photons, dtype=torch.complex64))
     built.photons_per_frame[:] = photons
     built.input_scale[:] = N / 2 / math.sqrt(photons)
     return built
@@ -134,10 +134,10 @@ def pair(
         amp_activation=activation,
         **(defaults | options),
     )
-    set_both(theirs, ours.generator, drawn_weights(shapes_of(theirs), seed, 0.8))
+    set_both(theirs, ours.generator, draw_weights(list_weight_shapes(theirs), seed, 0.8))
     if offset_px is None:
         offset_px = torch.zeros(1, gridsize**2, 2, dtype=torch.float64)
-    frames = drawn_amplitudes((len(offset_px), N, N, gridsize**2), seed + 1)
+    frames = draw_amplitudes((len(offset_px), N, N, gridsize**2), seed + 1)
     return Pair(ours, theirs, np.square(frames * np.float32(scale)), offset_px)
 
 
@@ -163,7 +163,7 @@ def compare_counts(case: Pair, seed: int) -> tuple[np.ndarray, np.ndarray]:
     case.ours.generator.zero_grad()
     expected.backward(torch.from_numpy(channels_first(cotangent)))
     theirs = [gradient.numpy() for gradient in case.theirs.gradients_of(along, tape)]
-    return joined(gradients(case.ours.generator)), joined(theirs)
+    return concatenate_arrays(gradients(case.ours.generator)), concatenate_arrays(theirs)
 
 
 def compare_likelihoods(case: Pair) -> tuple[np.ndarray, np.ndarray]:
@@ -176,7 +176,7 @@ def compare_likelihoods(case: Pair) -> tuple[np.ndarray, np.ndarray]:
 
     case.ours.generator.zero_grad()
     likelihood.backward()
-    return joined(gradients(case.ours.generator)), joined(case.theirs.gradients(*case.inputs))
+    return concatenate_arrays(gradients(case.ours.generator)), concatenate_arrays(case.theirs.gradients(*case.inputs))
 
 
 @pytest.mark.contract("parity.model")
@@ -204,7 +204,7 @@ def test_ten_steps_of_adam_on_the_same_batches(gridsize, probe_big, seed):
     first = case.theirs.get_weights()
     batches = []
     for other in range(3):  # What the same experiment would see of other objects.
-        case.theirs.set_weights(drawn_weights(shapes_of(case.theirs), seed + 77 + other))
+        case.theirs.set_weights(draw_weights(list_weight_shapes(case.theirs), seed + 77 + other))
         batches.append(case.theirs.predict(*case.inputs).intensity)
     case.theirs.set_weights(first)
 
@@ -221,17 +221,20 @@ def test_ten_steps_of_adam_on_the_same_batches(gridsize, probe_big, seed):
     assert_agree(np.array(ours), np.array(theirs), "parity.training", "oracle_steps")
     # The same batch, nine steps apart.
     assert abs(theirs[9] - theirs[0]) > 3e-3 * abs(theirs[0])
-    moved = np.abs(joined(case.theirs.get_weights()) - joined(first))
+    moved = np.abs(concatenate_arrays(case.theirs.get_weights()) - concatenate_arrays(first))
     assert moved.max() > 3e-4
 
 
 @pytest.mark.contract("deviation.adam-epsilon")
 def test_the_oracle_s_epsilon_is_thirty_times_the_product_s_at_the_first_step():
     case = pair(1, False, 3, nll_weight=1e-7, learning_rate=1e-3)
-    before, gradient = joined(case.theirs.get_weights()), joined(case.theirs.gradients(*case.inputs))
+    before, gradient = (
+        concatenate_arrays(case.theirs.get_weights()),
+        concatenate_arrays(case.theirs.gradients(*case.inputs)),
+    )
     assert np.median(np.abs(gradient)) < 1e-5
     case.theirs.train_on_batch(*case.inputs)
-    moved = joined(case.theirs.get_weights()) - before
+    moved = concatenate_arrays(case.theirs.get_weights()) - before
 
     def torch_step(epsilon: float) -> np.ndarray:
         weights = torch.from_numpy(before.copy()).requires_grad_()
@@ -284,7 +287,7 @@ def test_the_intensity_scale_is_no_weight_of_the_oracle_and_the_beam_s_power_can
 @pytest.mark.contract("deviation.real-space-real-part")
 def test_the_oracle_s_real_space_loss_is_blind_to_the_imaginary_part():
     case = pair(1, False, 4, realspace_weight=1.0, realspace_mae_weight=1.0, nll_weight=0.0)
-    objects = drawn_amplitudes((1, N, N, 1), 9)
+    objects = draw_amplitudes((1, N, N, 1), 9)
     merged = case.theirs.predict(*case.inputs).trimmed_obj
     assert np.abs(merged.imag).max() > 0.01
     center = np.zeros((1, N, N, 1), np.float32)

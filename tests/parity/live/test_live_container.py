@@ -102,9 +102,19 @@ def test_looking_writing_and_batches_convert_nothing(tmp_path: Path) -> None:
         for array in ARRAYS:
             assert isinstance(getattr(container, array), (np.ndarray, np.floating))
     assert lazy.converted == frozenset()
-    assert contents["eager"].keys() == contents["lazy"].keys() == {
-        "X", "Y_I", "Y_phi", "coords_nominal", "coords_true", "probeGuess", *ARRAYS,
-    }  # fmt: skip
+    assert (
+        contents["eager"].keys()
+        == contents["lazy"].keys()
+        == {
+            "X",
+            "Y_I",
+            "Y_phi",
+            "coords_nominal",
+            "coords_true",
+            "probeGuess",
+            *ARRAYS,
+        }
+    )
     for name, array in contents["lazy"].items():
         np.testing.assert_array_equal(array, contents["eager"][name])
     again = oracle.PtychoDataContainer(**contents["lazy"])

@@ -16,7 +16,7 @@ from strategies import coordinates, scan_positions, seeds
 from torchptycho.core.config import GroupConfig
 from torchptycho.core.errors import GroupingError
 from torchptycho.data.grouping import Groups, group
-from torchptycho.data.grouping.groups import table
+from torchptycho.data.grouping.groups import build_groups
 from torchptycho.data.grouping.neighbours import find_neighbours
 from torchptycho.interop import original_layouts
 
@@ -132,7 +132,7 @@ def test_an_explicit_pool_is_a_neighbor_count(case: GroupingCase, k: int, seed: 
 def test_places_in_groups(groups: int, members: int, far_px: float, seed: int) -> None:
     positions_px = far_px + np.random.default_rng(seed).normal(0, 20, (groups * members, 2))
     index = np.arange(groups * members).reshape(groups, members)
-    assert_same_places(table(positions_px, index, np.arange(len(positions_px))), positions_px)
+    assert_same_places(build_groups(positions_px, index, np.arange(len(positions_px))), positions_px)
     coords = original_layouts.coords_from_positions(positions_px[index])
     np.testing.assert_array_equal(original_layouts.positions_from_coords(coords), positions_px[index])
     np.testing.assert_array_equal(oracle.flatten_offsets(coords), positions_px[:, ::-1])

@@ -204,9 +204,11 @@ def test_real_space_term_of_real_objects(
     patches = batch.patches.real.to(dtype).requires_grad_()
     real_space = torch.ones(batch.n_px, batch.n_px, dtype=dtype) if probe_big else central_weight(batch.n_px, truth)
     comparison = batch.comparison(
-        expected=batch.expected.to(dtype), patches=torch.complex(patches, 0 * patches), truth=truth + 0j,
+        expected=batch.expected.to(dtype),
+        patches=torch.complex(patches, 0 * patches),
+        truth=truth + 0j,
         real_space=real_space,
-    )  # fmt: skip
+    )
     value = weighted(comparison, realspace_mae_weight=1.0)
     value.backward()
     options = {"realspace_mae_weight": 1.0, "probe_big": probe_big}
@@ -288,9 +290,10 @@ def test_the_oracles_gradient_grows_with_the_dose(batch: Batch, factor: float) -
         _, by_expected = mean_of(oracle.negloglik, *arguments, wrt=1)
         theirs += torch.autograd.grad(expected, patches, torch.from_numpy(by_expected).flatten(0, 1), retain_graph=True)
         comparison = one_by_one.comparison(
-            expected=expected.reshape(shape), counts=counts.reshape(shape),
+            expected=expected.reshape(shape),
+            counts=counts.reshape(shape),
             mean_count=torch.full(shape[:1], dose, dtype=torch.float64),
-        )  # fmt: skip
+        )
         mine += torch.autograd.grad(weighted(comparison, nll_weight=1.0), patches)
     assert_close(theirs[1] / factor, theirs[0], "double")
     assert_close(mine[1], mine[0], "high_dose")

@@ -14,17 +14,17 @@ from torch import nn
 oracle = pytest.importorskip("tf_reference", reason=MISSING)
 
 from networks import (  # noqa: E402 (imports the oracle)
-    as_given,
     assert_gradients_agree,
-    drawn_amplitudes,
-    drawn_weights,
+    concatenate_arrays,
+    draw_amplitudes,
+    draw_weights,
     gradients,
-    joined,
+    list_weight_shapes,
+    make_group_input,
     oracle_network,
     product_network,
+    read_weights,
     set_both,
-    shapes_of,
-    weights_of,
 )
 
 from torchptycho.core.config import ModelConfig  # noqa: E402
@@ -42,16 +42,16 @@ def compare(gridsize, n_px, activation, probe_big, batch, seed, gain):
     """Patches; and the gradients of both with respect to all weights, for a random direction."""
     theirs = oracle_network(gridsize, n_px, activation, probe_big)
     ours = product_network(gridsize, n_px, activation, probe_big)
-    set_both(theirs, ours, drawn_weights(shapes_of(theirs), seed, gain))
-    frames = drawn_amplitudes((batch, n_px, n_px, gridsize**2), seed + 1)
+    set_both(theirs, ours, draw_weights(list_weight_shapes(theirs), seed, gain))
+    frames = draw_amplitudes((batch, n_px, n_px, gridsize**2), seed + 1)
     ours.zero_grad()
-    patches = ours(as_given(torch.from_numpy(channels_first(frames))))
+    patches = ours(make_group_input(torch.from_numpy(channels_first(frames))))
     assert_agree(channels_last(patches.detach().numpy()), theirs.predict(frames), "parity.network", "oracle_operator")
 
     random = np.random.default_rng(seed + 2)
     cotangent = (random.standard_normal(frames.shape) + 1j * random.standard_normal(frames.shape)).astype(np.complex64)
     patches.backward(torch.from_numpy(channels_first(cotangent)))
-    return joined(gradients(ours)), joined(theirs.gradients(frames, cotangent))
+    return concatenate_arrays(gradients(ours)), concatenate_arrays(theirs.gradients(frames, cotangent))
 
 
 @pytest.mark.contract("parity.network")
@@ -79,9 +79,9 @@ def test_gradients_to_the_last_digits_and_larger_frames(n_px, gridsize, probe_bi
 @pytest.mark.parametrize("probe_big", [True, False])
 def test_weights_make_the_round_trip_through_both_packages(n_px, probe_big):
     theirs, ours = (make(2, n_px, "sigmoid", probe_big) for make in (oracle_network, product_network))
-    weights = drawn_weights(shapes_of(theirs), 11)
+    weights = draw_weights(list_weight_shapes(theirs), 11)
     set_both(theirs, ours, weights)
-    for found, expected in zip(weights_of(ours), theirs.get_weights(), strict=True):
+    for found, expected in zip(read_weights(ours), theirs.get_weights(), strict=True):
         assert_agree(found, expected, "parity.network.weights", "copied")
 
 
@@ -89,7 +89,7 @@ def test_weights_make_the_round_trip_through_both_packages(n_px, probe_big):
 @pytest.mark.parametrize("option", ["object_big", "pad_object"])
 def test_networks_without_a_counterpart_are_refused(option):
     theirs = oracle.create_network(2, 64, n_filters_scale=1, **{option: False})
-    frames = drawn_amplitudes((1, 64, 64, 4), 1)
+    frames = draw_amplitudes((1, 64, 64, 4), 1)
     # One patch for the whole group; or one head for the whole patch, which has no border of its own.
     assert theirs.predict(frames).shape == (1, 64, 64, 1 if option == "object_big" else 4)
     with pytest.raises(ConfigError, match=r"weights\[\d+\]: expected floats of shape .*; found"):
@@ -114,7 +114,7 @@ def test_the_oracle_begins_with_biases_of_zero_and_glorot_kernels_and_the_produc
             assert layer.bias is not None
             assert layer.bias.abs().max() > 0
     # Most kernels begin smaller here: the patch of an untrained network is flatter.
-    ratio = [mine.std() / kernel.std() for mine, kernel in zip(weights_of(ours)[::2], kernels, strict=True)]
+    ratio = [mine.std() / kernel.std() for mine, kernel in zip(read_weights(ours)[::2], kernels, strict=True)]
     assert 0.5 < np.median(ratio) < 0.8
 
 
@@ -122,8 +122,8 @@ def test_the_oracle_begins_with_biases_of_zero_and_glorot_kernels_and_the_produc
 @pytest.mark.parametrize(("seed", "gain"), [(1, 1.0), (2, 3.0)])
 def test_the_oracle_bounds_the_amplitude_by_1_inside_and_lets_it_be_negative_outside(seed, gain):
     theirs = oracle_network(1, 64, "sigmoid", True)
-    theirs.set_weights(drawn_weights(shapes_of(theirs), seed, gain))
-    frames = drawn_amplitudes((1, 64, 64, 1), seed)
+    theirs.set_weights(draw_weights(list_weight_shapes(theirs), seed, gain))
+    frames = draw_amplitudes((1, 64, 64, 1), seed)
     heads = theirs.model(frames)
     assert float(heads["amp"].numpy().max()) <= 1
     inside = np.abs(theirs.predict(frames))[:, 16:48, 16:48]
@@ -144,5 +144,5 @@ def test_the_oracle_bounds_the_amplitude_by_1_inside_and_lets_it_be_negative_out
         default = PieUNet(64, (8, 8, 8), finish_projections=0)
         assert default.head.bias is not None
         default.head.bias[: default.head.bias.shape[0] // 2] = 2.5
-        patch = default(as_given(torch.zeros(1, 1, 64, 64)))
+        patch = default(make_group_input(torch.zeros(1, 1, 64, 64)))
     assert patch.abs().min() > 1

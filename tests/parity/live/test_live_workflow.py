@@ -38,11 +38,15 @@ def arrays(seed: int, frames: int = 40) -> dict[str, np.ndarray]:
     y, x = rng.uniform(10, 50, (2, frames))
     wave = rng.normal(size=(N_PX, N_PX)) + 1j * rng.normal(size=(N_PX, N_PX))
     return {
-        "xcoords": x, "ycoords": y, "xcoords_start": x + rng.normal(size=frames), "ycoords_start": y - 0.5,
+        "xcoords": x,
+        "ycoords": y,
+        "xcoords_start": x + rng.normal(size=frames),
+        "ycoords_start": y - 0.5,
         "diff3d": rng.uniform(0, 3, (frames, N_PX, N_PX)).astype(np.float32),
-        "probeGuess": wave.astype(np.complex64), "scan_index": np.zeros(frames, np.int64),
+        "probeGuess": wave.astype(np.complex64),
+        "scan_index": np.zeros(frames, np.int64),
         "objectGuess": (rng.normal(size=(64, 72)) + 1j * rng.normal(size=(64, 72))).astype(np.complex64),
-    }  # fmt: skip
+    }
 
 
 def oracle_groups(given: dict[str, np.ndarray], **options: Any) -> dict[str, np.ndarray]:
@@ -74,10 +78,14 @@ def groupings(draw: st.DrawFn) -> dict[str, Any]:
     k = draw(st.integers(gridsize**2, gridsize**2 + 3))
     oversampled = gridsize > 1 and draw(st.booleans())
     return {
-        "gridsize": gridsize, "K": k, "nsamples": draw(st.integers(41, 90) if oversampled else st.integers(1, 40)),
-        "seed": draw(seeds), "sequential_sampling": draw(st.booleans()), "enable_oversampling": oversampled,
+        "gridsize": gridsize,
+        "K": k,
+        "nsamples": draw(st.integers(41, 90) if oversampled else st.integers(1, 40)),
+        "seed": draw(seeds),
+        "sequential_sampling": draw(st.booleans()),
+        "enable_oversampling": oversampled,
         "neighbor_pool_size": draw(st.sampled_from([None, k + 1])),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.contract("workflow.raw-data.dictionary")
@@ -133,10 +141,13 @@ def test_without_an_object_there_are_no_patches_and_a_scans_own_are_taken():
 def test_arrays_that_do_not_fit_are_refused():
     inputs = arrays(3)
     for name, value in (
-        ("xcoords", inputs["xcoords"][:-1]), ("scan_index", inputs["scan_index"][:-2]),
-        ("diff3d", inputs["diff3d"][:, :, :-1]), ("probeGuess", inputs["probeGuess"][:-2, :-2]),
-        ("ycoords", inputs["ycoords"] * np.nan), ("metadata", {"domain": "photons"}),
-    ):  # fmt: skip
+        ("xcoords", inputs["xcoords"][:-1]),
+        ("scan_index", inputs["scan_index"][:-2]),
+        ("diff3d", inputs["diff3d"][:, :, :-1]),
+        ("probeGuess", inputs["probeGuess"][:-2, :-2]),
+        ("ycoords", inputs["ycoords"] * np.nan),
+        ("metadata", {"domain": "photons"}),
+    ):
         with pytest.raises(ScanError, match=name):
             RawData(**{**inputs, name: value})
     raw = RawData(**inputs)
@@ -187,9 +198,10 @@ def test_containers_hold_what_the_oracles_does_with_channels_first(gridsize):
     built = PtychoDataContainer(
         *(getattr(expected, name).numpy() for name in ("X", "Y_I", "Y_phi")),
         **{name: getattr(expected, name) for name in names},
-        coords_nominal=expected.coords_nominal.numpy(), coords_true=expected.coords_true.numpy(),
+        coords_nominal=expected.coords_nominal.numpy(),
+        coords_true=expected.coords_true.numpy(),
         probeGuess=inputs["probeGuess"],
-    )  # fmt: skip
+    )
     assert_same_container(built, expected)
     assert len(built) == len(found) == 9
 
@@ -229,9 +241,10 @@ def test_a_tensor_is_made_when_it_is_first_asked_for_and_stays():
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[PtychoPINN, RawData]:
     """A module that predicts frame by frame, and a scan of its own whose mean position is a whole pixel."""
     config = RunConfig(
-        group=GroupConfig(gridsize=1), model=ModelConfig(n_filters_scale=1, start_projections=1, finish_projections=0),
+        group=GroupConfig(gridsize=1),
+        model=ModelConfig(n_filters_scale=1, start_projections=1, finish_projections=0),
         reconstruct=ReconstructConfig(agree_phases=False),
-    )  # fmt: skip
+    )
     scan = simulate(SimulateConfig(n_px=32, object_px=80, n_frames=20, photons_per_frame=1e4))
     scan = dataclasses.replace(scan, positions_px=scan.positions_px - scan.positions_px.mean(axis=0) + [40, 41])
     torch.manual_seed(1)

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-from scan_files import Case, cases, mutated, read_all, written
+from scan_files import ScanFileCase, make_cases, mutate, read_all, write_files
 from strategies import seeds
 
 FILES_EACH = 50
-CASES = cases()
+CASES = make_cases()
 
 
 @pytest.mark.contract("files.fuzz")
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
-def test_mutated_files_are_read_or_refused(case: Case, tmp_path: Path) -> None:
+def test_mutated_files_are_read_or_refused(case: ScanFileCase, tmp_path: Path) -> None:
     opened: list[str] = []
     sys.addaudithook(lambda event, _: opened.append(event) if event == "pickle.find_class" else None)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -26,7 +26,7 @@ def test_mutated_files_are_read_or_refused(case: Case, tmp_path: Path) -> None:
     @settings(max_examples=FILES_EACH, suppress_health_check=[HealthCheck.too_slow])
     @given(seed=seeds)
     def check(seed: int) -> None:
-        with written(mutated(case, random.Random(seed)), tmp_path):
+        with write_files(mutate(case, random.Random(seed)), tmp_path):
             read_all(case, tmp_path)
 
     check()

@@ -46,7 +46,9 @@ def scans(draw: st.DrawFn) -> Scan:
         mask=mask,
         scan_id=rng.integers(0, 3, m),
         geometry=Geometry(
-            energy_eV=draw(lengths), distance_m=draw(lengths), detector_pixel_m=draw(lengths),
+            energy_eV=draw(lengths),
+            distance_m=draw(lengths),
+            detector_pixel_m=draw(lengths),
             object_pixel_m=draw(lengths),
         ),
         truth=wave(5, 7) if draw(st.booleans()) else None,
@@ -54,7 +56,7 @@ def scans(draw: st.DrawFn) -> Scan:
         nominal_positions_px=rng.uniform(-10, 10, (m, 2)) if draw(st.booleans()) else None,
         metadata=draw(st.dictionaries(st.sampled_from(["nphotons", "seed"]), st.integers(1, 10**9))) | {"µ": "Å"},
         probe_is_calibrated=draw(st.booleans()),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.contract("files.write.round-trip")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import beam, normal, offsets, probes, seeds
+from strategies import make_asymmetric_probe, normal, offsets, probes, seeds
 from tolerances import assert_close, relative_l2, tolerance
 from torch import Tensor
 
@@ -126,7 +126,7 @@ def test_probe_weight_is_the_power_of_all_modes_relative_to_its_maximum(probe: T
 
 @pytest.mark.contract("physics.merge.weights")
 def test_weights_of_several_probes_are_each_relative_to_their_own_maximum() -> None:
-    weights = probe_weight(torch.stack([beam(N), 100 * beam(N)]))
+    weights = probe_weight(torch.stack([make_asymmetric_probe(N), 100 * make_asymmetric_probe(N)]))
     assert_close(weights[1], weights[0], "double")
     assert not bool(probe_weight(torch.zeros(1, N, N, dtype=torch.complex64)).any())
 

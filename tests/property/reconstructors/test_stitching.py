@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import beam, normal, patches_of, positions, scans, seeds
+from strategies import cut_true_patches, make_asymmetric_probe, normal, positions, scans, seeds
 from tolerances import assert_close, tolerance
 from torch import Tensor
 
@@ -55,7 +55,7 @@ def test_stitching_the_truth_of_a_scan_gives_the_truth(scan: Scan, central: bool
     probe = torch.from_numpy(scan.probe)
     weight = central_weight(scan.n_px, probe) if central else probe_weight(probe)
     canvas = Canvas.for_positions(position_px, scan.n_px)
-    canvas.add(torch.from_numpy(patches_of(whole)), position_px, weight)
+    canvas.add(torch.from_numpy(cut_true_patches(whole)), position_px, weight)
     result = canvas.finish()
     y, x = result.origin_px
     height, width = result.object.shape
@@ -108,7 +108,7 @@ def weights_of(kind: str, seed: int) -> Tensor:
     if kind == "central":
         return central_weight(N, torch.ones(1))
     if kind == "probe":
-        return probe_weight(beam(N, dtype=torch.complex64))
+        return probe_weight(make_asymmetric_probe(N, dtype=torch.complex64))
     return 0.1 + normal((40, N, N), seed, torch.float32).square()
 
 

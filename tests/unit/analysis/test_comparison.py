@@ -29,9 +29,12 @@ def make_object(shape: tuple[int, int] = (120, 132), seed: int = 0, sigma: float
 def image_of(object: np.ndarray, origin_px: tuple[int, int] = (0, 0), pixel_m: float | None = None) -> Reconstruction:
     coverage = np.ones(object.shape, np.float32)
     return Reconstruction(
-        object=object.astype(np.complex64), coverage=coverage, valid=coverage > 0, origin_px=origin_px,
+        object=object.astype(np.complex64),
+        coverage=coverage,
+        valid=coverage > 0,
+        origin_px=origin_px,
         object_pixel_m=pixel_m,
-    )  # fmt: skip
+    )
 
 
 def turned(object: np.ndarray, ramp: tuple[float, float] = (0.06, -0.04), factor: complex = 1.7j) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from torchptycho.analysis.inspection import inspect_scan, probe_diameter_px
+from torchptycho.analysis.inspection import estimate_probe_diameter_px, inspect_scan
 from torchptycho.core.config import RunConfig
 from torchptycho.core.errors import ScanError
 from torchptycho.core.geometry import Geometry
@@ -38,14 +38,17 @@ def scan_of(*, step_px: float = 3.0, seed: int = 0, **changes: Any) -> Scan:
     wave = disc(12) * np.exp(1j * phase)
     intensity = np.abs(np.fft.fftshift(np.fft.fft2(wave), axes=(1, 2))) ** 2
     frames = rng.poisson(intensity * PHOTONS / intensity.sum(axis=(1, 2), keepdims=True) + 0.5).astype(np.uint32)
-    return Scan(**{
-        "frames": ArrayFrames(frames),
-        "domain": "counts",
-        "positions_px": positions_px,
-        "probe": disc(12)[None],
-        "mask": np.ones((N, N), bool),
-        "scan_id": np.zeros(m, np.int64),
-    } | changes)  # fmt: skip
+    return Scan(
+        **{
+            "frames": ArrayFrames(frames),
+            "domain": "counts",
+            "positions_px": positions_px,
+            "probe": disc(12)[None],
+            "mask": np.ones((N, N), bool),
+            "scan_id": np.zeros(m, np.int64),
+        }
+        | changes
+    )
 
 
 def with_frames(scan: Scan, frames: np.ndarray, **changes: Any) -> Scan:
@@ -66,12 +69,12 @@ def test_clean_scan_has_no_problems(seed: int) -> None:
     assert summary.photons_mean == pytest.approx(PHOTONS + 0.5 * N * N, rel=1e-2)
     assert summary.field_m == pytest.approx([length * 2e-8 for length in summary.field_px], rel=1e-12)
     assert summary.field_px == pytest.approx((21, 21), abs=0.6)
-    assert summary.overlap == pytest.approx(1 - summary.step_px / summary.beam_diameter_px, abs=1e-12)
+    assert summary.overlap == pytest.approx(1 - summary.step_px / summary.probe_diameter_px, abs=1e-12)
 
 
 @pytest.mark.contract("inspect.beam")
 def test_ninety_percent_of_a_disc_is_95_percent_as_wide() -> None:
-    assert probe_diameter_px(disc(20)[None]) == pytest.approx(0.9**0.5 * 20, abs=0.7)
+    assert estimate_probe_diameter_px(disc(20)[None]) == pytest.approx(0.9**0.5 * 20, abs=0.7)
 
 
 @pytest.mark.contract("inspect.detector")
@@ -110,7 +113,7 @@ def test_coarse_scan_tells_step_and_beam() -> None:
     problem = only_problem(scan_of(step_px=8))
     summary = inspect_scan(scan_of(step_px=8))
     assert f"{summary.overlap:.0%}" in problem
-    assert f"{summary.beam_diameter_px:.3g} px" in problem
+    assert f"{summary.probe_diameter_px:.3g} px" in problem
     assert "finer" in problem
     assert summary.usable
     apart = inspect_scan(scan_of(step_px=30))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torchptycho.analysis import metrics
-from torchptycho.analysis.registration import align, flatten, fourier_shift
+from torchptycho.analysis.registration import align, flatten_phase, fourier_shift
 
 seeds = st.integers(0, 2**31)
 
@@ -208,9 +208,9 @@ def test_display_takes_out_a_plane_but_not_the_period_of_the_object(turns: float
     truth = low_pass(noise(9), 0.1) + 3
     mask = np.hypot(*(np.indices(truth.shape) - 48)) < 44
     plane = np.exp(1j * (2 * np.pi * turns * np.arange(96) / 96 + 1))
-    shown = flatten(truth * plane[:, None], mask)
-    assert np.abs(np.angle(shown * flatten(truth, mask).conj()))[mask].max() < 0.1
+    shown = flatten_phase(truth * plane[:, None], mask)
+    assert np.abs(np.angle(shown * flatten_phase(truth, mask).conj()))[mask].max() < 0.1
     grating = np.exp(0.4j * np.pi * np.arange(96))[:, None] * np.ones(96)
     np.testing.assert_allclose(
-        flatten(grating, mask)[:5, 0] / grating[:5, 0], np.exp(-1j * np.angle(grating[mask].sum()))
+        flatten_phase(grating, mask)[:5, 0] / grating[:5, 0], np.exp(-1j * np.angle(grating[mask].sum()))
     )

@@ -54,16 +54,22 @@ def test_wrong_arguments_are_named(tmp_path: Path, name: str, megabytes: int, wo
 @pytest.mark.contract("cli.doctor")
 def test_what_is_missing_is_a_problem_with_a_way_out() -> None:
     told = {
-        "versions": {"torch": "not installed", "torchptycho": "not installed"}, "gpus": [], "memory_available_GB": 1.0,
-        "disk": {"free_GB": 0.5, "path": "/data"}, "optional": {"hdf5plugin": {"installed": None}},
-    }  # fmt: skip
+        "versions": {"torch": "not installed", "torchptycho": "not installed"},
+        "gpus": [],
+        "memory_available_GB": 1.0,
+        "disk": {"free_GB": 0.5, "path": "/data"},
+        "optional": {"hdf5plugin": {"installed": None}},
+    }
     problems = " ".join(doctor._problems(told))
     for words in ("torch: not installed", "no GPU", "1.0 GB of memory", "0.5 GB are free under /data", "hdf5plugin"):
         assert words in problems
     fine = {
-        "versions": {"torch": "2"}, "gpus": [{"name": "x"}], "memory_available_GB": 64.0,
-        "disk": {"free_GB": 500.0, "path": "/data"}, "optional": {"hdf5plugin": {"installed": "7"}},
-    }  # fmt: skip
+        "versions": {"torch": "2"},
+        "gpus": [{"name": "x"}],
+        "memory_available_GB": 64.0,
+        "disk": {"free_GB": 500.0, "path": "/data"},
+        "optional": {"hdf5plugin": {"installed": "7"}},
+    }
     assert doctor._problems(fine) == []
 
 

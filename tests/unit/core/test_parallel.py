@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from strategies import beam, normal
+from strategies import make_asymmetric_probe, normal
 
 from torchptycho.core.parallel import in_turn
 from torchptycho.physics.overlap import probe_weight
@@ -77,7 +77,10 @@ def test_gradients_and_inference_are_as_where_it_was_called() -> None:
 @pytest.mark.contract("cores.stitching")
 @pytest.mark.parametrize("agree_phases", [True, False])
 def test_an_image_is_that_of_one_thread_to_the_bit(agree_phases: bool) -> None:
-    patches, weight = normal((600, 16, 16), 1, torch.complex64).reshape(150, 4, 16, 16), probe_weight(beam(16)).float()
+    patches, weight = (
+        normal((600, 16, 16), 1, torch.complex64).reshape(150, 4, 16, 16),
+        probe_weight(make_asymmetric_probe(16)).float(),
+    )
     places = torch.rand(600, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 80
     images = []
     for threads in (1, 3):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prepare_processes import append_and_drop, started
+from prepare_processes import append_and_drop, start_process
 
 from torchptycho.core.config import GroupConfig, PrepareConfig, RunConfig, SimulateConfig
 from torchptycho.core.errors import GroupingError, ScanError, StoreError
@@ -36,9 +36,13 @@ def scan(seed: int, n_frames: int = 16, **options: Any) -> Scan:
 def different(seed: int) -> Scan:
     """Another field, dose, number of modes and frames, probe of unknown power, and dtype."""
     given = scan(
-        seed, 20 + seed, object_px=72 + 8 * seed, photons_per_frame=1e3 * 10**seed, probe_modes=1 + seed,
+        seed,
+        20 + seed,
+        object_px=72 + 8 * seed,
+        photons_per_frame=1e3 * 10**seed,
+        probe_modes=1 + seed,
         probe_kind=("zone_plate", "gaussian", "disk")[seed],
-    )  # fmt: skip
+    )
     frames = given.frames[:].astype((np.uint16, np.uint32, np.int32)[seed])
     mask = np.ones((N, N), bool)
     mask[seed] = False
@@ -212,12 +216,12 @@ class TestInBetween:
         # The second time: at first the server of processes begins, too.
         for _ in range(2):
             begin = time.monotonic()
-            started(append_scans, store.path, SCANS[2]).join()
+            start_process(append_scans, store.path, SCANS[2]).join()
             whole = time.monotonic() - begin
             drop_scans(store, [2])
         outcomes = set()
         for part in range(8):
-            process = started(append_scans, store.path, SCANS[2])
+            process = start_process(append_scans, store.path, SCANS[2])
             process.join(whole * (part + 1) / 8)
             process.kill()
             process.join()
@@ -240,7 +244,7 @@ class TestInBetween:
         # Compared by value, as the opened store's own files go away.
         groups = {count: one.groups("train").members.copy() for count, one in known.items()}
 
-        process = started(append_and_drop, store.path, SCANS[2], 2, 8)
+        process = start_process(append_and_drop, store.path, SCANS[2], 2, 8)
         seen = set()
         while process.is_alive():
             found = Store.open(store.path)
@@ -255,7 +259,7 @@ class TestInBetween:
     def test_processes_that_add_at_once_lose_no_scan(self, tmp_path: Path) -> None:
         store = prepare(SCANS[:1], run_config(), tmp_path / "store")
         given = [scan(seed) for seed in range(4)]
-        processes = [started(append_scans, store.path, one) for one in given]
+        processes = [start_process(append_scans, store.path, one) for one in given]
         for process in processes:
             process.join()
         assert [process.exitcode for process in processes] == [0] * 4
@@ -281,9 +285,11 @@ class TestFramesOfSeveralScans:
     @pytest.mark.contract("data.statistics.own")
     @settings(max_examples=5, deadline=None)
     @given(
-        seeds=st.lists(st.integers(0, 5), min_size=2, max_size=4, unique=True), which=st.integers(0, 3),
-        val_by=st.sampled_from(["frames", "region"]), gridsize=st.sampled_from([1, 2]),
-    )  # fmt: skip
+        seeds=st.lists(st.integers(0, 5), min_size=2, max_size=4, unique=True),
+        which=st.integers(0, 3),
+        val_by=st.sampled_from(["frames", "region"]),
+        gridsize=st.sampled_from([1, 2]),
+    )
     def test_rows_belong_to_one_scan_and_statistics_to_its_training_part(
         self, tmp_path_factory: pytest.TempPathFactory, seeds: list[int], which: int, val_by: str, gridsize: int
     ) -> None:
@@ -295,10 +301,11 @@ class TestFramesOfSeveralScans:
             for seed in seeds
         ]
         config = RunConfig(
-            prepare=PrepareConfig(val_fraction=0.2, val_by=val_by, split_seed=sum(seeds), val_gap_px=(
-                6.0 if val_by == "region" else None)),
+            prepare=PrepareConfig(
+                val_fraction=0.2, val_by=val_by, split_seed=sum(seeds), val_gap_px=(6.0 if val_by == "region" else None)
+            ),
             group=GroupConfig(gridsize=gridsize),
-        )  # fmt: skip
+        )
         store = prepare(scans, config, folder / "all")
         starts = np.cumsum([0, *(one.n_frames for one in scans)])
         for split in ("train", "val"):
@@ -317,8 +324,9 @@ class TestFramesOfSeveralScans:
         np.testing.assert_array_equal(
             alone.tensors["probes"][0].numpy(), store.tensors["probes"][index, :modes].numpy()
         )
-        mine = {int(m) - starts[index] for m in store.groups("val").members[:, 0] if
-                starts[index] <= m < starts[index + 1]}  # fmt: skip
+        mine = {
+            int(m) - starts[index] for m in store.groups("val").members[:, 0] if starts[index] <= m < starts[index + 1]
+        }
         assert mine == set(alone.groups("val").members[:, 0].tolist())
         # And brighter frames elsewhere, or held out, do not matter to it.
         frames = scans[index].frames[:].copy()

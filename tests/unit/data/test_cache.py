@@ -16,8 +16,8 @@ from torchptycho.cli.app import main
 from torchptycho.core.config import GroupConfig, MappingConfig, PrepareConfig, RefineConfig, RunConfig, SimulateConfig
 from torchptycho.core.errors import StoreError
 from torchptycho.data import cache
-from torchptycho.data.cache import Request
-from torchptycho.data.prepare import prepare, reopened
+from torchptycho.data.cache import StoreRequest
+from torchptycho.data.prepare import open_if_unchanged, prepare
 from torchptycho.data.simulation import simulate
 from torchptycho.data.store import Store
 from torchptycho.io import read_scan, write_scan
@@ -29,7 +29,7 @@ CONFIG = RunConfig(prepare=PrepareConfig(val_fraction=0.2), group=GroupConfig(gr
 
 def prepared(paths: list[Path], store: Path, config: RunConfig = CONFIG, val: tuple[Path, ...] = ()) -> Store:
     scans = [read_scan(path, config.prepare) for path in (*paths, *val)]
-    request = Request.of(paths, config, val)
+    request = StoreRequest.from_sources(paths, config, val)
     return prepare(scans[: len(paths)], config, store, val_scans=scans[len(paths) :], request=request)
 
 
@@ -68,7 +68,7 @@ def test_a_store_of_unchanged_files_is_reopened_and_none_of_them_is_read(
     first = prepared([scan_file], tmp_path / "store")
     assert str(scan_file) in opened
     opened.clear()
-    again = reopened(tmp_path / "store", Request.of([str(scan_file)], CONFIG))
+    again = open_if_unchanged(tmp_path / "store", StoreRequest.from_sources([str(scan_file)], CONFIG))
     assert again is not None
     assert (again.scans, again.fingerprint) == (first.scans, first.fingerprint)
     assert str(scan_file) not in opened
@@ -108,8 +108,8 @@ def test_a_changed_source_is_named(tmp_path: Path, which: str, change: str) -> N
     options: dict[str, Any] = {"probe": str(tmp_path / "probe.npz"), "dark": str(tmp_path / "dark.npy")}
     config = dataclasses.replace(CONFIG, prepare=PrepareConfig(mapping=mapping, **options))
     prepared([tmp_path / "scan.npy"], tmp_path / "store", config)
-    request = Request.of([tmp_path / "scan.npy"], config)
-    assert reopened(tmp_path / "store", request) is not None
+    request = StoreRequest.from_sources([tmp_path / "scan.npy"], config)
+    assert open_if_unchanged(tmp_path / "store", request) is not None
     path = tmp_path / which
     size = path.stat().st_size
     if change == "touched":
@@ -123,7 +123,7 @@ def test_a_changed_source_is_named(tmp_path: Path, which: str, change: str) -> N
         path.unlink()
         told = "gone: nothing of that name"
     with pytest.raises(StoreError, match=rf"store of something else; what differs: {path} \({told}\)\. Choose"):
-        reopened(tmp_path / "store", request)
+        open_if_unchanged(tmp_path / "store", request)
 
 
 @pytest.mark.contract("data.store.reopened.named")
@@ -132,15 +132,15 @@ def test_a_changed_option_or_version_is_named_with_both_values(
 ) -> None:
     prepared([scan_file], tmp_path / "store")
     prepare_config = dataclasses.replace(CONFIG.prepare, val_fraction=0.5, split_seed=3)
-    other = Request.of([scan_file], dataclasses.replace(CONFIG, prepare=prepare_config))
+    other = StoreRequest.from_sources([scan_file], dataclasses.replace(CONFIG, prepare=prepare_config))
     with pytest.raises(
         StoreError,
         match=r"differs: prepare\.split_seed \(0 then, 3 now\); prepare\.val_fraction \(0\.2 then, 0\.5 now\)\.",
     ):
-        reopened(tmp_path / "store", other)
+        open_if_unchanged(tmp_path / "store", other)
     monkeypatch.setattr(cache, "package_version", lambda: "99.0")
     with pytest.raises(StoreError, match=r"differs: version \(\"\S+\" then, \"99\.0\" now\)\. Choose"):
-        reopened(tmp_path / "store", Request.of([scan_file], CONFIG))
+        open_if_unchanged(tmp_path / "store", StoreRequest.from_sources([scan_file], CONFIG))
     with pytest.raises(StoreError, match=r"differs: version \(\"\S+\" then, \"99\.0\" now\)\. Choose"):
         prepare([read_scan(scan_file)], CONFIG, tmp_path / "store")
 
@@ -149,37 +149,39 @@ def test_a_changed_option_or_version_is_named_with_both_values(
 def test_refinement_matters_where_the_probe_comes_from_it(scan_file: Path, tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, refine=RefineConfig(refine_seed=1))
     prepared([scan_file], tmp_path / "store")
-    assert reopened(tmp_path / "store", Request.of([scan_file], config)) is not None
+    assert open_if_unchanged(tmp_path / "store", StoreRequest.from_sources([scan_file], config)) is not None
     bootstrap = dataclasses.replace(CONFIG.prepare, bootstrap_probe=2)
     first, second = (
-        Request.of([scan_file], dataclasses.replace(CONFIG, prepare=bootstrap, refine=RefineConfig(refine_seed=seed)))
+        StoreRequest.from_sources(
+            [scan_file], dataclasses.replace(CONFIG, prepare=bootstrap, refine=RefineConfig(refine_seed=seed))
+        )
         for seed in (0, 1)
     )
     scan = read_scan(scan_file)
     prepare([scan], dataclasses.replace(CONFIG, prepare=bootstrap), tmp_path / "second", request=first)
-    assert reopened(tmp_path / "second", first) is not None
+    assert open_if_unchanged(tmp_path / "second", first) is not None
     with pytest.raises(StoreError, match=r"differs: refine\.refine_seed \(0 then, 1 now\)\."):
-        reopened(tmp_path / "second", second)
+        open_if_unchanged(tmp_path / "second", second)
 
 
 @pytest.mark.contract("data.store.reopened.unread")
 def test_what_cannot_be_told_from_files_alone_is_left_to_prepare(scan_file: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.npz"
     write_scan(SCAN, other)
-    request = Request.of([scan_file], CONFIG)
-    assert Request.of([SCAN], CONFIG) is None
-    assert reopened(tmp_path / "store", None) is None
-    assert reopened(tmp_path / "store", request) is None
+    request = StoreRequest.from_sources([scan_file], CONFIG)
+    assert StoreRequest.from_sources([SCAN], CONFIG) is None
+    assert open_if_unchanged(tmp_path / "store", None) is None
+    assert open_if_unchanged(tmp_path / "store", request) is None
     prepared([scan_file], tmp_path / "store")
-    assert reopened(tmp_path / "store", Request.of([other], CONFIG)) is None
-    assert reopened(tmp_path / "store", Request.of([scan_file, other], CONFIG)) is None
+    assert open_if_unchanged(tmp_path / "store", StoreRequest.from_sources([other], CONFIG)) is None
+    assert open_if_unchanged(tmp_path / "store", StoreRequest.from_sources([scan_file, other], CONFIG)) is None
     # A store that was changed since, and one that was made of scans in memory.
     manifest = tmp_path / "store" / "store.json"
     manifest.write_text(manifest.read_text() + "\n")
-    assert reopened(tmp_path / "store", request) is None
+    assert open_if_unchanged(tmp_path / "store", request) is None
     prepare([read_scan(scan_file)], CONFIG, tmp_path / "memory")
-    assert reopened(tmp_path / "memory", request) is None
+    assert open_if_unchanged(tmp_path / "memory", request) is None
     # Held out as a whole is not trained on.
     prepared([scan_file], tmp_path / "val", val=(other,))
-    assert reopened(tmp_path / "val", Request.of([scan_file, other], CONFIG)) is None
-    assert reopened(tmp_path / "val", Request.of([scan_file], CONFIG, [other])) is not None
+    assert open_if_unchanged(tmp_path / "val", StoreRequest.from_sources([scan_file, other], CONFIG)) is None
+    assert open_if_unchanged(tmp_path / "val", StoreRequest.from_sources([scan_file], CONFIG, [other])) is not None

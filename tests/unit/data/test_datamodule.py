@@ -20,7 +20,7 @@ from torchptycho.data.batch import GroupBatch
 from torchptycho.data.datamodule import PtychoDataModule
 from torchptycho.data.datasets import GroupDataset
 from torchptycho.data.prepare import prepare
-from torchptycho.data.samplers import EpochOrder, batches_per_epoch
+from torchptycho.data.samplers import EpochBatchSampler, batches_per_epoch
 from torchptycho.data.simulation import simulate
 from torchptycho.data.store import Store
 from torchptycho.physics.patches import corner, extract
@@ -63,7 +63,7 @@ class TestBatch:
         assert (batch.center_px.dtype, batch.offset_px.dtype) == (torch.float64, torch.float32)
         places = batch.center_px[:, None] + batch.offset_px
         assert_close(places, store.tensors["positions_px"][batch.members], "single")
-        assert bool(batch.fresh.all())
+        assert bool(batch.is_first.all())
         assert batch.truth is None
 
     @pytest.mark.contract("data.batch.whole")
@@ -112,7 +112,7 @@ class TestSplits:
     def test_prediction_covers_every_frame_exactly_once(self, tmp_path: Path, gridsize: int, scans: int) -> None:
         store = store_in(tmp_path, gridsize, scans)
         batches = list(PtychoDataModule(store, predict_batch_size=12).predict_dataloader())
-        fresh = torch.cat([batch.members[batch.fresh] for batch in batches])
+        fresh = torch.cat([batch.members[batch.is_first] for batch in batches])
         assert sorted(fresh.tolist()) == list(range(M * scans))
 
     @pytest.mark.contract("data.split")
@@ -159,7 +159,7 @@ class TestOrder:
     def test_every_group_is_in_one_batch_of_one_process(
         self, groups: int, batch_groups: int, ranks: int, epoch: int
     ) -> None:
-        orders = [EpochOrder(range(groups), 3, batch_groups, ranks, rank) for rank in range(ranks)]
+        orders = [EpochBatchSampler(range(groups), 3, batch_groups, ranks, rank) for rank in range(ranks)]
         for order in orders:
             order.set_epoch(epoch)
         batches = [list(order) for order in orders]

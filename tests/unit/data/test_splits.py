@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import beam, seeds
+from strategies import make_asymmetric_probe, seeds
 
 from torchptycho.core.config import GroupConfig, PrepareConfig, RunConfig, SimulateConfig
 from torchptycho.core.errors import ConfigError, GroupingError
@@ -18,7 +18,7 @@ from torchptycho.core.geometry import Geometry
 from torchptycho.core.scan import ArrayFrames, Scan
 from torchptycho.data.prepare import prepare
 from torchptycho.data.simulation import simulate
-from torchptycho.data.splits import beam_width_px, held_out_scans, split_frames
+from torchptycho.data.splits import choose_held_out_scans, probe_width_px, split_frames
 from torchptycho.data.store import Store
 
 N = 32
@@ -28,10 +28,14 @@ def scan_at(positions_px: np.ndarray) -> Scan:
     """A scan without light: only its places matter."""
     m = len(positions_px)
     return Scan(
-        frames=ArrayFrames(np.zeros((m, N, N), np.uint8)), domain="counts", positions_px=positions_px,
-        probe=np.ones((1, N, N), np.complex64), mask=np.ones((N, N), bool), scan_id=np.zeros(m, np.int64),
+        frames=ArrayFrames(np.zeros((m, N, N), np.uint8)),
+        domain="counts",
+        positions_px=positions_px,
+        probe=np.ones((1, N, N), np.complex64),
+        mask=np.ones((N, N), bool),
+        scan_id=np.zeros(m, np.int64),
         geometry=Geometry(),
-    )  # fmt: skip
+    )
 
 
 def config(gridsize: int = 1, **options: Any) -> RunConfig:
@@ -45,9 +49,13 @@ class TestRegion:
     @pytest.mark.contract("data.split.region")
     @settings(max_examples=40, deadline=None)
     @given(
-        seed=seeds, count=st.integers(30, 80), fraction=st.floats(0.05, 0.5), gap_px=st.floats(0, 12),
-        split_seed=st.integers(0, 99), square=st.booleans(),
-    )  # fmt: skip
+        seed=seeds,
+        count=st.integers(30, 80),
+        fraction=st.floats(0.05, 0.5),
+        gap_px=st.floats(0, 12),
+        split_seed=st.integers(0, 99),
+        square=st.booleans(),
+    )
     def test_no_frame_is_trained_on_within_the_gap_of_a_held_out_one(
         self, seed: int, count: int, fraction: float, gap_px: float, split_seed: int, square: bool
     ) -> None:
@@ -81,7 +89,7 @@ class TestRegion:
         self, tmp_path: Path, gridsize: int
     ) -> None:
         store = prepare(SCAN, config(gridsize, val_fraction=0.3), tmp_path / "store")
-        gap_px = beam_width_px(SCAN.probe)
+        gap_px = probe_width_px(SCAN.probe)
         assert 10 < gap_px < 25
         train, val = (np.unique(store.groups(split).members) for split in ("train", "val"))
         assert len(val) > 30
@@ -126,10 +134,10 @@ class TestRegion:
         where = np.hypot(*(np.indices((64, 64)) - 40))
         disc = (where < 10).astype(np.complex64)[None]
         # 95 % of a disc's power lie within sqrt(0.95) of its radius.
-        assert beam_width_px(disc) == pytest.approx(2 * 10 * np.sqrt(0.95), abs=0.6)
-        assert beam_width_px(np.roll(disc, -17, axis=2)) == pytest.approx(beam_width_px(disc))
-        two = beam(64, modes=2).numpy().astype(np.complex64)
-        assert beam_width_px(two) > beam_width_px(two[:1])
+        assert probe_width_px(disc) == pytest.approx(2 * 10 * np.sqrt(0.95), abs=0.6)
+        assert probe_width_px(np.roll(disc, -17, axis=2)) == pytest.approx(probe_width_px(disc))
+        two = make_asymmetric_probe(64, modes=2).numpy().astype(np.complex64)
+        assert probe_width_px(two) > probe_width_px(two[:1])
 
 
 class TestStable:
@@ -154,7 +162,7 @@ class TestScans:
     @pytest.mark.parametrize(("fraction", "count"), [(0.05, 1), (0.5, 2), (0.9, 3), (0.0, 0)])
     def test_whole_scans_are_drawn(self, fraction: float, count: int) -> None:
         drawn = {
-            tuple(held_out_scans(4, 0, PrepareConfig(val_by="scans", val_fraction=fraction, split_seed=seed)))
+            tuple(choose_held_out_scans(4, 0, PrepareConfig(val_by="scans", val_fraction=fraction, split_seed=seed)))
             for seed in range(12)
         }
         assert {sum(flags) for flags in drawn} == {count}

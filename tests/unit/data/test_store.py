@@ -156,9 +156,10 @@ class TestStatistics:
         self, tmp_path: Path, configured: float | None, in_file: float | None, expected: float
     ) -> None:
         given = changed(
-            frames=ArrayFrames(np.sqrt(FRAMES).astype(np.float32)), domain="amplitude",
+            frames=ArrayFrames(np.sqrt(FRAMES).astype(np.float32)),
+            domain="amplitude",
             metadata={} if in_file is None else {"nphotons": in_file},
-        )  # fmt: skip
+        )
         config = RunConfig(prepare=PrepareConfig(nphotons=configured), group=GroupConfig(gridsize=1))
         assert prepare([given], config, tmp_path / "store").scans[0].scaling.photons_per_frame == expected
 
@@ -263,9 +264,10 @@ class TestProbe:
         self, tmp_path: Path, stated: float | None, configured: float | None, factor: float
     ) -> None:
         given = changed(
-            frames=ArrayFrames(np.sqrt(FRAMES).astype(np.float32)), domain="amplitude",
+            frames=ArrayFrames(np.sqrt(FRAMES).astype(np.float32)),
+            domain="amplitude",
             metadata={} if stated is None else {"nphotons": stated},
-        )  # fmt: skip
+        )
         config = RunConfig(prepare=PrepareConfig(nphotons=configured), group=GroupConfig(gridsize=1))
         store = prepare([given], config, tmp_path / "store")
         assert store.scans[0].probe_factor == pytest.approx(factor, rel=1e-12)
@@ -401,9 +403,10 @@ class TestReopening:
     def test_other_frames_of_the_same_file_are_another_scan(self, tmp_path: Path, compressed: bool) -> None:
         frames = np.concatenate([FRAMES, FRAMES + np.uint16(1)])
         twice = changed(
-            frames=ArrayFrames(frames), positions_px=np.tile(SCAN.positions_px, (2, 1)),
+            frames=ArrayFrames(frames),
+            positions_px=np.tile(SCAN.positions_px, (2, 1)),
             scan_id=np.tile(SCAN.scan_id, 2),
-        )  # fmt: skip
+        )
         write_scan(twice, tmp_path / "scan.npz", compressed=compressed)
         first, second = (read_scan(tmp_path / "scan.npz", frames=cut) for cut in (slice(None, M), slice(M, None)))
         prepare([first], run_config(), tmp_path / "store")

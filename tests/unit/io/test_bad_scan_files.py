@@ -209,13 +209,15 @@ def zip_bytes(**members: bytes) -> bytes:
         pytest.param(zip_bytes(), ["empty zip archive", "savez_compressed"], id="empty zip"),
         pytest.param(zip_bytes(readme=b"hello"), ["1 other file", "savez_compressed"], id="zip of other things"),
     ],
-)  # fmt: skip
+)
 def test_bad_file_gives_one_error_with_a_way_out(tmp_path: Path, content: bytes, words: list[str]) -> None:
     path = tmp_path / "scan_0042.npz"
     path.write_bytes(content)
     readers: list[Callable[[], Any]] = [
-        lambda: read_scan(path), lambda: read_probe(path, N), lambda: read_reconstruction(path),
-    ]  # fmt: skip
+        lambda: read_scan(path),
+        lambda: read_probe(path, N),
+        lambda: read_reconstruction(path),
+    ]
     for read in readers:
         with pytest.raises(ScanError) as caught:
             read()

@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
     """A scan of each format with its companions, and what else lies in such folders."""
     folder = tmp_path / "day1"
     (folder / "older").mkdir(parents=True)
-    for case in scan_files.cases():
+    for case in scan_files.make_cases():
         if case.name in ("npz", "cxi, virtual", "product", "ptyd", "pty-chi"):
             for name, content in case.files.items():
                 (folder / name).write_bytes(content)
@@ -119,7 +119,7 @@ def test_two_files_with_the_same_frames_are_ambiguous(folder: Path) -> None:
 
 @pytest.mark.contract("data.find.mapping")
 def test_with_a_mapping_files_are_named_by_a_pattern(tmp_path: Path) -> None:
-    (case,) = [case for case in scan_files.cases() if case.name == "mapping"]
+    (case,) = [case for case in scan_files.make_cases() if case.name == "mapping"]
     for number in range(2):
         (tmp_path / f"raw_{number}.h5").write_bytes(case.files["raw.h5"])
     (tmp_path / "other.csv").write_text("x,y\n")

@@ -34,9 +34,12 @@ def shadows(magnification: float = 0.25, field_px: float = 120) -> Scan:
         frames.append(rng.poisson(light * coarse[places[0].astype(int) % 40, places[1].astype(int) % 40]))
     like = simulate(SimulateConfig(n_px=N, object_px=200, n_frames=M))
     return dataclasses.replace(
-        like, frames=ArrayFrames(np.array(frames, np.uint16)), positions_px=positions_px, truth=None,
+        like,
+        frames=ArrayFrames(np.array(frames, np.uint16)),
+        positions_px=positions_px,
+        truth=None,
         probe_is_calibrated=False,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.contract("files.near-field.seen")

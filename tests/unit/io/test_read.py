@@ -60,10 +60,15 @@ def all_frames(scan: Any, k: int = 4) -> np.ndarray:
 def test_canonical_file_becomes_scan_in_y_x_order(tmp_path: Path, compressed: bool) -> None:
     truth = (np.arange(48 * 40).reshape(48, 40) * (1 + 2j)).astype(np.complex128)
     path = saved(
-        tmp_path / "scan.npz", compressed=compressed, objectGuess=truth, scan_index=np.array([0, 0, 1, 1, 2, 2], "i4"),
-        xcoords_start=np.arange(M), ycoords_start=np.arange(M) * 2, Y=np.full((M, N, N), 1j),
+        tmp_path / "scan.npz",
+        compressed=compressed,
+        objectGuess=truth,
+        scan_index=np.array([0, 0, 1, 1, 2, 2], "i4"),
+        xcoords_start=np.arange(M),
+        ycoords_start=np.arange(M) * 2,
+        Y=np.full((M, N, N), 1j),
         _metadata=json_array(energy_eV=8000, distance_m=2.0, nphotons=1e6, probe_is_calibrated=True),
-    )  # fmt: skip
+    )
     scan = read_scan(path)
     given = arrays()
     np.testing.assert_array_equal(all_frames(scan), given["diffraction"])
@@ -162,9 +167,12 @@ def test_opening_and_streaming_need_a_fraction_of_the_memory_of_the_frames(tmp_p
     frames = np.zeros((m, n, n), np.uint16)
     frames[:, 0, 0] = np.arange(m)
     path = saved(
-        tmp_path / "big.npz", diffraction=frames, probeGuess=np.ones((n, n), "c8"), xcoords=np.arange(m),
+        tmp_path / "big.npz",
+        diffraction=frames,
+        probeGuess=np.ones((n, n), "c8"),
+        xcoords=np.arange(m),
         ycoords=np.arange(m),
-    )  # fmt: skip
+    )
     # tracemalloc sees NumPy's allocations and only those of this process.
     code = (
         "import sys, tracemalloc; from torchptycho.io import read_scan, checked_chunks; tracemalloc.start();"
@@ -186,8 +194,14 @@ def test_frames_by_slice_and_by_indices(tmp_path: Path, compressed: bool, cut: s
     scan = read_scan(saved(tmp_path / "scan.npz", compressed=compressed), frames=cut)
     expected = frames if cut is None else frames[cut]
     for index in (
-        slice(None), slice(1, 3), slice(0, 0), np.array([2, 0, 2]), [-1, 1], np.array([], int), np.array([[0], [2]]),
-    ):  # fmt: skip
+        slice(None),
+        slice(1, 3),
+        slice(0, 0),
+        np.array([2, 0, 2]),
+        [-1, 1],
+        np.array([], int),
+        np.array([[0], [2]]),
+    ):
         np.testing.assert_array_equal(scan.frames[index], expected[index])
     for k in (1, 2, 4, 100):
         np.testing.assert_array_equal(all_frames(scan, k), expected)
@@ -289,9 +303,12 @@ def test_stop_cuts_every_array_that_counts_frames(tmp_path: Path, compressed: bo
     patches = np.arange(short * N * N).reshape(short, N, N) * 1j
     vectors = ("xcoords", "ycoords", "xcoords_start", "ycoords_start")
     path = saved(
-        tmp_path / "scan.npz", compressed=compressed, Y=np.moveaxis(patches, 0, order), scan_index=np.arange(short),
+        tmp_path / "scan.npz",
+        compressed=compressed,
+        Y=np.moveaxis(patches, 0, order),
+        scan_index=np.arange(short),
         **{key: 10 * i + np.arange(short) for i, key in enumerate(vectors)},
-    )  # fmt: skip
+    )
     for stop in (short, short - 2):
         scan = read_scan(path, frames=slice(None, stop))
         np.testing.assert_array_equal(all_frames(scan), arrays()["diffraction"][:stop])

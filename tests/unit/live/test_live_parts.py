@@ -44,9 +44,14 @@ from torchptycho.live.status import Rates
 
 N = 4
 LAYOUT = Layout(
-    scan="a scan", n_px=N, dtype=np.dtype("<u2"), domain="counts", mask=np.ones((N, N), bool), geometry=Geometry(),
+    scan="a scan",
+    n_px=N,
+    dtype=np.dtype("<u2"),
+    domain="counts",
+    mask=np.ones((N, N), bool),
+    geometry=Geometry(),
     total=40,
-)  # fmt: skip
+)
 DTYPES = ("|u1", "|i1", "<u2", "<i2", "<u4", "<i4", "<u8", "<i8", "<f4")
 
 
@@ -63,16 +68,23 @@ def described(layout: Layout = LAYOUT, **changes: Any) -> bytes:
 class TestMessages:
     @pytest.mark.contract("live.messages.round-trip")
     @given(
-        dtype=st.sampled_from(DTYPES), count=st.integers(0, 5), start=st.integers(0, 2**40), end=st.booleans(),
-        bits=st.lists(st.booleans(), min_size=N * N, max_size=N * N).filter(any), data=st.data(),
-    )  # fmt: skip
+        dtype=st.sampled_from(DTYPES),
+        count=st.integers(0, 5),
+        start=st.integers(0, 2**40),
+        end=st.booleans(),
+        bits=st.lists(st.booleans(), min_size=N * N, max_size=N * N).filter(any),
+        data=st.data(),
+    )
     def test_what_a_source_tells_is_read_to_the_bit(
         self, dtype: str, count: int, start: int, end: bool, bits: list[bool], data: st.DataObject
     ) -> None:
         layout = dataclasses.replace(
-            LAYOUT, dtype=np.dtype(dtype), mask=np.array(bits).reshape(N, N), photons_per_frame=1e4,
+            LAYOUT,
+            dtype=np.dtype(dtype),
+            mask=np.array(bits).reshape(N, N),
+            photons_per_frame=1e4,
             geometry=Geometry(energy_eV=8e3, distance_m=1.5, detector_pixel_m=5e-5).with_object_pixel(N),
-        )  # fmt: skip
+        )
         found = scan_in([described(layout)], "here")
         assert found is not None
         told, read = found
@@ -183,10 +195,16 @@ class TestMessages:
         ]
         json_like = st.recursive(
             st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(
-                ["torchptycho", "from", "count", "end", "scan", "n_px", "error", "mask"]), inner, max_size=4),
+            lambda inner: (
+                st.lists(inner, max_size=3)
+                | st.dictionaries(
+                    st.sampled_from(["torchptycho", "from", "count", "end", "scan", "n_px", "error", "mask"]),
+                    inner,
+                    max_size=4,
+                )
+            ),
             max_leaves=8,
-        ).map(lambda value: json.dumps(value).encode())  # fmt: skip
+        ).map(lambda value: json.dumps(value).encode())
         part = st.sampled_from(whole) | st.binary(max_size=64) | json_like
         parts = data.draw(st.lists(part, max_size=4))
         if parts and data.draw(st.booleans()):
@@ -253,11 +271,15 @@ class TestSpool:
     @pytest.mark.parametrize(
         ("changes", "name"),
         [
-            ({"scan": "b"}, "'scan'"), ({"domain": "amplitude"}, "'domain'"), ({"n_px": 8}, "'n_px'"),
-            ({"dtype": np.dtype("<u4")}, "'dtype'"), ({"geometry": Geometry(distance_m=2.0)}, "'geometry'"),
-            ({"mask": np.eye(N, dtype=bool)}, "'mask'"), ({"photons_per_frame": 5.0}, "'photons_per_frame'"),
+            ({"scan": "b"}, "'scan'"),
+            ({"domain": "amplitude"}, "'domain'"),
+            ({"n_px": 8}, "'n_px'"),
+            ({"dtype": np.dtype("<u4")}, "'dtype'"),
+            ({"geometry": Geometry(distance_m=2.0)}, "'geometry'"),
+            ({"mask": np.eye(N, dtype=bool)}, "'mask'"),
+            ({"photons_per_frame": 5.0}, "'photons_per_frame'"),
         ],
-    )  # fmt: skip
+    )
     def test_frames_of_another_scan_are_refused_by_name(
         self, tmp_path: Path, changes: dict[str, Any], name: str
     ) -> None:

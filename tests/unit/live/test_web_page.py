@@ -81,11 +81,25 @@ class TestFiles:
     @pytest.mark.parametrize(
         "path",
         [
-            "/secret.txt", "/watch", "/.", "/..", "/../status.json", "/./status.json", "/%2e%2e/status.json",
-            "/status.json/", "/status.json%00", "/status.json?x", "/STATUS.JSON", "/watch/../status.json",
-            "status.json", "\\..\\status.json", "http://elsewhere/status.json", "/amplitude.png.tmp", "/page.html",
+            "/secret.txt",
+            "/watch",
+            "/.",
+            "/..",
+            "/../status.json",
+            "/./status.json",
+            "/%2e%2e/status.json",
+            "/status.json/",
+            "/status.json%00",
+            "/status.json?x",
+            "/STATUS.JSON",
+            "/watch/../status.json",
+            "status.json",
+            "\\..\\status.json",
+            "http://elsewhere/status.json",
+            "/amplitude.png.tmp",
+            "/page.html",
         ],
-    )  # fmt: skip
+    )
     def test_nothing_else_is_served(self, url: str, path: str) -> None:
         answer, content = ask(url, path)
         assert answer.status in (400, 404, 421)
@@ -145,11 +159,18 @@ class TestLocal:
     @pytest.mark.parametrize(
         ("host", "status"),
         [
-            ("127.0.0.1", 200), ("localhost", 200), ("LOCALHOST:9000", 200), ("[::1]:8765", 200), ("127.0.0.1:1", 200),
-            ("elsewhere.org", 421), ("localhost.elsewhere.org", 421), ("127.0.0.1.elsewhere.org:8765", 421),
-            ("10.0.0.1", 421), ("", 421),
+            ("127.0.0.1", 200),
+            ("localhost", 200),
+            ("LOCALHOST:9000", 200),
+            ("[::1]:8765", 200),
+            ("127.0.0.1:1", 200),
+            ("elsewhere.org", 421),
+            ("localhost.elsewhere.org", 421),
+            ("127.0.0.1.elsewhere.org:8765", 421),
+            ("10.0.0.1", 421),
+            ("", 421),
         ],
-    )  # fmt: skip
+    )
     def test_only_requests_that_name_this_machine_are_answered(self, url: str, host: str, status: int) -> None:
         for path in ("/", "/status.json", "/amplitude.png"):
             answer, content = ask(url, path, headers={"Host": host})

@@ -258,9 +258,17 @@ def test_what_is_no_bundle_is_refused(bundle: Path, tmp_path: Path, change: dict
 @pytest.mark.contract("bundle.damaged")
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("n_px", 10**9), ("n_px", -1), ("n_scans", True), ("n_modes", "2"), ("domain", "x"), ("max_offset_px", 1e400),
-     ("has_validation", 1), ("started_from", 3)],
-)  # fmt: skip
+    [
+        ("n_px", 10**9),
+        ("n_px", -1),
+        ("n_scans", True),
+        ("n_modes", "2"),
+        ("domain", "x"),
+        ("max_offset_px", 1e400),
+        ("has_validation", 1),
+        ("started_from", 3),
+    ],
+)
 def test_arguments_that_cannot_be_are_refused(bundle: Path, tmp_path: Path, key: str, value: Any) -> None:
     members = content(bundle)
     manifest = json.loads(members["manifest.json"])

@@ -116,8 +116,11 @@ class TestStatistics:
         photons = float(as_counts.photons_per_frame[0])
         frames = np.sqrt(SCAN.frames[:] / 7).astype(np.float32)
         given = dataclasses.replace(
-            SCAN, frames=ArrayFrames(frames), domain="amplitude", metadata={"nphotons": photons},
-        )  # fmt: skip
+            SCAN,
+            frames=ArrayFrames(frames),
+            domain="amplitude",
+            metadata={"nphotons": photons},
+        )
         as_amplitude, roots = made(tmp_path / "amplitude", scans=given)
         assert_close(as_amplitude.measured_counts(roots), as_counts.measured_counts(batch), "single")
         for a, b in zip(gradient(as_amplitude, roots), gradient(as_counts, batch), strict=True):

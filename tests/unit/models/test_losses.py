@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 import torch
-from strategies import beam, normal
+from strategies import make_asymmetric_probe, normal
 from tolerances import assert_close, tolerance
 from torch import Tensor
 
@@ -29,7 +29,7 @@ def comparison(photons: float = 1e5, seed: int = 0, truth: bool = True) -> Compa
     """A batch whose patches differ from the truth by 10 %, measured at the given dose without noise."""
     field = 1 + 0.2 * normal((B, C, N, N), seed)
     patches = field + 0.1 * normal((B, C, N, N), seed + 1)
-    probe = beam(N, photons=photons)
+    probe = make_asymmetric_probe(N, photons=photons)
     return Comparison(
         expected=expected_counts(patches, probe),
         counts=expected_counts(field, probe),
@@ -157,7 +157,7 @@ class TestData:
         batch = comparison()
         patches = torch.zeros(B, C, N, N, dtype=torch.complex64, requires_grad=True)
         counts = poisson_sample(torch.full((B, C, N, N), 0.3), torch.Generator().manual_seed(1))
-        expected = expected_counts(patches, beam(N, dtype=torch.complex64))
+        expected = expected_counts(patches, make_asymmetric_probe(N, dtype=torch.complex64))
         dark = dataclasses.replace(batch, expected=expected, counts=counts, mean_count=torch.full((B,), 0.3))
         only(**{f"{name}_weight": 1.0})(dark)["loss"].backward()
         assert patches.grad is not None

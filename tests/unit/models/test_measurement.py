@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from strategies import beam, normal
+from strategies import make_asymmetric_probe, normal
 from test_model import SMALL, made, run_config, scan
 from tolerances import assert_close, relative_l2
 from torch import Tensor
@@ -109,7 +109,7 @@ class TestProbe:
 
     @pytest.mark.contract("train.probe.power")
     def test_power_of_all_modes_together_is_set(self) -> None:
-        probe = beam(N, modes=3, photons=7.0)
+        probe = make_asymmetric_probe(N, modes=3, photons=7.0)
         found = with_power(probe[None], torch.tensor([100.0]))
         assert float(found.abs().square().sum()) == pytest.approx(100)
         assert_close(found[0], probe * math.sqrt(100 / 7), "single")
@@ -190,9 +190,12 @@ class TestDetector:
         if domain == "amplitude":
             photons = float(frames.sum(axis=(1, 2)).mean())
             changed = dataclasses.replace(
-                given, frames=ArrayFrames(np.sqrt(frames) / 7), domain="amplitude", mask=mask,
+                given,
+                frames=ArrayFrames(np.sqrt(frames) / 7),
+                domain="amplitude",
+                mask=mask,
                 metadata={"nphotons": photons},
-            )  # fmt: skip
+            )
         else:
             changed = dataclasses.replace(given, frames=ArrayFrames(frames), mask=mask)
         module, _ = made(tmp_path, run_config(experiment=ExperimentConfig(background_trainable=True)), scans=changed)
@@ -252,7 +255,7 @@ class TestMerging:
         offset_px = (
             torch.rand(3, members, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64) - 0.5
         ) * 9
-        weight = probe_weight(beam(n_px)) if kind == "probe" else central_weight(n_px, patches)
+        weight = probe_weight(make_asymmetric_probe(n_px)) if kind == "probe" else central_weight(n_px, patches)
         size = merge_canvas_px(n_px, 4.5)
         for group in range(3):
             corners = corner(offset_px[group], n_px, (-(size // 2), -(size // 2)))

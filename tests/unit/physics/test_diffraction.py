@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from strategies import beam, normal
+from strategies import make_asymmetric_probe, normal
 from tolerances import assert_close
 
 from torchptycho.physics.diffraction import expected_counts, far_field, illuminate, measurement
@@ -34,7 +34,9 @@ def test_far_field_conserves_photons(n_px: int) -> None:
 
 @pytest.mark.contract("physics.far-field.photons")
 def test_detector_counts_the_photons_of_the_probe_through_a_transparent_object() -> None:
-    counts = expected_counts(torch.ones(64, 64, dtype=torch.complex64), beam(64, 2, 1e6, torch.complex64))
+    counts = expected_counts(
+        torch.ones(64, 64, dtype=torch.complex64), make_asymmetric_probe(64, 2, 1e6, torch.complex64)
+    )
     assert_close(counts.sum(), torch.tensor(1e6), "single_fft")
 
 
@@ -65,7 +67,7 @@ def test_far_field_is_the_explicit_fourier_sum(n_px: int) -> None:
 
 @pytest.mark.contract("physics.counts.modes")
 def test_incoherent_modes_add_intensities_not_amplitudes() -> None:
-    patch, probe = normal((16, 16), 6), beam(16, 3)
+    patch, probe = normal((16, 16), 6), make_asymmetric_probe(16, 3)
     one_by_one = sum(expected_counts(patch, probe[m : m + 1]) for m in range(3))
     assert isinstance(one_by_one, torch.Tensor)
     assert_close(expected_counts(patch, probe), one_by_one, "double")
@@ -75,7 +77,7 @@ def test_incoherent_modes_add_intensities_not_amplitudes() -> None:
 
 @pytest.mark.contract("physics.counts.modes")
 def test_rotating_the_modes_among_each_other_changes_no_count() -> None:
-    patch, probe = normal((16, 16), 6), beam(16, 2)
+    patch, probe = normal((16, 16), 6), make_asymmetric_probe(16, 2)
     c, s = np.cos(0.4), np.sin(0.4)
     rotated = torch.stack([c * probe[0] + 1j * s * probe[1], 1j * s * probe[0] + c * probe[1]])
     assert_close(expected_counts(patch, rotated), expected_counts(patch, probe), "double")
@@ -84,7 +86,7 @@ def test_rotating_the_modes_among_each_other_changes_no_count() -> None:
 @pytest.mark.contract("physics.counts.formula")
 @pytest.mark.parametrize(("dtype", "close"), [(torch.complex128, "double"), (torch.complex64, "single_fft")])
 def test_expected_counts_are_the_written_formula_for_probes_without_symmetry(dtype: torch.dtype, close: str) -> None:
-    patches, probe = normal((4, 14, 14), 7), beam(14, 3)
+    patches, probe = normal((4, 14, 14), 7), make_asymmetric_probe(14, 3)
     counts = expected_counts(patches.to(dtype), probe.to(dtype))
     expected = np.stack([numpy_counts(patch, probe.numpy()) for patch in patches.numpy()])
     assert_close(counts, torch.from_numpy(expected), close)
@@ -92,7 +94,7 @@ def test_expected_counts_are_the_written_formula_for_probes_without_symmetry(dty
 
 @pytest.mark.contract("physics.counts.formula")
 def test_each_group_may_have_its_own_probe() -> None:
-    patches, probes = normal((2, 3, 10, 10), 8), torch.stack([beam(10, 2), normal((2, 10, 10), 9)])
+    patches, probes = normal((2, 3, 10, 10), 8), torch.stack([make_asymmetric_probe(10, 2), normal((2, 10, 10), 9)])
     counts = expected_counts(patches, probes[:, None])
     assert counts.shape == (2, 3, 10, 10)
     for group in range(2):
@@ -101,7 +103,7 @@ def test_each_group_may_have_its_own_probe() -> None:
 
 @pytest.mark.contract("physics.counts.formula")
 def test_experiment_reads_as_measurement_of_the_far_field_of_the_exit_wave() -> None:
-    patch, probe = normal((10, 10), 10), beam(10, 2)
+    patch, probe = normal((10, 10), 10), make_asymmetric_probe(10, 2)
     exit_wave = illuminate(patch, probe)
     assert torch.equal(exit_wave, patch * probe)
     assert torch.equal(measurement(far_field(exit_wave)), expected_counts(patch, probe))
@@ -110,7 +112,7 @@ def test_experiment_reads_as_measurement_of_the_far_field_of_the_exit_wave() -> 
 @pytest.mark.contract("physics.counts.gradient")
 def test_gradients_for_object_and_probe_agree_with_finite_differences() -> None:
     patch = normal((2, 6, 6), 11).requires_grad_()
-    probe = beam(6, 2, photons=30).requires_grad_()
+    probe = make_asymmetric_probe(6, 2, photons=30).requires_grad_()
     assert torch.autograd.gradcheck(expected_counts, (patch, probe), eps=1e-6, atol=1e-6, rtol=1e-6)
 
 
@@ -118,7 +120,7 @@ def test_gradients_for_object_and_probe_agree_with_finite_differences() -> None:
 @pytest.mark.parametrize("loss", [poisson_nll, poisson_deviance])
 @pytest.mark.parametrize("dark", ["object", "probe", "both"])
 def test_gradient_is_finite_where_the_field_is_zero(loss: object, dark: str) -> None:
-    patch, probe = normal((8, 8), 12, torch.complex64), beam(8, 2, dtype=torch.complex64)
+    patch, probe = normal((8, 8), 12, torch.complex64), make_asymmetric_probe(8, 2, dtype=torch.complex64)
     patch = (patch * (dark == "probe")).requires_grad_()
     probe = (probe * (dark == "object")).requires_grad_()
     assert callable(loss)

@@ -12,7 +12,7 @@ from tolerances import relative_l2
 from torch import Tensor
 
 from torchptycho.physics.patches import corner, extract
-from torchptycho.reconstructors.phase_sync import synchronised
+from torchptycho.reconstructors.phase_sync import synchronize_phases
 
 N = 16
 FIELD = 96
@@ -49,7 +49,7 @@ def apart(patches: Tensor, truth: Tensor) -> float:
 def test_phases_of_groups_are_found_whatever_they_are(seed: int, group_of: int, largest_rad: float) -> None:
     patches, positions_px, group = scan(seed % 2**31, group_of=group_of)
     given_patches = turned(patches, group, largest_rad, seed % 2**31)
-    turn = synchronised(given_patches, positions_px, torch.ones(N, N), group)
+    turn = synchronize_phases(given_patches, positions_px, torch.ones(N, N), group)
     assert torch.allclose(turn.abs(), torch.ones(len(turn)), atol=1e-6)
     assert apart(given_patches * turn[:, None, None], patches) < 0.03
 
@@ -57,10 +57,10 @@ def test_phases_of_groups_are_found_whatever_they_are(seed: int, group_of: int, 
 @pytest.mark.contract("phases.group")
 def test_patches_of_a_group_are_turned_alike_and_patches_that_agree_stay() -> None:
     patches, positions_px, group = scan(3)
-    turn = synchronised(turned(patches, group, 2.0, 1), positions_px, torch.ones(N, N), group)
+    turn = synchronize_phases(turned(patches, group, 2.0, 1), positions_px, torch.ones(N, N), group)
     for number in range(int(group.max()) + 1):
         assert float((turn[group == number] - turn[group == number][0]).abs().max()) == 0
-    stay = synchronised(patches, positions_px, torch.ones(N, N), group)
+    stay = synchronize_phases(patches, positions_px, torch.ones(N, N), group)
     assert float((stay - 1).abs().max()) < 0.05
 
 
@@ -71,10 +71,10 @@ def test_parts_that_do_not_touch_keep_their_mean_phase() -> None:
     places = torch.cat([positions_px, positions_px + 1000])
     groups = torch.cat([group, group + int(group.max()) + 1])
     # Only neighbours are asked, so that the two parts may look at each other: they have nothing in common.
-    turn = synchronised(both, places, torch.ones(N, N), groups)
+    turn = synchronize_phases(both, places, torch.ones(N, N), groups)
     assert float((turn - 1).abs().max()) < 0.05
     spoilt = turned(both, groups, 2.0, 4)
-    turn = synchronised(spoilt, places, torch.ones(N, N), groups)
+    turn = synchronize_phases(spoilt, places, torch.ones(N, N), groups)
     power = spoilt.abs().square().sum((1, 2))
     for part in (slice(None, len(group)), slice(len(group), None)):
         assert abs(float((power * turn)[part].sum().angle())) < 1e-3
@@ -86,9 +86,9 @@ def test_what_has_no_weight_has_no_say() -> None:
     weight = torch.zeros(N, N)
     weight[4:12, 4:12] = 1
     spoilt = turned(patches, group, 2.0, 2)
-    expected = synchronised(spoilt, positions_px, weight, group)
+    expected = synchronize_phases(spoilt, positions_px, weight, group)
     spoilt = torch.where(weight > 0, spoilt, 100 * normal(tuple(spoilt.shape), 9, torch.complex64))
-    found = synchronised(spoilt, positions_px, weight, group)
+    found = synchronize_phases(spoilt, positions_px, weight, group)
     # The phase that is left over is chosen by all pixels; the differences are not.
     difference = found * expected.conj()
     assert float((difference / difference[0] - 1).abs().max()) < 1e-3
@@ -97,5 +97,5 @@ def test_what_has_no_weight_has_no_say() -> None:
 @pytest.mark.contract("phases.alone")
 def test_one_group_alone_is_left_as_it_is() -> None:
     patches, positions_px, _ = scan(1)
-    turn = synchronised(patches, positions_px, torch.ones(N, N), torch.zeros(len(patches), dtype=torch.int64))
+    turn = synchronize_phases(patches, positions_px, torch.ones(N, N), torch.zeros(len(patches), dtype=torch.int64))
     assert np.array_equal(turn.numpy(), np.ones(len(patches), np.complex64))

@@ -140,9 +140,11 @@ class Compare(Command):
         notes = [f"- {note}" for note in found.notes]
         self.tell(
             {"picture": str(self.out), **found.to_dict()},
-            *notes, comparison_table(found.metrics), f"picture: {self.out}",
+            *notes,
+            comparison_table(found.metrics),
+            f"picture: {self.out}",
             json=self.json,
-        )  # fmt: skip
+        )
 
 
 def _short_names(first: Path, second: Path) -> tuple[str, str]:

@@ -49,7 +49,7 @@ class Export(Command):
         with self.working("exporting"):
             told = export_network(
                 network.to(device), self.out, training_scan=self.training_scan, max_offset_px=self.max_offset_px
-            )  # fmt: skip
+            )
         values = json.loads(told.text())
         shown = {name: value for name, value in values.items() if name not in ("config", "tensors")}
         self.tell(

@@ -75,10 +75,18 @@ class Watch(Command):
                 url = open_.enter_context(serve(self.out, self.page_host, self.page_port))
                 sys.stderr.write(f"torchptycho: the image as it grows: {url}\n")
             found = watch(
-                self.source, network, self.out, frames=self.frames, idle_s=self.idle_s,
-                spool_frames=self.spool_frames, refresh_s=self.refresh_s, accelerator=self.accelerator,
-                reading=reading, drop_spool=self.drop_spool, stop=stop,
-            )  # fmt: skip
+                self.source,
+                network,
+                self.out,
+                frames=self.frames,
+                idle_s=self.idle_s,
+                spool_frames=self.spool_frames,
+                refresh_s=self.refresh_s,
+                accelerator=self.accelerator,
+                reading=reading,
+                drop_spool=self.drop_spool,
+                stop=stop,
+            )
         status, image = found.status, found.image
         told = dataclasses.asdict(status) | {
             "out": None if image is None else str(self.out / "reconstruction.npz"),
@@ -133,14 +141,20 @@ class Replay(Command):
         with _stopped_by_signals() as stop, new_bar() as bar:
             task = bar.add_task(f"playing to {where}", total=None, note="")
             found = replay(
-                self.scan, hz=self.hz, address=self.address, swmr=self.swmr, reading=self.reading, stop=stop,
+                self.scan,
+                hz=self.hz,
+                address=self.address,
+                swmr=self.swmr,
+                reading=self.reading,
+                stop=stop,
                 on_progress=lambda done, total: bar.update(task, completed=done, total=total),
-            )  # fmt: skip
+            )
         told = {"to": where, "hz": self.hz, **dataclasses.asdict(found)}
         self.tell(
-            told, f"{self.scan}: {found.played} of {found.frames} frames to {where} in {found.seconds:.1f} s",
+            told,
+            f"{self.scan}: {found.played} of {found.frames} frames to {where} in {found.seconds:.1f} s",
             json=self.json,
-        )  # fmt: skip
+        )
         if found.played < found.frames:
             raise KeyboardInterrupt
 

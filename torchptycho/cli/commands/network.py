@@ -121,9 +121,15 @@ class Train(Command):
 
         later = load_config(self.config) if self.config else RunConfig()
         config = dataclasses.replace(
-            later, prepare=self.prepare, group=self.group, model=self.model, experiment=self.experiment,
-            loss=self.loss, train=self.train, log=self.log,
-        )  # fmt: skip
+            later,
+            prepare=self.prepare,
+            group=self.group,
+            model=self.model,
+            experiment=self.experiment,
+            loss=self.loss,
+            train=self.train,
+            log=self.log,
+        )
         if self.dry_run:
             from torchptycho.training.dry_run import plan_training
 
@@ -245,9 +251,12 @@ class Reconstruct(Command):
             self.tell(told[0] if len(images) == 1 else {"images": told}, json=True)
         if failed:
             raise ScanError(
-                ", ".join(map(str, failed)), None, expected=f"{len(images)} scans that can be reconstructed",
-                found=f"{len(failed)} that cannot, as told above", remedy="The images of the others are written.",
-            )  # fmt: skip
+                ", ".join(map(str, failed)),
+                None,
+                expected=f"{len(images)} scans that can be reconstructed",
+                found=f"{len(failed)} that cannot, as told above",
+                remedy="The images of the others are written.",
+            )
 
     def _images(self) -> dict[Path, Path]:
         """The image of each scan."""
@@ -271,9 +280,13 @@ class Reconstruct(Command):
         return images
 
     def _reconstruct(
-        self, network: PtychoNetwork, ready: Callable[[], PtychoNetwork], config: ReconstructConfig, path: Path,
+        self,
+        network: PtychoNetwork,
+        ready: Callable[[], PtychoNetwork],
+        config: ReconstructConfig,
+        path: Path,
         out: Path,
-    ) -> dict[str, Any]:  # fmt: skip
+    ) -> dict[str, Any]:
         from torchptycho.io import read_scan, write_reconstruction
         from torchptycho.reconstructors.network_reconstruction import check_fits, reading_for_prediction, reconstruct
 
@@ -284,9 +297,14 @@ class Reconstruct(Command):
         # Beside the image where its folder is there already: nothing is to be left after a bad file.
         room = out.parent if out.parent.is_dir() else None
         image = reconstruct(
-            network, scan, config, accelerator=self.accelerator, devices=self.devices, scratch=room,
+            network,
+            scan,
+            config,
+            accelerator=self.accelerator,
+            devices=self.devices,
+            scratch=room,
             refine_epochs=self.refine,
-        )  # fmt: skip
+        )
         out.parent.mkdir(parents=True, exist_ok=True)
         write_reconstruction(image, out)
         from torchptycho.visualization.plot import plot_reconstruction
@@ -347,9 +365,15 @@ class Refine(Refining):
         self.out.parent.mkdir(parents=True, exist_ok=True)
         with EpochProgress("refining", self.refine.epochs) as bar:
             image = refine(
-                scan, start, config=self.refine, device=self.device, resume=self.resume, on_epoch=bar,
-                state_file=self.out.with_suffix(".state.npz"), scratch=self.out.parent,
-            )  # fmt: skip
+                scan,
+                start,
+                config=self.refine,
+                device=self.device,
+                resume=self.resume,
+                on_epoch=bar,
+                state_file=self.out.with_suffix(".state.npz"),
+                scratch=self.out.parent,
+            )
         write_reconstruction(image, self.out)
         picture = plot_reconstruction(image, self.out.with_suffix(".png"))
         if page is not None:

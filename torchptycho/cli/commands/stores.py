@@ -45,9 +45,9 @@ class Prepare(Command):
 
     def run(self) -> None:
         require_scans(self.scans)
-        from torchptycho.data.cache import Request
-        from torchptycho.data.prepare import prepare, reopened
-        from torchptycho.training.setup import ready_scans
+        from torchptycho.data.cache import StoreRequest
+        from torchptycho.data.prepare import open_if_unchanged, prepare
+        from torchptycho.training.setup import open_scans_with_probes
 
         later = load_config(self.config).refine if self.config else RefineConfig()
         config = RunConfig(prepare=self.prepare, group=self.group, refine=later)
@@ -58,11 +58,11 @@ class Prepare(Command):
                 plan = plan_preparation(self.scans, config, self.out, val_scans=self.val_scans)
             self.tell(plan, *plan_lines(plan), json=self.json)
             return
-        request = Request.of(self.scans, config, self.val_scans)
-        store = reopened(self.out, request)
+        request = StoreRequest.from_sources(self.scans, config, self.val_scans)
+        store = open_if_unchanged(self.out, request)
         if store is None:
             keep = _beside(self.out)
-            trained, validated = ready_scans(self.scans, self.val_scans, config, keep)
+            trained, validated = open_scans_with_probes(self.scans, self.val_scans, config, keep)
             with self.working(f"preparing {sum(scan.n_frames for scan in (*trained, *validated))} frames"):
                 store = prepare(trained, config, self.out, val_scans=validated, request=request)
         self.tell(values_of(store), told_of(store), json=self.json)
@@ -88,14 +88,14 @@ class Append(Command):
 
     def run(self) -> None:
         require_scans((*self.scans, *self.val_scans))
-        from torchptycho.data.prepare import append_scans, config_of
+        from torchptycho.data.prepare import append_scans, load_store_config
         from torchptycho.data.store import Store
-        from torchptycho.training.setup import ready_scans
+        from torchptycho.training.setup import open_scans_with_probes
 
         later = load_config(self.config).refine if self.config else RefineConfig()
-        config = dataclasses.replace(config_of(Store.open(self.store)), refine=later)
+        config = dataclasses.replace(load_store_config(Store.open(self.store)), refine=later)
         keep = _beside(self.store)
-        trained, validated = ready_scans(self.scans, self.val_scans, config, keep)
+        trained, validated = open_scans_with_probes(self.scans, self.val_scans, config, keep)
         with self.working(f"adding {sum(scan.n_frames for scan in (*trained, *validated))} frames"):
             store = append_scans(self.store, trained, val_scans=validated)
         self.tell(values_of(store), told_of(store), json=self.json)

@@ -10,7 +10,7 @@ import numpy as np
 
 from torchptycho.data.grouping.neighbours import Neighbours
 
-__all__ = ["choose", "oversampled"]
+__all__ = ["choose_neighbours", "draw_oversampled"]
 
 _log = logging.getLogger(__name__)
 
@@ -19,48 +19,49 @@ _MAX_ENUMERATED = 200_000
 # Random keys held at a time while combinations are enumerated.
 _KEYS_PER_CHUNK = 4_000_000
 # Larger than any random key: what carries it is chosen last.
-_NEVER = np.float32(2)
+_EXCLUDED_KEY = np.float32(2)
 
 
-def choose(near: Neighbours, n: int, rng: np.random.Generator) -> np.ndarray:
+def choose_neighbours(near: Neighbours, n: int, rng: np.random.Generator) -> np.ndarray:
     """For each seed, n of its allowed neighbours, as columns [S, n]: those with the smallest random keys."""
     keys = rng.random(near.allowed.shape, dtype=np.float32)
     if not near.allowed.all():
-        keys[~near.allowed] = _NEVER
+        keys[~near.allowed] = _EXCLUDED_KEY
     if near.quadrant is not None:
         order = np.argsort(keys, axis=1)
         quadrant = np.take_along_axis(near.quadrant, order, axis=1)
         so_far = np.cumsum(quadrant[..., None] == np.arange(4), axis=1)
         rank = np.take_along_axis(so_far, quadrant[..., None], axis=2)[..., 0]
         crowded = np.empty(keys.shape, bool)
-        np.put_along_axis(crowded, order, rank > near.per_quadrant, axis=1)
-        keys[crowded] = _NEVER
+        np.put_along_axis(crowded, order, rank > near.max_per_quadrant, axis=1)
+        keys[crowded] = _EXCLUDED_KEY
     # On rows this short a full sort, which is vectorised, is quicker than a partition.
     return np.asarray(np.argsort(keys, axis=1)[:, :n])
 
 
-def oversampled(
+def draw_oversampled(
     near: Neighbours, n_groups: int, n: int, sequential: bool, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Several combinations for each seed: row of the seed [G], columns of its neighbours [G, n]."""
-    available = _n_combinations(near, n, n_groups)
+    available = _count_combinations(near, n, n_groups)
     passes, rest = divmod(n_groups, int(available.sum()))
-    quota = _shares(available, rest, sequential, rng)
-    of_seed, columns = _distinct(near, quota, available, n, rng)
+    quota = _distribute_groups(available, rest, sequential, rng)
+    of_seed, columns = _draw_distinct(near, quota, available, n, rng)
     if passes:
         if n_groups > available.sum():
             _log.warning(
                 "%d groups wanted of %d distinct combinations: combinations repeat; raise neighbor_count for more",
-                n_groups, available.sum(),
-            )  # fmt: skip
-        every, every_columns = _distinct(near, available, available, n, rng)
+                n_groups,
+                available.sum(),
+            )
+        every, every_columns = _draw_distinct(near, available, available, n, rng)
         of_seed = np.concatenate([np.tile(every, passes), of_seed])
         columns = np.concatenate([np.tile(every_columns, (passes, 1)), columns])
     order = np.argsort(of_seed, kind="stable")
     return of_seed[order], columns[order]
 
 
-def _n_combinations(near: Neighbours, n: int, at_most: int) -> np.ndarray:
+def _count_combinations(near: Neighbours, n: int, at_most: int) -> np.ndarray:
     """Different choices of n neighbours for each seed, [S], no more than `at_most`."""
     k = near.index.shape[1]
     binomial = np.array([[math.comb(a, b) for b in range(n + 1)] for a in range(k + 1)], dtype=np.float64)
@@ -70,16 +71,16 @@ def _n_combinations(near: Neighbours, n: int, at_most: int) -> np.ndarray:
         # Coefficient of t^n in the product over quadrants of sum_j binom(n_q, j) t^j, j up to the number allowed.
         ways = np.zeros((len(near.index), n + 1))
         ways[:, 0] = 1
-        for in_quadrant in near.in_quadrants().T:
+        for in_quadrant in near.count_per_quadrant().T:
             more = np.zeros_like(ways)
-            for j in range(min(near.per_quadrant, n) + 1):
+            for j in range(min(near.max_per_quadrant, n) + 1):
                 more[:, j:] += ways[:, : n + 1 - j] * binomial[in_quadrant, j][:, None]
             ways = more
         count = ways[:, n]
     return np.asarray(np.minimum(count, at_most).astype(np.int64))
 
 
-def _shares(available: np.ndarray, wanted: int, sequential: bool, rng: np.random.Generator) -> np.ndarray:
+def _distribute_groups(available: np.ndarray, wanted: int, sequential: bool, rng: np.random.Generator) -> np.ndarray:
     """Groups per seed, as equal as the available combinations permit, `wanted` in all."""
     low, high = 0, int(available.max())
     while low < high:
@@ -92,7 +93,7 @@ def _shares(available: np.ndarray, wanted: int, sequential: bool, rng: np.random
     return np.asarray(quota)
 
 
-def _distinct(
+def _draw_distinct(
     near: Neighbours, quota: np.ndarray, available: np.ndarray, n: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """`quota` different combinations for each seed; needs quota <= available."""
@@ -101,32 +102,32 @@ def _distinct(
     # Drawing again is quick while few combinations are taken; near exhaustion they are enumerated instead.
     enumerated = (4 * quota > available) & (total <= _MAX_ENUMERATED)
     drawn = np.flatnonzero(~enumerated)
-    parts = [_redrawn(near, drawn, quota[drawn], n, rng)]
+    parts = [_draw_by_rejection(near, drawn, quota[drawn], n, rng)]
     for a in np.unique(n_allowed[enumerated]):
         table = np.array(list(itertools.combinations(range(a), n)))
         rows = np.flatnonzero(enumerated & (n_allowed == a))
         step = max(1, _KEYS_PER_CHUNK // (len(table) * n))
         for start in range(0, len(rows), step):
             chunk = rows[start : start + step]
-            parts.append(_enumerated(near.rows(chunk), chunk, quota[chunk], table, rng))
+            parts.append(_draw_by_enumeration(near.select_rows(chunk), chunk, quota[chunk], table, rng))
     return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
 
 
-def _redrawn(
+def _draw_by_rejection(
     near: Neighbours, rows: np.ndarray, quota: np.ndarray, n: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     of_seed = np.repeat(rows, quota)
     columns = np.empty((len(of_seed), n), np.int64)
     again = np.arange(len(of_seed))
     while len(again):
-        columns[again] = np.sort(choose(near.rows(of_seed[again]), n, rng), axis=1)
+        columns[again] = np.sort(choose_neighbours(near.select_rows(of_seed[again]), n, rng), axis=1)
         order = np.lexsort((*columns.T, of_seed))
         same = (np.diff(of_seed[order]) == 0) & (np.diff(columns[order], axis=0) == 0).all(axis=1)
         again = order[1:][same]
     return of_seed, columns
 
 
-def _enumerated(
+def _draw_by_enumeration(
     near: Neighbours, rows: np.ndarray, quota: np.ndarray, table: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """As `_redrawn`, for seeds that all have the number of allowed neighbours that `table` [T, n] is written for."""
@@ -135,7 +136,7 @@ def _enumerated(
     if near.quadrant is not None:
         quadrant = np.take_along_axis(near.quadrant, columns, axis=1)[:, table]
         for q in range(4):
-            keys[(quadrant == q).sum(axis=2) > near.per_quadrant] = _NEVER
+            keys[(quadrant == q).sum(axis=2) > near.max_per_quadrant] = _EXCLUDED_KEY
     order = np.argsort(keys, axis=1)
     row, place = np.nonzero(np.arange(len(table)) < quota[:, None])
     return rows[row], columns[row[:, None], table[order[row, place]]]

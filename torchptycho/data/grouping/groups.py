@@ -8,7 +8,7 @@ import math
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
-__all__ = ["Groups", "table"]
+__all__ = ["Groups", "build_groups"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -42,7 +42,7 @@ class Groups:
         )
 
 
-def table(positions_px: np.ndarray, members: np.ndarray, frames_used: np.ndarray) -> Groups:
+def build_groups(positions_px: np.ndarray, members: np.ndarray, frames_used: np.ndarray) -> Groups:
     """Groups of these members [G, C], with the centers and offsets that follow from the positions."""
     where = positions_px.take(members, axis=0)
     # einsum sums over an axis this short many times faster than mean does.

@@ -9,11 +9,11 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from torchptycho.core.config import GroupConfig
-from torchptycho.data.grouping.scan_ids import by_scan
+from torchptycho.data.grouping.scan_ids import split_by_scan
 
 __all__ = ["Neighbours", "find_neighbours", "neighbor_count"]
 
-_DEFAULT_COUNT, _SPARE = 7, 3
+_DEFAULT_NEIGHBOURS, _EXTRA_NEIGHBOURS = 7, 3
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -23,29 +23,29 @@ class Neighbours:
     index: np.ndarray
     allowed: np.ndarray
     quadrant: np.ndarray | None
-    per_quadrant: int
+    max_per_quadrant: int
 
-    def rows(self, rows: np.ndarray) -> Neighbours:
+    def select_rows(self, rows: np.ndarray) -> Neighbours:
         quadrant = None if self.quadrant is None else self.quadrant[rows]
-        return Neighbours(self.index[rows], self.allowed[rows], quadrant, self.per_quadrant)
+        return Neighbours(self.index[rows], self.allowed[rows], quadrant, self.max_per_quadrant)
 
-    def in_quadrants(self) -> np.ndarray:
+    def count_per_quadrant(self) -> np.ndarray:
         """Allowed neighbours in each quadrant, [S, 4]."""
         assert self.quadrant is not None
         return np.stack([(self.allowed & (self.quadrant == q)).sum(axis=1) for q in range(4)], axis=1)
 
-    def usable(self) -> np.ndarray:
+    def count_usable(self) -> np.ndarray:
         """Most neighbours that one group can take, [S]."""
         if self.quadrant is None:
             return np.asarray(self.allowed.sum(axis=1))
-        return np.asarray(np.minimum(self.in_quadrants(), self.per_quadrant).sum(axis=1))
+        return np.asarray(np.minimum(self.count_per_quadrant(), self.max_per_quadrant).sum(axis=1))
 
 
 def neighbor_count(config: GroupConfig) -> int:
     """K: as configured, else 7, or C + 3 when that is more, so that any gridsize has neighbours to choose from."""
     if config.neighbor_count is not None:
         return config.neighbor_count
-    return max(_DEFAULT_COUNT, config.gridsize**2 + _SPARE)
+    return max(_DEFAULT_NEIGHBOURS, config.gridsize**2 + _EXTRA_NEIGHBOURS)
 
 
 def find_neighbours(
@@ -55,12 +55,12 @@ def find_neighbours(
     k = neighbor_count(config)
     index = np.empty((len(seeds), k), np.int64)
     allowed = np.empty((len(seeds), k), bool)
-    for frames in by_scan(scan_id, pool):
+    for frames in split_by_scan(scan_id, pool):
         rows = np.flatnonzero(scan_id[seeds] == scan_id[frames[0]])
         if len(rows) == 0:
             continue
         whole = len(rows) == len(seeds)
-        found, may = _nearest(positions_px, frames, seeds if whole else seeds[rows], k, config)
+        found, may = _find_nearest(positions_px, frames, seeds if whole else seeds[rows], k, config)
         if whole:
             index, allowed = found, may
             break
@@ -73,7 +73,7 @@ def find_neighbours(
     return Neighbours(index, allowed, quadrant, math.ceil((config.gridsize**2 - 1) / 4))
 
 
-def _nearest(
+def _find_nearest(
     positions_px: np.ndarray, frames: np.ndarray, seeds: np.ndarray, k: int, config: GroupConfig
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k frames nearest to each seed, itself excluded, and which are there and within the distances of `config`."""

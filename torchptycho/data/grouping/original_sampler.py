@@ -17,7 +17,7 @@ from torchptycho.core.config import GroupConfig
 from torchptycho.core.errors import GroupingError
 from torchptycho.data.grouping.neighbours import neighbor_count
 
-__all__ = ["original_members"]
+__all__ = ["draw_original_groups"]
 
 _log = logging.getLogger(__name__)
 
@@ -25,40 +25,40 @@ _log = logging.getLogger(__name__)
 _UNSEEDED = 0
 
 
-def original_members(positions_px: np.ndarray, config: GroupConfig) -> np.ndarray:
+def draw_original_groups(positions_px: np.ndarray, config: GroupConfig) -> np.ndarray:
     """Members [G, C] as places among the M given positions, in the order in which they were drawn.
 
     Raises:
         GroupingError: a constraint is set that the original did not know, the seed is beyond 2^32 - 1, or the groups
             cannot be formed.
     """
-    _check(len(positions_px), config)
+    _check_supported(len(positions_px), config)
     m, size = len(positions_px), config.gridsize**2
     wanted = m if config.n_groups is None else config.n_groups
     rng = np.random.RandomState(config.group_seed)
     if size == 1:
         if wanted > m:
             _log.warning("n_groups %d is more than the %d frames there are: %d are taken.", wanted, m, m)
-        return _seeds(rng, m, min(wanted, m), config.sequential)[:, None]
+        return _draw_seeds(rng, m, min(wanted, m), config.sequential)[:, None]
     if wanted > m:
-        return _from_combinations(positions_px, wanted, config, rng)
+        return _draw_from_combinations(positions_px, wanted, config, rng)
     if config.sequential:
         rng = np.random.RandomState(_UNSEEDED)
-    nearest = _nearest(positions_px, config)
-    seeds = _seeds(rng, m, wanted, config.sequential)
+    nearest = _find_nearest(positions_px, config)
+    seeds = _draw_seeds(rng, m, wanted, config.sequential)
     return np.stack([rng.choice(nearest[seed], size, replace=False) for seed in seeds])
 
 
-def _from_combinations(
+def _draw_from_combinations(
     positions_px: np.ndarray, wanted: int, config: GroupConfig, rng: np.random.RandomState
 ) -> np.ndarray:
     """More groups than frames, drawn from all the combinations of the neighbours of as many seeds as are needed."""
     m, size, k = len(positions_px), config.gridsize**2, neighbor_count(config)
     per_seed = math.comb(k, size)
     listed = min(2 * wanted, m * per_seed)
-    seeds = _seeds(rng, m, min(math.ceil(listed / per_seed), m), config.sequential)
+    seeds = _draw_seeds(rng, m, min(math.ceil(listed / per_seed), m), config.sequential)
     which = np.array(list(itertools.combinations(range(k), size)))
-    combinations = _nearest(positions_px, config)[seeds][:, which].reshape(-1, size)[:listed]
+    combinations = _find_nearest(positions_px, config)[seeds][:, which].reshape(-1, size)[:listed]
     if wanted > listed:
         _log.warning(
             "%d groups wanted of %d combinations: combinations repeat; raise neighbor_count for more", wanted, listed
@@ -66,19 +66,19 @@ def _from_combinations(
     return np.asarray(combinations[rng.choice(listed, wanted, replace=wanted > listed)])
 
 
-def _seeds(rng: np.random.RandomState, m: int, wanted: int, sequential: bool) -> np.ndarray:
+def _draw_seeds(rng: np.random.RandomState, m: int, wanted: int, sequential: bool) -> np.ndarray:
     if sequential or wanted == m:
         return np.arange(wanted)
     return np.asarray(rng.choice(m, wanted, replace=False))
 
 
-def _nearest(positions_px: np.ndarray, config: GroupConfig) -> np.ndarray:
+def _find_nearest(positions_px: np.ndarray, config: GroupConfig) -> np.ndarray:
     """K nearest frames of each frame, [M, K]; the first one found is left out, be it the frame itself or not."""
     _, index = cKDTree(positions_px[:, ::-1]).query(positions_px[:, ::-1], k=neighbor_count(config) + 1)
     return np.asarray(index[:, 1:])
 
 
-def _check(m: int, config: GroupConfig) -> None:
+def _check_supported(m: int, config: GroupConfig) -> None:
     default = GroupConfig()
     for name in ("min_distance_px", "max_distance_px", "quadrants", "bounds"):
         if getattr(config, name) != getattr(default, name):

@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from torchptycho.core.errors import GroupingError
-from torchptycho.data.grouping.groups import Groups, table
-from torchptycho.data.grouping.scan_ids import by_scan, checked_scan_id
+from torchptycho.data.grouping.groups import Groups, build_groups
+from torchptycho.data.grouping.scan_ids import split_by_scan, validate_scan_id
 
 __all__ = ["partition"]
 
@@ -30,32 +30,32 @@ def partition(
     Raises:
         GroupingError: a scan has fewer frames than a group.
     """
-    scan_id = checked_scan_id(positions_px, scan_id)
+    scan_id = validate_scan_id(positions_px, scan_id)
     if gridsize < 1:
         raise GroupingError(f"gridsize: expected at least 1; found {gridsize}.")
     size = gridsize**2
     blocks, masks = [], []
-    for frames in by_scan(scan_id, np.arange(len(positions_px))):
+    for frames in split_by_scan(scan_id, np.arange(len(positions_px))):
         if len(frames) < size:
             raise GroupingError(
                 f"gridsize {gridsize} needs {size} frames of each scan; scan {scan_id[frames[0]]} has {len(frames)}. "
                 "Use a model of a smaller gridsize, or leave this scan out."
             )
-        order = frames if size == 1 else frames[_halved(positions_px[frames], size)]
+        order = frames if size == 1 else frames[_bisect(positions_px[frames], size)]
         n_borrowed = -len(frames) % size
         if n_borrowed:
             last = order[len(order) - (size - n_borrowed) :]
             others = np.setdiff1d(frames, last, assume_unique=True)
             apart = ((positions_px[others] - positions_px[last].mean(axis=0)) ** 2).sum(axis=1)
             order = np.concatenate([order, others[np.argsort(apart, kind="stable")[:n_borrowed]]])
-        fresh = np.arange(len(order)) < len(frames)
+        is_first = np.arange(len(order)) < len(frames)
         blocks.append(order.reshape(-1, size))
-        masks.append(fresh.reshape(-1, size))
+        masks.append(is_first.reshape(-1, size))
     members = np.concatenate(blocks)
-    return table(positions_px, members, np.arange(len(positions_px))), np.concatenate(masks)
+    return build_groups(positions_px, members, np.arange(len(positions_px))), np.concatenate(masks)
 
 
-def _halved(positions_px: np.ndarray, size: int) -> np.ndarray:
+def _bisect(positions_px: np.ndarray, size: int) -> np.ndarray:
     """An order in which each run of `size` positions is compact: median splits, one level at a time for all parts."""
     n = len(positions_px)
     order = np.arange(n)

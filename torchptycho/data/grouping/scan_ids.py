@@ -6,10 +6,10 @@ import numpy as np
 
 from torchptycho.core.errors import GroupingError
 
-__all__ = ["by_scan", "checked_scan_id", "scan_size"]
+__all__ = ["count_scan_frames", "split_by_scan", "validate_scan_id"]
 
 
-def checked_scan_id(positions_px: np.ndarray, scan_id: np.ndarray | None) -> np.ndarray:
+def validate_scan_id(positions_px: np.ndarray, scan_id: np.ndarray | None) -> np.ndarray:
     """The scan of each frame, zeros when there is one; refuses positions and ids that cannot be grouped."""
     if positions_px.ndim != 2 or positions_px.shape[1] != 2 or len(positions_px) == 0:
         raise GroupingError(f"positions_px: expected shape (M, 2) with M > 0; found {positions_px.shape}.")
@@ -26,7 +26,7 @@ def checked_scan_id(positions_px: np.ndarray, scan_id: np.ndarray | None) -> np.
     return scan_id
 
 
-def by_scan(scan_id: np.ndarray, frames: np.ndarray) -> list[np.ndarray]:
+def split_by_scan(scan_id: np.ndarray, frames: np.ndarray) -> list[np.ndarray]:
     """Frames of each scan, in their order."""
     of_frames = scan_id[frames]
     if (of_frames == of_frames[0]).all():
@@ -35,7 +35,7 @@ def by_scan(scan_id: np.ndarray, frames: np.ndarray) -> list[np.ndarray]:
     return np.split(frames[order], np.flatnonzero(np.diff(of_frames[order])) + 1)
 
 
-def scan_size(scan_id: np.ndarray, pool: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+def count_scan_frames(scan_id: np.ndarray, pool: np.ndarray, seeds: np.ndarray) -> np.ndarray:
     """For each seed, the number of usable frames in its scan."""
     scans, counts = np.unique(scan_id[pool], return_counts=True)
     return np.asarray(counts[np.searchsorted(scans, scan_id[seeds])])

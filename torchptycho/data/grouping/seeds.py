@@ -9,14 +9,14 @@ import numpy as np
 from torchptycho.core.config import GroupConfig
 from torchptycho.core.errors import GroupingError
 from torchptycho.data.grouping.neighbours import neighbor_count
-from torchptycho.data.grouping.scan_ids import by_scan
+from torchptycho.data.grouping.scan_ids import split_by_scan
 
-__all__ = ["draw_seeds", "eligible", "given_seeds", "seeds_within_bounds", "usable_frames"]
+__all__ = ["draw_seeds", "select_eligible_seeds", "select_seeds_in_bounds", "select_usable_frames", "validate_seeds"]
 
 _log = logging.getLogger(__name__)
 
 
-def usable_frames(n_frames: int, config: GroupConfig, candidates: np.ndarray | None) -> np.ndarray:
+def select_usable_frames(n_frames: int, config: GroupConfig, candidates: np.ndarray | None) -> np.ndarray:
     """Sorted indices of the frames that may be used."""
     pool = np.arange(n_frames) if candidates is None else np.unique(candidates).astype(np.int64)
     if len(pool) == 0:
@@ -34,7 +34,7 @@ def usable_frames(n_frames: int, config: GroupConfig, candidates: np.ndarray | N
     return np.sort(rng.choice(pool, size=config.n_subsample, replace=False))
 
 
-def given_seeds(seeds: np.ndarray, pool: np.ndarray) -> np.ndarray:
+def validate_seeds(seeds: np.ndarray, pool: np.ndarray) -> np.ndarray:
     """Seeds as they were given, when they are different frames of the pool."""
     seeds = np.asarray(seeds, dtype=np.int64)
     outside = seeds[~np.isin(seeds, pool)]
@@ -44,7 +44,7 @@ def given_seeds(seeds: np.ndarray, pool: np.ndarray) -> np.ndarray:
     return seeds
 
 
-def seeds_within_bounds(
+def select_seeds_in_bounds(
     positions_px: np.ndarray, scan_id: np.ndarray, pool: np.ndarray, config: GroupConfig
 ) -> np.ndarray:
     """Frames of the pool in the part of their own scan that seeds may come from."""
@@ -52,7 +52,7 @@ def seeds_within_bounds(
         return pool
     inside = np.zeros(len(positions_px), bool)
     start, stop = np.array(config.bounds[0::2]), np.array(config.bounds[1::2])
-    for frames in by_scan(scan_id, np.arange(len(positions_px))):
+    for frames in split_by_scan(scan_id, np.arange(len(positions_px))):
         from_low = positions_px[frames] - positions_px[frames].min(axis=0)
         extent = from_low.max(axis=0)
         inside[frames] = ((from_low >= start * extent) & (from_low <= stop * extent)).all(axis=1)
@@ -64,7 +64,7 @@ def seeds_within_bounds(
     return np.asarray(seeds)
 
 
-def eligible(usable: np.ndarray, config: GroupConfig, size: int) -> np.ndarray:
+def select_eligible_seeds(usable: np.ndarray, config: GroupConfig, size: int) -> np.ndarray:
     """Rows of the seeds whose number of usable neighbours [S] is enough for a group of `size`."""
     rows = np.flatnonzero(usable >= size - 1)
     if len(rows) == 0:
@@ -78,8 +78,10 @@ def eligible(usable: np.ndarray, config: GroupConfig, size: int) -> np.ndarray:
     if len(rows) < len(usable):
         _log.info(
             "%d of %d seeds are left out: they have fewer than %d neighbours",
-            len(usable) - len(rows), len(usable), size - 1,
-        )  # fmt: skip
+            len(usable) - len(rows),
+            len(usable),
+            size - 1,
+        )
     return rows
 
 

@@ -7,12 +7,18 @@ from jaxtyping import Float64, Int64
 
 from torchptycho.core.config import GroupConfig
 from torchptycho.core.errors import GroupingError
-from torchptycho.data.grouping.combinations import choose, oversampled
-from torchptycho.data.grouping.groups import Groups, table
+from torchptycho.data.grouping.combinations import choose_neighbours, draw_oversampled
+from torchptycho.data.grouping.groups import Groups, build_groups
 from torchptycho.data.grouping.neighbours import find_neighbours, neighbor_count
-from torchptycho.data.grouping.original_sampler import original_members
-from torchptycho.data.grouping.scan_ids import checked_scan_id, scan_size
-from torchptycho.data.grouping.seeds import draw_seeds, eligible, given_seeds, seeds_within_bounds, usable_frames
+from torchptycho.data.grouping.original_sampler import draw_original_groups
+from torchptycho.data.grouping.scan_ids import count_scan_frames, validate_scan_id
+from torchptycho.data.grouping.seeds import (
+    draw_seeds,
+    select_eligible_seeds,
+    select_seeds_in_bounds,
+    select_usable_frames,
+    validate_seeds,
+)
 
 __all__ = ["group"]
 
@@ -42,10 +48,10 @@ def group(
     Raises:
         GroupingError: the groups cannot be formed; the message has the numbers and the remedy.
     """
-    scan_id = checked_scan_id(positions_px, scan_id)
+    scan_id = validate_scan_id(positions_px, scan_id)
     size = config.gridsize**2
     _check_options(config, size, explicit=seeds is not None)
-    pool = usable_frames(len(positions_px), config, candidates)
+    pool = select_usable_frames(len(positions_px), config, candidates)
     _, scan_sizes = np.unique(scan_id[pool], return_counts=True)
     if scan_sizes.max() < size:
         raise GroupingError(
@@ -59,35 +65,37 @@ def group(
                 f'sampler "oracle": expected one scan; found {len(scan_sizes)}, which it would mix. '
                 'Take sampler "fast", or one scan at a time.'
             )
-        return table(positions_px, pool[original_members(positions_px[pool], config)], pool)
-    seeds = seeds_within_bounds(positions_px, scan_id, pool, config) if seeds is None else given_seeds(seeds, pool)
+        return build_groups(positions_px, pool[draw_original_groups(positions_px[pool], config)], pool)
+    seeds = (
+        select_seeds_in_bounds(positions_px, scan_id, pool, config) if seeds is None else validate_seeds(seeds, pool)
+    )
     rng = np.random.default_rng(config.group_seed)
     if size == 1:
         seeds = seeds if explicit else draw_seeds(seeds, len(pool), config, rng)
-        return table(positions_px, seeds[:, None], pool)
+        return build_groups(positions_px, seeds[:, None], pool)
 
     constrained = config.min_distance_px > 0 or config.max_distance_px is not None or config.quadrants
     if constrained:
         near = find_neighbours(positions_px, scan_id, pool, seeds, config)
-        usable = near.usable()
+        usable = near.count_usable()
     else:
         # Only the size of the scan decides, so that the search is left to the seeds that are drawn.
-        usable = np.minimum(scan_size(scan_id, pool, seeds) - 1, neighbor_count(config))
-    rows = eligible(usable, config, size)
+        usable = np.minimum(count_scan_frames(scan_id, pool, seeds) - 1, neighbor_count(config))
+    rows = select_eligible_seeds(usable, config, size)
     surplus = not explicit and config.n_groups is not None and config.n_groups > len(rows)
     if not (explicit or (surplus and config.oversample)):
         rows = draw_seeds(rows, len(pool), config, rng)
     seeds = seeds[rows]
-    near = near.rows(rows) if constrained else find_neighbours(positions_px, scan_id, pool, seeds, config)
+    near = near.select_rows(rows) if constrained else find_neighbours(positions_px, scan_id, pool, seeds, config)
     if surplus:
         assert config.n_groups is not None
-        of_seed, columns = oversampled(near, config.n_groups, size - 1, config.sequential, rng)
+        of_seed, columns = draw_oversampled(near, config.n_groups, size - 1, config.sequential, rng)
     else:
-        of_seed, columns = np.arange(len(seeds)), choose(near, size - 1, rng)
+        of_seed, columns = np.arange(len(seeds)), choose_neighbours(near, size - 1, rng)
     members = np.empty((len(of_seed), size), np.int64)
     members[:, 0] = seeds[of_seed]
     members[:, 1:] = near.index[of_seed[:, None], columns]
-    return table(positions_px, members, pool)
+    return build_groups(positions_px, members, pool)
 
 
 def _check_options(config: GroupConfig, size: int, *, explicit: bool) -> None:

@@ -16,7 +16,15 @@ from scipy import ndimage
 
 from torchptycho.core.config import SimulateConfig
 
-__all__ = ["BLUR_SIGMA_PX", "dead_leaves", "gaussian_field", "lines", "make_object", "natural", "siemens_star"]
+__all__ = [
+    "BLUR_SIGMA_PX",
+    "draw_dead_leaves",
+    "draw_gaussian_field",
+    "draw_lines",
+    "draw_photographs",
+    "draw_siemens_star",
+    "make_object",
+]
 
 Map = Float64[np.ndarray, "n n"]
 Maps = tuple[Map, Map]
@@ -54,12 +62,12 @@ def make_object(config: SimulateConfig, rng: np.random.Generator) -> Complex64[n
         +`phase_range_rad` / 2.
     """
     transmission, phase = _KINDS[config.object_kind](config.object_px, rng)
-    amplitude = config.amplitude_min + (1 - config.amplitude_min) * _finish(transmission)
-    phase_rad = config.phase_range_rad * (_finish(phase) - 0.5)
+    amplitude = config.amplitude_min + (1 - config.amplitude_min) * _blur_and_stretch(transmission)
+    phase_rad = config.phase_range_rad * (_blur_and_stretch(phase) - 0.5)
     return np.asarray(amplitude * np.exp(1j * phase_rad), dtype=np.complex64)
 
 
-def dead_leaves(size_px: int, rng: np.random.Generator) -> Maps:
+def draw_dead_leaves(size_px: int, rng: np.random.Generator) -> Maps:
     """Opaque discs of random greys that cover one another: edges and areas at all scales, as in natural images.
 
     Radii follow a power law p(r) ~ r^-3 from 2 px to an eighth of the edge; there are enough discs to cover six times.
@@ -82,7 +90,7 @@ def dead_leaves(size_px: int, rng: np.random.Generator) -> Maps:
     return (1 - _mix(thickness, absorption))[leaf], thickness[leaf]
 
 
-def lines(size_px: int, rng: np.random.Generator) -> Maps:
+def draw_lines(size_px: int, rng: np.random.Generator) -> Maps:
     """Straight wires, 1 to 10 px wide, in all directions, one per 5 px of edge; where they cross, thicknesses add."""
     y, x = np.meshgrid(*[np.arange(size_px) - size_px / 2] * 2, indexing="ij")
     thickness, absorption = np.zeros((size_px, size_px)), np.zeros((size_px, size_px))
@@ -97,7 +105,7 @@ def lines(size_px: int, rng: np.random.Generator) -> Maps:
     return 1 - _stretch(absorption), thickness
 
 
-def gaussian_field(size_px: int, rng: np.random.Generator) -> Maps:
+def draw_gaussian_field(size_px: int, rng: np.random.Generator) -> Maps:
     """Two Gaussian random fields, correlated by a half, with a power spectrum ~ |k|^-3: clouds without edges."""
     frequency = np.hypot(np.fft.fftfreq(size_px)[:, None], np.fft.rfftfreq(size_px))
     frequency[0, 0] = np.inf
@@ -106,7 +114,7 @@ def gaussian_field(size_px: int, rng: np.random.Generator) -> Maps:
     return 1 - _stretch(0.5 * first + np.sqrt(0.75) * second), first
 
 
-def siemens_star(size_px: int, rng: np.random.Generator) -> Maps:
+def draw_siemens_star(size_px: int, rng: np.random.Generator) -> Maps:
     """36 spokes around the centre, broken by rings, turned by a random angle; what is metal delays and absorbs.
 
     Edges are anti-aliased analytically: a pixel's value is its signed distance to the edge, cut to one pixel, so that
@@ -116,25 +124,25 @@ def siemens_star(size_px: int, rng: np.random.Generator) -> Maps:
     y, x = np.meshgrid(*[np.arange(size_px) - (size_px - 1) / 2] * 2, indexing="ij")
     radius = np.hypot(y, x)
     turns = (np.arctan2(y, x) + rng.uniform(0, 2 * np.pi)) * spokes / (2 * np.pi)
-    spoke = _cut((0.25 - np.abs(turns - np.round(turns))) * 2 * np.pi * radius / spokes)
+    spoke = _cover_pixel((0.25 - np.abs(turns - np.round(turns))) * 2 * np.pi * radius / spokes)
     gap_px = np.maximum(0.02 * size_px, 1.0)
-    gaps = [_cut(gap_px / 2 - np.abs(radius - fraction * outer_px)) for fraction in (0.25, 0.5, 0.75)]
-    metal = spoke * (1 - np.max(gaps, axis=0)) * _cut(outer_px - radius)
-    rim = _cut(gap_px / 2 - np.abs(radius - outer_px))
+    gaps = [_cover_pixel(gap_px / 2 - np.abs(radius - fraction * outer_px)) for fraction in (0.25, 0.5, 0.75)]
+    metal = spoke * (1 - np.max(gaps, axis=0)) * _cover_pixel(outer_px - radius)
+    rim = _cover_pixel(gap_px / 2 - np.abs(radius - outer_px))
     metal = np.maximum(metal, rim)
     return 1 - metal, metal
 
 
-def natural(size_px: int, rng: np.random.Generator) -> Maps:
+def draw_photographs(size_px: int, rng: np.random.Generator) -> Maps:
     """Two different photographs from scikit-image, one for the transmission and one for the phase.
 
     Squares are cut out at random and resized; the images lie in scikit-image's wheel, nothing is downloaded.
     """
     first, second = rng.choice(len(_PHOTOGRAPHS), size=2, replace=False)
-    return _photograph(_PHOTOGRAPHS[first], size_px, rng), _photograph(_PHOTOGRAPHS[second], size_px, rng)
+    return _load_photograph(_PHOTOGRAPHS[first], size_px, rng), _load_photograph(_PHOTOGRAPHS[second], size_px, rng)
 
 
-def _photograph(name: str, size_px: int, rng: np.random.Generator) -> Map:
+def _load_photograph(name: str, size_px: int, rng: np.random.Generator) -> Map:
     from skimage import color, data, transform  # a second to import, needed for one kind only
 
     resize: Callable[..., np.ndarray] = transform.resize
@@ -155,7 +163,7 @@ def _mix(thickness: np.ndarray | float, other: np.ndarray | float) -> np.ndarray
     return np.asarray(0.5 * thickness + 0.5 * other)
 
 
-def _cut(distance_px: np.ndarray) -> np.ndarray:
+def _cover_pixel(distance_px: np.ndarray) -> np.ndarray:
     """Coverage of a pixel whose centre lies this far inside an edge."""
     return np.clip(distance_px + 0.5, 0, 1)
 
@@ -166,15 +174,15 @@ def _stretch(values: np.ndarray) -> Map:
     return np.ones_like(values) if highest == lowest else (values - lowest) / (highest - lowest)
 
 
-def _finish(values: np.ndarray) -> Map:
+def _blur_and_stretch(values: np.ndarray) -> Map:
     """Band-limit, then stretch: after the blur, so that the asked-for range is the range that comes out."""
     return _stretch(ndimage.gaussian_filter(values, BLUR_SIGMA_PX, mode="reflect"))
 
 
 _KINDS: dict[str, Callable[[int, np.random.Generator], Maps]] = {
-    "dead_leaves": dead_leaves,
-    "lines": lines,
-    "gaussian_field": gaussian_field,
-    "siemens_star": siemens_star,
-    "natural": natural,
+    "dead_leaves": draw_dead_leaves,
+    "lines": draw_lines,
+    "gaussian_field": draw_gaussian_field,
+    "siemens_star": draw_siemens_star,
+    "natural": draw_photographs,
 }

@@ -10,7 +10,7 @@ from jaxtyping import Float64
 from torchptycho.core.config import SimulateConfig
 from torchptycho.core.errors import ConfigError
 
-__all__ = ["check_positions", "fermat", "make_positions", "random", "raster"]
+__all__ = ["check_positions", "make_fermat_spiral", "make_positions", "make_random", "make_raster"]
 
 _GOLDEN_ANGLE_RAD = np.pi * (3 - np.sqrt(5))
 
@@ -43,15 +43,15 @@ def make_positions(config: SimulateConfig, rng: np.random.Generator, shape_px: t
     low_px = np.array([config.n_px / 2, config.n_px / 2])
     span_px = np.array([height, width]) - config.n_px - 1.0
     if config.position_kind == "raster":
-        offset_px = raster(config.n_frames, span_px, config.position_jitter_px, rng)
+        offset_px = make_raster(config.n_frames, span_px, config.position_jitter_px, rng)
     elif config.position_kind == "fermat":
-        offset_px = fermat(config.n_frames, span_px, rng)
+        offset_px = make_fermat_spiral(config.n_frames, span_px, rng)
     else:
-        offset_px = random(config.n_frames, span_px, rng)
+        offset_px = make_random(config.n_frames, span_px, rng)
     return np.asarray(low_px + np.clip(offset_px, 0, span_px))
 
 
-def raster(count: int, span_px: np.ndarray, jitter_px: float, rng: np.random.Generator) -> Positions:
+def make_raster(count: int, span_px: np.ndarray, jitter_px: float, rng: np.random.Generator) -> Positions:
     """At least `count` points in rows over (0, 0) ... `span_px`, steps about equal both ways, each point jittered.
 
     The rows keep off the edges by the jitter (or by half the span, where that is less).
@@ -66,7 +66,7 @@ def raster(count: int, span_px: np.ndarray, jitter_px: float, rng: np.random.Gen
     return np.asarray(margin + grid * (span_px - 2 * margin) + rng.uniform(-1, 1, size=grid.shape) * margin)
 
 
-def fermat(count: int, span_px: np.ndarray, rng: np.random.Generator) -> Positions:
+def make_fermat_spiral(count: int, span_px: np.ndarray, rng: np.random.Generator) -> Positions:
     """`count` points of Vogel's spiral r = c sqrt(n), golden angle apart, that fill the rectangle (0, 0) ... `span_px`.
 
     The spiral begins in the middle at a random angle; c is the largest for which `count` of its points fall inside.
@@ -84,7 +84,7 @@ def fermat(count: int, span_px: np.ndarray, rng: np.random.Generator) -> Positio
     return np.asarray(span_px / 2 + inside / max(float(limit), 1e-12))
 
 
-def random(count: int, span_px: np.ndarray, rng: np.random.Generator) -> Positions:
+def make_random(count: int, span_px: np.ndarray, rng: np.random.Generator) -> Positions:
     """`count` independent points, evenly distributed over (0, 0) ... `span_px`."""
     return np.asarray(rng.random((count, 2)) * span_px)
 

@@ -17,13 +17,13 @@ from scipy.special import eval_hermite, j0
 from torchptycho.core.config import SimulateConfig
 from torchptycho.core.errors import ConfigError
 
-__all__ = ["border_fraction", "disk", "gaussian", "make_probe", "to_gauge", "zone_plate"]
+__all__ = ["border_fraction", "disk", "gaussian", "make_probe", "scale_to_photons", "zone_plate"]
 
 _APERTURE_START, _APERTURE_STOP = 0.3, 0.45
 _MAX_DIAMETER = _APERTURE_START + _APERTURE_STOP
 
 # Zone plate: radius of the central stop and width of the soft rim, relative to the radius of the pupil.
-_STOP, _RIM = 0.3, 0.4
+_CENTRAL_STOP, _SOFT_RIM = 0.3, 0.4
 _NYQUIST = 0.5
 
 
@@ -53,15 +53,15 @@ def make_probe(config: SimulateConfig) -> Complex64[np.ndarray, "p n n"]:
     else:
         shape: Callable[[np.ndarray, float], np.ndarray] = disk if config.probe_kind == "disk" else gaussian
         first = shape(radius_px, diameter_px).astype(np.complex128)
-    first = first * _fall((radius_px / n_px - _APERTURE_START) / (_APERTURE_STOP - _APERTURE_START))
-    modes = _modes(first, 2 * y / diameter_px, 2 * x / diameter_px, config.probe_modes)
-    return to_gauge(modes, config.photons_per_frame)
+    first = first * _raised_cosine((radius_px / n_px - _APERTURE_START) / (_APERTURE_STOP - _APERTURE_START))
+    modes = _make_modes(first, 2 * y / diameter_px, 2 * x / diameter_px, config.probe_modes)
+    return scale_to_photons(modes, config.photons_per_frame)
 
 
 def disk(radius_px: np.ndarray, diameter_px: float) -> np.ndarray:
     """Flat disc with a soft edge (raised cosine, a fifth of the diameter wide, at least 2 px), half way at its rim."""
     edge_px = max(0.2 * diameter_px, 2.0)
-    return _fall((radius_px - diameter_px / 2) / edge_px + 0.5)
+    return _raised_cosine((radius_px - diameter_px / 2) / edge_px + 0.5)
 
 
 def gaussian(radius_px: np.ndarray, diameter_px: float) -> np.ndarray:
@@ -100,7 +100,7 @@ def zone_plate(radius_px: np.ndarray, diameter_px: float, defocus_waves: float) 
     return np.asarray(field(radius_px))
 
 
-def to_gauge(probe: np.ndarray, photons_per_frame: float) -> Complex64[np.ndarray, "p n n"]:
+def scale_to_photons(probe: np.ndarray, photons_per_frame: float) -> Complex64[np.ndarray, "p n n"]:
     """Scale a probe so that the sum of |P|^2 over modes and pixels is the number of photons per frame."""
     wide = np.asarray(probe, dtype=np.complex128)
     wide = wide / np.abs(wide).max()
@@ -118,13 +118,13 @@ def _pupil_transform(rho: np.ndarray, defocus_waves: float) -> np.ndarray:
     """Fourier-Bessel transform of the pupil at rho = 2 pi q r."""
     # The integrand turns by less than half a radian from sample to sample.
     u = np.linspace(0, 1, 513 + int(2 * float(rho.max())) + int(80 * abs(defocus_waves)))
-    pupil = _fall((u - 1) / _RIM + 1) * (1 - _fall((u - _STOP) / _RIM + 0.5))
+    pupil = _raised_cosine((u - 1) / _SOFT_RIM + 1) * (1 - _raised_cosine((u - _CENTRAL_STOP) / _SOFT_RIM + 0.5))
     integrand = pupil * u * np.exp(2j * np.pi * defocus_waves * u**2)
     bessel = j0(rho[:, None] * u)
     return np.asarray((bessel @ integrand.real + 1j * (bessel @ integrand.imag)) * (u[1] - u[0]))
 
 
-def _modes(first: np.ndarray, y: np.ndarray, x: np.ndarray, count: int) -> np.ndarray:
+def _make_modes(first: np.ndarray, y: np.ndarray, x: np.ndarray, count: int) -> np.ndarray:
     if count == 1:
         return first[None]
     orders = sorted(((j, k) for j in range(count) for k in range(count) if j + k < count), key=lambda o: (sum(o), o))
@@ -141,6 +141,6 @@ def _centered_grid(n_px: int) -> tuple[np.ndarray, np.ndarray]:
     return axis[:, None] * np.ones(n_px), axis * np.ones((n_px, 1))
 
 
-def _fall(position: np.ndarray) -> np.ndarray:
+def _raised_cosine(position: np.ndarray) -> np.ndarray:
     """From 1 at position 0 to 0 at position 1, as a raised cosine."""
     return np.asarray(0.5 + 0.5 * np.cos(np.pi * np.clip(position, 0, 1)))

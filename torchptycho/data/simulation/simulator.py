@@ -16,7 +16,7 @@ from torchptycho.core.scan import ArrayFrames, Scan
 from torchptycho.core.versions import versions
 from torchptycho.data.simulation.objects import make_object
 from torchptycho.data.simulation.positions import check_positions, make_positions
-from torchptycho.data.simulation.probes import border_fraction, make_probe, to_gauge
+from torchptycho.data.simulation.probes import border_fraction, make_probe, scale_to_photons
 from torchptycho.io import read_probe
 from torchptycho.physics.diffraction import expected_counts
 from torchptycho.physics.noise import poisson_sample
@@ -24,13 +24,13 @@ from torchptycho.physics.patches import corner, extract
 
 __all__ = ["simulate"]
 
-_LOGGER = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 # Complex values of exit waves held at a time: 8 MiB in complex64, some ten times that with the intermediate results.
 _BATCH_ELEMENTS = 2**20
 
 # More than this part of the beam in the outer tenth of the frame is worth a word.
-_BORDER_WARNING = 0.01
+_MAX_BORDER_FRACTION = 0.01
 
 
 def simulate(
@@ -65,11 +65,11 @@ def simulate(
     if config.simulation_seed < 0:
         raise ConfigError(f"simulation_seed: expected 0 or more; found {config.simulation_seed}.")
     object_seed, position_seed, noise_seed = np.random.SeedSequence(config.simulation_seed).spawn(3)
-    modes = _beam(probe, config)
+    modes = _choose_probe(probe, config)
     if object is None:
         truth = make_object(config, np.random.default_rng(object_seed))
     else:
-        truth = _complex_array("object", object, "[H, W]", (2,))
+        truth = _to_complex_array("object", object, "[H, W]", (2,))
     height, width = truth.shape
     if positions_px is None:
         places = make_positions(config, np.random.default_rng(position_seed), (height, width))
@@ -77,8 +77,8 @@ def simulate(
         places = np.array(positions_px, dtype=np.float64)
         check_positions(places, config.n_px, (height, width))
     border = border_fraction(modes)
-    if border > _BORDER_WARNING:
-        _LOGGER.warning(
+    if border > _MAX_BORDER_FRACTION:
+        _log.warning(
             "%.1f %% of the beam reach the outer tenth of the frame of %d px and would wrap around; take a smaller "
             "beam or a larger frame.",
             100 * border,
@@ -86,7 +86,7 @@ def simulate(
         )
 
     generator = torch.Generator().manual_seed(int(noise_seed.generate_state(1, np.uint64)[0])) if config.noise else None
-    frames = _record(truth, modes, places, generator)
+    frames = _record_frames(truth, modes, places, generator)
     total = frames.sum(dtype=np.float64 if generator is None else np.uint64).item()
     given = [
         name
@@ -118,7 +118,7 @@ def simulate(
     )
 
 
-def _record(
+def _record_frames(
     truth: np.ndarray, modes: np.ndarray, positions_px: np.ndarray, generator: torch.Generator | None
 ) -> np.ndarray:
     """Frames [M, N, N] in batches; counts with a generator, expected counts in float32 without."""
@@ -153,16 +153,16 @@ def _check_countable(brightest: float) -> None:
         )
 
 
-def _beam(given: ArrayLike | None, config: SimulateConfig) -> np.ndarray:
+def _choose_probe(given: ArrayLike | None, config: SimulateConfig) -> np.ndarray:
     if given is not None:
-        return _given_probe(given, config)
+        return _validate_probe(given, config)
     if config.probe_file is not None:
-        return to_gauge(read_probe(config.probe_file, config.n_px), config.photons_per_frame)
+        return scale_to_photons(read_probe(config.probe_file, config.n_px), config.photons_per_frame)
     return make_probe(config)
 
 
-def _given_probe(probe: ArrayLike, config: SimulateConfig) -> np.ndarray:
-    modes = _complex_array("probe", probe, "[N, N] or [P, N, N]", (2, 3))
+def _validate_probe(probe: ArrayLike, config: SimulateConfig) -> np.ndarray:
+    modes = _to_complex_array("probe", probe, "[N, N] or [P, N, N]", (2, 3))
     if modes.shape[-2:] != (config.n_px, config.n_px):
         raise ConfigError(
             f"probe: expected {config.n_px} x {config.n_px} px, as n_px says; found shape {modes.shape}. "
@@ -170,10 +170,10 @@ def _given_probe(probe: ArrayLike, config: SimulateConfig) -> np.ndarray:
         )
     if not modes.any():
         raise ConfigError("probe: expected a beam; found zeros only.")
-    return to_gauge(modes.reshape(-1, config.n_px, config.n_px), config.photons_per_frame)
+    return scale_to_photons(modes.reshape(-1, config.n_px, config.n_px), config.photons_per_frame)
 
 
-def _complex_array(name: str, values: ArrayLike, expected: str, dimensions: tuple[int, ...]) -> np.ndarray:
+def _to_complex_array(name: str, values: ArrayLike, expected: str, dimensions: tuple[int, ...]) -> np.ndarray:
     array = np.asarray(values)
     if array.ndim not in dimensions or array.size == 0 or array.dtype.kind not in "fciu":
         raise ConfigError(f"{name}: expected numbers {expected}; found {array.dtype} of shape {array.shape}.")

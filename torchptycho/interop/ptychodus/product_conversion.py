@@ -43,14 +43,20 @@ def scan_of_input(parameters: ReconstructInput) -> Scan:
     pixel = given.get_pixel_geometry()
     if given.num_layers != 1:
         raise ScanError(
-            name, "object", expected="an object of one layer", found=f"{given.num_layers} layers",
+            name,
+            "object",
+            expected="an object of one layer",
+            found=f"{given.num_layers} layers",
             remedy="Choose a multislice reconstructor.",
-        )  # fmt: skip
+        )
     if not (pixel.width_m > 0 and math.isclose(pixel.height_m, pixel.width_m, rel_tol=1e-3)):
         raise ScanError(
-            name, "object", expected="square pixels", found=f"{pixel.height_m:g} m x {pixel.width_m:g} m",
+            name,
+            "object",
+            expected="square pixels",
+            found=f"{pixel.height_m:g} m x {pixel.width_m:g} m",
             remedy="Resample the product; oblong pixels are not modelled.",
-        )  # fmt: skip
+        )
     geometry = given.get_geometry()
     rows = geometry.map_probe_positions_to_object_y_px(product.probe_positions)
     columns = geometry.map_probe_positions_to_object_x_px(product.probe_positions)

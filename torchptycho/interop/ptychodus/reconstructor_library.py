@@ -90,18 +90,25 @@ class TorchptychoReconstructorLibrary(PtychoPINNTorchReconstructorLibrary):
                 )
             values, config = self._told(mode)
             return ReconstructJob(
-                mode=mode, config=config, checkpoint=model, parameters=parameters, goal=self._epochs(),
+                mode=mode,
+                config=config,
+                checkpoint=model,
+                parameters=parameters,
+                goal=self._epochs(),
                 visible_gpus=values["Training.visible_gpu_indices"],
-            )  # fmt: skip
+            )
 
         def training(input_path: Path, output_path: Path) -> TrainJob:
             values, config = self._told(mode)
             tell_without_effect({k: value for k, value in values.items() if value != self._defaults[k]}, mode)
             return TrainJob(
-                mode=mode, config=config, input_path=Path(input_path), output_path=Path(output_path),
+                mode=mode,
+                config=config,
+                input_path=Path(input_path),
+                output_path=Path(output_path),
                 subtract_mean_phase=mode == "Supervised" and values["Data.subtract_mean_phase"],
                 visible_gpus=values["Training.visible_gpu_indices"],
-            )  # fmt: skip
+            )
 
         return SubprocessReconstructor(
             name=mode,
@@ -124,10 +131,12 @@ class TorchptychoReconstructorLibrary(PtychoPINNTorchReconstructorLibrary):
             if start not in ("product", "nothing"):
                 raise ConfigError(f"Torchptycho.refine_start: expected product or nothing; found '{start}'.")
             return RefineJob(
-                config=config, parameters=parameters, from_product=start == "product",
+                config=config,
+                parameters=parameters,
+                from_product=start == "product",
                 image_every_epochs=values["Torchptycho.refine_image_every_epochs"],
                 visible_gpus=values["Training.visible_gpu_indices"],
-            )  # fmt: skip
+            )
 
         return SubprocessReconstructor(
             name="Refine",

@@ -89,26 +89,50 @@ WITHOUT_EFFECT: dict[str, str] = {
     **{
         f"Model.{name}": "the likelihood alone decides"
         for name in (
-            "auxiliary_amplitude_loss", "auxiliary_amplitude_loss_coeff", "auxiliary_phase_loss",
-            "auxiliary_phase_loss_coeff", "amplitude_variance_loss", "amplitude_variance_coeff",
+            "auxiliary_amplitude_loss",
+            "auxiliary_amplitude_loss_coeff",
+            "auxiliary_phase_loss",
+            "auxiliary_phase_loss_coeff",
+            "amplitude_variance_loss",
+            "amplitude_variance_coeff",
         )
     },
     **{
         f"Model.{name}": _OTHER_NETWORK
         for name in (
-            "cbam_encoder", "cbam_bottleneck", "cbam_decoder", "eca_encoder", "eca_decoder", "use_shared_decoder",
-            "spatial_decoder", "decoder_spatial_kernel", "decoder_last_c_outer_fraction", "use_batch_normalization",
-            "edge_pad", "offset",
+            "cbam_encoder",
+            "cbam_bottleneck",
+            "cbam_decoder",
+            "eca_encoder",
+            "eca_decoder",
+            "use_shared_decoder",
+            "spatial_decoder",
+            "decoder_spatial_kernel",
+            "decoder_last_c_outer_fraction",
+            "use_batch_normalization",
+            "edge_pad",
+            "offset",
         )
     },
     **{
         f"Training.{name}": _STAGES
         for name in (
-            "epochs_finetune", "finetune_gamma", "enable_staged_finetuning", "finetune_stage1_epochs",
-            "finetune_stage2_epochs", "finetune_stage3_epochs", "finetune_stage1_lr_decoder",
-            "finetune_stage2_lr_encoder_top", "finetune_stage2_lr_decoder", "finetune_stage2_lr_phase_head",
-            "finetune_stage3_lr_encoder_bottom", "finetune_stage3_lr_encoder_top", "finetune_stage3_lr_decoder",
-            "finetune_stage3_lr_phase_head", "finetune_skip_stage3", "finetune_early_stop_patience",
+            "epochs_finetune",
+            "finetune_gamma",
+            "enable_staged_finetuning",
+            "finetune_stage1_epochs",
+            "finetune_stage2_epochs",
+            "finetune_stage3_epochs",
+            "finetune_stage1_lr_decoder",
+            "finetune_stage2_lr_encoder_top",
+            "finetune_stage2_lr_decoder",
+            "finetune_stage2_lr_phase_head",
+            "finetune_stage3_lr_encoder_bottom",
+            "finetune_stage3_lr_encoder_top",
+            "finetune_stage3_lr_decoder",
+            "finetune_stage3_lr_phase_head",
+            "finetune_skip_stage3",
+            "finetune_early_stop_patience",
             "finetune_val_split",
         )
     },
@@ -122,7 +146,7 @@ WITHOUT_EFFECT: dict[str, str] = {
     "Inference.pad_eval": "the canvas holds every patch",
     "Inference.window": "what no frame reached is 0",
     "Inference.experiment_number": "one product is reconstructed",
-}  # fmt: skip
+}
 """Settings that change nothing here, and why."""
 
 OWN: dict[str, Any] = {
@@ -211,8 +235,11 @@ def _grouping(values: Mapping[str, Any]) -> dict[str, Any]:
     nearest = data["num_nearest_neighbors_for_quadrant_lookup" if quadrants else "num_nearest_neighbors_for_lookup"]
     bounds = [data[f"{axis}_{end}_bound"] for axis in "yx" for end in ("lower", "upper")]
     grouping: dict[str, Any] = {
-        "gridsize": rows, "quadrants": quadrants, "neighbor_count": nearest or None, "bounds": tuple(bounds),
-    }  # fmt: skip
+        "gridsize": rows,
+        "quadrants": quadrants,
+        "neighbor_count": nearest or None,
+        "bounds": tuple(bounds),
+    }
     if lookup == "Min_dist":
         grouping["min_distance_px"] = data["min_neighbor_distance"]
         grouping["max_distance_px"] = data["max_neighbor_distance"] or None

@@ -36,9 +36,12 @@ def find_training_files(path: Path) -> tuple[list[Path], list[Path]]:
     files = sorted(path.glob("*.npz")) or [file for file in [product] if file.is_file()]
     if not files:
         raise ScanError(
-            path, None, expected="train_data.npz, another NPZ of training data, or product.h5", found="none of them",
+            path,
+            None,
+            expected="train_data.npz, another NPZ of training data, or product.h5",
+            found="none of them",
             remedy="Export training data into this folder first.",
-        )  # fmt: skip
+        )
     return files, []
 
 

@@ -54,9 +54,13 @@ def train_network(job: TrainJob, queue: Outbox) -> None:
         for paths in (files, held_out)
     )
     result = train(
-        scans, config, _new_folder(job.output_path, job.mode), val_scans=val_scans, progress=False,
+        scans,
+        config,
+        _new_folder(job.output_path, job.mode),
+        val_scans=val_scans,
+        progress=False,
         callbacks=[_Losses(queue)],
-    )  # fmt: skip
+    )
     queue.put((TAG_MODEL_SAVED, str(result.checkpoint)))
 
 
@@ -95,11 +99,14 @@ def refine_product(job: RefineJob, queue: Outbox) -> None:
 
     show(
         refine(
-            scan_of_input(job.parameters), start, config=config.refine,
+            scan_of_input(job.parameters),
+            start,
+            config=config.refine,
             device=config.train.accelerator,
-            on_image=show, image_every_epochs=job.image_every_epochs,
+            on_image=show,
+            image_every_epochs=job.image_every_epochs,
         )
-    )  # fmt: skip
+    )
 
 
 class _Losses(Callback):

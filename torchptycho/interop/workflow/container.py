@@ -68,14 +68,25 @@ class PtychoDataContainer:
         }  # fmt: skip
         for name, (array, expected) in shapes.items():
             if array.shape != expected:
-                raise ScanError("PtychoDataContainer", name, expected=f"shape {expected}, as X of {X.shape} asks",
-                                found=f"{array.shape}", remedy="Cut all arrays alike.")  # fmt: skip
+                raise ScanError(
+                    "PtychoDataContainer",
+                    name,
+                    expected=f"shape {expected}, as X of {X.shape} asks",
+                    found=f"{array.shape}",
+                    remedy="Cut all arrays alike.",
+                )
         sources: dict[str, Source] = {
-            "X": lambda: original_layouts.channels_first(X), "Y_I": lambda: original_layouts.channels_first(Y_I),
-            "Y_phi": lambda: original_layouts.channels_first(Y_phi), "coords_nominal": coords_nominal,
-            "coords_true": coords_true, "nn_indices": nn_indices, "global_offsets": global_offsets,
-            "local_offsets": local_offsets, "probe": probeGuess, "norm_Y_I": np.asarray(norm_Y_I),
-        }  # fmt: skip
+            "X": lambda: original_layouts.channels_first(X),
+            "Y_I": lambda: original_layouts.channels_first(Y_I),
+            "Y_phi": lambda: original_layouts.channels_first(Y_phi),
+            "coords_nominal": coords_nominal,
+            "coords_true": coords_true,
+            "nn_indices": nn_indices,
+            "global_offsets": global_offsets,
+            "local_offsets": local_offsets,
+            "probe": probeGuess,
+            "norm_Y_I": np.asarray(norm_Y_I),
+        }
         self._begin(sources, YY_full, (b, c, n, n), None)
 
     @classmethod
@@ -112,15 +123,21 @@ class PtychoDataContainer:
         container = cls.__new__(cls)
         container._begin(
             {
-                "X": scaled, "Y_I": part(np.abs, 1.0), "Y_phi": part(np.angle, 0.0), "norm_Y_I": norm,
-                "coords_nominal": grouping.relative, "coords_true": grouping.relative, "probe": raw.probeGuess,
-                "nn_indices": grouping.nn_indices, "global_offsets": grouping.offsets,
+                "X": scaled,
+                "Y_I": part(np.abs, 1.0),
+                "Y_phi": part(np.angle, 0.0),
+                "norm_Y_I": norm,
+                "coords_nominal": grouping.relative,
+                "coords_true": grouping.relative,
+                "probe": raw.probeGuess,
+                "nn_indices": grouping.nn_indices,
+                "global_offsets": grouping.offsets,
                 "local_offsets": grouping.relative,
             },
             scan.truth,
             shape,
             scan,
-        )  # fmt: skip
+        )
         return container
 
     @classmethod
@@ -246,8 +263,13 @@ class PtychoDataContainer:
         """
         rows = self.frames_used
         if len(rows) < 2:
-            raise ScanError("PtychoDataContainer", "nn_indices", expected="at least 2 frames", found=f"{len(rows)}",
-                            remedy="Ask for more groups.")  # fmt: skip
+            raise ScanError(
+                "PtychoDataContainer",
+                "nn_indices",
+                expected="at least 2 frames",
+                found=f"{len(rows)}",
+                remedy="Ask for more groups.",
+            )
         return self._from_groups() if self._scan is None else _some_frames(self._scan, rows)
 
     def _from_groups(self) -> Scan:

@@ -86,15 +86,19 @@ def _architecture(value: Any, _: Values) -> Change:
         "spectral_resnet_bottleneck_net",
     )  # fmt: skip
     if value in others:
-        raise ConfigError(f"architecture: expected 'cnn' or a generator of torchptycho; found {value!r}, which is the "
-                          "original's alone. Leave it out for the default.")  # fmt: skip
+        raise ConfigError(
+            f"architecture: expected 'cnn' or a generator of torchptycho; found {value!r}, which is the "
+            "original's alone. Leave it out for the default."
+        )
     return {"model.generator": value}
 
 
 def _object_big(value: Any, given: Values) -> Change:
     if not value and _members(given) > 1:
-        raise ConfigError("object_big: expected True with gridsize above 1; found False. A patch is predicted for each "
-                          "frame of a group here, not one for all: use gridsize 1.")  # fmt: skip
+        raise ConfigError(
+            "object_big: expected True with gridsize above 1; found False. A patch is predicted for each "
+            "frame of a group here, not one for all: use gridsize 1."
+        )
     return {}
 
 

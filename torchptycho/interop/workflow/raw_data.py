@@ -61,8 +61,12 @@ class RawData:
         here = Path("RawData")
         m, rows = len(diff3d), range(len(diff3d))
         check_frame_shape(here, "diff3d", *diff3d.shape[1:])
-        columns = {"xcoords": xcoords, "ycoords": ycoords, "xcoords_start": xcoords_start,
-                   "ycoords_start": ycoords_start}  # fmt: skip
+        columns = {
+            "xcoords": xcoords,
+            "ycoords": ycoords,
+            "xcoords_start": xcoords_start,
+            "ycoords_start": ycoords_start,
+        }
         if scan_index is not None:
             columns["scan_index"] = scan_index
         for name, values in columns.items():
@@ -70,17 +74,29 @@ class RawData:
         probe = probe_modes(here, "probeGuess", probeGuess.astype(np.complex64), (diff3d.shape[1],))
         domain = (metadata or {}).get("domain")
         if domain not in (None, "counts", "amplitude"):
-            raise ScanError(here, "metadata", expected="'domain' to be 'counts' or 'amplitude'", found=f"{domain!r}",
-                            remedy="Correct it or leave it out.")  # fmt: skip
+            raise ScanError(
+                here,
+                "metadata",
+                expected="'domain' to be 'counts' or 'amplitude'",
+                found=f"{domain!r}",
+                remedy="Correct it or leave it out.",
+            )
         recorded = Recorded(
-            path=here, format="arrays", frames=ArrayFrames(diff3d), rows=rows,
-            positions=_pairs(ycoords, xcoords), unit="px", position_keys=("ycoords", "xcoords"),
-            nominal_positions_px=_pairs(ycoords_start, xcoords_start), probe=probe, domain=domain,
+            path=here,
+            format="arrays",
+            frames=ArrayFrames(diff3d),
+            rows=rows,
+            positions=_pairs(ycoords, xcoords),
+            unit="px",
+            position_keys=("ycoords", "xcoords"),
+            nominal_positions_px=_pairs(ycoords_start, xcoords_start),
+            probe=probe,
+            domain=domain,
             scan_id=None if scan_index is None else scan_index.astype(np.int64),
             truth=None if objectGuess is None else objectGuess.astype(np.complex64),
             truth_patches=None if Y is None else Y.astype(np.complex64),
             metadata={name: value for name, value in (metadata or {}).items() if name != "domain"},
-        )  # fmt: skip
+        )
         self._scan = scan_of(recorded, "given as arrays", ReadConfig())
 
     @classmethod
@@ -207,9 +223,16 @@ class RawData:
             GroupingError: the groups cannot be formed.
         """
         grouping = Grouping(
-            self, N, K=K, nsamples=nsamples, seed=seed, sequential_sampling=sequential_sampling, gridsize=gridsize,
-            enable_oversampling=enable_oversampling, neighbor_pool_size=neighbor_pool_size,
-        )  # fmt: skip
+            self,
+            N,
+            K=K,
+            nsamples=nsamples,
+            seed=seed,
+            sequential_sampling=sequential_sampling,
+            gridsize=gridsize,
+            enable_oversampling=enable_oversampling,
+            neighbor_pool_size=neighbor_pool_size,
+        )
         diffraction = original_layouts.channels_last(grouping.frames())
         patches = grouping.patches()
         return {
@@ -257,18 +280,26 @@ class Grouping:
         scan = raw.scan
         if scan.n_px != N:
             raise ScanError(
-                scan.source, "diff3d", expected=f"frames of N = {N} px, as asked for", found=f"N = {scan.n_px}",
+                scan.source,
+                "diff3d",
+                expected=f"frames of N = {N} px, as asked for",
+                found=f"N = {scan.n_px}",
                 remedy="Give the edge of the frames, or crop them as they are read: ReadConfig(crop_px=...).",
-            )  # fmt: skip
+            )
         if nsamples < 1 or K < 1 or gridsize < 1:
             raise ConfigError(f"nsamples, K, gridsize: expected at least 1; found {nsamples}, {K}, {gridsize}.")
         more = gridsize > 1 and nsamples > (n_subsample or scan.n_frames)
         config = GroupConfig(
-            gridsize=gridsize, n_groups=nsamples, sequential=sequential_sampling, oversample=enable_oversampling,
+            gridsize=gridsize,
+            n_groups=nsamples,
+            sequential=sequential_sampling,
+            oversample=enable_oversampling,
             neighbor_count=neighbor_pool_size if more and neighbor_pool_size is not None else K,
-            group_seed=0 if seed is None else seed, sampler="oracle", n_subsample=n_subsample,
+            group_seed=0 if seed is None else seed,
+            sampler="oracle",
+            n_subsample=n_subsample,
             subsample_seed=subsample_seed,
-        )  # fmt: skip
+        )
         self._raw, self._scan = raw, scan
         self._members = group(scan.positions_px, config).members
         self._narrow = gridsize > 1 and not more

@@ -20,7 +20,7 @@ from torchptycho.core.errors import ConfigError, ScanError
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.core.scan import Scan
 from torchptycho.data.grouping.neighbours import neighbor_count
-from torchptycho.data.inference_dataset import PlainBatch
+from torchptycho.data.inference_dataset import InferenceBatch
 from torchptycho.interop import original_layouts
 from torchptycho.interop.workflow.container import PtychoDataContainer
 from torchptycho.interop.workflow.original_config import Settings, names_of, read_settings
@@ -248,23 +248,24 @@ class _Keeper:
     def __init__(self) -> None:
         self.patches: list[Tensor] = []
         self.members: list[Tensor] = []
-        self.fresh: list[Tensor] = []
+        self.is_first: list[Tensor] = []
 
-    def __call__(self, batch: PlainBatch, patches: Tensor) -> None:
+    def __call__(self, batch: InferenceBatch, patches: Tensor) -> None:
         # By NumPy: what inference mode has made takes no part in anything later.
         self.patches.append(torch.from_numpy(patches.cpu().numpy().copy()))
         self.members.append(batch.members.cpu())
-        self.fresh.append(batch.fresh.cpu())
+        self.is_first.append(batch.is_first.cpu())
 
 
 def _train(scan: Scan, settings: Settings, out: str | Path | None, progress: bool) -> Results:
     if settings.n_px not in (None, scan.n_px):
         raise ScanError(
-            scan.source, "diff3d",
+            scan.source,
+            "diff3d",
             expected=f"frames of N = {settings.n_px} px, as configured",
             found=f"N = {scan.n_px}",
             remedy="Correct N, or crop the frames as they are read: ReadConfig(crop_px=...).",
-        )  # fmt: skip
+        )
     run = _no_more_than_there_are(settings.run, scan)
     folder = settings.output_dir if out is None else Path(out)
     with _run_folder(folder) as place:
@@ -301,8 +302,12 @@ def _no_more_than_there_are(run: RunConfig, scan: Scan) -> RunConfig:
     if group.n_groups is not None and group.n_groups > left and not group.oversample:
         changes["n_groups"] = None
     if changes:
-        _log.warning("%s: more wanted than the %d frames for training: %s; all are taken", scan.source, left,
-                     ", ".join(f"{name} {getattr(group, name)}" for name in changes))  # fmt: skip
+        _log.warning(
+            "%s: more wanted than the %d frames for training: %s; all are taken",
+            scan.source,
+            left,
+            ", ".join(f"{name} {getattr(group, name)}" for name in changes),
+        )
     return dataclasses.replace(run, group=dataclasses.replace(group, **changes))
 
 
@@ -346,9 +351,12 @@ def _predict(
     positions_px = laying.positions(scan.positions_px)
     if again:
         weight = module.stitch_weight(how.stitch_weight, how.training_scan).cpu() if window is None else window
-        mosaic = Mosaic(torch.from_numpy(positions_px), laying.patches(weight) if window is None else weight,
-                        agree_phases=run.reconstruct.agree_phases)  # fmt: skip
-        mosaic.add(patches, members, torch.cat(keeper.fresh))
+        mosaic = Mosaic(
+            torch.from_numpy(positions_px),
+            laying.patches(weight) if window is None else weight,
+            agree_phases=run.reconstruct.agree_phases,
+        )
+        mosaic.add(patches, members, torch.cat(keeper.is_first))
         pixel_m = image.object_pixel_m if laying.scale == 1 else None
         image = mosaic.finish().finish(pixel_m, image.provenance)
     where = positions_px[members.numpy()]

@@ -22,9 +22,11 @@ __all__ = ["read_cxi", "sniff_cxi"]
 _ENTRY, _DETECTOR = "entry_1", "entry_1/instrument_1/detector_1"
 _FRAMES = (f"{_DETECTOR}/data", f"{_ENTRY}/data_1/data")
 _TRANSLATION = (
-    f"{_ENTRY}/sample_1/geometry_1/translation", f"{_ENTRY}/data_1/translation", f"{_DETECTOR}/translation",
+    f"{_ENTRY}/sample_1/geometry_1/translation",
+    f"{_ENTRY}/data_1/translation",
+    f"{_DETECTOR}/translation",
     f"{_ENTRY}/sample_1/transformation_1/translation",
-)  # fmt: skip
+)
 _PROBE = (f"{_ENTRY}/instrument_1/source_1/illumination", f"{_ENTRY}/source_1/illumination")
 _EV_IN_J = 1.602176634e-19
 _SHORTEST_M, _LONGEST_M = 1e-12, 1e-5
@@ -59,8 +61,13 @@ def read_cxi(path: Path, config: ReadConfig) -> Recorded:
     with open_hdf5(path) as file:
         key, dataset = locate(file, path, *_FRAMES)
         if dataset is None:
-            raise ScanError(path, _FRAMES[0], expected="the frames, (M, H, W)", found="no such dataset",
-                            remedy="Perhaps it is a reconstruction; name the file with the frames.")  # fmt: skip
+            raise ScanError(
+                path,
+                _FRAMES[0],
+                expected="the frames, (M, H, W)",
+                found="no such dataset",
+                remedy="Perhaps it is a reconstruction; name the file with the frames.",
+            )
         stack = hdf5_stack(dataset, path, key)
         notes.append(f"frames in {key}, {dataset.shape} {dataset.dtype}" + _stored(dataset, len(stack.files)))
         m, height, width = stack.shape
@@ -114,8 +121,13 @@ def _basis(file: Any, path: Path, config: ReadConfig, notes: list[str]) -> tuple
     vectors = vectors.T if vectors.shape == (3, 2) else vectors
     lengths = np.linalg.norm(vectors, axis=-1)
     if vectors.shape != (2, 3) or not np.isfinite(lengths).all() or not (lengths > 0).all():
-        raise ScanError(path, f"{_DETECTOR}/basis_vectors", expected="two vectors of 3 components, (3, 2)",
-                        found=f"{vectors.tolist()}", remedy="Correct them, or leave them out.")  # fmt: skip
+        raise ScanError(
+            path,
+            f"{_DETECTOR}/basis_vectors",
+            expected="two vectors of 3 components, (3, 2)",
+            found=f"{vectors.tolist()}",
+            remedy="Correct them, or leave them out.",
+        )
     slow, fast = vectors / lengths[:, None]
     notes.append(f"basis_vectors: rows along {_axis(slow)}, columns along {_axis(fast)}")
     y, x = sizes.get("y_pixel_size", float(lengths[0])), sizes.get("x_pixel_size", float(lengths[1]))
@@ -131,9 +143,12 @@ def _square(path: Path, y: float | None, x: float | None, config: ReadConfig) ->
         return config.detector_pixel_m
     if not (y > 0 and x > 0 and math.isclose(y, x, rel_tol=1e-3)):
         raise ScanError(
-            path, "y_pixel_size', 'x_pixel_size", expected="square detector pixels", found=f"{y:.6g} m x {x:.6g} m",
+            path,
+            "y_pixel_size', 'x_pixel_size",
+            expected="square detector pixels",
+            found=f"{y:.6g} m x {x:.6g} m",
             remedy="Correct the file, or give --detector-pixel-m; oblong pixels are not modelled.",
-        )  # fmt: skip
+        )
     return y
 
 
@@ -142,13 +157,23 @@ def _translation(
 ) -> tuple[np.ndarray, str]:
     key, node = locate(file, path, *_TRANSLATION)
     if node is None:
-        raise ScanError(path, _TRANSLATION[0], expected="the translation of each frame, (M, 3) in metres",
-                        found="no such dataset", remedy="Add it, or describe the file in a mapping.")  # fmt: skip
+        raise ScanError(
+            path,
+            _TRANSLATION[0],
+            expected="the translation of each frame, (M, 3) in metres",
+            found="no such dataset",
+            remedy="Add it, or describe the file in a mapping.",
+        )
     moved = load_array(node, path, key)
     moved = moved.reshape(-1, moved.shape[-1]) if moved.ndim > 2 else moved
     if moved.dtype.kind not in "iuf" or moved.ndim != 2 or moved.shape[1] not in (2, 3):
-        raise ScanError(path, key, expected="(M, 3) real, x, y, z in metres", found=f"{moved.dtype} {moved.shape}",
-                        remedy="Correct it.")  # fmt: skip
+        raise ScanError(
+            path,
+            key,
+            expected="(M, 3) real, x, y, z in metres",
+            found=f"{moved.dtype} {moved.shape}",
+            remedy="Correct it.",
+        )
     moved = np.pad(moved.astype(np.float64), ((0, 0), (0, 3 - moved.shape[1])))
     beam = config.translation_sign * moved
     how = (
@@ -165,11 +190,15 @@ def _energy_eV(file: Any, path: Path, notes: list[str]) -> float | None:
     found = {
         name: load_number(node, path, name)
         for name in (
-            "instrument_1/beam_1/energy", "beam_1/energy", "instrument_1/beam_1/incident_energy",
-            "instrument_1/source_1/wavelength", "instrument_1/source_1/energy", "source_1/energy",
+            "instrument_1/beam_1/energy",
+            "beam_1/energy",
+            "instrument_1/beam_1/incident_energy",
+            "instrument_1/source_1/wavelength",
+            "instrument_1/source_1/energy",
+            "source_1/energy",
         )
         if (node := find(file, path, f"{_ENTRY}/{name}")) is not None
-    }  # fmt: skip
+    }
     for name, value in found.items():
         for energy, unit in _readings(name, value):
             if _SHORTEST_M <= energy_of_wavelength_eV(1.0) / energy <= _LONGEST_M:
@@ -177,11 +206,12 @@ def _energy_eV(file: Any, path: Path, notes: list[str]) -> float | None:
                 return energy
     if found:
         raise ScanError(
-            path, f"{_ENTRY}/instrument_1/source_1/energy",
+            path,
+            f"{_ENTRY}/instrument_1/source_1/energy",
             expected=f"a photon energy whose wavelength is within {_SHORTEST_M:g} to {_LONGEST_M:g} m",
             found=", ".join(f"{name} = {value:.6g}" for name, value in found.items()),
             remedy="Give it with --energy-eV.",
-        )  # fmt: skip
+        )
     return None
 
 
@@ -199,8 +229,13 @@ def _bad_pixels(file: Any, path: Path, shape: tuple[int, int], notes: list[str])
     if node is None:
         return None
     if node.dtype.kind not in "biu" or tuple(node.shape[-2:]) != shape or len(node.shape) not in (2, 3):
-        raise ScanError(path, key, expected=f"{shape} integers, 0 for a good pixel", found=f"{node.dtype} {node.shape}",
-                        remedy="Export a mask of the size of the frames.")  # fmt: skip
+        raise ScanError(
+            path,
+            key,
+            expected=f"{shape} integers, 0 for a good pixel",
+            found=f"{node.dtype} {node.shape}",
+            remedy="Export a mask of the size of the frames.",
+        )
     if len(node.shape) == 3:
         bad = np.zeros(shape, bool)
         for chunk in hdf5_stack(node, path, key).chunks(8) if node.dtype.kind != "b" else [load_array(node, path, key)]:
@@ -210,8 +245,13 @@ def _bad_pixels(file: Any, path: Path, shape: tuple[int, int], notes: list[str])
         bad = _is_bad(load_array(node, path, key))
     notes.append(f"{key}: {int(bad.sum())} pixel(s) with a CXI bit that means bad")
     if bad.all():
-        raise ScanError(path, key, expected="some good pixels (0)", found="none",
-                        remedy="Perhaps the mask is inverted: in CXI 0 is good.")  # fmt: skip
+        raise ScanError(
+            path,
+            key,
+            expected="some good pixels (0)",
+            found="none",
+            remedy="Perhaps the mask is inverted: in CXI 0 is good.",
+        )
     return bad
 
 

@@ -45,16 +45,26 @@ def read_mapped(path: Path, config: ReadConfig, mapping: MappingConfig) -> Recor
         at = place(mapping.probe)
         values = at.load()
         if values.dtype.kind not in "fc" or not np.isfinite(values).all():
-            raise ScanError(at.path, at.key, expected="finite complex numbers", found=f"{values.dtype} {values.shape}",
-                            remedy="Save the wave, not an image of it.")  # fmt: skip
+            raise ScanError(
+                at.path,
+                at.key,
+                expected="finite complex numbers",
+                found=f"{values.dtype} {values.shape}",
+                remedy="Save the wave, not an image of it.",
+            )
         probe = probe_modes(at.path, at.key, values.astype(np.complex64))
     bad = None
     if mapping.mask is not None:
         at = place(mapping.mask)
         values = at.load()
         if values.ndim != 2 or values.dtype.kind not in "biuf":
-            raise ScanError(at.path, at.key, expected="a mask (H, W)", found=f"{values.dtype} {values.shape}",
-                            remedy="Name another array.")  # fmt: skip
+            raise ScanError(
+                at.path,
+                at.key,
+                expected="a mask (H, W)",
+                found=f"{values.dtype} {values.shape}",
+                remedy="Name another array.",
+            )
         bad = (values == 0) if mapping.mask_good == "nonzero" else (values != 0)
     energy, distance, pixel = (
         None if text is None else _number(place(text))
@@ -74,28 +84,40 @@ def read_mapped(path: Path, config: ReadConfig, mapping: MappingConfig) -> Recor
         bad_pixels=bad,
         geometry=lengths(
             path,
-            energy_eV=None if energy is None else energy * _EV[mapping.energy_unit], distance_m=distance,
+            energy_eV=None if energy is None else energy * _EV[mapping.energy_unit],
+            distance_m=distance,
             detector_pixel_m=pixel,
         ),
         notes=(f"frames in {frames_at}", f"positions in {mapping.positions_unit}"),
         beside=tuple(place(text).path for text in _places(mapping)),
-    )  # fmt: skip
+    )
 
 
 def _places(mapping: MappingConfig) -> list[str]:
     """All that the mapping names."""
     named = (
-        mapping.frames, mapping.positions_y, mapping.positions_x, mapping.probe, mapping.mask, mapping.energy,
-        mapping.distance, mapping.detector_pixel,
-    )  # fmt: skip
+        mapping.frames,
+        mapping.positions_y,
+        mapping.positions_x,
+        mapping.probe,
+        mapping.mask,
+        mapping.energy,
+        mapping.distance,
+        mapping.detector_pixel,
+    )
     return [text for text in named if text is not None]
 
 
 def _vector(place: Place) -> np.ndarray:
     values = place.load()
     if values.dtype.kind not in "iuf" or values.ndim < 1 or values.size != max(values.shape):
-        raise ScanError(place.path, place.key or None, expected="one real number per frame",
-                        found=f"{values.dtype} {values.shape}", remedy="Name one column, as PATH[0].")  # fmt: skip
+        raise ScanError(
+            place.path,
+            place.key or None,
+            expected="one real number per frame",
+            found=f"{values.dtype} {values.shape}",
+            remedy="Name one column, as PATH[0].",
+        )
     return values.reshape(-1).astype(np.float64)
 
 
@@ -103,6 +125,11 @@ def _number(place: Place) -> float:
     values = place.load()
     number = float(values.astype(np.float64).mean()) if values.dtype.kind in "iuf" else float("nan")
     if not 0 < number < float("inf"):
-        raise ScanError(place.path, place.key or None, expected="a positive number", found=f"{number}",
-                        remedy="Correct it, or leave it out of the mapping.")  # fmt: skip
+        raise ScanError(
+            place.path,
+            place.key or None,
+            expected="a positive number",
+            found=f"{number}",
+            remedy="Correct it, or leave it out of the mapping.",
+        )
     return number

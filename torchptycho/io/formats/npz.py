@@ -95,7 +95,7 @@ def read_npz(path: Path, config: ReadConfig) -> Recorded:
             f"positions in {keys[0]}, {keys[1]}, in object pixels",
             "_metadata is there" if metadata else "no _metadata",
         ),
-    )  # fmt: skip
+    )
 
 
 def write_npz(scan: Scan, path: Path, *, compressed: bool = True) -> None:
@@ -108,16 +108,28 @@ def write_npz(scan: Scan, path: Path, *, compressed: bool = True) -> None:
         ScanError: the frames fail `checked_chunks`, the metadata is not plain, or the place cannot be written to.
     """
     known = {key: value for key in _LENGTHS if (value := getattr(scan.geometry, key)) is not None}
-    metadata = {key: value for key, value in scan.metadata.items() if key not in _RESERVED} | known | {
-        "domain": scan.domain, "probe_is_calibrated": scan.probe_is_calibrated, "frames_axis": 0,
-        "format": _FORMAT, "format_version": _FORMAT_VERSION,
-    }  # fmt: skip
+    metadata = (
+        {key: value for key, value in scan.metadata.items() if key not in _RESERVED}
+        | known
+        | {
+            "domain": scan.domain,
+            "probe_is_calibrated": scan.probe_is_calibrated,
+            "frames_axis": 0,
+            "format": _FORMAT,
+            "format_version": _FORMAT_VERSION,
+        }
+    )
     text = dump_json(metadata, scan.source, "_metadata")
     small = {
-        "xcoords": scan.positions_px[:, 1], "ycoords": scan.positions_px[:, 0], "probeGuess": scan.probe,
-        "scan_index": scan.scan_id, "objectGuess": scan.truth, "Y": scan.truth_patches,
-        "mask": None if scan.mask.all() else scan.mask, "_metadata": np.array(text),
-    }  # fmt: skip
+        "xcoords": scan.positions_px[:, 1],
+        "ycoords": scan.positions_px[:, 0],
+        "probeGuess": scan.probe,
+        "scan_index": scan.scan_id,
+        "objectGuess": scan.truth,
+        "Y": scan.truth_patches,
+        "mask": None if scan.mask.all() else scan.mask,
+        "_metadata": np.array(text),
+    }
     if scan.nominal_positions_px is not None:
         small |= {"xcoords_start": scan.nominal_positions_px[:, 1], "ycoords_start": scan.nominal_positions_px[:, 0]}
     method = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
@@ -143,9 +155,12 @@ def _refuse_newer_format(path: Path, metadata: dict[str, Any]) -> None:
     version = metadata.get("format_version", 0)
     if metadata.get("format") == _FORMAT and not (isinstance(version, int) and version <= _FORMAT_VERSION):
         raise ScanError(
-            path, "_metadata", expected=f"{_FORMAT} version {_FORMAT_VERSION} or older",
-            found=f"version {version}", remedy="Update torchptycho.",
-        )  # fmt: skip
+            path,
+            "_metadata",
+            expected=f"{_FORMAT} version {_FORMAT_VERSION} or older",
+            found=f"version {version}",
+            remedy="Update torchptycho.",
+        )
 
 
 def _frames_member(archive: NpzArchive, metadata: dict[str, Any]) -> tuple[Member, int]:
@@ -156,9 +171,12 @@ def _frames_member(archive: NpzArchive, metadata: dict[str, Any]) -> tuple[Membe
     member = archive.member(key)
     if len(member.shape) != 3:
         raise ScanError(
-            archive.path, key, expected="a stack of frames (M, N, N)", found=f"an array of shape {member.shape}",
+            archive.path,
+            key,
+            expected="a stack of frames (M, N, N)",
+            found=f"an array of shape {member.shape}",
             remedy="Reshape it; axes of length 1 must go, and a single frame is not a scan.",
-        )  # fmt: skip
+        )
     if member.dtype.kind not in "iuf":
         remedy = "Save |F|^2 as counts, or |F| as amplitude." if member.dtype.kind == "c" else "Save the counts."
         raise ScanError(
@@ -174,11 +192,13 @@ def _frame_axis(archive: NpzArchive, member: Member, metadata: dict[str, Any]) -
     a, b, c = member.shape
     if a == b == c:
         raise ScanError(
-            archive.path, member.key, expected="a stack whose axes can be told apart",
+            archive.path,
+            member.key,
+            expected="a stack whose axes can be told apart",
             found=f"shape {member.shape}: as many frames as pixels along an edge, so (M, N, N) and the old order "
             "(N, N, M) look the same",
-            remedy='Add the entry "frames_axis": 0 for (M, N, N), or 2 for (N, N, M), to the JSON in \'_metadata\'.',
-        )  # fmt: skip
+            remedy="Add the entry \"frames_axis\": 0 for (M, N, N), or 2 for (N, N, M), to the JSON in '_metadata'.",
+        )
     key = _position_keys(archive)[1]
     n_positions = archive.member(key).shape[0] if key in archive and archive.member(key).shape else a
     # Only the old order leaves the first two axes equal; the number of positions decides when neither fits.
@@ -190,9 +210,12 @@ def _per_frame(archive: NpzArchive, key: str, rows: range, n_in_file: int, *, cu
     member = archive.member(key)
     if member.dtype.kind not in "iuf" or len([length for length in member.shape if length != 1]) > 1:
         raise ScanError(
-            archive.path, key, expected=f"one real number per frame, ({n_in_file},)",
-            found=f"{member.dtype} {member.shape}", remedy="Save it as a vector.",
-        )  # fmt: skip
+            archive.path,
+            key,
+            expected=f"one real number per frame, ({n_in_file},)",
+            found=f"{member.dtype} {member.shape}",
+            remedy="Save it as a vector.",
+        )
     n = int(np.prod(member.shape))
     check_count(archive.path, key, n, n_in_file, rows, cut=cut)
     return archive.load(key).reshape(-1)[rows.start : rows.stop : rows.step]
@@ -255,9 +278,12 @@ def _truth(archive: NpzArchive) -> np.ndarray | None:
     member = archive.member(key)
     if len(member.shape) != 2 or member.dtype.kind != "c":
         raise ScanError(
-            archive.path, key, expected="a complex object (H, W)", found=f"{member.dtype} {member.shape}",
+            archive.path,
+            key,
+            expected="a complex object (H, W)",
+            found=f"{member.dtype} {member.shape}",
             remedy="Save amplitude * exp(1j * phase), or leave it out: it is optional.",
-        )  # fmt: skip
+        )
     with np.errstate(over="ignore"):
         truth = archive.load(key).astype(np.complex64)
     if not np.isfinite(truth).all():
@@ -281,9 +307,12 @@ def _truth_patches(
         axis = next((axis for axis in stacks if member.shape[axis] > rows[-1]), None)
     if axis is None or member.dtype.kind != "c":
         raise ScanError(
-            archive.path, key, expected=f"complex object patches {(n_in_file, n_px, n_px)}",
-            found=f"{member.dtype} {member.shape}", remedy="Leave it out: it is optional.",
-        )  # fmt: skip
+            archive.path,
+            key,
+            expected=f"complex object patches {(n_in_file, n_px, n_px)}",
+            found=f"{member.dtype} {member.shape}",
+            remedy="Leave it out: it is optional.",
+        )
     return select(open_stack(archive, member, axis), rows)[:]
 
 
@@ -295,9 +324,12 @@ def _geometry(path: Path, metadata: dict[str, Any]) -> Geometry:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
             unit = key.rsplit("_", 1)[-1] if key in known else "photons"
             raise ScanError(
-                path, "_metadata", expected=f"'{key}' to be a positive number in {unit}", found=f"{value!r}",
+                path,
+                "_metadata",
+                expected=f"'{key}' to be a positive number in {unit}",
+                found=f"{value!r}",
                 remedy="Correct it or leave it out.",
-            )  # fmt: skip
+            )
     return Geometry(**{key: float(value) for key, value in known.items()})
 
 
@@ -306,9 +338,12 @@ def _domain(path: Path, key: str, asked: Domain | None, metadata: dict[str, Any]
     if stated is not None:
         if stated not in ("counts", "amplitude"):
             raise ScanError(
-                path, "_metadata" if asked is None else key, expected="'domain' to be \"counts\" or \"amplitude\"",
-                found=f"{stated!r}", remedy="Correct it, or say it with --domain.",
-            )  # fmt: skip
+                path,
+                "_metadata" if asked is None else key,
+                expected='\'domain\' to be "counts" or "amplitude"',
+                found=f"{stated!r}",
+                remedy="Correct it, or say it with --domain.",
+            )
         return cast(Domain, stated)
     if stack.dtype.kind in "iu":
         return "counts"
@@ -320,6 +355,9 @@ def _domain(path: Path, key: str, asked: Domain | None, metadata: dict[str, Any]
         _log.warning(
             "%s: '%s' is %s and is taken as amplitude, by the file contract, but the first %d frames hold whole "
             "numbers, as counts do. If they are counts, say so with --domain counts.",
-            path, key, stack.dtype, len(first),
-        )  # fmt: skip
+            path,
+            key,
+            stack.dtype,
+            len(first),
+        )
     return "amplitude"

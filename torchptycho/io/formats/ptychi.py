@@ -84,16 +84,20 @@ def _pair(path: Path) -> tuple[Path, Path]:
     partner = path.with_name(f"{start}{other}{end}")
     if not found or not partner.is_file():
         raise ScanError(
-            path, None, expected=f"the other half of the pair, {partner.name if found else 'NAME_dp and NAME_para'}",
-            found="no such file", remedy=f"Put it beside this one, its name with '{other}' in the place of '{own}'.",
-        )  # fmt: skip
+            path,
+            None,
+            expected=f"the other half of the pair, {partner.name if found else 'NAME_dp and NAME_para'}",
+            found="no such file",
+            remedy=f"Put it beside this one, its name with '{other}' in the place of '{own}'.",
+        )
     if not file_head(partner).startswith(MAGIC):
         raise ScanError(partner, None, expected="HDF5", found="another format", remedy="Export it again.")
     halves = (path, partner) if has_frames else (partner, path)
     with open_hdf5(halves[0]) as file:
         if find(file, halves[0], "dp") is None:
-            raise ScanError(halves[0], "dp", expected="the frames, (M, H, W)", found="no such dataset",
-                            remedy="Export it again.")  # fmt: skip
+            raise ScanError(
+                halves[0], "dp", expected="the frames, (M, H, W)", found="no such dataset", remedy="Export it again."
+            )
     return halves
 
 
@@ -113,10 +117,12 @@ def _object(file: Any, path: Path) -> tuple[float, np.ndarray | None, tuple[int,
     pixel_m = attribute(file, path, "pixel_size_m", "object_pixel_size_m") if pixel_m is None else pixel_m
     if node is None or len(node.shape) not in (2, 3) or not isinstance(pixel_m, int | float) or not pixel_m > 0:
         raise ScanError(
-            path, "object", expected="an object (layers, H, W) with its attribute pixel_height_m",
+            path,
+            "object",
+            expected="an object (layers, H, W) with its attribute pixel_height_m",
             found="none" if node is None else f"{node.shape}, pixel {pixel_m}",
             remedy="It says how metres become pixels; export it again, or describe the pair in a mapping.",
-        )  # fmt: skip
+        )
     values = load_complex(node, path, "object")
     shape = (int(values.shape[-2]), int(values.shape[-1]))
     return float(pixel_m), values.reshape(shape) if values.size == shape[0] * shape[1] else None, shape

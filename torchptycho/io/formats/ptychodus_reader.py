@@ -66,8 +66,7 @@ def _content(path: Path) -> Iterator[_Content]:
                     values = archive.load(name)
                     if values.size != 1 or not np.isfinite(values).all():
                         found = f"{values.dtype} {values.shape}"
-                        raise ScanError(path, name, expected="one finite number", found=found,
-                                        remedy="Correct it.")  # fmt: skip
+                        raise ScanError(path, name, expected="one finite number", found=found, remedy="Correct it.")
                     return float(values.reshape(-1)[0])
             return None
 
@@ -177,8 +176,13 @@ def _cast(frames: Frames) -> Frames:
 def _number(content: _Content, *names: str, default: float | None = None) -> float:
     value = content.value(*names)
     if isinstance(value, str) or (value is None and default is None):
-        raise ScanError(content.path, names[0], expected="a number", found="none" if value is None else repr(value),
-                        remedy="Export the product again.")  # fmt: skip
+        raise ScanError(
+            content.path,
+            names[0],
+            expected="a number",
+            found="none" if value is None else repr(value),
+            remedy="Export the product again.",
+        )
     return float(default if value is None and default is not None else value)  # type: ignore[arg-type]
 
 
@@ -186,9 +190,12 @@ def _pixel(content: _Content, owner: str) -> float:
     height, width = (_number(content, f"{owner}_pixel_{name}_m") for name in ("height", "width"))
     if not (height > 0 and math.isclose(height, width, rel_tol=1e-3)):
         raise ScanError(
-            content.path, f"{owner}_pixel_height_m", expected="square pixels", found=f"{height:g} m x {width:g} m",
+            content.path,
+            f"{owner}_pixel_height_m",
+            expected="square pixels",
+            found=f"{height:g} m x {width:g} m",
             remedy="Resample the product; oblong pixels are not modelled.",
-        )  # fmt: skip
+        )
     return height
 
 
@@ -198,12 +205,18 @@ def _positions(content: _Content, notes: list[str]) -> tuple[np.ndarray, np.ndar
     for name, array in zip(_POSITIONS, arrays, strict=True):
         if array is None or array.ndim != 1 or array.dtype.kind not in "iuf" or array.shape != arrays[0].shape:  # type: ignore[union-attr]
             found = "none" if array is None else f"{array.dtype} {array.shape}"
-            raise ScanError(content.path, name, expected="one number per position, as many as indexes", found=found,
-                            remedy="Export the product again.")  # fmt: skip
+            raise ScanError(
+                content.path,
+                name,
+                expected="one number per position, as many as indexes",
+                found=found,
+                remedy="Export the product again.",
+            )
     raw, x, y = (np.asarray(array) for array in arrays)
     if raw.dtype.kind == "f":
-        raise ScanError(content.path, _POSITIONS[0], expected="integers", found=f"{raw.dtype}",
-                        remedy="Export the product again.")  # fmt: skip
+        raise ScanError(
+            content.path, _POSITIONS[0], expected="integers", found=f"{raw.dtype}", remedy="Export the product again."
+        )
     indexes, where, counts = np.unique(raw.astype(np.int64), return_inverse=True, return_counts=True)
     positions = np.zeros((len(indexes), 2))
     np.add.at(positions, where, np.stack([y, x], axis=1).astype(np.float64))
@@ -217,8 +230,13 @@ def _object(content: _Content, notes: list[str]) -> tuple[np.ndarray | None, tup
     array = content.array("object")
     if array is None or array.ndim not in (2, 3):
         found = "none" if array is None else f"{array.shape}"
-        raise ScanError(content.path, "object", expected="an object (layers, H, W)", found=found,
-                        remedy="Its size says where the positions are; export the product again.")  # fmt: skip
+        raise ScanError(
+            content.path,
+            "object",
+            expected="an object (layers, H, W)",
+            found=found,
+            remedy="Its size says where the positions are; export the product again.",
+        )
     shape = (int(array.shape[-2]), int(array.shape[-1]))
     if array.ndim == 3 and len(array) > 1:
         notes.append(f"an object of {len(array)} layers is left out")
@@ -228,8 +246,13 @@ def _object(content: _Content, notes: list[str]) -> tuple[np.ndarray | None, tup
 
 def _complex(path: Path, key: str, array: np.ndarray) -> np.ndarray:
     if array.dtype.kind not in "fc":
-        raise ScanError(path, key, expected="complex numbers", found=f"{array.dtype} {array.shape}",
-                        remedy="Export the product again.")  # fmt: skip
+        raise ScanError(
+            path,
+            key,
+            expected="complex numbers",
+            found=f"{array.dtype} {array.shape}",
+            remedy="Export the product again.",
+        )
     with np.errstate(over="ignore"):
         values = array.astype(np.complex64)
     if not np.isfinite(values).all():
@@ -249,8 +272,13 @@ def _frames(
         with _hdf5(file_path) as file:
             node = find(file, file_path, "patterns")
             if node is None:
-                raise ScanError(file_path, "patterns", expected="the frames, (M, H, W)", found="no such dataset",
-                                remedy="Name a diffraction file of Ptychodus with --diffraction FILE.")  # fmt: skip
+                raise ScanError(
+                    file_path,
+                    "patterns",
+                    expected="the frames, (M, H, W)",
+                    found="no such dataset",
+                    remedy="Name a diffraction file of Ptychodus with --diffraction FILE.",
+                )
             stack = hdf5_stack(node, file_path, "patterns")
             sizes = [attribute(node, file_path, f"detector_pixel_{name}_m") for name in ("height", "width")]
             pixel_m = float(sizes[0]) if isinstance(sizes[0], int | float) and sizes[0] > 0 else None
@@ -269,16 +297,24 @@ def _frames(
                 same = len(indexes) == stack.shape[0]
                 return stack, _indexes(path, indexes if same else None, stack.shape[0]), None, None, stack.key
     raise ScanError(
-        path, None, expected=f"the frames in {' or '.join(str(file) for file in named)}", found="no such file",
+        path,
+        None,
+        expected=f"the frames in {' or '.join(str(file) for file in named)}",
+        found="no such file",
         remedy="A product has no frames of its own: name their file with --diffraction FILE.",
-    )  # fmt: skip
+    )
 
 
 @contextmanager
 def _hdf5(path: Path) -> Iterator[Any]:
     if not file_head(path).startswith(MAGIC):
-        raise ScanError(path, None, expected="a diffraction file (HDF5)", found="another format",
-                        remedy="Name a diffraction file of Ptychodus with --diffraction FILE.")  # fmt: skip
+        raise ScanError(
+            path,
+            None,
+            expected="a diffraction file (HDF5)",
+            found="another format",
+            remedy="Name a diffraction file of Ptychodus with --diffraction FILE.",
+        )
     with open_hdf5(path) as file:
         yield file
 
@@ -287,17 +323,25 @@ def _indexes(path: Path, values: np.ndarray | None, m: int) -> np.ndarray:
     if values is None:
         return np.arange(m)
     if values.shape != (m,) or values.dtype.kind not in "iu":
-        raise ScanError(path, "indexes", expected=f"{m} integers, one per frame",
-                        found=f"{values.dtype} {values.shape}",
-                        remedy="Export the frames again.")  # fmt: skip
+        raise ScanError(
+            path,
+            "indexes",
+            expected=f"{m} integers, one per frame",
+            found=f"{values.dtype} {values.shape}",
+            remedy="Export the frames again.",
+        )
     return values.astype(np.int64)
 
 
 def _bad(path: Path, values: np.ndarray | None) -> np.ndarray | None:
     if values is not None and (values.ndim != 2 or values.dtype.kind not in "biu"):
-        raise ScanError(path, "bad_pixels", expected="(H, W) boolean, True = bad",
-                        found=f"{values.dtype} {values.shape}",
-                        remedy="Export the frames again.")  # fmt: skip
+        raise ScanError(
+            path,
+            "bad_pixels",
+            expected="(H, W) boolean, True = bad",
+            found=f"{values.dtype} {values.shape}",
+            remedy="Export the frames again.",
+        )
     return None if values is None else values.astype(bool)
 
 
@@ -310,8 +354,10 @@ def _paired(
     known = (place < len(indexes)) & (indexes[np.minimum(place, len(indexes) - 1)] == frame_indexes[rows])
     if known.sum() < 2:
         raise ScanError(
-            path, _POSITIONS[0], expected="frames and positions that share indexes",
+            path,
+            _POSITIONS[0],
+            expected="frames and positions that share indexes",
             found=f"{int(known.sum())} of {len(rows)} frames with a position",
             remedy="Is the diffraction file of another scan? Name the right one with --diffraction FILE.",
-        )  # fmt: skip
+        )
     return rows[known], place[known], {int(row): "no position has its index" for row in rows[~known]}

@@ -41,10 +41,12 @@ def write_product(scan: Scan, path: Path, *, as_npz: bool, compressed: bool = Tr
     missing = [name for name in ("energy_eV", "distance_m", "detector_pixel_m") if getattr(geometry, name) is None]
     if missing or geometry.object_pixel_m is None:
         raise ScanError(
-            scan.source, None, expected="the lengths that a product states in metres",
+            scan.source,
+            None,
+            expected="the lengths that a product states in metres",
             found=f"no {', no '.join(missing)}",
             remedy=f"Give them with {' '.join('--' + name.replace('_', '-') for name in missing)}.",
-        )  # fmt: skip
+        )
     pixel_m = geometry.object_pixel_m
     object, positions_m, center_m = _placed(scan, pixel_m)
     attributes: dict[str, Any] = {
@@ -114,9 +116,13 @@ def _write_frames(file: Any, scan: Scan, detector_pixel_m: float, *, compressed:
     m, n, _ = scan.frames.shape
     dtype = np.dtype(np.float32) if scan.domain == "amplitude" else working_dtype(scan.frames.dtype)
     patterns = file.create_dataset(
-        "patterns", (m, n, n), dtype, chunks=(min(m, frames_in(_CHUNK_BYTES, scan.frames)), n, n),
-        compression="gzip" if compressed else None, shuffle=compressed,
-    )  # fmt: skip
+        "patterns",
+        (m, n, n),
+        dtype,
+        chunks=(min(m, frames_in(_CHUNK_BYTES, scan.frames)), n, n),
+        compression="gzip" if compressed else None,
+        shuffle=compressed,
+    )
     patterns.attrs["detector_pixel_width_m"] = detector_pixel_m
     patterns.attrs["detector_pixel_height_m"] = detector_pixel_m
     file.create_dataset("indexes", data=np.arange(m))

@@ -57,9 +57,13 @@ def read_ptyd(path: Path, config: ReadConfig) -> Recorded:
             positions.append(places)
             bad = _with_weights(file, path, f"chunks/{name}/weights", stack.shape[1:], bad)
         if len({(stack.shape[1:], stack.dtype) for stack in stacks}) != 1:
-            raise ScanError(path, "chunks", expected="frames of one size and dtype",
-                            found=", ".join(f"{s.dtype} {s.shape}" for s in stacks),
-                            remedy="Export it again.")  # fmt: skip
+            raise ScanError(
+                path,
+                "chunks",
+                expected="frames of one size and dtype",
+                found=", ".join(f"{s.dtype} {s.shape}" for s in stacks),
+                remedy="Export it again.",
+            )
         for key in ("meta/weight2d", "common/weight2d"):
             bad = _with_weights(file, path, key, stacks[0].shape[1:], bad)
         numbers = {name: _number(file, path, name) for name in ("energy", "distance", "psize")}
@@ -84,26 +88,37 @@ def read_ptyd(path: Path, config: ReadConfig) -> Recorded:
         bad_pixels=bad,
         geometry=lengths(
             path,
-            energy_eV=None if energy is None else energy * _EV_IN_KEV, distance_m=numbers["distance"],
+            energy_eV=None if energy is None else energy * _EV_IN_KEV,
+            distance_m=numbers["distance"],
             detector_pixel_m=numbers["psize"],
         ),
         far_field=propagation is None or "near" not in propagation,
         notes=tuple(notes),
-    )  # fmt: skip
+    )
 
 
 def _chunk(file: Any, path: Path, name: str) -> tuple[Hdf5Frames, np.ndarray]:
     data, places = (find(file, path, f"chunks/{name}/{key}") for key in ("data", "positions"))
     for node, key in ((data, "data"), (places, "positions")):
         if node is None:
-            raise ScanError(path, f"chunks/{name}/{key}", expected="a dataset", found="none",
-                            remedy="Let PtyPy save the data with its positions (save='append').")  # fmt: skip
+            raise ScanError(
+                path,
+                f"chunks/{name}/{key}",
+                expected="a dataset",
+                found="none",
+                remedy="Let PtyPy save the data with its positions (save='append').",
+            )
     stack = hdf5_stack(data, path, f"chunks/{name}/data")
     key = f"chunks/{name}/positions"
     values = load_array(places, path, key)
     if values.ndim != 2 or values.shape[1] != 2 or values.dtype.kind not in "iuf":
-        raise ScanError(path, key, expected="(M, 2) real, (y, x) in metres", found=f"{values.dtype} {values.shape}",
-                        remedy="Export it again.")  # fmt: skip
+        raise ScanError(
+            path,
+            key,
+            expected="(M, 2) real, (y, x) in metres",
+            found=f"{values.dtype} {values.shape}",
+            remedy="Export it again.",
+        )
     check_count(path, key, len(values), stack.shape[0], range(stack.shape[0]), cut=False)
     return stack, values.astype(np.float64)
 
@@ -133,8 +148,13 @@ def _number(file: Any, path: Path, name: str) -> float | None:
     if not (
         np.isfinite(values).all() and (values > 0).all() and math.isclose(values.min(), values.max(), rel_tol=1e-3)
     ):
-        raise ScanError(path, f"meta/{name}", expected="a positive number, or equal ones", found=f"{values.tolist()}",
-                        remedy="Correct the file; oblong pixels are not modelled.")  # fmt: skip
+        raise ScanError(
+            path,
+            f"meta/{name}",
+            expected="a positive number, or equal ones",
+            found=f"{values.tolist()}",
+            remedy="Correct the file; oblong pixels are not modelled.",
+        )
     return float(values[0])
 
 

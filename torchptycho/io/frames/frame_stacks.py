@@ -167,9 +167,12 @@ class ViewFrames(ArrayFrames):
         found = path.stat().st_size if path.is_file() else 0
         if found < needed:
             raise ScanError(
-                path, self.key, expected=f"{needed} bytes, as when it was opened", found=f"{found}",
+                path,
+                self.key,
+                expected=f"{needed} bytes, as when it was opened",
+                found=f"{found}",
                 remedy="Wait until it is written completely, and read it again.",
-            )  # fmt: skip
+            )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -277,7 +280,11 @@ def open_stack(archive: NpzArchive, member: Member, frame_axis: int) -> Frames:
         array = archive.load(member.key)
     else:
         array = np.memmap(
-            member.path, member.dtype, mode="r", offset=member.file_offset, shape=member.shape,
+            member.path,
+            member.dtype,
+            mode="r",
+            offset=member.file_offset,
+            shape=member.shape,
             order="F" if member.fortran_order else "C",
-        )  # fmt: skip
+        )
     return ViewFrames(np.moveaxis(array, frame_axis, 0), key=member.key)

@@ -96,9 +96,12 @@ class Hdf5Frames:
                 shape = (*self.stored_shape[:1], *shape[1:])
             if (dataset.dtype, shape) != (self.dtype, self.stored_shape):
                 raise ScanError(
-                    self.path, self.key, expected=f"{self.dtype} {self.stored_shape}",
-                    found=f"{found}: it changed since it was opened", remedy="Open it again.",
-                )  # fmt: skip
+                    self.path,
+                    self.key,
+                    expected=f"{self.dtype} {self.stored_shape}",
+                    found=f"{found}: it changed since it was opened",
+                    remedy="Open it again.",
+                )
             yield dataset
 
     def _read(self, dataset: Any, start: int, stop: int) -> np.ndarray:
@@ -129,14 +132,25 @@ def hdf5_stack(dataset: Any, path: Path, key: str, axes: str = "myx") -> Hdf5Fra
     files = check_dataset(dataset, path, key)
     shape = tuple(int(length) for length in dataset.shape)
     if len(shape) < 3 or (len(shape) > 3 and axes != "myx"):
-        raise ScanError(path, key, expected="a stack of frames (M, H, W)", found=f"an array of shape {shape}",
-                        remedy="A single frame is not a scan; name the stack.")  # fmt: skip
+        raise ScanError(
+            path,
+            key,
+            expected="a stack of frames (M, H, W)",
+            found=f"an array of shape {shape}",
+            remedy="A single frame is not a scan; name the stack.",
+        )
     if dataset.dtype.kind not in "iuf":
-        raise ScanError(path, key, expected="integer or real frames", found=f"{dataset.dtype} frames",
-                        remedy="Save the counts.")  # fmt: skip
+        raise ScanError(
+            path, key, expected="integer or real frames", found=f"{dataset.dtype} frames", remedy="Save the counts."
+        )
     frame, row, column = (axes.index(axis) for axis in "myx")
     per_block = 1 if dataset.chunks is None else int(dataset.chunks[frame if len(shape) == 3 else -3])
     return Hdf5Frames(
-        path=path, key=key, stored_shape=shape, dtype=dataset.dtype, order=(frame, row, column), per_block=per_block,
+        path=path,
+        key=key,
+        stored_shape=shape,
+        dtype=dataset.dtype,
+        order=(frame, row, column),
+        per_block=per_block,
         files=tuple(dict.fromkeys((path, *files))),
-    )  # fmt: skip
+    )

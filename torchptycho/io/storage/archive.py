@@ -29,9 +29,18 @@ _MAX_DEFLATE_RATIO = 1032
 _DEFLATE_SLACK_BYTES = 4096
 # What zipfile and zlib raise, and numpy while it parses the header of an array.
 _DAMAGE = (
-    zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError, struct.error,
-    SyntaxError, tokenize.TokenError, MemoryError,
-)  # fmt: skip
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    OSError,
+    ValueError,
+    NotImplementedError,
+    RuntimeError,
+    struct.error,
+    SyntaxError,
+    tokenize.TokenError,
+    MemoryError,
+)
 
 
 def is_zip(head: bytes) -> bool:
@@ -168,9 +177,17 @@ class NpzArchive:
                 remedy="The header and the data disagree; copy or export the file again.",
             )
         return Member(
-            self.path, key, info.filename, shape, dtype, bool(fortran_order), data_offset, file_offset, info.CRC,
+            self.path,
+            key,
+            info.filename,
+            shape,
+            dtype,
+            bool(fortran_order),
+            data_offset,
+            file_offset,
+            info.CRC,
             header_crc,
-        )  # fmt: skip
+        )
 
     def load(self, key: str) -> np.ndarray:
         """A whole array, in memory, C-ordered and in native byte order."""

@@ -58,9 +58,12 @@ def hdf5_damage(path: Path, key: str | None) -> Iterator[None]:
         if "filter" in reason:
             remedy = "Its compression is none of those that hdf5plugin brings; write it with gzip or bitshuffle."
         raise ScanError(
-            path, key, expected="intact HDF5 data" if key else "an intact HDF5 file",
-            found=f"damaged, truncated or unreadable data ({reason})", remedy=remedy,
-        ) from None  # fmt: skip
+            path,
+            key,
+            expected="intact HDF5 data" if key else "an intact HDF5 file",
+            found=f"damaged, truncated or unreadable data ({reason})",
+            remedy=remedy,
+        ) from None
 
 
 def written_by(path: Path) -> Literal["nobody", "one", "swmr"]:
@@ -124,8 +127,13 @@ def attribute(node: Any, path: Path, *names: str) -> float | str | None:
             value = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
             if isinstance(value, str) or (isinstance(value, bool | int | float) and math.isfinite(value)):
                 return value
-            raise ScanError(path, name, expected="a finite number or a text", found=f"{str(value)[:40]}",
-                            remedy="Correct it, or leave it out.")  # fmt: skip
+            raise ScanError(
+                path,
+                name,
+                expected="a finite number or a text",
+                found=f"{str(value)[:40]}",
+                remedy="Correct it, or leave it out.",
+            )
     return None
 
 
@@ -203,13 +211,17 @@ def check_dataset(dataset: Any, path: Path, key: str, depth: int = 0) -> list[Pa
             found = "text or objects" if dataset.dtype.kind in "OSUV" else f"{dataset.dtype}"
             raise ScanError(path, key, expected="numbers", found=found, remedy="Save it as a numeric array.")
         if shape is None or 0 in shape:
-            raise ScanError(path, key, expected="values", found=f"an empty dataset of shape {shape}",
-                            remedy="Export it again.")  # fmt: skip
+            raise ScanError(
+                path, key, expected="values", found=f"an empty dataset of shape {shape}", remedy="Export it again."
+            )
         if dataset.external:
             raise ScanError(
-                path, key, expected="values in HDF5 files", found=f"values in the raw file {dataset.external[0][0]}",
+                path,
+                key,
+                expected="values in HDF5 files",
+                found=f"values in the raw file {dataset.external[0][0]}",
                 remedy="Export it with the values inside, or with a virtual dataset.",
-            )  # fmt: skip
+            )
         own = Path(dataset.file.filename)
         if dataset.is_virtual:
             return [own, *_check_virtual(dataset, own, path, key, depth)]
@@ -242,8 +254,13 @@ def _check_chunks(dataset: Any, path: Path, key: str, stored: int, on_disk: int,
 
 def _check_virtual(dataset: Any, own: Path, path: Path, key: str, depth: int) -> list[Path]:
     if depth >= _DEPTH:
-        raise ScanError(path, key, expected=f"virtual datasets at most {_DEPTH} deep", found="more of them",
-                        remedy="Copy the frames into one dataset.")  # fmt: skip
+        raise ScanError(
+            path,
+            key,
+            expected=f"virtual datasets at most {_DEPTH} deep",
+            found="more of them",
+            remedy="Copy the frames into one dataset.",
+        )
     files: list[Path] = []
     covered = 0
     for source in dataset.virtual_sources():
@@ -256,9 +273,12 @@ def _check_virtual(dataset: Any, own: Path, path: Path, key: str, depth: int) ->
         file = own if name == "." else own.parent / name
         if not file.is_file():
             raise ScanError(
-                path, key, expected=f"frames from {name}", found="no such file",
+                path,
+                key,
+                expected=f"frames from {name}",
+                found="no such file",
                 remedy=f"Put it where {own.name} looks for it: {file}. HDF5 would give zeros in its place.",
-            )  # fmt: skip
+            )
         if file not in files:
             files.append(file)
             if file == own:
@@ -274,23 +294,30 @@ def _check_virtual(dataset: Any, own: Path, path: Path, key: str, depth: int) ->
 def _check_source(file: Any, name: str, path: Path, key: str, depth: int) -> None:
     source = find(file, Path(file.filename), name)
     if source is None:
-        raise ScanError(path, key, expected=f"'{name}' in {file.filename}", found="no such dataset",
-                        remedy="Export the file again.")  # fmt: skip
+        raise ScanError(
+            path, key, expected=f"'{name}' in {file.filename}", found="no such dataset", remedy="Export the file again."
+        )
     check_dataset(source, path, key, depth + 1)
 
 
 def _implausible(path: Path, key: str, claim: str, found: str) -> ScanError:
     return ScanError(
-        path, key, expected=f"{claim}", found=found,
+        path,
+        key,
+        expected=f"{claim}",
+        found=found,
         remedy="The file is damaged or forged; copy or export it again.",
-    )  # fmt: skip
+    )
 
 
 def _unwritten(path: Path, key: str, what: str) -> ScanError:
     return ScanError(
-        path, key, expected="all of the data", found=f"{what}: the rest was never written",
+        path,
+        key,
+        expected="all of the data",
+        found=f"{what}: the rest was never written",
         remedy="Wait until the scan is complete, or export the part that is there.",
-    )  # fmt: skip
+    )
 
 
 def load_array(dataset: Any, path: Path, key: str) -> np.ndarray:

@@ -29,7 +29,7 @@ from torch.nn import functional
 
 from torchptycho.core.config import to_dict
 from torchptycho.core.errors import ConfigError, ExportError
-from torchptycho.data.inference_dataset import PlainBatch
+from torchptycho.data.inference_dataset import InferenceBatch
 from torchptycho.io.storage.file_access import replaced_atomically
 from torchptycho.models.export.metadata import KEY, Description, add_to_package, describe, state_of
 from torchptycho.models.export.real_arithmetic import RealArithmetic
@@ -127,10 +127,10 @@ class _Whole(nn.Module):
         return torch.view_as_real(patches)
 
 
-def _batch(frames: Tensor, offset_px: Tensor) -> PlainBatch:
+def _batch(frames: Tensor, offset_px: Tensor) -> InferenceBatch:
     scan = torch.zeros_like(offset_px[:, 0, 0], dtype=torch.int64)
     members = torch.zeros_like(offset_px[..., 0], dtype=torch.int64)
-    return PlainBatch(frames, offset_px, scan, members, fresh=members == 0)
+    return InferenceBatch(frames, offset_px, scan, members, is_first=members == 0)
 
 
 def _of_one_scan(network: PtychoNetwork, description: Description) -> PtychoNetwork:
@@ -190,9 +190,14 @@ def _write_onnx(network: PtychoNetwork, description: Description, file: Path) ->
         traced = _real(network, description, matrices=True)
         # The exporter's own optimiser takes a third of all the time, and ONNX Runtime does what it does, and more.
         program = torch.onnx.export(
-            traced, dynamo=True, opset_version=_OPSET, optimize=False, verbose=False,
-            input_names=["frames", "offset_px", "input_scale", "mask"], output_names=["patches"],
-        )  # fmt: skip
+            traced,
+            dynamo=True,
+            opset_version=_OPSET,
+            optimize=False,
+            verbose=False,
+            input_names=["frames", "offset_px", "input_scale", "mask"],
+            output_names=["patches"],
+        )
     assert program is not None
     model = program.model_proto
     # An input with an initial value of its name may be left out.
@@ -216,8 +221,10 @@ def _write_aot(network: PtychoNetwork, description: Description, file: Path) -> 
             aoti_compile_and_package(traced, package_path=str(file))
         except (RuntimeError, OSError, ImportError) as error:
             reason = " ".join(str(error).split())[:300]
-            raise ExportError(f"export: AOTInductor cannot compile the network: {reason}. It needs a C++ compiler "
-                              "(g++, or what CXX names).") from error  # fmt: skip
+            raise ExportError(
+                f"export: AOTInductor cannot compile the network: {reason}. It needs a C++ compiler "
+                "(g++, or what CXX names)."
+            ) from error
     description = _checked(network, description, AotEngine(file))
     add_to_package(file, description)
     return description
@@ -232,8 +239,10 @@ def _checked(network: PtychoNetwork, description: Description, run: Runner) -> D
             expected = torch.view_as_real(network(_batch(frames, offset_px)))
             found = run(frames, offset_px, scale, mask)
             if found.shape != expected.shape:
-                raise ExportError(f"export: expected patches {tuple(expected.shape)}; the exported network gives "
-                                  f"{tuple(found.shape)}. Nothing was written.")  # fmt: skip
+                raise ExportError(
+                    f"export: expected patches {tuple(expected.shape)}; the exported network gives "
+                    f"{tuple(found.shape)}. Nothing was written."
+                )
             error = float((found - expected).double().norm() / expected.double().norm())
             # NaN is no agreement.
             if not error <= LARGEST_ERROR:

@@ -77,11 +77,14 @@ class Description:
         packed = safetensors.torch.save(self.tensors)
         values |= {"config": to_dict(self.config), "tensors": base64.b64encode(packed).decode()}
         told = {
-            "format": _FORMAT, "format_version": _VERSION, "versions": versions(),
-            "generator": self.config.model.generator, "units": _UNITS,
+            "format": _FORMAT,
+            "format_version": _VERSION,
+            "versions": versions(),
+            "generator": self.config.model.generator,
+            "units": _UNITS,
             "input_scale": float(self.tensors["input_scale"][0]),
             "photons_per_frame": float(self.tensors["photons_per_frame"][0]),
-        }  # fmt: skip
+        }
         return json.dumps(told | values, allow_nan=False)
 
 
@@ -100,13 +103,22 @@ def describe(
     config = to_dict(network.config)
     config["reconstruct"] |= {"training_scan": scan, "predict_compile": False, "predict_precision": "32-true"}
     return Description(
-        engine=engine, device=network.probe_parts.device.type, n_px=network.n_px, gridsize=network.gridsize,
-        domain=network.domain, n_modes=network.probe_parts.shape[1], canvas_px=canvas_px, max_offset_px=max_offset_px,
-        training_scan=scan, patches_agree=network.generator.patches_agree,
+        engine=engine,
+        device=network.probe_parts.device.type,
+        n_px=network.n_px,
+        gridsize=network.gridsize,
+        domain=network.domain,
+        n_modes=network.probe_parts.shape[1],
+        canvas_px=canvas_px,
+        max_offset_px=max_offset_px,
+        training_scan=scan,
+        patches_agree=network.generator.patches_agree,
         checkpoint=None if network.checkpoint is None else str(network.checkpoint),
-        checkpoint_sha256=network.checkpoint_sha256, error=math.inf,
-        config=from_dict(RunConfig, config, source="checkpoint"), tensors=state_of(network, scan),
-    )  # fmt: skip
+        checkpoint_sha256=network.checkpoint_sha256,
+        error=math.inf,
+        config=from_dict(RunConfig, config, source="checkpoint"),
+        tensors=state_of(network, scan),
+    )
 
 
 def description_of(text: str | bytes | None, path: Path) -> Description:
@@ -116,8 +128,10 @@ def description_of(text: str | bytes | None, path: Path) -> Description:
         ExportError: it is not there, damaged or of another version.
     """
     if text is None:
-        raise ExportError(f"{path}: expected a network that torchptycho exported; it does not say so. Export it with "
-                          "`torchptycho export CKPT FILE`.")  # fmt: skip
+        raise ExportError(
+            f"{path}: expected a network that torchptycho exported; it does not say so. Export it with "
+            "`torchptycho export CKPT FILE`."
+        )
     try:
         values = json.loads(text)
         if not isinstance(values, dict) or values.get("format") != _FORMAT:
@@ -184,8 +198,9 @@ def read_package(package: Path) -> Description:
             return description_of(archive.read(info), package)
     except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError, IndexError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ExportError(f"{package}: expected an archive that torchptycho exported; {reason}. Copy or export it "
-                          "again.") from None  # fmt: skip
+        raise ExportError(
+            f"{package}: expected an archive that torchptycho exported; {reason}. Copy or export it again."
+        ) from None
 
 
 def _root(archive: zipfile.ZipFile) -> str:

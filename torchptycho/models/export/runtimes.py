@@ -52,8 +52,10 @@ def has_cuda() -> bool:
 def require_cuda() -> None:
     """Raise ExportError when the installed ONNX Runtime is not one for NVIDIA's GPUs."""
     if not has_cuda():
-        raise ExportError("onnxruntime: expected one for GPUs; found one for CPUs only. Run: pip install "
-                          "onnxruntime-gpu, or compute with --accelerator cpu.")  # fmt: skip
+        raise ExportError(
+            "onnxruntime: expected one for GPUs; found one for CPUs only. Run: pip install "
+            "onnxruntime-gpu, or compute with --accelerator cpu."
+        )
 
 
 class OnnxEngine:
@@ -72,9 +74,14 @@ class OnnxEngine:
         state = onnxruntime.capi.onnxruntime_pybind11_state
         self._path = path
         self._damage = damage = (
-            state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NoSuchFile,
-            state.NotImplemented, state.RuntimeException,
-        )  # fmt: skip
+            state.Fail,
+            state.InvalidArgument,
+            state.InvalidGraph,
+            state.InvalidProtobuf,
+            state.NoSuchFile,
+            state.NotImplemented,
+            state.RuntimeException,
+        )
         if device == "cuda":
             require_cuda()
         options = onnxruntime.SessionOptions()
@@ -91,11 +98,15 @@ class OnnxEngine:
                 )
         except damage as error:
             reason = " ".join(str(error).split())[:200]
-            raise ExportError(f"{path}: expected an exported network in one ONNX file; ONNX Runtime does not take it "
-                              f"({reason}). Copy or export it again.") from None  # fmt: skip
+            raise ExportError(
+                f"{path}: expected an exported network in one ONNX file; ONNX Runtime does not take it "
+                f"({reason}). Copy or export it again."
+            ) from None
         if device == "cuda" and "CUDAExecutionProvider" not in self._session.get_providers():
-            raise ExportError("onnxruntime: its CUDA provider does not start; what it needs is in its manual. Compute "
-                              "with --accelerator cpu.")  # fmt: skip
+            raise ExportError(
+                "onnxruntime: its CUDA provider does not start; what it needs is in its manual. Compute "
+                "with --accelerator cpu."
+            )
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -109,11 +120,14 @@ class OnnxEngine:
             (patches,) = self._session.run(["patches"], {name: value.cpu().numpy() for name, value in inputs.items()})
         except self._damage as error:
             reason = " ".join(str(error).split())[:200]
-            raise ExportError(f"{self._path}: expected the graph of an exported network; it does not run ({reason}). "
-                              "Export it again.") from None  # fmt: skip
+            raise ExportError(
+                f"{self._path}: expected the graph of an exported network; it does not run ({reason}). Export it again."
+            ) from None
         if patches.shape != (*frames.shape, 2) or patches.dtype != np.float32:
-            raise ExportError(f"{self._path}: expected patches float32 {(*frames.shape, 2)}; found {patches.dtype} "
-                              f"{patches.shape}. Export it again.")  # fmt: skip
+            raise ExportError(
+                f"{self._path}: expected patches float32 {(*frames.shape, 2)}; found {patches.dtype} "
+                f"{patches.shape}. Export it again."
+            )
         return torch.from_numpy(patches).to(frames.device)
 
 
@@ -127,8 +141,10 @@ class AotEngine:
             self._run = aoti_load_package(str(path))
         except (RuntimeError, OSError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise ExportError(f"{path}: expected a package for this machine and torch {torch.__version__}; it does not "
-                              f"load ({reason}). Export it again, here.") from None  # fmt: skip
+            raise ExportError(
+                f"{path}: expected a package for this machine and torch {torch.__version__}; it does not "
+                f"load ({reason}). Export it again, here."
+            ) from None
 
     def __call__(self, frames: Tensor, offset_px: Tensor, input_scale: Tensor, mask: Tensor) -> Tensor:
         # The compiled code takes memory as it lies.
@@ -203,8 +219,10 @@ class ExportedNetwork(PtychoNetwork):
         """Raise ConfigError for what an exported network cannot be told."""
         told = self.description
         if config.training_scan != told.training_scan:
-            raise ConfigError(f"training_scan: expected {told.training_scan}, for which the network was exported; "
-                              f"found {config.training_scan}.")  # fmt: skip
+            raise ConfigError(
+                f"training_scan: expected {told.training_scan}, for which the network was exported; "
+                f"found {config.training_scan}."
+            )
         check_options(config, devices)
 
 
@@ -212,11 +230,15 @@ def check_options(config: ReconstructConfig, devices: int) -> None:
     """Raise ConfigError for what no exported network can be told."""
     for name, expected in (("predict_compile", False), ("predict_precision", "32-true")):
         if getattr(config, name) != expected:
-            raise ConfigError(f"{name}: expected {expected} with an exported network; found {getattr(config, name)}. "
-                              "Leave it out, or compute with --engine torch.")  # fmt: skip
+            raise ConfigError(
+                f"{name}: expected {expected} with an exported network; found {getattr(config, name)}. "
+                "Leave it out, or compute with --engine torch."
+            )
     if devices > 1:
-        raise ConfigError(f"devices: expected 1 with an exported network; found {devices}. Leave it out, or compute "
-                          "with --engine torch.")  # fmt: skip
+        raise ConfigError(
+            f"devices: expected 1 with an exported network; found {devices}. Leave it out, or compute "
+            "with --engine torch."
+        )
 
 
 def is_exported(path: str | Path) -> bool:
@@ -242,13 +264,17 @@ def load_exported(path: str | Path, engine: EngineName | None = None, device: st
     if engine == "aot":
         description = read_package(path)
         if description.device != device:
-            raise ExportError(f"{path}: expected machine code for {device}; found it for {description.device}. Export "
-                              "it again, or choose another --accelerator.")  # fmt: skip
+            raise ExportError(
+                f"{path}: expected machine code for {device}; found it for {description.device}. Export "
+                "it again, or choose another --accelerator."
+            )
         return _network(path, description, AotEngine(path), device)
     if engine == "torch" or path.suffix.lower() == _PACKAGE:
-        raise ExportError(f"{path}: expected a checkpoint, or the engine of an exported network; found engine "
-                          f"'{engine or 'torch'}'. A .pt2 archive is machine code, which runs as it is loaded: if you "
-                          "trust it, say --engine aot.")  # fmt: skip
+        raise ExportError(
+            f"{path}: expected a checkpoint, or the engine of an exported network; found engine "
+            f"'{engine or 'torch'}'. A .pt2 archive is machine code, which runs as it is loaded: if you "
+            "trust it, say --engine aot."
+        )
     runner = OnnxEngine(path.read_bytes(), path, device)
     description = description_of(runner.metadata.get(KEY), path)
     if description.engine != "onnx":
@@ -261,5 +287,6 @@ def _network(path: Path, description: Description, runner: Runner, device: str) 
         return ExportedNetwork(description, runner, device)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
-        raise ExportError(f"{path}: has other tensors than its configuration asks for ({reason}). "
-                          "Export it again.") from None  # fmt: skip
+        raise ExportError(
+            f"{path}: has other tensors than its configuration asks for ({reason}). Export it again."
+        ) from None

@@ -70,7 +70,7 @@ class PieUNet(UNetGenerator):
                     rough, movement = coarse.run(coarse.transparent(), self.start_projections)
                     begin, velocity = doubled(rough), None if movement is None else doubled(movement)
                 further = carried(begin, velocity)
-                change = projection.correction(further)
+                change = projection.preconditioned_step(further)
                 canvas = further + change
                 velocity = canvas - begin
             structure, change = further - 1, _CHANGE_SCALE * change

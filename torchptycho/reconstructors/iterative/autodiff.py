@@ -62,9 +62,11 @@ class Descent:
             "background": 0.1 * mean,
         }
         wanted = {
-            "object": True, "probe": config.probe_update, "positions_px": config.position_update != "none",
+            "object": True,
+            "probe": config.probe_update,
+            "positions_px": config.position_update != "none",
             "background": config.background,
-        }  # fmt: skip
+        }
         # L-BFGS takes them as they lie, and orthogonal modes lie as the decomposition left them.
         self._parameters = {
             name: _real(getattr(state, name) / unit)
@@ -125,9 +127,15 @@ class Descent:
     def _loss_and_gradient(self, index: Tensor, weight: float, misfit: Misfit) -> Tensor:
         config, values = self._config, self._values()
         loss = weight * objective(
-            self._problem, values["object"], values["probe"], values["positions_px"], values["background"], index,
-            config.likelihood, misfit,
-        )  # fmt: skip
+            self._problem,
+            values["object"],
+            values["probe"],
+            values["positions_px"],
+            values["background"],
+            index,
+            config.likelihood,
+            misfit,
+        )
         if config.smoothness_weight or config.tv_weight:
             loss = loss + weight * roughness(values["object"], config.smoothness_weight, config.tv_weight)
         loss.backward()  # type: ignore[no-untyped-call]

@@ -46,9 +46,11 @@ class _Gathered:
     @classmethod
     def none(cls, state: State) -> _Gathered:
         return cls(
-            torch.zeros_like(state.object), torch.zeros_like(state.object.real), torch.zeros_like(state.probe),
+            torch.zeros_like(state.object),
+            torch.zeros_like(state.object.real),
+            torch.zeros_like(state.probe),
             torch.zeros_like(state.probe[0].real),
-        )  # fmt: skip
+        )
 
 
 def sweep(

@@ -69,12 +69,18 @@ class State:
     def begin(cls, object: Tensor, probe: Tensor, positions_px: Tensor) -> State:
         """At rest, without background."""
         return cls(
-            object=object, probe=probe, positions_px=positions_px, drift_px=torch.zeros_like(positions_px),
+            object=object,
+            probe=probe,
+            positions_px=positions_px,
+            drift_px=torch.zeros_like(positions_px),
             background=probe.real.new_zeros(probe.shape[-2:]),
-            velocity=torch.zeros_like(object), anchor=object.clone(),
-            probe_velocity=torch.zeros_like(probe), probe_anchor=probe.clone(), light=float(power(probe)),
+            velocity=torch.zeros_like(object),
+            anchor=object.clone(),
+            probe_velocity=torch.zeros_like(probe),
+            probe_anchor=probe.clone(),
+            light=float(power(probe)),
             center_px=center(probe),
-        )  # fmt: skip
+        )
 
     def settle(self) -> None:
         """Bring the probe back to the power and, by whole pixels, to the place that it began with.

@@ -18,24 +18,24 @@ from torchptycho.models.lightning_module import PtychoPINN
 from torchptycho.physics.noise import poisson_deviance, poisson_sample
 from torchptycho.physics.overlap import probe_weight
 
-__all__ = ["Flatness", "FlatnessWatch"]
+__all__ = ["CollapseMonitor", "CollapseStatistics"]
 
 _log = logging.getLogger(__name__)
 
 # Optimiser steps before which nobody is called flat: a good network begins at the transparent object, too.
 MIN_STEPS = 200
 # Validation batches that are looked at.
-_BATCHES = 4
+_MAX_BATCHES = 4
 # Relative to the root-mean-square of |O|: less is no image. A thin biological sample shows 0.05 and more.
-_LEAST_CONTRAST = 0.02
+_MIN_CONTRAST = 0.02
 # Part of the empty sample's misfit that a network must take off, when its contrast is that low.
-_LEAST_GAIN = 0.1
+_MIN_MISFIT_REDUCTION = 0.1
 # How many times the misfit of photon noise the empty sample must leave, for the data to show anything.
-_STRUCTURE = 1.5
+_MIN_EMPTY_TO_NOISE = 1.5
 
 
 @dataclasses.dataclass(frozen=True)
-class Flatness:
+class CollapseStatistics:
     """What a network shows, and what the data do.
 
     Arguments:
@@ -46,26 +46,26 @@ class Flatness:
         noise: the same of photon noise alone.
     """
 
-    within: float
-    between: float
+    contrast_within: float
+    contrast_between: float
     misfit: float
     empty: float
     noise: float
 
     @property
     def contrast(self) -> float:
-        return min(self.within, self.between)
+        return min(self.contrast_within, self.contrast_between)
 
     @property
-    def is_flat(self) -> bool:
+    def has_collapsed(self) -> bool:
         """Nothing is shown and the counts are not explained, although they differ from those of an empty sample."""
-        if not self.empty > _STRUCTURE * self.noise:
+        if not self.empty > _MIN_EMPTY_TO_NOISE * self.noise:
             return False
-        no_image = self.contrast < _LEAST_CONTRAST and self.misfit > (1 - _LEAST_GAIN) * self.empty
+        no_image = self.contrast < _MIN_CONTRAST and self.misfit > (1 - _MIN_MISFIT_REDUCTION) * self.empty
         return no_image or not self.misfit < self.empty
 
 
-class FlatnessWatch(Callback):
+class CollapseMonitor(Callback):
     """Measures it at each validation (without held-out frames, on the last batch of an epoch) and ends a flat run.
 
     A run of at least 200 steps is judged from its half on: flat at two validations in a row, or at the last, is flat.
@@ -77,10 +77,10 @@ class FlatnessWatch(Callback):
 
     def __init__(self, action: Literal["fail", "warn"], total_steps: int) -> None:
         self._action = action
-        self._judge_from = max(MIN_STEPS, total_steps // 2)
-        self._total = total_steps
+        self._check_from_step = max(MIN_STEPS, total_steps // 2)
+        self._total_steps = total_steps
         self._sums: dict[str, Tensor] = {}
-        self._in_a_row = 0
+        self._consecutive_collapses = 0
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._sums = {}
@@ -88,13 +88,13 @@ class FlatnessWatch(Callback):
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: GroupBatch, batch_idx: int, *_: Any
     ) -> None:
-        if batch_idx < _BATCHES:
+        if batch_idx < _MAX_BATCHES:
             assert isinstance(pl_module, PtychoPINN)
-            self._look(pl_module, outputs, batch)
+            self._accumulate(pl_module, outputs, batch)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._sums and trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._judge(trainer, pl_module)
+            self._check_collapse(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, PtychoPINN)
@@ -105,16 +105,16 @@ class FlatnessWatch(Callback):
             return
         self._sums = {}
         with torch.no_grad():
-            self._look(pl_module, pl_module(batch), batch)
-        self._judge(trainer, pl_module)
+            self._accumulate(pl_module, pl_module(batch), batch)
+        self._check_collapse(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"in_a_row": self._in_a_row}
+        return {"in_a_row": self._consecutive_collapses}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._in_a_row = state_dict["in_a_row"]
+        self._consecutive_collapses = state_dict["in_a_row"]
 
-    def _look(self, module: PtychoPINN, patches: Tensor, batch: GroupBatch) -> None:
+    def _accumulate(self, module: PtychoPINN, patches: Tensor, batch: GroupBatch) -> None:
         with torch.no_grad():
             weight = probe_weight(module.probe_of(batch))[:, None]
             weight = weight / weight.sum(dim=(-2, -1), keepdim=True)
@@ -144,7 +144,7 @@ class FlatnessWatch(Callback):
             }
         self._sums = {name: value + self._sums[name] if self._sums else value for name, value in found.items()}
 
-    def _measure(self, trainer: L.Trainer) -> Flatness:
+    def _measure(self, trainer: L.Trainer) -> CollapseStatistics:
         reduced = {
             name: trainer.strategy.reduce(torch.view_as_real(value) if value.is_complex() else value, reduce_op="sum")
             for name, value in self._sums.items()
@@ -153,23 +153,25 @@ class FlatnessWatch(Callback):
         power = max(float(reduced["power"]) / frames, 1e-30)
         common = float((reduced["patch"] / frames).square().sum())
         # The mean of n patches that differ at random keeps 1/n of their variance.
-        between = max(0.0, power - common) * frames / (frames - 1) if frames > 1 else power
-        return Flatness(
-            within=math.sqrt(max(0.0, float(reduced["within"]) / frames) / power),
-            between=math.sqrt(between / power),
+        contrast_between = max(0.0, power - common) * frames / (frames - 1) if frames > 1 else power
+        return CollapseStatistics(
+            contrast_within=math.sqrt(max(0.0, float(reduced["within"]) / frames) / power),
+            contrast_between=math.sqrt(contrast_between / power),
             misfit=float(reduced["misfit"]) / frames,
             empty=float(reduced["empty"]) / frames,
             noise=float(reduced["noise"]) / frames,
         )
 
-    def _judge(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def _check_collapse(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         found = self._measure(trainer)
         pl_module.log("contrast", found.contrast, sync_dist=True)
         pl_module.log("misfit_over_empty", found.misfit / max(found.empty, 1e-30), sync_dist=True)
-        if trainer.global_step < self._judge_from:
+        if trainer.global_step < self._check_from_step:
             return
-        self._in_a_row = self._in_a_row + 1 if found.is_flat else 0
-        if self._in_a_row < 2 and not (self._in_a_row and trainer.global_step >= self._total):
+        self._consecutive_collapses = self._consecutive_collapses + 1 if found.has_collapsed else 0
+        if self._consecutive_collapses < 2 and not (
+            self._consecutive_collapses and trainer.global_step >= self._total_steps
+        ):
             return
         message = (
             f"the network shows nothing after {trainer.global_step} steps: the contrast of its patches is "

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 
 from torchptycho.data.batch import GroupBatch
 
-__all__ = ["Meters", "peak_memory_GB"]
+__all__ = ["ThroughputMonitor", "peak_memory_GB"]
 
 
 def peak_memory_GB(device: torch.device) -> float:
@@ -28,11 +28,11 @@ def peak_memory_GB(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
-class Meters(Callback):
+class ThroughputMonitor(Callback):
     """Logs frames/s of all processes together, loading included and validation not, and the peak memory in GB."""
 
     def __init__(self) -> None:
-        self._frames, self._since = 0, 0.0
+        self._frames, self._start_s = 0, 0.0
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._restart()
@@ -46,10 +46,10 @@ class Meters(Callback):
         self._frames += batch.members.numel()
         # As often as metrics are written: over many batches, so that a GPU need not be waited for.
         if (batch_idx + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            speed = self._frames * trainer.world_size / (time.perf_counter() - self._since)
+            speed = self._frames * trainer.world_size / (time.perf_counter() - self._start_s)
             pl_module.log("frames_per_s", speed)
             pl_module.log("peak_memory_GB", peak_memory_GB(pl_module.device))
             self._restart()
 
     def _restart(self) -> None:
-        self._frames, self._since = 0, time.perf_counter()
+        self._frames, self._start_s = 0, time.perf_counter()

@@ -90,9 +90,13 @@ def _draw_table(axis: Axes, metrics: dict[str, Metrics]) -> None:
         last = float(found.frc.frequency_cycles_per_px[-1])
         period = half_period_text(found.frc_half_cycles_per_px, last, found.object_pixel_m).split(" = ")[-1]
         values = (
-            f"{found.amplitude_mae:.4g}", f"{found.phase_mae_rad:.4g}", f"{found.amplitude_ssim:.3f}",
-            f"{found.phase_ssim:.3f}", f"{found.complex_nrmse:.4g}", period,
-        )  # fmt: skip
+            f"{found.amplitude_mae:.4g}",
+            f"{found.phase_mae_rad:.4g}",
+            f"{found.amplitude_ssim:.3f}",
+            f"{found.phase_ssim:.3f}",
+            f"{found.complex_nrmse:.4g}",
+            period,
+        )
         x = 0.46 + 0.54 * (column + 1) / max(2, len(metrics))
         axis.text(
             x, 0.94, name.replace(" against ", "\nagainst "), fontsize=SMALL, va="center", ha="right", color="0.3"

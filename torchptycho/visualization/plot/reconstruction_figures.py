@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Complex
 
 from torchptycho.analysis.evaluation import Metrics, align_to_truth
-from torchptycho.analysis.registration import flatten
+from torchptycho.analysis.registration import flatten_phase
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.core.scan import Scan
 from torchptycho.visualization.plot import panels
@@ -47,7 +47,7 @@ def plot_reconstruction(
         mask = reconstruction.valid & np.isfinite(reconstruction.object)
         box = panels.bounding_box(mask)
         mask = mask[box]
-        image = flatten(np.where(mask, reconstruction.object[box], 0), mask)
+        image = flatten_phase(np.where(mask, reconstruction.object[box], 0), mask)
         shown: tuple[np.ndarray, ...] = (image,)
         coverage = reconstruction.coverage[box]
     else:

@@ -139,10 +139,14 @@ def mapped_figure(
         low, high = "−π", "π"
     stops = ", ".join(colour_stops(colour_map))
     return Figure(
-        title=title, source=mapped_png(values, mask, colour_map, limits), width=mask.shape[1], height=mask.shape[0],
+        title=title,
+        source=mapped_png(values, mask, colour_map, limits),
+        width=mask.shape[1],
+        height=mask.shape[0],
         bar=Bar(gradient=f"linear-gradient(to right, {stops})", low=low, high=high, unit=unit),
-        scale=scale, note=note,
-    )  # fmt: skip
+        scale=scale,
+        note=note,
+    )
 
 
 def complex_figure(
@@ -161,9 +165,14 @@ def complex_figure(
     """
     top = float(np.percentile(np.abs(values[mask]), 99.5)) if mask.any() else 1.0
     return Figure(
-        title=title, source=complex_png(values, mask, top or 1.0), width=mask.shape[1], height=mask.shape[0],
-        wheel=picture_png(wheel_rgba()) if wheel else None, scale=scale, note=note,
-    )  # fmt: skip
+        title=title,
+        source=complex_png(values, mask, top or 1.0),
+        width=mask.shape[1],
+        height=mask.shape[0],
+        wheel=picture_png(wheel_rgba()) if wheel else None,
+        scale=scale,
+        note=note,
+    )
 
 
 def scale_bar_of(width_px: int, pixel_m: float | None) -> ScaleBar:

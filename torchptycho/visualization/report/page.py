@@ -70,15 +70,18 @@ def write_report(
     name = title or Path(scan.source).name
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("torchptycho.visualization", "report"),
-        autoescape=True, undefined=jinja2.StrictUndefined,
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
         trim_blocks=False,
-    )  # fmt: skip
+    )
     text = environment.get_template("page.html").render(
-        title=name, subtitle=f"Ptychographic image of {scan.n_frames} frames of {scan.n_px}×{scan.n_px} px",
-        version=here["torchptycho"], key=_key_figures(image, scan, summary.photons_mean, halves),
+        title=name,
+        subtitle=f"Ptychographic image of {scan.n_frames} frames of {scan.n_px}×{scan.n_px} px",
+        version=here["torchptycho"],
+        key=_key_figures(image, scan, summary.photons_mean, halves),
         sections=[part for part in parts if part is not None],
         footer=f"Written {now} by torchptycho {here['torchptycho']}. This file loads nothing from elsewhere.",
-    )  # fmt: skip
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     with replaced_atomically(path) as target:
         target.write(text.encode("utf-8"))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchptycho.analysis.evaluation import Metrics
-from torchptycho.analysis.history import LOGS, read_history
+from torchptycho.analysis.history import LOGS_FOLDER, read_history
 from torchptycho.core.config import RefineConfig
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.core.scan import Scan
@@ -50,11 +50,15 @@ def report_of_network(
         known = dataclasses.replace(scan, probe=probe, probe_is_calibrated=True)
         found = _halves(known, module.config.refine, device)
     return write_report(
-        image, scan, path, probe=probe, halves=found,
+        image,
+        scan,
+        path,
+        probe=probe,
+        halves=found,
         # A refined image has its own background.
         detect=_detector(module, which, image.provenance.get("absolute_scale")) if image.probe is None else None,
-        history=read_history(run) if run is not None and (run / LOGS).is_dir() else None,
-    )  # fmt: skip
+        history=read_history(run) if run is not None and (run / LOGS_FOLDER).is_dir() else None,
+    )
 
 
 def report_of_refinement(

@@ -10,7 +10,7 @@ from jaxtyping import Complex, Float32
 
 from torchptycho.analysis.evaluation import Metrics, evaluate
 from torchptycho.analysis.inspection import ScanSummary
-from torchptycho.analysis.registration import flatten
+from torchptycho.analysis.registration import flatten_phase
 from torchptycho.core.errors import EvaluationError
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.core.scan import Scan
@@ -46,7 +46,7 @@ def of_image(image: Reconstruction) -> Section:
     everything = image.valid & np.isfinite(image.object)
     box = bounding_box(everything)
     mask, coverage = everything[box], image.coverage[box]
-    flat = flatten(np.where(mask, image.object[box], 0), mask)
+    flat = flatten_phase(np.where(mask, image.object[box], 0), mask)
     phase_map, phase_limits = phase_map_of(flat, mask)
     pixel_m = image.object_pixel_m
     shown: list[Block] = [
@@ -62,14 +62,22 @@ def of_image(image: Reconstruction) -> Section:
         known = mask & np.isfinite(spread[box])
         high = float(np.percentile(spread[box][known], 99.5)) if known.any() else 1.0
         shown.append(
-            mapped_figure("Disagreement", spread[box], known, "magma", (0.0, high or 1.0),
-                          note="Standard deviation of the patches that met at a pixel, in units of the "
-                               "object. Where it is large, neighbouring frames tell different stories.")
-        )  # fmt: skip
+            mapped_figure(
+                "Disagreement",
+                spread[box],
+                known,
+                "magma",
+                (0.0, high or 1.0),
+                note="Standard deviation of the patches that met at a pixel, in units of the "
+                "object. Where it is large, neighbouring frames tell different stories.",
+            )
+        )
     return Section(
-        id="image", title="Image", rows=[("wide", shown)],
+        id="image",
+        title="Image",
+        rows=[("wide", shown)],
         text="The constant phase and the phase plane, which ptychography leaves free, are taken out for display.",
-    )  # fmt: skip
+    )
 
 
 def of_truth(image: Reconstruction, scan: Scan) -> Section | None:
@@ -90,11 +98,13 @@ def of_truth(image: Reconstruction, scan: Scan) -> Section | None:
     curve = _frc_chart("Fourier ring correlation with the object in the file", metrics, "0.5", halves=False)
     head = ("", "mean absolute error", "SSIM", "correlation")
     return Section(
-        id="truth", title="Against the file's object", rows=[("", [Table(rows=rows, head=head)]), ("wide", [curve])],
+        id="truth",
+        title="Against the file's object",
+        rows=[("", [Table(rows=rows, head=head)]), ("wide", [curve])],
         text=f"The scan file brings an object: the truth of a simulation, or an earlier reconstruction. Over "
         f"{metrics.n_pixels} pixels, after shift, phase plane, phase and scale are taken out, the complex nRMSE is "
         f"{metrics.complex_nrmse:.4g}.",
-    )  # fmt: skip
+    )
 
 
 def of_patterns(scan: Scan, image: Reconstruction, probe: np.ndarray, detect: Detect | None) -> Section:
@@ -111,19 +121,47 @@ def of_patterns(scan: Scan, image: Reconstruction, probe: np.ndarray, detect: De
         noise = (measured - expected) / np.sqrt(expected + 1)
         misfit = float(((measured - expected) ** 2 / (expected + 1))[good].sum())
         misfit /= max(float((expected / (expected + 1))[good].sum()), 1e-30)
-        rows.append(("three", [
-            mapped_figure(f"Frame {frame}: measured", np.log10(np.maximum(measured, low)), good, "inferno", limits,
-                          ends=ends, note=photons_text(float(measured[good].sum()))),
-            mapped_figure("Predicted", np.log10(np.maximum(expected, low)), good, "inferno", limits, ends=ends,
-                          note=photons_text(float(expected[good].sum()))),
-            mapped_figure("Difference", np.clip(noise, -5, 5), good, "RdBu_r", (-5.0, 5.0), unit="σ",
-                          note=f"misfit {misfit:.3g}"),
-        ]))  # fmt: skip
+        rows.append(
+            (
+                "three",
+                [
+                    mapped_figure(
+                        f"Frame {frame}: measured",
+                        np.log10(np.maximum(measured, low)),
+                        good,
+                        "inferno",
+                        limits,
+                        ends=ends,
+                        note=photons_text(float(measured[good].sum())),
+                    ),
+                    mapped_figure(
+                        "Predicted",
+                        np.log10(np.maximum(expected, low)),
+                        good,
+                        "inferno",
+                        limits,
+                        ends=ends,
+                        note=photons_text(float(expected[good].sum())),
+                    ),
+                    mapped_figure(
+                        "Difference",
+                        np.clip(noise, -5, 5),
+                        good,
+                        "RdBu_r",
+                        (-5.0, 5.0),
+                        unit="σ",
+                        note=f"misfit {misfit:.3g}",
+                    ),
+                ],
+            )
+        )
     return Section(
-        id="patterns", title="Measured and predicted", rows=rows,
+        id="patterns",
+        title="Measured and predicted",
+        rows=rows,
         text="Counts on a logarithmic scale. The difference is in units of the photon noise of the predicted counts: "
         "what is left should look like noise, with no shape of its own. Misfit 1 is the photon noise.",
-    )  # fmt: skip
+    )
 
 
 def of_curves(image: Reconstruction, history: dict[str, list[tuple[int, float]]]) -> Section | None:
@@ -138,12 +176,13 @@ def of_curves(image: Reconstruction, history: dict[str, list[tuple[int, float]]]
     for quantity, curves in sorted(by_quantity(history).items(), key=lambda item: "loss" not in item[0]):
         series = [
             Series(
-                name=stage or quantity.replace("_", " "), colour=_STAGES[stage],
+                name=stage or quantity.replace("_", " "),
+                colour=_STAGES[stage],
                 x=np.array([step for step, _ in points], dtype=np.float64),
                 y=np.array([value for _, value in points], dtype=np.float64),
             )
             for stage, points in curves
-        ]  # fmt: skip
+        ]
         if quantity not in _NOT_SHOWN and any(np.isfinite(one.y).any() for one in series):
             label = quantity.replace("_", " ")
             charts.append(_chart(f"Training: {label}", series, "optimiser step", label))
@@ -154,10 +193,12 @@ def of_halves(metrics: Metrics) -> Section:
     """Where two halves of the frames agree."""
     chart = _frc_chart("Fourier ring correlation of the two halves", metrics, "½ bit", halves=True)
     return Section(
-        id="resolution", title="Resolution", rows=[("wide", [chart])],
+        id="resolution",
+        title="Resolution",
+        rows=[("wide", [chart])],
         text=f"Two halves of the frames, refined apart, agree down to a half period of {half_period(metrics)} (½-bit "
         "threshold). This bounds the detail that the data fix; a mistake that both halves share does not show.",
-    )  # fmt: skip
+    )
 
 
 def of_probe(probe: Complex[np.ndarray, "p n n"], pixel_m: float | None) -> Section:
@@ -166,13 +207,16 @@ def of_probe(probe: Complex[np.ndarray, "p n n"], pixel_m: float | None) -> Sect
     everywhere = np.ones(probe.shape[1:], dtype=bool)
     figures: list[Block] = [
         complex_figure(
-            f"Mode {number}" if len(probe) > 1 else "Probe", mode, everywhere, wheel=number == 1,
+            f"Mode {number}" if len(probe) > 1 else "Probe",
+            mode,
+            everywhere,
+            wheel=number == 1,
             scale=scale_bar_of(probe.shape[-1], pixel_m) if number == 1 else None,
             note=(f"{power[number - 1] / max(float(power.sum()), 1e-300):.3%} of " if len(probe) > 1 else "")
             + photons_text(float(power.sum())),
         )
         for number, mode in enumerate(probe, start=1)
-    ]  # fmt: skip
+    ]
     text = "Each mode has its own brightness; their parts of the photons say how much they matter."
     return Section(id="probe", title="Probe", rows=[("small", figures)], text=text if len(probe) > 1 else "")
 
@@ -191,9 +235,10 @@ def of_positions(scan: Scan, image: Reconstruction) -> Section:
     length = np.hypot(*shift.T)
     drawn = "" if times == 1 else f", drawn {times:g} times as long"
     chart = Chart(
-        title=f"{scan.n_frames} positions and their corrections", svg=svg,
+        title=f"{scan.n_frames} positions and their corrections",
+        svg=svg,
         legend=(("given", 1, False), (f"correction{drawn}", 2, False)),
-    )  # fmt: skip
+    )
     mean = shift.mean(axis=0)
     rows = [
         ("Root mean square", _px(float(np.sqrt((length**2).mean())), image.object_pixel_m)),
@@ -201,9 +246,11 @@ def of_positions(scan: Scan, image: Reconstruction) -> Section:
         ("Mean (y, x)", f"{mean[0]:.3f}, {mean[1]:.3f} px".replace("-", "−")),
     ]
     return Section(
-        id="positions", title="Scan positions", rows=[("wide", [chart]), ("", [Table(rows=rows)])],
+        id="positions",
+        title="Scan positions",
+        rows=[("wide", [chart]), ("", [Table(rows=rows)])],
         text="Corrections that refinement made to the positions of the file.",
-    )  # fmt: skip
+    )
 
 
 def of_data(summary: ScanSummary) -> Section:
@@ -232,9 +279,11 @@ def of_configuration(image: Reconstruction) -> Section | None:
     if not tables:
         return None
     return Section(
-        id="configuration", title="Configuration", rows=[("", [Details(tables=tables)])],
+        id="configuration",
+        title="Configuration",
+        rows=[("", [Details(tables=tables)])],
         text="All options, with those that were not given as they were by default.",
-    )  # fmt: skip
+    )
 
 
 def of_provenance(image: Reconstruction, report_seconds: float) -> Section:
@@ -244,11 +293,14 @@ def of_provenance(image: Reconstruction, report_seconds: float) -> Section:
     rows = [
         (label, str(source[key]))
         for source, key, label in (
-            (told, "source", "scan"), (refined, "scan_sha256", "scan, SHA-256"), (told, "checkpoint", "checkpoint"),
-            (told, "checkpoint_sha256", "checkpoint, SHA-256"), (refined, "epochs", "epochs of refinement"),
+            (told, "source", "scan"),
+            (refined, "scan_sha256", "scan, SHA-256"),
+            (told, "checkpoint", "checkpoint"),
+            (told, "checkpoint_sha256", "checkpoint, SHA-256"),
+            (refined, "epochs", "epochs of refinement"),
         )
         if source.get(key) is not None
-    ]  # fmt: skip
+    ]
     if refined.get("complete") is False:
         rows.append(("refinement", "was interrupted; this is the image so far"))
     network = told["seconds"] - refined["seconds"] if refined is not told else told.get("seconds")

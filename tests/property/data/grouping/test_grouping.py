@@ -278,9 +278,9 @@ def test_neighbours_are_equally_likely(n_groups: int | None) -> None:
 def test_a_partition_holds_each_frame_fresh_once(seed: int, gridsize: int, tied: bool) -> None:
     positions_px, scan_id = draw_scan(seed, n_scans=3, tied=tied)
     scan_id *= 7
-    groups, fresh = partition(positions_px, gridsize, scan_id)
+    groups, is_first = partition(positions_px, gridsize, scan_id)
     size = gridsize**2
-    np.testing.assert_array_equal(np.sort(groups.members[fresh]), np.arange(len(positions_px)))
+    np.testing.assert_array_equal(np.sort(groups.members[is_first]), np.arange(len(positions_px)))
     assert (np.diff(np.sort(groups.members, axis=1), axis=1) > 0).all()
     assert (scan_id[groups.members] == scan_id[groups.members[:, :1]]).all()
     assert len(groups) == sum(-(-int(count) // size) for count in np.unique(scan_id, return_counts=True)[1])

@@ -11,7 +11,7 @@ import pytest
 from torchptycho.core.config import GroupConfig
 from torchptycho.core.errors import GroupingError
 from torchptycho.data.grouping import group, partition
-from torchptycho.data.grouping.scan_ids import checked_scan_id
+from torchptycho.data.grouping.scan_ids import validate_scan_id
 
 POSITIONS_PX = np.random.default_rng(0).uniform(0, 100, (30, 2))
 FAR_APART_PX = np.stack([np.arange(30) * 50.0, np.zeros(30)], 1)
@@ -34,7 +34,7 @@ FAR_APART_PX = np.stack([np.arange(30) * 50.0, np.zeros(30)], 1)
         ({"sampler": "oracle", "quadrants": True}, r"quadrants: expected False .* found True. Leave it out"),
         ({"sampler": "oracle", "group_seed": 2**32}, r"group_seed: expected 0 to 4294967295"),
     ],
-)  # fmt: skip
+)
 def test_impossible_groups_are_refused_with_the_numbers(options: dict[str, Any], message: str) -> None:
     with pytest.raises(GroupingError, match=message):
         group(POSITIONS_PX, GroupConfig(**options))
@@ -77,9 +77,9 @@ def test_positions_that_are_not_finite_are_refused() -> None:
 def test_arrays_of_another_shape_are_refused() -> None:
     # Below the signatures of `group` and `partition`, which refuse these already when types are checked at run time.
     with pytest.raises(GroupingError, match=r"positions_px: expected shape \(M, 2\).*found \(2, 30\)"):
-        checked_scan_id(POSITIONS_PX.T, None)
+        validate_scan_id(POSITIONS_PX.T, None)
     with pytest.raises(GroupingError, match=r"scan_id: expected shape \(30,\).*found \(29,\)"):
-        checked_scan_id(POSITIONS_PX, np.zeros(29, np.int64))
+        validate_scan_id(POSITIONS_PX, np.zeros(29, np.int64))
 
 
 @pytest.mark.contract("grouping.errors")

@@ -133,7 +133,7 @@ class TestObject:
         monkeypatch.setattr(socket.socket, "connect", refuse)
         # Under pytest scikit-image skips the test when an image would have to be downloaded; here that is the failure.
         monkeypatch.delenv("PYTEST_CURRENT_TEST", raising=False)
-        picture = objects._photograph(name, 48, np.random.default_rng(0))
+        picture = objects._load_photograph(name, 48, np.random.default_rng(0))
         assert picture.shape == (48, 48)
         assert picture.std() > 0.02
 

@@ -21,19 +21,35 @@ from torchptycho.io import write_scan
 
 # As Ptychodus 1.7.0 has them before anything is set; what has no effect is left out.
 DEFAULTS: dict[str, Any] = {
-    "Training.epochs": 50, "Training.learning_rate": 1e-3,
-    "Training.gradient_accumulation_steps": 1, "Training.gradient_clip_val": 0.0, "Training.batch_size": 16,
-    "Training.device": "cuda", "Training.learning_rate_scheduler": "Default",
+    "Training.epochs": 50,
+    "Training.learning_rate": 1e-3,
+    "Training.gradient_accumulation_steps": 1,
+    "Training.gradient_clip_val": 0.0,
+    "Training.batch_size": 16,
+    "Training.device": "cuda",
+    "Training.learning_rate_scheduler": "Default",
     "Training.use_negative_log_likelihood_loss": True,
-    "Model.probe_big": True, "Model.num_filters_scale": 2, "Model.intensity_scale_trainable": False,
-    "Model.amplitude_activation_function": "silu", "Model.loss_function": "Poisson",
-    "Inference.patch_weighting_method": "probe", "Inference.batch_size": 1000,
-    "Data.grid_size_x": 2, "Data.grid_size_y": 2, "Data.num_channels": 4,
-    "Data.x_lower_bound": 0.1, "Data.x_upper_bound": 0.9, "Data.y_lower_bound": 0.1, "Data.y_upper_bound": 0.9,
-    "Data.neighbor_lookup_method": "Nearest", "Data.min_neighbor_distance": 0.0, "Data.max_neighbor_distance": 3.0,
-    "Data.num_nearest_neighbors_for_lookup": 6, "Data.num_nearest_neighbors_for_quadrant_lookup": 30,
+    "Model.probe_big": True,
+    "Model.num_filters_scale": 2,
+    "Model.intensity_scale_trainable": False,
+    "Model.amplitude_activation_function": "silu",
+    "Model.loss_function": "Poisson",
+    "Inference.patch_weighting_method": "probe",
+    "Inference.batch_size": 1000,
+    "Data.grid_size_x": 2,
+    "Data.grid_size_y": 2,
+    "Data.num_channels": 4,
+    "Data.x_lower_bound": 0.1,
+    "Data.x_upper_bound": 0.9,
+    "Data.y_lower_bound": 0.1,
+    "Data.y_upper_bound": 0.9,
+    "Data.neighbor_lookup_method": "Nearest",
+    "Data.min_neighbor_distance": 0.0,
+    "Data.max_neighbor_distance": 3.0,
+    "Data.num_nearest_neighbors_for_lookup": 6,
+    "Data.num_nearest_neighbors_for_quadrant_lookup": 30,
     **{f"Torchptycho.{name}": value for name, value in OWN.items()},
-}  # fmt: skip
+}
 
 
 def field(config: RunConfig, name: str) -> Any:

@@ -12,7 +12,19 @@ import h5py
 import hdf5plugin
 import numpy as np
 import pytest
-from scan_files import FRAMES, LENGTHS, OBJECT, POSITIONS_M, PROBE, M, N, cases, cxi, product, written
+from scan_files import (
+    FRAMES,
+    LENGTHS,
+    OBJECT,
+    POSITIONS_M,
+    PROBE,
+    M,
+    N,
+    fill_cxi,
+    fill_product,
+    make_cases,
+    write_files,
+)
 
 from torchptycho.core.config import MappingConfig, ReadConfig
 from torchptycho.core.errors import ConfigError, ScanError
@@ -23,7 +35,7 @@ from torchptycho.io.formats import registry
 from torchptycho.io.formats.registry import readers, recognise
 from torchptycho.io.frames.hdf5_frames import Hdf5Frames
 
-CASES = {case.name: case for case in cases()}
+CASES = {case.name: case for case in make_cases()}
 GUESS = ReadConfig(guess_probe=True)
 RNG = np.random.default_rng(5)
 
@@ -43,7 +55,7 @@ def write_hdf5(path: Path, fill: Any, **changes: Any) -> Path:
 
 def write_cxi(path: Path, frames: np.ndarray | None = FRAMES, **changes: Any) -> Path:
     def fill(file: Any) -> None:
-        cxi(file, None if frames is FRAMES else lambda detector: detector.create_dataset("data", data=frames))
+        fill_cxi(file, None if frames is FRAMES else lambda detector: detector.create_dataset("data", data=frames))
 
     return write_hdf5(path, fill, **{f"entry_1__{name}": value for name, value in changes.items()})
 
@@ -73,7 +85,7 @@ RECOGNISED = {
 @pytest.mark.parametrize("name", RECOGNISED)
 def test_each_format_is_recognised_by_content_and_says_why(tmp_path: Path, name: str) -> None:
     case = CASES[name]
-    with written(case.files, tmp_path):
+    with write_files(case.files, tmp_path):
         assert read_scan(tmp_path / case.main, case.config).notes[0].startswith(f"recognised as {RECOGNISED[name]}")
 
 
@@ -81,7 +93,7 @@ def test_each_format_is_recognised_by_content_and_says_why(tmp_path: Path, name:
 @pytest.mark.parametrize("name", [name for name in CASES if name not in ("npz stored", "cxi of HDF5 1.10")])
 def test_one_scan_is_the_same_in_every_format(tmp_path: Path, name: str) -> None:
     case = CASES[name]
-    with written(case.files, tmp_path):
+    with write_files(case.files, tmp_path):
         scan = read_scan(tmp_path / case.main, case.config)
         frames = np.concatenate(list(checked_chunks(scan, 4)))
         last = slice(1, M) if name == "product" else slice(M)
@@ -106,7 +118,7 @@ def test_one_scan_is_the_same_in_every_format(tmp_path: Path, name: str) -> None
 @pytest.mark.parametrize("name", ["cxi", "cxi, virtual", "ptyd", "product", "mapping"])
 def test_frames_stay_in_their_file_and_come_in_any_order(tmp_path: Path, name: str) -> None:
     case = CASES[name]
-    with written(case.files, tmp_path):
+    with write_files(case.files, tmp_path):
         scan = read_scan(tmp_path / case.main, case.config)
         whole = np.concatenate(list(scan.frames.chunks(M)))
         for size in (1, 2, 3, 5):
@@ -142,14 +154,14 @@ def test_detector_compressions_are_read(tmp_path: Path, filters: Any) -> None:
     def compressed(detector: Any) -> None:
         detector.create_dataset("data", data=FRAMES, chunks=(1, N, N), **filters)
 
-    path = write_hdf5(tmp_path / "scan.cxi", lambda file: cxi(file, compressed))
+    path = write_hdf5(tmp_path / "scan.cxi", lambda file: fill_cxi(file, compressed))
     np.testing.assert_array_equal(read_scan(path).frames[:], FRAMES)
 
 
 @pytest.mark.contract("files.fingerprint.sources")
 def test_fingerprint_follows_every_file_that_frames_come_from(tmp_path: Path) -> None:
     case = CASES["cxi, virtual"]
-    with written(case.files, tmp_path):
+    with write_files(case.files, tmp_path):
         before = scan_fingerprint(read_scan(tmp_path / case.main, case.config))
         assert scan_fingerprint(read_scan(tmp_path / case.main, case.config)) == before
         (tmp_path / "part.h5").write_bytes(case.files["part.h5"] + b" ")
@@ -162,9 +174,15 @@ def test_readers_of_other_packages_come_first(tmp_path: Path, monkeypatch: pytes
         from torchptycho.core.scan import ArrayFrames
 
         return Recorded(
-            path=path, format="mine", frames=ArrayFrames(FRAMES), rows=range(M), positions=POSITIONS_M * 1e8, unit="px",
-            position_keys=("y", "x"), probe=PROBE,
-        )  # fmt: skip
+            path=path,
+            format="mine",
+            frames=ArrayFrames(FRAMES),
+            rows=range(M),
+            positions=POSITIONS_M * 1e8,
+            unit="px",
+            position_keys=("y", "x"),
+            probe=PROBE,
+        )
 
     mine = Reader(name="mine", sniff=lambda path, head: "begins with MINE" if head[:4] == b"MINE" else None, read=read)
     (tmp_path / "scan.dat").write_bytes(b"MINE")
@@ -308,9 +326,12 @@ def diffraction(folder: Path, indexes: np.ndarray) -> None:
 def test_patterns_and_positions_pair_by_index(tmp_path: Path) -> None:
     places = np.array([[0, 0], [4, 6], [2, 8], [8, 8], [12, 0.0]]) * 1e-8
     path = write_hdf5(
-        tmp_path / "p.h5", product, probe_position_indexes=[7, 2, 7, 9, 11], probe_position_y_m=places[:, 0],
+        tmp_path / "p.h5",
+        fill_product,
+        probe_position_indexes=[7, 2, 7, 9, 11],
+        probe_position_y_m=places[:, 0],
         probe_position_x_m=places[:, 1],
-    )  # fmt: skip
+    )
     diffraction(tmp_path, np.array([9, 5, 2, 7]))
     scan = read_scan(path)
     assert scan.left_out == {1: "no position has its index"}
@@ -328,7 +349,7 @@ def test_patterns_and_positions_pair_by_index(tmp_path: Path) -> None:
 
 @pytest.mark.contract("files.product.old-names")
 def test_older_names_and_raw_data_of_products(tmp_path: Path) -> None:
-    path = write_hdf5(tmp_path / "p.h5", product, raw_data__diffraction=FRAMES)
+    path = write_hdf5(tmp_path / "p.h5", fill_product, raw_data__diffraction=FRAMES)
     with h5py.File(path, "r+") as file:
         del file.attrs["photon_energy_eV"]
         file.attrs["probe_energy_eV"], file.attrs["unheard_of"] = 7000.0, [1, 2]
@@ -342,7 +363,7 @@ def test_older_names_and_raw_data_of_products(tmp_path: Path) -> None:
 
 @pytest.mark.contract("files.near-field.said")
 def test_files_that_say_near_field_are_refused_as_such(tmp_path: Path) -> None:
-    path = write_hdf5(tmp_path / "p.h5", product, raw_data__diffraction=FRAMES)
+    path = write_hdf5(tmp_path / "p.h5", fill_product, raw_data__diffraction=FRAMES)
     with h5py.File(path, "r+") as file:
         file.attrs["far_field"] = False
     assert "near-field" in refusal(path)
@@ -357,7 +378,7 @@ def test_files_that_say_near_field_are_refused_as_such(tmp_path: Path) -> None:
 @pytest.mark.contract("files.pair.other-half")
 def test_either_half_of_a_pair_opens_both(tmp_path: Path) -> None:
     case = CASES["pty-chi"]
-    with written(case.files, tmp_path):
+    with write_files(case.files, tmp_path):
         np.testing.assert_array_equal(read_scan(tmp_path / "s_para.hdf5").frames[:], FRAMES)
     (tmp_path / "s_dp.hdf5").write_bytes(case.files["s_dp.hdf5"])
     assert "the other half of the pair, s_para.hdf5" in refusal(tmp_path / "s_dp.hdf5")
@@ -367,9 +388,13 @@ def test_either_half_of_a_pair_opens_both(tmp_path: Path) -> None:
 def test_mapping_reads_any_order_of_axes_and_any_unit(tmp_path: Path) -> None:
     np.savez(tmp_path / "raw.npz", images=np.transpose(FRAMES, (2, 1, 0)), places=POSITIONS_M * 1e9, probe=PROBE)
     base = MappingConfig(
-        frames="images", frames_axes="xym", positions_y="places[0]", positions_x="places[1]", positions_unit="nm",
+        frames="images",
+        frames_axes="xym",
+        positions_y="places[0]",
+        positions_x="places[1]",
+        positions_unit="nm",
         probe="probe",
-    )  # fmt: skip
+    )
     scan = read_scan(tmp_path / "raw.npz", ReadConfig(mapping=base, **LENGTHS))
     np.testing.assert_array_equal(scan.frames[:], FRAMES)
     pixel_m = Geometry(**LENGTHS).with_object_pixel(N).object_pixel_m
@@ -403,7 +428,7 @@ def test_a_table_that_does_not_fit_says_where(tmp_path: Path, table: str, column
 def test_probe_and_object_are_found_in_files_of_any_format(tmp_path: Path) -> None:
     for name in ("npz", "cxi", "product", "product NPZ"):
         case = CASES[name]
-        with written(case.files, tmp_path):
+        with write_files(case.files, tmp_path):
             np.testing.assert_array_equal(read_probe(tmp_path / case.main, N), PROBE)
             np.testing.assert_array_equal(read_reconstruction(tmp_path / case.main).object, OBJECT)
 
@@ -423,19 +448,30 @@ def test_product_that_ptychodus_wrote(tmp_path: Path) -> None:
     from ptychodus.api.product import Product, ProductMetadata
 
     metadata = ProductMetadata(
-        name="n", comments="", detector_distance_m=1.0, photon_energy_eV=8000.0, probe_photon_count=1e5,
-        exposure_time_s=0.1, mass_attenuation_m2_per_kg=0.0, tomography_angle_deg=0.0, focus_object_distance_m=0.0,
-        tilt_angle_deg=0.0, polarization=None, far_field=True,
-    )  # fmt: skip
+        name="n",
+        comments="",
+        detector_distance_m=1.0,
+        photon_energy_eV=8000.0,
+        probe_photon_count=1e5,
+        exposure_time_s=0.1,
+        mass_attenuation_m2_per_kg=0.0,
+        tomography_angle_deg=0.0,
+        focus_object_distance_m=0.0,
+        tilt_angle_deg=0.0,
+        polarization=None,
+        far_field=True,
+    )
     pixel = PixelGeometry(2e-8, 2e-8)
     there = Object(array=OBJECT[None], pixel_geometry=pixel, center=ObjectCenter(x_m=0, y_m=0), layer_spacing_m=[])
     places = ProbePositionSequence([ProbePosition(i, x, y) for i, (y, x) in enumerate(POSITIONS_M)])
     probe = ProbeSequence(array=PROBE[None], opr_weights=None, pixel_geometry=pixel)
-    save_product(tmp_path / "p.h5", Product(metadata=metadata, probe_positions=places, probes=probe, object_=there,
-                                            losses=[]))  # fmt: skip
+    save_product(
+        tmp_path / "p.h5", Product(metadata=metadata, probe_positions=places, probes=probe, object_=there, losses=[])
+    )
     bad = np.eye(N, dtype=bool)
-    save_diffraction_data(tmp_path / "diffraction.h5", AssembledDiffractionData(
-        np.arange(M), FRAMES, PixelGeometry(5e-5, 5e-5), bad))  # fmt: skip
+    save_diffraction_data(
+        tmp_path / "diffraction.h5", AssembledDiffractionData(np.arange(M), FRAMES, PixelGeometry(5e-5, 5e-5), bad)
+    )
     scan = read_scan(tmp_path / "p.h5")
     np.testing.assert_array_equal(scan.frames[:], FRAMES)
     np.testing.assert_array_equal(scan.mask, ~bad)

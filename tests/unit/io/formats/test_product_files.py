@@ -22,9 +22,11 @@ PLAIN = simulate(SimulateConfig(n_px=N, object_px=80, n_frames=20, photons_per_f
 BAD = np.zeros((N, N), bool)
 BAD[3, 5] = True
 SCAN = dataclasses.replace(
-    PLAIN, mask=~BAD, metadata={"name": "sample 7", "exposure_time_s": 0.5, "loss_values": [2.0, 1.0]},
+    PLAIN,
+    mask=~BAD,
+    metadata={"name": "sample 7", "exposure_time_s": 0.5, "loss_values": [2.0, 1.0]},
     geometry=Geometry(energy_eV=8000.0, distance_m=1.5, detector_pixel_m=5e-5).with_object_pixel(N),
-)  # fmt: skip
+)
 
 
 @pytest.mark.contract("files.product.write")

@@ -85,8 +85,15 @@ def test_binning_keeps_counts_and_object_pixel(tmp_path: Path) -> None:
     np.testing.assert_allclose(scan.positions_px, SIMULATED.positions_px)
     assert scan.truth is not None
     small = dataclasses.replace(SIMULATED, frames=ArrayFrames(np.full((M, N, N), 60_000, np.uint16)))
-    write_scan(dataclasses.replace(small, frames=ArrayFrames(small.frames[:] - np.eye(N, dtype=np.uint16) * np.arange(
-        M, dtype=np.uint16)[:, None, None])), tmp_path / "bright.npz")  # fmt: skip
+    write_scan(
+        dataclasses.replace(
+            small,
+            frames=ArrayFrames(
+                small.frames[:] - np.eye(N, dtype=np.uint16) * np.arange(M, dtype=np.uint16)[:, None, None]
+            ),
+        ),
+        tmp_path / "bright.npz",
+    )
     assert int(opened(tmp_path / "bright.npz", binning=4).frames[:].max()) == 16 * 60_000
 
 

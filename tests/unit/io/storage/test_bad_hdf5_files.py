@@ -10,14 +10,14 @@ import h5py
 import hdf5plugin
 import numpy as np
 import pytest
-from scan_files import FRAMES, M, N, cases, cxi, written
+from scan_files import FRAMES, M, N, fill_cxi, make_cases, write_files
 
 from torchptycho.analysis.inspection import inspect_scan
 from torchptycho.core.config import ReadConfig
 from torchptycho.core.errors import ScanError
 from torchptycho.io import checked_chunks, read_scan
 
-CXI = next(case for case in cases() if case.name == "cxi")
+CXI = next(case for case in make_cases() if case.name == "cxi")
 GUESS = ReadConfig(guess_probe=True)
 DATA = "entry_1/instrument_1/detector_1/data"
 
@@ -34,7 +34,7 @@ def refusal(path: Path, config: ReadConfig = GUESS) -> str:
 
 def with_frames(path: Path, make: Any) -> Path:
     with h5py.File(path, "w") as file:
-        cxi(file, make)
+        fill_cxi(file, make)
     return path
 
 
@@ -133,7 +133,7 @@ def test_nan_negative_dark_saturated_and_repeated_values_have_an_outcome(tmp_pat
 
 @pytest.mark.contract("files.hdf5.changed")
 def test_a_file_that_changes_after_it_was_opened_is_noticed(tmp_path: Path) -> None:
-    with written(CXI.files, tmp_path):
+    with write_files(CXI.files, tmp_path):
         scan = read_scan(tmp_path / "scan.cxi")
         with h5py.File(tmp_path / "scan.cxi", "r+") as file:
             del file[DATA]

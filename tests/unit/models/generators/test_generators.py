@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from strategies import beam, normal
+from strategies import make_asymmetric_probe, normal
 from tolerances import assert_close, relative_l2, tolerance
 from torch import Tensor
 
@@ -65,7 +65,7 @@ def seeded(config: ModelConfig, n_px: int, gridsize: int = 1) -> Generator:
 
 def unit_beam(n_px: int, modes: int = 1, dtype: torch.dtype = torch.complex64) -> Tensor:
     """[1, P, N, N] in the units of the network's input."""
-    return beam(n_px, modes, photons=(n_px / 2) ** 2, dtype=dtype)[None]
+    return make_asymmetric_probe(n_px, modes, photons=(n_px / 2) ** 2, dtype=dtype)[None]
 
 
 def diffraction(patches: Tensor, probe: Tensor) -> Tensor:
@@ -80,9 +80,14 @@ def group(amplitude: Tensor, probe: Tensor, offset_px: Tensor | None = None) -> 
     canvas_px = merge_canvas_px(n_px, float(offset_px.abs().max()))
     good = torch.ones(groups, 1, n_px, n_px, dtype=torch.bool)
     return GroupInput(
-        amplitude=amplitude, probe=probe, offset_px=offset_px, mask=good, canvas_px=canvas_px,
-        photon=torch.full((groups,), PHOTON), background=torch.zeros(groups),
-    )  # fmt: skip
+        amplitude=amplitude,
+        probe=probe,
+        offset_px=offset_px,
+        mask=good,
+        canvas_px=canvas_px,
+        photon=torch.full((groups,), PHOTON),
+        background=torch.zeros(groups),
+    )
 
 
 def levels(groups: int) -> tuple[Tensor, Tensor]:
@@ -258,8 +263,14 @@ class TestPieUNet:
         network = self.network(start_projections=7, finish_projections=4).eval()
         canvas_px = -(-given.canvas_px // network.multiple_px) * network.multiple_px
         arguments = (
-            given.amplitude, given.probe, given.offset_px, given.mask, given.photon, given.background, canvas_px
-        )  # fmt: skip
+            given.amplitude,
+            given.probe,
+            given.offset_px,
+            given.mask,
+            given.photon,
+            given.background,
+            canvas_px,
+        )
         coarse, fine = GroupProjection.coarse(*arguments), GroupProjection(*arguments)
         with torch.no_grad():
             found = network(given)
@@ -316,8 +327,8 @@ class TestProjection:
         projection = GroupProjection(
             amplitude, probe, whole_px + between_px, good, torch.full((2,), PHOTON), torch.zeros(2), 40
         )
-        assert float(projection.change(field).abs().max()) < 1e-6
-        assert float(projection.correction(field).abs().max()) < 1e-6
+        assert float(projection.gradient_step(field).abs().max()) < 1e-6
+        assert float(projection.preconditioned_step(field).abs().max()) < 1e-6
 
     @pytest.mark.contract("phys.projection.between-pixels")
     def test_beam_between_pixels_is_where_it_is_said_to_be(self) -> None:
@@ -344,9 +355,9 @@ class TestProjection:
         amplitude = measurement(far_field(waves)).sqrt()
         good = torch.ones(1, 1, 64, 64, dtype=torch.bool)
         coarse = GroupProjection.coarse(amplitude, probe, offset_px, good, *levels(1), 80)
-        asked = coarse.change(coarse.transparent()).abs().max()
-        assert float(coarse.change(field[:, ::2, ::2]).abs().max()) < 0.01 * float(asked)
-        assert float(coarse.change(field[:, 1::2, ::2]).abs().max()) > 0.1 * float(asked)
+        asked = coarse.gradient_step(coarse.transparent()).abs().max()
+        assert float(coarse.gradient_step(field[:, ::2, ::2]).abs().max()) < 0.01 * float(asked)
+        assert float(coarse.gradient_step(field[:, 1::2, ::2]).abs().max()) > 0.1 * float(asked)
 
     @pytest.mark.contract("phys.projection.doubled")
     def test_pixels_between_are_the_means_of_their_neighbours(self) -> None:
@@ -367,8 +378,8 @@ class TestProjection:
         uniform = torch.full((1, 40, 40), 0.1, dtype=torch.float64)
         fast = torch.cos(math.pi / 40 * (steps + 0.5) * 30).expand(1, 40, 40) * 0.1
         for asked, factor in ((1j * uniform, 2.0), (uniform, 1.0), (1j * fast, 1.0)):
-            monkeypatch.setattr(projection, "change", lambda _, asked=asked: canvas * asked)
-            assert relative_l2(projection.correction(canvas), factor * canvas * asked) < 0.01
+            monkeypatch.setattr(projection, "gradient_step", lambda _, asked=asked: canvas * asked)
+            assert relative_l2(projection.preconditioned_step(canvas), factor * canvas * asked) < 0.01
 
     @pytest.mark.contract("phys.projection.mask")
     def test_masked_pixels_ask_for_nothing(self) -> None:
@@ -378,11 +389,11 @@ class TestProjection:
         mask[..., 14:18, 14:18] = False
         stopped = amplitude.where(mask, 0.0)
         projection = GroupProjection(stopped, probe, offset_px, mask, *levels(1), 36)
-        assert float(projection.change(projection.transparent()).abs().max()) < 1e-5
+        assert float(projection.gradient_step(projection.transparent()).abs().max()) < 1e-5
         blind = GroupProjection(
             stopped, probe, offset_px, torch.ones_like(mask), torch.full((1,), PHOTON), torch.zeros(1), 36
         )
-        assert float(blind.change(blind.transparent()).abs().max()) > 0.01
+        assert float(blind.gradient_step(blind.transparent()).abs().max()) > 0.01
 
     @pytest.mark.contract("phys.projection.background")
     def test_counts_of_a_background_are_not_put_down_to_the_object(self) -> None:
@@ -394,7 +405,7 @@ class TestProjection:
         for level in (0.1, 0.0):
             photon, background = torch.full((1,), PHOTON), torch.full((1,), level)
             projection = GroupProjection(brighter, probe, offset_px, good, photon, background, 36)
-            changes.append(float(projection.change(projection.transparent()).abs().max()))
+            changes.append(float(projection.gradient_step(projection.transparent()).abs().max()))
         assert changes[0] < 1e-5
         assert changes[1] > 0.01
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from strategies import beam, normal
+from strategies import make_asymmetric_probe, normal
 from tolerances import assert_close, relative_l2
 
 from torchptycho.analysis.evaluation import evaluate
@@ -114,7 +114,10 @@ class TestDerivatives:
 
     @pytest.mark.contract("refine.gradient.projection")
     def test_correction_is_downhill_for_both_likelihoods(self) -> None:
-        patches, probe = (1 + 0.1 * normal((3, 16, 16), 0)).requires_grad_(), beam(16, modes=2, photons=1e8)
+        patches, probe = (
+            (1 + 0.1 * normal((3, 16, 16), 0)).requires_grad_(),
+            make_asymmetric_probe(16, modes=2, photons=1e8),
+        )
         with torch.no_grad():
             counts = expected_counts(1 + 0.1 * normal((3, 16, 16), 1), torch.fft.ifftshift(probe, dim=(-2, -1)))
             counts = torch.fft.ifftshift(counts, dim=(-2, -1))
@@ -172,10 +175,13 @@ class TestImage:
     @pytest.mark.parametrize(
         ("method", "options"),
         [
-            ("rpie", {}), ("lsqml", {}), ("gradient", {}),
-            ("gradient", {"optimizer": "lbfgs", "epochs": 40}), ("rpie", {"likelihood": "amplitude"}),
+            ("rpie", {}),
+            ("lsqml", {}),
+            ("gradient", {}),
+            ("gradient", {"optimizer": "lbfgs", "epochs": 40}),
+            ("rpie", {"likelihood": "amplitude"}),
         ],
-    )  # fmt: skip
+    )
     def test_every_method_finds_the_object(self, scan: Scan, method: str, options: dict[str, Any]) -> None:
         config = RefineConfig(method=method, **{"epochs": 60, "batch_size": 8, "probe_update": False, **options})  # type: ignore[arg-type]
         found = refine(scan, config=config)
@@ -272,7 +278,7 @@ class TestBesideTheObject:
     @pytest.mark.contract("refine.modes")
     @pytest.mark.parametrize("count", [1, 2, 5])
     def test_more_or_fewer_modes_keep_the_power(self, count: int) -> None:
-        probe = beam(16, modes=2)
+        probe = make_asymmetric_probe(16, modes=2)
         changed = with_modes(probe, count)
         assert changed.shape == (count, 16, 16)
         assert float(power(changed)) == pytest.approx(float(power(probe)), rel=1e-12)
@@ -289,7 +295,7 @@ class TestBesideTheObject:
 
     @pytest.mark.contract("refine.place")
     def test_probe_and_image_keep_their_place(self) -> None:
-        probe, field = beam(32), normal((60, 50), 0)
+        probe, field = make_asymmetric_probe(32), normal((60, 50), 0)
         state = State.begin(field, probe, torch.zeros(1, 2, dtype=torch.float64))
         state.object, state.probe = (torch.roll(one, (3, -2), (-2, -1)) for one in (field, 2 * probe))
         state.settle()
@@ -407,9 +413,15 @@ class TestCourse:
     @pytest.mark.parametrize("method", ["rpie", "lsqml"])
     def test_resumed_is_as_if_never_stopped(self, scan: Scan, tmp_path: Path, method: str) -> None:
         config = dataclasses.replace(
-            QUICK, method=method, epochs=6, polish=0.0, probe_update=True, probe_start_epoch=1,
-            position_update="both", position_start_epoch=0,
-        )  # fmt: skip
+            QUICK,
+            method=method,
+            epochs=6,
+            polish=0.0,
+            probe_update=True,
+            probe_start_epoch=1,
+            position_update="both",
+            position_start_epoch=0,
+        )
         whole = refine(scan, config=config)
         state = tmp_path / "state.npz"
         refine(scan, config=dataclasses.replace(config, epochs=2), state_file=state)

@@ -86,13 +86,22 @@ def image_of(scan: Scan, **more: object) -> Reconstruction:
     coverage = np.zeros(scan.truth.shape, np.float32)
     coverage[6:-6, 6:-6] = 1
     told: dict[str, object] = {
-        "object": scan.truth, "coverage": coverage, "valid": coverage > 0, "origin_px": (0, 0), "probe": scan.probe,
+        "object": scan.truth,
+        "coverage": coverage,
+        "valid": coverage > 0,
+        "origin_px": (0, 0),
+        "probe": scan.probe,
         "history": {"misfit": [4.0, 1.5, 1.1], "seconds": [0.1, 0.2, 0.3]},
         "provenance": {
-            "source": scan.source, "frames": scan.n_frames, "epochs": 3, "seconds": 0.3, "complete": True,
-            "refine": {"method": "rpie", "epochs": 3}, "versions": {"torch": "2.13.0"},
+            "source": scan.source,
+            "frames": scan.n_frames,
+            "epochs": 3,
+            "seconds": 0.3,
+            "complete": True,
+            "refine": {"method": "rpie", "epochs": 3},
+            "versions": {"torch": "2.13.0"},
         },
-    }  # fmt: skip
+    }
     return WithSpread(**(told | more))  # type: ignore[arg-type]
 
 
@@ -116,9 +125,17 @@ def test_page_is_well_formed_and_has_every_part(full: tuple[str, Page]) -> None:
     text, page = full
     assert text.startswith("<!doctype html>")
     assert page.sections == [
-        "image", "truth", "patterns", "curves", "resolution", "probe", "positions", "data", "configuration",
+        "image",
+        "truth",
+        "patterns",
+        "curves",
+        "resolution",
+        "probe",
+        "positions",
+        "data",
+        "configuration",
         "provenance",
-    ]  # fmt: skip
+    ]
     for words in ("Amplitude", "Phase", "Coverage", "Disagreement", "Training: loss", "Refinement", "method", "torch"):
         assert any(words in data for data in page.words), words
     assert not any("plateau" in data for data in page.words)

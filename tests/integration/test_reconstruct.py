@@ -18,7 +18,7 @@ from tiny_run import TINY_SIMULATION, Command
 from tolerances import relative_l2
 
 from torchptycho.core.config import ReconstructConfig
-from torchptycho.core.devices import devices_of
+from torchptycho.core.devices import find_devices
 from torchptycho.core.errors import ConfigError
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.data.inference_dataset import InferenceBatch, InferenceDataset
@@ -233,7 +233,7 @@ def test_without_a_compiler_the_network_runs_as_it_is(
 @pytest.mark.parametrize(("accelerator", "count"), [("abacus", 1), ("gpu", 99), ("cpu", 0)])
 def test_devices_that_are_not_there_are_refused(accelerator: str, count: int) -> None:
     with pytest.raises(ConfigError, match="devices"):
-        devices_of(accelerator, count)
+        find_devices(accelerator, count)
 
 
 @pytest.mark.contract("files.reconstruction.spread")

@@ -21,6 +21,7 @@ from torchptycho.cli.base import BESIDE
 from torchptycho.cli.commands.network import COMMANDS, PURPOSES, Command
 from torchptycho.core.config import RunConfig, load_config
 from torchptycho.core.errors import ConfigError, TorchptychoError
+from torchptycho.core.text import format_error
 
 __all__ = ["main"]
 
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (TorchptychoError, OSError, FloatingPointError) as error:
         if debug:
             raise
-        sys.stderr.write(f"torchptycho: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"torchptycho: {format_error(error)}\n")
         return 1
     except (MemoryError, RuntimeError) as error:
         # torch's own is not imported for this alone.

@@ -1,4 +1,4 @@
-"""The torch devices that the words of the command line mean."""
+"""The torch devices that the names of the command line stand for."""
 
 from __future__ import annotations
 
@@ -6,22 +6,33 @@ import torch
 
 from torchptycho.core.errors import ConfigError
 
-__all__ = ["devices_of"]
+__all__ = ["find_devices"]
 
 
-def devices_of(accelerator: str, count: int) -> list[torch.device]:
-    """The devices that are meant; `auto` is a GPU where there is one.
+def find_devices(name: str, count: int = 1, *, option: str = "accelerator") -> list[torch.device]:
+    """Return `count` devices of a kind; `auto` is a GPU where there is one, else the CPU.
+
+    Arguments:
+        name: auto, cpu, gpu (or cuda), cuda:1, mps.
+        count: number of devices; a CPU is returned as often as is asked for.
+        option: name of the option, for the error.
 
     Raises:
-        ConfigError: there are none such.
+        ConfigError: this machine has no such devices.
     """
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count < 1:
         raise ConfigError(f"devices: expected at least 1; found {count}.")
-    if accelerator == "cpu" or (accelerator == "auto" and not gpus):
+    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    kind, _, number = name.partition(":")
+    if kind == "cpu" or (name == "auto" and not n_gpus):
         return [torch.device("cpu")] * count
-    if accelerator in ("auto", "gpu", "cuda") and gpus >= count:
-        return [torch.device("cuda", number) for number in range(count)]
-    known = accelerator in ("auto", "gpu", "cuda")
-    reason = f"it has {gpus} GPUs" if known else "expected auto, cpu or gpu"
-    raise ConfigError(f"accelerator '{accelerator}', devices {count}: not on this machine ({reason}).")
+    if kind == "mps" and count == 1 and torch.backends.mps.is_available():
+        return [torch.device("mps")]
+    if name in ("auto", "gpu", "cuda") and n_gpus >= count:
+        return [torch.device("cuda", index) for index in range(count)]
+    if kind == "cuda" and number.isdecimal() and int(number) < n_gpus and count == 1:
+        return [torch.device("cuda", int(number))]
+    known = kind in ("auto", "gpu", "cuda", "mps")
+    reason = f"it has {n_gpus} GPUs" if known and kind != "mps" else "it has no MPS" if known else ""
+    asked = f"{option} '{name}'" + (f", devices {count}" if count > 1 else "")
+    raise ConfigError(f"{asked}: not on this machine ({reason or 'expected auto, cpu, gpu, cuda:1 or mps'}).")

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Complex64, Float64, Int64
 
+from torchptycho.core.config.base import Domain
 from torchptycho.core.config.read import ReadConfig
 from torchptycho.core.geometry import Geometry
 
-__all__ = ["ArrayFrames", "Frames", "Scan", "SourceFile"]
+__all__ = ["DEFAULT_PHOTONS_PER_FRAME", "ArrayFrames", "Frames", "Scan", "SourceFile"]
+
+DEFAULT_PHOTONS_PER_FRAME = 1e9
+"""Photons per frame that amplitudes stand for where neither the file nor the user states a dose."""
 
 
 @runtime_checkable
@@ -97,7 +101,7 @@ class Scan:
     """
 
     frames: Frames
-    domain: Literal["counts", "amplitude"]
+    domain: Domain
     positions_px: Float64[np.ndarray, "m 2"]
     probe: Complex64[np.ndarray, "p n n"]
     mask: Bool[np.ndarray, "n n"]

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 
 from torchptycho.core.scan import Scan
+from torchptycho.core.text import format_first
 from torchptycho.io.frames.frame_stacks import rows_in_file
 
 __all__ = ["FrameFindings", "collect_findings", "find_saturated_frames"]
@@ -37,8 +38,7 @@ class FrameFindings:
             (self.repeated, "at the position of an earlier one are kept"),
         ):
             if frames:
-                more = f" and {len(frames) - _MAX_LISTED} more" if len(frames) > _MAX_LISTED else ""
-                told.append(f"{len(frames)} frame(s) {what}: {', '.join(map(str, frames[:_MAX_LISTED]))}{more}")
+                told.append(f"{len(frames)} frame(s) {what}: {format_first(frames, _MAX_LISTED)}")
         return tuple(told)
 
 

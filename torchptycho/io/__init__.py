@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torchptycho.core.config import ReadConfig, reading_of
+from torchptycho.core.config.base import Domain
 from torchptycho.core.scan import Scan
 from torchptycho.io.checks import checked_chunks
 from torchptycho.io.formats.mapped import read_mapped
@@ -35,7 +36,7 @@ def read_scan(
     path: str | Path,
     config: ReadConfig | None = None,
     *,
-    domain: Literal["counts", "amplitude"] | None = None,
+    domain: Domain | None = None,
     probe: str | Path | None = None,
     frames: slice | None = None,
 ) -> Scan:

@@ -13,6 +13,7 @@ from torchptycho.core.config import SUPPORTED_N_PX
 from torchptycho.core.errors import ScanError
 from torchptycho.core.geometry import Geometry
 from torchptycho.core.scan import Frames, Scan
+from torchptycho.core.text import format_first
 from torchptycho.io.frames.frame_stacks import frames_in, rows_in_file
 from torchptycho.io.source_files import unchanged
 
@@ -212,9 +213,7 @@ class _Offenders:
 
 
 def _frames_named(first: list[int], total: int) -> str:
-    names = ", ".join(str(index) for index in first[:_FEW])
-    more = f" and {total - _FEW} more" if total > _FEW else ""
-    return f"{total} frame{'s' if total != 1 else ''}: {names}{more} (counted from 0)"
+    return f"{total} frame{'s' if total != 1 else ''}: {format_first(first, _FEW, total)} (counted from 0)"
 
 
 def _key_of(frames: Frames) -> str:

@@ -11,6 +11,7 @@ from typing import TypeAlias
 from torchptycho.core.config import ReadConfig
 from torchptycho.core.errors import ConfigError, ScanError
 from torchptycho.core.scan import Scan
+from torchptycho.core.text import format_first
 from torchptycho.io import read_scan
 from torchptycho.io.formats.npz import holds_frames
 from torchptycho.io.formats.registry import reader_of, recognise
@@ -184,8 +185,7 @@ def _found(source: Source, config: ReadConfig, taken: _Taken) -> list[Scan]:
 
 
 def _told(foreign: dict[Path, str]) -> str:
-    named = "; ".join(f"{path.name} ({why})" for path, why in list(foreign.items())[:_FEW])
-    return named + (f"; and {len(foreign) - _FEW} more" if len(foreign) > _FEW else "")
+    return format_first((f"{path.name} ({why})" for path, why in foreign.items()), _FEW, separator="; ")
 
 
 def _no_scan(path: Path) -> str | None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Complex64, Float64
 
+from torchptycho.core.config.base import Domain
 from torchptycho.core.geometry import Geometry
 from torchptycho.core.scan import Frames
 from torchptycho.io.bad_pixels import dead_pixels, hot_pixels
@@ -19,8 +19,6 @@ __all__ = ["Survey", "beam_center_px", "mean_pattern", "probe_from_pattern", "su
 _CHUNK_BYTES = 16 * 2**20
 _LOOKED_AT = 64
 _BEAM_PART = 0.05
-
-Domain = Literal["counts", "amplitude"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Complex64, Float64, Int64
 
+from torchptycho.core.config.base import Domain
 from torchptycho.core.errors import ScanError
 from torchptycho.core.geometry import Geometry
 from torchptycho.core.scan import Frames
@@ -52,7 +53,7 @@ class Recorded:
     position_keys: tuple[str, str]
     positions_n_px: int | None = None
     probe: Complex64[np.ndarray, "p a a"] | None = None
-    domain: Literal["counts", "amplitude"] | None = None
+    domain: Domain | None = None
     bad_pixels: Bool[np.ndarray, "h w"] | None = None
     scan_id: Int64[np.ndarray, " m"] | None = None
     geometry: Geometry = dataclasses.field(default_factory=Geometry)

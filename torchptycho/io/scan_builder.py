@@ -6,15 +6,17 @@ import dataclasses
 import logging
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
 
+from torchptycho.core.config.base import Domain
 from torchptycho.core.config.read import ReadConfig
 from torchptycho.core.errors import ScanError
 from torchptycho.core.geometry import Geometry
-from torchptycho.core.scan import Frames, Scan
+from torchptycho.core.scan import DEFAULT_PHOTONS_PER_FRAME, Frames, Scan
+from torchptycho.core.text import format_first
 from torchptycho.io.checks import check_frame_shape, check_positions
 from torchptycho.io.detector_images import detector_image, detector_mask
 from torchptycho.io.frames.frame_stacks import scattered_is_dear
@@ -31,8 +33,6 @@ _log = logging.getLogger(__name__)
 # No ptychographic scan is wider; positions beyond are not in metres.
 _WIDEST_M = 0.5
 _FEW = 20
-# What amplitudes stand for when nobody says.
-_NPHOTONS = 1e9
 
 
 def scan_of(recorded: Recorded, why: str, config: ReadConfig) -> Scan:
@@ -113,12 +113,12 @@ def placed(recorded: Recorded, scan: Scan) -> Float64[np.ndarray, "m 2"]:
     return _oriented(_in_pixels(recorded, scan.geometry, scale), config, [])
 
 
-def _domain_of(frames: Frames) -> Literal["counts", "amplitude"]:
+def _domain_of(frames: Frames) -> Domain:
     return "counts" if frames.dtype.kind in "iu" else "amplitude"
 
 
 def _usable(
-    recorded: Recorded, config: ReadConfig, domain: Literal["counts", "amplitude"], notes: list[str]
+    recorded: Recorded, config: ReadConfig, domain: Domain, notes: list[str]
 ) -> tuple[Recorded, np.ndarray, dict[int, str]]:
     """Without the frames that are to be left out; which pixels are bad; what was left out, as the file counts."""
     height, width = recorded.frames.shape[1:]
@@ -150,7 +150,7 @@ def _usable(
     if config.find_bad_pixels or config.bad_frames == "leave-out":
         photons = recorded.metadata.get("nphotons", recorded.metadata.get("photons_per_frame"))
         clip = config.clip_negative or config.dark is not None
-        seen = survey(recorded.frames, bad, domain, photons or _NPHOTONS, clip=clip)
+        seen = survey(recorded.frames, bad, domain, photons or DEFAULT_PHOTONS_PER_FRAME, clip=clip)
         if config.bad_frames == "leave-out":
             left_out |= {int(in_file[row]): fault for row, fault in seen.bad_frames.items()}
         if config.find_bad_pixels:
@@ -159,9 +159,8 @@ def _usable(
             bad |= seen.hot | seen.dead | seen.at_limit
     keep = ~np.isin(in_file, list(left_out))
     if left_out:
-        told = [f"{frame} ({why})" for frame, why in sorted(left_out.items())[:_FEW]]
-        more = f" and {len(left_out) - _FEW} more" if len(left_out) > _FEW else ""
-        notes.append(f"{len(left_out)} frame(s) left out: {', '.join(told)}{more}")
+        reasons = format_first((f"{frame} ({why})" for frame, why in sorted(left_out.items())), _FEW)
+        notes.append(f"{len(left_out)} frame(s) left out: {reasons}")
         _log.warning("%s: %s", recorded.path, notes[-1])
     if keep.all():
         return recorded, bad, left_out
@@ -183,7 +182,7 @@ def _usable(
 
 
 def _processed(
-    recorded: Recorded, bad: np.ndarray, config: ReadConfig, domain: Literal["counts", "amplitude"], notes: list[str]
+    recorded: Recorded, bad: np.ndarray, config: ReadConfig, domain: Domain, notes: list[str]
 ) -> tuple[Frames, Processing | None]:
     height, width = recorded.frames.shape[1:]
     if not config.changes_frames:

@@ -19,6 +19,7 @@ import numpy as np
 from torchptycho.core.config import ReadConfig
 from torchptycho.core.errors import ConfigError, ScanError
 from torchptycho.core.scan import ArrayFrames, Frames, Scan
+from torchptycho.core.text import format_error
 from torchptycho.io import read_scan
 from torchptycho.io.frames.frame_stacks import frames_in, scattered_is_dear
 from torchptycho.live.protocol import LARGEST_PART_BYTES, Asked, answer_of_frames
@@ -107,7 +108,7 @@ def answer(request: bytes, layout: Layout, frames: Frames, positions_px: np.ndar
     try:
         asked: Asked = parsed(Asked, request, "request", "a request")
     except ScanError as error:
-        return [json.dumps({"torchptycho": 1, "error": " ".join(str(error).split())[:2000]}).encode()]
+        return [json.dumps({"torchptycho": 1, "error": format_error(error, 2000)}).encode()]
     if asked.ask == "scan":
         return [json.dumps(layout.to_dict()).encode()]
     most = LARGEST_PART_BYTES // max(layout.frame_bytes, 16)

@@ -14,10 +14,11 @@ import numpy as np
 from rich.progress import Progress, TaskID
 
 from torchptycho.core.config import ReadConfig, reading_of
-from torchptycho.core.devices import devices_of
+from torchptycho.core.devices import find_devices
 from torchptycho.core.errors import ConfigError, ScanError
 from torchptycho.core.progress import new_bar
 from torchptycho.core.reconstruction import Reconstruction
+from torchptycho.core.text import format_error
 from torchptycho.io import write_reconstruction
 from torchptycho.live.hdf5_source import GrowingFile
 from torchptycho.live.live_images import draw
@@ -160,7 +161,7 @@ def watch(
             raise ConfigError(f"{name}: expected at least {least}; found {value}.")
     if not 0.05 <= refresh_s <= 3600:
         raise ConfigError(f"refresh_s: expected 0.05 to 3600 seconds; found {refresh_s}.")
-    device = devices_of(accelerator, 1)[0]
+    device = find_devices(accelerator, 1)[0]
     network = model if isinstance(model, PtychoNetwork) else load_network(model)
     network.require_statistics()
     if spool_frames < 4 * network.gridsize**2:
@@ -188,7 +189,7 @@ def watch(
             if isinstance(error, KeyboardInterrupt):
                 status.state, status.message = "stopped", _how_to_go_on(status.received, out)
             else:
-                status.state, status.message = "failed", " ".join(str(error).split()) or type(error).__name__
+                status.state, status.message = "failed", format_error(error) or type(error).__name__
             with contextlib.suppress(OSError):
                 status.write(out)
             raise

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from torchptycho.core.errors import ConfigError, StoreError
+from torchptycho.core.text import format_error
 from torchptycho.core.versions import versions
 from torchptycho.io.storage.file_access import replaced_atomically
 from torchptycho.models.network import OF_TRAINING, PtychoNetwork
@@ -163,7 +164,7 @@ def _load(path: str | Path, build: Callable[[dict[str, Any], dict[str, Any]], _N
         _check_same(path, module.state_dict(), state)
         module.load_state_dict(state)
     except (RuntimeError, LookupError, TypeError, AttributeError, ValueError, ConfigError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = format_error(error, 300)
         raise StoreError(
             f"{path}: expected a bundle of this version; it does not load ({reason}). It was written with torchptycho "
             f"{manifest.get('version')}, here {versions()['torchptycho']}. Save it again."
@@ -321,7 +322,7 @@ def _json(path: Path, name: str, content: dict[str, bytes]) -> dict[str, Any]:
 
 def _damaged(path: Path, name: str | None, reason: object) -> StoreError:
     where = f"'{name[:80]}': " if name else ""
-    text = " ".join(str(reason).split())[:200]
+    text = format_error(reason, 200)
     return StoreError(
         f"{path}: {where}expected an intact bundle; found damaged or truncated data ({text}). Copy it again."
     )

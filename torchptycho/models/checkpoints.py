@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from torchptycho.core.errors import ConfigError, StoreError
+from torchptycho.core.text import format_error
 from torchptycho.core.versions import versions
 from torchptycho.models.bundles import BUNDLE, is_bundle, load_bundle, load_bundled_network
 from torchptycho.models.network import FORMAT, OF_TRAINING, PtychoNetwork
@@ -80,7 +81,7 @@ def _told(path: Path) -> Iterator[None]:
         reason = "it is another kind of file, or holds Python objects, which are never unpickled because they run code"
         raise StoreError(f"{path}: expected a torchptycho checkpoint; {reason}. {_REMEDY}") from error
     except (OSError, RuntimeError, LookupError, EOFError, TypeError, AttributeError, ValueError, ConfigError) as error:
-        reason = " ".join(str(error).split())[:300] or "it ends too early"
+        reason = format_error(error, 300) or "it ends too early"
         raise StoreError(
             f"{path}: expected a torchptycho checkpoint; it does not load ({reason}).{_differences(path)} {_REMEDY}"
         ) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import torch
@@ -12,6 +12,7 @@ from jaxtyping import Complex
 from torch import Tensor, nn
 
 from torchptycho.core.config import RunConfig, to_dict
+from torchptycho.core.config.base import Domain
 from torchptycho.core.errors import ConfigError, TrainingError
 from torchptycho.core.versions import versions
 from torchptycho.data.batch import GroupBatch
@@ -57,7 +58,7 @@ class PtychoPINN(PtychoNetwork, L.LightningModule):
         n_px: int,
         n_scans: int = 1,
         n_modes: int = 1,
-        domain: Literal["counts", "amplitude"] = "counts",
+        domain: Domain = "counts",
         max_offset_px: float = 0.0,
         has_validation: bool = True,
         started_from: str | None = None,

@@ -6,7 +6,7 @@ import logging
 import tempfile
 from pathlib import Path
 
-from torchptycho.core.devices import devices_of
+from torchptycho.core.devices import find_devices
 from torchptycho.core.errors import ConfigError
 from torchptycho.models.checkpoints import find_checkpoint, load_network
 from torchptycho.models.export.runtimes import (
@@ -96,7 +96,7 @@ def with_engine(
 
 def _device(engine: EngineName, accelerator: str) -> str:
     """Where an engine computes: on a GPU where there is one, unless told otherwise."""
-    (where,) = devices_of(accelerator, 1)
+    (where,) = find_devices(accelerator, 1)
     if where.type == "cpu":
         return "cpu"
     if engine == "onnx" and accelerator == "auto" and not has_cuda():

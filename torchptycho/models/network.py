@@ -12,6 +12,7 @@ from jaxtyping import Bool, Complex, Float
 from torch import Tensor, nn
 
 from torchptycho.core.config import RunConfig, from_dict, to_dict
+from torchptycho.core.config.base import Domain
 from torchptycho.core.errors import StoreError
 from torchptycho.models.generators import Generator, GroupInput, build_generator
 from torchptycho.models.measurement import Experiment
@@ -64,7 +65,7 @@ class PtychoNetwork(nn.Module):
         n_px: int,
         n_scans: int = 1,
         n_modes: int = 1,
-        domain: Literal["counts", "amplitude"] = "counts",
+        domain: Domain = "counts",
         max_offset_px: float = 0.0,
     ) -> None:
         super().__init__()
@@ -73,7 +74,7 @@ class PtychoNetwork(nn.Module):
         self.checkpoint_sha256: str | None = None
         self.gridsize = self.config.group.gridsize
         self.n_px = n_px
-        self.domain: Literal["counts", "amplitude"] = domain
+        self.domain: Domain = domain
         self.generator = self._new_generator()
         # Convolutions are up to 1.3 times as fast on a CPU, and on a GPU in half precision.
         nn.Module.to(self.generator, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Complex, Float, Float64, Shaped
 from torch import Tensor
 
+from torchptycho.core.config.base import Domain
 from torchptycho.core.errors import ScanError
-from torchptycho.core.scan import Scan
+from torchptycho.core.scan import DEFAULT_PHOTONS_PER_FRAME, Scan
 from torchptycho.physics.diffraction import far_field, measurement
 
 __all__ = [
-    "DEFAULT_NPHOTONS",
     "Scaling",
     "counts_per_squared_amplitude",
     "frame_sums",
@@ -29,9 +29,6 @@ __all__ = [
 ]
 
 Number = TypeVar("Number", float, Tensor)
-
-DEFAULT_NPHOTONS = 1e9
-"""Photons per frame that normalised amplitudes stand for, when nobody says."""
 
 _LEAST_SEEN = 1e-6
 
@@ -47,7 +44,7 @@ class Scaling:
         n_px: frame edge N.
     """
 
-    domain: Literal["counts", "amplitude"]
+    domain: Domain
     input_scale: float
     photons_per_frame: float
     n_px: int
@@ -74,9 +71,7 @@ def counts_per_squared_amplitude(photons_per_frame: Number, input_scale: Number,
     return photons_per_frame * (input_scale / (n_px / 2)) ** 2
 
 
-def measure_scaling(
-    mean_intensity: float, n_px: int, domain: Literal["counts", "amplitude"], nphotons: float | None = None
-) -> Scaling:
+def measure_scaling(mean_intensity: float, n_px: int, domain: Domain, nphotons: float | None = None) -> Scaling:
     """Scaling of a scan from the mean over its training frames of the summed intensity, in float64.
 
     a = sqrt((N/2)^2 / mean_frames(sum_pixels A^2)).
@@ -87,21 +82,19 @@ def measure_scaling(
     """
     if not 0 < mean_intensity < math.inf:
         raise ValueError(f"mean_intensity: expected a positive number; found {mean_intensity}")
-    photons = mean_intensity if domain == "counts" else (nphotons or DEFAULT_NPHOTONS)
+    photons = mean_intensity if domain == "counts" else (nphotons or DEFAULT_PHOTONS_PER_FRAME)
     return Scaling(
         domain=domain, input_scale=n_px / 2 / math.sqrt(mean_intensity), photons_per_frame=photons, n_px=n_px
     )
 
 
-def intensity(frames: Shaped[Tensor, "*shape"], domain: Literal["counts", "amplitude"]) -> Float[Tensor, "*shape"]:
+def intensity(frames: Shaped[Tensor, "*shape"], domain: Domain) -> Float[Tensor, "*shape"]:
     """Frames of any dtype as float32 intensity in file units. The cast comes first: uint16 squared overflows."""
     values = frames.to(torch.float32)
     return values if domain == "counts" else values.square()
 
 
-def frame_sums(
-    frames: Shaped[np.ndarray, "k n n"], domain: Literal["counts", "amplitude"]
-) -> Float64[np.ndarray, " k"]:
+def frame_sums(frames: Shaped[np.ndarray, "k n n"], domain: Domain) -> Float64[np.ndarray, " k"]:
     """Intensity of each frame in file units, summed in float64 without a float64 copy of the frames."""
     if domain == "counts":
         # Integers add up twice as fast, and exactly, as long as no sum can overflow.
@@ -156,4 +149,4 @@ def probe_factor(scan: Scan, scaling: Scaling) -> float:
     if scan.domain == "counts":
         return 1.0
     # Its power belongs to the dose that its own file states.
-    return math.sqrt(scaling.photons_per_frame / (scan.photons_per_frame or DEFAULT_NPHOTONS))
+    return math.sqrt(scaling.photons_per_frame / (scan.photons_per_frame or DEFAULT_PHOTONS_PER_FRAME))

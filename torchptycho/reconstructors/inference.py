@@ -19,6 +19,7 @@ from torchptycho.core.config import ReconstructConfig
 from torchptycho.core.errors import StoreError
 from torchptycho.core.parallel import in_turn
 from torchptycho.core.progress import new_bar
+from torchptycho.core.text import format_error
 from torchptycho.data.inference_dataset import InferenceBatch, InferenceDataset
 from torchptycho.models.export.runtimes import ExportedNetwork
 from torchptycho.models.network import PtychoNetwork
@@ -234,5 +235,5 @@ def _compile(network: PtychoNetwork, batch: InferenceBatch) -> None:
     except (RuntimeError, OSError, ImportError) as error:
         network.generator._compiled_call_impl = None
         torch._dynamo.reset()
-        reason = " ".join(str(error).split())[:200]
+        reason = format_error(error, 200)
         _log.warning("predict_compile: the network runs without torch.compile, which fails here: %s", reason)

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from torchptycho.core.config import PrepareConfig, ReadConfig, ReconstructConfig, reading_of, to_dict
 from torchptycho.core.config.base import Domain
-from torchptycho.core.devices import devices_of
+from torchptycho.core.devices import find_devices
 from torchptycho.core.errors import ConfigError, ScanError, StoreError
 from torchptycho.core.progress import EpochProgress
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.core.scan import Scan
+from torchptycho.core.text import format_first
 from torchptycho.core.versions import versions
 from torchptycho.data.inference_dataset import InferenceBatch, InferenceDataset
 from torchptycho.io import read_scan
@@ -100,7 +101,7 @@ def reconstruct(
     if isinstance(network, ExportedNetwork):
         # It knows one training scan only.
         which, by = 0, network.description.engine
-    where = [network.runs_on] if isinstance(network, ExportedNetwork) else devices_of(accelerator, devices)
+    where = [network.runs_on] if isinstance(network, ExportedNetwork) else find_devices(accelerator, devices)
     if len(np.unique(scan.scan_id)) > 1:
         _log.warning("%s: holds %d scans; they are placed onto one image.", scan.source, len(np.unique(scan.scan_id)))
     with tempfile.TemporaryDirectory(prefix=".torchptycho-", dir=scratch) as folder:
@@ -161,7 +162,7 @@ def _left_out(predicted: Predicted, scan: Scan, passes: int) -> dict[str, str]:
     for frame in never:
         named[str(frame)] = "the network's patch is not finite"
     if never:
-        shown = ", ".join(map(str, never[:10])) + (", ..." if len(never) > 10 else "")
+        shown = format_first(never, 10)
         _log.warning(
             "%s: %d frames are not in the image, their patches are not finite: %s", scan.source, len(never), shown
         )

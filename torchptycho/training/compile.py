@@ -6,6 +6,7 @@ import logging
 
 import torch
 
+from torchptycho.core.text import format_error
 from torchptycho.data.batch import GroupBatch
 from torchptycho.models.lightning_module import PtychoPINN
 
@@ -38,7 +39,7 @@ def compile_generator(module: PtychoPINN, batch: GroupBatch, device: torch.devic
     except (RuntimeError, OSError, ImportError) as error:
         generator._compiled_call_impl = None
         torch._dynamo.reset()
-        reason = " ".join(str(error).split())[:200]
+        reason = format_error(error, 200)
         _log.warning("compile: the network runs without torch.compile, which fails here: %s", reason)
         return False
     finally:

@@ -17,6 +17,7 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 from torch.distributed import Store as Channel  # type: ignore[attr-defined]
 
 from torchptycho.core.errors import StoreError
+from torchptycho.core.text import format_error
 from torchptycho.data.store import MANIFEST, Store
 
 __all__ = ["RankCoordinator", "wait_for_store"]
@@ -133,4 +134,4 @@ def wait_for_store(path: Path) -> Store:
 
 
 def _to_one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    return format_error(error)

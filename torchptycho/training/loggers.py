@@ -13,6 +13,7 @@ from PIL import Image
 
 from torchptycho.analysis.history import LOGS_FOLDER
 from torchptycho.core.errors import ConfigError
+from torchptycho.core.text import format_error
 
 __all__ = ["build_loggers", "send_image"]
 
@@ -32,7 +33,7 @@ def build_loggers(names: Sequence[str], out: Path) -> list[Logger]:
         try:
             found.append(_build_logger(name, out))
         except ImportError as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = format_error(error, 200)
             raise ConfigError(
                 f"logger: '{name}' is not installed ({reason}). Install it with: pip install 'torchptycho[{name}]'."
             ) from None

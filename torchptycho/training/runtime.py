@@ -14,6 +14,7 @@ from lightning.fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from torchptycho.core.errors import ConfigError
+from torchptycho.core.text import format_error
 
 __all__ = ["check_devices", "restore_keyboard_interrupt", "silence_lightning"]
 
@@ -39,7 +40,7 @@ def check_devices(accelerator: str, devices: int, nodes: int = 1) -> ClusterEnvi
             if environment is not None:
                 environment.validate_settings(num_devices=devices, num_nodes=nodes)
     except (MisconfigurationException, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = format_error(error)
         asked = f"accelerator '{accelerator}', devices {devices}" + (f", nodes {nodes}" if nodes > 1 else "")
         raise ConfigError(f"{asked}: not on this machine ({reason}).") from None
     return environment

@@ -14,6 +14,7 @@ from torchptycho.analysis.history import read_history
 from torchptycho.core.config import ReadConfig, RunConfig, save_config
 from torchptycho.core.errors import ConfigError, TrainingError
 from torchptycho.core.scan import Scan
+from torchptycho.core.text import format_first
 from torchptycho.data.datamodule import PtychoDataModule
 from torchptycho.data.datasets import GroupDataset
 from torchptycho.data.store import Store
@@ -173,7 +174,7 @@ def _locate_frames(error: TrainingError, store: Store, last: Path) -> TrainingEr
     for entry in store.scans:
         own = [f - entry.first_frame for f in error.frames if 0 <= f - entry.first_frame < entry.n_frames]
         if own:
-            shown = ", ".join(map(str, own[:10])) + (", ..." if len(own) > 10 else "")
+            shown = format_first(own, 10)
             where += f" {entry.source}: frames {shown}."
     return TrainingError(f"{error}.{where}{kept}".replace("..", "."), error.frames)
 

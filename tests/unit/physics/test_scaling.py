@@ -14,8 +14,9 @@ from strategies import probes, seeds
 from tolerances import assert_close
 from torch import Tensor
 
+from torchptycho.core.scan import DEFAULT_PHOTONS_PER_FRAME
 from torchptycho.physics.diffraction import expected_counts, far_field
-from torchptycho.physics.scaling import DEFAULT_NPHOTONS, Scaling, gauge_factor, intensity, measure_scaling
+from torchptycho.physics.scaling import Scaling, gauge_factor, intensity, measure_scaling
 
 N = 16
 units = st.floats(1e-6, 1e6)
@@ -87,7 +88,7 @@ def test_measured_counts_say_their_photons_themselves() -> None:
 
 @pytest.mark.contract("physics.units.amplitude")
 def test_amplitudes_without_a_dose_stand_for_a_billion_photons() -> None:
-    assert DEFAULT_NPHOTONS == 1e9
+    assert DEFAULT_PHOTONS_PER_FRAME == 1e9
     assert scaling_of(frames(1), "amplitude").photons_per_frame == 1e9
 
 

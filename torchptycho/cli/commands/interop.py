@@ -40,12 +40,12 @@ class Export(Command):
     def run(self) -> None:
         import json
 
-        from torchptycho.core.devices import devices_of
+        from torchptycho.core.devices import find_devices
         from torchptycho.models.checkpoints import load_network
         from torchptycho.models.export.export import export_network
 
         network = load_network(self.checkpoint)
-        (device,) = devices_of(self.accelerator, 1)
+        (device,) = find_devices(self.accelerator, 1)
         with self.working("exporting"):
             told = export_network(
                 network.to(device), self.out, training_scan=self.training_scan, max_offset_px=self.max_offset_px

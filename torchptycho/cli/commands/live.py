@@ -16,6 +16,7 @@ from tyro.conf import Positional
 from torchptycho.cli.base import Command
 from torchptycho.core.config import ReadConfig, load_config
 from torchptycho.core.errors import ConfigError
+from torchptycho.core.text import format_first
 
 __all__ = ["Replay", "Watch"]
 
@@ -160,8 +161,7 @@ class Replay(Command):
 
 
 def _few(left_out: dict[int, str]) -> str:
-    named = [f"{frame} ({why})" for frame, why in sorted(left_out.items())[:5]]
-    return ", ".join(named) + (", ..." if len(left_out) > len(named) else "")
+    return format_first((f"{frame} ({why})" for frame, why in sorted(left_out.items())), 5)
 
 
 @contextlib.contextmanager

@@ -38,7 +38,9 @@ from torchptycho.core.config import (
     load_config,
     to_dict,
 )
+from torchptycho.core.config.base import Domain
 from torchptycho.core.errors import ConfigError, ExportError, ScanError, TorchptychoError
+from torchptycho.core.text import format_error
 from torchptycho.visualization.tables import plan_lines
 
 if TYPE_CHECKING:
@@ -178,7 +180,7 @@ class Reconstruct(Command):
     otherwise torch. A .pt2 file is machine code, which runs as it is loaded: it needs --engine aot."""
     devices: int = 1
     """Processes that share the frames of a scan, each with a GPU or a part of the CPU."""
-    domain: Literal["counts", "amplitude"] | None = None
+    domain: Domain | None = None
     """What the frames hold, when the file does not say."""
     frames: str | None = None
     """Frames to use, as start:stop."""
@@ -246,7 +248,7 @@ class Reconstruct(Command):
                 if len(images) == 1:
                     raise
                 failed.append(scan)
-                sys.stderr.write(f"torchptycho: {' '.join(str(error).split())}\n")
+                sys.stderr.write(f"torchptycho: {format_error(error)}\n")
         if self.json:
             self.tell(told[0] if len(images) == 1 else {"images": told}, json=True)
         if failed:

@@ -20,6 +20,7 @@ from torchptycho.core.config.reconstruct import ReconstructConfig
 from torchptycho.core.config.refine import RefineConfig
 from torchptycho.core.config.train import TrainConfig
 from torchptycho.core.errors import ConfigError
+from torchptycho.core.text import format_error
 
 __all__ = ["RunConfig", "from_dict", "load_config", "save_config", "to_dict"]
 
@@ -107,7 +108,7 @@ def load_config(path: str | Path) -> RunConfig:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from None
     except (tomllib.TOMLDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
+        reason = format_error(error)
         raise ConfigError(f"{path}: expected YAML or TOML; {reason}.") from None
     values = {} if values is None else values
     _refuse_unknown_keys(RunConfig, values, str(path), "")

@@ -12,12 +12,12 @@ from jaxtyping import Complex64, Float, Float32, Float64, Int64, Num, Shaped
 from torch import Tensor
 
 from torchptycho.core.errors import ScanError
-from torchptycho.core.scan import Scan
+from torchptycho.core.scan import DEFAULT_PHOTONS_PER_FRAME, Scan
 from torchptycho.interop import original_layouts
 from torchptycho.interop.workflow.raw_data import Grouping, RawData
 from torchptycho.io.frames.frame_stacks import scattered_is_dear
 from torchptycho.io.frames.views import PickedFrames
-from torchptycho.physics.scaling import DEFAULT_NPHOTONS, Scaling
+from torchptycho.physics.scaling import Scaling
 
 __all__ = ["PtychoDataContainer"]
 
@@ -115,7 +115,7 @@ class PtychoDataContainer:
         def norm() -> np.ndarray:
             scale = grouping.input_scale
             told = (scan.n_px / 2 / scale) ** 2 if scan.domain == "counts" else scan.photons_per_frame
-            photons = nphotons or told or DEFAULT_NPHOTONS
+            photons = nphotons or told or DEFAULT_PHOTONS_PER_FRAME
             scaling = Scaling(domain="amplitude", input_scale=scale, photons_per_frame=photons, n_px=scan.n_px)
             return np.asarray(scaling.intensity_scale)
 

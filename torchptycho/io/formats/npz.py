@@ -7,10 +7,11 @@ import io
 import logging
 import zipfile
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 
+from torchptycho.core.config.base import Domain
 from torchptycho.core.config.read import ReadConfig, frame_slice
 from torchptycho.core.errors import ScanError
 from torchptycho.core.geometry import Geometry
@@ -23,8 +24,6 @@ from torchptycho.io.storage.archive import Member, NpzArchive, is_zip, write_arr
 from torchptycho.io.storage.file_access import dump_json, replaced_atomically
 
 __all__ = ["read_npz", "sniff_npz", "write_npz"]
-
-Domain = Literal["counts", "amplitude"]
 
 _FORMAT, _FORMAT_VERSION = "torchptycho-scan", 1
 _LENGTHS = tuple(field.name for field in dataclasses.fields(Geometry))

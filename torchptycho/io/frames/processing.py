@@ -6,11 +6,12 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Complex64, Float32
 
+from torchptycho.core.config.base import Domain
 from torchptycho.core.scan import Frames
 
 __all__ = ["ProcessedFrames", "Processing", "cut", "resampled_probe"]
@@ -84,7 +85,7 @@ class Processing:
             return dtype
         return np.dtype(np.uint32 if dtype.kind == "u" and dtype.itemsize <= 2 else np.int64)
 
-    def apply(self, frames: np.ndarray, domain: Literal["counts", "amplitude"]) -> np.ndarray:
+    def apply(self, frames: np.ndarray, domain: Domain) -> np.ndarray:
         """Frames [K, H, W] of the file as frames [K, N, N] of the scan."""
         target = self.dtype_of(frames.dtype)
         values = self.window(frames)
@@ -121,7 +122,7 @@ class ProcessedFrames:
 
     inner: Frames
     steps: Processing
-    domain: Literal["counts", "amplitude"]
+    domain: Domain
 
     @property
     def key(self) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from torchptycho.core.errors import ScanError
+from torchptycho.core.text import format_error
 from torchptycho.io.storage.hdf5_chunks import chunk_fault
 
 __all__ = [
@@ -53,7 +54,7 @@ def hdf5_damage(path: Path, key: str | None) -> Iterator[None]:
     except ScanError:
         raise
     except _DAMAGE as error:
-        reason = " ".join(str(error).split())
+        reason = format_error(error)
         remedy = "Copy or export the file again; when it is still being written, wait for the end of the scan."
         if "filter" in reason:
             remedy = "Its compression is none of those that hdf5plugin brings; write it with gzip or bitshuffle."

@@ -29,6 +29,7 @@ from torch.nn import functional
 
 from torchptycho.core.config import to_dict
 from torchptycho.core.errors import ConfigError, ExportError
+from torchptycho.core.text import format_error
 from torchptycho.data.inference_dataset import InferenceBatch
 from torchptycho.io.storage.file_access import replaced_atomically
 from torchptycho.models.export.metadata import KEY, Description, add_to_package, describe, state_of
@@ -178,7 +179,7 @@ def _real(network: PtychoNetwork, description: Description, *, matrices: bool) -
         plain = RealArithmetic(traced.module(check_guards=False), edges_px)
         return torch.export.export(plain.to(frames.device), arguments, dynamic_shapes=shapes, strict=False)
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, NotImplementedError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = format_error(error, 300)
         name = network.config.model.generator
         raise ExportError(f"export: the generator '{name}' cannot be traced: {reason}") from error
 
@@ -220,7 +221,7 @@ def _write_aot(network: PtychoNetwork, description: Description, file: Path) -> 
         try:
             aoti_compile_and_package(traced, package_path=str(file))
         except (RuntimeError, OSError, ImportError) as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = format_error(error, 300)
             raise ExportError(
                 f"export: AOTInductor cannot compile the network: {reason}. It needs a C++ compiler "
                 "(g++, or what CXX names)."

@@ -21,7 +21,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from torchptycho.core.config import RunConfig, from_dict, to_dict
+from torchptycho.core.config.base import Domain
 from torchptycho.core.errors import ConfigError, ExportError
+from torchptycho.core.text import format_error
 from torchptycho.core.versions import versions
 from torchptycho.models.network import PtychoNetwork
 
@@ -59,7 +61,7 @@ class Description:
     device: str
     n_px: int
     gridsize: int
-    domain: Literal["counts", "amplitude"]
+    domain: Domain
     n_modes: int
     canvas_px: int
     max_offset_px: float
@@ -144,7 +146,7 @@ def description_of(text: str | bytes | None, path: Path) -> Description:
         description = Description(**found)
         _check(description)
     except (ValueError, TypeError, LookupError, RecursionError, binascii.Error, SafetensorError, ConfigError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = format_error(error, 200)
         raise ExportError(f"{path}: what it says of itself cannot be read ({reason}). Export it again.") from None
     return description
 
@@ -197,7 +199,7 @@ def read_package(package: Path) -> Description:
                 raise ExportError(f"{package}: what it says of itself is compressed or too long. Export it again.")
             return description_of(archive.read(info), package)
     except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError, IndexError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = format_error(error, 200)
         raise ExportError(
             f"{package}: expected an archive that torchptycho exported; {reason}. Copy or export it again."
         ) from None

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from torchptycho.core.config import ModelConfig, ReconstructConfig, to_dict
 from torchptycho.core.errors import ConfigError, ExportError
+from torchptycho.core.text import format_error
 from torchptycho.models.export.metadata import KEY, Description, description_of, read_package
 from torchptycho.models.generators import Generator, GroupInput
 from torchptycho.models.network import FrameBatch, PtychoNetwork
@@ -97,7 +98,7 @@ class OnnxEngine:
                     content, options, providers=[*providers, "CPUExecutionProvider"]
                 )
         except damage as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = format_error(error, 200)
             raise ExportError(
                 f"{path}: expected an exported network in one ONNX file; ONNX Runtime does not take it "
                 f"({reason}). Copy or export it again."
@@ -119,7 +120,7 @@ class OnnxEngine:
         try:
             (patches,) = self._session.run(["patches"], {name: value.cpu().numpy() for name, value in inputs.items()})
         except self._damage as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = format_error(error, 200)
             raise ExportError(
                 f"{self._path}: expected the graph of an exported network; it does not run ({reason}). Export it again."
             ) from None
@@ -140,7 +141,7 @@ class AotEngine:
         try:
             self._run = aoti_load_package(str(path))
         except (RuntimeError, OSError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = format_error(error, 200)
             raise ExportError(
                 f"{path}: expected a package for this machine and torch {torch.__version__}; it does not "
                 f"load ({reason}). Export it again, here."
@@ -286,7 +287,7 @@ def _network(path: Path, description: Description, runner: Runner, device: str) 
     try:
         return ExportedNetwork(description, runner, device)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = format_error(error, 200)
         raise ExportError(
             f"{path}: has other tensors than its configuration asks for ({reason}). Export it again."
         ) from None

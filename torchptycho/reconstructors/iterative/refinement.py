@@ -16,6 +16,7 @@ from jaxtyping import Complex
 from torch import Tensor
 
 from torchptycho.core.config import RefineConfig, to_dict
+from torchptycho.core.devices import find_devices
 from torchptycho.core.errors import ConfigError
 from torchptycho.core.reconstruction import MIN_COVERAGE, Reconstruction
 from torchptycho.core.scan import Scan
@@ -87,7 +88,7 @@ def refine(
     scan = scan if isinstance(scan, Scan) else read_scan(scan)
     if resume and state_file is None:
         raise ConfigError("resume: expected the state_file of an earlier refinement; found none.")
-    place = _place(device)
+    (place,) = find_devices(device, option="device")
     moves = config.position_update != "none"
     margin_px = math.ceil(config.position_limit_px) if moves else _moved_before_px(scan, start)
     with torch.no_grad(), open_problem(scan, margin_px=margin_px, device=place, scratch=scratch) as problem:
@@ -113,19 +114,6 @@ def _moved_before_px(scan: Scan, start: Reconstruction | None) -> int:
     if start is None or start.positions_px is None or start.positions_px.shape != scan.positions_px.shape:
         return 0
     return math.ceil(float(np.abs(start.positions_px - scan.positions_px).max()))
-
-
-def _place(device: str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        # Naming a device does not need it; putting something there does.
-        return torch.empty(0, device="cuda" if device == "gpu" else device).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"device: expected auto, cpu, or a GPU that is there (gpu); found '{device}': {reason}"
-        ) from None
 
 
 def _begin(

@@ -83,7 +83,7 @@ def ours(task: Task, epochs: list[int], method: str, **options: Any) -> Iterator
     import torch
 
     from torchptycho.core.config import RefineConfig
-    from torchptycho.physics.patches import corner, extract
+    from torchptycho.physics.patches import extract, locate_corner
     from torchptycho.reconstructors.iterative import refine
 
     for count in epochs:
@@ -94,7 +94,7 @@ def ours(task: Task, epochs: list[int], method: str, **options: Any) -> Iterator
         assert image.probe is not None
 
         def expected(index: np.ndarray, image: Any = image) -> np.ndarray:
-            corners = corner(torch.from_numpy(task.positions_px[index]), task.n_px, image.origin_px)
+            corners = locate_corner(torch.from_numpy(task.positions_px[index]), task.n_px, image.origin_px)
             patches = extract(torch.from_numpy(image.object), corners.float(), task.n_px)
             waves = torch.fft.fft2(patches[:, None] * torch.from_numpy(image.probe), norm="ortho")
             return torch.fft.fftshift(waves.abs().square().sum(1), dim=(-2, -1)).numpy()

@@ -39,12 +39,12 @@ from torchptycho.core.config import SimulateConfig
 from torchptycho.core.errors import EvaluationError
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.core.scan import Scan
-from torchptycho.core.versions import versions
+from torchptycho.core.versions import collect_versions
 from torchptycho.data.simulation import simulate
 from torchptycho.data.simulation.probes import make_probe
 from torchptycho.io import read_reconstruction, read_scan
-from torchptycho.physics.patches import corner, place
-from torchptycho.physics.scaling import gauge_factor
+from torchptycho.physics.patches import locate_corner, place
+from torchptycho.physics.scaling import compute_gauge_factor
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = "torchptycho"
@@ -150,12 +150,12 @@ def in_gauge(scan: Scan) -> np.ndarray:
     """The scan's probe with as many photons as a frame has on average."""
     frames = scan.frames[:]
     photons = float(frames.sum(dtype=np.float64)) / len(frames)
-    return np.asarray(scan.probe[0] * gauge_factor(torch.from_numpy(scan.probe), photons), np.complex64)
+    return np.asarray(scan.probe[0] * compute_gauge_factor(torch.from_numpy(scan.probe), photons), np.complex64)
 
 
 def light_of(scan: Scan, shape: tuple[int, ...]) -> np.ndarray:
     power = torch.from_numpy(np.sum(np.abs(scan.probe) ** 2, axis=0)).double()
-    corners = corner(torch.from_numpy(scan.positions_px), scan.n_px)
+    corners = locate_corner(torch.from_numpy(scan.positions_px), scan.n_px)
     light = place(power.expand(len(corners), -1, -1).contiguous(), corners, (shape[0], shape[1])).numpy()
     return np.asarray(light / light.max(), np.float32)
 
@@ -365,7 +365,7 @@ def main() -> None:
     machine = (
         f"{os.cpu_count()} cores {platform.machine()}, {options.threads} threads, load {load:.1f} at the beginning"
     )
-    told = ", ".join(f"{name} {version}" for name, version in (versions() | peer_versions()).items())
+    told = ", ".join(f"{name} {version}" for name, version in (collect_versions() | peer_versions()).items())
     if results:
         draw_errors(results, f"{machine}; {told}", options.out / "peers.png")
         draw_phases(results, options.out / "peers_phase.png")

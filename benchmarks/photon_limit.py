@@ -27,7 +27,7 @@ from torchptycho.core.config import GroupConfig, RefineConfig, RunConfig, Simula
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.core.scan import Scan
 from torchptycho.data.simulation import simulate
-from torchptycho.physics.patches import corner, place
+from torchptycho.physics.patches import locate_corner, place
 from torchptycho.reconstructors.iterative import refine
 
 
@@ -44,7 +44,7 @@ def errors(image: Reconstruction, scan: Scan) -> tuple[float, float]:
     height, width = image.object.shape
     shape = scan.truth.shape
     power = torch.from_numpy(np.sum(np.abs(scan.probe) ** 2, axis=0)).double()
-    corners = corner(torch.from_numpy(scan.positions_px), scan.n_px)
+    corners = locate_corner(torch.from_numpy(scan.positions_px), scan.n_px)
     photons = place(power.expand(len(corners), -1, -1).contiguous(), corners, shape).numpy()
     whole = np.zeros(shape, np.complex64)
     top, left = max(y, 0), max(x, 0)

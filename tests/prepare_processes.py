@@ -84,7 +84,7 @@ def prepare_with_file_size_limit(largest_file: int, scan: Path, store: Path, tol
 
 def prepare_and_pause(scan: Path, store: Path, val_fraction: float, began: Any, go_on: Any, told: Connection) -> None:
     """Prepare, and wait among the frames; tells the error or None."""
-    whole = writing_module.checked_chunks
+    whole = writing_module.iter_checked_chunks
 
     def halting(*arguments: Any) -> Iterator[Any]:
         for chunk in whole(*arguments):
@@ -92,7 +92,7 @@ def prepare_and_pause(scan: Path, store: Path, val_fraction: float, began: Any, 
             go_on.wait()
             yield chunk
 
-    writing_module.checked_chunks = halting  # type: ignore[assignment]
+    writing_module.iter_checked_chunks = halting  # type: ignore[assignment]
     told.send(_catch_error(scan, store, make_config(val_fraction)))
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from torchptycho.core.config import MappingConfig, ReadConfig
 from torchptycho.core.errors import TorchptychoError
-from torchptycho.io import checked_chunks, read_probe, read_reconstruction, read_scan
+from torchptycho.io import iter_checked_chunks, read_probe, read_reconstruction, read_scan
 
 M, N = 6, 8
 _RNG = np.random.default_rng(3)
@@ -319,6 +319,6 @@ def read_all(case: ScanFileCase, folder: Path) -> None:
 def _read_frames(path: Path, config: ReadConfig) -> None:
     scan = read_scan(path, config)
     assert scan.n_frames * scan.n_px**2 < 10**6
-    for chunk in checked_chunks(scan):
+    for chunk in iter_checked_chunks(scan):
         assert chunk.shape[1:] == (scan.n_px, scan.n_px)
     assert scan.frames[np.array([scan.n_frames - 1, 0])].shape[0] == 2

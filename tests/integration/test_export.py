@@ -26,7 +26,7 @@ from torch import _inductor
 from torchptycho.core.config import ExperimentConfig, GroupConfig, ModelConfig, ReconstructConfig, RunConfig, to_dict
 from torchptycho.core.errors import ConfigError, ExportError, ScanError, TorchptychoError
 from torchptycho.core.scan import ArrayFrames, Scan
-from torchptycho.core.versions import versions
+from torchptycho.core.versions import collect_versions
 from torchptycho.data.inference_dataset import InferenceBatch
 from torchptycho.data.simulation import simulate
 from torchptycho.io import write_scan
@@ -219,7 +219,7 @@ def test_the_file_says_what_it_is(trained: Path, exported: Path) -> None:
         "photons_per_frame": float(network.photons_per_frame[0]),
     }
     assert {name: told[name] for name in wanted} == wanted
-    assert told["versions"] == versions()
+    assert told["versions"] == collect_versions()
     assert "transmission" in told["units"]
     again = load_exported(exported)
     assert torch.equal(again.probe, network.probe)

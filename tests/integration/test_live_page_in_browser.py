@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from browser import NO_BROWSER, Tab, find_browser, open_tab
 
-from torchptycho.io.storage.file_access import replaced_atomically
+from torchptycho.io.storage.file_access import replace_atomically
 from torchptycho.live.live_images import draw
 from torchptycho.live.web_page import serve
 
@@ -55,7 +55,7 @@ class Folder:
         self.status |= values
         told = self.status | {"started": self.started.isoformat()}
         told["updated"] = (datetime.now(UTC) - timedelta(seconds=age_s)).isoformat()
-        with replaced_atomically(self.path / "status.json") as file:
+        with replace_atomically(self.path / "status.json") as file:
             file.write(json.dumps(told).encode("utf-8"))
 
     def draw(self, contrast: float) -> None:

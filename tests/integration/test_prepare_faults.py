@@ -290,7 +290,7 @@ def test_a_source_that_changes_while_it_is_read_is_named(
     def read() -> None:
         if kind != "HDF5":
             prepare([scan], make_config(), folder / "store")
-        for _ in prepare_processes.writing_module.checked_chunks(scan):
+        for _ in prepare_processes.writing_module.iter_checked_chunks(scan):
             pass
 
     with pytest.raises(ScanError, match=path.name) as caught:

@@ -53,7 +53,7 @@ from torchptycho.interop.ptychodus.reconstructor_library import TorchptychoRecon
 from torchptycho.interop.ptychodus.training_files import read_training_scan
 from torchptycho.interop.ptychodus.worker import reconstruct_product, refine_product, train_network
 from torchptycho.physics.diffraction import expected_counts
-from torchptycho.physics.patches import corner, extract
+from torchptycho.physics.patches import extract, locate_corner
 from torchptycho.training.train import TrainResult
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -317,7 +317,7 @@ def test_exported_training_data_are_counts_with_the_label_under_them(tmp_path: P
     object, probe, counts = torch.from_numpy(scan.truth), torch.from_numpy(scan.probe), torch.from_numpy(scan.frames[:])
 
     def misfit(offset_px: float) -> float:
-        corner_px = corner(torch.from_numpy(scan.positions_px).float() + offset_px, 32)
+        corner_px = locate_corner(torch.from_numpy(scan.positions_px).float() + offset_px, 32)
         expected = expected_counts(extract(object, corner_px, 32), probe)
         expected = expected * counts.mean() / expected.mean()
         return float((expected - counts).square().mean())

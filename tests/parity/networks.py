@@ -26,7 +26,7 @@ def make_group_input(amplitude: Tensor) -> GroupInput:
         probe=torch.full((1, 1, n_px, n_px), 0.5 + 0j),
         offset_px=torch.zeros(groups, members, 2),
         mask=torch.ones(groups, 1, n_px, n_px, dtype=torch.bool),
-        photon=torch.full((groups,), 1e-6),
+        intensity_per_count=torch.full((groups,), 1e-6),
         background=torch.zeros(groups),
         canvas_px=n_px + 2,
     )

@@ -12,10 +12,10 @@ from jaxtyping import Complex64, Float64
 
 from torchptycho.core.config import SUPPORTED_N_PX
 from torchptycho.core.scan import Scan
-from torchptycho.io import checked_chunks
-from torchptycho.io.bad_pixels import dead_pixels, hot_pixels
-from torchptycho.io.checks import network_size_advice
-from torchptycho.io.near_field import near_field
+from torchptycho.io import iter_checked_chunks
+from torchptycho.io.bad_pixels import find_dead_pixels, find_hot_pixels
+from torchptycho.io.checks import advise_network_size
+from torchptycho.io.near_field import detect_near_field
 
 __all__ = ["ScanSummary", "estimate_probe_diameter_px", "inspect_scan"]
 
@@ -112,10 +112,10 @@ def inspect_scan(scan: Scan) -> ScanSummary:
     dim = np.flatnonzero(totals < _DIM_RATIO * median_total)
     bright = np.flatnonzero(totals > _BRIGHT_RATIO * median_total)
     # Without a known dose the numbers stand for themselves; normalised frames then hide bad pixels, never invent them.
-    dead = _list_pixels(dead_pixels(summed * (dose or 1.0), scan.mask))
-    hot = _list_pixels(hot_pixels(summed * (dose or 1.0), scan.mask))
+    dead = _list_pixels(find_dead_pixels(summed * (dose or 1.0), scan.mask))
+    hot = _list_pixels(find_hot_pixels(summed * (dose or 1.0), scan.mask))
     step_px, n_duplicates = _measure_steps(scan)
-    shadow = near_field(scan)
+    shadow = detect_near_field(scan)
     diameter_px = estimate_probe_diameter_px(scan.probe)
     low, high = scan.positions_px.min(axis=0), scan.positions_px.max(axis=0)
     field = high - low
@@ -189,7 +189,7 @@ def _accumulate_statistics(scan: Scan) -> tuple[Float64[np.ndarray, " m"], Float
     summed = np.zeros((scan.n_px, scan.n_px))
     at_limit = np.zeros((scan.n_px, scan.n_px), bool)
     start = 0
-    for chunk in checked_chunks(scan):
+    for chunk in iter_checked_chunks(scan):
         values = chunk.astype(np.float64) ** (2 if scan.domain == "amplitude" else 1)
         totals[start : start + len(chunk)] = values.sum(axis=(1, 2))
         summed += values.sum(axis=0)
@@ -216,7 +216,7 @@ def _measure_steps(scan: Scan) -> tuple[float, int]:
 
 
 def _find_fatal_problems(summary: ScanSummary, summed: np.ndarray) -> Iterator[str]:
-    advice = network_size_advice(summary.n_px)
+    advice = advise_network_size(summary.n_px)
     if advice is not None:
         sizes = ", ".join(map(str, SUPPORTED_N_PX))
         yield f"No network takes frames of {summary.n_px} px, only of N = {sizes} px. {advice}"

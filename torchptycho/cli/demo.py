@@ -62,7 +62,7 @@ def demo(out: Path, simulation: SimulateConfig, *, steps: int, console: Console)
     with timed.step("start (import torch and lightning)"):
         from torchptycho.analysis.evaluation import evaluate
         from torchptycho.analysis.inspection import inspect_scan
-        from torchptycho.core.versions import versions
+        from torchptycho.core.versions import collect_versions
         from torchptycho.data.simulation import simulate
         from torchptycho.io import read_scan, write_reconstruction, write_scan
         from torchptycho.reconstructors.iterative import refine
@@ -113,7 +113,7 @@ def demo(out: Path, simulation: SimulateConfig, *, steps: int, console: Console)
         "scan": summary.to_dict(),
         "simulation": to_dict(simulation),
         "config": to_dict(config),
-        "versions": versions(),
+        "versions": collect_versions(),
     }
     (out / _MARK).write_text(json_text(report), encoding="utf-8")
     (out / "report.md").write_text(

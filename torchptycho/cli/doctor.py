@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from torchptycho.core.errors import ConfigError
-from torchptycho.core.versions import versions
+from torchptycho.core.versions import collect_versions
 
 __all__ = ["OPTIONAL", "examine"]
 
@@ -52,7 +52,7 @@ def examine(path: str | Path = ".", *, disk_mb: int = 128) -> dict[str, Any]:
         raise ConfigError(f"--disk-mb: expected 0 or more; found {disk_mb}.")
     memory_GB, free_memory_GB = _memory_GB()
     told: dict[str, Any] = {
-        "versions": {"python": platform.python_version(), **versions()},
+        "versions": {"python": platform.python_version(), **collect_versions()},
         "platform": platform.platform(),
         "python": sys.executable,
         "cpu_cores": _cores(),

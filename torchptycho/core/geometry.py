@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
-__all__ = ["Geometry", "energy_of_wavelength_eV"]
+__all__ = ["Geometry", "wavelength_to_energy_eV"]
 
 # Planck's constant times the speed of light (CODATA 2018, exact), in eV m.
 _HC_EV_M = 1.239841984332002e-06
 
 
-def energy_of_wavelength_eV(wavelength_m: float) -> float:
+def wavelength_to_energy_eV(wavelength_m: float) -> float:
     """E = h c / lambda."""
     return _HC_EV_M / wavelength_m
 

@@ -10,18 +10,18 @@ from typing import TypeVar
 
 import torch
 
-__all__ = ["in_turn"]
+__all__ = ["ordered_map"]
 
-Piece = TypeVar("Piece")
-Found = TypeVar("Found")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 # Threads beyond this would wait for Python's lock.
-_MOST_THREADS = 8
+_MAX_THREADS = 8
 
 
-def in_turn(
-    run: Callable[[Piece], Found], pieces: Sequence[Piece], *, alone: bool = False
-) -> contextlib.closing[Generator[Found, None, None]]:
+def ordered_map(
+    run: Callable[[Item], Result], pieces: Sequence[Item], *, serial: bool = False
+) -> contextlib.closing[Generator[Result, None, None]]:
     """What `run` returns for each piece, in their order, while the cores compute the next ones.
 
     Each core has pieces of its own. Threads that share every operation wait for each other at the end of each, by
@@ -35,22 +35,22 @@ def in_turn(
     Returns:
         To be used by `with`: until then torch has fewer threads where it was called.
     """
-    return contextlib.closing(_one_by_one(run, pieces) if alone else _at_once(run, pieces))
+    return contextlib.closing(_map_serially(run, pieces) if serial else _map_in_threads(run, pieces))
 
 
-def _one_by_one(run: Callable[[Piece], Found], pieces: Sequence[Piece]) -> Generator[Found, None, None]:
+def _map_serially(run: Callable[[Item], Result], pieces: Sequence[Item]) -> Generator[Result, None, None]:
     for piece in pieces:
         yield run(piece)
 
 
-def _at_once(run: Callable[[Piece], Found], pieces: Sequence[Piece]) -> Generator[Found, None, None]:
+def _map_in_threads(run: Callable[[Item], Result], pieces: Sequence[Item]) -> Generator[Result, None, None]:
     threads = torch.get_num_threads()
-    at_once = max(1, min(threads, _MOST_THREADS, len(pieces)))
+    at_once = max(1, min(threads, _MAX_THREADS, len(pieces)))
     each = -(-threads // at_once)
     at_once = -(-threads // each)
     grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
 
-    def found(piece: Piece) -> Found:
+    def run_item(piece: Item) -> Result:
         with torch.inference_mode(inference), torch.set_grad_enabled(grad):
             return run(piece)
 
@@ -58,9 +58,9 @@ def _at_once(run: Callable[[Piece], Found], pieces: Sequence[Piece]) -> Generato
     torch.set_num_threads(each)
     pool = ThreadPoolExecutor(at_once)
     try:
-        coming: deque[Future[Found]] = deque()
+        coming: deque[Future[Result]] = deque()
         for piece in pieces:
-            coming.append(pool.submit(found, piece))
+            coming.append(pool.submit(run_item, piece))
             if len(coming) > at_once:
                 yield coming.popleft().result()
         while coming:

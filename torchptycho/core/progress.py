@@ -5,10 +5,10 @@ from __future__ import annotations
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-__all__ = ["EpochProgress", "new_bar"]
+__all__ = ["EpochProgress", "create_progress_bar"]
 
 
-def new_bar() -> Progress:
+def create_progress_bar() -> Progress:
     """On standard error, and only where that is a terminal."""
     console = Console(stderr=True)
     return Progress(
@@ -28,7 +28,7 @@ class EpochProgress:
     """Shows how far a refinement is: a context, and inside it what `refine(on_epoch=...)` is given."""
 
     def __init__(self, what: str, epochs: int) -> None:
-        self._bar = new_bar()
+        self._bar = create_progress_bar()
         self._task = self._bar.add_task(what, total=epochs, note="")
 
     def __enter__(self) -> EpochProgress:

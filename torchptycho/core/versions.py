@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import importlib.metadata
 
-__all__ = ["package_version", "versions"]
+__all__ = ["collect_versions", "get_package_version"]
 
 
-def package_version() -> str:
+def get_package_version() -> str:
     """Version of this package, as installed."""
-    return _version("torchptycho")
+    return _find_version("torchptycho")
 
 
-def versions() -> dict[str, str]:
+def collect_versions() -> dict[str, str]:
     """Versions of this package and of those under it, as installed."""
-    return {name: _version(name) for name in ("torchptycho", "torch", "lightning", "tensordict", "numpy")}
+    return {name: _find_version(name) for name in ("torchptycho", "torch", "lightning", "tensordict", "numpy")}
 
 
-def _version(name: str) -> str:
+def _find_version(name: str) -> str:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

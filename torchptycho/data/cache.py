@@ -14,9 +14,9 @@ from typing import Any
 from torchptycho.core.config import RunConfig, to_dict
 from torchptycho.core.errors import StoreError
 from torchptycho.core.scan import Scan, SourceFile
-from torchptycho.core.versions import package_version
-from torchptycho.io.discovery import Sources, files_meant
-from torchptycho.io.source_files import changes
+from torchptycho.core.versions import get_package_version
+from torchptycho.io.discovery import Sources, expand_sources
+from torchptycho.io.source_files import describe_changes
 
 __all__ = ["StoreRequest", "fingerprint_config", "matches_request", "refuse_differences", "write_request"]
 
@@ -33,7 +33,7 @@ def fingerprint_config(config: RunConfig) -> dict[str, str]:
     if config.prepare.bootstrap_probe:
         # The probe is then the result of a refinement.
         sections.append("refine")
-    parts = {"version": json.dumps(package_version())}
+    parts = {"version": json.dumps(get_package_version())}
     for section in sections:
         for key, value in to_dict(getattr(config, section)).items():
             parts[f"{section}.{key}"] = json.dumps(value)
@@ -61,7 +61,7 @@ class StoreRequest:
         Raises:
             TorchptychoError: a folder or a pattern holds nothing.
         """
-        trained, validated = (files_meant(sources, config.prepare) for sources in (scans, val_scans))
+        trained, validated = (expand_sources(sources, config.prepare) for sources in (scans, val_scans))
         if trained is None or validated is None:
             return None
         paths = tuple(os.path.abspath(path) for path in (*trained, *validated))
@@ -94,7 +94,7 @@ def matches_request(path: Path, request: StoreRequest | None) -> bool:
     was, files = kept
     if (was.paths, was.n_trained) != (request.paths, request.n_trained):
         return False
-    refuse_differences(path, was.parts, request.parts, changes(files))
+    refuse_differences(path, was.parts, request.parts, describe_changes(files))
     _log.info("%s: is complete and up to date", path)
     return True
 

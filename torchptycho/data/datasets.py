@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from torchptycho.data.batch import GroupBatch
 from torchptycho.data.grouping import Groups, partition
 from torchptycho.data.store import Store
-from torchptycho.physics.patches import corner, extract
+from torchptycho.physics.patches import extract, locate_corner
 
 __all__ = ["GroupDataset", "collate_unchanged"]
 
@@ -95,7 +95,7 @@ class GroupDataset(Dataset[GroupBatch]):
                 patches[rows] = self.store.tensors["truth_patches"][str(int(scan))][batch.members[rows] - first]
                 continue
             truth = self.store.tensors["truth"][str(int(scan))]
-            patches[rows] = extract(truth, corner(where.reshape(-1, 2), n_px), n_px).reshape(
+            patches[rows] = extract(truth, locate_corner(where.reshape(-1, 2), n_px), n_px).reshape(
                 *where.shape[:2], n_px, n_px
             )
         return patches

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from torchptycho.core.scan import ArrayFrames, Frames, Scan
 from torchptycho.data.grouping import partition
-from torchptycho.io import checked_chunks
+from torchptycho.io import iter_checked_chunks
 from torchptycho.io.frames.frame_stacks import StoredFrames
 from torchptycho.io.near_field import refuse_near_field
-from torchptycho.physics.scaling import Scaling, frame_sums, measure_scaling
+from torchptycho.physics.scaling import Scaling, measure_scaling, sum_frames
 
 __all__ = ["InferenceBatch", "InferenceDataset"]
 
@@ -116,8 +116,8 @@ class InferenceDataset:
         sums = []
         file, dtype = folder / "frames.raw", scan.frames.dtype.newbyteorder("=")
         with file.open("wb") if copy else contextlib.nullcontext() as target:
-            for chunk in checked_chunks(scan):
-                sums.append(frame_sums(chunk, scan.domain))
+            for chunk in iter_checked_chunks(scan):
+                sums.append(sum_frames(chunk, scan.domain))
                 if target is not None:
                     target.write(np.ascontiguousarray(chunk, dtype).data)
         mean = float(np.concatenate(sums).mean())

@@ -25,11 +25,11 @@ from torchptycho.data.splits import choose_held_out_scans
 from torchptycho.data.store import SCHEMA, Store
 from torchptycho.data.writer import StoredScan, load_stored_scans, open_for_update, write_scan, write_tables
 from torchptycho.io import read_probe
-from torchptycho.io.checks import network_size_advice
+from torchptycho.io.checks import advise_network_size
 from torchptycho.io.discovery import Sources, open_scans
-from torchptycho.io.fingerprint import scan_parts
+from torchptycho.io.fingerprint import fingerprint_fields
 from torchptycho.io.near_field import refuse_near_field
-from torchptycho.io.source_files import unchanged
+from torchptycho.io.source_files import refuse_changes
 
 __all__ = [
     "append_scans",
@@ -97,12 +97,12 @@ def prepare(
     opened = [_replace_probe(scan, config) for scan in (*trained, *validated)]
     check_compatible(opened, config)
     held_out = choose_held_out_scans(len(trained), len(validated), config.prepare)
-    marks = [scan_parts(scan) for scan in opened]
+    marks = [fingerprint_fields(scan) for scan in opened]
     fingerprint = _fingerprint_scans(opened, marks, held_out, config)
     if path.exists():
         return _reopen(path, fingerprint)
     for scan in opened:
-        with unchanged(scan):
+        with refuse_changes(scan):
             refuse_near_field(scan)
     needed = estimate_store_bytes(opened, config)
     with convert_os_errors(path, needed), _create_parent_folders(path), exclusive_writer(path):
@@ -152,7 +152,7 @@ def append_scans(store: Store | str | Path, scans: Sources, *, val_scans: Source
         opened = [_replace_probe(scan, config) for scan in (*trained, *validated)]
         there = load_stored_scans(now)
         check_compatible([there[0].scan, *opened], config, known=1)
-        marks = [scan_parts(scan) for scan in opened]
+        marks = [fingerprint_fields(scan) for scan in opened]
         known = [(entry.fingerprint, entry.source) for entry in now.scans]
         for scan, mark in zip(opened, marks, strict=True):
             same = [source for other, source in known if other == mark]
@@ -161,7 +161,7 @@ def append_scans(store: Store | str | Path, scans: Sources, *, val_scans: Source
             if Path(scan.source).is_file() and scan.source in [source for _, source in known]:
                 _log.warning("%s: other frames of %s, or an earlier state of it, are in the store", path, scan.source)
             known.append((mark, scan.source))
-            with unchanged(scan):
+            with refuse_changes(scan):
                 refuse_near_field(scan)
         needed = estimate_store_bytes([*(one.scan for one in there), *opened], config) - sum(
             one.scan.frames.shape[0] * one.scan.n_px**2 * one.scan.frames.dtype.itemsize for one in there
@@ -258,7 +258,7 @@ def check_compatible(scans: Sequence[Scan], config: RunConfig, known: int = 0) -
                 f"'{config.prepare.domain}'. Leave it out, or read the scan with domain='{config.prepare.domain}'."
             )
         _check_read_options(scan, config)
-        advice = network_size_advice(scan.n_px)
+        advice = advise_network_size(scan.n_px)
         if advice is not None:
             raise ScanError(
                 scan.source,
@@ -296,7 +296,7 @@ def check_existing_store(path: Path, scans: Sequence[Scan], held_out: Sequence[b
         StoreError: it is something else.
     """
     if path.exists():
-        marks = [scan_parts(scan) for scan in scans]
+        marks = [fingerprint_fields(scan) for scan in scans]
         refuse_differences(path, Store.open(path).fingerprint, _fingerprint_scans(scans, marks, held_out, config))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from torchptycho.core.scan import Scan
 from torchptycho.core.text import format_first
-from torchptycho.io.frames.frame_stacks import rows_in_file
+from torchptycho.io.frames.frame_stacks import to_file_rows
 
 __all__ = ["FrameFindings", "collect_findings", "find_saturated_frames"]
 
@@ -58,7 +58,7 @@ def collect_findings(scan: Scan, sums: np.ndarray, saturated: np.ndarray) -> Fra
     """
 
     def named(at_fault: np.ndarray) -> tuple[int, ...]:
-        return tuple(rows_in_file(scan.frames, np.flatnonzero(at_fault).tolist()))
+        return tuple(to_file_rows(scan.frames, np.flatnonzero(at_fault).tolist()))
 
     return FrameFindings(
         dark=named(sums == 0),

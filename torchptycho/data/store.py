@@ -22,7 +22,7 @@ from torchptycho.core.errors import StoreError
 from torchptycho.data.frame_stack import FrameStack
 from torchptycho.data.grouping import Groups
 from torchptycho.data.quality import FrameFindings
-from torchptycho.physics.scaling import Scaling, intensity
+from torchptycho.physics.scaling import Scaling, to_intensity
 
 __all__ = ["MANIFEST", "SCHEMA", "ScanEntry", "Store", "open_memory_mapped"]
 
@@ -144,7 +144,7 @@ class Store:
         floors = []
         for entry, part, mask in zip(self.scans, self.frames.parts, self.tensors["masks"], strict=True):
             some = torch.linspace(0, len(part) - 1, min(len(part), _FLOOR_FRAMES)).long()
-            mean = intensity(part.index_select(0, some), entry.scaling.domain).mean(0, dtype=torch.float64)[mask]
+            mean = to_intensity(part.index_select(0, some), entry.scaling.domain).mean(0, dtype=torch.float64)[mask]
             darkest = mean.sort().values[: max(1, len(mean) // _FLOOR_FRACTION)].mean()
             floors.append(darkest * entry.scaling.counts_per_intensity)
         return torch.stack(floors)

@@ -24,9 +24,9 @@ from torchptycho.data.locking import exclusive_writer
 from torchptycho.data.quality import FrameFindings, collect_findings, find_saturated_frames
 from torchptycho.data.splits import groups_to_tensors, make_empty_groups, split_and_group
 from torchptycho.data.store import MANIFEST, SCHEMA, ScanEntry, Store, open_memory_mapped
-from torchptycho.io import checked_chunks
-from torchptycho.io.storage.file_access import replaced_atomically
-from torchptycho.physics.scaling import frame_sums, measure_scaling, probe_factor
+from torchptycho.io import iter_checked_chunks
+from torchptycho.io.storage.file_access import replace_atomically
+from torchptycho.physics.scaling import measure_scaling, sum_frames, compute_probe_factor
 
 __all__ = ["StoredScan", "load_stored_scans", "open_for_update", "write_scan", "write_tables"]
 
@@ -145,7 +145,7 @@ def write_tables(root: Path, stored: Sequence[StoredScan], config: RunConfig, fi
             scan.domain,
             config.prepare.nphotons or scan.photons_per_frame,
         )
-        probe, factor = torch.from_numpy(scan.probe), probe_factor(scan, scaling)
+        probe, factor = torch.from_numpy(scan.probe), compute_probe_factor(scan, scaling)
         probes.append(torch.nn.functional.pad(probe * factor, (0, 0, 0, 0, 0, modes - len(probe))))
         entries.append(
             ScanEntry(
@@ -190,7 +190,7 @@ def write_tables(root: Path, stored: Sequence[StoredScan], config: RunConfig, fi
         "fingerprint": fingerprint,
         "bytes": {str(file.relative_to(root)): file.stat().st_size for file in files},
     }
-    with replaced_atomically(root / MANIFEST) as stream:
+    with replace_atomically(root / MANIFEST) as stream:
         stream.write(json.dumps(manifest, indent=1).encode())
 
 
@@ -236,10 +236,10 @@ def _write_frames(file: Path, scan: Scan) -> tuple[MemoryMappedTensor, np.ndarra
     start = 0
     # Written, not mapped: a full disk is then an error, and not the end of the process.
     with file.open("xb", buffering=0) as stream, BackgroundWriter(stream) as target:
-        for chunk in checked_chunks(scan, max(1, _CHUNK_BYTES // (scan.n_px**2 * scan.frames.dtype.itemsize))):
+        for chunk in iter_checked_chunks(scan, max(1, _CHUNK_BYTES // (scan.n_px**2 * scan.frames.dtype.itemsize))):
             stop = start + len(chunk)
             target.write(np.ascontiguousarray(chunk))
-            sums[start:stop] = frame_sums(chunk, scan.domain)
+            sums[start:stop] = sum_frames(chunk, scan.domain)
             saturated[start:stop] = find_saturated_frames(chunk)
             start = stop
     dtype = torch.from_numpy(np.empty(0, scan.frames.dtype)).dtype

@@ -6,24 +6,24 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from torchptycho.core.config import ReadConfig, reading_of
+from torchptycho.core.config import ReadConfig, extract_read_config
 from torchptycho.core.config.base import Domain
 from torchptycho.core.scan import Scan
-from torchptycho.io.checks import checked_chunks
+from torchptycho.io.checks import iter_checked_chunks
 from torchptycho.io.formats.mapped import read_mapped
 from torchptycho.io.formats.registry import Reader, recognise
 from torchptycho.io.probe_files import read_probe
-from torchptycho.io.raw_scan import Recorded
+from torchptycho.io.raw_scan import RawScan
 from torchptycho.io.reconstruction_files import read_reconstruction, write_reconstruction
-from torchptycho.io.scan_builder import scan_of
-from torchptycho.io.source_files import file_state, other_files
-from torchptycho.io.storage.file_access import file_head
+from torchptycho.io.scan_builder import build_scan
+from torchptycho.io.source_files import list_other_files, read_file_state
+from torchptycho.io.storage.file_access import read_head
 from torchptycho.io.write import write_scan
 
 __all__ = [
+    "RawScan",
     "Reader",
-    "Recorded",
-    "checked_chunks",
+    "iter_checked_chunks",
     "read_probe",
     "read_reconstruction",
     "read_scan",
@@ -57,22 +57,22 @@ def read_scan(
     given: dict[str, Any] = {
         "domain": domain,
         "probe": None if probe is None else str(probe),
-        "frames": None if frames is None else _text(frames),
+        "frames": None if frames is None else _format_slice(frames),
     }
-    base = ReadConfig() if config is None else reading_of(config)
+    base = ReadConfig() if config is None else extract_read_config(config)
     reading = dataclasses.replace(base, **{name: value for name, value in given.items() if value is not None})
     if reading.mapping is not None:
-        file_head(path)
-        before = file_state(path)
+        read_head(path)
+        before = read_file_state(path)
         recorded, why = read_mapped(path, reading, reading.mapping), "the configuration says where it keeps what"
     else:
         reader, why = recognise(path)
-        before = file_state(path)
+        before = read_file_state(path)
         recorded = reader.read(path, reading)
-    others = tuple(file_state(file) for file in other_files(recorded, reading))
-    return dataclasses.replace(scan_of(recorded, why, reading), files=(before, *others))
+    others = tuple(read_file_state(file) for file in list_other_files(recorded, reading))
+    return dataclasses.replace(build_scan(recorded, why, reading), files=(before, *others))
 
 
-def _text(frames: slice) -> str:
+def _format_slice(frames: slice) -> str:
     parts = [frames.start, frames.stop] + ([] if frames.step is None else [frames.step])
     return ":".join("" if part is None else str(part) for part in parts)

@@ -15,12 +15,12 @@ import numpy as np
 from torchptycho.core.errors import ScanError
 from torchptycho.core.scan import Frames
 from torchptycho.io.frames.frame_stacks import ViewFrames, open_stack
-from torchptycho.io.frames.hdf5_frames import hdf5_stack
-from torchptycho.io.storage.archive import Member, NpzArchive, array_header, is_zip, member_damage
-from torchptycho.io.storage.file_access import file_head
-from torchptycho.io.storage.hdf5 import MAGIC, find, load_array, open_hdf5
+from torchptycho.io.frames.hdf5_frames import open_hdf5_stack
+from torchptycho.io.storage.archive import Member, NpzArchive, convert_zip_errors, is_zip, read_array_header
+from torchptycho.io.storage.file_access import read_head
+from torchptycho.io.storage.hdf5 import MAGIC, find_dataset, load_array, open_hdf5
 
-__all__ = ["NPY_MAGIC", "Place", "map_npy", "parse_place"]
+__all__ = ["NPY_MAGIC", "ArrayRef", "map_npy", "parse_array_ref"]
 
 NPY_MAGIC = b"\x93NUMPY"
 
@@ -29,7 +29,7 @@ _TEXT_BYTES = 1 << 30
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class ArrayRef:
     """One array of one file."""
 
     path: Path
@@ -45,16 +45,16 @@ class Place:
         Raises:
             ScanError: it is not there, or its file is damaged.
         """
-        head = file_head(self.path)
+        head = read_head(self.path)
         if head.startswith(MAGIC):
             with open_hdf5(self.path) as file:
-                values = load_array(self._dataset(file), self.path, self.key)
+                values = load_array(self._find_dataset(file), self.path, self.key)
         elif is_zip(head):
-            values = self._archive().load(self.key)
+            values = self._open_archive().load(self.key)
         elif head.startswith(NPY_MAGIC):
             values = np.array(map_npy(self.path))
         else:
-            return _column(self.path, self.key, self.entry)
+            return _read_column(self.path, self.key, self.entry)
         if self.entry is None:
             return values
         if not values.ndim or self.entry >= values.shape[-1]:
@@ -67,7 +67,7 @@ class Place:
             )
         return values[..., self.entry]
 
-    def stack(self, axes: str = "myx") -> Frames:
+    def open_frames(self, axes: str = "myx") -> Frames:
         """The frames of a stack, which stay in their file.
 
         Arguments:
@@ -84,17 +84,17 @@ class Place:
                 found=f"one entry, [{self.entry}]",
                 remedy="Leave the brackets out; frames_axes tells the order of its axes.",
             )
-        head = file_head(self.path)
+        head = read_head(self.path)
         if head.startswith(MAGIC):
             with open_hdf5(self.path) as file:
-                return hdf5_stack(self._dataset(file), self.path, self.key, axes)
+                return open_hdf5_stack(self._find_dataset(file), self.path, self.key, axes)
         if is_zip(head):
-            archive = self._archive()
-            member = archive.member(self.key)
+            archive = self._open_archive()
+            member = archive.inspect_member(self.key)
             _check_stack(self.path, self.key, member.shape, member.dtype)
             if axes in ("myx", "yxm"):
                 return open_stack(archive, member, axes.index("m"))
-            return ViewFrames(np.transpose(_mapped(archive, member), [axes.index(a) for a in "myx"]), key=self.key)
+            return ViewFrames(np.transpose(_map_member(archive, member), [axes.index(a) for a in "myx"]), key=self.key)
         if head.startswith(NPY_MAGIC):
             array = map_npy(self.path)
             _check_stack(self.path, self.key, array.shape, array.dtype)
@@ -107,14 +107,14 @@ class Place:
             remedy="Convert them with numpy.save.",
         )
 
-    def _archive(self) -> NpzArchive:
+    def _open_archive(self) -> NpzArchive:
         archive = NpzArchive(self.path)
         if self.key not in archive:
-            raise archive.missing(self.key, "an array", "Or correct the name.")
+            raise archive.make_missing_error(self.key, "an array", "Or correct the name.")
         return archive
 
-    def _dataset(self, file: object) -> object:
-        dataset = find(file, self.path, self.key)
+    def _find_dataset(self, file: object) -> object:
+        dataset = find_dataset(file, self.path, self.key)
         if dataset is None:
             raise ScanError(
                 self.path,
@@ -126,7 +126,7 @@ class Place:
         return dataset
 
 
-def parse_place(text: str, folder: Path, scan: Path | None = None) -> Place:
+def parse_array_ref(text: str, folder: Path, scan: Path | None = None) -> ArrayRef:
     """What a text names.
 
     Arguments:
@@ -138,9 +138,9 @@ def parse_place(text: str, folder: Path, scan: Path | None = None) -> Place:
     bare = text if matched is None else matched[1]
     name, colon, key = bare.partition(":")
     if not colon and scan is not None and not name.endswith(".npy"):
-        return Place(scan, bare.strip("/"), entry)
+        return ArrayRef(scan, bare.strip("/"), entry)
     name = name.replace("{stem}", scan.stem) if scan is not None else name
-    return Place(folder / Path(name).expanduser(), key.strip("/"), entry)
+    return ArrayRef(folder / Path(name).expanduser(), key.strip("/"), entry)
 
 
 def map_npy(path: Path) -> np.ndarray:
@@ -149,9 +149,9 @@ def map_npy(path: Path) -> np.ndarray:
     Raises:
         ScanError: damaged, pickled, or smaller than its header says.
     """
-    with member_damage(path, None):
+    with convert_zip_errors(path, None):
         with path.open("rb") as stream:
-            shape, fortran_order, dtype = array_header(stream)
+            shape, fortran_order, dtype = read_array_header(stream)
             offset = stream.tell()
         if dtype.hasobject or dtype.kind not in "biufc" or 0 in shape:
             raise ScanError(
@@ -174,7 +174,7 @@ def map_npy(path: Path) -> np.ndarray:
         return np.memmap(path, dtype, mode="r", offset=offset, shape=shape, order=order)  # type: ignore[call-overload, no-any-return]
 
 
-def _mapped(archive: NpzArchive, member: Member) -> np.ndarray:
+def _map_member(archive: NpzArchive, member: Member) -> np.ndarray:
     if member.file_offset is None:
         return archive.load(member.key)
     order = "F" if member.fortran_order else "C"
@@ -194,7 +194,7 @@ def _check_stack(path: Path, key: str, shape: tuple[int, ...], dtype: np.dtype[A
         )
 
 
-def _column(path: Path, key: str, entry: int | None) -> np.ndarray:
+def _read_column(path: Path, key: str, entry: int | None) -> np.ndarray:
     """One column of a text file of numbers, by the name in its header or its number from 0."""
     try:
         if path.stat().st_size > _TEXT_BYTES:
@@ -222,7 +222,7 @@ def _column(path: Path, key: str, entry: int | None) -> np.ndarray:
     except csv.Error as error:
         raise ScanError(path, None, expected="a table", found=str(error), remedy="Save it as CSV.") from None
     header = [cell.strip() for cell in rows[0]] if rows else []
-    has_header = any(_number(cell) is None for cell in header)
+    has_header = any(_parse_number(cell) is None for cell in header)
     wanted = key.strip()
     if entry is not None and not wanted:
         column = entry
@@ -238,7 +238,7 @@ def _column(path: Path, key: str, entry: int | None) -> np.ndarray:
             found=f"columns {', '.join(header)}" if has_header else f"{len(header)} columns without names",
             remedy="Name one, as FILE.csv:x.",
         )
-    values = [_number(row[column]) if column < len(row) else None for row in rows[has_header:]]
+    values = [_parse_number(row[column]) if column < len(row) else None for row in rows[has_header:]]
     if not values or None in values:
         line = values.index(None) + has_header if values else 0
         raise ScanError(
@@ -251,7 +251,7 @@ def _column(path: Path, key: str, entry: int | None) -> np.ndarray:
     return np.array(values, np.float64)
 
 
-def _number(cell: str) -> float | None:
+def _parse_number(cell: str) -> float | None:
     try:
         return float(cell)
     except ValueError:

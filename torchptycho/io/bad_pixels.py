@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Float64
 
-__all__ = ["dead_pixels", "hot_pixels"]
+__all__ = ["find_dead_pixels", "find_hot_pixels"]
 
 # A pixel is called dead when it should have counted this often and never did: chance alone gives exp(-20).
 _EXPECTED_COUNTS = 20.0
 _HOT_RATIO, _HOT_NEIGHBOUR_RATIO, _HOT_COUNTS = 10.0, 3.0, 100.0
 
 
-def dead_pixels(counts: Float64[np.ndarray, "h w"], good: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+def find_dead_pixels(counts: Float64[np.ndarray, "h w"], good: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     """Never counted, although the median of the 24 pixels around says they should have, 20 times."""
     from scipy.ndimage import median_filter
 
@@ -23,7 +23,7 @@ def dead_pixels(counts: Float64[np.ndarray, "h w"], good: Bool[np.ndarray, "h w"
     return dead
 
 
-def hot_pixels(counts: Float64[np.ndarray, "h w"], good: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+def find_hot_pixels(counts: Float64[np.ndarray, "h w"], good: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     """Isolated: over 10 times the median and 3 times the second largest of the 8 neighbours.
 
     A speckle is wider than a pixel wherever the beam is narrower than half the frame.

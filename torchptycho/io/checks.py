@@ -14,24 +14,24 @@ from torchptycho.core.errors import ScanError
 from torchptycho.core.geometry import Geometry
 from torchptycho.core.scan import Frames, Scan
 from torchptycho.core.text import format_first
-from torchptycho.io.frames.frame_stacks import frames_in, rows_in_file
-from torchptycho.io.source_files import unchanged
+from torchptycho.io.frames.frame_stacks import count_frames_in, to_file_rows
+from torchptycho.io.source_files import refuse_changes
 
 __all__ = [
+    "advise_crop",
+    "advise_network_size",
     "check_frame_shape",
     "check_positions",
-    "checked_chunks",
-    "crop_advice",
-    "network_size_advice",
-    "raw_checked_chunks",
+    "iter_checked_chunks",
+    "iter_raw_chunks",
 ]
 
 _CHUNK_BYTES = 16 * 2**20
-_METRES_BELOW_PX = 1e-2
-_FEW = 5
+_MIN_EXTENT_PX = 1e-2
+_MAX_LISTED = 5
 
 
-def crop_advice(size: int, wanted: int) -> str:
+def advise_crop(size: int, wanted: int) -> str:
     """How an axis of `size` pixels gets `wanted` of them while its centre [size//2] becomes [wanted//2]."""
     if size >= wanted:
         start = size // 2 - wanted // 2
@@ -41,7 +41,7 @@ def crop_advice(size: int, wanted: int) -> str:
     return f"pad by {before} zeros on each side" if before == after else f"pad by {before} zeros before, {after} after"
 
 
-def network_size_advice(n_px: int) -> str | None:
+def advise_network_size(n_px: int) -> str | None:
     """How frames of an edge that no network takes become frames of one that they take; None when they take it.
 
     Cropping the detector makes the object pixel, wavelength * distance / (N * detector pixel), larger. Probe and
@@ -68,7 +68,7 @@ def check_frame_shape(source: Path, key: str, height: int, width: int) -> None:
         return
     expected = "square frames (M, N, N)" if height != width else "frames with an even edge N"
     remedy = (
-        f"Keep the centre: rows {crop_advice(height, n)}, columns {crop_advice(width, n)}; --crop-px N and "
+        f"Keep the centre: rows {advise_crop(height, n)}, columns {advise_crop(width, n)}; --crop-px N and "
         "--beam-center-px Y X do it."
     )
     raise ScanError(source, key, expected=expected, found=f"frames of {height}x{width} pixels", remedy=remedy)
@@ -94,7 +94,7 @@ def check_positions(
                 source,
                 key,
                 expected="finite positions",
-                found=f"NaN or infinity for {_frames_named(bad.tolist(), bad.size)}",
+                found=f"NaN or infinity for {_describe_frames(bad.tolist(), bad.size)}",
                 remedy="Drop these frames, or repair the file.",
             )
     extent = float(np.ptp(positions_px, axis=0).max())
@@ -107,7 +107,7 @@ def check_positions(
             found=f"all {len(positions_px)} frames at (y, x) = ({positions_px[0, 0]:g}, {positions_px[0, 1]:g})",
             remedy="Ptychography needs a beam that moves; save the positions of the scan in object pixels.",
         )
-    if extent < _METRES_BELOW_PX:
+    if extent < _MIN_EXTENT_PX:
         how = "wavelength * distance / (N * detector pixel)"
         pixel_m = geometry.object_pixel_m
         known = f", here {pixel_m:.4g} m: multiply by {1 / pixel_m:.4g}" if pixel_m else ""
@@ -120,7 +120,7 @@ def check_positions(
         )
 
 
-def checked_chunks(scan: Scan, frames_per_chunk: int | None = None) -> Iterator[np.ndarray]:
+def iter_checked_chunks(scan: Scan, frames_per_chunk: int | None = None) -> Iterator[np.ndarray]:
     """Stream the frames [K, N, N] in order and refuse values that no detector gives.
 
     What lies under the scan's mask is neither judged nor passed on: it is set to 0. From the first frame at fault on
@@ -133,28 +133,28 @@ def checked_chunks(scan: Scan, frames_per_chunk: int | None = None) -> Iterator[
         ScanError: NaN, infinite or negative values, all frames zero or all equal, a damaged file, or one that changed
             since the scan was opened.
     """
-    for _, checked in _checked(scan, frames_per_chunk):
+    for _, checked in _iter_checked(scan, frames_per_chunk):
         yield checked
 
 
-def raw_checked_chunks(scan: Scan, frames_per_chunk: int | None = None) -> Iterator[np.ndarray]:
+def iter_raw_chunks(scan: Scan, frames_per_chunk: int | None = None) -> Iterator[np.ndarray]:
     """As `checked_chunks`, but with what lies under the mask left as it is, for writing a scan again."""
-    for raw, _ in _checked(scan, frames_per_chunk):
+    for raw, _ in _iter_checked(scan, frames_per_chunk):
         yield raw
 
 
-def _checked(scan: Scan, frames_per_chunk: int | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _iter_checked(scan: Scan, frames_per_chunk: int | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     frames = scan.frames
-    not_finite, negative = _Offenders(), _Offenders()
+    not_finite, negative = _FaultyFrames(), _FaultyFrames()
     first: np.ndarray | None = None
     start, all_equal, all_zero = 0, True, True
     masked = ~scan.mask
-    for raw in _as_opened(scan, frames.chunks(frames_per_chunk or frames_in(_CHUNK_BYTES, frames))):
+    for raw in _iter_unchanged(scan, frames.chunks(frames_per_chunk or count_frames_in(_CHUNK_BYTES, frames))):
         chunk = raw
         if masked.any():
             chunk = raw.copy()
             chunk[:, masked] = 0
-        if chunk.dtype.kind in "if" and not _within(chunk):
+        if chunk.dtype.kind in "if" and not _is_valid(chunk):
             with np.errstate(invalid="ignore"):
                 not_finite.add(start, ~np.isfinite(chunk).all(axis=(1, 2)))
                 negative.add(start, (chunk < 0).any(axis=(1, 2)))
@@ -164,14 +164,14 @@ def _checked(scan: Scan, frames_per_chunk: int | None) -> Iterator[tuple[np.ndar
         start += len(chunk)
         if not (not_finite.total or negative.total):
             yield raw, chunk
-    key = _key_of(frames)
+    key = _get_key(frames)
     if not_finite.total or negative.total:
         worst, what = (not_finite, "NaN or infinity") if not_finite.total else (negative, "negative values")
         raise ScanError(
             scan.source,
             key,
             expected="finite values of at least 0" if worst is not_finite else f"{scan.domain} of at least 0",
-            found=f"{what} in {_frames_named(rows_in_file(frames, worst.first), worst.total)}",
+            found=f"{what} in {_describe_frames(to_file_rows(frames, worst.first), worst.total)}",
             remedy="Drop these frames (--bad-frames leave-out), or mark the pixels as bad with an array 'bad_pixels' "
             "(True = bad).",
         )
@@ -188,18 +188,18 @@ def _checked(scan: Scan, frames_per_chunk: int | None) -> Iterator[tuple[np.ndar
         )
 
 
-def _as_opened(scan: Scan, chunks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    with unchanged(scan):
+def _iter_unchanged(scan: Scan, chunks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    with refuse_changes(scan):
         yield from chunks
 
 
-def _within(chunk: np.ndarray) -> bool:
+def _is_valid(chunk: np.ndarray) -> bool:
     """Whether all values are finite and none is negative, in two quick passes; a NaN is neither above nor below."""
     with np.errstate(invalid="ignore"):
         return bool(chunk.min() >= 0 and chunk.max() < np.inf)
 
 
-class _Offenders:
+class _FaultyFrames:
     """The first few frames at fault, and how many there are in all."""
 
     def __init__(self) -> None:
@@ -209,12 +209,12 @@ class _Offenders:
     def add(self, start: int, at_fault: Any) -> None:
         where = np.flatnonzero(at_fault) + start
         self.total += where.size
-        self.first += where[: _FEW - len(self.first)].tolist()
+        self.first += where[: _MAX_LISTED - len(self.first)].tolist()
 
 
-def _frames_named(first: list[int], total: int) -> str:
-    return f"{total} frame{'s' if total != 1 else ''}: {format_first(first, _FEW, total)} (counted from 0)"
+def _describe_frames(first: list[int], total: int) -> str:
+    return f"{total} frame{'s' if total != 1 else ''}: {format_first(first, _MAX_LISTED, total)} (counted from 0)"
 
 
-def _key_of(frames: Frames) -> str:
+def _get_key(frames: Frames) -> str:
     return str(getattr(frames, "key", "diffraction"))

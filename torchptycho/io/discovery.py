@@ -13,12 +13,12 @@ from torchptycho.core.errors import ConfigError, ScanError
 from torchptycho.core.scan import Scan
 from torchptycho.core.text import format_first
 from torchptycho.io import read_scan
-from torchptycho.io.formats.npz import holds_frames
-from torchptycho.io.formats.registry import reader_of, recognise
-from torchptycho.io.frames.frame_stacks import backing_files
-from torchptycho.io.storage.file_access import file_head, foreign_content
+from torchptycho.io.formats.npz import has_frames
+from torchptycho.io.formats.registry import find_reader, recognise
+from torchptycho.io.frames.frame_stacks import find_backing_files
+from torchptycho.io.storage.file_access import make_format_error, read_head
 
-__all__ = ["Source", "Sources", "files_meant", "open_scans"]
+__all__ = ["Source", "Sources", "expand_sources", "open_scans"]
 
 _log = logging.getLogger(__name__)
 
@@ -27,8 +27,8 @@ Source: TypeAlias = Scan | str | Path
 Sources: TypeAlias = Source | Sequence[Source]
 
 _MANIFEST = "store.json"
-_PATTERN = "*?["
-_FEW = 10
+_GLOB_CHARACTERS = "*?["
+_MAX_LISTED = 10
 
 
 def open_scans(sources: Sources, config: ReadConfig, val_sources: Sources = ()) -> tuple[list[Scan], list[Scan]]:
@@ -43,51 +43,53 @@ def open_scans(sources: Sources, config: ReadConfig, val_sources: Sources = ()) 
         ConfigError: a folder is given together with a mapping, or is a store.
         ScanError: a scan cannot be read, nothing is found, or two files hold the same frames.
     """
-    taken = _Taken()
-    wanted = (_listed(val_sources), _listed(sources))
+    taken = _OpenedScans()
+    wanted = (_as_list(val_sources), _as_list(sources))
     # Scans that are named come first: they decide which of several files stands for the same frames.
-    named = [[None if _is_many(one) else taken.add(_read(one, config)) for one in part] for part in wanted]
-    _refuse_both(*named)
+    named = [[None if _is_folder_or_pattern(one) else taken.add(_read(one, config)) for one in part] for part in wanted]
+    _refuse_held_out_twice(*named)
     held_out, trained = (
         [
             scan
             for one, known in zip(part, scans, strict=True)
-            for scan in ([known] if known is not None else _found(one, config, taken))
+            for scan in ([known] if known is not None else _open_matching(one, config, taken))
         ]
         for part, scans in zip(wanted, named, strict=True)
     )
     return trained, held_out
 
 
-def _refuse_both(held_out: list[Scan | None], trained: list[Scan | None]) -> None:
+def _refuse_held_out_twice(held_out: list[Scan | None], trained: list[Scan | None]) -> None:
     """A shell that expands a pattern names what is to be held out once more: then it would be trained on."""
-    files = {_frames_of(scan): scan.source for scan in held_out if scan is not None and backing_files(scan.frames)}
+    files = {
+        _identify_frames(scan): scan.source for scan in held_out if scan is not None and find_backing_files(scan.frames)
+    }
     for scan in trained:
-        if scan is not None and _frames_of(scan) in files:
+        if scan is not None and _identify_frames(scan) in files:
             raise ScanError(
                 scan.source,
                 None,
                 expected="scans that are either trained on or held out",
-                found=f"it, and in val_scans {files[_frames_of(scan)]}",
+                found=f"it, and in val_scans {files[_identify_frames(scan)]}",
                 remedy="Name it once.",
             )
 
 
-def files_meant(sources: Sources, config: ReadConfig) -> list[Path] | None:
+def expand_sources(sources: Sources, config: ReadConfig) -> list[Path] | None:
     """The files that are looked at, those of no format among them; None when a scan is given that is no file.
 
     Raises:
         ConfigError, ScanError: as `open_scans`.
     """
     paths: list[Path] = []
-    for source in _listed(sources):
+    for source in _as_list(sources):
         if isinstance(source, Scan):
             return None
-        paths += _files(source, config) if _is_many(source) else [Path(source)]
+        paths += _list_files(source, config) if _is_folder_or_pattern(source) else [Path(source)]
     return paths
 
 
-class _Taken:
+class _OpenedScans:
     """Which frames a scan stands for already, and which files belong to one."""
 
     def __init__(self) -> None:
@@ -95,39 +97,39 @@ class _Taken:
         self.files: set[Path] = set()
 
     def add(self, scan: Scan) -> Scan:
-        self.frames.setdefault(_frames_of(scan), scan.source)
-        self.files |= {Path(scan.source).resolve(), *_files_of(scan)}
+        self.frames.setdefault(_identify_frames(scan), scan.source)
+        self.files |= {Path(scan.source).resolve(), *_list_backing_files(scan)}
         return scan
 
 
-def _listed(sources: Sources) -> list[Source]:
+def _as_list(sources: Sources) -> list[Source]:
     return [sources] if isinstance(sources, (Scan, str, Path)) else list(sources)
 
 
-def _is_many(source: Source) -> bool:
+def _is_folder_or_pattern(source: Source) -> bool:
     if isinstance(source, Scan):
         return False
     path = Path(source)
-    return path.is_dir() or (any(sign in str(source) for sign in _PATTERN) and not path.exists())
+    return path.is_dir() or (any(sign in str(source) for sign in _GLOB_CHARACTERS) and not path.exists())
 
 
 def _read(source: Source, config: ReadConfig) -> Scan:
     return source if isinstance(source, Scan) else read_scan(source, config)
 
 
-def _frames_of(scan: Scan) -> object:
+def _identify_frames(scan: Scan) -> object:
     """What two files have in common when they open the same frames."""
-    backing = backing_files(scan.frames)
+    backing = find_backing_files(scan.frames)
     return scan.source if backing is None else (frozenset(file.resolve() for file in backing[0]), backing[1])
 
 
-def _files_of(scan: Scan) -> set[Path]:
+def _list_backing_files(scan: Scan) -> set[Path]:
     """The files that a scan's frames are read from."""
-    backing = backing_files(scan.frames)
+    backing = find_backing_files(scan.frames)
     return set() if backing is None else {file.resolve() for file in backing[0]}
 
 
-def _files(source: str | Path, config: ReadConfig) -> list[Path]:
+def _list_files(source: str | Path, config: ReadConfig) -> list[Path]:
     folder = Path(source)
     if not folder.is_dir():
         paths = sorted(Path(name) for name in glob.glob(str(source), recursive=True))
@@ -145,10 +147,10 @@ def _files(source: str | Path, config: ReadConfig) -> list[Path]:
     return files
 
 
-def _found(source: Source, config: ReadConfig, taken: _Taken) -> list[Scan]:
+def _open_matching(source: Source, config: ReadConfig, taken: _OpenedScans) -> list[Scan]:
     """The scans in a folder or of a pattern that are not taken yet; foreign files are named."""
     assert not isinstance(source, Scan)
-    files = _files(source, config)
+    files = _list_files(source, config)
     opened: dict[Path, Scan] = {}
     foreign: dict[Path, str] = {}
     faults: dict[Path, ScanError] = {}
@@ -156,7 +158,7 @@ def _found(source: Source, config: ReadConfig, taken: _Taken) -> list[Scan]:
         if path.resolve() in taken.files:
             continue
         try:
-            why = None if config.mapping is not None else _no_scan(path)
+            why = None if config.mapping is not None else _explain_foreign(path)
             if why is None:
                 opened[path] = read_scan(path, config)
             else:
@@ -168,11 +170,11 @@ def _found(source: Source, config: ReadConfig, taken: _Taken) -> list[Scan]:
             source,
             None,
             expected="scan files",
-            found=f"none among {len(files)} files ({_told(foreign)})",
+            found=f"none among {len(files)} files ({_describe_foreign(foreign)})",
             remedy="Describe them in the section 'mapping' of a --config file.",
         )
-    new = _once({path: scan for path, scan in opened.items() if _frames_of(scan) not in taken.frames})
-    parts = taken.files.union(*(_files_of(scan) for scan in opened.values()))
+    new = _drop_duplicates({path: scan for path, scan in opened.items() if _identify_frames(scan) not in taken.frames})
+    parts = taken.files.union(*(_list_backing_files(scan) for scan in opened.values()))
     for scan in new:
         taken.add(scan)
     for path, fault in faults.items():
@@ -180,31 +182,33 @@ def _found(source: Source, config: ReadConfig, taken: _Taken) -> list[Scan]:
             raise fault
     foreign = {path: why for path, why in foreign.items() if path.resolve() not in parts}
     if foreign:
-        _log.warning("%s: %d file(s) are no scans and are passed over: %s", source, len(foreign), _told(foreign))
+        _log.warning(
+            "%s: %d file(s) are no scans and are passed over: %s", source, len(foreign), _describe_foreign(foreign)
+        )
     return new
 
 
-def _told(foreign: dict[Path, str]) -> str:
-    return format_first((f"{path.name} ({why})" for path, why in foreign.items()), _FEW, separator="; ")
+def _describe_foreign(foreign: dict[Path, str]) -> str:
+    return format_first((f"{path.name} ({why})" for path, why in foreign.items()), _MAX_LISTED, separator="; ")
 
 
-def _no_scan(path: Path) -> str | None:
+def _explain_foreign(path: Path) -> str | None:
     """Why a file is not a scan, or None.
 
     Raises:
         ScanError: it is damaged.
     """
     try:
-        head = file_head(path)
+        head = read_head(path)
     except ScanError as error:
         return error.found
-    found = reader_of(path, head)
+    found = find_reader(path, head)
     if found is None:
-        return foreign_content(path, head).found
-    return "an archive without frames" if found[0].name == "NPZ" and not holds_frames(path) else None
+        return make_format_error(path, head).found
+    return "an archive without frames" if found[0].name == "NPZ" and not has_frames(path) else None
 
 
-def _once(opened: dict[Path, Scan]) -> list[Scan]:
+def _drop_duplicates(opened: dict[Path, Scan]) -> list[Scan]:
     """Each set of frames once: both halves of a pair of files open the same scan.
 
     Raises:
@@ -212,8 +216,8 @@ def _once(opened: dict[Path, Scan]) -> list[Scan]:
     """
     first: dict[object, Path] = {}
     for path, scan in opened.items():
-        other = first.setdefault(_frames_of(scan), path)
-        halves = {path.resolve(), other.resolve()} & (_files_of(scan) | _files_of(opened[other]))
+        other = first.setdefault(_identify_frames(scan), path)
+        halves = {path.resolve(), other.resolve()} & (_list_backing_files(scan) | _list_backing_files(opened[other]))
         if other == path or (halves and recognise(path)[0] is recognise(other)[0]):
             continue
         raise ScanError(

@@ -7,20 +7,20 @@ import hashlib
 import numpy as np
 
 from torchptycho.core.scan import Scan
-from torchptycho.io.frames.frame_stacks import backing_files, frames_in
+from torchptycho.io.frames.frame_stacks import count_frames_in, find_backing_files
 
-__all__ = ["scan_fingerprint", "scan_parts"]
+__all__ = ["fingerprint_fields", "fingerprint_scan"]
 
 _CHUNK_BYTES = 16 << 20
 _ARRAYS = ("positions_px", "probe", "mask", "scan_id", "truth", "truth_patches")
 
 
-def scan_fingerprint(scan: Scan) -> str:
+def fingerprint_scan(scan: Scan) -> str:
     """SHA-256 over everything but the frames of a file, which its size and time of change stand for."""
-    return hashlib.sha256(repr(sorted(scan_parts(scan).items())).encode()).hexdigest()
+    return hashlib.sha256(repr(sorted(fingerprint_fields(scan).items())).encode()).hexdigest()
 
 
-def scan_parts(scan: Scan) -> dict[str, str]:
+def fingerprint_fields(scan: Scan) -> dict[str, str]:
     """The same by the fields of the scan, so that a difference has a name; a field that is absent has no part."""
     parts = {
         name: hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
@@ -30,14 +30,14 @@ def scan_parts(scan: Scan) -> dict[str, str]:
     parts |= {name: repr(getattr(scan, name)) for name in ("domain", "geometry", "probe_is_calibrated")}
     parts["metadata"] = hashlib.sha256(repr(scan.metadata).encode()).hexdigest()
     digest = hashlib.sha256(repr((scan.frames.shape, str(scan.frames.dtype))).encode())
-    backing = backing_files(scan.frames)
+    backing = find_backing_files(scan.frames)
     if backing is not None:
         files, part = backing
         for status in (file.stat() for file in files):
             digest.update(repr((status.st_size, status.st_mtime_ns)).encode())
         digest.update(part.encode())
     else:
-        for chunk in scan.frames.chunks(frames_in(_CHUNK_BYTES, scan.frames)):
+        for chunk in scan.frames.chunks(count_frames_in(_CHUNK_BYTES, scan.frames)):
             digest.update(np.ascontiguousarray(chunk).data)
     parts["frames"] = digest.hexdigest()
     return parts

@@ -10,19 +10,19 @@ from jaxtyping import Bool, Complex64, Float64
 from torchptycho.core.config.base import Domain
 from torchptycho.core.geometry import Geometry
 from torchptycho.core.scan import Frames
-from torchptycho.io.bad_pixels import dead_pixels, hot_pixels
-from torchptycho.io.frames.frame_stacks import frames_in, scattered_is_dear
+from torchptycho.io.bad_pixels import find_dead_pixels, find_hot_pixels
+from torchptycho.io.frames.frame_stacks import count_frames_in, random_access_is_slow
 from torchptycho.io.frames.views import PickedFrames
 
-__all__ = ["Survey", "beam_center_px", "mean_pattern", "probe_from_pattern", "survey"]
+__all__ = ["FrameSurvey", "compute_mean_pattern", "estimate_beam_center_px", "estimate_probe", "survey_frames"]
 
 _CHUNK_BYTES = 16 * 2**20
-_LOOKED_AT = 64
-_BEAM_PART = 0.05
+_MAX_SAMPLED_FRAMES = 64
+_BEAM_THRESHOLD = 0.05
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Survey:
+class FrameSurvey:
     """What one pass over all frames found; frames are counted as in the stack.
 
     Arguments:
@@ -33,12 +33,12 @@ class Survey:
     bad_frames: dict[int, str]
     hot: Bool[np.ndarray, "h w"]
     dead: Bool[np.ndarray, "h w"]
-    at_limit: Bool[np.ndarray, "h w"]
+    saturated: Bool[np.ndarray, "h w"]
 
 
-def survey(
+def survey_frames(
     frames: Frames, bad: Bool[np.ndarray, "h w"], domain: Domain, photons: float | None, *, clip: bool = False
-) -> Survey:
+) -> FrameSurvey:
     """Look at every frame once, with memory for a few.
 
     Arguments:
@@ -49,13 +49,13 @@ def survey(
     integer = frames.dtype.kind in "iu"
     limit = np.iinfo(frames.dtype).max if integer else np.inf
     summed = np.zeros(frames.shape[1:])
-    at_limit = np.zeros(frames.shape[1:], bool)
+    saturated = np.zeros(frames.shape[1:], bool)
     faults: dict[int, str] = {}
     start, used = 0, 0
-    for raw in frames.chunks(frames_in(_CHUNK_BYTES, frames)):
+    for raw in frames.chunks(count_frames_in(_CHUNK_BYTES, frames)):
         chunk = np.where(bad, raw.dtype.type(0), raw) if bad.any() else raw
         wrong = np.zeros(len(chunk), bool)
-        for what, at_fault in _faults(chunk, clip=clip):
+        for what, at_fault in _find_faults(chunk, clip=clip):
             for index in np.flatnonzero(at_fault & ~wrong):
                 faults[start + int(index)] = what
             wrong |= at_fault
@@ -63,16 +63,18 @@ def survey(
         summed += (values**2 if domain == "amplitude" else values).sum(axis=0)
         used += len(values)
         if integer:
-            at_limit |= (chunk == limit).any(axis=0)
+            saturated |= (chunk == limit).any(axis=0)
         start += len(chunk)
     if domain == "amplitude" and used:
         summed *= (photons or 0.0) * used / max(float(summed.sum()), 1e-300)
-    good = ~bad & ~at_limit
-    judged = np.where(at_limit, 0.0, summed)
-    return Survey(bad_frames=faults, hot=hot_pixels(judged, good), dead=dead_pixels(judged, good), at_limit=at_limit)
+    good = ~bad & ~saturated
+    judged = np.where(saturated, 0.0, summed)
+    return FrameSurvey(
+        bad_frames=faults, hot=find_hot_pixels(judged, good), dead=find_dead_pixels(judged, good), saturated=saturated
+    )
 
 
-def _faults(chunk: np.ndarray, *, clip: bool) -> list[tuple[str, np.ndarray]]:
+def _find_faults(chunk: np.ndarray, *, clip: bool) -> list[tuple[str, np.ndarray]]:
     with np.errstate(invalid="ignore"):
         found = [("NaN or infinity", ~np.isfinite(chunk).all(axis=(1, 2)))] if chunk.dtype.kind == "f" else []
         if not clip:
@@ -80,23 +82,23 @@ def _faults(chunk: np.ndarray, *, clip: bool) -> list[tuple[str, np.ndarray]]:
         return [*found, ("no counts", ~(chunk > 0).any(axis=(1, 2)))]
 
 
-def mean_pattern(frames: Frames, domain: Domain) -> Float64[np.ndarray, "h w"]:
+def compute_mean_pattern(frames: Frames, domain: Domain) -> Float64[np.ndarray, "h w"]:
     """Mean intensity of up to 64 frames, evenly spread over the scan; what is not finite or negative counts as 0."""
-    rows = np.unique(np.linspace(0, frames.shape[0] - 1, _LOOKED_AT).astype(np.int64))
-    picked = PickedFrames(frames, rows, streamed=scattered_is_dear(frames))
+    rows = np.unique(np.linspace(0, frames.shape[0] - 1, _MAX_SAMPLED_FRAMES).astype(np.int64))
+    picked = PickedFrames(frames, rows, streamed=random_access_is_slow(frames))
     summed = np.zeros(frames.shape[1:])
-    for chunk in picked.chunks(min(len(rows), frames_in(_CHUNK_BYTES, frames))):
+    for chunk in picked.chunks(min(len(rows), count_frames_in(_CHUNK_BYTES, frames))):
         values = np.nan_to_num(chunk.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0).clip(min=0)
         summed += (values**2 if domain == "amplitude" else values).sum(axis=0)
     return summed / len(rows)
 
 
-def beam_center_px(pattern: Float64[np.ndarray, "h w"], bad: Bool[np.ndarray, "h w"]) -> tuple[float, float]:
+def estimate_beam_center_px(pattern: Float64[np.ndarray, "h w"], bad: Bool[np.ndarray, "h w"]) -> tuple[float, float]:
     """Centre of mass (y, x) of the beam in a mean pattern: of what exceeds 5 % of its median-filtered maximum."""
     from scipy.ndimage import median_filter
 
     smooth = median_filter(np.where(bad, 0.0, pattern), size=3, mode="nearest")
-    weight = np.where(smooth > _BEAM_PART * smooth.max(), smooth, 0.0)
+    weight = np.where(smooth > _BEAM_THRESHOLD * smooth.max(), smooth, 0.0)
     total = weight.sum()
     if not total > 0:
         return pattern.shape[0] / 2, pattern.shape[1] / 2
@@ -104,7 +106,7 @@ def beam_center_px(pattern: Float64[np.ndarray, "h w"], bad: Bool[np.ndarray, "h
     return float((weight * rows).sum() / total), float((weight * columns).sum() / total)
 
 
-def probe_from_pattern(
+def estimate_probe(
     pattern: Float64[np.ndarray, "n n"], geometry: Geometry, defocus_m: float = 0.0
 ) -> Complex64[np.ndarray, "1 n n"]:
     """A beam whose far field is the mean pattern with a flat phase, propagated from its focus to the sample.

@@ -10,24 +10,24 @@ from scipy.ndimage import median_filter
 
 from torchptycho.core.errors import ScanError
 from torchptycho.core.scan import Scan
-from torchptycho.io.frames.frame_stacks import frames_in, scattered_is_dear
+from torchptycho.io.frames.frame_stacks import count_frames_in, random_access_is_slow
 from torchptycho.io.frames.views import PickedFrames
 
-__all__ = ["NearField", "near_field", "refuse_near_field"]
+__all__ = ["NearFieldEvidence", "detect_near_field", "refuse_near_field"]
 
 _CHUNK_BYTES = 16 * 2**20
 _SPECTRA_BYTES = 16 * 2**20
-_MOST_FRAMES, _LEAST_PAIRS, _MOST_PAIRS = 200, 20, 300
-_CANDIDATES = 1000
+_MAX_FRAMES, _MIN_PAIRS, _MAX_PAIRS = 200, 20, 300
+_MAX_CANDIDATES = 1000
 _NEIGHBOURS = 3
 # Frames whose movement is explained by the scan to this part, with so many pairs within 2 px of it.
-_EXPLAINED, _INLIERS, _INLIER_PX, _LEAST_SHIFT_PX = 0.9, 0.8, 2.0, 2.0
+_MIN_EXPLAINED, _MIN_INLIERS, _INLIER_PX, _MIN_SHIFT_PX = 0.9, 0.8, 2.0, 2.0
 # Estimated width of the beam, in frames, from which it is not believed to fit into one.
-_LEAST_WIDTH = 2.0
+_MIN_WIDTH_FRAMES = 2.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NearField:
+class NearFieldEvidence:
     """Evidence of near-field data.
 
     Arguments:
@@ -36,46 +36,50 @@ class NearField:
         beam_px: width of the beam on the sample that follows, in object pixels.
     """
 
-    shift: float
-    explained: float
-    beam_px: float
+    shift_per_px: float
+    explained_fraction: float
+    probe_px: float
 
     def __str__(self) -> str:
         return (
-            f"neighbouring frames show the same picture, moved by {self.shift:.2g} detector pixels for each object "
-            f"pixel of the scan ({self.explained:.0%} of the movement); the beam on the sample is then about "
-            f"{self.beam_px:.0f} object pixels wide, more than a frame"
+            f"neighbouring frames show the same picture, moved by {self.shift_per_px:.2g} detector pixels for each "
+            f"object pixel of the scan ({self.explained_fraction:.0%} of the movement); the probe is then "
+            f"about {self.probe_px:.0f} object pixels wide, more than a frame"
         )
 
 
-def near_field(scan: Scan) -> NearField | None:
+def detect_near_field(scan: Scan) -> NearFieldEvidence | None:
     """Evidence that the frames are shadow images, or None.
 
     In a divergent beam neighbouring frames show the sample moved by the magnified step of the scan. The diameter of the
     pattern over that magnification is the width of the beam on the sample; when this is more than twice the N object
     pixels of a frame, a far-field model of N pixels cannot hold the beam, whatever the probe. Reads up to 200 frames.
     """
-    rows = _neighbourhood(scan)
+    rows = _select_neighbourhood(scan)
     if len(rows) < _NEIGHBOURS + 2:
         return None
-    pattern, spectra = _spectra(scan, rows)
-    first, second = _pairs(scan.positions_px[rows])
-    if len(first) < _LEAST_PAIRS:
+    pattern, spectra = _compute_spectra(scan, rows)
+    first, second = _find_pairs(scan.positions_px[rows])
+    if len(first) < _MIN_PAIRS:
         return None
-    shifts = np.stack([_shift(spectra[a], spectra[b]) for a, b in zip(first, second, strict=True)])
+    shifts = np.stack([_estimate_shift(spectra[a], spectra[b]) for a, b in zip(first, second, strict=True)])
     moves = scan.positions_px[rows][first] - scan.positions_px[rows][second]
     matrix = np.linalg.lstsq(moves, shifts, rcond=None)[0]
     rest = shifts - moves @ matrix
     total = float((shifts**2).sum())
-    explained = 1 - float((rest**2).sum()) / total if total > 0 else 0.0
+    explained_fraction = 1 - float((rest**2).sum()) / total if total > 0 else 0.0
     inliers = float((np.abs(rest).max(axis=1) < _INLIER_PX).mean())
     per_px = float(np.sqrt(np.abs(np.linalg.det(matrix))))
-    if explained < _EXPLAINED or inliers < _INLIERS or np.median(np.hypot(*shifts.T)) < _LEAST_SHIFT_PX:
+    if explained_fraction < _MIN_EXPLAINED or inliers < _MIN_INLIERS or np.median(np.hypot(*shifts.T)) < _MIN_SHIFT_PX:
         return None
-    beam_px = _diameter(pattern) / per_px if per_px > 0 else 0.0
+    probe_px = _measure_diameter(pattern) / per_px if per_px > 0 else 0.0
     # A scan that could be used must not be refused: the width is an estimate, good to a factor.
-    wide = beam_px > _LEAST_WIDTH * scan.n_px
-    return NearField(shift=per_px, explained=explained, beam_px=beam_px) if wide else None
+    wide = probe_px > _MIN_WIDTH_FRAMES * scan.n_px
+    return (
+        NearFieldEvidence(shift_per_px=per_px, explained_fraction=explained_fraction, probe_px=probe_px)
+        if wide
+        else None
+    )
 
 
 def refuse_near_field(scan: Scan) -> None:
@@ -84,7 +88,7 @@ def refuse_near_field(scan: Scan) -> None:
     Raises:
         ScanError: with the evidence.
     """
-    found = near_field(scan)
+    found = detect_near_field(scan)
     if found is not None:
         raise ScanError(
             scan.source,
@@ -95,23 +99,23 @@ def refuse_near_field(scan: Scan) -> None:
         )
 
 
-def _neighbourhood(scan: Scan) -> np.ndarray:
+def _select_neighbourhood(scan: Scan) -> np.ndarray:
     """Frames of one scan that lie close together, ascending."""
-    most = max(8, min(_MOST_FRAMES, _SPECTRA_BYTES // (scan.n_px**2 * 8)))
+    most = max(8, min(_MAX_FRAMES, _SPECTRA_BYTES // (scan.n_px**2 * 8)))
     candidates = np.flatnonzero(scan.scan_id == scan.scan_id[0])
-    if scattered_is_dear(scan.frames):
-        candidates = candidates[:_CANDIDATES]
+    if random_access_is_slow(scan.frames):
+        candidates = candidates[:_MAX_CANDIDATES]
     places = scan.positions_px[candidates]
     distance = np.hypot(*(places - np.median(places, axis=0)).T)
     return np.sort(candidates[np.argsort(distance, kind="stable")[:most]])
 
 
-def _spectra(scan: Scan, rows: np.ndarray) -> tuple[Float64[np.ndarray, "n n"], np.ndarray]:
+def _compute_spectra(scan: Scan, rows: np.ndarray) -> tuple[Float64[np.ndarray, "n n"], np.ndarray]:
     """The mean pattern, and the Fourier transforms of the relative deviation of each frame from it, where it is lit."""
-    picked = PickedFrames(scan.frames, rows, streamed=scattered_is_dear(scan.frames))
+    picked = PickedFrames(scan.frames, rows, streamed=random_access_is_slow(scan.frames))
     frames = np.empty(picked.shape, np.float32)
     start = 0
-    for chunk in picked.chunks(frames_in(_CHUNK_BYTES, picked)):
+    for chunk in picked.chunks(count_frames_in(_CHUNK_BYTES, picked)):
         values = np.nan_to_num(chunk.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0).clip(min=0)
         frames[start : start + len(chunk)] = values**2 if scan.domain == "amplitude" else values
         start += len(chunk)
@@ -126,16 +130,16 @@ def _spectra(scan: Scan, rows: np.ndarray) -> tuple[Float64[np.ndarray, "n n"], 
     return pattern, np.fft.rfft2(deviation).astype(np.complex64)
 
 
-def _pairs(positions_px: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _find_pairs(positions_px: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     from scipy.spatial import cKDTree
 
     near = cKDTree(positions_px).query(positions_px, k=_NEIGHBOURS + 1)[1][:, 1:]
     pairs = {(min(a, int(b)), max(a, int(b))) for a, found in enumerate(near) for b in found if a != int(b)}
-    chosen = np.array(sorted(pairs)[:_MOST_PAIRS], np.int64).reshape(-1, 2)
+    chosen = np.array(sorted(pairs)[:_MAX_PAIRS], np.int64).reshape(-1, 2)
     return chosen[:, 0], chosen[:, 1]
 
 
-def _shift(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def _estimate_shift(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Whole pixels (y, x) by which the second must move to look like the first."""
     correlation = np.fft.irfft2(first * second.conj())
     n = correlation.shape[-1]
@@ -143,7 +147,7 @@ def _shift(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.array([(row + n // 2) % n - n // 2, (column + n // 2) % n - n // 2])
 
 
-def _diameter(pattern: Float64[np.ndarray, "n n"]) -> float:
+def _measure_diameter(pattern: Float64[np.ndarray, "n n"]) -> float:
     """Of the disc around the centre of mass that holds 90 % of the light."""
     # A single hot pixel can hold more light than the beam.
     pattern = median_filter(pattern, size=3)

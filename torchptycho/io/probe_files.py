@@ -8,17 +8,17 @@ import numpy as np
 from jaxtyping import Complex64
 
 from torchptycho.core.errors import ScanError
-from torchptycho.io.checks import crop_advice
+from torchptycho.io.checks import advise_crop
 from torchptycho.io.storage.archive import Member, NpzArchive
-from torchptycho.io.storage.file_access import file_head
-from torchptycho.io.storage.hdf5 import MAGIC, load_complex, locate, open_hdf5
+from torchptycho.io.storage.file_access import read_head
+from torchptycho.io.storage.hdf5 import MAGIC, load_complex, locate_dataset, open_hdf5
 
-__all__ = ["NO_PROBE", "load_probe", "probe_modes", "read_probe", "read_probe_of"]
+__all__ = ["PROBE_REMEDY", "load_probe", "read_probe", "read_probe_and_key", "to_probe_modes"]
 
-NO_PROBE = "one with --probe FILE, or begin with one from the mean pattern: --guess-probe."
+PROBE_REMEDY = "one with --probe FILE, or begin with one from the mean pattern: --guess-probe."
 """What to give where there is no probe."""
 
-_IN_HDF5 = (
+_HDF5_KEYS = (
     "probeGuess", "probe", "entry_1/image_1/data", "entry_1/instrument_1/source_1/illumination",
     "entry_1/source_1/illumination",
 )  # fmt: skip
@@ -37,37 +37,37 @@ def read_probe(path: str | Path, n_px: int) -> Complex64[np.ndarray, "p n n"]:
     Raises:
         ScanError: no probe in the file, one of another size (how to crop or pad is said), zero or not finite.
     """
-    return read_probe_of(Path(path), (n_px,))[0]
+    return read_probe_and_key(Path(path), (n_px,))[0]
 
 
-def read_probe_of(path: Path, edges: tuple[int, ...]) -> tuple[Complex64[np.ndarray, "p n n"], str]:
+def read_probe_and_key(path: Path, edges: tuple[int, ...]) -> tuple[Complex64[np.ndarray, "p n n"], str]:
     """The probe in a file and the key that it was under; its edge must be one of `edges`, the first of all."""
-    if file_head(path).startswith(MAGIC):
-        return _probe_in_hdf5(path, edges)
+    if read_head(path).startswith(MAGIC):
+        return _read_hdf5_probe(path, edges)
     archive = NpzArchive(path)
     for key in ("probeGuess", "probe"):
         if key in archive:
-            shape = tuple(length for length in archive.member(key).shape if length != 1)
+            shape = tuple(length for length in archive.inspect_member(key).shape if length != 1)
             edge = next((edge for edge in edges if shape[-2:] == (edge, edge) or shape[:2] == (edge, edge)), edges[0])
             return load_probe(archive, key, edge), key
-    raise archive.missing("probeGuess", f"a probe of {edges[0]}x{edges[0]} pixels under this key or 'probe'")
+    raise archive.make_missing_error("probeGuess", f"a probe of {edges[0]}x{edges[0]} pixels under this key or 'probe'")
 
 
-def _probe_in_hdf5(path: Path, edges: tuple[int, ...]) -> tuple[Complex64[np.ndarray, "p n n"], str]:
+def _read_hdf5_probe(path: Path, edges: tuple[int, ...]) -> tuple[Complex64[np.ndarray, "p n n"], str]:
     with open_hdf5(path) as file:
-        key, dataset = locate(file, path, *_IN_HDF5)
+        key, dataset = locate_dataset(file, path, *_HDF5_KEYS)
         if dataset is None:
             raise ScanError(
                 path,
                 None,
-                expected=f"a probe under one of {', '.join(_IN_HDF5)}",
+                expected=f"a probe under one of {', '.join(_HDF5_KEYS)}",
                 found="none of these",
                 remedy="Save it as 'probe', (P, N, N) complex.",
             )
-        return probe_modes(path, key, load_complex(dataset, path, key), edges), key
+        return to_probe_modes(path, key, load_complex(dataset, path, key), edges), key
 
 
-def probe_modes(
+def to_probe_modes(
     path: Path, key: str, values: Complex64[np.ndarray, "..."], edges: tuple[int, ...] | None = None
 ) -> Complex64[np.ndarray, "p n n"]:
     """Incoherent modes [P, N, N] of an array (N, N), (P, N, N) or (K, P, N, N), of which the first of K is taken.
@@ -91,7 +91,7 @@ def probe_modes(
 
 def load_probe(archive: NpzArchive, key: str, n_px: int | None) -> Complex64[np.ndarray, "p n n"]:
     """The probe under `key` of an archive that is already open; see `read_probe`. Without n_px any square one is."""
-    member = archive.member(key)
+    member = archive.inspect_member(key)
     if member.dtype.kind not in "fc":
         found = f"{member.dtype} {member.shape}"
         remedy = "Save the complex wave, not an image of it."
@@ -99,7 +99,7 @@ def load_probe(archive: NpzArchive, key: str, n_px: int | None) -> Complex64[np.
     if n_px is None:
         shape = member.shape or (1,)
         n_px = shape[1] if len(shape) == 3 and shape[0] == shape[1] else shape[-1]
-    modes_last = _modes_last(archive.path, member, n_px)
+    modes_last = _has_modes_last(archive.path, member, n_px)
     probe = np.moveaxis(archive.load(key), -1, 0) if modes_last else archive.load(key)
     with np.errstate(over="ignore"):
         probe = np.ascontiguousarray(probe.reshape(-1, n_px, n_px), dtype=np.complex64)
@@ -122,7 +122,7 @@ def _check_probe(path: Path, key: str, probe: Complex64[np.ndarray, "p n n"]) ->
     return probe
 
 
-def _modes_last(path: Path, member: Member, n_px: int) -> bool:
+def _has_modes_last(path: Path, member: Member, n_px: int) -> bool:
     """Whether the modes lie along the last axis; refuses shapes that are no probe for frames of this size."""
     shape = member.shape
     if len(shape) > 3:
@@ -136,10 +136,10 @@ def _modes_last(path: Path, member: Member, n_px: int) -> bool:
     if len(shape) in {2, 3} and shape[-1] == shape[-2]:
         size = shape[-1]
         verb = "cut" if size > n_px else "filled up"
-        remedy = f"To be {verb} around its centre: {crop_advice(size, n_px)}, in rows and in columns."
+        remedy = f"To be {verb} around its centre: {advise_crop(size, n_px)}, in rows and in columns."
     elif len(shape) in {2, 3}:
         height, width = shape[-2:]
-        remedy = f"Rows: {crop_advice(height, n_px)}; columns: {crop_advice(width, n_px)}."
+        remedy = f"Rows: {advise_crop(height, n_px)}; columns: {advise_crop(width, n_px)}."
     else:
         remedy = "Save it with the modes along the first axis."
     raise ScanError(path, member.key, expected=expected, found=f"{member.shape}", remedy=remedy)

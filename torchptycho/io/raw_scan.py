@@ -14,11 +14,11 @@ from torchptycho.core.errors import ScanError
 from torchptycho.core.geometry import Geometry
 from torchptycho.core.scan import Frames
 
-__all__ = ["Recorded", "check_count", "lengths", "rows_of"]
+__all__ = ["RawScan", "build_geometry", "check_count", "resolve_rows"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Recorded:
+class RawScan:
     """A scan as its file has it. All that counts frames has the same length.
 
     Arguments:
@@ -66,10 +66,10 @@ class Recorded:
     probe_is_calibrated: bool = False
     notes: tuple[str, ...] = ()
     left_out: dict[int, str] = dataclasses.field(default_factory=dict)
-    beside: tuple[Path, ...] = ()
+    companion_files: tuple[Path, ...] = ()
 
 
-def rows_of(path: Path, key: str, n_in_file: int, frames: slice | None) -> range:
+def resolve_rows(path: Path, key: str, n_in_file: int, frames: slice | None) -> range:
     """The frames that a slice keeps.
 
     Raises:
@@ -114,7 +114,7 @@ def check_count(path: Path, key: str, n: int, n_in_file: int, rows: range, *, cu
     raise ScanError(path, key, expected=f"{n_in_file} entries, one per frame", found=f"{n} entries", remedy=remedy)
 
 
-def lengths(path: Path, **values: float | None) -> Geometry:
+def build_geometry(path: Path, **values: float | None) -> Geometry:
     """A geometry of lengths and energies from a file, in which 0 stands for unknown.
 
     Raises:

@@ -12,8 +12,16 @@ from torchptycho.core.errors import ScanError
 from torchptycho.core.reconstruction import MIN_COVERAGE, Reconstruction
 from torchptycho.io.probe_files import load_probe
 from torchptycho.io.storage.archive import NpzArchive, write_array
-from torchptycho.io.storage.file_access import dump_json, file_head, replaced_atomically
-from torchptycho.io.storage.hdf5 import MAGIC, attribute, load_array, load_complex, locate, names_in, open_hdf5
+from torchptycho.io.storage.file_access import dump_json, read_head, replace_atomically
+from torchptycho.io.storage.hdf5 import (
+    MAGIC,
+    list_names,
+    load_array,
+    load_complex,
+    locate_dataset,
+    open_hdf5,
+    read_attribute,
+)
 
 __all__ = ["read_reconstruction", "write_reconstruction"]
 
@@ -56,7 +64,7 @@ def write_reconstruction(reconstruction: Reconstruction, path: str | Path) -> No
         arrays["ycoords"], arrays["xcoords"] = reconstruction.positions_px.astype(np.float64).T
     if reconstruction.background is not None:
         arrays["background"] = reconstruction.background.astype(np.float32, copy=False)
-    with replaced_atomically(path) as target, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+    with replace_atomically(path) as target, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
         for key, array in arrays.items():
             write_array(archive, key, array)
 
@@ -72,19 +80,19 @@ def read_reconstruction(path: str | Path) -> Reconstruction:
     Raises:
         ScanError: no object, or arrays that do not fit it.
     """
-    if file_head(Path(path)).startswith(MAGIC):
-        return _from_hdf5(Path(path))
+    if read_head(Path(path)).startswith(MAGIC):
+        return _read_hdf5(Path(path))
     archive = NpzArchive(path)
     key = next((name for name in ("object", "objectGuess") if name in archive), None)
     if key is None:
-        raise archive.missing("object", "a complex object (H, W)")
-    values = _object(archive, key)
+        raise archive.make_missing_error("object", "a complex object (H, W)")
+    values = _load_object(archive, key)
     height, width = values.shape
     # A scan's own arrays of these names would describe the scan, not its object.
     own = key == "object"
-    coverage = _like_object(archive, "coverage", values.shape, "f") if own and "coverage" in archive else None
+    coverage = _load_like_object(archive, "coverage", values.shape, "f") if own and "coverage" in archive else None
     coverage = np.ones((height, width), np.float32) if coverage is None else coverage.astype(np.float32)
-    valid = _like_object(archive, "valid", values.shape, "b") if own and "valid" in archive else None
+    valid = _load_like_object(archive, "valid", values.shape, "b") if own and "valid" in archive else None
     metadata = archive.load_metadata()
     history: dict[str, list[float]] = {}
     refined = False
@@ -104,24 +112,24 @@ def read_reconstruction(path: str | Path) -> Reconstruction:
         object=values,
         coverage=coverage,
         valid=coverage >= MIN_COVERAGE if valid is None else valid,
-        origin_px=_origin(archive) if own and "origin_px" in archive else (0, 0),
-        object_pixel_m=next((_pixel(archive, name) for name in _PIXEL_KEYS if name in archive), None),
+        origin_px=_load_origin(archive) if own and "origin_px" in archive else (0, 0),
+        object_pixel_m=next((_load_pixel_size(archive, name) for name in _PIXEL_KEYS if name in archive), None),
         provenance=metadata,
-        spread=_spread(archive, values.shape) if refined and "spread" in archive else None,
-        probe=_probe(archive) if refined and "probe" in archive else None,
-        positions_px=_positions(archive) if refined and "ycoords" in archive else None,
+        spread=_load_spread(archive, values.shape) if refined and "spread" in archive else None,
+        probe=_load_probe(archive) if refined and "probe" in archive else None,
+        positions_px=_load_positions(archive) if refined and "ycoords" in archive else None,
         background=archive.load("background").astype(np.float32) if refined and "background" in archive else None,
         history=history,
     )
 
 
-def _from_hdf5(path: Path) -> Reconstruction:
+def _read_hdf5(path: Path) -> Reconstruction:
     """The object of one slice; a product's pixel [0, 0] is the one that its positions count from."""
     with open_hdf5(path) as file:
-        key, node = locate(file, path, "object", "entry_1/image_2/data")
-        storage = None if node is not None else _ptypy_storage(file, path)
+        key, node = locate_dataset(file, path, "object", "entry_1/image_2/data")
+        storage = None if node is not None else _find_ptypy_storage(file, path)
         if storage is not None:
-            key, node = locate(file, path, f"{storage}/data")
+            key, node = locate_dataset(file, path, f"{storage}/data")
         if node is None:
             raise ScanError(
                 path,
@@ -131,10 +139,10 @@ def _from_hdf5(path: Path) -> Reconstruction:
                 remedy="Name a product, a CXI file with image_2, a .ptyr file, or an NPZ with 'object'.",
             )
         values = load_complex(node, path, key)
-        pixel_m = attribute(node, path, "pixel_height_m")
+        pixel_m = read_attribute(node, path, "pixel_height_m")
         origin_px = (0, 0)
         if storage is not None:
-            pixel_m, origin_px = _ptypy_grid(file, path, storage)
+            pixel_m, origin_px = _read_ptypy_grid(file, path, storage)
     shape = values.shape[-2:]
     if len(shape) != 2 or values.size != shape[0] * shape[1]:
         raise ScanError(
@@ -153,9 +161,9 @@ def _from_hdf5(path: Path) -> Reconstruction:
     )
 
 
-def _ptypy_storage(file: Any, path: Path) -> str | None:
+def _find_ptypy_storage(file: Any, path: Path) -> str | None:
     """Where a PtyPy reconstruction keeps its object; its storages are named after the scan."""
-    names = names_in(file, path, "content/obj")
+    names = list_names(file, path, "content/obj")
     if len(names) > 1:
         raise ScanError(
             path,
@@ -167,11 +175,11 @@ def _ptypy_storage(file: Any, path: Path) -> str | None:
     return f"content/obj/{names[0]}" if names else None
 
 
-def _ptypy_grid(file: Any, path: Path, storage: str) -> tuple[float | None, tuple[int, int]]:
+def _read_ptypy_grid(file: Any, path: Path, storage: str) -> tuple[float | None, tuple[int, int]]:
     """Edge of a pixel in metres, and the (y, x) of pixel [0, 0] in such pixels, which PtyPy keeps in metres too."""
     found = {}
     for name in ("_psize", "_origin"):
-        key, node = locate(file, path, f"{storage}/{name}")
+        key, node = locate_dataset(file, path, f"{storage}/{name}")
         if node is None:
             continue
         values = load_array(node, path, key).astype(np.float64).reshape(-1)
@@ -191,15 +199,15 @@ def _ptypy_grid(file: Any, path: Path, storage: str) -> tuple[float | None, tupl
     return float(pixel_m[0]), (y, x)
 
 
-def _probe(archive: NpzArchive) -> np.ndarray:
-    member = archive.member("probe")
+def _load_probe(archive: NpzArchive) -> np.ndarray:
+    member = archive.inspect_member("probe")
     if len(member.shape) != 3 or member.shape[1] != member.shape[2]:
         remedy = "Save the modes as one stack, or leave them out."
         raise ScanError(archive.path, "probe", expected="modes (P, N, N)", found=str(member.shape), remedy=remedy)
     return load_probe(archive, "probe", member.shape[1])
 
 
-def _positions(archive: NpzArchive) -> np.ndarray:
+def _load_positions(archive: NpzArchive) -> np.ndarray:
     columns = [archive.load(key).astype(np.float64) for key in ("ycoords", "xcoords")]
     if columns[0].ndim != 1 or columns[0].shape != columns[1].shape:
         found = f"{columns[0].shape} and {columns[1].shape}"
@@ -208,8 +216,8 @@ def _positions(archive: NpzArchive) -> np.ndarray:
     return np.stack(columns, axis=-1)
 
 
-def _object(archive: NpzArchive, key: str) -> np.ndarray:
-    member = archive.member(key)
+def _load_object(archive: NpzArchive, key: str) -> np.ndarray:
+    member = archive.inspect_member(key)
     shape = member.shape[1:] if len(member.shape) == 3 and member.shape[0] == 1 else member.shape
     if len(shape) != 2 or member.dtype.kind != "c":
         raise ScanError(
@@ -228,8 +236,8 @@ def _object(archive: NpzArchive, key: str) -> np.ndarray:
     return values
 
 
-def _like_object(archive: NpzArchive, key: str, shape: tuple[int, ...], kind: str) -> np.ndarray:
-    member = archive.member(key)
+def _load_like_object(archive: NpzArchive, key: str, shape: tuple[int, ...], kind: str) -> np.ndarray:
+    member = archive.inspect_member(key)
     if member.shape != shape or member.dtype.kind != kind:
         expected = f"{'real' if kind == 'f' else 'boolean'} {shape}, as the object"
         found, remedy = f"{member.dtype} {member.shape}", "Correct it or leave it out."
@@ -237,12 +245,12 @@ def _like_object(archive: NpzArchive, key: str, shape: tuple[int, ...], kind: st
     return archive.load(key)
 
 
-def _spread(archive: NpzArchive, shape: tuple[int, ...]) -> np.ndarray:
-    return _like_object(archive, "spread", shape, "f").astype(np.float32)
+def _load_spread(archive: NpzArchive, shape: tuple[int, ...]) -> np.ndarray:
+    return _load_like_object(archive, "spread", shape, "f").astype(np.float32)
 
 
-def _origin(archive: NpzArchive) -> tuple[int, int]:
-    member = archive.member("origin_px")
+def _load_origin(archive: NpzArchive) -> tuple[int, int]:
+    member = archive.inspect_member("origin_px")
     if member.shape != (2,) or member.dtype.kind not in "iu":
         found = f"{member.dtype} {member.shape}"
         remedy = "Save the (y, x) position of pixel [0, 0] as two integers."
@@ -251,8 +259,8 @@ def _origin(archive: NpzArchive) -> tuple[int, int]:
     return (y, x)
 
 
-def _pixel(archive: NpzArchive, key: str) -> float:
-    member = archive.member(key)
+def _load_pixel_size(archive: NpzArchive, key: str) -> float:
+    member = archive.inspect_member(key)
     value = float(archive.load(key).reshape(-1)[0]) if member.shape in ((), (1,)) and member.dtype.kind == "f" else 0.0
     if not 0 < value < float("inf"):
         remedy = "Correct it or leave it out."

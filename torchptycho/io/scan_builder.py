@@ -18,24 +18,24 @@ from torchptycho.core.geometry import Geometry
 from torchptycho.core.scan import DEFAULT_PHOTONS_PER_FRAME, Frames, Scan
 from torchptycho.core.text import format_first
 from torchptycho.io.checks import check_frame_shape, check_positions
-from torchptycho.io.detector_images import detector_image, detector_mask
-from torchptycho.io.frames.frame_stacks import scattered_is_dear
-from torchptycho.io.frames.processing import ProcessedFrames, Processing, resampled_probe
+from torchptycho.io.detector_images import load_detector_image, load_detector_mask
+from torchptycho.io.frames.frame_stacks import random_access_is_slow
+from torchptycho.io.frames.processing import ProcessedFrames, Processing, resample_probe
 from torchptycho.io.frames.views import PickedFrames
-from torchptycho.io.guesses import beam_center_px, mean_pattern, probe_from_pattern, survey
-from torchptycho.io.probe_files import NO_PROBE, read_probe_of
-from torchptycho.io.raw_scan import Recorded
+from torchptycho.io.guesses import compute_mean_pattern, estimate_beam_center_px, estimate_probe, survey_frames
+from torchptycho.io.probe_files import PROBE_REMEDY, read_probe_and_key
+from torchptycho.io.raw_scan import RawScan
 
-__all__ = ["placed", "scan_of"]
+__all__ = ["build_scan", "convert_positions"]
 
 _log = logging.getLogger(__name__)
 
 # No ptychographic scan is wider; positions beyond are not in metres.
-_WIDEST_M = 0.5
-_FEW = 20
+_MAX_EXTENT_M = 0.5
+_MAX_LISTED = 20
 
 
-def scan_of(recorded: Recorded, why: str, config: ReadConfig) -> Scan:
+def build_scan(recorded: RawScan, why: str, config: ReadConfig) -> Scan:
     """The scan in a file, as the options ask for it.
 
     Arguments:
@@ -53,13 +53,13 @@ def scan_of(recorded: Recorded, why: str, config: ReadConfig) -> Scan:
             remedy="torchptycho models the far field only; near-field frames need a Fresnel model.",
         )
     notes = [f"recognised as {recorded.format}: {why}", *recorded.notes]
-    domain = config.domain or recorded.domain or _domain_of(recorded.frames)
-    recorded, bad, left_out = _usable(recorded, config, domain, notes)
-    frames, steps = _processed(recorded, bad, config, domain, notes)
+    domain = config.domain or recorded.domain or _infer_domain(recorded.frames)
+    recorded, bad, left_out = _leave_out_bad_frames(recorded, config, domain, notes)
+    frames, steps = _process_frames(recorded, bad, config, domain, notes)
     n_px = frames.shape[1]
-    scale = 1.0 if steps is None else n_px * steps.binning / _edge_of_pixels(recorded)
-    geometry = _geometry(recorded, config, n_px, scale, 1 if steps is None else steps.binning)
-    positions_px = _oriented(_in_pixels(recorded, geometry, scale), config, notes)
+    scale = 1.0 if steps is None else n_px * steps.binning / _find_reference_edge(recorded)
+    geometry = _build_geometry(recorded, config, n_px, scale, 1 if steps is None else steps.binning)
+    positions_px = _orient_positions(_convert_to_pixels(recorded, geometry, scale), config, notes)
     if recorded.truth is not None and recorded.truth_is_centered:
         middle = (positions_px.min(axis=0) + positions_px.max(axis=0)) / 2
         positions_px = positions_px + np.array(recorded.truth.shape) / 2 - middle
@@ -81,7 +81,7 @@ def scan_of(recorded: Recorded, why: str, config: ReadConfig) -> Scan:
         source=str(recorded.path),
         truth=recorded.truth if same_pixels else None,
         truth_patches=recorded.truth_patches if same_pixels and steps is None else None,
-        nominal_positions_px=None if nominal is None else _oriented(nominal * scale, config, []),
+        nominal_positions_px=None if nominal is None else _orient_positions(nominal * scale, config, []),
         metadata=recorded.metadata,
         probe_is_calibrated=recorded.probe_is_calibrated and probe_is_own and steps is None,
         reading=config,
@@ -95,10 +95,10 @@ def scan_of(recorded: Recorded, why: str, config: ReadConfig) -> Scan:
             found="none",
             remedy="Check what the mask means, and where the beam centre is.",
         )
-    return dataclasses.replace(scan, probe=_probe(recorded, scan, steps, config, notes), notes=tuple(notes))
+    return dataclasses.replace(scan, probe=_build_probe(recorded, scan, steps, config, notes), notes=tuple(notes))
 
 
-def placed(recorded: Recorded, scan: Scan) -> Float64[np.ndarray, "m 2"]:
+def convert_positions(recorded: RawScan, scan: Scan) -> Float64[np.ndarray, "m 2"]:
     """Positions, in object pixels, of other frames of the file that a scan was made from.
 
     Arguments:
@@ -109,17 +109,17 @@ def placed(recorded: Recorded, scan: Scan) -> Float64[np.ndarray, "m 2"]:
         ScanError: they are no lengths.
     """
     config = scan.reading
-    scale = scan.n_px * config.binning / _edge_of_pixels(recorded) if config.changes_frames else 1.0
-    return _oriented(_in_pixels(recorded, scan.geometry, scale), config, [])
+    scale = scan.n_px * config.binning / _find_reference_edge(recorded) if config.changes_frames else 1.0
+    return _orient_positions(_convert_to_pixels(recorded, scan.geometry, scale), config, [])
 
 
-def _domain_of(frames: Frames) -> Domain:
+def _infer_domain(frames: Frames) -> Domain:
     return "counts" if frames.dtype.kind in "iu" else "amplitude"
 
 
-def _usable(
-    recorded: Recorded, config: ReadConfig, domain: Domain, notes: list[str]
-) -> tuple[Recorded, np.ndarray, dict[int, str]]:
+def _leave_out_bad_frames(
+    recorded: RawScan, config: ReadConfig, domain: Domain, notes: list[str]
+) -> tuple[RawScan, np.ndarray, dict[int, str]]:
     """Without the frames that are to be left out; which pixels are bad; what was left out, as the file counts."""
     height, width = recorded.frames.shape[1:]
     if recorded.bad_pixels is not None and recorded.bad_pixels.shape != (height, width):
@@ -133,7 +133,7 @@ def _usable(
         )
     bad = np.zeros((height, width), bool) if recorded.bad_pixels is None else recorded.bad_pixels.copy()
     if config.mask is not None:
-        bad |= ~detector_mask(config.mask, (height, width))
+        bad |= ~load_detector_mask(config.mask, (height, width))
         notes.append(f"mask of {config.mask} applied")
     in_file = np.asarray(recorded.rows)
     left_out = dict(recorded.left_out)
@@ -150,16 +150,16 @@ def _usable(
     if config.find_bad_pixels or config.bad_frames == "leave-out":
         photons = recorded.metadata.get("nphotons", recorded.metadata.get("photons_per_frame"))
         clip = config.clip_negative or config.dark is not None
-        seen = survey(recorded.frames, bad, domain, photons or DEFAULT_PHOTONS_PER_FRAME, clip=clip)
+        seen = survey_frames(recorded.frames, bad, domain, photons or DEFAULT_PHOTONS_PER_FRAME, clip=clip)
         if config.bad_frames == "leave-out":
             left_out |= {int(in_file[row]): fault for row, fault in seen.bad_frames.items()}
         if config.find_bad_pixels:
-            for name, pixels in (("hot", seen.hot), ("dead", seen.dead), ("saturated", seen.at_limit)):
+            for name, pixels in (("hot", seen.hot), ("dead", seen.dead), ("saturated", seen.saturated)):
                 notes.append(f"{int(pixels.sum())} {name} pixel(s) masked")
-            bad |= seen.hot | seen.dead | seen.at_limit
+            bad |= seen.hot | seen.dead | seen.saturated
     keep = ~np.isin(in_file, list(left_out))
     if left_out:
-        reasons = format_first((f"{frame} ({why})" for frame, why in sorted(left_out.items())), _FEW)
+        reasons = format_first((f"{frame} ({why})" for frame, why in sorted(left_out.items())), _MAX_LISTED)
         notes.append(f"{len(left_out)} frame(s) left out: {reasons}")
         _log.warning("%s: %s", recorded.path, notes[-1])
     if keep.all():
@@ -177,12 +177,12 @@ def _usable(
     picked: dict[str, Any] = {
         name: None if getattr(recorded, name) is None else getattr(recorded, name)[rows] for name in per_frame
     }
-    frames = PickedFrames(recorded.frames, rows, streamed=scattered_is_dear(recorded.frames))
+    frames = PickedFrames(recorded.frames, rows, streamed=random_access_is_slow(recorded.frames))
     return dataclasses.replace(recorded, frames=frames, rows=in_file[rows], **picked), bad, left_out
 
 
-def _processed(
-    recorded: Recorded, bad: np.ndarray, config: ReadConfig, domain: Domain, notes: list[str]
+def _process_frames(
+    recorded: RawScan, bad: np.ndarray, config: ReadConfig, domain: Domain, notes: list[str]
 ) -> tuple[Frames, Processing | None]:
     height, width = recorded.frames.shape[1:]
     if not config.changes_frames:
@@ -199,10 +199,10 @@ def _processed(
             )
     center: tuple[float, float] = (height // 2, width // 2)
     if config.beam_center_px == "estimated":
-        pattern = mean_pattern(recorded.frames, domain)
+        pattern = compute_mean_pattern(recorded.frames, domain)
         if config.fftshift:
             pattern, shifted_bad = np.fft.fftshift(pattern), np.fft.fftshift(bad)
-        center = beam_center_px(pattern, shifted_bad if config.fftshift else bad)
+        center = estimate_beam_center_px(pattern, shifted_bad if config.fftshift else bad)
         notes.append(f"beam centre estimated at pixel (y, x) = ({center[0]:.1f}, {center[1]:.1f})")
     elif config.beam_center_px is not None:
         center = config.beam_center_px
@@ -233,8 +233,8 @@ def _processed(
         binning=config.binning,
         bad_pixels=bad,
         clip=config.clip_negative,
-        dark=None if config.dark is None else detector_image(config.dark, (height, width)),
-        flat=None if config.flat is None else detector_image(config.flat, (height, width)),
+        dark=None if config.dark is None else load_detector_image(config.dark, (height, width)),
+        flat=None if config.flat is None else load_detector_image(config.flat, (height, width)),
     )
     notes.append(
         f"frames of {height}x{width} px {'shifted and ' if config.fftshift else ''}cut to rows {steps.top}:"
@@ -247,7 +247,7 @@ def _processed(
     return ProcessedFrames(recorded.frames, steps, domain), steps
 
 
-def _edge_of_pixels(recorded: Recorded) -> int:
+def _find_reference_edge(recorded: RawScan) -> int:
     """Frame edge that the file's object pixel and its probe refer to."""
     if recorded.positions_n_px is not None:
         return recorded.positions_n_px
@@ -255,7 +255,7 @@ def _edge_of_pixels(recorded: Recorded) -> int:
     return height if height == width or recorded.probe is None else recorded.probe.shape[-1]
 
 
-def _geometry(recorded: Recorded, config: ReadConfig, n_px: int, scale: float, binning: int) -> Geometry:
+def _build_geometry(recorded: RawScan, config: ReadConfig, n_px: int, scale: float, binning: int) -> Geometry:
     """Lengths of the scan: the options before the file, the detector pixel after binning, the object pixel known."""
     given = {
         name: value
@@ -280,12 +280,12 @@ def _geometry(recorded: Recorded, config: ReadConfig, n_px: int, scale: float, b
         ) from None
 
 
-def _in_pixels(recorded: Recorded, geometry: Geometry, scale: float) -> np.ndarray:
+def _convert_to_pixels(recorded: RawScan, geometry: Geometry, scale: float) -> np.ndarray:
     if recorded.unit == "px":
         return recorded.positions * scale
     key = "', '".join(reversed(recorded.position_keys))
     extent = float(np.ptp(recorded.positions, axis=0).max()) if np.isfinite(recorded.positions).all() else 0.0
-    if extent > _WIDEST_M:
+    if extent > _MAX_EXTENT_M:
         raise ScanError(
             recorded.path,
             key,
@@ -309,7 +309,7 @@ def _in_pixels(recorded: Recorded, geometry: Geometry, scale: float) -> np.ndarr
     return recorded.positions / geometry.object_pixel_m
 
 
-def _oriented(positions_px: np.ndarray, config: ReadConfig, notes: list[str]) -> np.ndarray:
+def _orient_positions(positions_px: np.ndarray, config: ReadConfig, notes: list[str]) -> np.ndarray:
     turned = positions_px[:, ::-1] if config.swap_xy else positions_px
     sign = np.array([-1.0 if config.flip_y else 1.0, -1.0 if config.flip_x else 1.0])
     done = [name for name in ("swap_xy", "flip_y", "flip_x") if getattr(config, name)]
@@ -319,19 +319,19 @@ def _oriented(positions_px: np.ndarray, config: ReadConfig, notes: list[str]) ->
     return np.ascontiguousarray(turned * sign + 0.0, dtype=np.float64)
 
 
-def _probe(
-    recorded: Recorded, scan: Scan, steps: Processing | None, config: ReadConfig, notes: list[str]
+def _build_probe(
+    recorded: RawScan, scan: Scan, steps: Processing | None, config: ReadConfig, notes: list[str]
 ) -> np.ndarray:
-    n_px, edge = scan.n_px, _edge_of_pixels(recorded)
+    n_px, edge = scan.n_px, _find_reference_edge(recorded)
     probe, where, key = recorded.probe, recorded.path, "probe"
     if config.probe is not None:
         where = Path(config.probe)
-        probe, key = read_probe_of(where, (n_px, edge) if steps is not None else (n_px,))
+        probe, key = read_probe_and_key(where, (n_px, edge) if steps is not None else (n_px,))
         notes.append(f"probe of {config.probe}")
     if probe is None:
         if not config.guess_probe:
             raise ScanError(
-                recorded.path, None, expected="a probe", found="none in the file", remedy=f"Give {NO_PROBE}"
+                recorded.path, None, expected="a probe", found="none in the file", remedy=f"Give {PROBE_REMEDY}"
             )
         known = scan.geometry.wavelength_m is not None and scan.geometry.object_pixel_m is not None
         if config.probe_defocus_m and not known:
@@ -343,7 +343,7 @@ def _probe(
                 remedy="Give --energy-eV, --distance-m and --detector-pixel-m.",
             )
         notes.append(f"probe guessed from the mean pattern, {config.probe_defocus_m:g} m from the focus")
-        return probe_from_pattern(mean_pattern(scan.frames, scan.domain), scan.geometry, config.probe_defocus_m)
+        return estimate_probe(compute_mean_pattern(scan.frames, scan.domain), scan.geometry, config.probe_defocus_m)
     size = probe.shape[-1]
     if size == n_px:
         return probe
@@ -355,4 +355,4 @@ def _probe(
             found=f"{size}x{size} px",
             remedy=f"Cut the frames with --crop-px {size}, or give another probe with --probe FILE.",
         )
-    return resampled_probe(probe, n_px, steps.binning)
+    return resample_probe(probe, n_px, steps.binning)

@@ -10,14 +10,14 @@ from pathlib import Path
 from torchptycho.core.config.read import ReadConfig
 from torchptycho.core.errors import ScanError
 from torchptycho.core.scan import Scan, SourceFile
-from torchptycho.io.array_refs import parse_place
-from torchptycho.io.frames.frame_stacks import backing_files
-from torchptycho.io.raw_scan import Recorded
+from torchptycho.io.array_refs import parse_array_ref
+from torchptycho.io.frames.frame_stacks import find_backing_files
+from torchptycho.io.raw_scan import RawScan
 
-__all__ = ["changes", "file_state", "other_files", "unchanged"]
+__all__ = ["describe_changes", "list_other_files", "read_file_state", "refuse_changes"]
 
 
-def file_state(path: str | Path) -> SourceFile:
+def read_file_state(path: str | Path) -> SourceFile:
     """Size and time of change of a file; nothing of it is read.
 
     Raises:
@@ -36,22 +36,24 @@ def file_state(path: str | Path) -> SourceFile:
     return SourceFile(path=os.path.abspath(path), n_bytes=status.st_size, modified_ns=status.st_mtime_ns)
 
 
-def other_files(recorded: Recorded, config: ReadConfig) -> list[Path]:
+def list_other_files(recorded: RawScan, config: ReadConfig) -> list[Path]:
     """The files beside the scan file itself that the scan depends on, each once."""
-    backing = backing_files(recorded.frames)
-    named = [*recorded.beside, *(() if backing is None else backing[0])]
+    backing = find_backing_files(recorded.frames)
+    named = [*recorded.companion_files, *(() if backing is None else backing[0])]
     named += [Path(config.probe)] if config.probe is not None else []
-    named += [parse_place(text, Path()).path for text in (config.dark, config.flat, config.mask) if text is not None]
+    named += [
+        parse_array_ref(text, Path()).path for text in (config.dark, config.flat, config.mask) if text is not None
+    ]
     own = os.path.abspath(recorded.path)
     return [Path(path) for path in dict.fromkeys(os.path.abspath(path) for path in named) if path != own]
 
 
-def changes(files: Iterable[SourceFile]) -> list[str]:
+def describe_changes(files: Iterable[SourceFile]) -> list[str]:
     """What has become of the files that are no longer as they were, one clause each."""
     told = []
     for was in files:
         try:
-            now = file_state(was.path)
+            now = read_file_state(was.path)
         except ScanError as error:
             told.append(f"{was.path} (gone: {error.found})")
             continue
@@ -63,7 +65,7 @@ def changes(files: Iterable[SourceFile]) -> list[str]:
 
 
 @contextmanager
-def unchanged(scan: Scan) -> Iterator[None]:
+def refuse_changes(scan: Scan) -> Iterator[None]:
     """Refuse a scan whose files change while its frames are read from them: it would be of no one moment.
 
     The change is what is told, whatever reading has run into because of it.
@@ -71,7 +73,7 @@ def unchanged(scan: Scan) -> Iterator[None]:
     Raises:
         ScanError: naming the first of these files.
     """
-    files = () if backing_files(scan.frames) is None else scan.files
+    files = () if find_backing_files(scan.frames) is None else scan.files
     try:
         yield
     except ScanError:
@@ -81,7 +83,7 @@ def unchanged(scan: Scan) -> Iterator[None]:
 
 
 def _refuse_changed(files: Iterable[SourceFile]) -> None:
-    told = changes(files)
+    told = describe_changes(files)
     if told:
         path, _, what = told[0].partition(" (")
         raise ScanError(

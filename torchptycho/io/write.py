@@ -9,7 +9,7 @@ from torchptycho.core.errors import ConfigError
 from torchptycho.core.scan import Scan
 from torchptycho.io.formats.npz import write_npz
 
-__all__ = ["FORMATS", "format_of", "write_scan"]
+__all__ = ["FORMATS", "choose_format", "write_scan"]
 
 FORMATS: dict[ScanFormat, tuple[str, ...]] = {
     "npz": (".npz",),
@@ -19,7 +19,7 @@ FORMATS: dict[ScanFormat, tuple[str, ...]] = {
 """Formats that can be written, and how the names of their files end."""
 
 
-def format_of(path: Path, asked: ScanFormat | None = None) -> ScanFormat:
+def choose_format(path: Path, asked: ScanFormat | None = None) -> ScanFormat:
     """The format of a file to write: what is asked for, else by the end of its name.
 
     Raises:
@@ -48,7 +48,7 @@ def write_scan(scan: Scan, path: str | Path, *, format: ScanFormat | None = None
     """
     path = Path(path)
     # A folder is refused in the words of the writer.
-    kind = "npz" if path.is_dir() else format_of(path, format)
+    kind = "npz" if path.is_dir() else choose_format(path, format)
     if kind == "npz":
         write_npz(scan, path, compressed=compressed)
         return

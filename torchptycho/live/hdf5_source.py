@@ -16,16 +16,16 @@ from jaxtyping import Float64, Shaped
 from torchptycho.core.config.read import ReadConfig
 from torchptycho.core.errors import ConfigError, ScanError
 from torchptycho.core.scan import Frames, Scan
-from torchptycho.io.array_refs import parse_place
+from torchptycho.io.array_refs import parse_array_ref
 from torchptycho.io.formats.mapped import read_mapped
 from torchptycho.io.formats.registry import recognise
 from torchptycho.io.frames.frame_stacks import CastFrames
 from torchptycho.io.frames.hdf5_frames import Hdf5Frames
 from torchptycho.io.frames.processing import ProcessedFrames
 from torchptycho.io.frames.views import PickedFrames
-from torchptycho.io.raw_scan import Recorded
-from torchptycho.io.scan_builder import placed, scan_of
-from torchptycho.io.storage.hdf5 import MAGIC, find, hdf5_damage, open_hdf5, written_by
+from torchptycho.io.raw_scan import RawScan
+from torchptycho.io.scan_builder import build_scan, convert_positions
+from torchptycho.io.storage.hdf5 import MAGIC, convert_hdf5_errors, find_dataset, find_writer, open_hdf5
 from torchptycho.live.scan_header import Chunk, Layout
 
 __all__ = ["GrowingFile"]
@@ -85,7 +85,7 @@ class GrowingFile:
         self._scan: Scan | None = None
         self._word = ""
         self._inode: tuple[int, int] | None = None
-        self._recorded: Recorded | None = None
+        self._recorded: RawScan | None = None
         self._positions_px = np.zeros((0, 2))
         self._was_written = False
         self._well_at = time.monotonic()
@@ -108,7 +108,7 @@ class GrowingFile:
             word = self._word_now(scan)
         except ScanError as error:
             # Before the first frames there is nothing wrong with a file that somebody writes.
-            if written_by(self._path) != "nobody":
+            if find_writer(self._path) != "none":
                 self._well_at = time.monotonic()
             self._bear(error)
             return None
@@ -131,7 +131,7 @@ class GrowingFile:
             return nothing
         # Asked before the frames are counted: what was written until it was closed is there then. An earlier count says
         # nothing about a file that has been closed since.
-        writing = written_by(self._path) != "nobody"
+        writing = find_writer(self._path) != "none"
         self._was_written |= writing
         closed = self._was_written and not writing
         try:
@@ -150,7 +150,7 @@ class GrowingFile:
                     remedy="Write each scan to a file of its own, and watch another one with another --out.",
                 )
             if n > known:
-                self._positions_px = placed(self._read(n), self._scan)
+                self._positions_px = convert_positions(self._read(n), self._scan)
             stop = max(start, min(n, start + at_most))
             stack = dataclasses.replace(self._stack, stored_shape=shape)
             frames = _again(self._scan.frames, stack)[start:stop] if stop > start else empty
@@ -207,7 +207,7 @@ class GrowingFile:
 
     def _word_now(self, scan: Scan) -> str:
         """What tells the scan in the file from another one of the same name."""
-        positions_px = placed(self._read(2), scan)[:2]
+        positions_px = convert_positions(self._read(2), scan)[:2]
         stack = dataclasses.replace(self._stack, stored_shape=self._shape())
         return _word_of(positions_px, _again(scan.frames, stack)[:2])
 
@@ -246,11 +246,11 @@ class GrowingFile:
         # No probe is needed and no object, which could move the positions.
         own = recorded.probe if recorded.probe is not None else np.ones((1, edge, edge), np.complex64)
         bare = dataclasses.replace(recorded, probe=own, truth=None, truth_patches=None, nominal_positions_px=None)
-        scan = scan_of(bare, "it grows", self._reading)
+        scan = build_scan(bare, "it grows", self._reading)
         self._recorded = recorded
         return scan
 
-    def _read(self, n: int) -> Recorded:
+    def _read(self, n: int) -> RawScan:
         """The first n frames and positions."""
         config = dataclasses.replace(self._reading, frames=f":{n}")
         if config.mapping is not None:
@@ -277,7 +277,7 @@ class GrowingFile:
 
     def _shape(self) -> tuple[int, ...]:
         known = self._stack
-        with open_hdf5(self._path) as file, hdf5_damage(self._path, known.key):
+        with open_hdf5(self._path) as file, convert_hdf5_errors(self._path, known.key):
             dataset = file[known.key]
             shape, dtype = tuple(int(length) for length in dataset.shape), dataset.dtype
         if (shape[1:], dtype) != (known.stored_shape[1:], known.dtype):
@@ -289,12 +289,12 @@ class GrowingFile:
         assert self._recorded is not None
         counts = [self._shape()[0]]
         for text in set(self._recorded.position_keys):
-            place = parse_place(text, self._path.parent, self._path)
+            place = parse_array_ref(text, self._path.parent, self._path)
             if place.path != self._path:
                 counts.append(place.load().size)
                 continue
             with open_hdf5(self._path) as file:
-                dataset = find(file, self._path, place.key)
+                dataset = find_dataset(file, self._path, place.key)
                 shape = (0,) if dataset is None else dataset.shape
             # One column of several, or a vector; in CXI the components lie along the last axis.
             columns = len(shape) > 1 and (place.entry is not None or self._reading.mapping is None)

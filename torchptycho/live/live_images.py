@@ -12,7 +12,7 @@ from jaxtyping import Bool, Complex64, Float, Num
 
 from torchptycho.analysis.registration import estimate_display_ramp, remove_phase_ramp
 from torchptycho.core.reconstruction import MIN_COVERAGE
-from torchptycho.io.storage.file_access import replaced_atomically
+from torchptycho.io.storage.file_access import replace_atomically
 from torchptycho.visualization.plot.panels import Limits, limits_of, nice_length, phase_map_of
 from torchptycho.visualization.plot.png import TRANSPARENT, colour_stops, mapped_picture, reduced
 
@@ -66,7 +66,7 @@ def draw(
         "coverage": covered,
         "scale": {"percent": 100 * length_px / width, "label": label},
     }
-    with replaced_atomically(folder / LEGEND) as file:
+    with replace_atomically(folder / LEGEND) as file:
         file.write(json.dumps(legend).encode("utf-8"))
 
 
@@ -75,7 +75,7 @@ def _drawn(
 ) -> dict[str, Any]:
     """Writes the picture; returns what its colours stand for."""
     picture = mapped_picture(values, mask, colour_map, limits)
-    with replaced_atomically(path) as file:
+    with replace_atomically(path) as file:
         # Twice the bytes of the best compression in a tenth of its time; the page is beside the file.
         picture.save(file, format="png", compress_level=1, transparency=TRANSPARENT)
     low, high = ("−π", "π") if limits == (-math.pi, math.pi) else (f"{v:.3g}".replace("-", "−") for v in limits)

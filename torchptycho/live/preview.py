@@ -17,8 +17,8 @@ from torchptycho.core.scan import ArrayFrames
 from torchptycho.data.inference_dataset import InferenceDataset
 from torchptycho.live.scan_header import Layout
 from torchptycho.models.network import PtychoNetwork
-from torchptycho.physics.patches import corner, extract
-from torchptycho.physics.scaling import Scaling, frame_sums, measure_scaling
+from torchptycho.physics.patches import extract, locate_corner
+from torchptycho.physics.scaling import Scaling, measure_scaling, sum_frames
 from torchptycho.reconstructors.growing_canvas import GrowingCanvas
 from torchptycho.reconstructors.inference import groups_at_once, patches_in_turn
 from torchptycho.reconstructors.network_reconstruction import adapted, check_fits
@@ -128,7 +128,7 @@ class Provisional:
     def _grouped(self, frames: np.ndarray, positions_px: np.ndarray) -> InferenceDataset:
         if self._scaling is None:
             # Of what came first; only a network that follows the scan's own scale looks at it.
-            mean = float(frame_sums(frames, self._layout.domain).mean())
+            mean = float(sum_frames(frames, self._layout.domain).mean())
             self._scaling = measure_scaling(
                 mean or 1.0,
                 self._layout.n_px,
@@ -172,7 +172,7 @@ class Provisional:
         some, n_px = patches[few], patches.shape[-1]
         if self._canvas.used_px is None:
             return some.new_ones(())
-        corners = corner(positions_px[few], n_px, self._canvas.origin_px).to(self._device)
+        corners = locate_corner(positions_px[few], n_px, self._canvas.origin_px).to(self._device)
         there = extract(self._canvas.numerator, corners, n_px)
         overlap = (there * some.conj() * self._weight).sum()
         size = overlap.abs()

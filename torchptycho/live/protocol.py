@@ -24,7 +24,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from torchptycho.core.config.base import strict
+from torchptycho.core.config.base import validated_dataclass
 from torchptycho.core.errors import ScanError
 from torchptycho.live.scan_header import Chunk, Description, Layout, in_pixels, parsed, with_object_pixel
 
@@ -49,7 +49,7 @@ MOST_PARTS = 3
 _NUMBER = Annotated[int, Field(ge=0, lt=1 << 53)]
 
 
-@strict
+@validated_dataclass
 class Asked:
     """What a reader asks for: the scan, or frames."""
 
@@ -59,7 +59,7 @@ class Asked:
     at_most: _NUMBER = 0
 
 
-@strict
+@validated_dataclass
 class _Header:
     torchptycho: Literal[1]
     start: Annotated[_NUMBER, Field(alias="from")]
@@ -68,7 +68,7 @@ class _Header:
     scan: str | None = None
 
 
-@strict
+@validated_dataclass
 class _Refusal:
     torchptycho: Literal[1]
     error: Annotated[str, Field(max_length=2000)]

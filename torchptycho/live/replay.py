@@ -21,7 +21,7 @@ from torchptycho.core.errors import ConfigError, ScanError
 from torchptycho.core.scan import ArrayFrames, Frames, Scan
 from torchptycho.core.text import format_error
 from torchptycho.io import read_scan
-from torchptycho.io.frames.frame_stacks import frames_in, scattered_is_dear
+from torchptycho.io.frames.frame_stacks import count_frames_in, random_access_is_slow
 from torchptycho.live.protocol import LARGEST_PART_BYTES, Asked, answer_of_frames
 from torchptycho.live.scan_header import Chunk, Layout, parsed
 from torchptycho.live.zmq_source import zmq_module
@@ -183,7 +183,7 @@ def _write(
             "or name another one."
         )
     energy_eV, distance_m, pixel_m, object_pixel_m = (float(value or 0) for value in lengths)
-    at_once = frames_in(_READ_BYTES, frames)
+    at_once = count_frames_in(_READ_BYTES, frames)
     with h5py.File(path, "w", libver="latest") as file:
         file["cxi_version"] = 160
         detector = file.create_group("entry_1/instrument_1/detector_1")
@@ -218,13 +218,13 @@ def _write(
 @contextlib.contextmanager
 def _at_random(frames: Frames) -> Iterator[Frames]:
     """The frames, or a copy of them on the disk where single ones are dear."""
-    if not scattered_is_dear(frames):
+    if not random_access_is_slow(frames):
         yield frames
         return
     with tempfile.TemporaryFile() as file:
         copy = np.memmap(file, np.dtype(frames.dtype).newbyteorder("="), "w+", shape=frames.shape)
         start = 0
-        for chunk in frames.chunks(frames_in(_READ_BYTES, frames)):
+        for chunk in frames.chunks(count_frames_in(_READ_BYTES, frames)):
             copy[start : start + len(chunk)] = chunk
             start += len(chunk)
         yield ArrayFrames(copy)

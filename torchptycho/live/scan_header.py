@@ -12,14 +12,14 @@ import numpy as np
 from jaxtyping import Bool, Float64, Shaped
 from pydantic import Field, TypeAdapter, ValidationError
 
-from torchptycho.core.config.base import Count, Domain, Positive, strict
+from torchptycho.core.config.base import Count, Domain, Positive, validated_dataclass
 from torchptycho.core.errors import ScanError
 from torchptycho.core.geometry import Geometry
 
 __all__ = ["Chunk", "Description", "Layout", "Source", "in_pixels", "parsed", "with_object_pixel"]
 
 
-@strict
+@validated_dataclass
 class Lengths:
     """As in `Geometry`."""
 
@@ -29,7 +29,7 @@ class Lengths:
     object_pixel_m: Positive | None = None
 
 
-@strict
+@validated_dataclass
 class Description:
     """A `Layout` as JSON: what a stream answers when it is asked for its scan, and what a spool keeps."""
 

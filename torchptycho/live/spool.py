@@ -13,11 +13,11 @@ import numpy as np
 from filelock import FileLock, Timeout
 from jaxtyping import Complex64, Float64, Shaped
 
-from torchptycho.core.config.base import strict
+from torchptycho.core.config.base import validated_dataclass
 from torchptycho.core.errors import StoreError
 from torchptycho.core.scan import ArrayFrames, Frames, Scan
 from torchptycho.io.frames.views import PickedFrames
-from torchptycho.io.storage.file_access import replaced_atomically, write_all
+from torchptycho.io.storage.file_access import replace_atomically, write_all
 from torchptycho.live.scan_header import Chunk, Description, Layout, parsed
 
 __all__ = ["Spool", "claimed"]
@@ -28,7 +28,7 @@ _POSITION_BYTES = 16
 _SPARE_BYTES = 64 << 20
 
 
-@strict
+@validated_dataclass
 class _Manifest:
     source: str
     ended: bool
@@ -229,5 +229,5 @@ class Spool:
 
 
 def _write_manifest(folder: Path, layout: Layout, source: str, *, ended: bool) -> None:
-    with replaced_atomically(folder / _MANIFEST) as file:
+    with replace_atomically(folder / _MANIFEST) as file:
         file.write(json.dumps({"source": source, "ended": ended, "scan": layout.to_dict()}).encode())

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.progress import Progress, TaskID
 
-from torchptycho.core.config import ReadConfig, reading_of
+from torchptycho.core.config import ReadConfig, extract_read_config
 from torchptycho.core.devices import find_devices
 from torchptycho.core.errors import ConfigError, ScanError
-from torchptycho.core.progress import new_bar
+from torchptycho.core.progress import create_progress_bar
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.core.text import format_error
 from torchptycho.io import write_reconstruction
@@ -100,7 +100,7 @@ def source_of(text: str | Path, network: PtychoNetwork, reading: ReadConfig | No
     for name in ("frames", "drop_frames"):
         if getattr(reading, name):
             _log.warning("%s: %s is not followed while the scan grows: all its frames are taken", text, name)
-    return GrowingFile(Path(text), reading_of(reading))
+    return GrowingFile(Path(text), extract_read_config(reading))
 
 
 def _changes(reading: ReadConfig) -> list[str]:
@@ -228,7 +228,7 @@ class _Watch:
     def run(self, accelerator: str, progress: bool) -> Reconstruction | None:
         """Until the scan is over or it is told to stop."""
         self._tell("waiting")
-        bar = new_bar() if progress else None
+        bar = create_progress_bar() if progress else None
         with self._receiver as receiver:
             with bar or contextlib.nullcontext():
                 told = bar.add_task("watching", total=None, note="") if bar else None

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from torchptycho.core.errors import ConfigError, StoreError
 from torchptycho.core.text import format_error
-from torchptycho.core.versions import versions
-from torchptycho.io.storage.file_access import replaced_atomically
+from torchptycho.core.versions import collect_versions
+from torchptycho.io.storage.file_access import replace_atomically
 from torchptycho.models.network import OF_TRAINING, PtychoNetwork
 
 if TYPE_CHECKING:
@@ -90,9 +90,9 @@ def save_bundle(module: PtychoPINN, path: str | Path) -> Path:
         "format": _FORMAT,
         "format_version": _VERSION,
         "backend": "pytorch",
-        "version": versions()["torchptycho"],
+        "version": collect_versions()["torchptycho"],
         "models": list(MODELS),
-        "written_with": versions(),
+        "written_with": collect_versions(),
         "module": {name: module.hparams[name] for name in _ARGUMENTS},
     }
     try:
@@ -101,7 +101,7 @@ def save_bundle(module: PtychoPINN, path: str | Path) -> Path:
         raise StoreError(f"{path}: expected weights that safetensors can hold; {error}. Nothing was written.") from None
     content |= {_MANIFEST: _text(manifest), _CONFIG: _text(module.hparams["config"])}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replaced_atomically(path) as target, zipfile.ZipFile(target, "w") as archive:
+    with replace_atomically(path) as target, zipfile.ZipFile(target, "w") as archive:
         for name in _MEMBERS:
             info = zipfile.ZipInfo(name, _DATE)
             info.external_attr = 0o644 << 16
@@ -167,7 +167,7 @@ def _load(path: str | Path, build: Callable[[dict[str, Any], dict[str, Any]], _N
         reason = format_error(error, 300)
         raise StoreError(
             f"{path}: expected a bundle of this version; it does not load ({reason}). It was written with torchptycho "
-            f"{manifest.get('version')}, here {versions()['torchptycho']}. Save it again."
+            f"{manifest.get('version')}, here {collect_versions()['torchptycho']}. Save it again."
         ) from error
     module.require_statistics()
     return module.eval()

@@ -12,7 +12,7 @@ import torch
 
 from torchptycho.core.errors import ConfigError, StoreError
 from torchptycho.core.text import format_error
-from torchptycho.core.versions import versions
+from torchptycho.core.versions import collect_versions
 from torchptycho.models.bundles import BUNDLE, is_bundle, load_bundle, load_bundled_network
 from torchptycho.models.network import FORMAT, OF_TRAINING, PtychoNetwork
 
@@ -95,7 +95,7 @@ def _differences(path: Path) -> str:
         format_, written = told["version"], dict(told["written_with"])
     except (OSError, pickle.UnpicklingError, RuntimeError, LookupError, EOFError, TypeError, ValueError):
         return ""
-    here = versions()
+    here = collect_versions()
     differs = [f"{name} {there}, here {here.get(name)}" for name, there in written.items() if here.get(name) != there]
     if format_ != FORMAT:
         differs.insert(0, f"format {format_}, here {FORMAT}")

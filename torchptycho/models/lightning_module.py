@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchptycho.core.config import RunConfig, to_dict
 from torchptycho.core.config.base import Domain
 from torchptycho.core.errors import ConfigError, TrainingError
-from torchptycho.core.versions import versions
+from torchptycho.core.versions import collect_versions
 from torchptycho.data.batch import GroupBatch
 from torchptycho.data.datasets import GroupDataset
 from torchptycho.data.store import Store
@@ -231,7 +231,7 @@ class PtychoPINN(PtychoNetwork, L.LightningModule):
         self.last_batch = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["format"] = {"version": FORMAT, "written_with": versions()}
+        checkpoint["format"] = {"version": FORMAT, "written_with": collect_versions()}
         checkpoint["epoch_so_far"] = self._train_mean.state()
         checkpoint["random_state"] = torch.get_rng_state()
 

@@ -9,7 +9,7 @@ from jaxtyping import Complex, Float, Int64
 from torch import Tensor, nn
 
 from torchptycho.core.config import ExperimentConfig
-from torchptycho.physics.probe_constraints import smoothing_envelope, soft_disc, with_power
+from torchptycho.physics.probe_constraints import scale_probe_power, smoothing_envelope, soft_disc
 
 __all__ = ["Experiment"]
 
@@ -66,7 +66,7 @@ class Experiment(nn.Module):
         """The probe within its support and of its fixed power."""
         if self.support is not None:
             probe = probe * self.support
-        return probe if self.power is None else with_power(probe, self.power)
+        return probe if self.power is None else scale_probe_power(probe, self.power)
 
     def detected(
         self, counts: Float[Tensor, "b c n n"], scan: Int64[Tensor, " b"], *, background: bool = True

@@ -18,7 +18,7 @@ from torchptycho.models.generators import Generator, GroupInput, build_generator
 from torchptycho.models.measurement import Experiment
 from torchptycho.physics.diffraction import expected_counts
 from torchptycho.physics.overlap import central_weight, merge, merge_canvas_px, probe_weight
-from torchptycho.physics.scaling import counts_per_squared_amplitude, intensity
+from torchptycho.physics.scaling import counts_per_squared_amplitude, to_intensity
 
 __all__ = ["FORMAT", "OF_TRAINING", "FrameBatch", "PtychoNetwork"]
 
@@ -141,7 +141,7 @@ class PtychoNetwork(nn.Module):
     def forward(self, batch: FrameBatch) -> Complex[Tensor, "b c n n"]:
         """Object patches of the frames of each group, as the generator sees them, before any merging."""
         amplitude = self._intensity(batch).sqrt() * self._per_group(self.input_scale, batch)
-        photon = self._photon[batch.scan].float()
+        intensity_per_count = self._photon[batch.scan].float()
         background = self.experiment.background
         return self.generator(  # type: ignore[no-any-return]
             GroupInput(
@@ -149,8 +149,9 @@ class PtychoNetwork(nn.Module):
                 probe=self._input_probe(batch),
                 offset_px=batch.offset_px,
                 mask=self._mask(batch),
-                photon=photon,
-                background=photon * (background[batch.scan] if isinstance(background, Tensor) else background),
+                intensity_per_count=intensity_per_count,
+                background=intensity_per_count
+                * (background[batch.scan] if isinstance(background, Tensor) else background),
                 canvas_px=self._canvas_for(batch),
             )
         )
@@ -188,7 +189,7 @@ class PtychoNetwork(nn.Module):
 
     def _intensity(self, batch: FrameBatch) -> Float[Tensor, "b c n n"]:
         # Not a product: what lies under the mask may be NaN.
-        return torch.where(self._mask(batch), intensity(batch.frames, self.domain), 0.0)
+        return torch.where(self._mask(batch), to_intensity(batch.frames, self.domain), 0.0)
 
     def _per_group(self, values: Tensor, batch: FrameBatch) -> Float[Tensor, "b 1 1 1"]:
         return values[batch.scan].float()[:, None, None, None]

@@ -15,21 +15,21 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-__all__ = ["QUANTUM", "add_blocks", "rounded", "shifted"]
+__all__ = ["QUANTUM", "add_blocks", "round_to_quanta", "shift_blocks"]
 
 QUANTUM = 2.0**-40
 """What every term is a multiple of."""
 
 # Above it the last digit of a float64 is one quantum, up to twice as much.
-_ROUNDER = 1.5 * 2**52 * QUANTUM
+_ROUNDING_OFFSET = 1.5 * 2**52 * QUANTUM
 
 
-def rounded(values: Float[Tensor, "*any"]) -> Float64[Tensor, "*any"]:
+def round_to_quanta(values: Float[Tensor, "*any"]) -> Float64[Tensor, "*any"]:
     """The nearest whole quanta; float64 is rounded in place."""
-    return values.double().add_(_ROUNDER).sub_(_ROUNDER)
+    return values.double().add_(_ROUNDING_OFFSET).sub_(_ROUNDING_OFFSET)
 
 
-def shifted(values: Float[Tensor, "k n n *c"], fraction: Float[Tensor, "k 2"]) -> Float[Tensor, "k m m *c"]:
+def shift_blocks(values: Float[Tensor, "k n n *c"], fraction: Float[Tensor, "k 2"]) -> Float[Tensor, "k m m *c"]:
     """Shift by a fraction of a pixel towards larger indices, bilinearly; m = n + 1. What `patches.spread` computes."""
     count, n_px = values.shape[:2]
     parts = fraction.to(values.dtype).reshape(count, 2, *([1] * (values.dim() - 1)))

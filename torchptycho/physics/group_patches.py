@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-from torchptycho.physics.matrix_patches import extract_by_matrices, place_by_matrices, wanted
+from torchptycho.physics.matrix_patches import extract_by_matrices, place_by_matrices, uses_matrix_patches
 from torchptycho.physics.patches import extract_inside, place_inside
 
-__all__ = ["WholeBlocks", "extract_groups", "place_groups"]
+__all__ = ["WholePixelBlocks", "extract_groups", "place_groups"]
 
 
 class _Extract(torch.autograd.Function):
@@ -56,11 +56,11 @@ def extract_groups(
 
     Every corner lies within [0, size - n_px), which is not looked at.
     """
-    if wanted():
+    if uses_matrix_patches():
         return extract_by_matrices(canvases, corner_px, n_px)
     groups, members = corner_px.shape[:2]
     field = canvases.reshape(-1, canvases.shape[-1])
-    patches = _Extract.apply(field, _stacked(corner_px, canvases.shape[-2]), n_px)  # type: ignore[no-untyped-call]
+    patches = _Extract.apply(field, _stack_corners(corner_px, canvases.shape[-2]), n_px)  # type: ignore[no-untyped-call]
     assert isinstance(patches, Tensor)
     return patches.reshape(groups, members, n_px, n_px)
 
@@ -69,16 +69,16 @@ def place_groups(
     patches: Shaped[Tensor, "b c n n"], corner_px: Float[Tensor, "b c 2"], size: int
 ) -> Shaped[Tensor, "b size size"]:
     """Sum C patches into each of B square canvases: the adjoint of `extract_groups`, under the same condition."""
-    if wanted():
+    if uses_matrix_patches():
         return place_by_matrices(patches, corner_px, size)
     groups = patches.shape[0]
-    stacked = _stacked(corner_px, size)
+    stacked = _stack_corners(corner_px, size)
     field = _Place.apply(patches.flatten(0, 1), stacked, (groups * size, size))  # type: ignore[no-untyped-call]
     assert isinstance(field, Tensor)
     return field.reshape(groups, size, size)
 
 
-class WholeBlocks:
+class WholePixelBlocks:
     """C blocks of N x N on each of B square canvases, at whole pixels: nothing is interpolated.
 
     Arguments:
@@ -91,7 +91,7 @@ class WholeBlocks:
         groups, members = first_px.shape[:2]
         self._shape, self._size = (groups, members, n_px, n_px), size
         # As `by_matrices` counts them; a hat at a whole pixel is 1 there and 0 elsewhere.
-        self._corner_px = first_px.float() if wanted() else None
+        self._corner_px = first_px.float() if uses_matrix_patches() else None
         if self._corner_px is not None:
             return
         span = torch.arange(n_px, device=first_px.device)
@@ -113,7 +113,7 @@ class WholeBlocks:
         return empty.scatter_add(0, self._table, blocks.flatten()).view(groups, size, size)
 
 
-def _stacked(corner_px: Tensor, height: int) -> Tensor:
+def _stack_corners(corner_px: Tensor, height: int) -> Tensor:
     """Corners on the canvases as they lie under one another. In double precision: thousands of rows, and fractions."""
     below = torch.arange(corner_px.shape[0], device=corner_px.device, dtype=torch.float64) * height
     rows = corner_px[..., 0].double() + below[:, None]

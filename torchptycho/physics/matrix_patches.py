@@ -10,34 +10,34 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-__all__ = ["by_matrices", "extract_by_matrices", "place_by_matrices", "wanted"]
+__all__ = ["extract_by_matrices", "place_by_matrices", "use_matrix_patches", "uses_matrix_patches"]
 
 # The matrices of each set of corners, kept with it so that its id stays its own. None: not wanted.
-_Known = dict[tuple[int, int, int], tuple[Tensor, Tensor, Tensor]]
-_KNOWN: ContextVar[_Known | None] = ContextVar("matrices", default=None)
+_MatrixCache = dict[tuple[int, int, int], tuple[Tensor, Tensor, Tensor]]
+_MATRIX_CACHE: ContextVar[_MatrixCache | None] = ContextVar("matrices", default=None)
 
 
 @contextlib.contextmanager
-def by_matrices() -> Iterator[None]:
+def use_matrix_patches() -> Iterator[None]:
     """Trace groups' patches as products with matrices, which are made once for each set of corners."""
-    token = _KNOWN.set({})
+    token = _MATRIX_CACHE.set({})
     try:
         yield
     finally:
-        _KNOWN.reset(token)
+        _MATRIX_CACHE.reset(token)
 
 
-def wanted() -> bool:
-    """Whether a network is being traced within `by_matrices`."""
+def uses_matrix_patches() -> bool:
+    """Whether a network is being traced within `use_matrix_patches`."""
     # The first is constant where a compiler looks at it.
-    return torch.compiler.is_exporting() and _KNOWN.get() is not None
+    return torch.compiler.is_exporting() and _MATRIX_CACHE.get() is not None
 
 
 def extract_by_matrices(
     canvases: Shaped[Tensor, "b h h"], corner_px: Float[Tensor, "b c 2"], n_px: int
 ) -> Shaped[Tensor, "b c n n"]:
     """`inside.extract_groups`; where a corner is not inside, there is 0."""
-    below, beside = _shifts(corner_px, n_px, canvases.shape[-1])
+    below, beside = _build_matrices(corner_px, n_px, canvases.shape[-1])
 
     def read(part: Tensor) -> Tensor:
         rows = below.flatten(1, 2) @ part
@@ -50,7 +50,7 @@ def place_by_matrices(
     patches: Shaped[Tensor, "b c n n"], corner_px: Float[Tensor, "b c 2"], size: int
 ) -> Shaped[Tensor, "b size size"]:
     """`inside.place_groups`: the adjoint of `extract_by_matrices`."""
-    below, beside = _shifts(corner_px, patches.shape[-1], size)
+    below, beside = _build_matrices(corner_px, patches.shape[-1], size)
 
     def put(part: Tensor) -> Tensor:
         return below.flatten(1, 2).mT @ (part @ beside).flatten(1, 2)
@@ -58,9 +58,9 @@ def place_by_matrices(
     return torch.complex(put(patches.real), put(patches.imag)) if patches.is_complex() else put(patches)
 
 
-def _shifts(corner_px: Tensor, n_px: int, size: int) -> tuple[Tensor, Tensor]:
+def _build_matrices(corner_px: Tensor, n_px: int, size: int) -> tuple[Tensor, Tensor]:
     """[b, c, n, size] for rows and for columns: bilinear interpolation weighs by a hat of width 2."""
-    known, key = _KNOWN.get(), (id(corner_px), n_px, size)
+    known, key = _MATRIX_CACHE.get(), (id(corner_px), n_px, size)
     if known is not None and key in known:
         return known[key][1:]
     patch = torch.arange(n_px, device=corner_px.device, dtype=corner_px.dtype)

@@ -9,12 +9,12 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from torchptycho.physics.group_patches import extract_groups, place_groups
-from torchptycho.physics.patches import corner
+from torchptycho.physics.patches import locate_corner
 
 __all__ = ["central_weight", "merge", "merge_canvas_px", "probe_weight"]
 
 # Relative to the largest weight: where less than this was placed there is no information, and 0/0 must not arise.
-_FLOOR = 1e-6
+_MIN_RELATIVE_WEIGHT = 1e-6
 
 
 def probe_weight(probe: Complex[Tensor, "*batch p n n"]) -> Float[Tensor, "*batch n n"]:
@@ -57,9 +57,9 @@ def merge(
     if patches.shape[1] == 1:
         return patches
     middle = canvas_px // 2
-    corner_px = corner(offset_px, n_px, (-middle, -middle))
+    corner_px = locate_corner(offset_px, n_px, (-middle, -middle))
     if weight.dim() == 3:
         weight = weight[:, None]
     numerator = place_groups(patches * weight, corner_px, canvas_px)
     denominator = place_groups(weight.expand(patches.shape), corner_px, canvas_px)
-    return extract_groups(numerator / denominator.clamp_min(_FLOOR), corner_px, n_px)
+    return extract_groups(numerator / denominator.clamp_min(_MIN_RELATIVE_WEIGHT), corner_px, n_px)

@@ -10,10 +10,19 @@ import torch
 from jaxtyping import Complex, Float, Int64, Shaped
 from torch import Tensor
 
-__all__ = ["corner", "extract", "extract_inside", "place", "place_inside", "place_into", "slopes", "spread"]
+__all__ = [
+    "extract",
+    "extract_derivatives",
+    "extract_inside",
+    "locate_corner",
+    "place",
+    "place_inside",
+    "place_into",
+    "shift_bilinear",
+]
 
 
-def corner(
+def locate_corner(
     position_px: Float[Tensor, "*lead 2"], n_px: int, origin_px: tuple[int, int] = (0, 0)
 ) -> Float[Tensor, "*lead 2"]:
     """Place of patch pixel [0, 0] on a canvas that begins at `origin_px`: patch pixel N/2 sits on the position."""
@@ -34,11 +43,11 @@ def extract(
     """
     height, width = field.shape[-2:]
     base, fraction = _split(corner_px)
-    index, inside = _block_index(base, n_px + 1, height, width)
+    index, inside = _index_blocks(base, n_px + 1, height, width)
     flat = field.reshape(*field.shape[:-2], height * width)
     lead = index.shape[:-3]
     block = torch.gather(flat, -1, index.reshape(*lead, -1)).reshape(index.shape) * inside
-    wy, wx = _weights(fraction, field)
+    wy, wx = _split_weights(fraction, field)
     rows = block[..., :-1, :] * (1 - wy) + block[..., 1:, :] * wy
     return rows[..., :, :-1] * (1 - wx) + rows[..., :, 1:] * wx
 
@@ -59,8 +68,8 @@ def place_into(
     """`place` on top of what the contiguous `field` holds, in place, touching the patches' pixels only."""
     height, width = field.shape[-2:]
     base, fraction = _split(corner_px)
-    block = spread(patches, fraction)
-    index, inside = _block_index(base, block.shape[-1], height, width)
+    block = shift_bilinear(patches, fraction)
+    index, inside = _index_blocks(base, block.shape[-1], height, width)
     lead = index.shape[:-3]
     flat = field.view(*lead, height * width)
     flat.scatter_add_(-1, index.reshape(*lead, -1), (block * inside).reshape(*lead, -1))
@@ -72,18 +81,18 @@ def extract_inside(field: Shaped[Tensor, "h w"], corner_px: Float[Tensor, "k 2"]
 
     Whether they do is not looked at.
     """
-    block, fraction = _blocks(field, corner_px, n_px)
-    wy, wx = _weights(fraction, field)
-    rows = _mixed(block[:, :-1], block[:, 1:], wy)
-    return _mixed(rows[..., :-1], rows[..., 1:], wx)
+    block, fraction = _gather_blocks(field, corner_px, n_px)
+    wy, wx = _split_weights(fraction, field)
+    rows = _interpolate(block[:, :-1], block[:, 1:], wy)
+    return _interpolate(rows[..., :-1], rows[..., 1:], wx)
 
 
-def slopes(
+def extract_derivatives(
     field: Complex[Tensor, "h w"], corner_px: Float[Tensor, "k 2"], n_px: int
 ) -> tuple[Complex[Tensor, "k n n"], Complex[Tensor, "k n n"]]:
     """Derivatives of `extract_inside` with respect to the corner's y and x, under the same condition."""
-    block, fraction = _blocks(field, corner_px, n_px)
-    wy, wx = _weights(fraction, field)
+    block, fraction = _gather_blocks(field, corner_px, n_px)
+    wy, wx = _split_weights(fraction, field)
     down, right = block[:, 1:] - block[:, :-1], block[..., 1:] - block[..., :-1]
     return down[..., :-1] * (1 - wx) + down[..., 1:] * wx, right[:, :-1] * (1 - wy) + right[:, 1:] * wy
 
@@ -93,23 +102,23 @@ def place_inside(
 ) -> None:
     """Add patches to the contiguous `field` in place: the adjoint of `extract_inside`, under the same condition."""
     base, fraction = _split(corner_px)
-    block = spread(patches, fraction)
+    block = shift_bilinear(patches, fraction)
     width, span = field.shape[-1], torch.arange(block.shape[-1], device=base.device)
     index = (base[:, 0] * width + base[:, 1])[:, None, None] + (span[:, None] * width + span)
     field.view(-1).scatter_add_(0, index.reshape(-1), block.reshape(-1))
 
 
-def spread(
+def shift_bilinear(
     patches: Shaped[Tensor, "*lead n n"], fraction: Float[Tensor, "*lead 2"]
 ) -> Shaped[Tensor, "*lead n_plus_1 n_plus_1"]:
     """Shift each patch by a fraction of a pixel towards larger indices, bilinearly, one pixel larger each way."""
-    wy, wx = _weights(fraction, patches)
+    wy, wx = _split_weights(fraction, patches)
     framed = torch.nn.functional.pad(patches, (1, 1, 1, 1))
-    rows = _mixed(framed[..., 1:, :], framed[..., :-1, :], wy)
-    return _mixed(rows[..., 1:], rows[..., :-1], wx)
+    rows = _interpolate(framed[..., 1:, :], framed[..., :-1, :], wy)
+    return _interpolate(rows[..., 1:], rows[..., :-1], wx)
 
 
-def _blocks(field: Tensor, corner_px: Tensor, n_px: int) -> tuple[Tensor, Tensor]:
+def _gather_blocks(field: Tensor, corner_px: Tensor, n_px: int) -> tuple[Tensor, Tensor]:
     """The n_px + 1 pixels each way that a patch is interpolated from, and its fraction of a pixel."""
     base, fraction = _split(corner_px)
     # All blocks as one view of the field: what is copied are whole rows, and there is no table of indices.
@@ -117,7 +126,7 @@ def _blocks(field: Tensor, corner_px: Tensor, n_px: int) -> tuple[Tensor, Tensor
     return every[base[:, 0], base[:, 1]], fraction
 
 
-def _mixed(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
+def _interpolate(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
     """a (1 - w) + b w in one pass, which torch does with a real weight for real values only."""
     if not a.is_complex():
         return torch.lerp(a, b, weight)
@@ -130,12 +139,12 @@ def _split(corner_px: Tensor) -> tuple[Tensor, Tensor]:
     return base.to(torch.int64), corner_px - base
 
 
-def _weights(fraction: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+def _split_weights(fraction: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     weight = fraction.to(like.real.dtype)[..., None, None]
     return weight[..., 0, :, :], weight[..., 1, :, :]
 
 
-def _block_index(
+def _index_blocks(
     base: Int64[Tensor, "*lead k 2"], n_px: int, height: int, width: int
 ) -> tuple[Int64[Tensor, "*lead k n n"], Shaped[Tensor, "*lead k n n"]]:
     """Flat indices of n_px x n_px blocks, clamped into the field, and where they were inside."""

@@ -8,19 +8,19 @@ import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
-from torchptycho.physics.group_patches import WholeBlocks, extract_groups
-from torchptycho.physics.patches import corner
+from torchptycho.physics.group_patches import WholePixelBlocks, extract_groups
+from torchptycho.physics.patches import locate_corner
 
-__all__ = ["GroupProjection", "carried", "doubled", "shifted_beam"]
+__all__ = ["GroupProjection", "extrapolate", "shift_probe", "upsample_2x"]
 
 _REGULARISATION = 0.03
 _MOMENTUM = 0.85
 # Where far more was counted than is expected, the wave grows by so many times itself in one step, and no more.
-_LONGEST = 4.0
+_MAX_GROWTH = 4.0
 # Turns of the object that are slower than so many cycles per frame go twice as far, and what is faster less and less.
-_SLOW_CYCLES = 3.0
+_ROLL_OFF_CYCLES = 3.0
 # Beyond so many cycles per frame nothing worth the name is left of that.
-_MOST_CYCLES = 8.0
+_MAX_CYCLES = 8.0
 
 
 class GroupProjection:
@@ -52,38 +52,40 @@ class GroupProjection:
         probe: Complex[Tensor, "probe_b p n n"],
         offset_px: Float[Tensor, "b c 2"],
         mask: Bool[Tensor, "b 1 n n"],
-        photon: Float[Tensor, " b"],
+        intensity_per_count: Float[Tensor, " b"],
         background: Float[Tensor, " b"],
         canvas_px: int,
     ) -> None:
         self._n_px = n_px = amplitude.shape[-1]
-        self._corner_px = corner(offset_px, n_px, (-(canvas_px // 2), -(canvas_px // 2)))
+        self._corner_px = locate_corner(offset_px, n_px, (-(canvas_px // 2), -(canvas_px // 2)))
         whole = self._corner_px.round()
-        self._blocks = WholeBlocks(whole.long(), n_px, canvas_px)
-        photon = photon.to(amplitude.dtype)[:, None, None, None]
+        self._blocks = WholePixelBlocks(whole.long(), n_px, canvas_px)
+        intensity_per_count = intensity_per_count.to(amplitude.dtype)[:, None, None, None]
         # (y - I) / 2 (I + 1) = (y + 1) / 2 (I + 1) - 1/2, and 0 under the mask: what of it does not change.
-        self._half = 0.5 * torch.fft.ifftshift(mask, dim=(-2, -1)).to(amplitude.dtype)
-        self._raised = (torch.fft.ifftshift(amplitude.square(), dim=(-2, -1)) + photon) * self._half
-        self._offset = photon + background.to(amplitude.dtype)[:, None, None, None]
-        self._probe = shifted_beam(probe, (self._corner_px - whole).to(amplitude.dtype))
+        self._half_mask = 0.5 * torch.fft.ifftshift(mask, dim=(-2, -1)).to(amplitude.dtype)
+        self._half_counts = (
+            torch.fft.ifftshift(amplitude.square(), dim=(-2, -1)) + intensity_per_count
+        ) * self._half_mask
+        self._offset = intensity_per_count + background.to(amplitude.dtype)[:, None, None, None]
+        self._probe = shift_probe(probe, (self._corner_px - whole).to(amplitude.dtype))
         self._conjugate = self._probe.conj().resolve_conj()
-        light = self._blocks.place(_over_modes(self._probe.real.square() + self._probe.imag.square()))
-        peak = light.amax((-2, -1), keepdim=True)
-        self.light = light / peak
+        illumination = self._blocks.place(_sum_modes(self._probe.real.square() + self._probe.imag.square()))
+        peak = illumination.amax((-2, -1), keepdim=True)
+        self.illumination = illumination / peak
         """[b, S, S] where the beams were, at most 1."""
         # For real and imaginary part: a complex number over a real one is a division of two complex ones otherwise.
-        inverse = 1 / ((1 - _REGULARISATION) * light + _REGULARISATION * peak)
+        inverse = 1 / ((1 - _REGULARISATION) * illumination + _REGULARISATION * peak)
         self._inverse = torch.stack([inverse, inverse], -1)
-        self._waves, self._gains = _slow_waves(canvas_px, n_px, amplitude)
+        self._cosines, self._gains = _build_cosine_filter(canvas_px, n_px, amplitude)
 
     @classmethod
-    def coarse(
+    def at_half_resolution(
         cls,
         amplitude: Float[Tensor, "b c n n"],
         probe: Complex[Tensor, "probe_b p n n"],
         offset_px: Float[Tensor, "b c 2"],
         mask: Bool[Tensor, "b 1 n n"],
-        photon: Float[Tensor, " b"],
+        intensity_per_count: Float[Tensor, " b"],
         background: Float[Tensor, " b"],
         canvas_px: int,
     ) -> GroupProjection:
@@ -98,16 +100,22 @@ class GroupProjection:
         """
         n_px = amplitude.shape[-1] // 2
         far = torch.fft.fftshift(torch.fft.fft2(probe, norm="ortho"), dim=(-2, -1))
-        beam = torch.fft.ifft2(torch.fft.ifftshift(_middle(far, n_px), dim=(-2, -1)), norm="ortho")
+        beam = torch.fft.ifft2(torch.fft.ifftshift(_crop_center(far, n_px), dim=(-2, -1)), norm="ortho")
         return cls(
-            _middle(amplitude, n_px), beam, offset_px / 2, _middle(mask, n_px), photon, background, canvas_px // 2
+            _crop_center(amplitude, n_px),
+            beam,
+            offset_px / 2,
+            _crop_center(mask, n_px),
+            intensity_per_count,
+            background,
+            canvas_px // 2,
         )
 
-    def transparent(self) -> Complex[Tensor, "b s s"]:
+    def make_transparent_objects(self) -> Complex[Tensor, "b s s"]:
         """Where one begins: O = 1."""
-        return torch.ones_like(self.light, dtype=self._probe.dtype)
+        return torch.ones_like(self.illumination, dtype=self._probe.dtype)
 
-    def patches(self, canvas: Complex[Tensor, "b s s"]) -> Complex[Tensor, "b c n n"]:
+    def extract_patches(self, canvas: Complex[Tensor, "b s s"]) -> Complex[Tensor, "b c n n"]:
         """What each frame sees of its group's object, interpolated bilinearly: pixel N/2 is on the frame's position."""
         return extract_groups(canvas, self._corner_px, self._n_px)
 
@@ -115,10 +123,10 @@ class GroupProjection:
         """What the counts would have these objects change by."""
         far = torch.fft.fft2(self._blocks.extract(canvas)[:, :, None] * self._probe, norm="ortho")
         squares = torch.view_as_real(far).square()
-        expected = _over_modes(squares[..., 0] + squares[..., 1]) + self._offset
-        ratio = (self._raised / expected).sub_(self._half).clamp_max_(_LONGEST)
-        wish = _over_modes(torch.fft.ifft2(far * ratio[:, :, None], norm="ortho") * self._conjugate)
-        placed = self._blocks.place(wish)
+        expected = _sum_modes(squares[..., 0] + squares[..., 1]) + self._offset
+        ratio = (self._half_counts / expected).sub_(self._half_mask).clamp_max_(_MAX_GROWTH)
+        backprojection = _sum_modes(torch.fft.ifft2(far * ratio[:, :, None], norm="ortho") * self._conjugate)
+        placed = self._blocks.place(backprojection)
         return torch.view_as_complex(torch.view_as_real(placed) * self._inverse)
 
     def preconditioned_step(self, canvas: Complex[Tensor, "b s s"]) -> Complex[Tensor, "b s s"]:
@@ -127,13 +135,13 @@ class GroupProjection:
         Where a phase turns slowly across the object the counts ask for little of what is missing, so that slow turns
         are made up to twice as large as in `gradient_step`.
         """
-        change = self.gradient_step(canvas)
+        gradient_step = self.gradient_step(canvas)
         power = canvas.real.square() + canvas.imag.square()
-        mean = (power * self.light).sum((-2, -1), keepdim=True) / self.light.sum((-2, -1), keepdim=True)
+        mean = (power * self.illumination).sum((-2, -1), keepdim=True) / self.illumination.sum((-2, -1), keepdim=True)
         # In radians, but where the object lets little through, whose phase says nothing.
-        turn = (change * canvas.conj()).imag / torch.maximum(power, mean)
-        slow = self._waves @ ((self._waves.mT @ turn @ self._waves) * self._gains) @ self._waves.mT
-        return change + canvas * (slow * 1j)
+        phase_change = (gradient_step * canvas.conj()).imag / torch.maximum(power, mean)
+        slow = self._cosines @ ((self._cosines.mT @ phase_change @ self._cosines) * self._gains) @ self._cosines.mT
+        return gradient_step + canvas * (slow * 1j)
 
     def run(
         self, canvas: Complex[Tensor, "b s s"], steps: int, velocity: Complex[Tensor, "b s s"] | None = None
@@ -148,18 +156,20 @@ class GroupProjection:
             The objects, and what they were moved by in the last step.
         """
         for _ in range(steps):
-            further = carried(canvas, velocity)
+            further = extrapolate(canvas, velocity)
             moved = further + self.preconditioned_step(further)
             velocity, canvas = moved - canvas, moved
         return canvas, velocity
 
 
-def carried(canvas: Complex[Tensor, "b s s"], velocity: Complex[Tensor, "b s s"] | None) -> Complex[Tensor, "b s s"]:
+def extrapolate(
+    canvas: Complex[Tensor, "b s s"], velocity: Complex[Tensor, "b s s"] | None
+) -> Complex[Tensor, "b s s"]:
     """Objects where their movement takes them before they are corrected."""
     return canvas if velocity is None else canvas.add(velocity, alpha=_MOMENTUM)
 
 
-def doubled(coarse: Complex[Tensor, "b s s"]) -> Complex[Tensor, "b 2*s 2*s"]:
+def upsample_2x(coarse: Complex[Tensor, "b s s"]) -> Complex[Tensor, "b 2*s 2*s"]:
     """Twice as many pixels each way, bilinearly; pixel [2 y, 2 x] is [y, x], and there is none beyond the last."""
     size = coarse.shape[-1]
     there = torch.arange(2 * size, device=coarse.device, dtype=coarse.real.dtype)[:, None] / 2
@@ -168,7 +178,7 @@ def doubled(coarse: Complex[Tensor, "b s s"]) -> Complex[Tensor, "b 2*s 2*s"]:
     return torch.complex(hats @ coarse.real @ hats.mT, hats @ coarse.imag @ hats.mT)
 
 
-def shifted_beam(
+def shift_probe(
     probe: Complex[Tensor, "probe_b p n n"], shift_px: Float[Tensor, "b c 2"]
 ) -> Complex[Tensor, "b c p n n"]:
     """The beam of each frame, moved by a part of a pixel towards larger indices, by Fourier."""
@@ -176,28 +186,28 @@ def shifted_beam(
     # Not fftfreq, which ONNX does not have.
     cycles = torch.fft.ifftshift(torch.arange(n_px, dtype=shift_px.dtype, device=probe.device) - n_px // 2) / n_px
     angle = -2 * math.pi * (shift_px[..., 0, None, None] * cycles[:, None] + shift_px[..., 1, None, None] * cycles)
-    turn = torch.complex(angle.cos(), angle.sin())
-    beams: Tensor = torch.fft.ifft2(torch.fft.fft2(probe)[:, None] * turn[:, :, None])
+    phase_factor = torch.complex(angle.cos(), angle.sin())
+    beams: Tensor = torch.fft.ifft2(torch.fft.fft2(probe)[:, None] * phase_factor[:, :, None])
     return beams
 
 
-def _middle(values: Tensor, n_px: int) -> Tensor:
+def _crop_center(values: Tensor, n_px: int) -> Tensor:
     """The n_px x n_px pixels about [n//2, n//2]."""
     first = values.shape[-1] // 2 - n_px // 2
     return values[..., first : first + n_px, first : first + n_px]
 
 
-def _slow_waves(size: int, n_px: int, like: Tensor) -> tuple[Float[Tensor, "s k"], Float[Tensor, "k k"]]:
+def _build_cosine_filter(size: int, n_px: int, like: Tensor) -> tuple[Float[Tensor, "s k"], Float[Tensor, "k k"]]:
     """Cosines along an axis of the canvas, orthonormal, and what products of two count for: 1 at 0, then less."""
-    count = min(size, math.ceil(2 * size / n_px * _MOST_CYCLES))
+    count = min(size, math.ceil(2 * size / n_px * _MAX_CYCLES))
     order, place = (torch.arange(n, device=like.device, dtype=torch.float64) for n in (count, size))
     waves = (2 / size) ** 0.5 * torch.cos(math.pi / size * (place[:, None] + 0.5) * order)
     waves[:, 0] *= 0.5**0.5
-    cycles = order * n_px / (2 * size * _SLOW_CYCLES)
+    cycles = order * n_px / (2 * size * _ROLL_OFF_CYCLES)
     gains = (1 + cycles[:, None].square() + cycles.square()) ** -2
     return waves.to(like.dtype), gains.to(like.dtype)
 
 
-def _over_modes(values: Tensor) -> Tensor:
+def _sum_modes(values: Tensor) -> Tensor:
     """The sum over axis 2, which costs nothing where there is one mode."""
     return values[:, :, 0] if values.shape[2] == 1 else values.sum(2)

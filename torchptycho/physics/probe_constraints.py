@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-__all__ = ["smoothing_envelope", "soft_disc", "with_power"]
+__all__ = ["scale_probe_power", "smoothing_envelope", "soft_disc"]
 
 
 def soft_disc(n_px: int, diameter_px: float, edge_px: float) -> Float[Tensor, "n n"]:
@@ -24,7 +24,7 @@ def soft_disc(n_px: int, diameter_px: float, edge_px: float) -> Float[Tensor, "n
     return (0.5 + 0.5 * torch.cos(math.pi * fall)).float()
 
 
-def with_power(
+def scale_probe_power(
     probe: Complex[Tensor, "*batch p n n"], photons: Float[Tensor, "*batch"]
 ) -> Complex[Tensor, "*batch p n n"]:
     """The probe times the positive number that makes sum |P|^2, over all modes, so many photons."""

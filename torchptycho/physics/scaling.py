@@ -21,16 +21,16 @@ from torchptycho.physics.diffraction import far_field, measurement
 
 __all__ = [
     "Scaling",
+    "compute_gauge_factor",
+    "compute_probe_factor",
     "counts_per_squared_amplitude",
-    "frame_sums",
-    "gauge_factor",
     "measure_scaling",
-    "probe_factor",
+    "sum_frames",
 ]
 
 Number = TypeVar("Number", float, Tensor)
 
-_LEAST_SEEN = 1e-6
+_MIN_SEEN_FRACTION = 1e-6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,13 +88,13 @@ def measure_scaling(mean_intensity: float, n_px: int, domain: Domain, nphotons: 
     )
 
 
-def intensity(frames: Shaped[Tensor, "*shape"], domain: Domain) -> Float[Tensor, "*shape"]:
+def to_intensity(frames: Shaped[Tensor, "*shape"], domain: Domain) -> Float[Tensor, "*shape"]:
     """Frames of any dtype as float32 intensity in file units. The cast comes first: uint16 squared overflows."""
     values = frames.to(torch.float32)
     return values if domain == "counts" else values.square()
 
 
-def frame_sums(frames: Shaped[np.ndarray, "k n n"], domain: Domain) -> Float64[np.ndarray, " k"]:
+def sum_frames(frames: Shaped[np.ndarray, "k n n"], domain: Domain) -> Float64[np.ndarray, " k"]:
     """Intensity of each frame in file units, summed in float64 without a float64 copy of the frames."""
     if domain == "counts":
         # Integers add up twice as fast, and exactly, as long as no sum can overflow.
@@ -103,7 +103,7 @@ def frame_sums(frames: Shaped[np.ndarray, "k n n"], domain: Domain) -> Float64[n
     return np.array([np.square(frame, dtype=np.float64).sum() for frame in frames])
 
 
-def gauge_factor(
+def compute_gauge_factor(
     probe: Complex[Tensor, "p n n"], photons_per_frame: float, mask: Bool[Tensor, "n n"] | None = None
 ) -> float:
     """Factor f that brings a probe of unknown power into the counts gauge.
@@ -123,13 +123,13 @@ def gauge_factor(
     power = float(wide.abs().square().sum())
     if mask is not None and not bool(mask.all()):
         seen = float(measurement(far_field(wide))[mask].sum())
-        if not seen > _LEAST_SEEN * power:
+        if not seen > _MIN_SEEN_FRACTION * power:
             raise ValueError(f"mask: expected good pixels in the probe's far field; they get {seen / power:.1e} of it")
         power = seen
     return math.sqrt(photons_per_frame / power)
 
 
-def probe_factor(scan: Scan, scaling: Scaling) -> float:
+def compute_probe_factor(scan: Scan, scaling: Scaling) -> float:
     """What a scan's probe is multiplied by to reach the counts gauge at this scaling.
 
     Raises:
@@ -137,7 +137,9 @@ def probe_factor(scan: Scan, scaling: Scaling) -> float:
     """
     if not scan.probe_is_calibrated:
         try:
-            return gauge_factor(torch.from_numpy(scan.probe), scaling.photons_per_frame, torch.from_numpy(scan.mask))
+            return compute_gauge_factor(
+                torch.from_numpy(scan.probe), scaling.photons_per_frame, torch.from_numpy(scan.mask)
+            )
         except ValueError as error:
             raise ScanError(
                 scan.source,

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Complex, Complex128, Float, Float64
 from torch import Tensor, distributed
 
 from torchptycho.core.reconstruction import MIN_COVERAGE, Reconstruction
-from torchptycho.physics.exact_sums import QUANTUM, add_blocks, rounded, shifted
+from torchptycho.physics.exact_sums import QUANTUM, add_blocks, round_to_quanta, shift_blocks
 
 __all__ = ["MIN_COVERAGE", "Canvas", "extent"]
 
@@ -130,12 +130,12 @@ class Canvas:
 
     def _place(self, patches: Tensor, base: Tensor, fraction: Tensor, weight: Tensor) -> Bool[Tensor, " k"]:
         weight = weight.expand(patches.shape)
-        numerator = shifted(torch.view_as_real(patches) * weight[..., None], fraction).double()
+        numerator = shift_blocks(torch.view_as_real(patches) * weight[..., None], fraction).double()
         finite = torch.ones(len(patches), dtype=torch.bool, device=patches.device)
         if not bool(numerator.sum().isfinite()):
             finite = numerator.isfinite().flatten(1).all(-1)
             numerator, base, fraction, weight = numerator[finite], base[finite], fraction[finite], weight[finite]
-        total = shifted(weight, fraction).double()
+        total = shift_blocks(weight, fraction).double()
         terms: list[tuple[Tensor, Tensor]] = []
         if self._squares is not None:
             # What a patch adds to a pixel from its neighbours is one value there, of the weight that comes with it.
@@ -143,8 +143,8 @@ class Canvas:
             squares += numerator[..., 1] * numerator[..., 1]
             # 0/0 where there is no weight.
             squares.div_(total).nan_to_num_(0.0, 0.0, 0.0)
-            terms.append((self._squares, rounded(squares)))
-        terms += [(self._numerator, rounded(numerator)), (self._weight, rounded(total))]
+            terms.append((self._squares, round_to_quanta(squares)))
+        terms += [(self._numerator, round_to_quanta(numerator)), (self._weight, round_to_quanta(total))]
         with self._adding:
             for sums, blocks in terms:
                 add_blocks(sums, blocks, base)

@@ -17,8 +17,8 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 
 from torchptycho.core.config import ReconstructConfig
 from torchptycho.core.errors import StoreError
-from torchptycho.core.parallel import in_turn
-from torchptycho.core.progress import new_bar
+from torchptycho.core.parallel import ordered_map
+from torchptycho.core.progress import create_progress_bar
 from torchptycho.core.text import format_error
 from torchptycho.data.inference_dataset import InferenceBatch, InferenceDataset
 from torchptycho.models.export.runtimes import ExportedNetwork
@@ -143,7 +143,7 @@ def _predict(
     if config.predict_compile:
         _compile(network, stream.read_batch(*cuts[0]).to(device))
     own = cuts[rank::ranks]
-    bar = new_bar() if task.progress and rank == 0 else None
+    bar = create_progress_bar() if task.progress and rank == 0 else None
     with torch.inference_mode(), bar or contextlib.nullcontext(), contextlib.ExitStack() as stack:
         told = bar.add_task("reconstructing", total=len(own), note="") if bar else None
         predicted = stack.enter_context(contextlib.closing(patches_in_turn(network, stream, config, own, device)))
@@ -187,7 +187,7 @@ def patches_in_turn(
         with torch.inference_mode():
             return batch, batch, patches_of(network, batch, config)
 
-    with in_turn(computed, cuts) as found:
+    with ordered_map(computed, cuts) as found:
         yield from found
 
 

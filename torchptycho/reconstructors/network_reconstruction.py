@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from torchptycho.core.config import PrepareConfig, ReadConfig, ReconstructConfig, reading_of, to_dict
+from torchptycho.core.config import PrepareConfig, ReadConfig, ReconstructConfig, extract_read_config, to_dict
 from torchptycho.core.config.base import Domain
 from torchptycho.core.devices import find_devices
 from torchptycho.core.errors import ConfigError, ScanError, StoreError
@@ -23,10 +23,10 @@ from torchptycho.core.progress import EpochProgress
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.core.scan import Scan
 from torchptycho.core.text import format_first
-from torchptycho.core.versions import versions
+from torchptycho.core.versions import collect_versions
 from torchptycho.data.inference_dataset import InferenceBatch, InferenceDataset
 from torchptycho.io import read_scan
-from torchptycho.io.frames.frame_stacks import rows_in_file
+from torchptycho.io.frames.frame_stacks import to_file_rows
 from torchptycho.models.export.runtimes import EngineName, ExportedNetwork, check_options
 from torchptycho.models.loading import opened, with_engine
 from torchptycho.models.network import PtychoNetwork
@@ -47,7 +47,7 @@ def reading_for_prediction(
 
     The module has its own probe, so that one from the mean pattern does where the file has none.
     """
-    guess = dataclasses.replace(reading_of(config), guess_probe=True)
+    guess = dataclasses.replace(extract_read_config(config), guess_probe=True)
     return dataclasses.replace(guess, domain=domain, frames=frames, probe=None, drop_frames=())
 
 
@@ -134,7 +134,7 @@ def reconstruct(
         "checkpoint_sha256": network.checkpoint_sha256,
         "engine": by,
         "config": to_dict(network.config) | {"reconstruct": to_dict(config)},
-        "versions": versions(),
+        "versions": collect_versions(),
         "seconds": round(seconds, 3),
         "frames_per_second": round(scan.n_frames / seconds, 1),
     }
@@ -158,7 +158,7 @@ def _left_out(predicted: Predicted, scan: Scan, passes: int) -> dict[str, str]:
     """Frames that are not in the image, as the scan's file counts them, and why."""
     named = {str(frame): why for frame, why in scan.left_out.items()}
     numbers, times = np.unique(np.asarray(predicted.left_out, np.int64) % scan.n_frames, return_counts=True)
-    never = rows_in_file(scan.frames, numbers[times == passes].tolist())
+    never = to_file_rows(scan.frames, numbers[times == passes].tolist())
     for frame in never:
         named[str(frame)] = "the network's patch is not finite"
     if never:

@@ -11,7 +11,7 @@ from scipy.sparse.linalg import splu
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from torchptycho.core.parallel import in_turn
+from torchptycho.core.parallel import ordered_map
 
 __all__ = ["synchronize_phases"]
 
@@ -104,7 +104,7 @@ def _overlaps(
     # One array beforehand: pieces kept on the way would lie between what is freed, and the heap would grow.
     overlap = torch.empty(len(first), dtype=torch.complex128)
     starts = range(0, len(first), at_once)
-    with in_turn(compared, starts, alone=patches.is_cuda) as found:
+    with ordered_map(compared, starts, serial=patches.is_cuda) as found:
         for start, some in zip(starts, found, strict=True):
             overlap[start : start + len(some)] = some
     return overlap.numpy()

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Complex, Float, Int64
 from torch import Tensor, distributed
 
-from torchptycho.core.parallel import in_turn
+from torchptycho.core.parallel import ordered_map
 from torchptycho.reconstructors.canvas import Canvas
 
 __all__ = ["Mosaic"]
@@ -135,7 +135,7 @@ class Mosaic:
             self._place(turned.to(self._weight.device), numbers)
 
         own = torch.split(torch.nonzero(self._own).flatten(), _PLACED_AT_ONCE)
-        with in_turn(place, own, alone=self._weight.is_cuda) as done:
+        with ordered_map(place, own, serial=self._weight.is_cuda) as done:
             deque(done, maxlen=0)
 
     def _place(self, patches: Tensor, numbers: Tensor) -> None:

@@ -10,7 +10,7 @@ from torchptycho.core.config import RunConfig, to_dict
 from torchptycho.core.progress import EpochProgress
 from torchptycho.core.scan import Scan
 from torchptycho.io import read_reconstruction, write_reconstruction
-from torchptycho.io.fingerprint import scan_fingerprint
+from torchptycho.io.fingerprint import fingerprint_scan
 from torchptycho.reconstructors.iterative import refine
 
 __all__ = ["refine_probe"]
@@ -38,7 +38,7 @@ def refine_probe(scan: Scan, config: RunConfig, keep: Path, *, progress: bool = 
         probe_update=True,
         position_update=moves if config.prepare.bootstrap_positions else "none",
     )
-    asked = {"refine": to_dict(settings), "scan_sha256": scan_fingerprint(scan)}
+    asked = {"refine": to_dict(settings), "scan_sha256": fingerprint_scan(scan)}
     image = read_reconstruction(keep) if keep.is_file() else None
     if image is None or {name: image.provenance.get(name) for name in asked} != asked:
         with EpochProgress("probe", epochs) if progress else contextlib.nullcontext() as told:

@@ -41,7 +41,7 @@ from torchptycho.data.batch import GroupBatch  # noqa: E402
 from torchptycho.interop.original_layouts import channels_first, channels_last, relative_from_offsets  # noqa: E402
 from torchptycho.models.lightning_module import PtychoPINN  # noqa: E402
 from torchptycho.physics.noise import poisson_nll  # noqa: E402
-from torchptycho.physics.patches import corner, extract, place  # noqa: E402
+from torchptycho.physics.patches import extract, locate_corner, place  # noqa: E402
 
 N = 64
 EPSILON = 1e-3
@@ -51,7 +51,7 @@ OFFSETS_PX = torch.tensor([[-1.5, 2.25], [1.5, -2.25], [-3.0, -0.5], [3.0, 0.5]]
 
 def merge_with_epsilon(patches: Tensor, offset_px: Tensor, weight: Tensor, canvas_px: int) -> Tensor:
     """`torchptycho.physics.overlap.merge` with what the oracle adds to the denominator."""
-    corner_px = corner(offset_px, N, (-(canvas_px // 2),) * 2)
+    corner_px = locate_corner(offset_px, N, (-(canvas_px // 2),) * 2)
     shape = (canvas_px, canvas_px)
     covered = place(weight.expand(patches.shape).contiguous(), corner_px, shape)
     return extract(place(patches * weight, corner_px, shape) / (covered + EPSILON), corner_px, N)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from torchptycho.interop import original_layouts
 from torchptycho.physics.overlap import central_weight, merge, merge_canvas_px
-from torchptycho.physics.patches import corner, place
+from torchptycho.physics.patches import locate_corner, place
 
 oracle = pytest.importorskip("tf_reference", reason=MISSING)
 
@@ -47,7 +47,7 @@ class Groups:
         return original_layouts.relative_from_offsets(self.offset_px.numpy())
 
     def corner_px(self, offset_px: Tensor) -> Tensor:
-        return corner(offset_px, self.n_px, (-self.canvas_px // 2,) * 2)
+        return locate_corner(offset_px, self.n_px, (-self.canvas_px // 2,) * 2)
 
 
 @st.composite

@@ -17,7 +17,7 @@ from torchptycho import GroupDataset, prepare
 from torchptycho.core.config import GroupConfig, PrepareConfig, RunConfig, SimulateConfig
 from torchptycho.data.simulation import simulate
 from torchptycho.interop import original_layouts
-from torchptycho.physics.patches import corner, extract
+from torchptycho.physics.patches import extract, locate_corner
 
 oracle = pytest.importorskip("tf_reference", reason=MISSING)
 
@@ -32,7 +32,7 @@ def oracle_patches(image: np.ndarray, positions_px: np.ndarray, n_px: int) -> np
 def product_patches(image: np.ndarray, positions_px: np.ndarray, n_px: int) -> np.ndarray:
     """The product's, as `GroupDataset` cuts them."""
     places = torch.from_numpy(positions_px.reshape(-1, 2))
-    patches = extract(torch.from_numpy(image), corner(places, n_px), n_px)
+    patches = extract(torch.from_numpy(image), locate_corner(places, n_px), n_px)
     return np.asarray(patches.reshape(*positions_px.shape[:2], n_px, n_px).numpy())
 
 

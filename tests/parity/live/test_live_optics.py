@@ -21,7 +21,7 @@ from torchptycho.data.simulation import make_probe
 from torchptycho.interop.original_layouts import channels_first, channels_last
 from torchptycho.physics.diffraction import expected_counts, far_field, measurement
 from torchptycho.physics.noise import poisson_nll, poisson_sample
-from torchptycho.physics.scaling import gauge_factor, measure_scaling
+from torchptycho.physics.scaling import compute_gauge_factor, measure_scaling
 
 oracle = pytest.importorskip("tf_reference", reason=MISSING)
 
@@ -215,7 +215,7 @@ def test_gauge_factor_is_the_scale_behind_a_transparent_object(case: Exposure, n
     probe = case.probe.to(torch.complex64)
     ones = np.ones((1, case.n_px, case.n_px, 1), np.float32)
     *_, scale = oracle.illuminate_and_diffract(ones, ones, probe[0].numpy(), nphotons=nphotons, gridsize=1)
-    found = np.array(gauge_factor(probe, nphotons), np.float32)
+    found = np.array(compute_gauge_factor(probe, nphotons), np.float32)
     assert_agree(found, scale, "parity.gauge-factor", "oracle_physics")
 
 
@@ -249,7 +249,7 @@ def oracle_prediction(patches: Tensor, probe: np.ndarray, probe_scale: float, np
 def test_predicted_counts_at_any_dose(case: Exposure, nphotons: float, probe_scale: float) -> None:
     """Dose and unit of the probe drop out of the object in both; what is left is one factor between the two."""
     patches, probe = case.patches.to(torch.complex64), case.probe.to(torch.complex64)
-    found = expected_counts(patches, probe * gauge_factor(probe, nphotons))
+    found = expected_counts(patches, probe * compute_gauge_factor(probe, nphotons))
     modulus = oracle_gauge(probe[0].numpy(), probe_scale)
     predicted = oracle_prediction(patches * modulus, probe[0].numpy(), probe_scale, nphotons)
     assert_agree(found, predicted, "parity.predicted-counts", "oracle_physics")
@@ -276,7 +276,7 @@ def test_a_transparent_object_can_be_out_of_reach_of_a_sigmoid(n_px: int) -> Non
     photons = 1e4
     assert oracle_prediction(ones, beam, 10, photons).sum() < 0.25 * photons
     probe = torch.from_numpy(beam)[None]
-    seen = expected_counts(ones, probe * gauge_factor(probe, photons)).sum()
+    seen = expected_counts(ones, probe * compute_gauge_factor(probe, photons)).sum()
     assert float(seen) == pytest.approx(photons, rel=1e-5)
 
 
@@ -290,7 +290,7 @@ def test_light_outside_the_disc_is_not_counted_by_the_oracles_norm(case: Exposur
     added = (factor**2 - 1) * float(np.sum(np.abs(probe[~inside]) ** 2)) / float(np.sum(np.abs(probe) ** 2))
     assert more / power == pytest.approx(1 + added, rel=1e-4)
     for wave in (probe, wider):
-        scaled = torch.from_numpy(wave)[None] * gauge_factor(torch.from_numpy(wave)[None], 1e4)
+        scaled = torch.from_numpy(wave)[None] * compute_gauge_factor(torch.from_numpy(wave)[None], 1e4)
         assert float(scaled.abs().square().sum()) == pytest.approx(1e4, rel=1e-5)
 
 
@@ -300,7 +300,7 @@ def test_a_beam_that_is_dark_in_the_disc_has_no_scale_in_the_oracle(case: Exposu
     ring = np.where(oracle.get_probe_mask_real(case.n_px)[..., 0], 0, case.probe[0].to(torch.complex64).numpy())
     with np.errstate(divide="ignore", invalid="ignore"):
         assert not np.isfinite(oracle.set_probe(ring, 4)).all()
-    assert math.isfinite(gauge_factor(torch.from_numpy(ring)[None], 1e4))
+    assert math.isfinite(compute_gauge_factor(torch.from_numpy(ring)[None], 1e4))
 
 
 @pytest.mark.contract("deviation.dose-behind-the-object")
@@ -311,7 +311,7 @@ def test_the_oracles_dose_is_what_the_object_lets_through(case: Exposure, nphoto
         X, _, _, scale = simulated(case, nphotons, t)
         counts.append(float(((scale * X) ** 2).sum(dtype=np.float64)) / case.count)
     assert counts == pytest.approx([nphotons, nphotons], rel=1e-4)
-    probe = case.probe * gauge_factor(case.probe, nphotons)
+    probe = case.probe * compute_gauge_factor(case.probe, nphotons)
     patches = case.patches / case.patches.abs()
     for t in (1.0, transmission):
         photons = float(expected_counts(t * patches, probe).sum()) / case.count

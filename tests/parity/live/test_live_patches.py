@@ -13,7 +13,7 @@ from tolerances import relative_l2
 from torch import Tensor
 
 from torchptycho.interop import original_layouts
-from torchptycho.physics.patches import corner, extract, place
+from torchptycho.physics.patches import extract, locate_corner, place
 
 oracle = pytest.importorskip("tf_reference", reason=MISSING)
 
@@ -110,7 +110,7 @@ def test_patches_of_the_members_of_a_group(precision, case):
     batch, gridsize, n_px, canvas_px, seed, offset_px = case
     objects = normal((batch, canvas_px, canvas_px), seed, dtype).requires_grad_()
     offset_px.requires_grad_()
-    patches = extract(objects, corner(offset_px, n_px, (-canvas_px // 2,) * 2), n_px)
+    patches = extract(objects, locate_corner(offset_px, n_px, (-canvas_px // 2,) * 2), n_px)
     arguments = flat(objects), original_layouts.relative_from_offsets(offset_px.detach().numpy())
     found = oracle.extract_patches_position(*arguments, n_px, gridsize)
     operator = "parity.extract_patches_position"
@@ -202,7 +202,7 @@ def test_patches_of_a_canvas_without_room_or_with_an_odd_number_of_pixels(seed, 
         objects = normal((1, canvas_px, canvas_px), seed)
         found = oracle.extract_patches_position(flat(objects), relative, n_px, gridsize)
         assert found.shape[1] == (n_px + 1 if room > 1 else 0)
-        patches = extract(objects, corner(offset_px, n_px, (-(canvas_px // 2),) * 2), n_px)
+        patches = extract(objects, locate_corner(offset_px, n_px, (-(canvas_px // 2),) * 2), n_px)
         assert patches.shape == (1, gridsize**2, n_px, n_px)
         if room > 1:
             expected = found[:, :-1, :-1].reshape(patches.shape)

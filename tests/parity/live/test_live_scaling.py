@@ -22,7 +22,7 @@ from torchptycho.core.scan import ArrayFrames, Scan
 from torchptycho.data.simulation import simulate
 from torchptycho.interop import original_layouts
 from torchptycho.models.lightning_module import PtychoPINN
-from torchptycho.physics.scaling import Scaling, intensity, measure_scaling
+from torchptycho.physics.scaling import Scaling, measure_scaling, to_intensity
 
 oracle = pytest.importorskip("tf_reference", reason=MISSING)
 
@@ -48,7 +48,7 @@ def measured(frames: np.ndarray, nphotons: float | None = None) -> Scaling:
 
 
 def network_input(frames: np.ndarray, scaling: Scaling) -> torch.Tensor:
-    return intensity(torch.from_numpy(frames), "amplitude").sqrt() * np.float32(scaling.input_scale)
+    return to_intensity(torch.from_numpy(frames), "amplitude").sqrt() * np.float32(scaling.input_scale)
 
 
 @pytest.mark.contract("parity.input-scale")
@@ -77,7 +77,7 @@ def test_the_scale_to_photons(frames: np.ndarray, nphotons: float) -> None:
 @given(frame_stacks(("f4", "u2")), st.floats(1, 12).map(lambda power: 10**power))
 def test_the_counts_that_a_model_is_held_against(frames: np.ndarray, nphotons: float) -> None:
     scaling = measured(frames, nphotons)
-    counts = intensity(torch.from_numpy(frames), "amplitude") * np.float32(scaling.counts_per_intensity)
+    counts = to_intensity(torch.from_numpy(frames), "amplitude") * np.float32(scaling.counts_per_intensity)
     seen = oracle.normalize_data(original_layouts.channels_last(frames), frames.shape[-1])
     rooted = seen * np.float32(oracle.calculate_intensity_scale(nphotons, frames.shape[-1]))
     assert_agree(counts, original_layouts.channels_first(rooted**2), "parity.photon-counts", "oracle_physics")
@@ -194,7 +194,7 @@ def test_integers_are_counts_here_and_amplitudes_there(frames: np.ndarray) -> No
     """What the network sees grows with the root of an integer here, with the integer there."""
     mean = float(frames.astype(np.float64).sum(axis=(-2, -1)).mean())
     scaling = measure_scaling(mean, frames.shape[-1], "counts")
-    ours = intensity(torch.from_numpy(frames), "counts").sqrt() * np.float32(scaling.input_scale)
+    ours = to_intensity(torch.from_numpy(frames), "counts").sqrt() * np.float32(scaling.input_scale)
     theirs = oracle.normalize_data(original_layouts.channels_last(frames), frames.shape[-1])
     told = oracle.normalize_data(original_layouts.channels_last(np.sqrt(frames.astype(np.float64))), frames.shape[-1])
     assert_agree(ours, original_layouts.channels_first(told), "parity.input-scale", "oracle_physics")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from torchptycho.interop import original_layouts
 from torchptycho.physics.overlap import central_weight
-from torchptycho.physics.patches import corner, extract, place_into
+from torchptycho.physics.patches import extract, locate_corner, place_into
 from torchptycho.reconstructors.canvas import Canvas
 
 oracle = pytest.importorskip("tf_reference", reason=MISSING)
@@ -98,7 +98,7 @@ def test_gradient_of_the_sum(case):
     summed = place_into(
         canvas.numerator.to(patches.dtype),
         patches * case.weight.float(),
-        corner(case.offset_px, n_px, canvas.origin_px),
+        locate_corner(case.offset_px, n_px, canvas.origin_px),
     )
     found = case.on_oracle_pixels(summed)
     cotangent = normal(tuple(found.shape), 1, patches.dtype)
@@ -220,7 +220,7 @@ def test_frames_at_whole_pixels_are_blurred_there_by_the_fraction_of_their_mean(
     sums = positions_px.sum(0)
     positions_px[0] += torch.where(sums % count == 0, 1.0, 0.0)  # the mean is not whole, on both axes
     field = normal((40, 40), seed, torch.complex64)
-    patches = extract(field, corner(positions_px, n_px, (-10, -10)), n_px)
+    patches = extract(field, locate_corner(positions_px, n_px, (-10, -10)), n_px)
     cut = (n_px - size) // 2
     canvas = Canvas.for_positions(positions_px, size)
     canvas.add(patches[:, cut:-cut, cut:-cut], positions_px, torch.ones(size, size))

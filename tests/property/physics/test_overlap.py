@@ -13,7 +13,7 @@ from torch import Tensor
 from torchptycho.physics.group_patches import extract_groups, place_groups
 from torchptycho.physics.matrix_patches import extract_by_matrices, place_by_matrices
 from torchptycho.physics.overlap import central_weight, merge, merge_canvas_px, probe_weight
-from torchptycho.physics.patches import corner, extract
+from torchptycho.physics.patches import extract, locate_corner
 
 N = 12
 LIKE = torch.zeros((), dtype=torch.complex128)
@@ -46,7 +46,7 @@ def test_constant_object_is_unchanged_wherever_the_frame_itself_has_weight(offse
 def test_patches_of_one_object_merge_back_to_themselves(offset: Tensor, seed: int) -> None:
     canvas_px = merge_canvas_px(N, 6.0)
     field = normal((2, canvas_px, canvas_px), seed)
-    patches = extract(field, corner(offset, N, (-canvas_px // 2, -canvas_px // 2)), N)
+    patches = extract(field, locate_corner(offset, N, (-canvas_px // 2, -canvas_px // 2)), N)
     assert_close(merge(patches, offset, gentle_weight(seed), canvas_px), patches, "double")
 
 
@@ -158,7 +158,7 @@ def test_gradient_of_merging_agrees_with_finite_differences() -> None:
 @given(offset=offsets(2, 3, 5), seed=seeds)
 def test_matrices_read_and_place_as_groups_do(offset: Tensor, seed: int) -> None:
     size = merge_canvas_px(N, 5.0)
-    place_px = corner(offset.double(), N, (-(size // 2), -(size // 2)))
+    place_px = locate_corner(offset.double(), N, (-(size // 2), -(size // 2)))
     canvases, patches = normal((2, size, size), seed), normal((2, 3, N, N), seed + 1)
     for complex_ in (True, False):
         field, part = (canvases, patches) if complex_ else (canvases.real, patches.real)

@@ -10,7 +10,7 @@ from strategies import PatchCase, normal, patch_cases, seeds
 from tolerances import assert_close, tolerance
 from torch import Tensor
 
-from torchptycho.physics.patches import corner, extract, place, place_into, spread
+from torchptycho.physics.patches import extract, locate_corner, place, place_into, shift_bilinear
 
 
 def inner(a: Tensor, b: Tensor) -> complex:
@@ -22,7 +22,7 @@ def inner(a: Tensor, b: Tensor) -> complex:
 def test_patch_at_whole_position_is_the_slice_with_pixel_half_n_on_it(seed: int, y: int, x: int, half: int) -> None:
     field = normal((40, 50), seed)
     position = torch.tensor([[y, x]], dtype=torch.float64)
-    patch = extract(field, corner(position, 2 * half), 2 * half)[0]
+    patch = extract(field, locate_corner(position, 2 * half), 2 * half)[0]
     assert patch[half, half] == field[y, x]
     assert torch.equal(patch, field[y - half : y + half, x - half : x + half])
 
@@ -32,7 +32,7 @@ def test_patch_at_whole_position_is_the_slice_with_pixel_half_n_on_it(seed: int,
 def test_origin_is_the_position_of_the_first_pixel_of_the_canvas(seed: int, origin: tuple[int, int]) -> None:
     field = normal((20, 24), seed)
     position = torch.tensor([[origin[0] + 9, origin[1] + 13]], dtype=torch.float64)
-    patch = extract(field, corner(position, 6, origin), 6)[0]
+    patch = extract(field, locate_corner(position, 6, origin), 6)[0]
     assert patch[3, 3] == field[9, 13]
 
 
@@ -42,7 +42,7 @@ def test_extract_reads_a_linear_ramp_exactly(y: float, x: float, slope: tuple[fl
     rows, columns = torch.arange(27.0, dtype=torch.float64), torch.arange(37.0, dtype=torch.float64)
     field = 1 + slope[0] * rows[:, None] + slope[1] * columns
     position = torch.tensor([[y, x]], dtype=torch.float64)
-    patch = extract(field, corner(position, 12), 12)[0]
+    patch = extract(field, locate_corner(position, 12), 12)[0]
     step = torch.arange(12.0, dtype=torch.float64) - 6
     expected = 1 + slope[0] * (y + step)[:, None] + slope[1] * (x + step)
     assert float((patch - expected).abs().max()) <= 1e3 * tolerance("double")
@@ -118,7 +118,7 @@ def test_place_into_adds_to_the_field_what_place_gives(case: PatchCase) -> None:
 @given(seed=seeds, fraction=st.tuples(st.floats(0, 1), st.floats(0, 1)))
 def test_spread_keeps_the_sum_and_moves_the_centre_of_mass(seed: int, fraction: tuple[float, float]) -> None:
     patch = normal((5, 5), seed, torch.float64).square()
-    block = spread(patch, torch.tensor(fraction, dtype=torch.float64))
+    block = shift_bilinear(patch, torch.tensor(fraction, dtype=torch.float64))
     assert float(block.sum()) == pytest.approx(float(patch.sum()), rel=1e-12)
     index = torch.arange(6, dtype=torch.float64)
     for axis, shift in enumerate(fraction):

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchptycho.core.scan import Scan
 from torchptycho.physics.exact_sums import QUANTUM
 from torchptycho.physics.overlap import central_weight, probe_weight
-from torchptycho.physics.patches import corner, extract
+from torchptycho.physics.patches import extract, locate_corner
 from torchptycho.reconstructors.canvas import Canvas
 from torchptycho.reconstructors.growing_canvas import GrowingCanvas
 
@@ -37,7 +37,7 @@ def object_under(canvas: Canvas, field: Tensor) -> Tensor:
 def test_stitching_the_patches_of_an_object_gives_the_object(position_px: Tensor, seed: int) -> None:
     field = normal((48, 50), seed)
     canvas = Canvas.for_positions(position_px, N)
-    canvas.add(extract(field, corner(position_px, N), N), position_px, some_weight(seed))
+    canvas.add(extract(field, locate_corner(position_px, N), N), position_px, some_weight(seed))
     result = canvas.finish()
     covered = torch.from_numpy(result.coverage) > 0
     expected = torch.where(covered, object_under(canvas, field), 0)
@@ -200,7 +200,7 @@ def test_stitching_what_was_extracted_gives_the_object(
     weight = weights_of(kind, seed)
     # In groups, as they are predicted.
     for part in torch.arange(len(position_px)).split(gridsize**2):
-        patches = extract(field, corner(position_px[part] + here, N), N)
+        patches = extract(field, locate_corner(position_px[part] + here, N), N)
         canvas.add(patches, position_px[part], weight if weight.dim() == 2 else weight[part])
     result = canvas.finish()
     origin = torch.tensor([canvas.origin_px], dtype=torch.float64) + here

@@ -10,7 +10,7 @@ import pytest
 import torch
 from strategies import make_asymmetric_probe, normal
 
-from torchptycho.core.parallel import in_turn
+from torchptycho.core.parallel import ordered_map
 from torchptycho.physics.overlap import probe_weight
 from torchptycho.reconstructors.canvas import Canvas
 from torchptycho.reconstructors.stitcher import Mosaic
@@ -33,10 +33,10 @@ def test_what_comes_last_is_told_in_its_turn() -> None:
         threads.add(threading.get_ident())
         return piece
 
-    with in_turn(slow_at_first, range(20)) as found:
+    with ordered_map(slow_at_first, range(20)) as found:
         assert list(found) == list(range(20))
     assert threading.get_ident() not in threads
-    with in_turn(slow_at_first, range(20), alone=True) as found:
+    with ordered_map(slow_at_first, range(20), serial=True) as found:
         assert list(found) == list(range(20))
     assert threading.get_ident() in threads
 
@@ -44,7 +44,7 @@ def test_what_comes_last_is_told_in_its_turn() -> None:
 @pytest.mark.contract("cores.threads")
 @pytest.mark.parametrize("pieces", [1, 2, 20])
 def test_each_core_has_its_share_of_torch_s_threads_and_they_come_back(pieces: int) -> None:
-    with in_turn(lambda _: torch.get_num_threads(), range(pieces)) as found:
+    with ordered_map(lambda _: torch.get_num_threads(), range(pieces)) as found:
         shares = set(found)
     assert shares == {-(-3 // min(3, pieces))}
     assert torch.get_num_threads() == 3
@@ -59,7 +59,7 @@ def test_an_error_is_raised_where_its_piece_was_due_and_what_was_begun_ends() ->
             raise ValueError("five")
         return piece
 
-    with in_turn(fails_at_five, range(100)) as found, pytest.raises(ValueError, match="five"):
+    with ordered_map(fails_at_five, range(100)) as found, pytest.raises(ValueError, match="five"):
         told.extend(found)
     assert told == [0, 1, 2, 3, 4]
     assert torch.get_num_threads() == 3
@@ -70,7 +70,7 @@ def test_gradients_and_inference_are_as_where_it_was_called() -> None:
     for context in (torch.inference_mode(), torch.no_grad(), torch.enable_grad()):
         with context:
             here = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
-            with in_turn(lambda _: (torch.is_inference_mode_enabled(), torch.is_grad_enabled()), range(4)) as found:
+            with ordered_map(lambda _: (torch.is_inference_mode_enabled(), torch.is_grad_enabled()), range(4)) as found:
                 assert set(found) == {here}
 
 
@@ -100,7 +100,7 @@ def test_several_threads_may_add_to_one_place_of_a_canvas_at_once() -> None:
     together, alone = (Canvas.for_positions(places, 256) for _ in range(2))
     alone.add(patches, places, weight)
     pieces = torch.arange(256).split(8)
-    with in_turn(lambda some: together.add(patches[some], places[some], weight), pieces) as placed:
+    with ordered_map(lambda some: together.add(patches[some], places[some], weight), pieces) as placed:
         assert all(bool(each.all()) for each in placed)
     assert torch.equal(together.numerator, alone.numerator)
     assert torch.equal(together.weight, alone.weight)

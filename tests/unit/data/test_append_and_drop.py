@@ -186,7 +186,7 @@ class TestDropping:
 class TestInBetween:
     @pytest.mark.contract("data.change.atomic")
     @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt, OSError])
-    @pytest.mark.parametrize("step", ["checked_chunks", "measure_scaling", "replaced_atomically"])
+    @pytest.mark.parametrize("step", ["iter_checked_chunks", "measure_scaling", "replace_atomically"])
     def test_interrupted_change_leaves_the_old_store_and_nothing_else(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: type[BaseException], step: str
     ) -> None:
@@ -199,11 +199,11 @@ class TestInBetween:
 
         store = prepare(SCANS[:2], run_config(), tmp_path / "store")
         before = files_under(tmp_path)
-        monkeypatch.setattr(writing_module, step, some_then_fail if step == "checked_chunks" else fail)
+        monkeypatch.setattr(writing_module, step, some_then_fail if step == "iter_checked_chunks" else fail)
         told = StoreError if failure is OSError else failure
         with pytest.raises(told, match="now"):
             append_scans(store, SCANS[2])
-        if step != "checked_chunks":
+        if step != "iter_checked_chunks":
             with pytest.raises(told, match="now"):
                 drop_scans(store, [0])
         assert files_under(tmp_path) == before

@@ -138,7 +138,7 @@ def test_a_changed_option_or_version_is_named_with_both_values(
         match=r"differs: prepare\.split_seed \(0 then, 3 now\); prepare\.val_fraction \(0\.2 then, 0\.5 now\)\.",
     ):
         open_if_unchanged(tmp_path / "store", other)
-    monkeypatch.setattr(cache, "package_version", lambda: "99.0")
+    monkeypatch.setattr(cache, "get_package_version", lambda: "99.0")
     with pytest.raises(StoreError, match=r"differs: version \(\"\S+\" then, \"99\.0\" now\)\. Choose"):
         open_if_unchanged(tmp_path / "store", StoreRequest.from_sources([scan_file], CONFIG))
     with pytest.raises(StoreError, match=r"differs: version \(\"\S+\" then, \"99\.0\" now\)\. Choose"):

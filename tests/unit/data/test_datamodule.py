@@ -23,7 +23,7 @@ from torchptycho.data.prepare import prepare
 from torchptycho.data.samplers import EpochBatchSampler, batches_per_epoch
 from torchptycho.data.simulation import simulate
 from torchptycho.data.store import Store
-from torchptycho.physics.patches import corner, extract
+from torchptycho.physics.patches import extract, locate_corner
 
 M, N = 30, 32
 
@@ -100,7 +100,7 @@ class TestBatch:
         for row, (which, members) in enumerate(zip(batch.scan.tolist(), batch.members, strict=True)):
             truth = scan(simulation_seed=which).truth
             assert truth is not None
-            places = corner(store.tensors["positions_px"][members], N)
+            places = locate_corner(store.tensors["positions_px"][members], N)
             # Positions went through a centre and a float32 offset.
             assert_close(batch.truth[row], extract(torch.from_numpy(truth), places, N), "single")
 

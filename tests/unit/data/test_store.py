@@ -452,7 +452,7 @@ class TestIncomplete:
             raise failure("now")
 
         if when == "frames":
-            monkeypatch.setattr(writing_module, "checked_chunks", some_then_fail)
+            monkeypatch.setattr(writing_module, "iter_checked_chunks", some_then_fail)
         else:
             monkeypatch.setattr(writing_module, "measure_scaling", fail)
         with pytest.raises(StoreError if failure is OSError else failure, match="now"):

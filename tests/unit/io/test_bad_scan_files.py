@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torchptycho.core.errors import ScanError
-from torchptycho.io import checked_chunks, read_probe, read_reconstruction, read_scan, write_scan
+from torchptycho.io import iter_checked_chunks, read_probe, read_reconstruction, read_scan, write_scan
 
 M, N = 6, 8
 RNG = np.random.default_rng(0)
@@ -155,7 +155,7 @@ CASES: dict[str, tuple[dict[str, Any], str, list[str]]] = {
 
 
 def read_whole(path: Path, **options: Any) -> None:
-    for _ in checked_chunks(read_scan(path, **options), 4):
+    for _ in iter_checked_chunks(read_scan(path, **options), 4):
         pass
 
 
@@ -323,7 +323,7 @@ def test_flipped_byte_in_the_frames_is_found_in_the_first_pass(tmp_path: Path, c
     path.write_bytes(content)
     scan = read_scan(path)
     with pytest.raises(ScanError, match=r"scan_0042\.npz: 'diffraction'.*again"):
-        list(checked_chunks(scan, 2))
+        list(iter_checked_chunks(scan, 2))
     with pytest.raises(ScanError, match="again"):
         write_scan(scan, tmp_path / "copy.npz")
     assert os.listdir(tmp_path) == ["scan_0042.npz"]
@@ -365,7 +365,7 @@ def test_values_under_the_mask_are_not_judged_and_become_zero(tmp_path: Path, va
     frames = changed(FRAMES, "f4", (slice(None), 3, 5), value)
     np.savez(tmp_path / "scan.npz", **(GOOD | {"diffraction": frames, "bad_pixels": bad}))
     scan = read_scan(tmp_path / "scan.npz", domain="counts")
-    seen = np.concatenate(list(checked_chunks(scan, 4)))
+    seen = np.concatenate(list(iter_checked_chunks(scan, 4)))
     np.testing.assert_array_equal(seen, np.where(bad, 0, frames))
 
 

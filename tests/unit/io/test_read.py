@@ -18,7 +18,7 @@ from torchptycho.core.errors import ScanError
 from torchptycho.core.geometry import Geometry
 from torchptycho.core.reconstruction import MIN_COVERAGE, Reconstruction
 from torchptycho.io import (
-    checked_chunks,
+    iter_checked_chunks,
     read_probe,
     read_reconstruction,
     read_scan,
@@ -175,9 +175,9 @@ def test_opening_and_streaming_need_a_fraction_of_the_memory_of_the_frames(tmp_p
     )
     # tracemalloc sees NumPy's allocations and only those of this process.
     code = (
-        "import sys, tracemalloc; from torchptycho.io import read_scan, checked_chunks; tracemalloc.start();"
+        "import sys, tracemalloc; from torchptycho.io import read_scan, iter_checked_chunks; tracemalloc.start();"
         "scan = read_scan(sys.argv[1]); opened = tracemalloc.get_traced_memory()[1];"
-        "n = sum(len(c) for c in checked_chunks(scan, 16)); print(n, opened, tracemalloc.get_traced_memory()[1])"
+        "n = sum(len(c) for c in iter_checked_chunks(scan, 16)); print(n, opened, tracemalloc.get_traced_memory()[1])"
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     read, opened, streamed = map(int, done.stdout.split())
@@ -252,7 +252,7 @@ def test_frames_keep_their_integers_and_become_float32(tmp_path: Path, stored: s
     assert scan.frames.dtype == np.dtype(read)
     assert scan.frames.dtype.isnative
     np.testing.assert_array_equal(all_frames(scan), values)
-    assert all(chunk.dtype == np.dtype(read) for chunk in checked_chunks(scan))
+    assert all(chunk.dtype == np.dtype(read) for chunk in iter_checked_chunks(scan))
 
 
 @pytest.mark.contract("files.read.mask")
@@ -389,7 +389,7 @@ def test_without_valid_the_coverage_decides_as_it_does_for_a_stitched_image(tmp_
 def test_measured_star_and_its_reference_are_read(measured_data: Path) -> None:
     scan = read_scan(measured_data / "siemens-star-128.npz")
     assert (scan.n_frames, scan.n_px, scan.domain, scan.frames.dtype) == (516, 128, "counts", np.uint16)
-    photons = sum(int(chunk.sum(dtype=np.int64)) for chunk in checked_chunks(scan)) / scan.n_frames
+    photons = sum(int(chunk.sum(dtype=np.int64)) for chunk in iter_checked_chunks(scan)) / scan.n_frames
     assert photons == pytest.approx(scan.photons_per_frame, rel=1e-12)
     reference = read_reconstruction(measured_data / "siemens-star-128-reference.npz")
     assert reference.object.shape == (471, 471)

@@ -409,7 +409,7 @@ class TestGrowingFile:
     def watched(self, path: Path, frames: np.ndarray, where: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> Any:
         """The source of a file whose writer has it open, as far as it says."""
         monkeypatch.setattr("torchptycho.live.hdf5_source._LOOK_EVERY_S", 0.0)
-        monkeypatch.setattr("torchptycho.live.hdf5_source.written_by", lambda _: "swmr")
+        monkeypatch.setattr("torchptycho.live.hdf5_source.find_writer", lambda _: "swmr")
         write_stack(path, frames, where)
         source = GrowingFile(path, ReadConfig(mapping=self.MAPPING))
         assert source.describe() is not None
@@ -426,7 +426,7 @@ class TestGrowingFile:
             file["data"].resize(20, axis=0)
             file["where"].resize(20, axis=0)
             file["data"][:], file["where"][:] = frames, where
-        monkeypatch.setattr("torchptycho.live.hdf5_source.written_by", lambda _: "nobody")
+        monkeypatch.setattr("torchptycho.live.hdf5_source.find_writer", lambda _: "none")
         # These are all that were there when it was counted last.
         got = [source.fetch(6, 6), source.fetch(12, 6), source.fetch(18, 6)]
         assert [(len(part.frames), part.end) for part in got] == [(6, False), (6, False), (2, True)]

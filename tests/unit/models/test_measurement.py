@@ -21,8 +21,8 @@ from torchptycho.core.scan import ArrayFrames
 from torchptycho.models.lightning_module import PtychoPINN
 from torchptycho.physics.diffraction import far_field, measurement
 from torchptycho.physics.overlap import central_weight, merge, merge_canvas_px, probe_weight
-from torchptycho.physics.patches import corner, extract, place
-from torchptycho.physics.probe_constraints import smoothing_envelope, soft_disc, with_power
+from torchptycho.physics.patches import extract, locate_corner, place
+from torchptycho.physics.probe_constraints import scale_probe_power, smoothing_envelope, soft_disc
 from torchptycho.reconstructors.absolute_scale import ScaleStatistics
 
 N = 32
@@ -110,7 +110,7 @@ class TestProbe:
     @pytest.mark.contract("train.probe.power")
     def test_power_of_all_modes_together_is_set(self) -> None:
         probe = make_asymmetric_probe(N, modes=3, photons=7.0)
-        found = with_power(probe[None], torch.tensor([100.0]))
+        found = scale_probe_power(probe[None], torch.tensor([100.0]))
         assert float(found.abs().square().sum()) == pytest.approx(100)
         assert_close(found[0], probe * math.sqrt(100 / 7), "single")
 
@@ -258,7 +258,7 @@ class TestMerging:
         weight = probe_weight(make_asymmetric_probe(n_px)) if kind == "probe" else central_weight(n_px, patches)
         size = merge_canvas_px(n_px, 4.5)
         for group in range(3):
-            corners = corner(offset_px[group], n_px, (-(size // 2), -(size // 2)))
+            corners = locate_corner(offset_px[group], n_px, (-(size // 2), -(size // 2)))
             total = torch.zeros(size, size, dtype=torch.complex128)
             covered = torch.zeros(size, size, dtype=torch.float64)
             for member in range(members):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from torchptycho.core.scan import DEFAULT_PHOTONS_PER_FRAME
 from torchptycho.physics.diffraction import expected_counts, far_field
-from torchptycho.physics.scaling import Scaling, gauge_factor, intensity, measure_scaling
+from torchptycho.physics.scaling import Scaling, compute_gauge_factor, measure_scaling, to_intensity
 
 N = 16
 units = st.floats(1e-6, 1e6)
@@ -104,7 +104,7 @@ def test_scan_without_light_has_no_scale(mean: float) -> None:
 def test_sixteen_bit_frames_do_not_overflow(value: int) -> None:
     raw = torch.full((1, 2, 2), value, dtype=torch.uint16)
     for domain, expected in (("counts", value), ("amplitude", value**2)):
-        found = intensity(raw, domain)  # type: ignore[arg-type]
+        found = to_intensity(raw, domain)  # type: ignore[arg-type]
         assert found.dtype == torch.float32
         assert_close(found.double(), torch.full((1, 2, 2), float(expected), dtype=torch.float64), "stored_single")
 
@@ -114,14 +114,14 @@ def test_sixteen_bit_frames_do_not_overflow(value: int) -> None:
 def test_largest_values_of_every_detector_dtype_keep_their_intensity(dtype: torch.dtype) -> None:
     largest = min(torch.iinfo(dtype).max, 2**24) if not dtype.is_floating_point else 2**24
     raw = torch.tensor([0, 1, largest]).to(dtype)
-    assert_close(intensity(raw, "counts"), torch.tensor([0.0, 1.0, largest], dtype=torch.float64), "stored_single")
-    assert_close(intensity(raw, "amplitude"), torch.tensor([0, 1, largest**2]).double(), "stored_single")
+    assert_close(to_intensity(raw, "counts"), torch.tensor([0.0, 1.0, largest], dtype=torch.float64), "stored_single")
+    assert_close(to_intensity(raw, "amplitude"), torch.tensor([0, 1, largest**2]).double(), "stored_single")
 
 
 @pytest.mark.contract("physics.units.gauge")
 @given(probe=probes(N), photons=st.floats(1, 1e12))
 def test_gauged_probe_brings_the_photons_of_a_frame_through_a_transparent_object(probe: Tensor, photons: float) -> None:
-    gauged = gauge_factor(probe, photons) * probe
+    gauged = compute_gauge_factor(probe, photons) * probe
     counts = expected_counts(torch.ones(N, N, dtype=torch.complex128), gauged)
     assert float(counts.sum()) == pytest.approx(photons, rel=1e-12)
 
@@ -131,10 +131,10 @@ def test_gauged_probe_brings_the_photons_of_a_frame_through_a_transparent_object
 def test_gauged_probe_brings_the_photons_of_the_good_pixels_past_a_beam_stop(probe: Tensor, photons: float) -> None:
     mask = torch.ones(N, N, dtype=torch.bool)
     mask[N // 2 - 2 : N // 2 + 2, N // 2 - 2 :] = False
-    gauged = gauge_factor(probe, photons, mask) * probe
+    gauged = compute_gauge_factor(probe, photons, mask) * probe
     counts = expected_counts(torch.ones(N, N, dtype=torch.complex128), gauged)
     assert float(counts[mask].sum()) == pytest.approx(photons, rel=1e-12)
-    assert gauge_factor(probe, photons, torch.ones_like(mask)) == gauge_factor(probe, photons)
+    assert compute_gauge_factor(probe, photons, torch.ones_like(mask)) == compute_gauge_factor(probe, photons)
 
 
 @pytest.mark.contract("physics.units.gauge")
@@ -144,13 +144,13 @@ def test_a_beam_that_the_stop_hides_has_no_gauge() -> None:
     flat = torch.ones(1, N, N, dtype=torch.complex64)
     assert float(far_field(flat)[0, mask].abs().max()) < 1e-5
     with pytest.raises(ValueError, match="good pixels"):
-        gauge_factor(flat, 1e6, mask)
+        compute_gauge_factor(flat, 1e6, mask)
 
 
 @pytest.mark.contract("physics.units.gauge")
 @given(probe=probes(N), unit=units)
 def test_gauge_factor_undoes_any_unit_of_the_probe(probe: Tensor, unit: float) -> None:
-    assert gauge_factor(unit * probe, 1e6) * unit == pytest.approx(gauge_factor(probe, 1e6), rel=1e-12)
+    assert compute_gauge_factor(unit * probe, 1e6) * unit == pytest.approx(compute_gauge_factor(probe, 1e6), rel=1e-12)
 
 
 def test_scaling_is_frozen() -> None:

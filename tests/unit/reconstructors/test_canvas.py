@@ -12,7 +12,7 @@ from strategies import normal
 from tolerances import assert_close
 from torch import Tensor
 
-from torchptycho.physics.exact_sums import QUANTUM, rounded
+from torchptycho.physics.exact_sums import QUANTUM, round_to_quanta
 from torchptycho.reconstructors.canvas import MIN_COVERAGE, Canvas
 from torchptycho.reconstructors.growing_canvas import GrowingCanvas
 
@@ -165,7 +165,7 @@ def test_canvas_without_spread_has_none_and_adds_to_its_like_only() -> None:
 @pytest.mark.contract("stitch.exact")
 def test_sums_are_whole_quanta_and_exact() -> None:
     """Where the sums of any terms are rounded, the order shows."""
-    terms = rounded(normal((10_000,), 3, torch.float64))
+    terms = round_to_quanta(normal((10_000,), 3, torch.float64))
     assert torch.equal(terms / QUANTUM, (terms / QUANTUM).round())
     exact = sum(Fraction(term) for term in terms.tolist())
     assert Fraction(float(terms.cumsum(0)[-1])) == exact == Fraction(float(terms.flip(0).cumsum(0)[-1]))

@@ -11,7 +11,7 @@ from strategies import normal, seeds
 from tolerances import relative_l2
 from torch import Tensor
 
-from torchptycho.physics.patches import corner, extract
+from torchptycho.physics.patches import extract, locate_corner
 from torchptycho.reconstructors.phase_sync import synchronize_phases
 
 N = 16
@@ -26,7 +26,7 @@ def scan(seed: int, step_px: float = 5.0, group_of: int = 4) -> tuple[Tensor, Te
     along = torch.arange(N, FIELD - N, step_px, dtype=torch.float64)
     positions_px = torch.stack(torch.meshgrid(along, along, indexing="ij"), -1).reshape(-1, 2)
     positions_px = positions_px + 0.3 * normal(positions_px.shape, seed + 1, torch.float64)
-    patches = extract(field, corner(positions_px, N), N).to(torch.complex64)
+    patches = extract(field, locate_corner(positions_px, N), N).to(torch.complex64)
     # Numbered in no order: who comes first in a pair of frames need not be of the lower group.
     group = torch.arange(len(patches)) // group_of
     shuffled = torch.randperm(int(group.max()) + 1, generator=torch.Generator().manual_seed(seed))

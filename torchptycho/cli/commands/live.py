@@ -135,11 +135,11 @@ class Replay(Command):
     reading: ReadConfig = dataclasses.field(default_factory=ReadConfig)
 
     def run(self) -> None:
-        from torchptycho.core.progress import new_bar
+        from torchptycho.core.progress import create_progress_bar
         from torchptycho.live import replay
 
         where = str(self.swmr or self.address)
-        with _stopped_by_signals() as stop, new_bar() as bar:
+        with _stopped_by_signals() as stop, create_progress_bar() as bar:
             task = bar.add_task(f"playing to {where}", total=None, note="")
             found = replay(
                 self.scan,

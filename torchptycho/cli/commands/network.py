@@ -423,9 +423,9 @@ class Demo(Command):
 def _require_new_npz(out: Path, scan: Path) -> None:
     if out.suffix.lower() != ".npz" or out.resolve() == scan.resolve():
         raise ConfigError(f"--out: expected a new file whose name ends in .npz; found {out}.")
-    from torchptycho.io.formats.npz import holds_frames
+    from torchptycho.io.formats.npz import has_frames
 
-    if zipfile.is_zipfile(out) and holds_frames(out):
+    if zipfile.is_zipfile(out) and has_frames(out):
         raise ConfigError(f"--out: {out} is a scan. Choose another name, or move it away.")
 
 

@@ -7,7 +7,7 @@ sections, so that the command line can offer them without a prefix.
 from torchptycho.core.config.data import GroupConfig, PrepareConfig
 from torchptycho.core.config.experiment import ExperimentConfig, LogConfig
 from torchptycho.core.config.model import SUPPORTED_N_PX, LossConfig, ModelConfig
-from torchptycho.core.config.read import MappingConfig, ReadConfig, frame_slice, reading_of
+from torchptycho.core.config.read import MappingConfig, ReadConfig, extract_read_config, parse_frame_slice
 from torchptycho.core.config.reconstruct import ReconstructConfig
 from torchptycho.core.config.refine import RefineConfig
 from torchptycho.core.config.run import RunConfig, from_dict, load_config, save_config, to_dict
@@ -29,10 +29,10 @@ __all__ = [
     "RunConfig",
     "SimulateConfig",
     "TrainConfig",
-    "frame_slice",
+    "extract_read_config",
     "from_dict",
     "load_config",
-    "reading_of",
+    "parse_frame_slice",
     "save_config",
     "to_dict",
 ]

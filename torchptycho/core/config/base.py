@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from torchptycho.core.errors import ConfigError
 
-__all__ = ["Count", "Domain", "Fraction", "NonNegative", "Positive", "one_line", "strict"]
+__all__ = ["Count", "Domain", "Fraction", "NonNegative", "Positive", "to_config_error", "validated_dataclass"]
 
 T = TypeVar("T")
 
@@ -22,24 +22,24 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
-def strict(kind: type[T]) -> type[T]:
+def validated_dataclass(kind: type[T]) -> type[T]:
     """A frozen, validated dataclass that refuses unknown fields, NaN and infinity."""
     rules = ConfigDict(extra="forbid", allow_inf_nan=False)
     built = pydantic_dataclass(frozen=True, kw_only=True, config=rules)(kind)
     construct = built.__init__
 
     @functools.wraps(construct)
-    def checked(self: Any, *args: Any, **values: Any) -> None:
+    def checked_init(self: Any, *args: Any, **values: Any) -> None:
         try:
             construct(self, *args, **values)
         except ValidationError as error:
-            raise one_line(error, kind.__name__) from None
+            raise to_config_error(error, kind.__name__) from None
 
-    built.__init__ = checked  # type: ignore[method-assign]
+    built.__init__ = checked_init  # type: ignore[method-assign]
     return cast(type[T], built)
 
 
-def one_line(error: ValidationError, source: str) -> ConfigError:
+def to_config_error(error: ValidationError, source: str) -> ConfigError:
     """The first thing that was wrong."""
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"])

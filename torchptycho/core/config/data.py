@@ -6,14 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from torchptycho.core.config.base import Count, Fraction, NonNegative, Positive, strict
+from torchptycho.core.config.base import Count, Fraction, NonNegative, Positive, validated_dataclass
 from torchptycho.core.config.read import ReadConfig
 from torchptycho.core.errors import ConfigError
 
 __all__ = ["GroupConfig", "PrepareConfig"]
 
 
-@strict
+@validated_dataclass
 class GroupConfig:
     """How frames are gathered into groups of gridsize^2 overlapping neighbours (sample, then group)."""
 
@@ -55,7 +55,7 @@ class GroupConfig:
             )
 
 
-@strict
+@validated_dataclass
 class PrepareConfig(ReadConfig):
     """How scans become a store: how they are read, and what is done with them then."""
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from torchptycho.core.config.base import Count, NonNegative, Positive, strict
+from torchptycho.core.config.base import Count, NonNegative, Positive, validated_dataclass
 from torchptycho.core.errors import ConfigError
 
 __all__ = ["ExperimentConfig", "LogConfig"]
 
 
-@strict
+@validated_dataclass
 class ExperimentConfig:
     """What the model of the experiment holds besides object and probe; all of it is off unless asked for."""
 
@@ -33,7 +33,7 @@ class ExperimentConfig:
     """Learning rate of scale and background, relative to themselves."""
 
 
-@strict
+@validated_dataclass
 class LogConfig:
     """What is written down while a network trains."""
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from torchptycho.core.config.base import NonNegative, strict
+from torchptycho.core.config.base import NonNegative, validated_dataclass
 
 __all__ = ["SUPPORTED_N_PX", "LossConfig", "ModelConfig"]
 
@@ -14,7 +14,7 @@ SUPPORTED_N_PX = (32, 64, 128, 256)
 """Frame sizes for which networks exist."""
 
 
-@strict
+@validated_dataclass
 class ModelConfig:
     """The generator and the model of the experiment around it."""
 
@@ -36,7 +36,7 @@ class ModelConfig:
     """Let training improve the probe."""
 
 
-@strict
+@validated_dataclass
 class LossConfig:
     """Weights of the terms of the loss."""
 

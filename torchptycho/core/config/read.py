@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal
 import tyro
 from pydantic import Field
 
-from torchptycho.core.config.base import Domain, Positive, strict
+from torchptycho.core.config.base import Domain, Positive, validated_dataclass
 from torchptycho.core.errors import ConfigError
 
-__all__ = ["MappingConfig", "ReadConfig", "ScanFormat", "frame_slice", "reading_of"]
+__all__ = ["MappingConfig", "ReadConfig", "ScanFormat", "extract_read_config", "parse_frame_slice"]
 
 ScanFormat = Literal["npz", "ptychodus-h5", "ptychodus-npz"]
 """Formats in which a scan can be written."""
@@ -23,14 +23,14 @@ ScanFormat = Literal["npz", "ptychodus-h5", "ptychodus-npz"]
 FRAMES_PATTERN = r"^-?\d*:-?\d*(:-?\d+)?$"
 
 
-def frame_slice(text: str | None) -> slice | None:
+def parse_frame_slice(text: str | None) -> slice | None:
     """The frames that `ReadConfig.frames` means."""
     if text is None:
         return None
     return slice(*(int(part) if part else None for part in text.split(":")))
 
 
-@strict
+@validated_dataclass
 class MappingConfig:
     """Where a file of no known format keeps what: a place is `/path/in/the/file` or `other_file:/path`.
 
@@ -65,7 +65,7 @@ class MappingConfig:
     """Edge of a detector pixel, in metres."""
 
 
-@strict
+@validated_dataclass
 class ReadConfig:
     """How scan files are read."""
 
@@ -138,7 +138,7 @@ class ReadConfig:
         return any(getattr(self, name) != getattr(default, name) for name in names)
 
 
-def reading_of(config: ReadConfig) -> ReadConfig:
+def extract_read_config(config: ReadConfig) -> ReadConfig:
     """Only the options of reading, from a configuration that has more."""
     own: dict[str, Any] = {field.name: getattr(config, field.name) for field in dataclasses.fields(ReadConfig)}
     return ReadConfig(**own)

@@ -6,12 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from torchptycho.core.config.base import Count, strict
+from torchptycho.core.config.base import Count, validated_dataclass
 
 __all__ = ["ReconstructConfig"]
 
 
-@strict
+@validated_dataclass
 class ReconstructConfig:
     """Prediction and stitching."""
 

@@ -6,12 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from torchptycho.core.config.base import Count, NonNegative, Positive, strict
+from torchptycho.core.config.base import Count, NonNegative, Positive, validated_dataclass
 
 __all__ = ["RefineConfig"]
 
 
-@strict
+@validated_dataclass
 class RefineConfig:
     """How an image is fitted to the counts: object, and if wanted probe, positions and background."""
 

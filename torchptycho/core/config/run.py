@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
-from torchptycho.core.config.base import one_line, strict
+from torchptycho.core.config.base import to_config_error, validated_dataclass
 from torchptycho.core.config.data import GroupConfig, PrepareConfig
 from torchptycho.core.config.experiment import ExperimentConfig, LogConfig
 from torchptycho.core.config.model import LossConfig, ModelConfig
-from torchptycho.core.config.read import MappingConfig, ReadConfig, reading_of
+from torchptycho.core.config.read import MappingConfig, ReadConfig, extract_read_config
 from torchptycho.core.config.reconstruct import ReconstructConfig
 from torchptycho.core.config.refine import RefineConfig
 from torchptycho.core.config.train import TrainConfig
@@ -27,7 +27,7 @@ __all__ = ["RunConfig", "from_dict", "load_config", "save_config", "to_dict"]
 T = TypeVar("T")
 
 
-@strict
+@validated_dataclass
 class RunConfig:
     """Everything that a run from scan to image can be told."""
 
@@ -44,7 +44,7 @@ class RunConfig:
     @property
     def reading(self) -> ReadConfig:
         """The options of `prepare` that hold wherever a scan is opened."""
-        return reading_of(self.prepare)
+        return extract_read_config(self.prepare)
 
 
 _SECTIONS: dict[str, type] = {
@@ -77,7 +77,7 @@ def from_dict(kind: type[T], values: dict[str, Any], *, source: str = "configura
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
-        raise one_line(error, source) from None
+        raise to_config_error(error, source) from None
 
 
 def _refuse_unknown_keys(kind: Any, values: Any, source: str, prefix: str) -> None:

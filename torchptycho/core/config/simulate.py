@@ -6,12 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from torchptycho.core.config.base import Count, Fraction, NonNegative, Positive, strict
+from torchptycho.core.config.base import Count, Fraction, NonNegative, Positive, validated_dataclass
 
 __all__ = ["SimulateConfig"]
 
 
-@strict
+@validated_dataclass
 class SimulateConfig:
     """A simulated experiment: object, probe, scan positions, dose."""
 

@@ -6,12 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from torchptycho.core.config.base import Count, NonNegative, Positive, strict
+from torchptycho.core.config.base import Count, NonNegative, Positive, validated_dataclass
 
 __all__ = ["TrainConfig"]
 
 
-@strict
+@validated_dataclass
 class TrainConfig:
     """The optimisation."""
 

@@ -13,14 +13,14 @@ from torchptycho.core.config import SimulateConfig, to_dict
 from torchptycho.core.errors import ConfigError
 from torchptycho.core.geometry import Geometry
 from torchptycho.core.scan import ArrayFrames, Scan
-from torchptycho.core.versions import versions
+from torchptycho.core.versions import collect_versions
 from torchptycho.data.simulation.objects import make_object
 from torchptycho.data.simulation.positions import check_positions, make_positions
 from torchptycho.data.simulation.probes import border_fraction, make_probe, scale_to_photons
 from torchptycho.io import read_probe
 from torchptycho.physics.diffraction import expected_counts
 from torchptycho.physics.noise import poisson_sample
-from torchptycho.physics.patches import corner, extract
+from torchptycho.physics.patches import extract, locate_corner
 
 __all__ = ["simulate"]
 
@@ -101,7 +101,7 @@ def simulate(
         "probe_is_calibrated": True,
         "photons_drawn_total": total,
         "photons_drawn_mean": total / len(frames),
-        "versions": versions(),
+        "versions": collect_versions(),
     }
     return Scan(
         frames=ArrayFrames(frames),
@@ -124,7 +124,7 @@ def _record_frames(
     """Frames [M, N, N] in batches; counts with a generator, expected counts in float32 without."""
     count, n_px = len(positions_px), modes.shape[-1]
     field, probe = torch.from_numpy(truth), torch.from_numpy(modes)
-    corners_px = corner(torch.from_numpy(positions_px), n_px)
+    corners_px = locate_corner(torch.from_numpy(positions_px), n_px)
     frames = np.empty((count, n_px, n_px), dtype=np.float32 if generator is None else np.uint16)
     step = max(1, _BATCH_ELEMENTS // modes.size)
     for start in range(0, count, step):

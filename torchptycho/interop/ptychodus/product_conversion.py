@@ -20,11 +20,11 @@ from torchptycho.core.errors import ScanError
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.core.scan import ArrayFrames, Scan
 from torchptycho.interop.ptychodus.training_files import HALF_PX
-from torchptycho.io import Recorded
+from torchptycho.io import RawScan
 from torchptycho.io.frames.frame_stacks import working_dtype
-from torchptycho.io.probe_files import probe_modes
-from torchptycho.io.raw_scan import lengths
-from torchptycho.io.scan_builder import scan_of
+from torchptycho.io.probe_files import to_probe_modes
+from torchptycho.io.raw_scan import build_geometry
+from torchptycho.io.scan_builder import build_scan
 
 __all__ = ["on_canvas", "product_of", "scan_of_input", "start_of"]
 
@@ -62,7 +62,7 @@ def scan_of_input(parameters: ReconstructInput) -> Scan:
     columns = geometry.map_probe_positions_to_object_x_px(product.probe_positions)
     patterns = np.asarray(parameters.diffraction_patterns)
     bad: Any = parameters.bad_pixels
-    recorded = Recorded(
+    recorded = RawScan(
         path=name,
         format="Ptychodus",
         frames=ArrayFrames(np.ascontiguousarray(patterns, working_dtype(patterns.dtype))),
@@ -71,9 +71,9 @@ def scan_of_input(parameters: ReconstructInput) -> Scan:
         positions=np.stack([rows, columns], axis=1).astype(np.float64) + HALF_PX,
         unit="px",
         position_keys=("probe_position_y_m", "probe_position_x_m"),
-        probe=probe_modes(name, "probe", product.probes.get_array().astype(np.complex64)),
+        probe=to_probe_modes(name, "probe", product.probes.get_array().astype(np.complex64)),
         bad_pixels=None if bad is None else np.asarray(bad, bool),
-        geometry=lengths(
+        geometry=build_geometry(
             name,
             energy_eV=product.metadata.photon_energy_eV,
             distance_m=abs(product.metadata.detector_distance_m),
@@ -81,7 +81,7 @@ def scan_of_input(parameters: ReconstructInput) -> Scan:
         ),
         far_field=product.metadata.far_field,
     )
-    return scan_of(recorded, "handed over in memory", ReadConfig(domain="counts"))
+    return build_scan(recorded, "handed over in memory", ReadConfig(domain="counts"))
 
 
 def start_of(product: Product) -> Reconstruction | None:

@@ -11,7 +11,7 @@ from torchptycho.core.errors import ScanError
 from torchptycho.core.scan import Scan
 from torchptycho.io import read_scan
 from torchptycho.io.storage.archive import NpzArchive, is_zip
-from torchptycho.io.storage.file_access import file_head
+from torchptycho.io.storage.file_access import read_head
 
 __all__ = ["HALF_PX", "find_training_files", "read_training_scan"]
 
@@ -54,7 +54,7 @@ def read_training_scan(path: Path, *, subtract_mean_phase: bool) -> Scan:
     Raises:
         ScanError: the file is not a scan.
     """
-    exported = is_zip(file_head(path)) and "diff3d" in NpzArchive(path)
+    exported = is_zip(read_head(path)) and "diff3d" in NpzArchive(path)
     scan = read_scan(path, domain="counts" if exported else None)
     if exported:
         nominal = scan.nominal_positions_px

@@ -15,7 +15,7 @@ from torchptycho.core.errors import ScanError
 from torchptycho.core.scan import DEFAULT_PHOTONS_PER_FRAME, Scan
 from torchptycho.interop import original_layouts
 from torchptycho.interop.workflow.raw_data import Grouping, RawData
-from torchptycho.io.frames.frame_stacks import scattered_is_dear
+from torchptycho.io.frames.frame_stacks import random_access_is_slow
 from torchptycho.io.frames.views import PickedFrames
 from torchptycho.physics.scaling import Scaling
 
@@ -287,7 +287,7 @@ def _some_frames(scan: Scan, rows: np.ndarray) -> Scan:
     patches, nominal = scan.truth_patches, scan.nominal_positions_px
     return dataclasses.replace(
         scan,
-        frames=PickedFrames(scan.frames, rows, streamed=scattered_is_dear(scan.frames)),
+        frames=PickedFrames(scan.frames, rows, streamed=random_access_is_slow(scan.frames)),
         positions_px=scan.positions_px[rows],
         scan_id=scan.scan_id[rows],
         truth_patches=None if patches is None else patches[rows],

@@ -15,13 +15,13 @@ from torchptycho.core.errors import ConfigError, ScanError
 from torchptycho.core.scan import ArrayFrames, Scan
 from torchptycho.data.grouping import group
 from torchptycho.interop import original_layouts
-from torchptycho.io import Recorded, read_scan
+from torchptycho.io import RawScan, read_scan
 from torchptycho.io.checks import check_frame_shape
-from torchptycho.io.probe_files import probe_modes
+from torchptycho.io.probe_files import to_probe_modes
 from torchptycho.io.raw_scan import check_count
-from torchptycho.io.scan_builder import scan_of
-from torchptycho.physics.patches import corner, extract
-from torchptycho.physics.scaling import frame_sums, measure_scaling
+from torchptycho.io.scan_builder import build_scan
+from torchptycho.physics.patches import extract, locate_corner
+from torchptycho.physics.scaling import measure_scaling, sum_frames
 
 __all__ = ["Grouping", "RawData"]
 
@@ -71,7 +71,7 @@ class RawData:
             columns["scan_index"] = scan_index
         for name, values in columns.items():
             check_count(here, name, len(values), m, rows, cut=False)
-        probe = probe_modes(here, "probeGuess", probeGuess.astype(np.complex64), (diff3d.shape[1],))
+        probe = to_probe_modes(here, "probeGuess", probeGuess.astype(np.complex64), (diff3d.shape[1],))
         domain = (metadata or {}).get("domain")
         if domain not in (None, "counts", "amplitude"):
             raise ScanError(
@@ -81,7 +81,7 @@ class RawData:
                 found=f"{domain!r}",
                 remedy="Correct it or leave it out.",
             )
-        recorded = Recorded(
+        recorded = RawScan(
             path=here,
             format="arrays",
             frames=ArrayFrames(diff3d),
@@ -97,7 +97,7 @@ class RawData:
             truth_patches=None if Y is None else Y.astype(np.complex64),
             metadata={name: value for name, value in (metadata or {}).items() if name != "domain"},
         )
-        self._scan = scan_of(recorded, "given as arrays", ReadConfig())
+        self._scan = build_scan(recorded, "given as arrays", ReadConfig())
 
     @classmethod
     def from_scan(cls, scan: Scan) -> RawData:
@@ -322,7 +322,7 @@ class Grouping:
     @functools.cached_property
     def input_scale(self) -> float:
         """Factor from amplitudes to X, measured over all groups, a frame as often as groups hold it."""
-        sums = frame_sums(self._raw.diff3d, "amplitude")
+        sums = sum_frames(self._raw.diff3d, "amplitude")
         return measure_scaling(float(sums[self._members].mean()), self._scan.n_px, "amplitude").input_scale
 
     def frames(self) -> Num[np.ndarray, "b c n n"]:
@@ -338,7 +338,7 @@ class Grouping:
         # Not -relative: so the original has it.
         where = torch.from_numpy(original_layouts.positions_from_coords(self.offsets + self.relative)).reshape(-1, 2)
         field = torch.from_numpy(truth)
-        parts = [extract(field, corner(some, n_px), n_px) for some in torch.split(where, _PATCHES_AT_ONCE)]
+        parts = [extract(field, locate_corner(some, n_px), n_px) for some in torch.split(where, _PATCHES_AT_ONCE)]
         return np.asarray(torch.cat(parts).reshape(*self._members.shape, n_px, n_px).numpy())
 
     def _places(

@@ -8,14 +8,23 @@ from typing import Any
 
 import numpy as np
 
-from torchptycho.core.config.read import ReadConfig, frame_slice
+from torchptycho.core.config.read import ReadConfig, parse_frame_slice
 from torchptycho.core.errors import ScanError
-from torchptycho.core.geometry import energy_of_wavelength_eV
-from torchptycho.io.frames.frame_stacks import select
-from torchptycho.io.frames.hdf5_frames import hdf5_stack
-from torchptycho.io.probe_files import probe_modes
-from torchptycho.io.raw_scan import Recorded, check_count, lengths, rows_of
-from torchptycho.io.storage.hdf5 import MAGIC, find, load_array, load_complex, load_number, locate, names_in, open_hdf5
+from torchptycho.core.geometry import wavelength_to_energy_eV
+from torchptycho.io.frames.frame_stacks import select_frames
+from torchptycho.io.frames.hdf5_frames import open_hdf5_stack
+from torchptycho.io.probe_files import to_probe_modes
+from torchptycho.io.raw_scan import RawScan, build_geometry, check_count, resolve_rows
+from torchptycho.io.storage.hdf5 import (
+    MAGIC,
+    find_dataset,
+    list_names,
+    load_array,
+    load_complex,
+    load_number,
+    locate_dataset,
+    open_hdf5,
+)
 
 __all__ = ["read_cxi", "sniff_cxi"]
 
@@ -29,10 +38,10 @@ _TRANSLATION = (
 )
 _PROBE = (f"{_ENTRY}/instrument_1/source_1/illumination", f"{_ENTRY}/source_1/illumination")
 _EV_IN_J = 1.602176634e-19
-_SHORTEST_M, _LONGEST_M = 1e-12, 1e-5
+_MIN_WAVELENGTH_M, _MAX_WAVELENGTH_M = 1e-12, 1e-5
 # Bits of the mask that tell something about a pixel without making it bad: in a mask of peaks, corrected, used for
 # finding peaks, background subtracted, has signal; 0x1000 marks pixels with signal in files of several writers.
-_HARMLESS = 0x20 | 0x800 | 0x1000 | 0x2000 | 0x4000 | 0x10000
+_HARMLESS_BITS = 0x20 | 0x800 | 0x1000 | 0x2000 | 0x4000 | 0x10000
 
 
 def sniff_cxi(path: Path, head: bytes) -> str | None:
@@ -40,13 +49,15 @@ def sniff_cxi(path: Path, head: bytes) -> str | None:
     if not head.startswith(MAGIC):
         return None
     with open_hdf5(path) as file:
-        inside = names_in(file, path)
+        inside = list_names(file, path)
         if "cxi_version" in inside and _ENTRY in inside:
             return f"HDF5 with cxi_version and {_ENTRY}"
-        return f"HDF5 with {_FRAMES[0]}" if _ENTRY in inside and find(file, path, _FRAMES[0]) is not None else None
+        return (
+            f"HDF5 with {_FRAMES[0]}" if _ENTRY in inside and find_dataset(file, path, _FRAMES[0]) is not None else None
+        )
 
 
-def read_cxi(path: Path, config: ReadConfig) -> Recorded:
+def read_cxi(path: Path, config: ReadConfig) -> RawScan:
     """The first entry of a CXI file.
 
     Positions are `translation` in metres. It is the motion of the sample, so that the beam moves the other way
@@ -57,9 +68,9 @@ def read_cxi(path: Path, config: ReadConfig) -> Recorded:
         ScanError: no frames or positions, or lengths that cannot be.
     """
     notes: list[str] = []
-    frames_slice = frame_slice(config.frames)
+    frames_slice = parse_frame_slice(config.frames)
     with open_hdf5(path) as file:
-        key, dataset = locate(file, path, *_FRAMES)
+        key, dataset = locate_dataset(file, path, *_FRAMES)
         if dataset is None:
             raise ScanError(
                 path,
@@ -68,54 +79,56 @@ def read_cxi(path: Path, config: ReadConfig) -> Recorded:
                 found="no such dataset",
                 remedy="Perhaps it is a reconstruction; name the file with the frames.",
             )
-        stack = hdf5_stack(dataset, path, key)
-        notes.append(f"frames in {key}, {dataset.shape} {dataset.dtype}" + _stored(dataset, len(stack.files)))
+        stack = open_hdf5_stack(dataset, path, key)
+        notes.append(f"frames in {key}, {dataset.shape} {dataset.dtype}" + _describe_storage(dataset, len(stack.files)))
         m, height, width = stack.shape
-        rows = rows_of(path, key, m, frames_slice)
-        slow, fast, pixel_m = _basis(file, path, config, notes)
-        positions, position_key = _translation(file, path, slow, fast, config, notes)
+        rows = resolve_rows(path, key, m, frames_slice)
+        slow, fast, pixel_m = _read_basis(file, path, config, notes)
+        positions, position_key = _read_translation(file, path, slow, fast, config, notes)
         check_count(path, position_key, len(positions), m, rows, cut=frames_slice is not None)
-        energy_eV = config.energy_eV or _energy_eV(file, path, notes)
-        distance = find(file, path, f"{_DETECTOR}/distance")
+        energy_eV = config.energy_eV or _read_energy_eV(file, path, notes)
+        distance = find_dataset(file, path, f"{_DETECTOR}/distance")
         distance_m = None if distance is None else abs(load_number(distance, path, "distance"))
-        probe = _probe(file, path, config, (height, width))
-        return Recorded(
+        probe = _read_probe(file, path, config, (height, width))
+        return RawScan(
             path=path,
             format="CXI / NXcxi_ptycho",
-            frames=select(stack, rows),
+            frames=select_frames(stack, rows),
             rows=rows,
             domain="counts",
             positions=positions[rows.start : rows.stop : rows.step],
             unit="m",
             position_keys=(position_key, position_key),
             probe=probe,
-            bad_pixels=_bad_pixels(file, path, (height, width), notes),
-            truth=_object(file, path, notes),
+            bad_pixels=_read_bad_pixels(file, path, (height, width), notes),
+            truth=_read_object(file, path, notes),
             truth_is_centered=True,
-            geometry=lengths(path, energy_eV=energy_eV, distance_m=distance_m, detector_pixel_m=pixel_m),
+            geometry=build_geometry(path, energy_eV=energy_eV, distance_m=distance_m, detector_pixel_m=pixel_m),
             notes=tuple(notes),
         )
 
 
-def _stored(dataset: Any, n_files: int) -> str:
+def _describe_storage(dataset: Any, n_files: int) -> str:
     if dataset.is_virtual:
         return f", virtual, from {n_files - 1 or 1} file(s)"
     return f", compressed ({dataset.compression})" if dataset.compression else ""
 
 
-def _basis(file: Any, path: Path, config: ReadConfig, notes: list[str]) -> tuple[np.ndarray, np.ndarray, float | None]:
+def _read_basis(
+    file: Any, path: Path, config: ReadConfig, notes: list[str]
+) -> tuple[np.ndarray, np.ndarray, float | None]:
     """Unit vectors of the rows' direction and of the columns', and the edge of a pixel in metres."""
-    node = find(file, path, f"{_DETECTOR}/basis_vectors")
+    node = find_dataset(file, path, f"{_DETECTOR}/basis_vectors")
     sizes = {
         name: load_number(found, path, name)
         for name in ("y_pixel_size", "x_pixel_size")
-        if (found := find(file, path, f"{_DETECTOR}/{name}")) is not None
+        if (found := find_dataset(file, path, f"{_DETECTOR}/{name}")) is not None
     }
     if node is None:
         y = sizes.get("y_pixel_size", sizes.get("x_pixel_size"))
         x = sizes.get("x_pixel_size", y)
         notes.append("no basis_vectors: rows along -y, columns along -x")
-        return np.array([0.0, -1.0, 0.0]), np.array([-1.0, 0.0, 0.0]), _square(path, y, x, config)
+        return np.array([0.0, -1.0, 0.0]), np.array([-1.0, 0.0, 0.0]), _check_square(path, y, x, config)
     vectors = load_array(node, path, "basis_vectors")
     vectors = vectors.astype(np.float64) if vectors.dtype.kind in "iuf" else np.zeros((0, 0))
     vectors = vectors.T if vectors.shape == (3, 2) else vectors
@@ -129,16 +142,16 @@ def _basis(file: Any, path: Path, config: ReadConfig, notes: list[str]) -> tuple
             remedy="Correct them, or leave them out.",
         )
     slow, fast = vectors / lengths[:, None]
-    notes.append(f"basis_vectors: rows along {_axis(slow)}, columns along {_axis(fast)}")
+    notes.append(f"basis_vectors: rows along {_format_axis(slow)}, columns along {_format_axis(fast)}")
     y, x = sizes.get("y_pixel_size", float(lengths[0])), sizes.get("x_pixel_size", float(lengths[1]))
-    return slow, fast, _square(path, y, x, config)
+    return slow, fast, _check_square(path, y, x, config)
 
 
-def _axis(vector: np.ndarray) -> str:
+def _format_axis(vector: np.ndarray) -> str:
     return f"({', '.join(f'{value:.3g}' for value in vector + 0.0)})"
 
 
-def _square(path: Path, y: float | None, x: float | None, config: ReadConfig) -> float | None:
+def _check_square(path: Path, y: float | None, x: float | None, config: ReadConfig) -> float | None:
     if config.detector_pixel_m is not None or y is None or x is None:
         return config.detector_pixel_m
     if not (y > 0 and x > 0 and math.isclose(y, x, rel_tol=1e-3)):
@@ -152,10 +165,10 @@ def _square(path: Path, y: float | None, x: float | None, config: ReadConfig) ->
     return y
 
 
-def _translation(
+def _read_translation(
     file: Any, path: Path, slow: np.ndarray, fast: np.ndarray, config: ReadConfig, notes: list[str]
 ) -> tuple[np.ndarray, str]:
-    key, node = locate(file, path, *_TRANSLATION)
+    key, node = locate_dataset(file, path, *_TRANSLATION)
     if node is None:
         raise ScanError(
             path,
@@ -185,7 +198,7 @@ def _translation(
     return np.stack([beam @ slow, beam @ fast], axis=1), key
 
 
-def _energy_eV(file: Any, path: Path, notes: list[str]) -> float | None:
+def _read_energy_eV(file: Any, path: Path, notes: list[str]) -> float | None:
     """Photon energy: the beam's, else from a wavelength, else what CXI files keep under the source, in J or eV."""
     found = {
         name: load_number(node, path, name)
@@ -197,35 +210,35 @@ def _energy_eV(file: Any, path: Path, notes: list[str]) -> float | None:
             "instrument_1/source_1/energy",
             "source_1/energy",
         )
-        if (node := find(file, path, f"{_ENTRY}/{name}")) is not None
+        if (node := find_dataset(file, path, f"{_ENTRY}/{name}")) is not None
     }
     for name, value in found.items():
-        for energy, unit in _readings(name, value):
-            if _SHORTEST_M <= energy_of_wavelength_eV(1.0) / energy <= _LONGEST_M:
+        for energy, unit in _interpret_energy(name, value):
+            if _MIN_WAVELENGTH_M <= wavelength_to_energy_eV(1.0) / energy <= _MAX_WAVELENGTH_M:
                 notes.append(f"photon energy {energy:.6g} eV from {name} ({value:.6g} {unit})")
                 return energy
     if found:
         raise ScanError(
             path,
             f"{_ENTRY}/instrument_1/source_1/energy",
-            expected=f"a photon energy whose wavelength is within {_SHORTEST_M:g} to {_LONGEST_M:g} m",
+            expected=f"a photon energy whose wavelength is within {_MIN_WAVELENGTH_M:g} to {_MAX_WAVELENGTH_M:g} m",
             found=", ".join(f"{name} = {value:.6g}" for name, value in found.items()),
             remedy="Give it with --energy-eV.",
         )
     return None
 
 
-def _readings(name: str, value: float) -> list[tuple[float, str]]:
+def _interpret_energy(name: str, value: float) -> list[tuple[float, str]]:
     if not value > 0:
         return []
     if name.endswith("wavelength"):
-        return [(energy_of_wavelength_eV(value), "m")]
+        return [(wavelength_to_energy_eV(value), "m")]
     # CXI has joules; NeXus writers put eV.
     return [(value / _EV_IN_J, "J"), (value, "eV")]
 
 
-def _bad_pixels(file: Any, path: Path, shape: tuple[int, int], notes: list[str]) -> np.ndarray | None:
-    key, node = locate(file, path, f"{_DETECTOR}/mask", f"{_DETECTOR}/pixel_mask")
+def _read_bad_pixels(file: Any, path: Path, shape: tuple[int, int], notes: list[str]) -> np.ndarray | None:
+    key, node = locate_dataset(file, path, f"{_DETECTOR}/mask", f"{_DETECTOR}/pixel_mask")
     if node is None:
         return None
     if node.dtype.kind not in "biu" or tuple(node.shape[-2:]) != shape or len(node.shape) not in (2, 3):
@@ -238,7 +251,9 @@ def _bad_pixels(file: Any, path: Path, shape: tuple[int, int], notes: list[str])
         )
     if len(node.shape) == 3:
         bad = np.zeros(shape, bool)
-        for chunk in hdf5_stack(node, path, key).chunks(8) if node.dtype.kind != "b" else [load_array(node, path, key)]:
+        for chunk in (
+            open_hdf5_stack(node, path, key).chunks(8) if node.dtype.kind != "b" else [load_array(node, path, key)]
+        ):
             bad |= _is_bad(chunk).any(axis=0)
         notes.append(f"{key}: one mask per frame; a pixel that is bad in any of them is masked in all")
     else:
@@ -258,26 +273,26 @@ def _bad_pixels(file: Any, path: Path, shape: tuple[int, int], notes: list[str])
 def _is_bad(mask: np.ndarray) -> np.ndarray:
     if mask.dtype.kind == "b":
         return mask
-    bad: np.ndarray = (mask.astype(np.int64) & ~np.int64(_HARMLESS)) != 0
+    bad: np.ndarray = (mask.astype(np.int64) & ~np.int64(_HARMLESS_BITS)) != 0
     return bad
 
 
-def _probe(file: Any, path: Path, config: ReadConfig, shape: tuple[int, int]) -> np.ndarray | None:
+def _read_probe(file: Any, path: Path, config: ReadConfig, shape: tuple[int, int]) -> np.ndarray | None:
     """The illumination, or `image_1` when it is a wave of the size of the frames."""
     if config.probe is not None:
         return None
-    key, node = locate(file, path, *_PROBE)
+    key, node = locate_dataset(file, path, *_PROBE)
     if node is None:
-        key, node = locate(file, path, f"{_ENTRY}/image_1/data")
+        key, node = locate_dataset(file, path, f"{_ENTRY}/image_1/data")
         if node is None or node.dtype.kind != "c" or tuple(node.shape[-2:]) != shape:
             return None
-    return probe_modes(path, key, load_complex(node, path, key))
+    return to_probe_modes(path, key, load_complex(node, path, key))
 
 
-def _object(file: Any, path: Path, notes: list[str]) -> np.ndarray | None:
+def _read_object(file: Any, path: Path, notes: list[str]) -> np.ndarray | None:
     """`image_2`, a reconstruction of one slice."""
     key = f"{_ENTRY}/image_2/data"
-    node = find(file, path, key)
+    node = find_dataset(file, path, key)
     if node is None or node.dtype.kind != "c":
         return None
     values = load_complex(node, path, key)

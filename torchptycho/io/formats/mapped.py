@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from torchptycho.core.config.read import MappingConfig, ReadConfig, frame_slice
+from torchptycho.core.config.read import MappingConfig, ReadConfig, parse_frame_slice
 from torchptycho.core.errors import ScanError
-from torchptycho.io.array_refs import Place, parse_place
-from torchptycho.io.frames.frame_stacks import select
-from torchptycho.io.probe_files import probe_modes
-from torchptycho.io.raw_scan import Recorded, check_count, lengths, rows_of
-from torchptycho.io.storage.file_access import file_head
+from torchptycho.io.array_refs import ArrayRef, parse_array_ref
+from torchptycho.io.frames.frame_stacks import select_frames
+from torchptycho.io.probe_files import to_probe_modes
+from torchptycho.io.raw_scan import RawScan, build_geometry, check_count, resolve_rows
+from torchptycho.io.storage.file_access import read_head
 
 __all__ = ["read_mapped"]
 
@@ -20,24 +20,24 @@ _METRES = {"m": 1.0, "mm": 1e-3, "um": 1e-6, "nm": 1e-9}
 _EV = {"eV": 1.0, "keV": 1e3, "J": 1 / 1.602176634e-19}
 
 
-def read_mapped(path: Path, config: ReadConfig, mapping: MappingConfig) -> Recorded:
+def read_mapped(path: Path, config: ReadConfig, mapping: MappingConfig) -> RawScan:
     """A scan whose parts are where `mapping` says.
 
     Raises:
         ScanError: a part is not there, or not what it should be.
     """
-    file_head(path)
+    read_head(path)
 
-    def place(text: str) -> Place:
-        return parse_place(text, path.parent, path)
+    def place(text: str) -> ArrayRef:
+        return parse_array_ref(text, path.parent, path)
 
-    cut = frame_slice(config.frames)
+    cut = parse_frame_slice(config.frames)
     frames_at = place(mapping.frames)
-    stack = frames_at.stack(mapping.frames_axes)
-    rows = rows_of(frames_at.path, frames_at.key, stack.shape[0], cut)
+    stack = frames_at.open_frames(mapping.frames_axes)
+    rows = resolve_rows(frames_at.path, frames_at.key, stack.shape[0], cut)
     positions = []
     for text in (mapping.positions_y, mapping.positions_x):
-        vector = _vector(place(text))
+        vector = _read_vector(place(text))
         check_count(place(text).path, place(text).key, len(vector), stack.shape[0], rows, cut=cut is not None)
         positions.append(vector[rows.start : rows.stop : rows.step])
     probe = None
@@ -52,7 +52,7 @@ def read_mapped(path: Path, config: ReadConfig, mapping: MappingConfig) -> Recor
                 found=f"{values.dtype} {values.shape}",
                 remedy="Save the wave, not an image of it.",
             )
-        probe = probe_modes(at.path, at.key, values.astype(np.complex64))
+        probe = to_probe_modes(at.path, at.key, values.astype(np.complex64))
     bad = None
     if mapping.mask is not None:
         at = place(mapping.mask)
@@ -67,14 +67,14 @@ def read_mapped(path: Path, config: ReadConfig, mapping: MappingConfig) -> Recor
             )
         bad = (values == 0) if mapping.mask_good == "nonzero" else (values != 0)
     energy, distance, pixel = (
-        None if text is None else _number(place(text))
+        None if text is None else _read_number(place(text))
         for text in (mapping.energy, mapping.distance, mapping.detector_pixel)
     )
     pixels = mapping.positions_unit == "px"
-    return Recorded(
+    return RawScan(
         path=path,
         format="a mapping",
-        frames=select(stack, rows),
+        frames=select_frames(stack, rows),
         rows=rows,
         domain="counts",
         positions=np.stack(positions, axis=1) * _METRES.get(mapping.positions_unit, 1.0),
@@ -82,18 +82,18 @@ def read_mapped(path: Path, config: ReadConfig, mapping: MappingConfig) -> Recor
         position_keys=(mapping.positions_y, mapping.positions_x),
         probe=probe,
         bad_pixels=bad,
-        geometry=lengths(
+        geometry=build_geometry(
             path,
             energy_eV=None if energy is None else energy * _EV[mapping.energy_unit],
             distance_m=distance,
             detector_pixel_m=pixel,
         ),
         notes=(f"frames in {frames_at}", f"positions in {mapping.positions_unit}"),
-        beside=tuple(place(text).path for text in _places(mapping)),
+        companion_files=tuple(place(text).path for text in _list_refs(mapping)),
     )
 
 
-def _places(mapping: MappingConfig) -> list[str]:
+def _list_refs(mapping: MappingConfig) -> list[str]:
     """All that the mapping names."""
     named = (
         mapping.frames,
@@ -108,7 +108,7 @@ def _places(mapping: MappingConfig) -> list[str]:
     return [text for text in named if text is not None]
 
 
-def _vector(place: Place) -> np.ndarray:
+def _read_vector(place: ArrayRef) -> np.ndarray:
     values = place.load()
     if values.dtype.kind not in "iuf" or values.ndim < 1 or values.size != max(values.shape):
         raise ScanError(
@@ -121,7 +121,7 @@ def _vector(place: Place) -> np.ndarray:
     return values.reshape(-1).astype(np.float64)
 
 
-def _number(place: Place) -> float:
+def _read_number(place: ArrayRef) -> float:
     values = place.load()
     number = float(values.astype(np.float64).mean()) if values.dtype.kind in "iuf" else float("nan")
     if not 0 < number < float("inf"):

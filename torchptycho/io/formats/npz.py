@@ -12,16 +12,16 @@ from typing import Any, cast
 import numpy as np
 
 from torchptycho.core.config.base import Domain
-from torchptycho.core.config.read import ReadConfig, frame_slice
+from torchptycho.core.config.read import ReadConfig, parse_frame_slice
 from torchptycho.core.errors import ScanError
 from torchptycho.core.geometry import Geometry
 from torchptycho.core.scan import Frames, Scan
-from torchptycho.io.checks import check_frame_shape, check_positions, raw_checked_chunks
-from torchptycho.io.frames.frame_stacks import open_stack, select, working_dtype
-from torchptycho.io.probe_files import NO_PROBE, load_probe
-from torchptycho.io.raw_scan import Recorded, check_count, rows_of
+from torchptycho.io.checks import check_frame_shape, check_positions, iter_raw_chunks
+from torchptycho.io.frames.frame_stacks import open_stack, select_frames, working_dtype
+from torchptycho.io.probe_files import PROBE_REMEDY, load_probe
+from torchptycho.io.raw_scan import RawScan, check_count, resolve_rows
 from torchptycho.io.storage.archive import Member, NpzArchive, is_zip, write_array, write_header
-from torchptycho.io.storage.file_access import dump_json, replaced_atomically
+from torchptycho.io.storage.file_access import dump_json, replace_atomically
 
 __all__ = ["read_npz", "sniff_npz", "write_npz"]
 
@@ -30,7 +30,7 @@ _LENGTHS = tuple(field.name for field in dataclasses.fields(Geometry))
 # Entries of `_metadata` that become fields of the scan, so that they cannot contradict them later.
 _RESERVED = ("domain", "probe_is_calibrated", "frames_axis", "format", "format_version", *_LENGTHS)
 _FRAMES_KEYS = ("diffraction", "diff3d")
-_LOOK_PX = 2**20
+_SAMPLED_PX = 2**20
 _log = logging.getLogger(__name__)
 
 
@@ -43,50 +43,52 @@ def sniff_npz(path: Path, head: bytes) -> str | None:
     return f"a zip archive with {', '.join(named)}" if named else "a zip archive of arrays"
 
 
-def holds_frames(path: Path) -> bool:
+def has_frames(path: Path) -> bool:
     """Whether there are frames in a zip archive of arrays: images, probes and masks are such archives, too."""
     return not set(_FRAMES_KEYS).isdisjoint(NpzArchive(path).keys)
 
 
-def read_npz(path: Path, config: ReadConfig) -> Recorded:
+def read_npz(path: Path, config: ReadConfig) -> RawScan:
     """A scan in an NPZ file: canonical, legacy, or as Ptychodus writes it for training."""
-    frames = frame_slice(config.frames)
+    frames = parse_frame_slice(config.frames)
     archive = NpzArchive(path)
     metadata = archive.load_metadata()
     _refuse_newer_format(path, metadata)
-    member, axis = _frames_member(archive, metadata)
+    member, axis = _find_frames_member(archive, metadata)
     n_in_file = member.shape[axis]
     height, width = member.shape[1:] if axis == 0 else member.shape[:2]
     if not config.changes_frames:
         check_frame_shape(path, member.key, height, width)
-    rows = rows_of(path, member.key, n_in_file, frames)
-    geometry = _geometry(path, metadata)
-    stack = select(open_stack(archive, member, axis), rows)
+    rows = resolve_rows(path, member.key, n_in_file, frames)
+    geometry = _parse_geometry(path, metadata)
+    stack = select_frames(open_stack(archive, member, axis), rows)
     cut = frames is not None
-    keys = _position_keys(archive)
-    positions_px = _positions(archive, keys, rows, n_in_file, cut=cut)
+    keys = _choose_position_keys(archive)
+    positions_px = _load_positions(archive, keys, rows, n_in_file, cut=cut)
     check_positions(path, positions_px, geometry.with_object_pixel(height), keys)
     own_probe = None
     if config.probe is None and "probeGuess" in archive:
         own_probe = load_probe(archive, "probeGuess", None if config.changes_frames else height)
     elif config.probe is None and not config.guess_probe:
-        raise archive.missing("probeGuess", f"the probe, ({height}, {height}) complex", f"Or give {NO_PROBE}")
-    return Recorded(
+        raise archive.make_missing_error(
+            "probeGuess", f"the probe, ({height}, {height}) complex", f"Or give {PROBE_REMEDY}"
+        )
+    return RawScan(
         path=path,
         format="NPZ",
         frames=stack,
         rows=rows,
-        domain=_domain(path, member.key, config.domain, metadata, stack),
+        domain=_choose_domain(path, member.key, config.domain, metadata, stack),
         positions=positions_px,
         unit="px",
         position_keys=keys,
         probe=own_probe,
-        bad_pixels=~_mask(archive, (height, width)),
-        scan_id=_scan_id(archive, rows, n_in_file, cut=cut),
+        bad_pixels=~_load_mask(archive, (height, width)),
+        scan_id=_load_scan_id(archive, rows, n_in_file, cut=cut),
         geometry=geometry,
-        truth=_truth(archive),
-        truth_patches=_truth_patches(archive, n_in_file, height, axis, rows, cut=cut) if height == width else None,
-        nominal_positions_px=_nominal_positions(archive, rows, n_in_file, cut=cut),
+        truth=_load_truth(archive),
+        truth_patches=_load_truth_patches(archive, n_in_file, height, axis, rows, cut=cut) if height == width else None,
+        nominal_positions_px=_load_nominal_positions(archive, rows, n_in_file, cut=cut),
         metadata={key: value for key, value in metadata.items() if key not in _RESERVED},
         probe_is_calibrated=config.probe is None and metadata.get("probe_is_calibrated") is True,
         notes=(
@@ -132,7 +134,7 @@ def write_npz(scan: Scan, path: Path, *, compressed: bool = True) -> None:
     if scan.nominal_positions_px is not None:
         small |= {"xcoords_start": scan.nominal_positions_px[:, 1], "ycoords_start": scan.nominal_positions_px[:, 0]}
     method = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
-    with replaced_atomically(path) as target, zipfile.ZipFile(target, "w", method) as archive:
+    with replace_atomically(path) as target, zipfile.ZipFile(target, "w", method) as archive:
         for key, array in small.items():
             if array is not None:
                 write_array(archive, key, np.asarray(array))
@@ -146,7 +148,7 @@ def write_npz(scan: Scan, path: Path, *, compressed: bool = True) -> None:
 def _stream_frames(scan: Scan, stream: io.BufferedIOBase) -> None:
     dtype = working_dtype(scan.frames.dtype)
     write_header(stream, dtype, scan.frames.shape)
-    for chunk in raw_checked_chunks(scan):
+    for chunk in iter_raw_chunks(scan):
         stream.write(np.ascontiguousarray(chunk, dtype=dtype).data)
 
 
@@ -162,12 +164,12 @@ def _refuse_newer_format(path: Path, metadata: dict[str, Any]) -> None:
         )
 
 
-def _frames_member(archive: NpzArchive, metadata: dict[str, Any]) -> tuple[Member, int]:
+def _find_frames_member(archive: NpzArchive, metadata: dict[str, Any]) -> tuple[Member, int]:
     """The member with the frames, and the axis along which they lie: 0, or 2 in old files."""
     key = next((name for name in _FRAMES_KEYS if name in archive), None)
     if key is None:
-        raise archive.missing("diffraction", "the frames, (M, N, N)")
-    member = archive.member(key)
+        raise archive.make_missing_error("diffraction", "the frames, (M, N, N)")
+    member = archive.inspect_member(key)
     if len(member.shape) != 3:
         raise ScanError(
             archive.path,
@@ -181,10 +183,10 @@ def _frames_member(archive: NpzArchive, metadata: dict[str, Any]) -> tuple[Membe
         raise ScanError(
             archive.path, key, expected="integer or real frames", found=f"{member.dtype} frames", remedy=remedy
         )
-    return member, _frame_axis(archive, member, metadata)
+    return member, _find_frame_axis(archive, member, metadata)
 
 
-def _frame_axis(archive: NpzArchive, member: Member, metadata: dict[str, Any]) -> int:
+def _find_frame_axis(archive: NpzArchive, member: Member, metadata: dict[str, Any]) -> int:
     said = metadata.get("frames_axis")
     if said in (0, 2):
         return int(said)
@@ -198,15 +200,15 @@ def _frame_axis(archive: NpzArchive, member: Member, metadata: dict[str, Any]) -
             "(N, N, M) look the same",
             remedy="Add the entry \"frames_axis\": 0 for (M, N, N), or 2 for (N, N, M), to the JSON in '_metadata'.",
         )
-    key = _position_keys(archive)[1]
-    n_positions = archive.member(key).shape[0] if key in archive and archive.member(key).shape else a
+    key = _choose_position_keys(archive)[1]
+    n_positions = archive.inspect_member(key).shape[0] if key in archive and archive.inspect_member(key).shape else a
     # Only the old order leaves the first two axes equal; the number of positions decides when neither fits.
     return 2 if (a == b and a != n_positions) or (c == n_positions and n_positions not in (a, b)) else 0
 
 
-def _per_frame(archive: NpzArchive, key: str, rows: range, n_in_file: int, *, cut: bool) -> np.ndarray:
+def _load_per_frame(archive: NpzArchive, key: str, rows: range, n_in_file: int, *, cut: bool) -> np.ndarray:
     """A vector with one real number per frame, for the frames `rows`."""
-    member = archive.member(key)
+    member = archive.inspect_member(key)
     if member.dtype.kind not in "iuf" or len([length for length in member.shape if length != 1]) > 1:
         raise ScanError(
             archive.path,
@@ -220,43 +222,45 @@ def _per_frame(archive: NpzArchive, key: str, rows: range, n_in_file: int, *, cu
     return archive.load(key).reshape(-1)[rows.start : rows.stop : rows.step]
 
 
-def _position_keys(archive: NpzArchive) -> tuple[str, str]:
+def _choose_position_keys(archive: NpzArchive) -> tuple[str, str]:
     """(y, x); the positions as they were asked for, where a file has no others."""
     nominal = ("ycoords_start", "xcoords_start")
     absent = not {"ycoords", "xcoords"} & set(archive.keys)
     return nominal if absent and set(nominal) <= set(archive.keys) else ("ycoords", "xcoords")
 
 
-def _positions(archive: NpzArchive, keys: tuple[str, str], rows: range, n_in_file: int, *, cut: bool) -> np.ndarray:
+def _load_positions(
+    archive: NpzArchive, keys: tuple[str, str], rows: range, n_in_file: int, *, cut: bool
+) -> np.ndarray:
     for key in reversed(keys):
         if key not in archive:
-            raise archive.missing(key, f"{key[0]} of each frame in object pixels, ({n_in_file},)")
-    x, y = (_per_frame(archive, key, rows, n_in_file, cut=cut) for key in reversed(keys))
+            raise archive.make_missing_error(key, f"{key[0]} of each frame in object pixels, ({n_in_file},)")
+    x, y = (_load_per_frame(archive, key, rows, n_in_file, cut=cut) for key in reversed(keys))
     return np.stack([y, x], axis=1).astype(np.float64)
 
 
-def _nominal_positions(archive: NpzArchive, rows: range, n_in_file: int, *, cut: bool) -> np.ndarray | None:
+def _load_nominal_positions(archive: NpzArchive, rows: range, n_in_file: int, *, cut: bool) -> np.ndarray | None:
     keys = ("ycoords_start", "xcoords_start")
-    return _positions(archive, keys, rows, n_in_file, cut=cut) if any(key in archive for key in keys) else None
+    return _load_positions(archive, keys, rows, n_in_file, cut=cut) if any(key in archive for key in keys) else None
 
 
-def _scan_id(archive: NpzArchive, rows: range, n_in_file: int, *, cut: bool) -> np.ndarray:
+def _load_scan_id(archive: NpzArchive, rows: range, n_in_file: int, *, cut: bool) -> np.ndarray:
     key = "scan_index"
     if key not in archive:
         return np.zeros(len(rows), np.int64)
-    ids = _per_frame(archive, key, rows, n_in_file, cut=cut)
+    ids = _load_per_frame(archive, key, rows, n_in_file, cut=cut)
     if ids.dtype.kind == "f":
         found = f"{ids.dtype}"
         raise ScanError(archive.path, key, expected="integers", found=found, remedy="Save it as int64.")
     return ids.astype(np.int64)
 
 
-def _mask(archive: NpzArchive, shape: tuple[int, ...]) -> np.ndarray:
+def _load_mask(archive: NpzArchive, shape: tuple[int, ...]) -> np.ndarray:
     good = np.ones(shape, bool)
     for key, meaning in (("mask", "True = good"), ("bad_pixels", "True = bad")):
         if key not in archive:
             continue
-        member = archive.member(key)
+        member = archive.inspect_member(key)
         values = archive.load(key) if member.shape == shape and member.dtype.kind in "biu" else None
         if values is None or not np.isin(values, (0, 1)).all():
             found = f"{member.dtype} {member.shape}" + ("" if values is None else " with other values")
@@ -270,11 +274,11 @@ def _mask(archive: NpzArchive, shape: tuple[int, ...]) -> np.ndarray:
     return good
 
 
-def _truth(archive: NpzArchive) -> np.ndarray | None:
+def _load_truth(archive: NpzArchive) -> np.ndarray | None:
     key = "objectGuess"
     if key not in archive:
         return None
-    member = archive.member(key)
+    member = archive.inspect_member(key)
     if len(member.shape) != 2 or member.dtype.kind != "c":
         raise ScanError(
             archive.path,
@@ -291,13 +295,13 @@ def _truth(archive: NpzArchive) -> np.ndarray | None:
     return truth
 
 
-def _truth_patches(
+def _load_truth_patches(
     archive: NpzArchive, n_in_file: int, n_px: int, frames_axis: int, rows: range, *, cut: bool
 ) -> np.ndarray | None:
     key = "Y"
     if key not in archive:
         return None
-    member = archive.member(key)
+    member = archive.inspect_member(key)
     # Old files transposed the frames and not always the patches.
     of_patch = {0: member.shape[1:], 2: member.shape[:-1]} if len(member.shape) == 3 else {}
     stacks = [axis for axis in (frames_axis, 0, 2) if of_patch.get(axis) == (n_px, n_px)]
@@ -312,10 +316,10 @@ def _truth_patches(
             found=f"{member.dtype} {member.shape}",
             remedy="Leave it out: it is optional.",
         )
-    return select(open_stack(archive, member, axis), rows)[:]
+    return select_frames(open_stack(archive, member, axis), rows)[:]
 
 
-def _geometry(path: Path, metadata: dict[str, Any]) -> Geometry:
+def _parse_geometry(path: Path, metadata: dict[str, Any]) -> Geometry:
     """Lengths from the metadata; the photon numbers that stay there are judged along with them."""
     known = {key: metadata[key] for key in _LENGTHS if metadata.get(key) is not None}
     doses = {key: metadata[key] for key in ("nphotons", "photons_per_frame") if metadata.get(key) is not None}
@@ -332,7 +336,7 @@ def _geometry(path: Path, metadata: dict[str, Any]) -> Geometry:
     return Geometry(**{key: float(value) for key, value in known.items()})
 
 
-def _domain(path: Path, key: str, asked: Domain | None, metadata: dict[str, Any], stack: Frames) -> Domain:
+def _choose_domain(path: Path, key: str, asked: Domain | None, metadata: dict[str, Any], stack: Frames) -> Domain:
     stated = asked or metadata.get("domain")
     if stated is not None:
         if stated not in ("counts", "amplitude"):
@@ -346,7 +350,7 @@ def _domain(path: Path, key: str, asked: Domain | None, metadata: dict[str, Any]
         return cast(Domain, stated)
     if stack.dtype.kind in "iu":
         return "counts"
-    few = max(1, min(stack.shape[0], _LOOK_PX // (stack.shape[1] * stack.shape[2])))
+    few = max(1, min(stack.shape[0], _SAMPLED_PX // (stack.shape[1] * stack.shape[2])))
     first = next(stack.chunks(few))
     with np.errstate(invalid="ignore"):
         whole = bool((first == np.round(first)).all()) and bool((first > 1).any())

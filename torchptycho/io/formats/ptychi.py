@@ -7,14 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from torchptycho.core.config.read import ReadConfig, frame_slice
+from torchptycho.core.config.read import ReadConfig, parse_frame_slice
 from torchptycho.core.errors import ScanError
-from torchptycho.io.frames.frame_stacks import select
-from torchptycho.io.frames.hdf5_frames import hdf5_stack
-from torchptycho.io.probe_files import probe_modes
-from torchptycho.io.raw_scan import Recorded, check_count, lengths, rows_of
-from torchptycho.io.storage.file_access import file_head
-from torchptycho.io.storage.hdf5 import MAGIC, attribute, find, load_array, load_complex, names_in, open_hdf5
+from torchptycho.io.frames.frame_stacks import select_frames
+from torchptycho.io.frames.hdf5_frames import open_hdf5_stack
+from torchptycho.io.probe_files import to_probe_modes
+from torchptycho.io.raw_scan import RawScan, build_geometry, check_count, resolve_rows
+from torchptycho.io.storage.file_access import read_head
+from torchptycho.io.storage.hdf5 import (
+    MAGIC,
+    find_dataset,
+    list_names,
+    load_array,
+    load_complex,
+    open_hdf5,
+    read_attribute,
+)
 
 __all__ = ["read_ptychi", "sniff_ptychi"]
 
@@ -26,13 +34,13 @@ def sniff_ptychi(path: Path, head: bytes) -> str | None:
     if not head.startswith(MAGIC):
         return None
     with open_hdf5(path) as file:
-        inside = set(names_in(file, path))
+        inside = set(list_names(file, path))
     if "dp" in inside:
         return "HDF5 with dp"
     return "HDF5 with positions in metres, without indexes" if {*_POSITIONS, "probe"} <= inside else None
 
 
-def read_ptychi(path: Path, config: ReadConfig) -> Recorded:
+def read_ptychi(path: Path, config: ReadConfig) -> RawScan:
     """Both halves of a pair, from either.
 
     Positions are in metres about the centre of the object: px = m / pixel + round(n / 2).
@@ -40,27 +48,27 @@ def read_ptychi(path: Path, config: ReadConfig) -> Recorded:
     Raises:
         ScanError: the other half is not there, or they do not fit together.
     """
-    frames_path, parameters_path = _pair(path)
-    cut = frame_slice(config.frames)
+    frames_path, parameters_path = _find_pair(path)
+    cut = parse_frame_slice(config.frames)
     with open_hdf5(frames_path) as file:
-        stack = hdf5_stack(find(file, frames_path, "dp"), frames_path, "dp")
-    rows = rows_of(frames_path, "dp", stack.shape[0], cut)
+        stack = open_hdf5_stack(find_dataset(file, frames_path, "dp"), frames_path, "dp")
+    rows = resolve_rows(frames_path, "dp", stack.shape[0], cut)
     with open_hdf5(parameters_path) as file:
-        vectors = [_vector(file, parameters_path, key) for key in _POSITIONS]
+        vectors = [_read_vector(file, parameters_path, key) for key in _POSITIONS]
         for key, vector in zip(_POSITIONS, vectors, strict=True):
             check_count(parameters_path, key, len(vector), stack.shape[0], rows, cut=cut is not None)
         positions_m = np.stack([vector[rows.start : rows.stop : rows.step] for vector in vectors], axis=1)
-        pixel_m, truth, shape = _object(file, parameters_path)
-        node = find(file, parameters_path, "probe") if config.probe is None else None
+        pixel_m, truth, shape = _read_object(file, parameters_path)
+        node = find_dataset(file, parameters_path, "probe") if config.probe is None else None
         probe = (
             None
             if node is None
-            else probe_modes(parameters_path, "probe", load_complex(node, parameters_path, "probe"))
+            else to_probe_modes(parameters_path, "probe", load_complex(node, parameters_path, "probe"))
         )
-    return Recorded(
+    return RawScan(
         path=path,
         format="pty-chi",
-        frames=select(stack, rows),
+        frames=select_frames(stack, rows),
         rows=rows,
         domain="counts",
         positions=positions_m / pixel_m + np.round(np.array(shape) / 2),
@@ -68,17 +76,17 @@ def read_ptychi(path: Path, config: ReadConfig) -> Recorded:
         position_keys=_POSITIONS,
         positions_n_px=None if probe is None else probe.shape[-1],
         probe=probe,
-        geometry=lengths(path, object_pixel_m=pixel_m),
+        geometry=build_geometry(path, object_pixel_m=pixel_m),
         truth=truth,
         notes=(f"frames in {frames_path.name}, positions, probe and object in {parameters_path.name}",),
-        beside=(frames_path, parameters_path),
+        companion_files=(frames_path, parameters_path),
     )
 
 
-def _pair(path: Path) -> tuple[Path, Path]:
+def _find_pair(path: Path) -> tuple[Path, Path]:
     """The halves with the frames and with the parameters; the names differ in dp and para."""
     with open_hdf5(path) as file:
-        has_frames = "dp" in names_in(file, path)
+        has_frames = "dp" in list_names(file, path)
     own, other = ("dp", "para") if has_frames else ("para", "dp")
     start, found, end = path.name.rpartition(own)
     partner = path.with_name(f"{start}{other}{end}")
@@ -90,19 +98,19 @@ def _pair(path: Path) -> tuple[Path, Path]:
             found="no such file",
             remedy=f"Put it beside this one, its name with '{other}' in the place of '{own}'.",
         )
-    if not file_head(partner).startswith(MAGIC):
+    if not read_head(partner).startswith(MAGIC):
         raise ScanError(partner, None, expected="HDF5", found="another format", remedy="Export it again.")
     halves = (path, partner) if has_frames else (partner, path)
     with open_hdf5(halves[0]) as file:
-        if find(file, halves[0], "dp") is None:
+        if find_dataset(file, halves[0], "dp") is None:
             raise ScanError(
                 halves[0], "dp", expected="the frames, (M, H, W)", found="no such dataset", remedy="Export it again."
             )
     return halves
 
 
-def _vector(file: Any, path: Path, key: str) -> np.ndarray:
-    node = find(file, path, key)
+def _read_vector(file: Any, path: Path, key: str) -> np.ndarray:
+    node = find_dataset(file, path, key)
     values = None if node is None else load_array(node, path, key)
     if values is None or values.dtype.kind not in "iuf" or values.ndim < 1 or values.size != max(values.shape):
         found = "none" if values is None else f"{values.dtype} {values.shape}"
@@ -110,11 +118,11 @@ def _vector(file: Any, path: Path, key: str) -> np.ndarray:
     return values.reshape(-1).astype(np.float64)
 
 
-def _object(file: Any, path: Path) -> tuple[float, np.ndarray | None, tuple[int, int]]:
+def _read_object(file: Any, path: Path) -> tuple[float, np.ndarray | None, tuple[int, int]]:
     """Edge of an object pixel, the object when it has one slice, and its size."""
-    node = find(file, path, "object")
-    pixel_m = None if node is None else attribute(node, path, "pixel_height_m", "pixel_size_m", "pixel_width_m")
-    pixel_m = attribute(file, path, "pixel_size_m", "object_pixel_size_m") if pixel_m is None else pixel_m
+    node = find_dataset(file, path, "object")
+    pixel_m = None if node is None else read_attribute(node, path, "pixel_height_m", "pixel_size_m", "pixel_width_m")
+    pixel_m = read_attribute(file, path, "pixel_size_m", "object_pixel_size_m") if pixel_m is None else pixel_m
     if node is None or len(node.shape) not in (2, 3) or not isinstance(pixel_m, int | float) or not pixel_m > 0:
         raise ScanError(
             path,

@@ -11,17 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from torchptycho.core.config.read import ReadConfig, frame_slice
+from torchptycho.core.config.read import ReadConfig, parse_frame_slice
 from torchptycho.core.errors import ScanError
 from torchptycho.core.scan import Frames
-from torchptycho.io.frames.frame_stacks import CastFrames, scattered_is_dear, working_dtype
-from torchptycho.io.frames.hdf5_frames import Hdf5Frames, hdf5_stack
+from torchptycho.io.frames.frame_stacks import CastFrames, random_access_is_slow, working_dtype
+from torchptycho.io.frames.hdf5_frames import Hdf5Frames, open_hdf5_stack
 from torchptycho.io.frames.views import PickedFrames
-from torchptycho.io.probe_files import probe_modes
-from torchptycho.io.raw_scan import Recorded, lengths, rows_of
+from torchptycho.io.probe_files import to_probe_modes
+from torchptycho.io.raw_scan import RawScan, build_geometry, resolve_rows
 from torchptycho.io.storage.archive import NpzArchive, is_zip
-from torchptycho.io.storage.file_access import file_head
-from torchptycho.io.storage.hdf5 import MAGIC, attribute, find, load_array, names_in, open_hdf5
+from torchptycho.io.storage.file_access import read_head
+from torchptycho.io.storage.hdf5 import MAGIC, find_dataset, list_names, load_array, open_hdf5, read_attribute
 
 __all__ = ["read_product", "sniff_product"]
 
@@ -30,16 +30,16 @@ _NUMBERS = (
     "focus_object_distance_m", "probe_photon_count", "exposure_time_s", "mass_attenuation_m2_per_kg",
     "tomography_angle_deg", "tilt_angle_deg",
 )  # fmt: skip
-_BESIDE = "diffraction.h5"
+_DIFFRACTION_FILE = "diffraction.h5"
 
-Number = Callable[..., float | str | None]
+ReadValue = Callable[..., float | str | None]
 
 
 def sniff_product(path: Path, head: bytes) -> str | None:
     """Why this is a product, or None."""
     if head.startswith(MAGIC):
         with open_hdf5(path) as file:
-            there = set(_POSITIONS) <= set(names_in(file, path))
+            there = set(_POSITIONS) <= set(list_names(file, path))
         return f"HDF5 with {_POSITIONS[0]} and positions in metres" if there else None
     if is_zip(head) and set(_POSITIONS) <= set(NpzArchive(path).keys):
         return f"a zip archive with {_POSITIONS[0]} and positions in metres"
@@ -47,17 +47,17 @@ def sniff_product(path: Path, head: bytes) -> str | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Content:
+class _ProductContent:
     """The arrays of a product, and its single values by the names of its NPZ form; None for what is empty."""
 
     path: Path
     array: Callable[[str], np.ndarray | None]
-    value: Number
+    value: ReadValue
 
 
 @contextmanager
-def _content(path: Path) -> Iterator[_Content]:
-    if is_zip(file_head(path)):
+def _open_content(path: Path) -> Iterator[_ProductContent]:
+    if is_zip(read_head(path)):
         archive = NpzArchive(path)
 
         def from_archive(*names: str) -> float | str | None:
@@ -73,12 +73,12 @@ def _content(path: Path) -> Iterator[_Content]:
         def array(name: str) -> np.ndarray | None:
             return archive.load(name) if name in archive and not archive.is_empty(name) else None
 
-        yield _Content(path, array, from_archive)
+        yield _ProductContent(path, array, from_archive)
         return
     with open_hdf5(path) as file:
 
         def dataset(name: str) -> np.ndarray | None:
-            node = find(file, path, name)
+            node = find_dataset(file, path, name)
             return None if node is None or 0 in (node.shape or (0,)) else load_array(node, path, name)
 
         def from_attributes(*names: str) -> float | str | None:
@@ -86,16 +86,16 @@ def _content(path: Path) -> Iterator[_Content]:
                 node: Any = file
                 for owner in ("object", "probe"):
                     if name.startswith(f"{owner}_pixel") or name.startswith(f"{owner}_center"):
-                        node, name = find(file, path, owner), name.removeprefix(f"{owner}_")
-                found = None if node is None else attribute(node, path, name)
+                        node, name = find_dataset(file, path, owner), name.removeprefix(f"{owner}_")
+                found = None if node is None else read_attribute(node, path, name)
                 if found is not None:
                     return found
             return None
 
-        yield _Content(path, dataset, from_attributes)
+        yield _ProductContent(path, dataset, from_attributes)
 
 
-def read_product(path: Path, config: ReadConfig) -> Recorded:
+def read_product(path: Path, config: ReadConfig) -> RawScan:
     """A product with the frames of its diffraction file, paired by index.
 
     The file is `config.diffraction`, else STEM-diffraction.h5 or diffraction.h5 beside the product, else the product's
@@ -106,20 +106,20 @@ def read_product(path: Path, config: ReadConfig) -> Recorded:
         ScanError: no frames, or values that a product cannot have.
     """
     notes: list[str] = []
-    with _content(path) as content:
-        indexes, positions_m = _positions(content, notes)
-        pixel_m = _pixel(content, "object")
-        truth, shape = _object(content, notes)
-        center = tuple(_number(content, f"object_center_{axis}_m", default=0.0) for axis in "yx")
+    with _open_content(path) as content:
+        indexes, positions_m = _read_positions(content, notes)
+        pixel_m = _read_pixel_size(content, "object")
+        truth, shape = _read_object(content, notes)
+        center = tuple(_read_number(content, f"object_center_{axis}_m", default=0.0) for axis in "yx")
         positions_px = (positions_m - np.array(center)) / pixel_m + np.array(shape) / 2
         probe = None
         if config.probe is None and (array := content.array("probe")) is not None:
-            probe = probe_modes(path, "probe", _complex(path, "probe", array))
+            probe = to_probe_modes(path, "probe", _to_complex(path, "probe", array))
             if array.ndim == 4 and len(array) > 1:
                 notes.append(f"{len(array)} probes of variable shape: the first is taken")
         known = {
-            "energy_eV": _number(content, "photon_energy_eV", "probe_energy_eV", default=0.0),
-            "distance_m": abs(_number(content, "detector_object_distance_m", default=0.0)),
+            "energy_eV": _read_number(content, "photon_energy_eV", "probe_energy_eV", default=0.0),
+            "distance_m": abs(_read_number(content, "detector_object_distance_m", default=0.0)),
             "object_pixel_m": pixel_m,
         }
         metadata: dict[str, Any] = {name: value for name in _NUMBERS if (value := content.value(name)) is not None}
@@ -137,8 +137,8 @@ def read_product(path: Path, config: ReadConfig) -> Recorded:
             if values is not None and values.dtype.kind in "iuf" and np.isfinite(values).all():
                 metadata[name] = values.reshape(-1).tolist()
         far_field = content.value("far_field") is None or bool(content.value("far_field"))
-    stack, frame_indexes, bad, detector_pixel_m, key = _frames(path, config, notes)
-    rows, places, left_out = _paired(path, key, frame_indexes, indexes, frame_slice(config.frames))
+    stack, frame_indexes, bad, detector_pixel_m, key = _open_frames(path, config, notes)
+    rows, places, left_out = _pair_frames(path, key, frame_indexes, indexes, parse_frame_slice(config.frames))
     used = np.zeros(len(indexes), bool)
     used[places] = True
     if not used.all():
@@ -146,8 +146,8 @@ def read_product(path: Path, config: ReadConfig) -> Recorded:
         notes.append(f"{int((~used).sum())} position(s) without a frame left out: indexes {first}")
     picked: Frames = stack
     if not np.array_equal(rows, np.arange(stack.shape[0])):
-        picked = PickedFrames(stack, rows, streamed=scattered_is_dear(stack))
-    return Recorded(
+        picked = PickedFrames(stack, rows, streamed=random_access_is_slow(stack))
+    return RawScan(
         path=path,
         format="Ptychodus product",
         frames=_cast(picked),
@@ -159,7 +159,7 @@ def read_product(path: Path, config: ReadConfig) -> Recorded:
         positions_n_px=None if probe is None else probe.shape[-1],
         probe=probe,
         bad_pixels=bad,
-        geometry=lengths(path, **known, detector_pixel_m=detector_pixel_m),
+        geometry=build_geometry(path, **known, detector_pixel_m=detector_pixel_m),
         far_field=far_field,
         truth=truth,
         metadata=metadata,
@@ -173,7 +173,7 @@ def _cast(frames: Frames) -> Frames:
     return frames if dtype == frames.dtype else CastFrames(frames, dtype)
 
 
-def _number(content: _Content, *names: str, default: float | None = None) -> float:
+def _read_number(content: _ProductContent, *names: str, default: float | None = None) -> float:
     value = content.value(*names)
     if isinstance(value, str) or (value is None and default is None):
         raise ScanError(
@@ -186,8 +186,8 @@ def _number(content: _Content, *names: str, default: float | None = None) -> flo
     return float(default if value is None and default is not None else value)  # type: ignore[arg-type]
 
 
-def _pixel(content: _Content, owner: str) -> float:
-    height, width = (_number(content, f"{owner}_pixel_{name}_m") for name in ("height", "width"))
+def _read_pixel_size(content: _ProductContent, owner: str) -> float:
+    height, width = (_read_number(content, f"{owner}_pixel_{name}_m") for name in ("height", "width"))
     if not (height > 0 and math.isclose(height, width, rel_tol=1e-3)):
         raise ScanError(
             content.path,
@@ -199,7 +199,7 @@ def _pixel(content: _Content, owner: str) -> float:
     return height
 
 
-def _positions(content: _Content, notes: list[str]) -> tuple[np.ndarray, np.ndarray]:
+def _read_positions(content: _ProductContent, notes: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Distinct indexes, ascending, and their positions (y, x) in metres."""
     arrays = [content.array(name) for name in _POSITIONS]
     for name, array in zip(_POSITIONS, arrays, strict=True):
@@ -225,7 +225,7 @@ def _positions(content: _Content, notes: list[str]) -> tuple[np.ndarray, np.ndar
     return indexes, positions / counts[:, None]
 
 
-def _object(content: _Content, notes: list[str]) -> tuple[np.ndarray | None, tuple[int, int]]:
+def _read_object(content: _ProductContent, notes: list[str]) -> tuple[np.ndarray | None, tuple[int, int]]:
     """The object of one layer, and its size; products of several layers have no object for a scan."""
     array = content.array("object")
     if array is None or array.ndim not in (2, 3):
@@ -241,10 +241,10 @@ def _object(content: _Content, notes: list[str]) -> tuple[np.ndarray | None, tup
     if array.ndim == 3 and len(array) > 1:
         notes.append(f"an object of {len(array)} layers is left out")
         return None, shape
-    return _complex(content.path, "object", array).reshape(shape), shape
+    return _to_complex(content.path, "object", array).reshape(shape), shape
 
 
-def _complex(path: Path, key: str, array: np.ndarray) -> np.ndarray:
+def _to_complex(path: Path, key: str, array: np.ndarray) -> np.ndarray:
     if array.dtype.kind not in "fc":
         raise ScanError(
             path,
@@ -260,17 +260,17 @@ def _complex(path: Path, key: str, array: np.ndarray) -> np.ndarray:
     return values
 
 
-def _frames(
+def _open_frames(
     path: Path, config: ReadConfig, notes: list[str]
 ) -> tuple[Hdf5Frames, np.ndarray, np.ndarray | None, float | None, str]:
     """Stack, index of each frame, bad pixels, detector pixel, and where the stack was."""
-    beside = [path.with_name(f"{path.stem}-{_BESIDE}"), path.with_name(_BESIDE)]
+    beside = [path.with_name(f"{path.stem}-{_DIFFRACTION_FILE}"), path.with_name(_DIFFRACTION_FILE)]
     named = [Path(config.diffraction)] if config.diffraction else beside
     file_path = next((file for file in named if file.is_file()), None)
     if file_path is not None:
         notes.append(f"frames in {file_path.name}")
-        with _hdf5(file_path) as file:
-            node = find(file, file_path, "patterns")
+        with _open_diffraction_file(file_path) as file:
+            node = find_dataset(file, file_path, "patterns")
             if node is None:
                 raise ScanError(
                     file_path,
@@ -279,23 +279,29 @@ def _frames(
                     found="no such dataset",
                     remedy="Name a diffraction file of Ptychodus with --diffraction FILE.",
                 )
-            stack = hdf5_stack(node, file_path, "patterns")
-            sizes = [attribute(node, file_path, f"detector_pixel_{name}_m") for name in ("height", "width")]
+            stack = open_hdf5_stack(node, file_path, "patterns")
+            sizes = [read_attribute(node, file_path, f"detector_pixel_{name}_m") for name in ("height", "width")]
             pixel_m = float(sizes[0]) if isinstance(sizes[0], int | float) and sizes[0] > 0 else None
-            index_node, bad_node = find(file, file_path, "indexes"), find(file, file_path, "bad_pixels")
+            index_node, bad_node = find_dataset(file, file_path, "indexes"), find_dataset(file, file_path, "bad_pixels")
             indexes = None if index_node is None else load_array(index_node, file_path, "indexes")
             bad = None if bad_node is None else load_array(bad_node, file_path, "bad_pixels")
-        return stack, _indexes(file_path, indexes, stack.shape[0]), _bad(file_path, bad), pixel_m, "patterns"
-    if not is_zip(file_head(path)) and not config.diffraction:
+        return (
+            stack,
+            _check_indexes(file_path, indexes, stack.shape[0]),
+            _check_bad_pixels(file_path, bad),
+            pixel_m,
+            "patterns",
+        )
+    if not is_zip(read_head(path)) and not config.diffraction:
         with open_hdf5(path) as file:
-            node = find(file, path, "raw_data/diffraction")
+            node = find_dataset(file, path, "raw_data/diffraction")
             if node is not None:
                 notes.append("frames in its group raw_data")
-                stack = hdf5_stack(node, path, "raw_data/diffraction")
-                index_node = find(file, path, "probe_position_indexes")
+                stack = open_hdf5_stack(node, path, "raw_data/diffraction")
+                index_node = find_dataset(file, path, "probe_position_indexes")
                 indexes = load_array(index_node, path, "probe_position_indexes")
                 same = len(indexes) == stack.shape[0]
-                return stack, _indexes(path, indexes if same else None, stack.shape[0]), None, None, stack.key
+                return stack, _check_indexes(path, indexes if same else None, stack.shape[0]), None, None, stack.key
     raise ScanError(
         path,
         None,
@@ -306,8 +312,8 @@ def _frames(
 
 
 @contextmanager
-def _hdf5(path: Path) -> Iterator[Any]:
-    if not file_head(path).startswith(MAGIC):
+def _open_diffraction_file(path: Path) -> Iterator[Any]:
+    if not read_head(path).startswith(MAGIC):
         raise ScanError(
             path,
             None,
@@ -319,7 +325,7 @@ def _hdf5(path: Path) -> Iterator[Any]:
         yield file
 
 
-def _indexes(path: Path, values: np.ndarray | None, m: int) -> np.ndarray:
+def _check_indexes(path: Path, values: np.ndarray | None, m: int) -> np.ndarray:
     if values is None:
         return np.arange(m)
     if values.shape != (m,) or values.dtype.kind not in "iu":
@@ -333,7 +339,7 @@ def _indexes(path: Path, values: np.ndarray | None, m: int) -> np.ndarray:
     return values.astype(np.int64)
 
 
-def _bad(path: Path, values: np.ndarray | None) -> np.ndarray | None:
+def _check_bad_pixels(path: Path, values: np.ndarray | None) -> np.ndarray | None:
     if values is not None and (values.ndim != 2 or values.dtype.kind not in "biu"):
         raise ScanError(
             path,
@@ -345,11 +351,11 @@ def _bad(path: Path, values: np.ndarray | None) -> np.ndarray | None:
     return None if values is None else values.astype(bool)
 
 
-def _paired(
+def _pair_frames(
     path: Path, key: str, frame_indexes: np.ndarray, indexes: np.ndarray, cut: slice | None
 ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
     """Rows of the stack that have a position, the places of these positions, and the rows that have none."""
-    rows = np.asarray(rows_of(path, key, len(frame_indexes), cut))
+    rows = np.asarray(resolve_rows(path, key, len(frame_indexes), cut))
     place = np.searchsorted(indexes, frame_indexes[rows])
     known = (place < len(indexes)) & (indexes[np.minimum(place, len(indexes) - 1)] == frame_indexes[rows])
     if known.sum() < 2:

@@ -13,10 +13,10 @@ import numpy as np
 
 from torchptycho.core.errors import ScanError
 from torchptycho.core.scan import Scan
-from torchptycho.io.checks import raw_checked_chunks
-from torchptycho.io.frames.frame_stacks import frames_in, working_dtype
+from torchptycho.io.checks import iter_raw_chunks
+from torchptycho.io.frames.frame_stacks import count_frames_in, working_dtype
 from torchptycho.io.storage.archive import write_array
-from torchptycho.io.storage.file_access import replaced_atomically
+from torchptycho.io.storage.file_access import replace_atomically
 
 __all__ = ["write_product"]
 
@@ -48,7 +48,7 @@ def write_product(scan: Scan, path: Path, *, as_npz: bool, compressed: bool = Tr
             remedy=f"Give them with {' '.join('--' + name.replace('_', '-') for name in missing)}.",
         )
     pixel_m = geometry.object_pixel_m
-    object, positions_m, center_m = _placed(scan, pixel_m)
+    object, positions_m, center_m = _place_object(scan, pixel_m)
     attributes: dict[str, Any] = {
         "name": str(scan.metadata.get("name", path.stem)),
         "comments": str(scan.metadata.get("comments", "")),
@@ -73,12 +73,12 @@ def write_product(scan: Scan, path: Path, *, as_npz: bool, compressed: bool = Tr
         "object": (object[None], {**pixel, "center_x_m": center_m[1], "center_y_m": center_m[0]}),
     }
     # The frames first: a product without its frames would be the worse half.
-    with _hdf5_file(path.with_name(f"{path.stem}-diffraction.h5")) as frames_file:
+    with _create_hdf5(path.with_name(f"{path.stem}-diffraction.h5")) as frames_file:
         _write_frames(frames_file, scan, float(geometry.detector_pixel_m or 0.0), compressed=compressed)
         if as_npz:
             _write_npz(path, arrays, waves, attributes, compressed=compressed)
         else:
-            with _hdf5_file(path) as file:
+            with _create_hdf5(path) as file:
                 for name, value in attributes.items():
                     file.attrs[name] = value
                 for name, array in arrays.items():
@@ -87,7 +87,7 @@ def write_product(scan: Scan, path: Path, *, as_npz: bool, compressed: bool = Tr
                     file.create_dataset(name, data=wave, compression="gzip" if compressed else None).attrs.update(own)
 
 
-def _placed(scan: Scan, pixel_m: float) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
+def _place_object(scan: Scan, pixel_m: float) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
     """Object, positions in metres, and middle of the object in metres: pixel = (m - middle) / pixel + n/2."""
     if scan.truth is not None:
         object, origin = scan.truth, np.zeros(2)
@@ -102,10 +102,10 @@ def _placed(scan: Scan, pixel_m: float) -> tuple[np.ndarray, np.ndarray, tuple[f
 
 
 @contextlib.contextmanager
-def _hdf5_file(path: Path) -> Iterator[Any]:
+def _create_hdf5(path: Path) -> Iterator[Any]:
     """An `h5py.File` to write, which becomes `path` when the block ends well."""
     h5py = importlib.import_module("h5py")
-    with replaced_atomically(path) as target:
+    with replace_atomically(path) as target:
         # HDF5 writes by name; the stream keeps the place.
         with h5py.File(target.name, "w") as file:
             yield file
@@ -119,7 +119,7 @@ def _write_frames(file: Any, scan: Scan, detector_pixel_m: float, *, compressed:
         "patterns",
         (m, n, n),
         dtype,
-        chunks=(min(m, frames_in(_CHUNK_BYTES, scan.frames)), n, n),
+        chunks=(min(m, count_frames_in(_CHUNK_BYTES, scan.frames)), n, n),
         compression="gzip" if compressed else None,
         shuffle=compressed,
     )
@@ -128,7 +128,7 @@ def _write_frames(file: Any, scan: Scan, detector_pixel_m: float, *, compressed:
     file.create_dataset("indexes", data=np.arange(m))
     file.create_dataset("bad_pixels", data=~scan.mask)
     start = 0
-    for chunk in raw_checked_chunks(scan):
+    for chunk in iter_raw_chunks(scan):
         values = chunk.astype(np.float32) ** 2 if scan.domain == "amplitude" else chunk
         patterns[start : start + len(chunk)] = values
         start += len(chunk)
@@ -143,7 +143,7 @@ def _write_npz(
     compressed: bool,
 ) -> None:
     method = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
-    with replaced_atomically(path) as target, zipfile.ZipFile(target, "w", method) as archive:
+    with replace_atomically(path) as target, zipfile.ZipFile(target, "w", method) as archive:
         for name, array in arrays.items():
             write_array(archive, name, array)
         for name, (wave, own) in waves.items():

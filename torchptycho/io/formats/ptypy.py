@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from torchptycho.core.config.read import ReadConfig, frame_slice
+from torchptycho.core.config.read import ReadConfig, parse_frame_slice
 from torchptycho.core.errors import ScanError
 from torchptycho.core.scan import Frames
-from torchptycho.io.frames.frame_stacks import select
-from torchptycho.io.frames.hdf5_frames import Hdf5Frames, hdf5_stack
+from torchptycho.io.frames.frame_stacks import select_frames
+from torchptycho.io.frames.hdf5_frames import Hdf5Frames, open_hdf5_stack
 from torchptycho.io.frames.views import JoinedFrames
-from torchptycho.io.raw_scan import Recorded, check_count, lengths, rows_of
-from torchptycho.io.storage.hdf5 import MAGIC, find, hdf5_damage, load_array, names_in, open_hdf5
+from torchptycho.io.raw_scan import RawScan, build_geometry, check_count, resolve_rows
+from torchptycho.io.storage.hdf5 import MAGIC, convert_hdf5_errors, find_dataset, list_names, load_array, open_hdf5
 
 __all__ = ["read_ptyd", "sniff_ptyd"]
 
@@ -27,14 +27,14 @@ def sniff_ptyd(path: Path, head: bytes) -> str | None:
     if not head.startswith(MAGIC):
         return None
     with open_hdf5(path) as file:
-        inside = names_in(file, path)
+        inside = list_names(file, path)
         if "chunks" not in inside or not {"meta", "info"} & set(inside):
             return None
-        first = names_in(file, path, "chunks")
+        first = list_names(file, path, "chunks")
     return "HDF5 with chunks and meta" if first else None
 
 
-def read_ptyd(path: Path, config: ReadConfig) -> Recorded:
+def read_ptyd(path: Path, config: ReadConfig) -> RawScan:
     """Frames and positions of all chunks, in the order of their numbers.
 
     Positions are in metres as (y, x). A pixel whose weight is 0 in any frame, or in the weight that all share,
@@ -46,16 +46,16 @@ def read_ptyd(path: Path, config: ReadConfig) -> Recorded:
     """
     notes: list[str] = []
     with open_hdf5(path) as file:
-        names = names_in(file, path, "chunks")
+        names = list_names(file, path, "chunks")
         names = sorted(names, key=lambda name: (len(name), name))
         stacks: list[Hdf5Frames] = []
         positions = []
         bad: np.ndarray | None = None
         for name in names:
-            stack, places = _chunk(file, path, name)
+            stack, places = _read_chunk(file, path, name)
             stacks.append(stack)
             positions.append(places)
-            bad = _with_weights(file, path, f"chunks/{name}/weights", stack.shape[1:], bad)
+            bad = _add_zero_weights(file, path, f"chunks/{name}/weights", stack.shape[1:], bad)
         if len({(stack.shape[1:], stack.dtype) for stack in stacks}) != 1:
             raise ScanError(
                 path,
@@ -65,28 +65,28 @@ def read_ptyd(path: Path, config: ReadConfig) -> Recorded:
                 remedy="Export it again.",
             )
         for key in ("meta/weight2d", "common/weight2d"):
-            bad = _with_weights(file, path, key, stacks[0].shape[1:], bad)
-        numbers = {name: _number(file, path, name) for name in ("energy", "distance", "psize")}
-        propagation = _text(file, path, "info/propagation")
+            bad = _add_zero_weights(file, path, key, stacks[0].shape[1:], bad)
+        numbers = {name: _read_number(file, path, name) for name in ("energy", "distance", "psize")}
+        propagation = _read_text(file, path, "info/propagation")
     frames: Frames = stacks[0] if len(stacks) == 1 else JoinedFrames(tuple(stacks))
     m = frames.shape[0]
-    cut = frame_slice(config.frames)
-    rows = rows_of(path, "chunks", m, cut)
+    cut = parse_frame_slice(config.frames)
+    rows = resolve_rows(path, "chunks", m, cut)
     notes.append(f"{len(stacks)} chunk(s) with {m} frames")
     if bad is not None:
         notes.append(f"{int(bad.sum())} pixel(s) of weight 0 masked")
     energy = numbers["energy"]
-    return Recorded(
+    return RawScan(
         path=path,
         format="PtyPy .ptyd",
-        frames=select(frames, rows),
+        frames=select_frames(frames, rows),
         rows=rows,
         domain="counts",
         positions=np.concatenate(positions)[rows.start : rows.stop : rows.step],
         unit="m",
         position_keys=("chunks/positions", "chunks/positions"),
         bad_pixels=bad,
-        geometry=lengths(
+        geometry=build_geometry(
             path,
             energy_eV=None if energy is None else energy * _EV_IN_KEV,
             distance_m=numbers["distance"],
@@ -97,8 +97,8 @@ def read_ptyd(path: Path, config: ReadConfig) -> Recorded:
     )
 
 
-def _chunk(file: Any, path: Path, name: str) -> tuple[Hdf5Frames, np.ndarray]:
-    data, places = (find(file, path, f"chunks/{name}/{key}") for key in ("data", "positions"))
+def _read_chunk(file: Any, path: Path, name: str) -> tuple[Hdf5Frames, np.ndarray]:
+    data, places = (find_dataset(file, path, f"chunks/{name}/{key}") for key in ("data", "positions"))
     for node, key in ((data, "data"), (places, "positions")):
         if node is None:
             raise ScanError(
@@ -108,7 +108,7 @@ def _chunk(file: Any, path: Path, name: str) -> tuple[Hdf5Frames, np.ndarray]:
                 found="none",
                 remedy="Let PtyPy save the data with its positions (save='append').",
             )
-    stack = hdf5_stack(data, path, f"chunks/{name}/data")
+    stack = open_hdf5_stack(data, path, f"chunks/{name}/data")
     key = f"chunks/{name}/positions"
     values = load_array(places, path, key)
     if values.ndim != 2 or values.shape[1] != 2 or values.dtype.kind not in "iuf":
@@ -123,15 +123,17 @@ def _chunk(file: Any, path: Path, name: str) -> tuple[Hdf5Frames, np.ndarray]:
     return stack, values.astype(np.float64)
 
 
-def _with_weights(file: Any, path: Path, key: str, shape: tuple[int, int], bad: np.ndarray | None) -> np.ndarray | None:
-    node = find(file, path, key)
+def _add_zero_weights(
+    file: Any, path: Path, key: str, shape: tuple[int, int], bad: np.ndarray | None
+) -> np.ndarray | None:
+    node = find_dataset(file, path, key)
     if node is None or node.shape is None or 0 in node.shape or tuple(node.shape[-2:]) != shape:
         return bad
     if node.dtype.kind not in "biuf":
         raise ScanError(path, key, expected="real weights", found=f"{node.dtype}", remedy="Export it again.")
     if len(node.shape) == 3 and node.dtype.kind != "b":
         here = np.zeros(shape, bool)
-        for chunk in hdf5_stack(node, path, key).chunks(8):
+        for chunk in open_hdf5_stack(node, path, key).chunks(8):
             here |= ~(chunk > 0).all(axis=0)
     else:
         weights = load_array(node, path, key).reshape(-1, *shape)
@@ -139,9 +141,9 @@ def _with_weights(file: Any, path: Path, key: str, shape: tuple[int, int], bad: 
     return here if bad is None else bad | here
 
 
-def _number(file: Any, path: Path, name: str) -> float | None:
+def _read_number(file: Any, path: Path, name: str) -> float | None:
     """A positive number of `meta`, else of `info`; of a pair, as pixel sizes are, both must be equal."""
-    node = find(file, path, f"meta/{name}", f"info/{name}")
+    node = find_dataset(file, path, f"meta/{name}", f"info/{name}")
     if node is None or node.dtype.kind not in "iuf" or node.shape is None or 0 in node.shape:
         return None
     values = load_array(node, path, name).astype(np.float64).reshape(-1)
@@ -158,10 +160,10 @@ def _number(file: Any, path: Path, name: str) -> float | None:
     return float(values[0])
 
 
-def _text(file: Any, path: Path, name: str) -> str | None:
-    node = find(file, path, name)
+def _read_text(file: Any, path: Path, name: str) -> str | None:
+    node = find_dataset(file, path, name)
     if node is None or node.shape != () or node.dtype.kind not in "OS":
         return None
-    with hdf5_damage(path, name):
+    with convert_hdf5_errors(path, name):
         value = node[()]
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -12,10 +12,10 @@ from typing import Any
 
 from torchptycho.core.config.read import ReadConfig
 from torchptycho.core.errors import ConfigError
-from torchptycho.io.raw_scan import Recorded
-from torchptycho.io.storage.file_access import file_head, foreign_content
+from torchptycho.io.raw_scan import RawScan
+from torchptycho.io.storage.file_access import make_format_error, read_head
 
-__all__ = ["ENTRY_POINTS", "Reader", "reader_of", "readers", "recognise"]
+__all__ = ["ENTRY_POINTS", "Reader", "find_reader", "list_readers", "recognise"]
 
 ENTRY_POINTS = "torchptycho.readers"
 """Group of entry points; each names a `Reader`."""
@@ -34,11 +34,11 @@ class Reader:
 
     name: str
     sniff: Callable[[Path, bytes], str | None]
-    read: Callable[[Path, ReadConfig], Recorded]
+    read: Callable[[Path, ReadConfig], RawScan]
 
 
 # Asked in this order; modules are imported when they are asked. A format that is part of another one comes first.
-_OWN = (
+_BUILTIN_READERS = (
     ("CXI / NXcxi_ptycho", "cxi", "sniff_cxi", "read_cxi"),
     ("Ptychodus product", "ptychodus_reader", "sniff_product", "read_product"),
     ("PtyPy .ptyd", "ptypy", "sniff_ptyd", "read_ptyd"),
@@ -48,16 +48,16 @@ _OWN = (
 
 
 @functools.cache
-def readers() -> tuple[Reader, ...]:
+def list_readers() -> tuple[Reader, ...]:
     """All readers: those of other packages first, so that they can claim files that look like more common ones.
 
     Raises:
         ConfigError: an entry point is no reader.
     """
-    return (*_foreign(), *(_own(*names) for names in _OWN))
+    return (*_load_plugin_readers(), *(_make_builtin_reader(*names) for names in _BUILTIN_READERS))
 
 
-def _own(name: str, module: str, sniff: str, read: str) -> Reader:
+def _make_builtin_reader(name: str, module: str, sniff: str, read: str) -> Reader:
     def function(attribute: str) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
             return getattr(importlib.import_module(f"torchptycho.io.formats.{module}"), attribute)(*arguments)
@@ -67,7 +67,7 @@ def _own(name: str, module: str, sniff: str, read: str) -> Reader:
     return Reader(name=name, sniff=function(sniff), read=function(read))
 
 
-def _foreign() -> list[Reader]:
+def _load_plugin_readers() -> list[Reader]:
     found = []
     for point in sorted(importlib.metadata.entry_points(group=ENTRY_POINTS), key=lambda point: point.name):
         reader = point.load()
@@ -85,20 +85,20 @@ def recognise(path: Path) -> tuple[Reader, str]:
     Raises:
         ScanError: no file, or of no known format.
     """
-    head = file_head(path)
-    found = reader_of(path, head)
+    head = read_head(path)
+    found = find_reader(path, head)
     if found is None:
-        raise foreign_content(path, head, [reader.name for reader in readers()])
+        raise make_format_error(path, head, [reader.name for reader in list_readers()])
     return found
 
 
-def reader_of(path: Path, head: bytes) -> tuple[Reader, str] | None:
+def find_reader(path: Path, head: bytes) -> tuple[Reader, str] | None:
     """The reader of a file that begins so, and why; None for a file of no known format.
 
     Raises:
         ScanError: the file is damaged.
     """
-    for reader in readers():
+    for reader in list_readers():
         why = reader.sniff(path, head)
         if why is not None:
             return reader, why

@@ -20,31 +20,31 @@ from torchptycho.core.scan import ArrayFrames, Frames
 from torchptycho.io.frames.hdf5_frames import Hdf5Frames
 from torchptycho.io.frames.processing import ProcessedFrames
 from torchptycho.io.frames.views import JoinedFrames, PickedFrames
-from torchptycho.io.storage.archive import Member, NpzArchive, fill, member_damage
+from torchptycho.io.storage.archive import Member, NpzArchive, convert_zip_errors, fill
 
 __all__ = [
     "CastFrames",
-    "FileFrames",
+    "NpzFrames",
     "StoredFrames",
     "ZippedFrames",
-    "backing_files",
-    "frames_in",
+    "count_frames_in",
+    "find_backing_files",
     "open_stack",
-    "rows_in_file",
-    "scattered_is_dear",
-    "select",
+    "random_access_is_slow",
+    "select_frames",
+    "to_file_rows",
 ]
 
 _CHUNK_BYTES = 16 * 2**20
 
 
-def frames_in(n_bytes: int, frames: Frames) -> int:
+def count_frames_in(n_bytes: int, frames: Frames) -> int:
     """Frames of this stack that fit into so many bytes, at least one."""
     _, height, width = frames.shape
     return max(1, n_bytes // (height * width * frames.dtype.itemsize))
 
 
-class FileFrames:
+class NpzFrames:
     """What the stacks in an NPZ share: bytes in the order (frame, row, column), or (frame, column, row)."""
 
     def __init__(self, member: Member, shape: tuple[int, int, int], *, transposed: bool) -> None:
@@ -63,11 +63,11 @@ class FileFrames:
     def dtype(self) -> np.dtype[Any]:
         return self.member.dtype
 
-    def _oriented(self, stack: np.ndarray) -> np.ndarray:
+    def _orient(self, stack: np.ndarray) -> np.ndarray:
         return stack.swapaxes(-1, -2) if self._transposed else stack
 
 
-class StoredFrames(FileFrames):
+class StoredFrames(NpzFrames):
     """Frames of an uncompressed NPZ, read where they lie; a whole pass verifies the archive's checksum.
 
     Read, not mapped: a file that is cut short meanwhile is then an error, and not the end of the process.
@@ -78,13 +78,13 @@ class StoredFrames(FileFrames):
         # The sum of a chunk takes as long as reading it, and is taken while it is used.
         crc: Future[int] = Future()
         crc.set_result(self.member.header_crc)
-        with self._values() as stream, ThreadPoolExecutor(1) as beside:
+        with self._open_values() as stream, ThreadPoolExecutor(1) as beside:
             for start in range(0, m, frames_per_chunk):
                 chunk = np.empty((min(frames_per_chunk, m - start), height, width), self.dtype)
                 fill(stream, chunk)
                 chunk.flags.writeable = False
                 crc = beside.submit(zlib.crc32, chunk.data, crc.result())
-                yield self._oriented(chunk)
+                yield self._orient(chunk)
         if crc.result() != self.member.crc:
             raise ScanError(
                 self.member.path,
@@ -102,22 +102,22 @@ class StoredFrames(FileFrames):
         # One read for frames that follow each other.
         starts = np.flatnonzero(np.diff(rows, prepend=-2) != 1).tolist()
         runs = list(itertools.pairwise([*starts, rows.size]))
-        with self._values() as stream:
+        with self._open_values() as stream:
             begin = stream.tell()
             for first, last in runs:
                 stream.seek(begin + int(rows[first]) * height * width * self.dtype.itemsize)
                 fill(stream, out[first:last])
-        return self._oriented(out).reshape(*np.shape(wanted), *self.shape[1:])
+        return self._orient(out).reshape(*np.shape(wanted), *self.shape[1:])
 
     @contextmanager
-    def _values(self) -> Iterator[io.RawIOBase]:
+    def _open_values(self) -> Iterator[io.RawIOBase]:
         assert self.member.file_offset is not None
-        with member_damage(self.member.path, self.key), self.member.path.open("rb", buffering=0) as stream:
+        with convert_zip_errors(self.member.path, self.key), self.member.path.open("rb", buffering=0) as stream:
             stream.seek(self.member.file_offset)
             yield stream
 
 
-class ZippedFrames(FileFrames):
+class ZippedFrames(NpzFrames):
     """Frames of a compressed NPZ. Only forward reading is possible: `chunks` is cheap, scattered indices are not."""
 
     def chunks(self, frames_per_chunk: int) -> Iterator[np.ndarray]:
@@ -126,7 +126,7 @@ class ZippedFrames(FileFrames):
             for start in range(0, m, frames_per_chunk):
                 chunk = np.empty((min(frames_per_chunk, m - start), height, width), self.dtype)
                 fill(stream, chunk)
-                yield self._oriented(chunk)
+                yield self._orient(chunk)
 
     def __getitem__(self, index: Any) -> np.ndarray:
         wanted = np.arange(self.shape[0])[index]
@@ -134,7 +134,7 @@ class ZippedFrames(FileFrames):
         out = np.empty((flat.size, *self.shape[1:]), self.dtype)
         last, start = int(flat.max(initial=-1)), 0
         if last >= 0:
-            for chunk in self.chunks(min(last + 1, frames_in(_CHUNK_BYTES, self))):
+            for chunk in self.chunks(min(last + 1, count_frames_in(_CHUNK_BYTES, self))):
                 here = np.flatnonzero((flat >= start) & (flat < start + len(chunk)))
                 out[here] = chunk[flat[here] - start]
                 start += len(chunk)
@@ -151,14 +151,14 @@ class ViewFrames(ArrayFrames):
 
     def chunks(self, frames_per_chunk: int) -> Iterator[np.ndarray]:
         for chunk in super().chunks(frames_per_chunk):
-            self._refuse_shorter()
+            self._refuse_truncated()
             yield chunk
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        self._refuse_shorter()
+        self._refuse_truncated()
         return super().__getitem__(index)
 
-    def _refuse_shorter(self) -> None:
+    def _refuse_truncated(self) -> None:
         """To look beyond the end of a file that is mapped would end the process."""
         array = self.array
         if not isinstance(array, np.memmap) or array.filename is None:
@@ -203,18 +203,18 @@ class CastFrames:
             return values.astype(self.dtype)
 
 
-def backing_files(frames: Frames) -> tuple[tuple[Path, ...], str] | None:
+def find_backing_files(frames: Frames) -> tuple[tuple[Path, ...], str] | None:
     """The files that these frames are read from as they are needed, and which part of them they are.
 
     None for frames in memory, and for all that did not come from here: a view of a file's map may have been turned.
     """
     if isinstance(frames, JoinedFrames):
-        parts = [backing_files(part) for part in frames.parts]
+        parts = [find_backing_files(part) for part in frames.parts]
         if any(part is None for part in parts):
             return None
         return tuple(file for part in parts if part for file in part[0]), ";".join(part[1] for part in parts if part)
     if isinstance(frames, CastFrames | PickedFrames | ProcessedFrames):
-        inner = backing_files(frames.inner)
+        inner = find_backing_files(frames.inner)
         if inner is None:
             return None
         how = ""
@@ -223,7 +223,7 @@ def backing_files(frames: Frames) -> tuple[tuple[Path, ...], str] | None:
         elif isinstance(frames, ProcessedFrames):
             how = f"{frames.steps.fingerprint()}{frames.domain}"
         return inner[0], f"{inner[1]}{how}"
-    if isinstance(frames, FileFrames):
+    if isinstance(frames, NpzFrames):
         return (frames.member.path,), frames.key
     if isinstance(frames, Hdf5Frames):
         return frames.files, f"{frames.key}{frames.order}"
@@ -232,21 +232,21 @@ def backing_files(frames: Frames) -> tuple[tuple[Path, ...], str] | None:
     return None
 
 
-def scattered_is_dear(frames: Frames) -> bool:
+def random_access_is_slow(frames: Frames) -> bool:
     """Whether reading single frames means reading all those before."""
     if isinstance(frames, JoinedFrames):
-        return any(scattered_is_dear(part) for part in frames.parts)
+        return any(random_access_is_slow(part) for part in frames.parts)
     if isinstance(frames, CastFrames | PickedFrames | ProcessedFrames):
-        return scattered_is_dear(frames.inner)
+        return random_access_is_slow(frames.inner)
     return isinstance(frames, ZippedFrames)
 
 
-def rows_in_file(frames: Frames, indices: list[int]) -> list[int]:
+def to_file_rows(frames: Frames, indices: list[int]) -> list[int]:
     """The same frames as the file counts them."""
     if isinstance(frames, CastFrames | ProcessedFrames):
-        return rows_in_file(frames.inner, indices)
+        return to_file_rows(frames.inner, indices)
     if isinstance(frames, PickedFrames):
-        return rows_in_file(frames.inner, [int(frames.rows[i]) for i in indices])
+        return to_file_rows(frames.inner, [int(frames.rows[i]) for i in indices])
     return indices
 
 
@@ -255,11 +255,11 @@ def working_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype({"f": np.float32, "c": np.complex64}.get(dtype.kind, dtype.newbyteorder("=")))
 
 
-def select(frames: Frames, rows: range) -> Frames:
+def select_frames(frames: Frames, rows: range) -> Frames:
     """Only the frames `rows` of a stack, in working dtype; the stack itself when nothing needs to change."""
     selected = frames
     if rows != range(frames.shape[0]):
-        selected = PickedFrames(frames, np.asarray(rows), streamed=scattered_is_dear(frames))
+        selected = PickedFrames(frames, np.asarray(rows), streamed=random_access_is_slow(frames))
     dtype = working_dtype(frames.dtype)
     return selected if dtype == frames.dtype else CastFrames(selected, dtype)
 

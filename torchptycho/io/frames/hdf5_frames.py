@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from torchptycho.core.errors import ScanError
-from torchptycho.io.storage.hdf5 import check_dataset, hdf5_damage, open_hdf5
+from torchptycho.io.storage.hdf5 import check_dataset, convert_hdf5_errors, open_hdf5
 
-__all__ = ["Hdf5Frames", "hdf5_stack"]
+__all__ = ["Hdf5Frames", "open_hdf5_stack"]
 
 _READ_BYTES = 16 * 2**20
-_LONGEST_READ_BYTES = 256 * 2**20
+_MAX_READ_BYTES = 256 * 2**20
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class Hdf5Frames:
     stored_shape: tuple[int, ...]
     dtype: np.dtype[Any]
     order: tuple[int, int, int]
-    per_block: int
+    frames_per_block: int
     files: tuple[Path, ...]
     grows: bool = False
 
@@ -51,10 +51,10 @@ class Hdf5Frames:
 
     def chunks(self, frames_per_chunk: int) -> Iterator[np.ndarray]:
         """The stack in order; reads begin where chunks of the file begin."""
-        step = max(self.per_block, frames_per_chunk // self.per_block * self.per_block)
-        if step > frames_per_chunk and step * self._frame_bytes > _LONGEST_READ_BYTES:
+        step = max(self.frames_per_block, frames_per_chunk // self.frames_per_block * self.frames_per_block)
+        if step > frames_per_chunk and step * self._frame_bytes > _MAX_READ_BYTES:
             step = frames_per_chunk
-        with self._dataset() as dataset:
+        with self._open_dataset() as dataset:
             for start in range(0, self.shape[0], step):
                 block = self._read(dataset, start, min(start + step, self.shape[0]))
                 for first in range(0, len(block), frames_per_chunk):
@@ -65,15 +65,15 @@ class Hdf5Frames:
         rows, inverse = np.unique(wanted, return_inverse=True)
         out = np.empty((len(rows), *self.shape[1:]), self.dtype)
         longest = max(1, _READ_BYTES // self._frame_bytes)
-        with self._dataset() as dataset:
+        with self._open_dataset() as dataset:
             first = 0
             while first < len(rows):
                 # One read for neighbours within a chunk of the file or next to each other, as far as memory goes.
                 last = first
                 while (
                     last + 1 < len(rows)
-                    and rows[last + 1] - rows[last] <= self.per_block
-                    and rows[last + 1] - rows[first] < max(longest, self.per_block)
+                    and rows[last + 1] - rows[last] <= self.frames_per_block
+                    and rows[last + 1] - rows[first] < max(longest, self.frames_per_block)
                 ):
                     last += 1
                 block = self._read(dataset, int(rows[first]), int(rows[last]) + 1)
@@ -86,9 +86,9 @@ class Hdf5Frames:
         return self.shape[1] * self.shape[2] * self.dtype.itemsize
 
     @contextmanager
-    def _dataset(self) -> Iterator[Any]:
+    def _open_dataset(self) -> Iterator[Any]:
         with open_hdf5(self.path) as file:
-            with hdf5_damage(self.path, self.key):
+            with convert_hdf5_errors(self.path, self.key):
                 dataset = file[self.key]
                 found, shape = f"{dataset.dtype} {dataset.shape}", dataset.shape
             longer = self.grows and self.order[0] == 0 and shape[:1] > self.stored_shape[:1]
@@ -105,7 +105,7 @@ class Hdf5Frames:
             yield dataset
 
     def _read(self, dataset: Any, start: int, stop: int) -> np.ndarray:
-        with hdf5_damage(self.path, self.key):
+        with convert_hdf5_errors(self.path, self.key):
             if len(self.stored_shape) == 3:
                 cut = [slice(None)] * 3
                 cut[self.order[0]] = slice(start, stop)
@@ -120,7 +120,7 @@ class Hdf5Frames:
             return np.concatenate(parts)
 
 
-def hdf5_stack(dataset: Any, path: Path, key: str, axes: str = "myx") -> Hdf5Frames:
+def open_hdf5_stack(dataset: Any, path: Path, key: str, axes: str = "myx") -> Hdf5Frames:
     """The frames of a dataset, without reading them.
 
     Arguments:
@@ -144,13 +144,13 @@ def hdf5_stack(dataset: Any, path: Path, key: str, axes: str = "myx") -> Hdf5Fra
             path, key, expected="integer or real frames", found=f"{dataset.dtype} frames", remedy="Save the counts."
         )
     frame, row, column = (axes.index(axis) for axis in "myx")
-    per_block = 1 if dataset.chunks is None else int(dataset.chunks[frame if len(shape) == 3 else -3])
+    frames_per_block = 1 if dataset.chunks is None else int(dataset.chunks[frame if len(shape) == 3 else -3])
     return Hdf5Frames(
         path=path,
         key=key,
         stored_shape=shape,
         dtype=dataset.dtype,
         order=(frame, row, column),
-        per_block=per_block,
+        frames_per_block=frames_per_block,
         files=tuple(dict.fromkeys((path, *files))),
     )

@@ -14,12 +14,12 @@ from jaxtyping import Bool, Complex64, Float32
 from torchptycho.core.config.base import Domain
 from torchptycho.core.scan import Frames
 
-__all__ = ["ProcessedFrames", "Processing", "cut", "resampled_probe"]
+__all__ = ["ProcessedFrames", "Processing", "crop_or_pad", "resample_probe"]
 
 _READ_BYTES = 16 * 2**20
 
 
-def cut(image: np.ndarray, top: int, left: int, height: int, width: int, fill: Any = 0) -> np.ndarray:
+def crop_or_pad(image: np.ndarray, top: int, left: int, height: int, width: int, fill: Any = 0) -> np.ndarray:
     """A window of the last two axes; `fill` beyond the edge."""
     rows, columns = image.shape[-2:]
     if top >= 0 and left >= 0 and top + height <= rows and left + width <= columns:
@@ -58,17 +58,17 @@ class Processing:
     flat: Float32[np.ndarray, "h w"] | None = None
     clip: bool = False
 
-    def window(self, image: np.ndarray, fill: Any = 0) -> np.ndarray:
+    def crop_to_window(self, image: np.ndarray, fill: Any = 0) -> np.ndarray:
         """Frames or an image of the detector, shifted and cut."""
         shifted = np.fft.fftshift(image, axes=(-2, -1)) if self.shift else image
         edge = self.n_px * self.binning
-        return cut(shifted, self.top, self.left, edge, edge, fill)
+        return crop_or_pad(shifted, self.top, self.left, edge, edge, fill)
 
     @property
     def bad_in_window(self) -> Bool[np.ndarray, "e e"]:
-        bad = np.array(self.window(self.bad_pixels, True))
+        bad = np.array(self.crop_to_window(self.bad_pixels, True))
         if self.flat is not None:
-            bad |= ~(self.window(self.flat) > 0)
+            bad |= ~(self.crop_to_window(self.flat) > 0)
         return bad
 
     @property
@@ -77,7 +77,7 @@ class Processing:
         n, b = self.n_px, self.binning
         return np.array(~self.bad_in_window.reshape(n, b, n, b).any(axis=(1, 3)))
 
-    def dtype_of(self, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    def choose_dtype(self, dtype: np.dtype[Any]) -> np.dtype[Any]:
         """Dtype of the result: the detector's own, integers wide enough for sums, or float32 after a correction."""
         if dtype.kind == "f" or self.dark is not None or self.flat is not None:
             return np.dtype(np.float32)
@@ -87,14 +87,14 @@ class Processing:
 
     def apply(self, frames: np.ndarray, domain: Domain) -> np.ndarray:
         """Frames [K, H, W] of the file as frames [K, N, N] of the scan."""
-        target = self.dtype_of(frames.dtype)
-        values = self.window(frames)
+        target = self.choose_dtype(frames.dtype)
+        values = self.crop_to_window(frames)
         if self.dark is not None or self.flat is not None:
             values = values.astype(np.float32)
             if self.dark is not None:
-                values = np.maximum(values - self.window(self.dark), 0)
+                values = np.maximum(values - self.crop_to_window(self.dark), 0)
             if self.flat is not None:
-                flat = self.window(self.flat)
+                flat = self.crop_to_window(self.flat)
                 values = values / np.where(flat > 0, flat, 1)
         if self.clip:
             values = np.maximum(values, 0)
@@ -134,7 +134,7 @@ class ProcessedFrames:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        return self.steps.dtype_of(self.inner.dtype)
+        return self.steps.choose_dtype(self.inner.dtype)
 
     def chunks(self, frames_per_chunk: int) -> Iterator[np.ndarray]:
         # Recorded frames may be much larger than what is cut from them.
@@ -149,7 +149,7 @@ class ProcessedFrames:
         return self.steps.apply(self.inner[flat], self.domain).reshape(*np.shape(wanted), *self.shape[1:])
 
 
-def resampled_probe(probe: Complex64[np.ndarray, "p a a"], n_px: int, binning: int) -> Complex64[np.ndarray, "p b b"]:
+def resample_probe(probe: Complex64[np.ndarray, "p a a"], n_px: int, binning: int) -> Complex64[np.ndarray, "p b b"]:
     """A probe for frames that are cut to n_px * binning detector pixels and binned.
 
     Cutting the detector makes the object pixel larger: the probe's Fourier transform is cut likewise, and what is
@@ -161,10 +161,10 @@ def resampled_probe(probe: Complex64[np.ndarray, "p a a"], n_px: int, binning: i
     if edge != before:
         spectrum = np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(wave, axes=(-2, -1))), axes=(-2, -1)) / before
         start = before // 2 - edge // 2
-        spectrum = cut(spectrum, start, start, edge, edge)
+        spectrum = crop_or_pad(spectrum, start, start, edge, edge)
         wave = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(spectrum, axes=(-2, -1))), axes=(-2, -1)) * edge
     if binning > 1:
         start = edge // 2 - n_px // 2
-        wave = cut(wave, start, start, n_px, n_px)
+        wave = crop_or_pad(wave, start, start, n_px, n_px)
     assert math.isfinite(float(np.abs(wave).sum()))
     return np.ascontiguousarray(wave, dtype=np.complex64)

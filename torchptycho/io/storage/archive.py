@@ -19,9 +19,18 @@ from typing import Any
 import numpy as np
 
 from torchptycho.core.errors import ScanError
-from torchptycho.io.storage.file_access import file_head, foreign_content
+from torchptycho.io.storage.file_access import make_format_error, read_head
 
-__all__ = ["Member", "NpzArchive", "array_header", "fill", "is_zip", "member_damage", "write_array", "write_header"]
+__all__ = [
+    "Member",
+    "NpzArchive",
+    "convert_zip_errors",
+    "fill",
+    "is_zip",
+    "read_array_header",
+    "write_array",
+    "write_header",
+]
 
 # Deflate cannot do better than 1032:1 (zlib documentation, "Maximum Compression Factor"); the constant is for tiny
 # members, whose headers weigh more than their content.
@@ -49,7 +58,7 @@ def is_zip(head: bytes) -> bool:
 
 
 @contextmanager
-def member_damage(path: Path, key: str | None) -> Iterator[None]:
+def convert_zip_errors(path: Path, key: str | None) -> Iterator[None]:
     """Turn whatever zipfile and zlib raise on damaged data into one ScanError."""
     try:
         yield
@@ -90,7 +99,7 @@ class Member:
     def open_values(self) -> Iterator[io.BufferedIOBase]:
         """The member's uncompressed bytes, past the .npy header."""
         with (
-            member_damage(self.path, self.key),
+            convert_zip_errors(self.path, self.key),
             zipfile.ZipFile(self.path) as archive,
             archive.open(self.filename) as stream,
         ):
@@ -109,10 +118,10 @@ class NpzArchive:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        head = file_head(self.path)
+        head = read_head(self.path)
         if not is_zip(head):
-            raise foreign_content(self.path, head)
-        with member_damage(self.path, None), zipfile.ZipFile(self.path) as archive:
+            raise make_format_error(self.path, head)
+        with convert_zip_errors(self.path, None), zipfile.ZipFile(self.path) as archive:
             infos = archive.infolist()
         self._infos = {info.filename.removesuffix(".npy"): info for info in infos if info.filename.endswith(".npy")}
         if not self._infos:
@@ -131,7 +140,7 @@ class NpzArchive:
     def __contains__(self, key: str) -> bool:
         return key in self._infos
 
-    def missing(self, key: str, expected: str, remedy: str = "") -> ScanError:
+    def make_missing_error(self, key: str, expected: str, remedy: str = "") -> ScanError:
         """The error for an array that is not there, naming the most similar key that is."""
         near = difflib.get_close_matches(key, self._infos, n=1, cutoff=0.6)
         hint = f"Did you mean '{near[0]}'? Rename it." if near else "Add it to the file."
@@ -141,27 +150,27 @@ class NpzArchive:
     def is_empty(self, key: str) -> bool:
         """Whether an array has no values at all, as lists of nothing have."""
         with (
-            member_damage(self.path, key),
+            convert_zip_errors(self.path, key),
             zipfile.ZipFile(self.path) as archive,
             archive.open(self._infos[key]) as stream,
         ):
-            return 0 in array_header(stream)[0]
+            return 0 in read_array_header(stream)[0]
 
-    def member(self, key: str) -> Member:
+    def inspect_member(self, key: str) -> Member:
         """The header of an array, checked against what the archive can hold.
 
         Raises:
             ScanError: an object (pickled), structured or text array, an empty one, or a header that lies.
         """
         info = self._infos[key]
-        with member_damage(self.path, key):
+        with convert_zip_errors(self.path, key):
             self._refuse_implausible(info, key)
             with zipfile.ZipFile(self.path) as archive, archive.open(info) as stream:
-                shape, fortran_order, dtype = array_header(stream)
+                shape, fortran_order, dtype = read_array_header(stream)
                 data_offset = stream.tell()
             with zipfile.ZipFile(self.path) as archive, archive.open(info) as stream:
                 header_crc = zlib.crc32(stream.read(data_offset))
-            file_offset = self._values_in_file(info) + data_offset if info.compress_type == zipfile.ZIP_STORED else None
+            file_offset = self._locate_values(info) + data_offset if info.compress_type == zipfile.ZIP_STORED else None
         self._refuse_unreadable_dtype(key, dtype)
         if min(shape, default=1) <= 0:
             raise ScanError(
@@ -191,7 +200,7 @@ class NpzArchive:
 
     def load(self, key: str) -> np.ndarray:
         """A whole array, in memory, C-ordered and in native byte order."""
-        member = self.member(key)
+        member = self.inspect_member(key)
         shape = member.shape[::-1] if member.fortran_order else member.shape
         values = np.empty(shape, member.dtype)
         with member.open_values() as stream:
@@ -209,7 +218,7 @@ class NpzArchive:
         if key not in self:
             return {}
         expected, remedy = "one string holding a JSON object", "Save it as numpy.array(json.dumps(metadata))."
-        member = self.member(key)
+        member = self.inspect_member(key)
         if member.dtype.kind not in "US" or math.prod(member.shape) != 1:
             found = f"{member.dtype} {member.shape}"
             raise ScanError(self.path, key, expected=expected, found=found, remedy=remedy)
@@ -262,7 +271,7 @@ class NpzArchive:
                 remedy="Save it again as a numeric array.",
             )
 
-    def _values_in_file(self, info: zipfile.ZipInfo) -> int:
+    def _locate_values(self, info: zipfile.ZipInfo) -> int:
         # The local header repeats the name and may carry another extra field than the central directory.
         with self.path.open("rb") as stream:
             stream.seek(info.header_offset)
@@ -273,7 +282,7 @@ class NpzArchive:
         return start
 
 
-def array_header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def read_array_header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Shape, whether the order is Fortran's, and dtype of a .npy stream; ValueError for a newer version."""
     version = np.lib.format.read_magic(stream)
     if version == (1, 0):

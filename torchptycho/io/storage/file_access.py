@@ -15,10 +15,10 @@ import numpy as np
 
 from torchptycho.core.errors import ScanError
 
-__all__ = ["dump_json", "file_head", "foreign_content", "replaced_atomically", "write_all"]
+__all__ = ["dump_json", "make_format_error", "read_head", "replace_atomically", "write_all"]
 
 _HEAD_BYTES = 16
-_FOREIGN = (
+_UNSUPPORTED = (
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file of another layout", "Say where its frames and positions are: section "
      "'mapping' of a --config file."),
     (b"\x93NUMPY", "a single NumPy array (.npy)", "Say where its positions are: section 'mapping' of a --config file."),
@@ -41,7 +41,7 @@ def write_all(file: io.RawIOBase, values: np.ndarray) -> None:
         done += file.write(view[done:]) or 0
 
 
-def file_head(path: Path) -> bytes:
+def read_head(path: Path) -> bytes:
     """The first bytes of a file, from which its format is told; the name plays no part.
 
     Raises:
@@ -71,14 +71,14 @@ def file_head(path: Path) -> bytes:
     return head
 
 
-def foreign_content(path: Path, head: bytes, formats: Sequence[str] = ()) -> ScanError:
+def make_format_error(path: Path, head: bytes, formats: Sequence[str] = ()) -> ScanError:
     """The error for a file of a format that cannot be read, with the way out where the format is recognised.
 
     Arguments:
         formats: what could have been read in its place; none for NPZ alone.
     """
     expected = f"a scan file ({', '.join(formats)})" if formats else "an NPZ file (a zip archive)"
-    for magic, what, remedy in _FOREIGN:
+    for magic, what, remedy in _UNSUPPORTED:
         if head.startswith(magic):
             return ScanError(path, None, expected=expected, found=what, remedy=remedy)
     return ScanError(
@@ -92,7 +92,7 @@ def foreign_content(path: Path, head: bytes, formats: Sequence[str] = ()) -> Sca
 
 
 @contextmanager
-def replaced_atomically(path: Path) -> Iterator[io.BufferedWriter]:
+def replace_atomically(path: Path) -> Iterator[io.BufferedWriter]:
     """A stream that becomes the file `path` when the block ends well, and leaves no trace otherwise.
 
     Raises:
@@ -130,7 +130,7 @@ def dump_json(values: dict[str, Any], source: str | Path, key: str) -> str:
         ScanError: something has no JSON form (NaN included, which other readers refuse).
     """
     try:
-        return json.dumps(values, default=_plain, allow_nan=False)
+        return json.dumps(values, default=_to_plain, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ScanError(
             source,
@@ -141,7 +141,7 @@ def dump_json(values: dict[str, Any], source: str | Path, key: str) -> str:
         ) from None
 
 
-def _plain(value: object) -> Any:
+def _to_plain(value: object) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):

@@ -13,22 +13,22 @@ import numpy as np
 
 from torchptycho.core.errors import ScanError
 from torchptycho.core.text import format_error
-from torchptycho.io.storage.hdf5_chunks import chunk_fault
+from torchptycho.io.storage.hdf5_chunks import find_chunk_fault
 
 __all__ = [
     "MAGIC",
-    "attribute",
     "check_dataset",
-    "find",
-    "hdf5_damage",
+    "convert_hdf5_errors",
+    "find_dataset",
+    "find_writer",
     "is_dataset",
+    "list_names",
     "load_array",
     "load_complex",
     "load_number",
-    "locate",
-    "names_in",
+    "locate_dataset",
     "open_hdf5",
-    "written_by",
+    "read_attribute",
 ]
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
@@ -36,18 +36,18 @@ MAGIC = b"\x89HDF\r\n\x1a\n"
 # Deflate does not get beyond 1032:1; other filters may, so that small arrays are let through whatever they claim.
 _MAX_RATIO = 1032
 _SMALL_BYTES = 64 * 2**20
-_DEPTH = 4
+_MAX_VIRTUAL_DEPTH = 4
 _DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, EOFError, OverflowError, MemoryError)
 
 
-def _h5py() -> Any:
+def _import_h5py() -> Any:
     # Importing hdf5plugin registers the filters of detectors (bitshuffle, LZ4, Blosc, Zstandard) with HDF5.
     importlib.import_module("hdf5plugin")
     return importlib.import_module("h5py")
 
 
 @contextmanager
-def hdf5_damage(path: Path, key: str | None) -> Iterator[None]:
+def convert_hdf5_errors(path: Path, key: str | None) -> Iterator[None]:
     """Turn whatever HDF5 raises on damaged data into one ScanError."""
     try:
         yield
@@ -67,7 +67,7 @@ def hdf5_damage(path: Path, key: str | None) -> Iterator[None]:
         ) from None
 
 
-def written_by(path: Path) -> Literal["nobody", "one", "swmr"]:
+def find_writer(path: Path) -> Literal["none", "exclusive", "swmr"]:
     """Who has a file open for writing, as far as the file says: a process, or one in SWMR mode, which others may read.
 
     Only files of HDF5's latest format say so (superblock 3), which SWMR needs. What was killed is told for ever.
@@ -76,10 +76,10 @@ def written_by(path: Path) -> Literal["nobody", "one", "swmr"]:
         with path.open("rb") as file:
             head = file.read(12)
     except OSError:
-        return "nobody"
+        return "none"
     if len(head) < 12 or not head.startswith(MAGIC) or head[8] != 3 or not head[11] & 1:
-        return "nobody"
-    return "swmr" if head[11] & 4 else "one"
+        return "none"
+    return "swmr" if head[11] & 4 else "exclusive"
 
 
 @contextmanager
@@ -89,34 +89,34 @@ def open_hdf5(path: Path) -> Iterator[Any]:
     Raises:
         ScanError: damaged or truncated.
     """
-    with hdf5_damage(path, None):
-        file = _h5py().File(path, "r", locking=False, swmr=written_by(path) == "swmr")
+    with convert_hdf5_errors(path, None):
+        file = _import_h5py().File(path, "r", locking=False, swmr=find_writer(path) == "swmr")
     try:
         yield file
     finally:
-        with hdf5_damage(path, None):
+        with convert_hdf5_errors(path, None):
             file.close()
 
 
 def is_dataset(node: Any) -> bool:
-    return isinstance(node, _h5py().Dataset)
+    return isinstance(node, _import_h5py().Dataset)
 
 
-def names_in(file: Any, path: Path, name: str = "/") -> list[str]:
+def list_names(file: Any, path: Path, name: str = "/") -> list[str]:
     """What a group of the file holds; nothing when it is none."""
-    with hdf5_damage(path, name):
+    with convert_hdf5_errors(path, name):
         group = file.get(name)
-        return list(group) if isinstance(group, _h5py().Group) else []
+        return list(group) if isinstance(group, _import_h5py().Group) else []
 
 
-def attribute(node: Any, path: Path, *names: str) -> float | str | None:
+def read_attribute(node: Any, path: Path, *names: str) -> float | str | None:
     """The first of these attributes that is there: a finite number or a text.
 
     Raises:
         ScanError: it is neither.
     """
     for name in names:
-        with hdf5_damage(path, name):
+        with convert_hdf5_errors(path, name):
             if name not in node.attrs:
                 continue
             value = node.attrs[name]
@@ -138,12 +138,12 @@ def attribute(node: Any, path: Path, *names: str) -> float | str | None:
     return None
 
 
-def find(group: Any, path: Path, *names: str) -> Any:
+def find_dataset(group: Any, path: Path, *names: str) -> Any:
     """The first of these datasets that is there, or None; errors as for `locate`."""
-    return locate(group, path, *names)[1]
+    return locate_dataset(group, path, *names)[1]
 
 
-def locate(group: Any, path: Path, *names: str) -> tuple[str, Any]:
+def locate_dataset(group: Any, path: Path, *names: str) -> tuple[str, Any]:
     """The first of these names under which there is a dataset, and the dataset; ("", None) when there is none.
 
     The dataset's own name would be that in another file when a link leads there.
@@ -151,15 +151,15 @@ def locate(group: Any, path: Path, *names: str) -> tuple[str, Any]:
     Raises:
         ScanError: a link of such a name leads nowhere; the missing file is named.
     """
-    h5py = _h5py()
+    h5py = _import_h5py()
     for name in names:
-        with hdf5_damage(path, name):
-            link = _last_link(group, name)
+        with convert_hdf5_errors(path, name):
+            link = _follow_link(group, name)
             if link is None:
                 continue
             node = group.get(name)
             if node is None:
-                raise _dangling(path, name, link)
+                raise _make_link_error(path, name, link)
             if isinstance(node, h5py.Dataset):
                 # A type that NumPy has no word for is a fault of the file, here and not where it is asked for.
                 _ = node.dtype, node.shape
@@ -167,7 +167,7 @@ def locate(group: Any, path: Path, *names: str) -> tuple[str, Any]:
     return "", None
 
 
-def _last_link(group: Any, name: str) -> Any:
+def _follow_link(group: Any, name: str) -> Any:
     """The link of that name, or the one on the way to it that leads nowhere; None when there is no such name."""
     node = group
     parts = [part for part in name.split("/") if part]
@@ -189,7 +189,7 @@ def _has_link(group: Any, name: str) -> bool:
     return bool(group.id.links.exists(name.encode()))
 
 
-def _dangling(path: Path, name: str, link: Any) -> ScanError:
+def _make_link_error(path: Path, name: str, link: Any) -> ScanError:
     file = getattr(link, "filename", None)
     target = f"'{getattr(link, 'path', '?')}'" + (f" in {file}" if file else "")
     where = path.parent / file if file else None
@@ -206,7 +206,7 @@ def check_dataset(dataset: Any, path: Path, key: str, depth: int = 0) -> list[Pa
     Raises:
         ScanError: no numbers, empty, never written, larger than its file allows, or from files that are missing.
     """
-    with hdf5_damage(path, key):
+    with convert_hdf5_errors(path, key):
         shape = dataset.shape
         if dataset.dtype.kind not in "biufc":
             found = "text or objects" if dataset.dtype.kind in "OSUV" else f"{dataset.dtype}"
@@ -229,10 +229,10 @@ def check_dataset(dataset: Any, path: Path, key: str, depth: int = 0) -> list[Pa
         stored, claimed = dataset.id.get_storage_size(), math.prod(shape) * dataset.dtype.itemsize
         on_disk = own.stat().st_size
         if stored > on_disk:
-            raise _implausible(path, key, f"a file with room for {stored} bytes of data", f"{on_disk} bytes")
+            raise _make_size_error(path, key, f"a file with room for {stored} bytes of data", f"{on_disk} bytes")
         if dataset.chunks is None:
             if stored < claimed:
-                raise _unwritten(path, key, f"{stored} of {claimed} bytes")
+                raise _make_unwritten_error(path, key, f"{stored} of {claimed} bytes")
             return [own]
         _check_chunks(dataset, path, key, stored, on_disk, own)
         return [own]
@@ -242,23 +242,23 @@ def _check_chunks(dataset: Any, path: Path, key: str, stored: int, on_disk: int,
     counts = [-(-length // chunk) for length, chunk in zip(dataset.shape, dataset.chunks, strict=True)]
     wanted, written = math.prod(counts), dataset.id.get_num_chunks()
     if written < wanted:
-        raise _unwritten(path, key, f"{written} of {wanted} pieces")
+        raise _make_unwritten_error(path, key, f"{written} of {wanted} pieces")
     chunk_bytes = math.prod(dataset.chunks) * dataset.dtype.itemsize
     if chunk_bytes > max(_SMALL_BYTES, _MAX_RATIO * on_disk):
-        raise _implausible(path, key, f"a file that warrants pieces of {chunk_bytes} bytes", f"{on_disk} bytes")
-    fault = chunk_fault(dataset, own, chunk_bytes)
+        raise _make_size_error(path, key, f"a file that warrants pieces of {chunk_bytes} bytes", f"{on_disk} bytes")
+    fault = find_chunk_fault(dataset, own, chunk_bytes)
     if fault is not None:
-        raise _implausible(path, key, "whole pieces", fault)
+        raise _make_size_error(path, key, "whole pieces", fault)
     if not dataset.id.get_create_plist().get_nfilters() and stored < wanted * chunk_bytes:
-        raise _implausible(path, key, f"{wanted * chunk_bytes} bytes", f"{stored}")
+        raise _make_size_error(path, key, f"{wanted * chunk_bytes} bytes", f"{stored}")
 
 
 def _check_virtual(dataset: Any, own: Path, path: Path, key: str, depth: int) -> list[Path]:
-    if depth >= _DEPTH:
+    if depth >= _MAX_VIRTUAL_DEPTH:
         raise ScanError(
             path,
             key,
-            expected=f"virtual datasets at most {_DEPTH} deep",
+            expected=f"virtual datasets at most {_MAX_VIRTUAL_DEPTH} deep",
             found="more of them",
             remedy="Copy the frames into one dataset.",
         )
@@ -288,12 +288,12 @@ def _check_virtual(dataset: Any, own: Path, path: Path, key: str, depth: int) ->
                 with open_hdf5(file) as opened:
                     _check_source(opened, source.dset_name, path, key, depth)
     if 0 <= covered < math.prod(dataset.shape):
-        raise _unwritten(path, key, f"sources for {covered} of {math.prod(dataset.shape)} values")
+        raise _make_unwritten_error(path, key, f"sources for {covered} of {math.prod(dataset.shape)} values")
     return files
 
 
 def _check_source(file: Any, name: str, path: Path, key: str, depth: int) -> None:
-    source = find(file, Path(file.filename), name)
+    source = find_dataset(file, Path(file.filename), name)
     if source is None:
         raise ScanError(
             path, key, expected=f"'{name}' in {file.filename}", found="no such dataset", remedy="Export the file again."
@@ -301,7 +301,7 @@ def _check_source(file: Any, name: str, path: Path, key: str, depth: int) -> Non
     check_dataset(source, path, key, depth + 1)
 
 
-def _implausible(path: Path, key: str, claim: str, found: str) -> ScanError:
+def _make_size_error(path: Path, key: str, claim: str, found: str) -> ScanError:
     return ScanError(
         path,
         key,
@@ -311,7 +311,7 @@ def _implausible(path: Path, key: str, claim: str, found: str) -> ScanError:
     )
 
 
-def _unwritten(path: Path, key: str, what: str) -> ScanError:
+def _make_unwritten_error(path: Path, key: str, what: str) -> ScanError:
     return ScanError(
         path,
         key,
@@ -327,12 +327,12 @@ def load_array(dataset: Any, path: Path, key: str) -> np.ndarray:
     Raises:
         ScanError: see `check_dataset`; also when it is larger than its file warrants.
     """
-    with hdf5_damage(path, key):
+    with convert_hdf5_errors(path, key):
         files = check_dataset(dataset, path, key)
         claimed = math.prod(dataset.shape) * dataset.dtype.itemsize
         on_disk = sum(file.stat().st_size for file in files)
         if claimed > max(_SMALL_BYTES, _MAX_RATIO * on_disk):
-            raise _implausible(path, key, f"a file that warrants {claimed} bytes", f"{on_disk} bytes")
+            raise _make_size_error(path, key, f"a file that warrants {claimed} bytes", f"{on_disk} bytes")
         values = dataset[()]
         return np.asarray(values, dtype=values.dtype.newbyteorder("="), order="C")
 

@@ -13,14 +13,14 @@ import struct
 from pathlib import Path
 from typing import Any
 
-__all__ = ["chunk_fault"]
+__all__ = ["find_chunk_fault"]
 
 _BITSHUFFLE, _LZ4, _BLOSC, _BLOSC2, _ZSTD = 32008, 32004, 32001, 32026, 32015
 _HEADER_BYTES = 18
 _ZSTD_MAGIC = 0xFD2FB528
 
 
-def chunk_fault(dataset: Any, path: Path, chunk_bytes: int) -> str | None:
+def find_chunk_fault(dataset: Any, path: Path, chunk_bytes: int) -> str | None:
     """What is wrong with the first piece that is not plausible; None when all are.
 
     Arguments:
@@ -39,9 +39,9 @@ def chunk_fault(dataset: Any, path: Path, chunk_bytes: int) -> str | None:
         def judge(piece: Any) -> bool | None:
             if piece.byte_offset + piece.size > size:
                 faults.append(f"a piece that ends at byte {piece.byte_offset + piece.size} of {size}")
-            elif piece.filter_mask == 0 and last[0] in _UNPACKED:
+            elif piece.filter_mask == 0 and last[0] in _SIZE_READERS:
                 head = os.pread(descriptor, _HEADER_BYTES, piece.byte_offset)
-                claimed = _UNPACKED[last[0]](head, last[2], piece.size)
+                claimed = _SIZE_READERS[last[0]](head, last[2], piece.size)
                 if claimed is not None and claimed != chunk_bytes:
                     faults.append(f"a piece that claims to unpack to {claimed} bytes, not {chunk_bytes}")
             return True if faults else None
@@ -52,23 +52,23 @@ def chunk_fault(dataset: Any, path: Path, chunk_bytes: int) -> str | None:
     return faults[0] if faults else None
 
 
-def _big_endian(head: bytes, _: tuple[int, ...], size: int) -> int | None:
+def _read_lz4_size(head: bytes, _: tuple[int, ...], size: int) -> int | None:
     return int(struct.unpack(">Q", head[:8])[0]) if min(len(head), size) >= 12 else -1
 
 
-def _bitshuffle(head: bytes, options: tuple[int, ...], size: int) -> int | None:
+def _read_bitshuffle_size(head: bytes, options: tuple[int, ...], size: int) -> int | None:
     # Without a compression (option 4) bitshuffle stores the values alone.
-    return _big_endian(head, options, size) if len(options) > 4 and options[4] else None
+    return _read_lz4_size(head, options, size) if len(options) > 4 and options[4] else None
 
 
-def _blosc(head: bytes, _: tuple[int, ...], size: int) -> int | None:
+def _read_blosc_size(head: bytes, _: tuple[int, ...], size: int) -> int | None:
     if min(len(head), size) < 16:
         return -1
     unpacked, _block, packed = struct.unpack("<III", head[4:16])
     return int(unpacked) if packed <= size else -1
 
 
-def _zstd(head: bytes, _: tuple[int, ...], size: int) -> int | None:
+def _read_zstd_size(head: bytes, _: tuple[int, ...], size: int) -> int | None:
     """The content size of a Zstandard frame, where it states one (RFC 8878, section 3.1.1)."""
     if min(len(head), size) < 6 or struct.unpack("<I", head[:4])[0] != _ZSTD_MAGIC:
         return -1
@@ -82,4 +82,10 @@ def _zstd(head: bytes, _: tuple[int, ...], size: int) -> int | None:
     return int.from_bytes(field, "little") + (256 if length == 2 else 0) if len(field) == length else -1
 
 
-_UNPACKED = {_BITSHUFFLE: _bitshuffle, _LZ4: _big_endian, _BLOSC: _blosc, _BLOSC2: _blosc, _ZSTD: _zstd}
+_SIZE_READERS = {
+    _BITSHUFFLE: _read_bitshuffle_size,
+    _LZ4: _read_lz4_size,
+    _BLOSC: _read_blosc_size,
+    _BLOSC2: _read_blosc_size,
+    _ZSTD: _read_zstd_size,
+}

@@ -31,12 +31,12 @@ from torchptycho.core.config import to_dict
 from torchptycho.core.errors import ConfigError, ExportError
 from torchptycho.core.text import format_error
 from torchptycho.data.inference_dataset import InferenceBatch
-from torchptycho.io.storage.file_access import replaced_atomically
+from torchptycho.io.storage.file_access import replace_atomically
 from torchptycho.models.export.metadata import KEY, Description, add_to_package, describe, state_of
 from torchptycho.models.export.real_arithmetic import RealArithmetic
 from torchptycho.models.export.runtimes import AotEngine, OnnxEngine, Runner, require
 from torchptycho.models.network import PtychoNetwork
-from torchptycho.physics.matrix_patches import by_matrices
+from torchptycho.physics.matrix_patches import use_matrix_patches
 from torchptycho.physics.overlap import merge_canvas_px
 from torchptycho.physics.scaling import counts_per_squared_amplitude
 
@@ -104,7 +104,7 @@ def export_network(
         file = Path(name) / f"network{'.onnx' if kind == 'onnx' else '.pt2'}"
         write = _write_onnx if kind == "onnx" else _write_aot
         description = write(alone, description, file)
-        with replaced_atomically(path) as target:
+        with replace_atomically(path) as target:
             target.write(file.read_bytes())
     return description
 
@@ -172,7 +172,7 @@ def _real(network: PtychoNetwork, description: Description, *, matrices: bool) -
     free = {0: torch.export.Dim("groups", min=1, max=1 << 20)}
     shapes = {"frames": free, "offset_px": free, "input_scale": None, "mask": None}
     try:
-        with by_matrices():
+        with use_matrix_patches():
             traced = torch.export.export(_Whole(network), arguments, dynamic_shapes=shapes, strict=False)
         # Of frames, and of their middle.
         edges_px = (network.n_px, network.n_px // 2) if matrices else None

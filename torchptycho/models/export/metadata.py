@@ -24,7 +24,7 @@ from torchptycho.core.config import RunConfig, from_dict, to_dict
 from torchptycho.core.config.base import Domain
 from torchptycho.core.errors import ConfigError, ExportError
 from torchptycho.core.text import format_error
-from torchptycho.core.versions import versions
+from torchptycho.core.versions import collect_versions
 from torchptycho.models.network import PtychoNetwork
 
 __all__ = ["KEY", "Description", "add_to_package", "describe", "description_of", "read_package", "state_of"]
@@ -81,7 +81,7 @@ class Description:
         told = {
             "format": _FORMAT,
             "format_version": _VERSION,
-            "versions": versions(),
+            "versions": collect_versions(),
             "generator": self.config.model.generator,
             "units": _UNITS,
             "input_scale": float(self.tensors["input_scale"][0]),

@@ -42,7 +42,7 @@ class GroupInput:
     probe: Complex[Tensor, "probe_b p n n"]
     offset_px: Float[Tensor, "b c 2"]
     mask: Bool[Tensor, "b 1 n n"]
-    photon: Float[Tensor, " b"]
+    intensity_per_count: Float[Tensor, " b"]
     background: Float[Tensor, " b"]
     canvas_px: int
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchptycho.core.config import ModelConfig
 from torchptycho.models.generators.generator import GroupInput
 from torchptycho.models.generators.unet import UNetGenerator
-from torchptycho.physics.pie import GroupProjection, carried, doubled
+from torchptycho.physics.pie import GroupProjection, extrapolate, upsample_2x
 
 __all__ = ["PieUNet"]
 
@@ -59,25 +59,35 @@ class PieUNet(UNetGenerator):
 
     def forward(self, group: GroupInput) -> Complex[Tensor, "b c n n"]:
         edge_px = -(-group.canvas_px // self.multiple_px) * self.multiple_px
-        given = (group.amplitude, group.probe, group.offset_px, group.mask, group.photon, group.background, edge_px)
+        given = (
+            group.amplitude,
+            group.probe,
+            group.offset_px,
+            group.mask,
+            group.intensity_per_count,
+            group.background,
+            edge_px,
+        )
         # No half-precision FFT exists for every backend, and complex numbers have no bf16.
         with torch.autocast(device_type=group.amplitude.device.type, enabled=False):
             with torch.no_grad():
                 projection = GroupProjection(*given)
-                begin, velocity = projection.transparent(), None
+                begin, velocity = projection.make_transparent_objects(), None
                 if self.start_projections:
-                    coarse = GroupProjection.coarse(*given)
-                    rough, movement = coarse.run(coarse.transparent(), self.start_projections)
-                    begin, velocity = doubled(rough), None if movement is None else doubled(movement)
-                further = carried(begin, velocity)
+                    coarse = GroupProjection.at_half_resolution(*given)
+                    rough, movement = coarse.run(coarse.make_transparent_objects(), self.start_projections)
+                    begin, velocity = upsample_2x(rough), None if movement is None else upsample_2x(movement)
+                further = extrapolate(begin, velocity)
                 change = projection.preconditioned_step(further)
                 canvas = further + change
                 velocity = canvas - begin
             structure, change = further - 1, _CHANGE_SCALE * change
-            planes = torch.stack([structure.real, structure.imag, change.real, change.imag, projection.light], dim=1)
+            planes = torch.stack(
+                [structure.real, structure.imag, change.real, change.imag, projection.illumination], dim=1
+            )
         parts = self.network(planes)
         canvas = canvas + torch.complex(parts[:, 0], parts[:, 1])
         if not self.training and self.finish_projections:
             with torch.no_grad():
                 canvas, _ = projection.run(canvas, self.finish_projections, velocity)
-        return projection.patches(canvas)
+        return projection.extract_patches(canvas)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Complex, Float, Float64, Int64
 from torch import Tensor
 
-from torchptycho.physics.patches import slopes
+from torchptycho.physics.patches import extract_derivatives
 
 __all__ = ["Shifts", "linear_part", "look_around", "with_momentum"]
 
@@ -73,14 +73,14 @@ class Shifts:
     ) -> None:
         """One batch of frames, at the estimate that `exit_change` was computed for."""
         power = (probe.real.square() + probe.imag.square()).sum(0)
-        wish = (exit_change * probe.conj()).sum(1)
-        dy, dx = slopes(object, corners_px, probe.shape[-1])
+        backprojection = (exit_change * probe.conj()).sum(1)
+        dy, dx = extract_derivatives(object, corners_px, probe.shape[-1])
         columns = torch.stack([dy, dx], 1)
         weighted = torch.view_as_real(columns * power).flatten(2)
         plain = torch.view_as_real(columns).flatten(2)
         self.wanted[index] = exit_change.abs().square().sum((1, 2, 3)).double()
         self._curvature[index] = (weighted @ plain.mT).double()
-        self._slope[index] = (plain @ torch.view_as_real(wish).flatten(1)[..., None])[..., 0].double()
+        self._slope[index] = (plain @ torch.view_as_real(backprojection).flatten(1)[..., None])[..., 0].double()
 
     def of_frames(self) -> Float64[Tensor, "m 2"]:
         """Each frame's own shift."""

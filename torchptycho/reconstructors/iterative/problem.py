@@ -16,9 +16,9 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from torchptycho.core.scan import Scan
-from torchptycho.io import checked_chunks
+from torchptycho.io import iter_checked_chunks
 from torchptycho.io.near_field import refuse_near_field
-from torchptycho.physics.scaling import Scaling, frame_sums, measure_scaling
+from torchptycho.physics.scaling import Scaling, measure_scaling, sum_frames
 
 __all__ = ["Problem", "open_problem"]
 
@@ -138,8 +138,8 @@ def open_problem(
 def _copy(scan: Scan, frames: np.ndarray) -> float:
     """Fill `frames`, shifted; the sum of the intensity over good pixels, in file units."""
     start, total = 0, 0.0
-    for chunk in checked_chunks(scan):
-        total += float(frame_sums(chunk, scan.domain).sum())
+    for chunk in iter_checked_chunks(scan):
+        total += float(sum_frames(chunk, scan.domain).sum())
         frames[start : start + len(chunk)] = np.fft.ifftshift(chunk, axes=(-2, -1))
         start += len(chunk)
     return total

@@ -20,11 +20,11 @@ from torchptycho.core.devices import find_devices
 from torchptycho.core.errors import ConfigError
 from torchptycho.core.reconstruction import MIN_COVERAGE, Reconstruction
 from torchptycho.core.scan import Scan
-from torchptycho.core.versions import versions
+from torchptycho.core.versions import collect_versions
 from torchptycho.io import read_scan
-from torchptycho.io.fingerprint import scan_fingerprint
+from torchptycho.io.fingerprint import fingerprint_scan
 from torchptycho.physics.patches import place_inside
-from torchptycho.physics.scaling import probe_factor
+from torchptycho.physics.scaling import compute_probe_factor
 from torchptycho.reconstructors.iterative.autodiff import Descent
 from torchptycho.reconstructors.iterative.position_correction import Shifts, linear_part, look_around, with_momentum
 from torchptycho.reconstructors.iterative.probe_modes import orthogonal_modes, with_modes
@@ -122,7 +122,7 @@ def _begin(
     if probe is None and start is not None and start.probe is not None:
         probe = start.probe
     if probe is None:
-        modes = torch.from_numpy(scan.probe) * probe_factor(scan, problem.scaling)
+        modes = torch.from_numpy(scan.probe) * compute_probe_factor(scan, problem.scaling)
     else:
         modes = torch.from_numpy(np.ascontiguousarray(probe))
     if modes.shape[-2:] != (problem.n_px, problem.n_px):
@@ -333,7 +333,7 @@ def _result(
         "epochs": state.epoch,
         "complete": complete,
         "photons_per_frame": problem.scaling.photons_per_frame,
-        "versions": versions(),
+        "versions": collect_versions(),
         "seconds": round(state.seconds, 3),
     }
     return Reconstruction(
@@ -353,4 +353,4 @@ def _result(
 def _fingerprint(scan: Scan, config: RefineConfig) -> dict[str, Any]:
     """What a state depends on: it may go on with more epochs, and not with another scan or method."""
     told = dataclasses.replace(config, epochs=1, patience=None)
-    return {"scan": scan_fingerprint(scan)} | {f"refine.{name}": value for name, value in to_dict(told).items()}
+    return {"scan": fingerprint_scan(scan)} | {f"refine.{name}": value for name, value in to_dict(told).items()}

@@ -136,8 +136,8 @@ def _gather(
     update_probe: bool,
 ) -> None:
     power = (probe.real.square() + probe.imag.square()).sum(0)
-    wish = exit_change[:, 0] * probe[0].conj() if len(probe) == 1 else (exit_change * probe.conj()).sum(1)
-    place_inside(gathered.object, wish, corners_px)
+    backprojection = exit_change[:, 0] * probe[0].conj() if len(probe) == 1 else (exit_change * probe.conj()).sum(1)
+    place_inside(gathered.object, backprojection, corners_px)
     place_inside(gathered.illumination, power.expand(len(patches), -1, -1), corners_px)
     if update_probe:
         gathered.probe += (exit_change * patches.conj()[:, None]).sum(0)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from torchptycho.core.errors import StoreError
 from torchptycho.io.storage.archive import NpzArchive, write_array
-from torchptycho.io.storage.file_access import dump_json, replaced_atomically
+from torchptycho.io.storage.file_access import dump_json, replace_atomically
 from torchptycho.reconstructors.iterative.probe_modes import center, power
 
 __all__ = ["State"]
@@ -117,7 +117,7 @@ class State:
         path = Path(path)
         told = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _TENSORS}
         metadata = {"format": _FORMAT, "format_version": _FORMAT_VERSION, "fingerprint": fingerprint, **told}
-        with replaced_atomically(path) as target, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+        with replace_atomically(path) as target, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
             for name in _TENSORS:
                 write_array(archive, name, getattr(self, name).cpu().numpy())
             write_array(archive, "_metadata", np.array(dump_json(metadata, path, "state")))

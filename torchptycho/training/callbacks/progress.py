@@ -8,7 +8,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from rich.progress import Progress
 
-from torchptycho.core.progress import new_bar
+from torchptycho.core.progress import create_progress_bar
 
 __all__ = ["StepProgress"]
 
@@ -20,7 +20,7 @@ class StepProgress(Callback):
         self._bar: Progress | None = None
 
     def _start(self, what: str, total: int) -> None:
-        self._bar = new_bar()
+        self._bar = create_progress_bar()
         self._bar.start()
         self._bar.add_task(what, total=total, note="")
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from scipy.spatial import cKDTree
 
-from torchptycho.io.storage.file_access import replaced_atomically
+from torchptycho.io.storage.file_access import replace_atomically
 
 __all__ = ["BLUE", "GREEN", "NO_DATA", "ORANGE", "PURPLE", "SMALL", "TEXT", "new_figure", "plain_axes", "save"]
 
@@ -53,7 +53,7 @@ def save(
     content = _as_png(plain)
     if colour_maps and len(content) > _LARGE_BYTES:
         content = _as_png(_reduced(plain, colour_maps, np.zeros((0, 3)) if colours is None else colours / 255))
-    with replaced_atomically(path) as file:
+    with replace_atomically(path) as file:
         file.write(content)
     return path
 

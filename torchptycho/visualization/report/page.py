@@ -14,8 +14,8 @@ from torchptycho.analysis.evaluation import Metrics
 from torchptycho.analysis.inspection import inspect_scan
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.core.scan import Scan
-from torchptycho.core.versions import versions
-from torchptycho.io.storage.file_access import replaced_atomically
+from torchptycho.core.versions import collect_versions
+from torchptycho.io.storage.file_access import replace_atomically
 from torchptycho.visualization.plot.panels import length_unit
 from torchptycho.visualization.report import sections
 from torchptycho.visualization.report.pattern_panels import Detect
@@ -65,7 +65,7 @@ def write_report(
         sections.of_configuration(image),
         sections.of_provenance(image, round(time.perf_counter() - start, 2)),
     ]
-    here = versions()
+    here = collect_versions()
     now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")
     name = title or Path(scan.source).name
     environment = jinja2.Environment(
@@ -83,7 +83,7 @@ def write_report(
         footer=f"Written {now} by torchptycho {here['torchptycho']}. This file loads nothing from elsewhere.",
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replaced_atomically(path) as target:
+    with replace_atomically(path) as target:
         target.write(text.encode("utf-8"))
     return path
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.core.scan import Scan
 from torchptycho.physics.diffraction import expected_counts
-from torchptycho.physics.patches import corner, extract
-from torchptycho.physics.scaling import frame_sums, measure_scaling
+from torchptycho.physics.patches import extract, locate_corner
+from torchptycho.physics.scaling import measure_scaling, sum_frames
 from torchptycho.visualization.plot.scan_figures import counts_of
 
 __all__ = ["Detect", "Patterns", "compare_patterns"]
@@ -62,13 +62,13 @@ def compare_patterns(
         here = (index >= start) & (index < start + len(chunk))
         counts[here] = counts_of(scan, chunk[index[here] - start])
         if scan.domain == "amplitude":
-            total += float(frame_sums(np.where(scan.mask, chunk, 0), scan.domain).sum())
+            total += float(sum_frames(np.where(scan.mask, chunk, 0), scan.domain).sum())
         start += len(chunk)
     if scan.domain == "amplitude":
         mean = total / scan.n_frames
         counts *= measure_scaling(mean, scan.n_px, scan.domain, _dose(scan, image)).counts_per_intensity
     positions_px = scan.positions_px if image.positions_px is None else image.positions_px
-    corners = corner(torch.from_numpy(positions_px[index]), scan.n_px, image.origin_px)
+    corners = locate_corner(torch.from_numpy(positions_px[index]), scan.n_px, image.origin_px)
     patches = extract(torch.from_numpy(image.object), corners, scan.n_px)
     expected = expected_counts(patches, torch.from_numpy(np.ascontiguousarray(probe)))
     if detect is not None:

@@ -16,7 +16,7 @@ from torchptycho.core.config import RefineConfig
 from torchptycho.core.scan import Scan
 from torchptycho.physics.diffraction import expected_counts
 from torchptycho.physics.overlap import merge_canvas_px
-from torchptycho.physics.pie import GroupProjection, doubled
+from torchptycho.physics.pie import GroupProjection, upsample_2x
 from torchptycho.reconstructors.iterative import refine
 
 QUICK = RefineConfig(epochs=3, batch_size=16, probe_update=False, patience=None)
@@ -61,7 +61,7 @@ def test_projection_does_not_depend_on_the_unit_of_amplitude(scan: Scan, factor:
     for unit in (1.0, factor):
         one, none = torch.full((1,), unit**2), torch.zeros(1)
         projection = GroupProjection(amplitude * unit, probe * unit, offset_px, good, one, none, canvas_px)
-        images.append(projection.run(projection.transparent(), 4)[0])
+        images.append(projection.run(projection.make_transparent_objects(), 4)[0])
     assert relative_l2(images[1], images[0]) < 1e-3
 
 
@@ -83,10 +83,10 @@ def test_projections_bear_a_wrong_beam_and_counts_of_another_dose(
     good = torch.ones(1, 1, scan.n_px, scan.n_px, dtype=torch.bool)
     canvas_px = -(-merge_canvas_px(scan.n_px, float(offset_px.abs().max())) // 4) * 4
     given_ = (counts.sqrt(), probe, offset_px, good, torch.full((1,), 10**brighter), torch.zeros(1), canvas_px)
-    coarse, fine = GroupProjection.coarse(*given_), GroupProjection(*given_)
-    rough, velocity = coarse.run(coarse.transparent(), 12)
+    coarse, fine = GroupProjection.at_half_resolution(*given_), GroupProjection(*given_)
+    rough, velocity = coarse.run(coarse.make_transparent_objects(), 12)
     assert velocity is not None
-    canvas, _ = fine.run(doubled(rough), 12, doubled(velocity))
+    canvas, _ = fine.run(upsample_2x(rough), 12, upsample_2x(velocity))
     # Far from what was counted, perhaps, but not beyond it: a step that is too long grows without end.
-    light = expected_counts(fine.patches(canvas), probe[:, None]).sum()
+    light = expected_counts(fine.extract_patches(canvas), probe[:, None]).sum()
     assert float(light) < 10 * float(counts.sum())

@@ -29,10 +29,10 @@ from scan_files import (
 from torchptycho.core.config import MappingConfig, ReadConfig
 from torchptycho.core.errors import ConfigError, ScanError
 from torchptycho.core.geometry import Geometry
-from torchptycho.io import Reader, Recorded, checked_chunks, read_probe, read_reconstruction, read_scan
-from torchptycho.io.fingerprint import scan_fingerprint
+from torchptycho.io import RawScan, Reader, iter_checked_chunks, read_probe, read_reconstruction, read_scan
+from torchptycho.io.fingerprint import fingerprint_scan
 from torchptycho.io.formats import registry
-from torchptycho.io.formats.registry import readers, recognise
+from torchptycho.io.formats.registry import list_readers, recognise
 from torchptycho.io.frames.hdf5_frames import Hdf5Frames
 
 CASES = {case.name: case for case in make_cases()}
@@ -62,7 +62,7 @@ def write_cxi(path: Path, frames: np.ndarray | None = FRAMES, **changes: Any) ->
 
 def refusal(path: Path, config: ReadConfig = GUESS) -> str:
     with pytest.raises(ScanError) as caught:
-        for _ in checked_chunks(read_scan(path, config)):
+        for _ in iter_checked_chunks(read_scan(path, config)):
             pass
     return str(caught.value)
 
@@ -95,7 +95,7 @@ def test_one_scan_is_the_same_in_every_format(tmp_path: Path, name: str) -> None
     case = CASES[name]
     with write_files(case.files, tmp_path):
         scan = read_scan(tmp_path / case.main, case.config)
-        frames = np.concatenate(list(checked_chunks(scan, 4)))
+        frames = np.concatenate(list(iter_checked_chunks(scan, 4)))
         last = slice(1, M) if name == "product" else slice(M)
     masked = FRAMES[last].copy()
     masked[:, ~scan.mask] = 0
@@ -162,18 +162,18 @@ def test_detector_compressions_are_read(tmp_path: Path, filters: Any) -> None:
 def test_fingerprint_follows_every_file_that_frames_come_from(tmp_path: Path) -> None:
     case = CASES["cxi, virtual"]
     with write_files(case.files, tmp_path):
-        before = scan_fingerprint(read_scan(tmp_path / case.main, case.config))
-        assert scan_fingerprint(read_scan(tmp_path / case.main, case.config)) == before
+        before = fingerprint_scan(read_scan(tmp_path / case.main, case.config))
+        assert fingerprint_scan(read_scan(tmp_path / case.main, case.config)) == before
         (tmp_path / "part.h5").write_bytes(case.files["part.h5"] + b" ")
-        assert scan_fingerprint(read_scan(tmp_path / case.main, case.config)) != before
+        assert fingerprint_scan(read_scan(tmp_path / case.main, case.config)) != before
 
 
 @pytest.mark.contract("files.formats.entry-point")
 def test_readers_of_other_packages_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def read(path: Path, config: ReadConfig) -> Recorded:
+    def read(path: Path, config: ReadConfig) -> RawScan:
         from torchptycho.core.scan import ArrayFrames
 
-        return Recorded(
+        return RawScan(
             path=path,
             format="mine",
             frames=ArrayFrames(FRAMES),
@@ -190,16 +190,16 @@ def test_readers_of_other_packages_come_first(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: points)
     for loaded in (mine, "not a reader"):
         monkeypatch.setattr(importlib.metadata.EntryPoint, "load", lambda point, loaded=loaded: loaded)
-        readers.cache_clear()
+        list_readers.cache_clear()
         try:
             if loaded is mine:
                 assert recognise(tmp_path / "scan.dat")[1] == "begins with MINE"
                 assert read_scan(tmp_path / "scan.dat").notes[0] == "recognised as mine: begins with MINE"
             else:
                 with pytest.raises(ConfigError, match=r"expected a torchptycho\.io\.Reader"):
-                    readers()
+                    list_readers()
         finally:
-            readers.cache_clear()
+            list_readers.cache_clear()
 
 
 @pytest.mark.contract("files.formats.recognised")
@@ -305,10 +305,10 @@ def test_missing_source_of_a_virtual_or_linked_dataset_is_named(tmp_path: Path) 
         file["entry/data"] = FRAMES
     scan = read_scan(path)
     np.testing.assert_array_equal(scan.frames[:], FRAMES)
-    before = scan_fingerprint(scan)
+    before = fingerprint_scan(scan)
     for name in ("data_1.h5", "s.cxi"):
         os.utime(tmp_path / name, ns=(1, 1))
-        changed = scan_fingerprint(read_scan(path))
+        changed = fingerprint_scan(read_scan(path))
         assert changed != before
         before = changed
 

@@ -15,7 +15,7 @@ from torchptycho.core.geometry import Geometry
 from torchptycho.core.scan import ArrayFrames, Scan
 from torchptycho.data.simulation import simulate
 from torchptycho.io import read_scan, write_scan
-from torchptycho.io.write import format_of
+from torchptycho.io.write import choose_format
 
 N = 32
 PLAIN = simulate(SimulateConfig(n_px=N, object_px=80, n_frames=20, photons_per_frame=1e4, probe_modes=2))
@@ -86,12 +86,12 @@ def test_a_product_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None
 
 @pytest.mark.contract("files.write.format")
 def test_the_name_says_the_format(tmp_path: Path) -> None:
-    assert format_of(Path("a.npz")) == "npz"
-    assert format_of(Path("a.HDF5")) == "ptychodus-h5"
-    assert format_of(Path("a.npz"), "ptychodus-npz") == "ptychodus-npz"
+    assert choose_format(Path("a.npz")) == "npz"
+    assert choose_format(Path("a.HDF5")) == "ptychodus-h5"
+    assert choose_format(Path("a.npz"), "ptychodus-npz") == "ptychodus-npz"
     for path, asked in (("a.cxi", None), ("a.npz", "ptychodus-h5"), ("a.h5", "npz")):
         with pytest.raises(ConfigError, match="expected a name that ends in"):
-            format_of(Path(path), asked)  # type: ignore[arg-type]
+            choose_format(Path(path), asked)  # type: ignore[arg-type]
     write_scan(SCAN, tmp_path / "p.h5")
     with h5py.File(tmp_path / "p.h5") as file:
         assert file.attrs["name"] == "sample 7"

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from torchptycho.core.config import PrepareConfig, ReadConfig, RunConfig, SimulateConfig, reading_of
+from torchptycho.core.config import PrepareConfig, ReadConfig, RunConfig, SimulateConfig, extract_read_config
 from torchptycho.core.errors import ConfigError, ScanError
 from torchptycho.core.geometry import Geometry
 from torchptycho.core.scan import ArrayFrames, Scan
 from torchptycho.data.prepare import prepare
 from torchptycho.data.simulation import simulate
 from torchptycho.data.store import Store
-from torchptycho.io import checked_chunks, read_scan, write_scan
-from torchptycho.io.fingerprint import scan_fingerprint
-from torchptycho.io.frames.processing import resampled_probe
+from torchptycho.io import iter_checked_chunks, read_scan, write_scan
+from torchptycho.io.fingerprint import fingerprint_scan
+from torchptycho.io.frames.processing import resample_probe
 from torchptycho.physics.diffraction import far_field
 from torchptycho.reconstructors.orientation import rank_orientations
 
@@ -42,7 +42,7 @@ def opened(path: Path, **options: Any) -> Scan:
 
 
 def stack(scan: Scan) -> np.ndarray:
-    return np.concatenate(list(checked_chunks(scan, 5)))
+    return np.concatenate(list(iter_checked_chunks(scan, 5)))
 
 
 FRAMES = SIMULATED.frames[:]
@@ -112,7 +112,7 @@ def test_binned_amplitudes_add_as_intensities(tmp_path: Path) -> None:
 def test_probe_follows_the_frames(n_px: int, binning: int) -> None:
     """The far field of the new probe is what the old one's detector counts in the new pixels."""
     probe = SIMULATED.probe
-    new = resampled_probe(probe, n_px, binning)
+    new = resample_probe(probe, n_px, binning)
     assert new.shape == (1, n_px, n_px)
 
     def counts(wave: np.ndarray) -> np.ndarray:
@@ -298,10 +298,10 @@ def test_options_are_recorded_and_a_scan_that_was_read_otherwise_is_refused(tmp_
     store = prepare([scan], wanted, tmp_path / "store")
     assert store.config["prepare"]["flip_y"] is True
     assert "prepare.flip_y" in store.fingerprint
-    assert reading_of(wanted.prepare) == scan.reading == config
+    assert extract_read_config(wanted.prepare) == scan.reading == config
     with pytest.raises(ConfigError, match=r"flip_y: .* was read with False; found True"):
         prepare([read_scan(path)], wanted, tmp_path / "other")
-    assert scan_fingerprint(read_scan(path, ReadConfig(crop_px=16))) != scan_fingerprint(
+    assert fingerprint_scan(read_scan(path, ReadConfig(crop_px=16))) != fingerprint_scan(
         read_scan(path, ReadConfig(crop_px=16, beam_center_px=(15.0, 16.0)))
     )
 

@@ -15,7 +15,7 @@ from scan_files import FRAMES, M, N, fill_cxi, make_cases, write_files
 from torchptycho.analysis.inspection import inspect_scan
 from torchptycho.core.config import ReadConfig
 from torchptycho.core.errors import ScanError
-from torchptycho.io import checked_chunks, read_scan
+from torchptycho.io import iter_checked_chunks, read_scan
 
 CXI = next(case for case in make_cases() if case.name == "cxi")
 GUESS = ReadConfig(guess_probe=True)
@@ -24,7 +24,7 @@ DATA = "entry_1/instrument_1/detector_1/data"
 
 def refusal(path: Path, config: ReadConfig = GUESS) -> str:
     with pytest.raises(ScanError) as caught:
-        for _ in checked_chunks(read_scan(path, config)):
+        for _ in iter_checked_chunks(read_scan(path, config)):
             pass
     message = str(caught.value)
     assert "\n" not in message

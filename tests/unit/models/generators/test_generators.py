@@ -19,8 +19,8 @@ from torchptycho.models.generators.pie_unet import PieUNet
 from torchptycho.models.generators.resunet import ResUNet, first_estimate
 from torchptycho.physics.diffraction import expected_counts, far_field, measurement
 from torchptycho.physics.overlap import merge_canvas_px
-from torchptycho.physics.patches import corner, extract
-from torchptycho.physics.pie import GroupProjection, doubled, shifted_beam
+from torchptycho.physics.patches import extract, locate_corner
+from torchptycho.physics.pie import GroupProjection, shift_probe, upsample_2x
 
 NETWORKS = [
     ("cnn", 64),
@@ -85,7 +85,7 @@ def group(amplitude: Tensor, probe: Tensor, offset_px: Tensor | None = None) -> 
         offset_px=offset_px,
         mask=good,
         canvas_px=canvas_px,
-        photon=torch.full((groups,), PHOTON),
+        intensity_per_count=torch.full((groups,), PHOTON),
         background=torch.zeros(groups),
     )
 
@@ -253,7 +253,7 @@ class TestPieUNet:
         offset_px = torch.tensor([offsets_px])
         edge = merge_canvas_px(32, float(offset_px.abs().max()))
         field = weak_object(edge, strength)[0].to(torch.complex64)
-        patches = extract(field, corner(offset_px, 32, (-(edge // 2), -(edge // 2))), 32)
+        patches = extract(field, locate_corner(offset_px, 32, (-(edge // 2), -(edge // 2))), 32)
         probe = unit_beam(32)
         return patches, group(diffraction(patches, probe), probe, offset_px)
 
@@ -267,16 +267,16 @@ class TestPieUNet:
             given.probe,
             given.offset_px,
             given.mask,
-            given.photon,
+            given.intensity_per_count,
             given.background,
             canvas_px,
         )
-        coarse, fine = GroupProjection.coarse(*arguments), GroupProjection(*arguments)
+        coarse, fine = GroupProjection.at_half_resolution(*arguments), GroupProjection(*arguments)
         with torch.no_grad():
             found = network(given)
-            rough, velocity = coarse.run(coarse.transparent(), 7)
+            rough, velocity = coarse.run(coarse.make_transparent_objects(), 7)
             assert velocity is not None
-            classical = fine.patches(fine.run(doubled(rough), 5, doubled(velocity))[0])
+            classical = fine.extract_patches(fine.run(upsample_2x(rough), 5, upsample_2x(velocity))[0])
         assert_close(found, classical, "single")
         weight = given.probe[0].abs()
         assert relative_l2(found * weight, truth * weight) < 0.7 * relative_l2(
@@ -320,8 +320,8 @@ class TestProjection:
         between_px = torch.tensor([[[0.25, -0.45], [0.0, 0.375]], [[-0.25, 0.125], [0.4, 0.3]]], dtype=torch.float64)
         probe = unit_beam(32, modes, torch.complex128)
         field = torch.cat([weak_object(40, 0.3, seed)[0] for seed in (1, 2)])
-        patches = extract(field, corner(whole_px, 32, (-20, -20)), 32)
-        waves = patches[:, :, None] * shifted_beam(probe, between_px)
+        patches = extract(field, locate_corner(whole_px, 32, (-20, -20)), 32)
+        waves = patches[:, :, None] * shift_probe(probe, between_px)
         amplitude = measurement(far_field(waves)).sqrt()
         good = torch.ones(2, 1, 32, 32, dtype=torch.bool)
         projection = GroupProjection(
@@ -337,7 +337,7 @@ class TestProjection:
             y, x = place[:, None] - y_px, place - x_px
             return torch.exp(-(y.square() + 2 * x.square()) / 20) * torch.exp(0.2j * (y + 2 * x))
 
-        moved = shifted_beam(gaussian(0, 0)[None, None], torch.tensor([[[0.25, -0.5], [0.0, 0.375]]]).double())
+        moved = shift_probe(gaussian(0, 0)[None, None], torch.tensor([[[0.25, -0.5], [0.0, 0.375]]]).double())
         expected = torch.stack([gaussian(0.25, -0.5), gaussian(0.0, 0.375)])
         assert relative_l2(moved[0, :, 0], expected) < 1e-4
 
@@ -349,20 +349,20 @@ class TestProjection:
         # Neither the beam nor the object has anything beyond the middle of the detector.
         low = (torch.fft.fftfreq(80).abs() < 0.12).double()
         field = torch.fft.ifft2(torch.fft.fft2(field) * (low[:, None] * low))
-        corner_px = corner(offset_px, 64, (-40, -40))
+        corner_px = locate_corner(offset_px, 64, (-40, -40))
         whole = corner_px.round()
-        waves = extract(field, whole, 64)[:, :, None] * shifted_beam(probe, corner_px - whole)
+        waves = extract(field, whole, 64)[:, :, None] * shift_probe(probe, corner_px - whole)
         amplitude = measurement(far_field(waves)).sqrt()
         good = torch.ones(1, 1, 64, 64, dtype=torch.bool)
-        coarse = GroupProjection.coarse(amplitude, probe, offset_px, good, *levels(1), 80)
-        asked = coarse.gradient_step(coarse.transparent()).abs().max()
+        coarse = GroupProjection.at_half_resolution(amplitude, probe, offset_px, good, *levels(1), 80)
+        asked = coarse.gradient_step(coarse.make_transparent_objects()).abs().max()
         assert float(coarse.gradient_step(field[:, ::2, ::2]).abs().max()) < 0.01 * float(asked)
         assert float(coarse.gradient_step(field[:, 1::2, ::2]).abs().max()) > 0.1 * float(asked)
 
     @pytest.mark.contract("phys.projection.doubled")
     def test_pixels_between_are_the_means_of_their_neighbours(self) -> None:
         rough = normal((2, 6, 6), 4, torch.complex128)
-        found = doubled(rough)
+        found = upsample_2x(rough)
         assert torch.equal(found[:, ::2, ::2], rough)
         assert_close(found[:, 1:-1:2, ::2], (rough[:, 1:] + rough[:, :-1]) / 2, "double")
         assert_close(found[:, ::2, 1:-1:2], (rough[..., 1:] + rough[..., :-1]) / 2, "double")
@@ -389,11 +389,11 @@ class TestProjection:
         mask[..., 14:18, 14:18] = False
         stopped = amplitude.where(mask, 0.0)
         projection = GroupProjection(stopped, probe, offset_px, mask, *levels(1), 36)
-        assert float(projection.gradient_step(projection.transparent()).abs().max()) < 1e-5
+        assert float(projection.gradient_step(projection.make_transparent_objects()).abs().max()) < 1e-5
         blind = GroupProjection(
             stopped, probe, offset_px, torch.ones_like(mask), torch.full((1,), PHOTON), torch.zeros(1), 36
         )
-        assert float(blind.gradient_step(blind.transparent()).abs().max()) > 0.01
+        assert float(blind.gradient_step(blind.make_transparent_objects()).abs().max()) > 0.01
 
     @pytest.mark.contract("phys.projection.background")
     def test_counts_of_a_background_are_not_put_down_to_the_object(self) -> None:
@@ -403,9 +403,9 @@ class TestProjection:
         good = torch.ones(1, 1, 32, 32, dtype=torch.bool)
         changes = []
         for level in (0.1, 0.0):
-            photon, background = torch.full((1,), PHOTON), torch.full((1,), level)
-            projection = GroupProjection(brighter, probe, offset_px, good, photon, background, 36)
-            changes.append(float(projection.gradient_step(projection.transparent()).abs().max()))
+            intensity_per_count, background = torch.full((1,), PHOTON), torch.full((1,), level)
+            projection = GroupProjection(brighter, probe, offset_px, good, intensity_per_count, background, 36)
+            changes.append(float(projection.gradient_step(projection.make_transparent_objects()).abs().max()))
         assert changes[0] < 1e-5
         assert changes[1] > 0.01
 

@@ -20,7 +20,7 @@ from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.core.scan import ArrayFrames, Scan
 from torchptycho.data.simulation import simulate
 from torchptycho.physics.diffraction import expected_counts
-from torchptycho.physics.patches import corner, extract, extract_inside, place, place_inside, slopes
+from torchptycho.physics.patches import extract, extract_derivatives, extract_inside, locate_corner, place, place_inside
 from torchptycho.reconstructors.canvas import Canvas
 from torchptycho.reconstructors.iterative import refine
 from torchptycho.reconstructors.iterative.autodiff import objective
@@ -73,7 +73,9 @@ class TestPatchesInside:
     def test_slopes_are_the_derivatives_by_the_place(self) -> None:
         field, corners = normal((23, 19), 0), torch.rand(5, 2, dtype=torch.float64) * 10 + 0.01
         step = 1e-6
-        for slope, direction in zip(slopes(field, corners, 8), torch.eye(2, dtype=torch.float64), strict=True):
+        for slope, direction in zip(
+            extract_derivatives(field, corners, 8), torch.eye(2, dtype=torch.float64), strict=True
+        ):
             moved = extract_inside(field, corners + step * direction, 8) - extract_inside(field, corners, 8)
             assert relative_l2(moved / step, slope) < 1e-6
 
@@ -310,7 +312,7 @@ class TestBesideTheObject:
             probe = torch.from_numpy(noiseless.probe).to(torch.complex128)
             off = 0.2 * normal((64, 2), 0, torch.float64)
             off -= off.mean(0)
-            corners = corner(torch.from_numpy(noiseless.positions_px) + off, 32)
+            corners = locate_corner(torch.from_numpy(noiseless.positions_px) + off, 32)
             wave, intensity = waves(extract(field, corners, 32), probe)
             index = torch.arange(64)
             change = correction(intensity, problem.counts(index), None, "amplitude", Misfit(intensity))

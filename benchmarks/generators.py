@@ -58,7 +58,7 @@ def cost(scan: Scan, config: RunConfig) -> dict[str, object]:
 
         def step() -> None:
             optimizer.zero_grad()
-            module._step(batch)["loss"].backward()
+            module._evaluate_loss(batch)["loss"].backward()
             optimizer.step()
 
         with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -87,9 +87,9 @@ def stages(checkpoint: str, scan: str, device: str, frames_per_batch: str, clock
     now = CLOCKS[clock]
     watch = Stages(now, torch.cuda.synchronize if device == "gpu" else lambda: None)
     watch.watch(network, "forward", "network")
-    watch.watch(stitcher.Mosaic, "add", "keep")
-    watch.watch(phase_sync, "synchronised", "phases")
-    watch.watch(stitcher.Mosaic, "finish", "finish")
+    watch.watch(stitcher.PatchStitcher, "add", "keep")
+    watch.watch(phase_sync, "synchronize_phases", "phases")
+    watch.watch(stitcher.PatchStitcher, "finish", "finish")
     watch.watch(inference_dataset.InferenceDataset, "from_scan", "look through")
     with tempfile.TemporaryDirectory() as folder:
         begin = now()

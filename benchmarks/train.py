@@ -109,7 +109,7 @@ def product_parts(
                 kept["patches"] = module(batch)
 
         def physics(patches: Any) -> Any:
-            return module._terms(patches, batch)["loss"]
+            return module._compute_loss_terms(patches, batch)["loss"]
 
         leaf = module(batch).detach().requires_grad_()
 
@@ -132,7 +132,7 @@ def product_parts(
             fresh = load()
             optimizer.zero_grad()
             with half():
-                loss = module._step(fresh)["loss"]
+                loss = module._evaluate_loss(fresh)["loss"]
             loss.backward()
             update()
 

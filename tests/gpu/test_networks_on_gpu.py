@@ -32,9 +32,9 @@ from torchptycho.data.simulation import simulate
 from torchptycho.live.preview import Provisional
 from torchptycho.live.replay import layout_of
 from torchptycho.models.lightning_module import PtychoPINN
-from torchptycho.reconstructors.inference import groups_at_once
+from torchptycho.reconstructors.inference import batch_size_for
 from torchptycho.reconstructors.network_reconstruction import reconstruct
-from torchptycho.reconstructors.stitcher import Mosaic
+from torchptycho.reconstructors.stitcher import PatchStitcher
 from torchptycho.training.train import train
 
 pytestmark = pytest.mark.gpu
@@ -148,13 +148,13 @@ def test_what_is_free_on_a_gpu_is_shared_out(machine: EmulatedGpu, tmp_path: Pat
     groups = min(4, len(stream))
     # So much for each group that ten of them take half of what there is.
     machine.free_bytes, machine.peak_bytes = 20 << 20, groups << 20
-    assert groups_at_once(module, stream, config, device) == 10
+    assert batch_size_for(module, stream, config, device) == 10
     machine.free_bytes = 1 << 40
-    assert groups_at_once(module, stream, config, device) == 4096 // 4
+    assert batch_size_for(module, stream, config, device) == 4096 // 4
     size = 8 * 100 * 32 * 32
     for free, there in ((4 * size + 4, True), (4 * size - 4, False)):
         machine.free_bytes = free
-        mosaic = Mosaic(torch.rand(100, 2), torch.ones(32, 32, device="cuda"))
+        mosaic = PatchStitcher(torch.rand(100, 2), torch.ones(32, 32, device="cuda"))
         assert mosaic._patches is not None
         assert mosaic._patches.is_cuda == there
 
@@ -166,7 +166,7 @@ def test_wide_frames_come_in_smaller_batches(machine: EmulatedGpu, tmp_path: Pat
     run = config_of("resunet", 1)
     module = PtychoPINN.for_store(prepare([wide], run, tmp_path / "store"), run).to("cuda")
     stream = InferenceDataset.from_scan(wide, tmp_path, gridsize=1, nphotons=None, training_scan=0)
-    assert groups_at_once(module, stream, ReconstructConfig(), torch.device("cuda", 0)) == 1024
+    assert batch_size_for(module, stream, ReconstructConfig(), torch.device("cuda", 0)) == 1024
 
 
 @pytest.mark.contract("train.devices")
@@ -182,7 +182,7 @@ def test_loss_and_gradient_are_the_same_on_cpu_and_gpu(cuda: torch.device, tmp_p
     for device in (torch.device("cpu"), cuda):
         module.to(device)
         module.zero_grad()
-        loss = module._step(batch.to(device))["loss"]
+        loss = module._evaluate_loss(batch.to(device))["loss"]
         loss.backward()
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         found.append((float(loss.detach()), torch.cat([p.grad.flatten().cpu() for p in trained if p.grad is not None])))
@@ -199,7 +199,7 @@ def test_a_forward_pass_does_not_wait_for_the_gpu(machine: EmulatedGpu, tmp_path
     batch = groups.__getitems__(range(3)).to("cuda")
     module.to("cuda")
     before = machine.n_syncs
-    module._step(batch)["loss"].backward()
+    module._evaluate_loss(batch)["loss"].backward()
     module.expect_offsets(groups.max_offset_px)
     with torch.inference_mode():
         module(batch)

@@ -15,7 +15,7 @@ from torchptycho.physics.patches import extract, place
 from torchptycho.reconstructors.canvas import Canvas
 from torchptycho.reconstructors.growing_canvas import GrowingCanvas
 from torchptycho.reconstructors.phase_sync import synchronize_phases
-from torchptycho.reconstructors.stitcher import Mosaic
+from torchptycho.reconstructors.stitcher import PatchStitcher
 
 pytestmark = pytest.mark.gpu
 
@@ -79,10 +79,10 @@ def test_canvases_grow_and_add_and_are_told_on_the_device(cuda: torch.device) ->
         halves = [GrowingCanvas(device, tile_px=16, largest_px=256) for _ in range(2)]
         for half, rows in zip(halves, (slice(0, 30), slice(30, None)), strict=True):
             placed.append(half.add(patches[rows].to(device), places[rows].to(device), weights[rows].to(device)))
-        whole = (halves[0] + halves[1]).cut()
+        whole = (halves[0] + halves[1]).crop()
         pasted = Canvas(whole.shape, whole.origin_px, device)
         for half in halves:
-            pasted.paste(Canvas.from_sums(half.cut().sums(), device))
+            pasted.paste(Canvas.from_sums(half.crop().to_sums(), device))
         assert torch.equal(pasted.numerator, whole.numerator)
         images.append((pasted + Canvas(whole.shape, whole.origin_px, device)).finish())
     assert torch.equal(torch.cat(placed[:2]), torch.cat(placed[2:]).cpu())
@@ -141,7 +141,7 @@ def test_a_mosaic_is_the_same_on_cpu_and_gpu(cuda: torch.device, agree_phases: b
     members[9, 3], is_first[9, 3] = 0, False
     found = []
     for device in (torch.device("cpu"), cuda):
-        mosaic = Mosaic(places[:39], weight.float().to(device), agree_phases=agree_phases)
+        mosaic = PatchStitcher(places[:39], weight.float().to(device), agree_phases=agree_phases)
         for part in (slice(0, 4), slice(4, 10)):
             mosaic.add(
                 patches.reshape(10, 4, 16, 16)[part].to(device), members[part].to(device), is_first[part].to(device)

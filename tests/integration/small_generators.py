@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from torchptycho.core.config import ModelConfig
 from torchptycho.models.generators import Generator, GroupInput
-from torchptycho.models.generators.resunet import first_estimate
+from torchptycho.models.generators.resunet import estimate_object
 
 
 class Estimate(Generator):
@@ -25,7 +25,7 @@ class Estimate(Generator):
         return cls(channels)
 
     def forward(self, group: GroupInput) -> Tensor:
-        estimate = first_estimate(group.amplitude, group.probe)
+        estimate = estimate_object(group.amplitude, group.probe)
         parts = self.decoder(torch.cat([estimate.real, estimate.imag], 1)) + 1
         return torch.complex(parts[:, : self.channels], parts[:, self.channels :])
 

@@ -47,7 +47,7 @@ from torchptycho.live.scan_header import Chunk, Layout
 from torchptycho.live.status import Status
 from torchptycho.live.watcher import source_of
 from torchptycho.models.checkpoints import load_network
-from torchptycho.reconstructors.inference import patches_of
+from torchptycho.reconstructors.inference import predict_patches
 from torchptycho.reconstructors.network_reconstruction import reconstruct
 from torchptycho.training.train import train
 
@@ -397,12 +397,12 @@ def test_the_image_on_the_way_is_that_of_the_frames_that_are_there(
 ) -> None:
     def turned(network: Any, batch: Any, config: Any) -> Any:
         """Each group with a phase of its own, as diffraction leaves it."""
-        patches = patches_of(network, batch, config)
+        patches = predict_patches(network, batch, config)
         return patches * torch.polar(torch.ones(len(patches)), turns.random_phases(len(patches)))[:, None, None, None]
 
     turns = Turns()
     if kind == "paired":
-        monkeypatch.setattr("torchptycho.reconstructors.inference.patches_of", turned)
+        monkeypatch.setattr("torchptycho.reconstructors.inference.predict_patches", turned)
     network = load_network(request.getfixturevalue(kind))
     scan = read_scan(recorded, frames=slice(None, 400))
     before = {name: value.clone() for name, value in network.state_dict().items()}

@@ -24,7 +24,7 @@ from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.data.inference_dataset import InferenceBatch, InferenceDataset
 from torchptycho.io import read_reconstruction, write_scan
 from torchptycho.models.checkpoints import load_checkpoint, load_network
-from torchptycho.reconstructors.inference import patches_in_turn
+from torchptycho.reconstructors.inference import iterate_predictions
 from torchptycho.reconstructors.network_reconstruction import reconstruct
 from torchptycho.training.train import TrainResult, train
 
@@ -137,7 +137,7 @@ def test_threads_come_back_where_batches_are_left_undone(paired: TrainResult, th
     network = load_network(paired.last)
     stream = InferenceDataset.from_scan(simulate(TINY_SIMULATION), tmp_path, gridsize=2, nphotons=None, training_scan=0)
     cuts = [(start, start + 1) for start in range(8)]
-    in_turn = patches_in_turn(network, stream, ReconstructConfig(), cuts, torch.device("cpu"))
+    in_turn = iterate_predictions(network, stream, ReconstructConfig(), cuts, torch.device("cpu"))
     next(in_turn)
     assert torch.get_num_threads() == 1
     in_turn.close()
@@ -311,11 +311,11 @@ def watched(batch):
     return patches
 network.forward = watched
 import torchptycho.reconstructors.stitcher as mosaic
-place = mosaic.Mosaic._place
+place = mosaic.PatchStitcher._place
 def placed(self, *given):
     place(self, *given)
     peak[0] = max(peak[0], anonymous())
-mosaic.Mosaic._place = placed
+mosaic.PatchStitcher._place = placed
 few = dataclasses.replace(scan, frames=ArrayFrames(scan.frames.array[:64]), positions_px=places[:64],
                           scan_id=scan.scan_id[:64])
 reconstruct(network, few, ReconstructConfig(), accelerator="cpu", progress=False, scratch=folder)

@@ -26,7 +26,7 @@ from torchptycho.data.datasets import GroupDataset
 from torchptycho.data.simulation import simulate
 from torchptycho.data.store import Store
 from torchptycho.models.checkpoints import load_checkpoint
-from torchptycho.models.lightning_module import FORMAT, PtychoPINN
+from torchptycho.models.lightning_module import CHECKPOINT_FORMAT, PtychoPINN
 from torchptycho.reconstructors.network_reconstruction import reconstruct
 from torchptycho.training.callbacks.collapse import CollapseStatistics
 from torchptycho.training.train import TrainResult
@@ -232,7 +232,7 @@ class TestScans:
         module = load_checkpoint(result.checkpoint).eval()
         batch = GroupDataset(store, "val").__getitems__(range(20))
         with torch.no_grad():
-            expected = float(module._step(batch)["nll"])
+            expected = float(module._evaluate_loss(batch)["nll"])
         assert result.metrics["val/nll"] == pytest.approx(expected, rel=1e-5)
 
     @pytest.mark.contract("train.val-scans")
@@ -284,7 +284,10 @@ class TestCheckpoints:
     @pytest.mark.parametrize(
         ("change", "words"),
         [
-            (lambda c: c["format"].update(version=FORMAT + 1), rf"format {FORMAT + 1}, here {FORMAT}"),
+            (
+                lambda c: c["format"].update(version=CHECKPOINT_FORMAT + 1),
+                rf"format {CHECKPOINT_FORMAT + 1}, here {CHECKPOINT_FORMAT}",
+            ),
             (lambda c: c["hyper_parameters"]["config"]["train"].update(momentum=1), r"momentum.*torch 1\.0, here 2"),
             (lambda c: c["state_dict"].pop("generator.head.weight"), r"Missing key.*head\.weight.*torch 1\.0, here 2"),
         ],
@@ -320,7 +323,9 @@ class TestCheckpoints:
         loaded = PtychoPINN.load_from_checkpoint(result.last, weights_only=True)
         batch = GroupDataset(Store.open(tmp_path / "run" / "store"), "val").__getitems__([0, 1])
         patches = torch.ones(batch.frames.shape, dtype=torch.complex64)
-        assert torch.equal(loaded.expected_counts(patches, batch), kept[0].expected_counts(patches, batch))
+        assert torch.equal(
+            loaded.compute_expected_counts(patches, batch), kept[0].compute_expected_counts(patches, batch)
+        )
         scale = loaded.experiment.scale
         assert scale is not None
         assert float(scale) != 1

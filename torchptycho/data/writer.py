@@ -26,7 +26,7 @@ from torchptycho.data.splits import groups_to_tensors, make_empty_groups, split_
 from torchptycho.data.store import MANIFEST, SCHEMA, ScanEntry, Store, open_memory_mapped
 from torchptycho.io import iter_checked_chunks
 from torchptycho.io.storage.file_access import replace_atomically
-from torchptycho.physics.scaling import measure_scaling, sum_frames, compute_probe_factor
+from torchptycho.physics.scaling import compute_probe_factor, measure_scaling, sum_frames
 
 __all__ = ["StoredScan", "load_stored_scans", "open_for_update", "write_scan", "write_tables"]
 

@@ -20,8 +20,8 @@ from torchptycho.models.network import PtychoNetwork
 from torchptycho.physics.patches import extract, locate_corner
 from torchptycho.physics.scaling import Scaling, measure_scaling, sum_frames
 from torchptycho.reconstructors.growing_canvas import GrowingCanvas
-from torchptycho.reconstructors.inference import groups_at_once, patches_in_turn
-from torchptycho.reconstructors.network_reconstruction import adapted, check_fits
+from torchptycho.reconstructors.inference import batch_size_for, iterate_predictions
+from torchptycho.reconstructors.network_reconstruction import adapt_to_scan, check_fits
 from torchptycho.reconstructors.phase_sync import synchronize_phases
 
 __all__ = ["Provisional", "require_frames"]
@@ -54,7 +54,7 @@ class Provisional:
         self._network, self._config, self._layout, self._device = network, config, layout, device
         self._home = network.probe_parts.device
         self._canvas = GrowingCanvas(device, with_spread=False)
-        self._weight = network.stitch_weight(config.stitch_weight, config.training_scan).to(device)
+        self._weight = network.compute_stitch_weight(config.stitch_weight, config.training_scan).to(device)
         self._mask = torch.from_numpy(layout.mask)
         self._scaling: Scaling | None = None
         self._size = 0
@@ -101,13 +101,13 @@ class Provisional:
             return
         stream = self._grouped(np.ascontiguousarray(frames), positions_px)
         if not self._size:
-            self._context.enter_context(adapted(self._network, stream, self._config))
-            self._size = groups_at_once(self._network, stream, self._config, self._device)
+            self._context.enter_context(adapt_to_scan(self._network, stream, self._config))
+            self._size = batch_size_for(self._network, stream, self._config, self._device)
         self._network.expect_offsets(None)
         found = torch.zeros(len(frames), *frames.shape[1:], dtype=torch.complex64, device=self._device)
         group = torch.zeros(len(frames), dtype=torch.int64)
         cuts = [(start, min(start + self._size, len(stream))) for start in range(0, len(stream), self._size)]
-        in_turn = patches_in_turn(self._network, stream, self._config, cuts, self._device)
+        in_turn = iterate_predictions(self._network, stream, self._config, cuts, self._device)
         with contextlib.closing(in_turn):
             for (start, _), (batch, _, patches) in zip(cuts, in_turn, strict=True):
                 mine, numbered = batch.members[batch.is_first], torch.arange(start, start + len(batch.members))

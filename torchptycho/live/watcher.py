@@ -30,7 +30,7 @@ from torchptycho.live.status import ImageStatus, Rates, State, Status
 from torchptycho.live.zmq_source import StreamSource, is_address
 from torchptycho.models.checkpoints import load_network
 from torchptycho.models.network import PtychoNetwork
-from torchptycho.reconstructors.network_reconstruction import reading_for_prediction, reconstruct
+from torchptycho.reconstructors.network_reconstruction import make_read_config, reconstruct
 
 if TYPE_CHECKING:
     import torch
@@ -96,7 +96,7 @@ def source_of(text: str | Path, network: PtychoNetwork, reading: ReadConfig | No
     if "://" in str(text) or str(text).startswith(("tcp:", "ipc:")):
         raise ConfigError(f"{text}: expected an HDF5 file, or an address that begins with tcp:// or ipc://.")
     if reading is None:
-        reading = reading_for_prediction(network.config.prepare)
+        reading = make_read_config(network.config.prepare)
     for name in ("frames", "drop_frames"):
         if getattr(reading, name):
             _log.warning("%s: %s is not followed while the scan grows: all its frames are taken", text, name)

@@ -28,40 +28,40 @@ from torchptycho.core.errors import ConfigError, StoreError
 from torchptycho.core.text import format_error
 from torchptycho.core.versions import collect_versions
 from torchptycho.io.storage.file_access import replace_atomically
-from torchptycho.models.network import OF_TRAINING, PtychoNetwork
+from torchptycho.models.network import TRAINING_ARGUMENTS, PtychoNetwork
 
 if TYPE_CHECKING:
     from torchptycho.models.lightning_module import PtychoPINN
 
-__all__ = ["BUNDLE", "MODELS", "find_bundle", "is_bundle", "load_bundle", "load_bundled_network", "save_bundle"]
+__all__ = ["BUNDLE", "MODEL_NAMES", "find_bundle", "is_bundle", "load_bundle", "load_bundled_network", "save_bundle"]
 
 _Network = TypeVar("_Network", bound=PtychoNetwork)
 
 BUNDLE = "wts.h5.zip"
 """Usual name of a bundle, the one that the original PtychoPINN gives its own archives."""
-MODELS = ("autoencoder", "diffraction_to_obj")
+MODEL_NAMES = ("autoencoder", "diffraction_to_obj")
 """Names under which the original keeps the two views of one network; both stand for the one module here."""
 
 _FORMAT, _VERSION = "torchptycho-bundle", 1
 _MANIFEST, _CONFIG = "manifest.json", "config.json"
 _PROBE, _STATISTICS, _WEIGHTS = "probe.safetensors", "statistics.safetensors", "weights.safetensors"
-_TENSORS = (_PROBE, _STATISTICS, _WEIGHTS)
-_MEMBERS = (_MANIFEST, _CONFIG, *_TENSORS)
-_MEMBER_OF = {
+_TENSOR_MEMBERS = (_PROBE, _STATISTICS, _WEIGHTS)
+_MEMBERS = (_MANIFEST, _CONFIG, *_TENSOR_MEMBERS)
+_MEMBER_BY_TENSOR = {
     "probe_parts": _PROBE,
     "input_scale": _STATISTICS,
     "photons_per_frame": _STATISTICS,
     "masks": _STATISTICS,
 }
 # Arguments of PtychoPINN besides the configuration.
-_ARGUMENTS = ("n_px", "n_scans", "n_modes", "domain", "max_offset_px", "has_validation", "started_from")
-_MOST_TEXT_BYTES = 1 << 20
-_DATE = (1980, 1, 1, 0, 0, 0)
-_DAMAGE = (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError, ValueError)
+_MODULE_ARGUMENTS = ("n_px", "n_scans", "n_modes", "domain", "max_offset_px", "has_validation", "started_from")
+_MAX_TEXT_BYTES = 1 << 20
+_MEMBER_DATE = (1980, 1, 1, 0, 0, 0)
+_ZIP_ERRORS = (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError, ValueError)
 # The manifest of the original, in either of its backends, and the models beside it.
 _FOREIGN_MANIFEST = "manifest.dill"
-_KERAS = (".keras", ".h5", ".pb")
-_TORCH = (".pth", ".pt", ".ckpt")
+_KERAS_SUFFIXES = (".keras", ".h5", ".pb")
+_TORCH_SUFFIXES = (".pth", ".pt", ".ckpt")
 
 
 def save_bundle(module: PtychoPINN, path: str | Path) -> Path:
@@ -80,30 +80,30 @@ def save_bundle(module: PtychoPINN, path: str | Path) -> Path:
         ScanError: the place cannot be written to.
     """
     module.require_statistics()
-    path = _with_ending(Path(path))
-    parts: dict[str, dict[str, Tensor]] = {name: {} for name in _TENSORS}
+    path = _complete_path(Path(path))
+    parts: dict[str, dict[str, Tensor]] = {name: {} for name in _TENSOR_MEMBERS}
     for name, tensor in module.state_dict().items():
         # A copy of its own: safetensors takes neither channels-last tensors nor two that share memory.
         plain = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        parts[_MEMBER_OF.get(name, _WEIGHTS)][name] = plain
+        parts[_MEMBER_BY_TENSOR.get(name, _WEIGHTS)][name] = plain
     manifest = {
         "format": _FORMAT,
         "format_version": _VERSION,
         "backend": "pytorch",
         "version": collect_versions()["torchptycho"],
-        "models": list(MODELS),
+        "models": list(MODEL_NAMES),
         "written_with": collect_versions(),
-        "module": {name: module.hparams[name] for name in _ARGUMENTS},
+        "module": {name: module.hparams[name] for name in _MODULE_ARGUMENTS},
     }
     try:
         content = {name: safetensors.torch.save(tensors) for name, tensors in parts.items()}
     except (safetensors.SafetensorError, LookupError, ValueError) as error:
         raise StoreError(f"{path}: expected weights that safetensors can hold; {error}. Nothing was written.") from None
-    content |= {_MANIFEST: _text(manifest), _CONFIG: _text(module.hparams["config"])}
+    content |= {_MANIFEST: _encode_json(manifest), _CONFIG: _encode_json(module.hparams["config"])}
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_atomically(path) as target, zipfile.ZipFile(target, "w") as archive:
         for name in _MEMBERS:
-            info = zipfile.ZipInfo(name, _DATE)
+            info = zipfile.ZipInfo(name, _MEMBER_DATE)
             info.external_attr = 0o644 << 16
             archive.writestr(info, content[name])
     return path
@@ -123,7 +123,7 @@ def load_bundle(path: str | Path) -> PtychoPINN:
 
     path = find_bundle(path)
     module = _load(path, lambda config, arguments: PtychoPINN(config, **arguments))
-    module.came_from(path)
+    module.record_checkpoint(path)
     return module
 
 
@@ -135,25 +135,25 @@ def load_bundled_network(path: str | Path) -> PtychoNetwork:
     """
 
     def build(config: dict[str, Any], arguments: dict[str, Any]) -> PtychoNetwork:
-        return PtychoNetwork(config, **{k: v for k, v in arguments.items() if k not in OF_TRAINING})
+        return PtychoNetwork(config, **{k: v for k, v in arguments.items() if k not in TRAINING_ARGUMENTS})
 
     path = find_bundle(path)
     network = _load(path, build)
-    network.came_from(path)
+    network.record_checkpoint(path)
     return network
 
 
 def _load(path: str | Path, build: Callable[[dict[str, Any], dict[str, Any]], _Network]) -> _Network:
     path = find_bundle(path)
-    content = _content(path)
-    manifest, config = _json(path, _MANIFEST, content), _json(path, _CONFIG, content)
-    arguments = _arguments(path, manifest)
+    content = _read_members(path)
+    manifest, config = _decode_json(path, _MANIFEST, content), _decode_json(path, _CONFIG, content)
+    arguments = _read_module_arguments(path, manifest)
     state: dict[str, Tensor] = {}
-    for name in _TENSORS:
+    for name in _TENSOR_MEMBERS:
         try:
             state |= safetensors.torch.load(content[name])
         except (safetensors.SafetensorError, LookupError, ValueError, TypeError) as error:
-            raise _damaged(path, name, error) from None
+            raise _make_damage_error(path, name, error) from None
     # Before anything of that size is made.
     sizes = tuple(arguments[name] for name in ("n_scans", "n_modes", "n_px", "n_px"))
     found = tuple(state["probe_parts"].shape) if "probe_parts" in state else "nothing"
@@ -161,7 +161,7 @@ def _load(path: str | Path, build: Callable[[dict[str, Any], dict[str, Any]], _N
         raise StoreError(f"{path}: '{_PROBE}': expected probe_parts {(*sizes, 2)}; found {found}. Save it again.")
     try:
         module = build(config, arguments)
-        _check_same(path, module.state_dict(), state)
+        _check_tensors(path, module.state_dict(), state)
         module.load_state_dict(state)
     except (RuntimeError, LookupError, TypeError, AttributeError, ValueError, ConfigError) as error:
         reason = format_error(error, 300)
@@ -189,27 +189,27 @@ def find_bundle(path: str | Path) -> Path:
 
 def is_bundle(path: Path) -> bool:
     """Whether a file is a bundle, of whatever program, and no checkpoint; a damaged one is told by its name."""
-    names = _names(path)
+    names = _list_members(path)
     if any(PurePosixPath(name).name == "data.pkl" for name in names):
         return False
     return path.suffix == ".zip" or _MANIFEST in names or _FOREIGN_MANIFEST in names
 
 
-def _with_ending(path: Path) -> Path:
+def _complete_path(path: Path) -> Path:
     if path.suffix == ".zip":
         return path
     return path.with_name(BUNDLE) if f"{path.name}.zip" == BUNDLE else path / BUNDLE
 
 
-def _names(path: Path) -> list[str]:
+def _list_members(path: Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.namelist()
-    except _DAMAGE:
+    except _ZIP_ERRORS:
         return []
 
 
-def _content(path: Path) -> dict[str, bytes]:
+def _read_members(path: Path) -> dict[str, bytes]:
     """Every member of the file, when it has those of a bundle and no others."""
     content: dict[str, bytes] = {}
     name: str | None = None
@@ -224,11 +224,11 @@ def _content(path: Path) -> dict[str, bytes]:
                         f"{path}: '{name}': expected a member that is stored; found a compressed one, which may grow "
                         "without bounds. Pack it with `zip -0`, or save the bundle again."
                     )
-                if name in (_MANIFEST, _CONFIG) and info.file_size > _MOST_TEXT_BYTES:
-                    raise _damaged(path, name, f"{info.file_size} bytes are more than it can have")
+                if name in (_MANIFEST, _CONFIG) and info.file_size > _MAX_TEXT_BYTES:
+                    raise _make_damage_error(path, name, f"{info.file_size} bytes are more than it can have")
                 content[name] = archive.read(info)
-    except _DAMAGE as error:
-        raise _damaged(path, name, error) from None
+    except _ZIP_ERRORS as error:
+        raise _make_damage_error(path, name, error) from None
     return content
 
 
@@ -252,9 +252,9 @@ def _check_members(path: Path, names: list[str]) -> None:
 def _refuse_foreign(path: Path, names: Iterable[str]) -> None:
     names = list(names)
     endings = {PurePosixPath(name).suffix for name in names}
-    if endings & set(_KERAS):
+    if endings & set(_KERAS_SUFFIXES):
         writer, why = "the TensorFlow backend of the original PtychoPINN", "Keras models and pickles"
-    elif _FOREIGN_MANIFEST in names and endings & set(_TORCH):
+    elif _FOREIGN_MANIFEST in names and endings & set(_TORCH_SUFFIXES):
         writer, why = "the PyTorch backend of the original PtychoPINN", "pickles"
     elif _FOREIGN_MANIFEST in names:
         writer, why = "the original PtychoPINN, by default its TensorFlow backend", "pickles"
@@ -268,7 +268,7 @@ def _refuse_foreign(path: Path, names: Iterable[str]) -> None:
     )
 
 
-def _arguments(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+def _read_module_arguments(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     """What the module is built from, judged."""
     for key, expected in (("format", _FORMAT), ("format_version", _VERSION), ("backend", "pytorch")):
         if manifest.get(key) != expected:
@@ -277,9 +277,13 @@ def _arguments(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
                 "another program or version: train again, or update torchptycho."
             )
     arguments = manifest.get("module")
-    if manifest.get("models") != list(MODELS) or not isinstance(arguments, dict) or set(arguments) != set(_ARGUMENTS):
+    if (
+        manifest.get("models") != list(MODEL_NAMES)
+        or not isinstance(arguments, dict)
+        or set(arguments) != set(_MODULE_ARGUMENTS)
+    ):
         raise StoreError(
-            f"{path}: '{_MANIFEST}': expected the models {MODELS} and the module's arguments; found other "
+            f"{path}: '{_MANIFEST}': expected the models {MODEL_NAMES} and the module's arguments; found other "
             "ones. Save the bundle again."
         )
     reach = arguments["max_offset_px"]
@@ -296,7 +300,7 @@ def _arguments(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-def _check_same(path: Path, wanted: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+def _check_tensors(path: Path, wanted: dict[str, Tensor], found: dict[str, Tensor]) -> None:
     """The tensors of a bundle are those of the module, one by one."""
     for name in sorted(wanted.keys() | found.keys()):
         a, b = (
@@ -306,21 +310,21 @@ def _check_same(path: Path, wanted: dict[str, Tensor], found: dict[str, Tensor])
             raise ValueError(f"'{name}': expected {a}, found {b}")
 
 
-def _text(values: dict[str, Any]) -> bytes:
+def _encode_json(values: dict[str, Any]) -> bytes:
     return json.dumps(values, indent=1, allow_nan=False).encode()
 
 
-def _json(path: Path, name: str, content: dict[str, bytes]) -> dict[str, Any]:
+def _decode_json(path: Path, name: str, content: dict[str, bytes]) -> dict[str, Any]:
     try:
         values = json.loads(content[name])
     except (ValueError, RecursionError) as error:
-        raise _damaged(path, name, error) from None
+        raise _make_damage_error(path, name, error) from None
     if not isinstance(values, dict):
-        raise _damaged(path, name, f"a {type(values).__name__} instead of a table")
+        raise _make_damage_error(path, name, f"a {type(values).__name__} instead of a table")
     return values
 
 
-def _damaged(path: Path, name: str | None, reason: object) -> StoreError:
+def _make_damage_error(path: Path, name: str | None, reason: object) -> StoreError:
     where = f"'{name[:80]}': " if name else ""
     text = format_error(reason, 200)
     return StoreError(

@@ -14,7 +14,7 @@ from torchptycho.core.errors import ConfigError, StoreError
 from torchptycho.core.text import format_error
 from torchptycho.core.versions import collect_versions
 from torchptycho.models.bundles import BUNDLE, is_bundle, load_bundle, load_bundled_network
-from torchptycho.models.network import FORMAT, OF_TRAINING, PtychoNetwork
+from torchptycho.models.network import CHECKPOINT_FORMAT, TRAINING_ARGUMENTS, PtychoNetwork
 
 if TYPE_CHECKING:
     from torchptycho.models.lightning_module import PtychoPINN
@@ -33,13 +33,13 @@ def load_checkpoint(path: str | Path) -> PtychoPINN:
     # Lightning takes as long to import as all the rest together, and prediction does without.
     from torchptycho.models.lightning_module import PtychoPINN
 
-    path = _there(path)
+    path = _require_file(path)
     if is_bundle(path):
         return load_bundle(path)
-    with _told(path):
+    with _convert_load_errors(path):
         module = PtychoPINN.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     module.require_statistics()
-    module.came_from(path)
+    module.record_checkpoint(path)
     return module
 
 
@@ -49,22 +49,24 @@ def load_network(path: str | Path) -> PtychoNetwork:
     Raises:
         StoreError: as `load_checkpoint`.
     """
-    path = _there(path)
+    path = _require_file(path)
     if is_bundle(path):
         return load_bundled_network(path)
-    with _told(path):
+    with _convert_load_errors(path):
         content = torch.load(path, map_location="cpu", weights_only=True)
-        if (found := content["format"]["version"]) != FORMAT:
-            raise ValueError(f"it is of format {found}, and format {FORMAT} is read")
-        arguments = {name: value for name, value in content["hyper_parameters"].items() if name not in OF_TRAINING}
+        if (found := content["format"]["version"]) != CHECKPOINT_FORMAT:
+            raise ValueError(f"it is of format {found}, and format {CHECKPOINT_FORMAT} is read")
+        arguments = {
+            name: value for name, value in content["hyper_parameters"].items() if name not in TRAINING_ARGUMENTS
+        }
         network = PtychoNetwork(**arguments)
         network.load_state_dict(content["state_dict"])
     network.require_statistics()
-    network.came_from(path)
+    network.record_checkpoint(path)
     return network.eval()
 
 
-def _there(path: str | Path) -> Path:
+def _require_file(path: str | Path) -> Path:
     path = find_checkpoint(path)
     if not path.is_file():
         raise StoreError(f"{path}: expected a checkpoint (.ckpt), or the folder of a run; found nothing.")
@@ -72,7 +74,7 @@ def _there(path: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _convert_load_errors(path: Path) -> Iterator[None]:
     """What goes wrong in loading a checkpoint, as a StoreError that says what to do."""
     try:
         yield
@@ -83,11 +85,11 @@ def _told(path: Path) -> Iterator[None]:
     except (OSError, RuntimeError, LookupError, EOFError, TypeError, AttributeError, ValueError, ConfigError) as error:
         reason = format_error(error, 300) or "it ends too early"
         raise StoreError(
-            f"{path}: expected a torchptycho checkpoint; it does not load ({reason}).{_differences(path)} {_REMEDY}"
+            f"{path}: expected a torchptycho checkpoint; it does not load ({reason}).{_describe_differences(path)} {_REMEDY}"
         ) from error
 
 
-def _differences(path: Path) -> str:
+def _describe_differences(path: Path) -> str:
     """What a checkpoint says about what wrote it, where that is not what reads it."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -97,8 +99,8 @@ def _differences(path: Path) -> str:
         return ""
     here = collect_versions()
     differs = [f"{name} {there}, here {here.get(name)}" for name, there in written.items() if here.get(name) != there]
-    if format_ != FORMAT:
-        differs.insert(0, f"format {format_}, here {FORMAT}")
+    if format_ != CHECKPOINT_FORMAT:
+        differs.insert(0, f"format {format_}, here {CHECKPOINT_FORMAT}")
     return f" It was written with {'; '.join(differs)}." if differs else ""
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Mean"]
+__all__ = ["EpochMean"]
 
 
-class Mean:
+class EpochMean:
     """Sums up losses and their weights in double precision, where they are, without waiting for the device."""
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class Mean:
         self._sum = self._sum + weight * value.detach().double()
         self._weight += weight
 
-    def take(self, strategy: Any) -> Tensor | None:
+    def compute_and_reset(self, strategy: Any) -> Tensor | None:
         """The mean so far over all processes of a Lightning strategy, None of nothing; a new one begins."""
         if not self._weight:
             return None
@@ -31,10 +31,10 @@ class Mean:
         mean: Tensor = (sums[0] / sums[1]).float()
         return mean
 
-    def state(self) -> list[float]:
+    def state_dict(self) -> list[float]:
         """Plain data for a checkpoint."""
         return [float(self._sum), self._weight]
 
-    def resume(self, state: list[float]) -> None:
+    def load_state_dict(self, state: list[float]) -> None:
         """Go on from `state`."""
         self._sum, self._weight = state

@@ -18,12 +18,12 @@ from torchptycho.core.versions import collect_versions
 from torchptycho.data.batch import GroupBatch
 from torchptycho.data.datasets import GroupDataset
 from torchptycho.data.store import Store
-from torchptycho.models.epoch_mean import Mean
-from torchptycho.models.losses import Comparison, Loss
-from torchptycho.models.network import FORMAT, PtychoNetwork
+from torchptycho.models.epoch_mean import EpochMean
+from torchptycho.models.losses import Loss, LossInputs
+from torchptycho.models.network import CHECKPOINT_FORMAT, PtychoNetwork
 from torchptycho.physics.overlap import central_weight
 
-__all__ = ["PtychoPINN", "learning_rate_shape"]
+__all__ = ["PtychoPINN", "build_learning_rate_schedule"]
 
 # With the usual 0.999 the step size lags behind a sudden rise of the gradient by a thousand steps, and training on a
 # measured scan once jumped from a nearly finished image to a flat one, from which it did not return.
@@ -77,11 +77,11 @@ class PtychoPINN(PtychoNetwork, L.LightningModule):
             }
         )
         self.has_validation = has_validation
-        self.loss = Loss.of(self.config)
+        self.loss = Loss.from_config(self.config)
         # Brings each scan's truth to the phase that a transparent object has; used in training only.
         self.register_buffer("truth_phase_factor", torch.ones(n_scans, dtype=torch.complex64), persistent=False)
-        self._train_mean = Mean()
-        self._val_means: dict[str, Mean] = {}
+        self._train_mean = EpochMean()
+        self._val_means: dict[str, EpochMean] = {}
         self._random_state: Tensor | None = None
         self.last_batch: GroupBatch | None = None
 
@@ -118,34 +118,34 @@ class PtychoPINN(PtychoNetwork, L.LightningModule):
         mean_counts = module.photons_per_frame / module.masks.sum(dim=(-2, -1))
         # Frames are read only for the one who asks.
         floor_counts = store.estimate_floor_counts() if config.experiment.background_trainable else 0 * mean_counts
-        module.experiment.begin(probes, mean_counts, floor_counts)
+        module.experiment.initialize(probes, mean_counts, floor_counts)
         if module.loss.needs_truth:
             module.truth_phase_factor = store.truth_phase_factors()
         if config.train.freeze_encoder:
             module.generator.freeze_encoder()
         return module
 
-    def _step(self, batch: GroupBatch) -> dict[str, Tensor]:
-        return self._terms(self(batch), batch)
+    def _evaluate_loss(self, batch: GroupBatch) -> dict[str, Tensor]:
+        return self._compute_loss_terms(self(batch), batch)
 
-    def _terms(self, patches: Tensor, batch: GroupBatch) -> dict[str, Tensor]:
+    def _compute_loss_terms(self, patches: Tensor, batch: GroupBatch) -> dict[str, Tensor]:
         """The terms of the loss of these patches."""
         seen = self.loss.needs_counts
-        comparison = Comparison(
-            expected=self.expected_counts(patches, batch) if seen else None,
-            counts=self.measured_counts(batch) if seen else None,
-            mean_count=self.mean_count(batch),
-            mask=self._mask(batch),
+        comparison = LossInputs(
+            expected=self.compute_expected_counts(patches, batch) if seen else None,
+            counts=self.compute_measured_counts(batch) if seen else None,
+            mean_count=self.compute_mean_count(batch),
+            mask=self._select_mask(batch),
             patches=patches,
             truth=None
             if batch.truth is None
             else batch.truth * self.truth_phase_factor[batch.scan][:, None, None, None],
-            real_space=self._real_space(patches),
+            truth_weight=self._compute_truth_weight(patches),
         )
         terms: dict[str, Tensor] = self.loss(comparison)
         return terms
 
-    def _real_space(self, patches: Tensor) -> Tensor:
+    def _compute_truth_weight(self, patches: Tensor) -> Tensor:
         if self.config.model.probe_big:
             return patches.real.new_ones(self.n_px, self.n_px)
         return central_weight(self.n_px, patches)
@@ -153,7 +153,7 @@ class PtychoPINN(PtychoNetwork, L.LightningModule):
     def training_step(self, batch: GroupBatch, batch_index: int) -> Tensor:
         self.require_statistics()
         patches: Tensor = self(batch)
-        terms = self._terms(patches, batch)
+        terms = self._compute_loss_terms(patches, batch)
         self._require_finite("the loss", terms["loss"], batch, patches)
         size = batch.batch_size[0]
         self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()}, batch_size=size)
@@ -176,7 +176,7 @@ class PtychoPINN(PtychoNetwork, L.LightningModule):
             return
         faulty = torch.ones_like(batch.members, dtype=torch.bool)
         if patches is not None:
-            per_frame = self._intensity(batch).isfinite().flatten(2).all(-1)
+            per_frame = self._compute_intensity(batch).isfinite().flatten(2).all(-1)
             per_frame &= torch.view_as_real(patches.detach()).isfinite().flatten(2).all(-1)
             # All of them when it is not one frame's own fault.
             faulty = faulty if bool(per_frame.all()) else ~per_frame
@@ -188,31 +188,31 @@ class PtychoPINN(PtychoNetwork, L.LightningModule):
 
     def validation_step(self, batch: GroupBatch, batch_index: int) -> Tensor:
         patches: Tensor = self(batch)
-        terms = self._terms(patches, batch)
+        terms = self._compute_loss_terms(patches, batch)
         size = batch.batch_size[0]
         for name, value in terms.items():
-            self._val_means.setdefault(name, Mean()).add(value, size)
+            self._val_means.setdefault(name, EpochMean()).add(value, size)
         return patches.detach()
 
     def on_train_epoch_end(self) -> None:
-        mean = self._train_mean.take(self.trainer.strategy)
+        mean = self._train_mean.compute_and_reset(self.trainer.strategy)
         if mean is None:  # resumed after the end of this epoch
             return
         self.log("train/loss_epoch", mean, sync_dist=True)
         if not self.has_validation and (self.current_epoch + 1) % (self.trainer.check_val_every_n_epoch or 1) == 0:
-            self._tell_plateau(mean)
+            self._step_plateau_scheduler(mean)
 
     def on_validation_epoch_end(self) -> None:
         # Not Lightning's mean, which is wrong where processes have different numbers of groups (2.6).
-        means = {name: mean.take(self.trainer.strategy) for name, mean in self._val_means.items()}
+        means = {name: mean.compute_and_reset(self.trainer.strategy) for name, mean in self._val_means.items()}
         for name, mean in means.items():
             if mean is not None:
                 self.log(f"val/{name}", mean, sync_dist=True)
         monitored = means.get(self.loss.monitored)
         if monitored is not None and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
-            self._tell_plateau(monitored)
+            self._step_plateau_scheduler(monitored)
 
-    def _tell_plateau(self, mean: Tensor) -> None:
+    def _step_plateau_scheduler(self, mean: Tensor) -> None:
         # Not left to Lightning, which steps it after the checkpoint is written: a resumed run would know one loss less.
         for entry in self.trainer.lr_scheduler_configs:
             if entry.reduce_on_plateau:
@@ -231,14 +231,14 @@ class PtychoPINN(PtychoNetwork, L.LightningModule):
         self.last_batch = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["format"] = {"version": FORMAT, "written_with": collect_versions()}
-        checkpoint["epoch_so_far"] = self._train_mean.state()
+        checkpoint["format"] = {"version": CHECKPOINT_FORMAT, "written_with": collect_versions()}
+        checkpoint["epoch_so_far"] = self._train_mean.state_dict()
         checkpoint["random_state"] = torch.get_rng_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if (found := checkpoint["format"]["version"]) != FORMAT:
-            raise ValueError(f"it is of format {found}, and format {FORMAT} is read")
-        self._train_mean.resume(checkpoint["epoch_so_far"])
+        if (found := checkpoint["format"]["version"]) != CHECKPOINT_FORMAT:
+            raise ValueError(f"it is of format {found}, and format {CHECKPOINT_FORMAT} is read")
+        self._train_mean.load_state_dict(checkpoint["epoch_so_far"])
         # A module that is only loaded leaves torch's generator alone; a run that goes on takes it up.
         self._random_state = checkpoint["random_state"] if self._trainer is not None else None
 
@@ -272,7 +272,7 @@ class PtychoPINN(PtychoNetwork, L.LightningModule):
             rate = self.config.experiment.experiment_learning_rate
             groups.append({"params": others, "lr": rate, "weight_decay": 0.0})
         steps = int(self.trainer.estimated_stepping_batches)
-        shape = learning_rate_shape(config.schedule, min(config.warmup_steps, steps // 10), steps)
+        shape = build_learning_rate_schedule(config.schedule, min(config.warmup_steps, steps // 10), steps)
         for group in groups:
             group["lr"] *= config.learning_rate_factor * shape(0)
         optimizer = kind(groups, betas=_BETAS)
@@ -292,7 +292,7 @@ class PtychoPINN(PtychoNetwork, L.LightningModule):
         return [optimizer], schedulers
 
 
-def learning_rate_shape(schedule: str, warmup: int, steps: int) -> Callable[[int], float]:
+def build_learning_rate_schedule(schedule: str, warmup: int, steps: int) -> Callable[[int], float]:
     """Learning rate after `step` optimiser steps relative to its peak; what a plateau takes off comes on top."""
 
     def shape(step: int) -> float:

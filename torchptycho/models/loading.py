@@ -19,7 +19,7 @@ from torchptycho.models.export.runtimes import (
 )
 from torchptycho.models.network import PtychoNetwork
 
-__all__ = ["open_network", "opened", "with_engine"]
+__all__ = ["export_for_engine", "load_for_inference", "open_network"]
 
 _log = logging.getLogger(__name__)
 
@@ -45,29 +45,29 @@ def open_network(
         ExportError: it cannot be exported, or not run here.
         ConfigError: it was exported for another engine.
     """
-    network = opened(checkpoint, engine, accelerator=accelerator)
-    return with_engine(network, engine, training_scan=training_scan, accelerator=accelerator)
+    network = load_for_inference(checkpoint, engine, accelerator=accelerator)
+    return export_for_engine(network, engine, training_scan=training_scan, accelerator=accelerator)
 
 
-def opened(
+def load_for_inference(
     checkpoint: str | Path | PtychoNetwork, engine: EngineName | None = None, *, accelerator: str = "auto"
 ) -> PtychoNetwork:
     """The first half of `open_network`: a checkpoint as torch has it, whatever the engine, or an exported file."""
     if isinstance(checkpoint, ExportedNetwork):
-        if engine not in (None, checkpoint.description.engine):
+        if engine not in (None, checkpoint.metadata.engine):
             raise ConfigError(
-                f"engine: expected {checkpoint.description.engine}, for which the network was exported; found {engine}."
+                f"engine: expected {checkpoint.metadata.engine}, for which the network was exported; found {engine}."
             )
         return checkpoint
     if isinstance(checkpoint, PtychoNetwork):
         return checkpoint
     path = find_checkpoint(checkpoint)
     if is_exported(path):
-        return load_exported(path, engine, _device(engine or "onnx", accelerator))
+        return load_exported(path, engine, _choose_device(engine or "onnx", accelerator))
     return load_network(path)
 
 
-def with_engine(
+def export_for_engine(
     network: PtychoNetwork,
     engine: EngineName | None,
     *,
@@ -80,7 +80,7 @@ def with_engine(
         return network
     from torchptycho.models.export.export import export_network
 
-    device = _device(engine, accelerator)
+    device = _choose_device(engine, accelerator)
     if engine == "onnx" and device == "cuda":
         require_cuda()
     _log.info("exporting the network for the engine %s; `torchptycho export` does it once and for all", engine)
@@ -94,7 +94,7 @@ def with_engine(
         return load_exported(file, engine, device)
 
 
-def _device(engine: EngineName, accelerator: str) -> str:
+def _choose_device(engine: EngineName, accelerator: str) -> str:
     """Where an engine computes: on a GPU where there is one, unless told otherwise."""
     (where,) = find_devices(accelerator, 1)
     if where.type == "cpu":

@@ -14,11 +14,11 @@ from torchptycho.core.config import LossConfig, RunConfig
 from torchptycho.core.errors import ConfigError
 from torchptycho.physics.noise import poisson_deviance
 
-__all__ = ["Comparison", "Loss", "total_variation"]
+__all__ = ["Loss", "LossInputs", "total_variation"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Comparison:
+class LossInputs:
     """Everything a term may look at, for one batch.
 
     Arguments:
@@ -27,7 +27,7 @@ class Comparison:
         mask: [B, 1, N, N] good detector pixels.
         patches: [B, C, N, N] object patches as predicted, before merging.
         truth: [B, C, N, N] or None.
-        real_space: [N, N] where patches are compared with the truth.
+        truth_weight: [N, N] where patches are compared with the truth.
     """
 
     expected: Float[Tensor, "b c n n"] | None
@@ -36,27 +36,27 @@ class Comparison:
     mask: Bool[Tensor, "b 1 n n"]
     patches: Complex[Tensor, "b c n n"]
     truth: Complex[Tensor, "b c n n"] | None
-    real_space: Float[Tensor, "n n"]
+    truth_weight: Float[Tensor, "n n"]
 
 
-def _pair(batch: Comparison) -> tuple[Tensor, Tensor]:
+def _require_counts(batch: LossInputs) -> tuple[Tensor, Tensor]:
     assert batch.expected is not None
     assert batch.counts is not None
     return batch.expected, batch.counts
 
 
-def _nll(batch: Comparison) -> Tensor:
+def _nll(batch: LossInputs) -> Tensor:
     # Half the deviance is the NLL less its smallest possible value: the gradient is the same, and 0 is a perfect fit.
     # Dividing counts by their mean gives the learning rate the same meaning at any dose.
-    expected, counts = _pair(batch)
+    expected, counts = _require_counts(batch)
     scale = batch.mean_count[:, None, None, None]
     return 0.5 * poisson_deviance(expected / scale, counts / scale, batch.mask, offset=0.5 / scale)
 
 
-def _mae(batch: Comparison) -> Tensor:
+def _mae(batch: LossInputs) -> Tensor:
     scale = batch.mean_count[:, None, None, None]
     # Half a count is added because the gradient of a square root at 0 is infinite.
-    model, measured = ((values + 0.5) / scale for values in _pair(batch))
+    model, measured = ((values + 0.5) / scale for values in _require_counts(batch))
     error = (model.sqrt() - measured.sqrt()).abs() * batch.mask
     return error.sum() / batch.mask.expand(error.shape).sum().clamp_min(1)
 
@@ -68,24 +68,24 @@ def total_variation(patches: Complex[Tensor, "b c n n"]) -> Float[Tensor, ""]:
     return (down.square().sum() + right.square().sum()) / (patches.shape[0] * patches.shape[1])
 
 
-def _truth(batch: Comparison) -> Tensor:
+def _require_truth(batch: LossInputs) -> Tensor:
     if batch.truth is None:
         raise ConfigError("realspace_weight, realspace_mae_weight: expected scans with a truth; found one without.")
     return batch.truth
 
 
-def _real_space_mse(batch: Comparison) -> Tensor:
-    error = torch.view_as_real(batch.patches - _truth(batch)).square().sum(-1)
-    return (error * batch.real_space).sum() / batch.real_space.expand(error.shape).sum()
+def _real_space_mse(batch: LossInputs) -> Tensor:
+    error = torch.view_as_real(batch.patches - _require_truth(batch)).square().sum(-1)
+    return (error * batch.truth_weight).sum() / batch.truth_weight.expand(error.shape).sum()
 
 
-def _real_space_mae(batch: Comparison) -> Tensor:
-    error = torch.view_as_real(batch.patches - _truth(batch)).abs().sum(-1)
-    return (error * batch.real_space).sum() / batch.real_space.expand(error.shape).sum()
+def _real_space_mae(batch: LossInputs) -> Tensor:
+    error = torch.view_as_real(batch.patches - _require_truth(batch)).abs().sum(-1)
+    return (error * batch.truth_weight).sum() / batch.truth_weight.expand(error.shape).sum()
 
 
-Domain = Literal["counts", "amplitude", "object"]
-_TERMS: tuple[tuple[str, Domain, Callable[[Comparison], Tensor]], ...] = (
+LossDomain = Literal["counts", "amplitude", "object"]
+_TERMS: tuple[tuple[str, LossDomain, Callable[[LossInputs], Tensor]], ...] = (
     ("nll", "counts", _nll),
     ("mae", "amplitude", _mae),
     ("tv", "object", lambda batch: total_variation(batch.patches)),
@@ -117,7 +117,7 @@ class Loss:
             )
 
     @classmethod
-    def of(cls, config: RunConfig) -> Loss:
+    def from_config(cls, config: RunConfig) -> Loss:
         """The configured loss, when what is to be trained can be learnt from it.
 
         Raises:
@@ -147,7 +147,7 @@ class Loss:
         """The term that tells how good a model is: the likelihood where it has a weight, else the whole loss."""
         return "nll" if any(name == "nll" for name, *_ in self._terms) else "loss"
 
-    def __call__(self, batch: Comparison) -> dict[str, Float[Tensor, ""]]:
+    def __call__(self, batch: LossInputs) -> dict[str, Float[Tensor, ""]]:
         """Each term by its name, unweighted, and their weighted sum as `loss`."""
         values = {name: term(batch) for name, _, term, _ in self._terms}
         total = sum(weight * values[name] for name, _, _, weight in self._terms)

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torchptycho.core.config import ExperimentConfig
 from torchptycho.physics.probe_constraints import scale_probe_power, smoothing_envelope, soft_disc
 
-__all__ = ["Experiment"]
+__all__ = ["MeasurementModel"]
 
 # Part of the mean count at which a background begins at least that is learnt: its logarithm needs a start.
-_FIRST_BACKGROUND = 1e-3
+_MIN_INITIAL_BACKGROUND = 1e-3
 
 
-class Experiment(nn.Module):
+class MeasurementModel(nn.Module):
     """Brings a probe under its constraints, and expected counts to those that the detector shows.
 
     Only what the configuration asks for has parameters or buffers, so that a checkpoint without them has no trace.
@@ -44,7 +44,7 @@ class Experiment(nn.Module):
         self.log_scale = nn.Parameter(torch.zeros(n_scans)) if config.scale_trainable else None
         self.log_background = nn.Parameter(torch.zeros(n_scans)) if config.background_trainable else None
 
-    def begin(
+    def initialize(
         self, probe: Complex[Tensor, "s p n n"], mean_counts: Float[Tensor, " s"], floor_counts: Float[Tensor, " s"]
     ) -> None:
         """Take the power to keep, and where the background begins, from the scans.
@@ -57,18 +57,18 @@ class Experiment(nn.Module):
         if self.power is not None:
             self.power = probe.abs().double().square().sum(dim=(1, 2, 3))
         if self.log_background is not None:
-            first = self._config.background_counts or floor_counts.clamp_min(_FIRST_BACKGROUND * mean_counts)
+            first = self._config.background_counts or floor_counts.clamp_min(_MIN_INITIAL_BACKGROUND * mean_counts)
             self.log_background.data = (
                 torch.as_tensor(first, dtype=torch.float32).log().expand(len(mean_counts)).clone()
             )
 
-    def constrained(self, probe: Complex[Tensor, "s p n n"]) -> Complex[Tensor, "s p n n"]:
+    def constrain_probe(self, probe: Complex[Tensor, "s p n n"]) -> Complex[Tensor, "s p n n"]:
         """The probe within its support and of its fixed power."""
         if self.support is not None:
             probe = probe * self.support
         return probe if self.power is None else scale_probe_power(probe, self.power)
 
-    def detected(
+    def apply_to_counts(
         self, counts: Float[Tensor, "b c n n"], scan: Int64[Tensor, " b"], *, background: bool = True
     ) -> Float[Tensor, "b c n n"]:
         """Expected counts after the blur of the exit wave, in the scan's scale, with its background."""

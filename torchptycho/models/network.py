@@ -15,16 +15,16 @@ from torchptycho.core.config import RunConfig, from_dict, to_dict
 from torchptycho.core.config.base import Domain
 from torchptycho.core.errors import StoreError
 from torchptycho.models.generators import Generator, GroupInput, build_generator
-from torchptycho.models.measurement import Experiment
+from torchptycho.models.measurement import MeasurementModel
 from torchptycho.physics.diffraction import expected_counts
 from torchptycho.physics.overlap import central_weight, merge, merge_canvas_px, probe_weight
 from torchptycho.physics.scaling import counts_per_squared_amplitude, to_intensity
 
-__all__ = ["FORMAT", "OF_TRAINING", "FrameBatch", "PtychoNetwork"]
+__all__ = ["CHECKPOINT_FORMAT", "TRAINING_ARGUMENTS", "FrameBatch", "PtychoNetwork"]
 
-FORMAT = 1
+CHECKPOINT_FORMAT = 1
 """Version of what a checkpoint holds."""
-OF_TRAINING = ("has_validation", "started_from")
+TRAINING_ARGUMENTS = ("has_validation", "started_from")
 """Arguments of a module that its network does not have."""
 
 
@@ -75,12 +75,12 @@ class PtychoNetwork(nn.Module):
         self.gridsize = self.config.group.gridsize
         self.n_px = n_px
         self.domain: Domain = domain
-        self.generator = self._new_generator()
+        self.generator = self._build_generator()
         # Convolutions are up to 1.3 times as fast on a CPU, and on a GPU in half precision.
         nn.Module.to(self.generator, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.experiment = Experiment(self.config.experiment, n_px, n_scans)
+        self.experiment = MeasurementModel(self.config.experiment, n_px, n_scans)
         self._canvas_px = merge_canvas_px(n_px, max_offset_px)
-        self._predicted_canvas_px: int | None = None
+        self._inference_canvas_px: int | None = None
         # Real and imaginary part apart: DDP, GradScaler and fused optimisers do not take complex parameters.
         self.probe_parts = nn.Parameter(
             torch.zeros(n_scans, n_modes, n_px, n_px, 2), requires_grad=self.config.model.probe_trainable
@@ -93,26 +93,26 @@ class PtychoNetwork(nn.Module):
         self.photons_per_frame: Tensor
         self.masks: Tensor
 
-    def _new_generator(self) -> Generator:
+    def _build_generator(self) -> Generator:
         return build_generator(self.config.model, self.n_px, self.gridsize)
 
     @classmethod
-    def copy_of(cls, other: PtychoNetwork) -> PtychoNetwork:
+    def from_network(cls, other: PtychoNetwork) -> PtychoNetwork:
         """The same network without what a class derived from this one adds, ready to predict."""
         scans, modes = other.probe_parts.shape[:2]
         copy = cls(to_dict(other.config), other.n_px, scans, modes, other.domain)
         weights = other.state_dict()
         copy.load_state_dict({name: weights[name].cpu() for name in copy.state_dict()})
         copy.checkpoint, copy._canvas_px = other.checkpoint, other._canvas_px
-        copy._predicted_canvas_px = other._predicted_canvas_px
+        copy._inference_canvas_px = other._inference_canvas_px
         return copy.eval()
 
     @property
     def probe(self) -> Complex[Tensor, "s p n n"]:
         """Probe modes of each scan in sqrt(photons)."""
-        return self.experiment.constrained(torch.view_as_complex(self.probe_parts))
+        return self.experiment.constrain_probe(torch.view_as_complex(self.probe_parts))
 
-    def came_from(self, path: Path) -> None:
+    def record_checkpoint(self, path: Path) -> None:
         """Remember the file and its checksum, by which images name it; the file itself may go."""
         with path.open("rb") as file:
             self.checkpoint, self.checkpoint_sha256 = path, hashlib.file_digest(file, "sha256").hexdigest()
@@ -136,94 +136,94 @@ class PtychoNetwork(nn.Module):
         What a network makes of a group depends a little on the edge around it.
         """
         canvas_px = None if max_offset_px is None else merge_canvas_px(self.n_px, max_offset_px)
-        self._predicted_canvas_px = None if canvas_px is None else max(self._canvas_px, canvas_px)
+        self._inference_canvas_px = None if canvas_px is None else max(self._canvas_px, canvas_px)
 
     def forward(self, batch: FrameBatch) -> Complex[Tensor, "b c n n"]:
         """Object patches of the frames of each group, as the generator sees them, before any merging."""
-        amplitude = self._intensity(batch).sqrt() * self._per_group(self.input_scale, batch)
-        intensity_per_count = self._photon[batch.scan].float()
+        amplitude = self._compute_intensity(batch).sqrt() * self._expand_per_group(self.input_scale, batch)
+        intensity_per_count = self._intensity_per_count[batch.scan].float()
         background = self.experiment.background
         return self.generator(  # type: ignore[no-any-return]
             GroupInput(
                 amplitude=amplitude,
-                probe=self._input_probe(batch),
+                probe=self._scale_probe_to_input(batch),
                 offset_px=batch.offset_px,
-                mask=self._mask(batch),
+                mask=self._select_mask(batch),
                 intensity_per_count=intensity_per_count,
                 background=intensity_per_count
                 * (background[batch.scan] if isinstance(background, Tensor) else background),
-                canvas_px=self._canvas_for(batch),
+                canvas_px=self._choose_canvas_px(batch),
             )
         )
 
-    def expected_counts(
+    def compute_expected_counts(
         self, patches: Complex[Tensor, "b c n n"], batch: FrameBatch, *, background: bool = True
     ) -> Float[Tensor, "b c n n"]:
         """Photon counts that the detector is expected to see, after the patches of a group agreed on one object."""
-        probe = self.probe_of(batch)
+        probe = self.select_probe(batch)
         with torch.autocast(device_type=self.probe_parts.device.type, enabled=False):
             if self.gridsize > 1 and not self.generator.patches_agree:
                 if self.config.model.merge_weight == "probe":
                     weight = probe_weight(probe.detach())
                 else:
                     weight = central_weight(self.n_px, patches)
-                patches = merge(patches, batch.offset_px, weight, self._canvas_for(batch))
+                patches = merge(patches, batch.offset_px, weight, self._choose_canvas_px(batch))
             counts = expected_counts(patches, probe[:, None])
-            return self.experiment.detected(counts, batch.scan, background=background)
+            return self.experiment.apply_to_counts(counts, batch.scan, background=background)
 
-    def _canvas_for(self, batch: FrameBatch) -> int:
+    def _choose_canvas_px(self, batch: FrameBatch) -> int:
         # In training every offset is known.
         if torch.is_grad_enabled():
             return self._canvas_px
-        if self._predicted_canvas_px is not None:
-            return self._predicted_canvas_px
+        if self._inference_canvas_px is not None:
+            return self._inference_canvas_px
         return max(self._canvas_px, merge_canvas_px(self.n_px, float(batch.offset_px.abs().max())))
 
-    def measured_counts(self, batch: FrameBatch) -> Float[Tensor, "b c n n"]:
+    def compute_measured_counts(self, batch: FrameBatch) -> Float[Tensor, "b c n n"]:
         """The frames in photon counts, 0 under the mask."""
-        counts = self._intensity(batch)
+        counts = self._compute_intensity(batch)
         if self.domain == "counts":
             return counts
         factor = counts_per_squared_amplitude(self.photons_per_frame, self.input_scale, self.n_px)
-        return counts * self._per_group(factor, batch)
+        return counts * self._expand_per_group(factor, batch)
 
-    def _intensity(self, batch: FrameBatch) -> Float[Tensor, "b c n n"]:
+    def _compute_intensity(self, batch: FrameBatch) -> Float[Tensor, "b c n n"]:
         # Not a product: what lies under the mask may be NaN.
-        return torch.where(self._mask(batch), to_intensity(batch.frames, self.domain), 0.0)
+        return torch.where(self._select_mask(batch), to_intensity(batch.frames, self.domain), 0.0)
 
-    def _per_group(self, values: Tensor, batch: FrameBatch) -> Float[Tensor, "b 1 1 1"]:
+    def _expand_per_group(self, values: Tensor, batch: FrameBatch) -> Float[Tensor, "b 1 1 1"]:
         return values[batch.scan].float()[:, None, None, None]
 
-    def probe_of(self, batch: FrameBatch) -> Complex[Tensor, "probe_b p n n"]:
+    def select_probe(self, batch: FrameBatch) -> Complex[Tensor, "probe_b p n n"]:
         """The probe of each group, or once when all groups share it."""
         probe = self.probe
         return probe if len(probe) == 1 else probe[batch.scan]
 
-    def _input_probe(self, batch: FrameBatch) -> Complex[Tensor, "probe_b p n n"]:
+    def _scale_probe_to_input(self, batch: FrameBatch) -> Complex[Tensor, "probe_b p n n"]:
         """The probe in the units of the network's input; the network does not train it."""
         # By the scan's photons and not by the probe's own power: some of its light may fall on masked pixels.
         factor = self.n_px / 2 / self.photons_per_frame.sqrt()
         if self.experiment.scale is not None:
             factor = factor * self.experiment.scale.sqrt()
-        probe = self.probe_of(batch).detach()
+        probe = self.select_probe(batch).detach()
         return probe * (factor if len(self.probe_parts) == 1 else factor[batch.scan]).float()[:, None, None, None]
 
     @property
-    def _photon(self) -> Float[Tensor, " s"]:
+    def _intensity_per_count(self) -> Float[Tensor, " s"]:
         """What one count is in the network's input, squared; with frames of counts also when that is scaled anew."""
         if self.domain == "counts":
             return self.input_scale.square()
         return (self.n_px / 2) ** 2 / self.photons_per_frame
 
-    def mean_count(self, batch: FrameBatch) -> Float[Tensor, " b"]:
+    def compute_mean_count(self, batch: FrameBatch) -> Float[Tensor, " b"]:
         """Photons per good pixel in a mean frame of each group's scan."""
         good = self.masks.sum(dim=(-2, -1))
         return (self.photons_per_frame / good)[batch.scan].float()
 
-    def _mask(self, batch: FrameBatch) -> Bool[Tensor, "b 1 n n"]:
+    def _select_mask(self, batch: FrameBatch) -> Bool[Tensor, "b 1 n n"]:
         return self.masks[batch.scan][:, None]
 
-    def stitch_weight(self, kind: Literal["probe", "central"], scan: int = 0) -> Float[Tensor, "n n"]:
+    def compute_stitch_weight(self, kind: Literal["probe", "central"], scan: int = 0) -> Float[Tensor, "n n"]:
         """Weight of each pixel of a patch in the stitched image: |P|^2 of a training scan, or its central half."""
         if kind == "probe":
             return probe_weight(self.probe[scan].detach())

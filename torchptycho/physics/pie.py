@@ -41,7 +41,7 @@ class GroupProjection:
         probe: in the same units; probe_b is 1 or b.
         offset_px: (y, x) of each frame from the middle of its group's canvas.
         mask: good detector pixels.
-        photon: squared amplitude that one count makes.
+        intensity_per_count: squared amplitude that one count makes.
         background: squared amplitude that does not come from the sample.
         canvas_px: edge S of the canvases; they must hold every patch, see `merging.merge_canvas_px`.
     """
@@ -91,7 +91,7 @@ class GroupProjection:
     ) -> GroupProjection:
         """The same at half the resolution, from the middle of the detector: a quarter of the pixels.
 
-        Its canvases have every second pixel of the others, [0, 0] among them; `doubled` gives the rest. What turns
+        Its canvases have every second pixel of the others, [0, 0] among them; `upsample_2x` gives the rest. What turns
         slowly takes as many steps here as there, and fine structure takes few. What light the beam itself has beyond
         the middle of the detector is left out, which costs accuracy and does no other harm.
 

@@ -15,7 +15,7 @@ from torchptycho.models.network import FrameBatch, PtychoNetwork
 __all__ = ["AbsoluteScale", "ScaleStatistics"]
 
 # Counts added to the variance of a pixel: one that expects nothing must not weigh infinitely.
-_LEAST_VARIANCE = 0.5
+_MIN_VARIANCE = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class ScaleStatistics:
     ) -> None:
         """Take the model's and the detector's counts of some frames; what is not good is left out."""
         model, measured = expected[good].double(), counts[good].double()
-        weight = 1 / (model + _LEAST_VARIANCE)
+        weight = 1 / (model + _MIN_VARIANCE)
         once = (weight * model).sum()
         normal = torch.stack([(weight * model.square()).sum(), once, once, weight.sum()]).reshape(2, 2)
         right = torch.stack([(weight * model * measured).sum(), (weight * measured).sum()])
@@ -79,8 +79,8 @@ class ScaleStatistics:
         """Take a batch as it is predicted, in the units of training and every frame once."""
         with torch.no_grad():
             # Of the object alone: the background is what is fitted.
-            expected = network.expected_counts(patches, batch, background=False)
-            counts = network.measured_counts(batch)
+            expected = network.compute_expected_counts(patches, batch, background=False)
+            counts = network.compute_measured_counts(batch)
             good = network.masks[batch.scan][:, None] & batch.is_first[:, :, None, None]
             # Patches that are not finite are left out of the image, too.
             good = good & expected.isfinite() & counts.isfinite()
@@ -92,13 +92,13 @@ class ScaleStatistics:
         distributed.all_reduce(both)
         self._normal, self._right = both[:4].cpu().reshape(2, 2), both[4:].cpu()
 
-    def sums(self) -> dict[str, Tensor]:
+    def to_sums(self) -> dict[str, Tensor]:
         """All that it holds, as plain tensors."""
         return {"normal": self._normal, "right": self._right}
 
     @classmethod
     def from_sums(cls, sums: dict[str, Tensor]) -> ScaleStatistics:
-        """What `sums` told."""
+        """What `to_sums` told."""
         statistics = cls()
         statistics._normal, statistics._right = sums["normal"], sums["right"]
         return statistics

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchptycho.data.batch import GroupBatch
 from torchptycho.models.lightning_module import PtychoPINN
 from torchptycho.reconstructors.canvas import Canvas
-from torchptycho.reconstructors.stitcher import Mosaic
+from torchptycho.reconstructors.stitcher import PatchStitcher
 
 __all__ = ["CanvasWriter"]
 
@@ -24,7 +24,7 @@ class CanvasWriter(Callback):
         positions_px: [M, 2] every position of the scan, which sizes the canvas.
         weight: how overlapping patches are averaged.
         training_scan: whose probe gives the weight.
-        agree_phases: turn each group so that it agrees with its neighbours, see `Mosaic`; False needs less memory.
+        agree_phases: turn each group so that it agrees with its neighbours, see `PatchStitcher`; False needs less memory.
         scratch: folder for patches that are too many for the memory; None takes the system's.
     """
 
@@ -39,14 +39,14 @@ class CanvasWriter(Callback):
     ) -> None:
         self._positions_px, self._kind, self._scan = positions_px, weight, training_scan
         self._agree_phases, self._scratch = agree_phases, scratch
-        self._mosaic: Mosaic | None = None
+        self._stitcher: PatchStitcher | None = None
         self._canvas: Canvas | None = None
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, PtychoPINN)
-        self._mosaic = Mosaic(
+        self._stitcher = PatchStitcher(
             self._positions_px,
-            pl_module.stitch_weight(self._kind, self._scan),
+            pl_module.compute_stitch_weight(self._kind, self._scan),
             agree_phases=self._agree_phases,
             scratch=self._scratch,
         )
@@ -55,17 +55,17 @@ class CanvasWriter(Callback):
     def on_predict_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: GroupBatch, *_: Any
     ) -> None:
-        assert self._mosaic is not None
-        self._mosaic.add(outputs, batch.members, batch.is_first)
+        assert self._stitcher is not None
+        self._stitcher.add(outputs, batch.members, batch.is_first)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert self._mosaic is not None
-        self._canvas = self._mosaic.finish()
+        assert self._stitcher is not None
+        self._canvas = self._stitcher.finish()
 
     @property
     def n_placed(self) -> int:
         """Patches that came."""
-        return 0 if self._mosaic is None else self._mosaic.n_placed
+        return 0 if self._stitcher is None else self._stitcher.n_placed
 
     @property
     def canvas(self) -> Canvas:

@@ -15,10 +15,10 @@ from torch import Tensor, distributed
 from torchptycho.core.reconstruction import MIN_COVERAGE, Reconstruction
 from torchptycho.physics.exact_sums import QUANTUM, add_blocks, round_to_quanta, shift_blocks
 
-__all__ = ["MIN_COVERAGE", "Canvas", "extent"]
+__all__ = ["MIN_COVERAGE", "Canvas", "compute_extent"]
 
 # What is worked on at a time: on a CPU what stays in the cache, on a GPU what keeps it busy and takes some hundred MB.
-_PIXELS_AT_ONCE, _GPU_PIXELS_AT_ONCE = 1 << 17, 1 << 22
+_CPU_CHUNK_PIXELS, _GPU_CHUNK_PIXELS = 1 << 17, 1 << 22
 # A patch may end one row and, in the last of them, one pixel below the canvas, where it is 0.
 _SPARE_ROWS = 2
 # What the sums of some hundred patches at one pixel may be off by.
@@ -49,7 +49,7 @@ class Canvas:
     ) -> None:
         self.origin_px = origin_px
         self._height = shape[0]
-        self._adding = threading.Lock()
+        self._lock = threading.Lock()
         rows = (shape[0] + _SPARE_ROWS, shape[1])
         self._numerator = torch.zeros(*rows, 2, dtype=torch.float64, device=device)
         self._weight = torch.zeros(rows, dtype=torch.float64, device=device)
@@ -65,7 +65,7 @@ class Canvas:
         with_spread: bool = True,
     ) -> Canvas:
         """An empty canvas that holds every patch of n_px pixels at these positions."""
-        low, high = extent(positions_px.double(), n_px)
+        low, high = compute_extent(positions_px.double(), n_px)
         return cls((high[0] - low[0], high[1] - low[1]), low, device, with_spread=with_spread)
 
     @property
@@ -120,7 +120,7 @@ class Canvas:
             raise ValueError(f"{int(outside.sum())} patches fall outside the canvas, the first at (y, x) = {first}")
         if not len(patches):
             return outside
-        at_once = max(1, (_GPU_PIXELS_AT_ONCE if patches.is_cuda else _PIXELS_AT_ONCE) // n_px**2)
+        at_once = max(1, (_GPU_CHUNK_PIXELS if patches.is_cuda else _CPU_CHUNK_PIXELS) // n_px**2)
         placed = []
         for start in range(0, len(patches), at_once):
             some = slice(start, start + at_once)
@@ -145,7 +145,7 @@ class Canvas:
             squares.div_(total).nan_to_num_(0.0, 0.0, 0.0)
             terms.append((self._squares, round_to_quanta(squares)))
         terms += [(self._numerator, round_to_quanta(numerator)), (self._weight, round_to_quanta(total))]
-        with self._adding:
+        with self._lock:
             for sums, blocks in terms:
                 add_blocks(sums, blocks, base)
         return finite
@@ -190,7 +190,7 @@ class Canvas:
         for sums, theirs in zip(self._sums, other._sums, strict=True):
             sums[to] += theirs[source]
 
-    def sums(self) -> dict[str, Tensor]:
+    def to_sums(self) -> dict[str, Tensor]:
         """All that it holds, as plain tensors on the CPU, which can be saved and `from_sums` takes."""
         names = ("numerator", "weight", "squares")
         told = {name: sums[: self._height].cpu() for name, sums in zip(names, self._sums, strict=False)}
@@ -206,7 +206,7 @@ class Canvas:
             to[:height] = sums[name].to(to.device)
         return canvas
 
-    def _become(self, other: Canvas) -> None:
+    def _take_over(self, other: Canvas) -> None:
         self.origin_px, self._height = other.origin_px, other._height
         self._numerator, self._weight, self._squares = other._numerator, other._weight, other._squares
 
@@ -250,7 +250,7 @@ class Canvas:
         )
 
 
-def extent(positions_px: Float64[Tensor, "m 2"], n_px: int) -> tuple[tuple[int, int], tuple[int, int]]:
+def compute_extent(positions_px: Float64[Tensor, "m 2"], n_px: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """First object pixel under any of the patches, and the one after the last, a spare one included."""
     # Rounded down before anything is subtracted: -1e-20 - 32 is -32, and the canvas would begin too late.
     low = positions_px.amin(0).floor() - n_px // 2

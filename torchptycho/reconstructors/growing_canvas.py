@@ -9,7 +9,7 @@ from jaxtyping import Bool, Complex, Float
 from torch import Tensor, distributed
 
 from torchptycho.core.reconstruction import Reconstruction
-from torchptycho.reconstructors.canvas import Canvas, extent
+from torchptycho.reconstructors.canvas import Canvas, compute_extent
 
 __all__ = ["GrowingCanvas"]
 
@@ -37,13 +37,13 @@ class GrowingCanvas(Canvas):
             raise ValueError(f"largest_px: expected at least four tiles of {tile_px} px; found {largest_px}")
         super().__init__((0, 0), (0, 0), device, with_spread=with_spread)
         self._tile_px, self._largest_px = tile_px, largest_px
-        self._middle: Tensor | None = None
-        self._used: tuple[tuple[int, int], tuple[int, int]] | None = None
+        self._center_px: Tensor | None = None
+        self._used_px: tuple[tuple[int, int], tuple[int, int]] | None = None
 
     @property
     def used_px(self) -> tuple[tuple[int, int], tuple[int, int]] | None:
         """First object pixel (y, x) under any patch so far, and the one after the last; None before the first patch."""
-        return self._used
+        return self._used_px
 
     def add(
         self,
@@ -59,10 +59,10 @@ class GrowingCanvas(Canvas):
         """
         placed = torch.zeros(len(patches), dtype=torch.bool, device=patches.device)
         # What is not finite must not make it grow: its place may be as wrong as its values.
-        good = self._within(positions_px.double(), patches.shape[-1])
+        good = self._select_within_reach(positions_px.double(), patches.shape[-1])
         good &= torch.view_as_real(patches).isfinite().flatten(1).all(-1)
         if bool(good.any()):
-            self._make_room(*extent(positions_px[good].double(), patches.shape[-1]))
+            self._grow_to(*compute_extent(positions_px[good].double(), patches.shape[-1]))
             own = weight if weight.dim() == 2 else weight[good]
             placed[good] = super().add(patches[good], positions_px[good], own)
         return placed
@@ -79,9 +79,9 @@ class GrowingCanvas(Canvas):
             self.device, with_spread=self._squares is not None, tile_px=self._tile_px, largest_px=self._largest_px
         )
         for part in (self, other):
-            if part._used is not None:
-                total._middle = part._middle if total._middle is None else total._middle
-                total._make_room(*part._used)
+            if part._used_px is not None:
+                total._center_px = part._center_px if total._center_px is None else total._center_px
+                total._grow_to(*part._used_px)
         total.paste(self)
         total.paste(other)
         return total
@@ -89,40 +89,40 @@ class GrowingCanvas(Canvas):
     def all_reduce(self, group: distributed.ProcessGroup | None = None) -> None:
         """Become, in place and on every process, the canvas of the patches of all processes of a group."""
         far = 2**40
-        low, high = self._used or ((far, far), (-far, -far))
+        low, high = self._used_px or ((far, far), (-far, -far))
         # One message: the largest of -low and of high.
         ends = torch.tensor([*(-side for side in low), *high], dtype=torch.int64, device=self.device)
         distributed.all_reduce(ends, distributed.ReduceOp.MAX, group=group)
         top, left, bottom, right = ends.tolist()
         if bottom == -far:
             return
-        self._make_room((-top, -left), (bottom, right))
+        self._grow_to((-top, -left), (bottom, right))
         super().all_reduce(group)
 
-    def _within(self, positions_px: Tensor, n_px: int) -> Bool[Tensor, " k"]:
+    def _select_within_reach(self, positions_px: Tensor, n_px: int) -> Bool[Tensor, " k"]:
         """Positions in reach of those that came first."""
         finite = positions_px.isfinite().all(-1)
-        if self._middle is None and bool(finite.any()):
+        if self._center_px is None and bool(finite.any()):
             # The median, for which CUDA has no deterministic algorithm.
             first = positions_px[finite].sort(0).values
-            self._middle = first[(len(first) - 1) // 2]
-        if self._middle is None:
+            self._center_px = first[(len(first) - 1) // 2]
+        if self._center_px is None:
             return finite
         reach = (self._largest_px - n_px) // 2 - self._tile_px - 1
-        return finite & ((positions_px - self._middle).abs() <= reach).all(-1)
+        return finite & ((positions_px - self._center_px).abs() <= reach).all(-1)
 
-    def _make_room(self, low: tuple[int, int], high: tuple[int, int]) -> None:
-        if self._used is not None:
-            low = (min(low[0], self._used[0][0]), min(low[1], self._used[0][1]))
-            high = (max(high[0], self._used[1][0]), max(high[1], self._used[1][1]))
-        self._used = (low, high)
+    def _grow_to(self, low: tuple[int, int], high: tuple[int, int]) -> None:
+        if self._used_px is not None:
+            low = (min(low[0], self._used_px[0][0]), min(low[1], self._used_px[0][1]))
+            high = (max(high[0], self._used_px[1][0]), max(high[1], self._used_px[1][1]))
+        self._used_px = (low, high)
         first = tuple(side // self._tile_px * self._tile_px for side in low)
         last = tuple(-(-side // self._tile_px) * self._tile_px for side in high)
         size = (last[0] - first[0], last[1] - first[1])
         if (first, size) != (self.origin_px, self.shape):
             larger = Canvas(size, (first[0], first[1]), self.device, with_spread=self._squares is not None)
             larger.paste(self)
-            self._become(larger)
+            self._take_over(larger)
 
     def finish(self, object_pixel_m: float | None = None, provenance: dict[str, Any] | None = None) -> Reconstruction:
         """The image of what has come so far, without the empty parts of its tiles.
@@ -130,17 +130,17 @@ class GrowingCanvas(Canvas):
         Raises:
             ValueError: nothing was placed.
         """
-        return self.cut().finish(object_pixel_m, provenance)
+        return self.crop().finish(object_pixel_m, provenance)
 
-    def cut(self) -> Canvas:
+    def crop(self) -> Canvas:
         """A copy without the empty parts of its tiles: the canvas that is made for the positions placed.
 
         Raises:
             ValueError: nothing was placed.
         """
-        if self._used is None:
+        if self._used_px is None:
             raise ValueError("nothing was placed on the canvas")
-        low, high = self._used
+        low, high = self._used_px
         part = Canvas((high[0] - low[0], high[1] - low[1]), low, self.device, with_spread=self._squares is not None)
         part.paste(self)
         return part

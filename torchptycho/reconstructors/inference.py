@@ -25,34 +25,34 @@ from torchptycho.models.export.runtimes import ExportedNetwork
 from torchptycho.models.network import PtychoNetwork
 from torchptycho.reconstructors.absolute_scale import ScaleStatistics
 from torchptycho.reconstructors.canvas import Canvas
-from torchptycho.reconstructors.stitcher import Mosaic
+from torchptycho.reconstructors.stitcher import PatchStitcher
 
-__all__ = ["Predicted", "Prediction", "groups_at_once", "patches_in_turn", "patches_of", "predict"]
+__all__ = ["InferenceJob", "InferenceResult", "batch_size_for", "iterate_predictions", "predict", "predict_patches"]
 
 _log = logging.getLogger(__name__)
 
 # Batches beyond this are no faster on a CPU, whose caches they leave.
-_CPU_PIXELS = 1 << 17
+_CPU_BATCH_PIXELS = 1 << 17
 # What another engine than torch takes of a GPU's memory is not seen.
-_UNSEEN_PIXELS = 1 << 21
+_EXPORTED_BATCH_PIXELS = 1 << 21
 # Of a GPU's free memory that a batch may take, and how many frames and pixels at most: more are no faster, and 2^31
 # numbers in a tensor, of some tens of channels, are more than each of CUDA's functions is good for.
-_GPU_PART, _GPU_FRAMES, _GPU_PIXELS = 0.5, 4096, 1 << 26
+_GPU_MEMORY_FRACTION, _MAX_GPU_FRAMES, _MAX_GPU_PIXELS = 0.5, 4096, 1 << 26
 
 
 @dataclasses.dataclass(frozen=True)
-class Prediction:
+class InferenceJob:
     """What is to be predicted, and how.
 
     Arguments:
-        stream: the frames.
+        dataset: the frames.
         config: the section `reconstruct`.
         folder: for temporary files; all processes see it.
         progress: show a bar.
         on_batch: told every batch of groups with its patches; of one process only.
     """
 
-    stream: InferenceDataset
+    dataset: InferenceDataset
     config: ReconstructConfig
     folder: Path
     progress: bool = False
@@ -60,7 +60,7 @@ class Prediction:
 
 
 @dataclasses.dataclass(frozen=True)
-class Predicted:
+class InferenceResult:
     """What came out: the canvas, the numbers of the stream that are not on it, and the sums of the absolute scale."""
 
     canvas: Canvas
@@ -69,23 +69,23 @@ class Predicted:
     scale: ScaleStatistics | None
 
 
-def predict(network: PtychoNetwork, task: Prediction, devices: list[torch.device]) -> Predicted:
+def predict(network: PtychoNetwork, task: InferenceJob, devices: list[torch.device]) -> InferenceResult:
     """Predict every group and stitch; the network is in evaluation mode and comes back to where it was."""
     if len(devices) == 1:
         home = network.probe_parts.device
         try:
-            return _predict(network.to(devices[0]), task, devices[0])
+            return _predict_share(network.to(devices[0]), task, devices[0])
         finally:
             network.to(home)
     patches = task.folder / "patches"
     if task.config.agree_phases:
         n_px = network.n_px
         with patches.open("wb") as file:
-            file.truncate(len(task.stream.positions_px) * n_px * n_px * 8)
+            file.truncate(len(task.dataset.positions_px) * n_px * n_px * 8)
     # The plain network, without what a module in training refers to.
-    plain = PtychoNetwork.copy_of(network)
+    plain = PtychoNetwork.from_network(network)
     try:
-        spawn(_share, (plain, task, devices), nprocs=len(devices))  # type: ignore[no-untyped-call]
+        spawn(_run_worker, (plain, task, devices), nprocs=len(devices))  # type: ignore[no-untyped-call]
     except (ProcessExitedException, ProcessRaisedException) as error:
         reason = str(error).strip().splitlines()[-1]
         raise StoreError(
@@ -94,10 +94,10 @@ def predict(network: PtychoNetwork, task: Prediction, devices: list[torch.device
         ) from error
     found = torch.load(task.folder / "predicted.pt", weights_only=True)
     scale = ScaleStatistics.from_sums(found["scale"]) if task.config.absolute_scale else None
-    return Predicted(Canvas.from_sums(found["canvas"]), found["n_placed"], found["left_out"], scale)
+    return InferenceResult(Canvas.from_sums(found["canvas"]), found["n_placed"], found["left_out"], scale)
 
 
-def _share(rank: int, network: PtychoNetwork, task: Prediction, devices: list[torch.device]) -> None:
+def _run_worker(rank: int, network: PtychoNetwork, task: InferenceJob, devices: list[torch.device]) -> None:
     """One of several processes: predicts its share, and the first writes what all of them found."""
     device = devices[rank]
     if device.type == "cuda":
@@ -111,42 +111,42 @@ def _share(rank: int, network: PtychoNetwork, task: Prediction, devices: list[to
         world_size=len(devices),
     )
     try:
-        found = _predict(network.to(device), task, device, rank, len(devices))
+        found = _predict_share(network.to(device), task, device, rank, len(devices))
         if rank == 0:
-            told = {"canvas": found.canvas.sums(), "n_placed": found.n_placed, "left_out": found.left_out}
+            told = {"canvas": found.canvas.to_sums(), "n_placed": found.n_placed, "left_out": found.left_out}
             if found.scale is not None:
-                told["scale"] = found.scale.sums()
+                told["scale"] = found.scale.to_sums()
             torch.save(told, task.folder / "predicted.pt")
     finally:
         distributed.destroy_process_group()
 
 
-def _predict(
-    network: PtychoNetwork, task: Prediction, device: torch.device, rank: int = 0, ranks: int = 1
-) -> Predicted:
-    stream, config = task.stream, task.config
-    size = groups_at_once(network, stream, config, device)
+def _predict_share(
+    network: PtychoNetwork, task: InferenceJob, device: torch.device, rank: int = 0, ranks: int = 1
+) -> InferenceResult:
+    dataset, config = task.dataset, task.config
+    size = batch_size_for(network, dataset, config, device)
     if ranks > 1:
         # All take the same batches as one process would.
         common = torch.tensor(size, device=device)
         distributed.all_reduce(common, distributed.ReduceOp.MIN)
         size = int(common)
-    cuts = [(start, min(start + size, len(stream))) for start in range(0, len(stream), size)]
-    mosaic = Mosaic(
-        stream.positions_px,
-        network.stitch_weight(config.stitch_weight, stream.training_scan),
+    cuts = [(start, min(start + size, len(dataset))) for start in range(0, len(dataset), size)]
+    mosaic = PatchStitcher(
+        dataset.positions_px,
+        network.compute_stitch_weight(config.stitch_weight, dataset.training_scan),
         agree_phases=config.agree_phases,
         scratch=task.folder,
         shared=task.folder / "patches" if ranks > 1 else None,
     )
     scale = ScaleStatistics() if config.absolute_scale else None
     if config.predict_compile:
-        _compile(network, stream.read_batch(*cuts[0]).to(device))
+        _compile(network, dataset.read_batch(*cuts[0]).to(device))
     own = cuts[rank::ranks]
     bar = create_progress_bar() if task.progress and rank == 0 else None
     with torch.inference_mode(), bar or contextlib.nullcontext(), contextlib.ExitStack() as stack:
         told = bar.add_task("reconstructing", total=len(own), note="") if bar else None
-        predicted = stack.enter_context(contextlib.closing(patches_in_turn(network, stream, config, own, device)))
+        predicted = stack.enter_context(contextlib.closing(iterate_predictions(network, dataset, config, own, device)))
         for number, (batch, here, patches) in enumerate(predicted):
             mosaic.add(patches, batch.members, batch.is_first, own[number][0])
             if task.on_batch is not None:
@@ -158,12 +158,12 @@ def _predict(
         canvas = mosaic.finish()
     if ranks > 1 and scale is not None:
         scale.all_reduce(device)
-    return Predicted(canvas, mosaic.n_placed, mosaic.left_out, scale)
+    return InferenceResult(canvas, mosaic.n_placed, mosaic.left_out, scale)
 
 
-def patches_in_turn(
+def iterate_predictions(
     network: PtychoNetwork,
-    stream: InferenceDataset,
+    dataset: InferenceDataset,
     config: ReconstructConfig,
     cuts: list[tuple[int, int]],
     device: torch.device,
@@ -177,21 +177,23 @@ def patches_in_turn(
     """
     # Other engines have threads of their own.
     if device.type == "cuda" or config.predict_compile or isinstance(network, ExportedNetwork):
-        for batch in stream.iterate_batches(cuts):
+        for batch in dataset.iterate_batches(cuts):
             here = batch.copy_to_pinned_memory().to(device) if device.type == "cuda" else batch
-            yield batch, here, patches_of(network, here, config)
+            yield batch, here, predict_patches(network, here, config)
         return
 
-    def computed(cut: tuple[int, int]) -> tuple[InferenceBatch, InferenceBatch, Tensor]:
-        batch = stream.read_batch(*cut)
+    def predict_batch(cut: tuple[int, int]) -> tuple[InferenceBatch, InferenceBatch, Tensor]:
+        batch = dataset.read_batch(*cut)
         with torch.inference_mode():
-            return batch, batch, patches_of(network, batch, config)
+            return batch, batch, predict_patches(network, batch, config)
 
-    with ordered_map(computed, cuts) as found:
+    with ordered_map(predict_batch, cuts) as found:
         yield from found
 
 
-def patches_of(network: PtychoNetwork, batch: InferenceBatch, config: ReconstructConfig) -> Complex[Tensor, "b c n n"]:
+def predict_patches(
+    network: PtychoNetwork, batch: InferenceBatch, config: ReconstructConfig
+) -> Complex[Tensor, "b c n n"]:
     """Patches of a batch of groups, in the arithmetic that is asked for."""
     half = config.predict_precision == "bf16-mixed"
     with torch.autocast(batch.frames.device.type, torch.bfloat16, enabled=half):
@@ -199,8 +201,8 @@ def patches_of(network: PtychoNetwork, batch: InferenceBatch, config: Reconstruc
     return patches
 
 
-def groups_at_once(
-    network: PtychoNetwork, stream: InferenceDataset, config: ReconstructConfig, device: torch.device
+def batch_size_for(
+    network: PtychoNetwork, dataset: InferenceDataset, config: ReconstructConfig, device: torch.device
 ) -> int:
     """Groups in a batch: as asked for, or as many as there is memory for on a GPU and as fill the caches of a CPU."""
     members, n_px = network.gridsize**2, network.n_px
@@ -208,19 +210,19 @@ def groups_at_once(
     if isinstance(frames, int):
         return max(1, frames // members)
     if device.type != "cuda":
-        return max(1, _CPU_PIXELS // n_px**2 // members)
+        return max(1, _CPU_BATCH_PIXELS // n_px**2 // members)
     if isinstance(network, ExportedNetwork):
-        return max(1, _UNSEEN_PIXELS // n_px**2 // members)
+        return max(1, _EXPORTED_BATCH_PIXELS // n_px**2 // members)
     # What one small batch takes at its peak tells what a large one takes.
-    probe = stream.read_batch(0, min(len(stream), max(1, 16 // members))).to(device)
+    probe = dataset.read_batch(0, min(len(dataset), max(1, 16 // members))).to(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     with torch.inference_mode():
-        patches_of(network, probe, config)
+        predict_patches(network, probe, config)
     per_group = (torch.cuda.max_memory_allocated(device) - before) / len(probe.members)
     torch.cuda.empty_cache()
-    room = _GPU_PART * torch.cuda.mem_get_info(device)[0]
-    most = min(_GPU_FRAMES, _GPU_PIXELS // n_px**2) // members
+    room = _GPU_MEMORY_FRACTION * torch.cuda.mem_get_info(device)[0]
+    most = min(_MAX_GPU_FRAMES, _MAX_GPU_PIXELS // n_px**2) // members
     return int(np.clip(room / max(per_group, 1), 1, max(1, most)))
 
 

@@ -28,11 +28,11 @@ from torchptycho.data.inference_dataset import InferenceBatch, InferenceDataset
 from torchptycho.io import read_scan
 from torchptycho.io.frames.frame_stacks import to_file_rows
 from torchptycho.models.export.runtimes import EngineName, ExportedNetwork, check_options
-from torchptycho.models.loading import opened, with_engine
+from torchptycho.models.loading import export_for_engine, load_for_inference
 from torchptycho.models.network import PtychoNetwork
-from torchptycho.reconstructors.inference import Predicted, Prediction, predict
+from torchptycho.reconstructors.inference import InferenceJob, InferenceResult, predict
 
-__all__ = ["adapted", "check_fits", "reading_for_prediction", "reconstruct", "require_options"]
+__all__ = ["adapt_to_scan", "check_fits", "check_network_options", "make_read_config", "reconstruct"]
 
 _log = logging.getLogger(__name__)
 
@@ -40,9 +40,7 @@ _log = logging.getLogger(__name__)
 _DOSE_TOLERANCE = 1.2
 
 
-def reading_for_prediction(
-    config: PrepareConfig, domain: Domain | None = None, frames: str | None = None
-) -> ReadConfig:
+def make_read_config(config: PrepareConfig, domain: Domain | None = None, frames: str | None = None) -> ReadConfig:
     """How a scan is opened for a module that was trained with `config`: as then, but whole, and with any probe.
 
     The module has its own probe, so that one from the mean pattern does where the file has none.
@@ -87,25 +85,25 @@ def reconstruct(
         TorchptychoError: the scan is unusable, or does not fit the network.
     """
     start = time.perf_counter()
-    network = opened(checkpoint, engine, accelerator=accelerator)
+    network = load_for_inference(checkpoint, engine, accelerator=accelerator)
     network.require_statistics()
     config = config or network.config.reconstruct
-    scan = scan if isinstance(scan, Scan) else read_scan(scan, reading_for_prediction(network.config.prepare))
-    require_options(network, config, devices, engine)
+    scan = scan if isinstance(scan, Scan) else read_scan(scan, make_read_config(network.config.prepare))
+    check_network_options(network, config, devices, engine)
     if on_batch is not None and devices > 1:
         raise ConfigError(f"devices: expected 1 with on_batch, which other processes cannot call; found {devices}.")
     check_fits(network, scan.source, scan.n_px, scan.domain)
     # To export takes a minute or more: all that may be refused has been by now, but for wider groups.
-    network = with_engine(network, engine, training_scan=config.training_scan, accelerator=accelerator)
+    network = export_for_engine(network, engine, training_scan=config.training_scan, accelerator=accelerator)
     which, by = config.training_scan, "torch"
     if isinstance(network, ExportedNetwork):
         # It knows one training scan only.
-        which, by = 0, network.description.engine
-    where = [network.runs_on] if isinstance(network, ExportedNetwork) else find_devices(accelerator, devices)
+        which, by = 0, network.metadata.engine
+    where = [network.execution_device] if isinstance(network, ExportedNetwork) else find_devices(accelerator, devices)
     if len(np.unique(scan.scan_id)) > 1:
         _log.warning("%s: holds %d scans; they are placed onto one image.", scan.source, len(np.unique(scan.scan_id)))
     with tempfile.TemporaryDirectory(prefix=".torchptycho-", dir=scratch) as folder:
-        stream = InferenceDataset.from_scan(
+        dataset = InferenceDataset.from_scan(
             scan,
             Path(folder),
             gridsize=network.gridsize,
@@ -115,15 +113,17 @@ def reconstruct(
             copy=devices > 1,
         )
         if config.input_scale == "training":
-            _compare_dose(float(network.input_scale[which]), stream.scaling.input_scale, scan.source)
-        with adapted(network, stream, config):
-            task = Prediction(stream=stream, config=config, folder=Path(folder), progress=progress, on_batch=on_batch)
+            _compare_dose(float(network.input_scale[which]), dataset.scaling.input_scale, scan.source)
+        with adapt_to_scan(network, dataset, config):
+            task = InferenceJob(
+                dataset=dataset, config=config, folder=Path(folder), progress=progress, on_batch=on_batch
+            )
             predicted = predict(network, task, where)
     # The network's probe is that of its training scan; with this scan's own scale its photons are this scan's.
-    photons = stream.scaling.photons_per_frame / float(network.photons_per_frame[which])
+    photons = dataset.scaling.photons_per_frame / float(network.photons_per_frame[which])
     probe_factor = math.sqrt(photons) if config.input_scale == "scan" else 1.0
     object_pixel_m = scan.geometry.with_object_pixel(scan.n_px).object_pixel_m
-    left_out = _left_out(predicted, scan, config.predict_passes)
+    left_out = _collect_left_out(predicted, scan, config.predict_passes)
     seconds = time.perf_counter() - start
     provenance: dict[str, Any] = {
         "source": scan.source,
@@ -151,10 +151,10 @@ def reconstruct(
         )
     if not refine_epochs:
         return image
-    return _refined(image, network, scan, which, refine_epochs, accelerator, progress, scratch)
+    return _refine_image(image, network, scan, which, refine_epochs, accelerator, progress, scratch)
 
 
-def _left_out(predicted: Predicted, scan: Scan, passes: int) -> dict[str, str]:
+def _collect_left_out(predicted: InferenceResult, scan: Scan, passes: int) -> dict[str, str]:
     """Frames that are not in the image, as the scan's file counts them, and why."""
     named = {str(frame): why for frame, why in scan.left_out.items()}
     numbers, times = np.unique(np.asarray(predicted.left_out, np.int64) % scan.n_frames, return_counts=True)
@@ -170,17 +170,17 @@ def _left_out(predicted: Predicted, scan: Scan, passes: int) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def adapted(network: PtychoNetwork, stream: InferenceDataset, config: ReconstructConfig) -> Iterator[None]:
+def adapt_to_scan(network: PtychoNetwork, dataset: InferenceDataset, config: ReconstructConfig) -> Iterator[None]:
     """The network with this scan's mask and, on request, scale; afterwards it is as it was."""
-    which = stream.training_scan
+    which = dataset.training_scan
     scale, masks, training = network.input_scale.clone(), network.masks.clone(), network.training
     try:
         # What this scan's detector did not see has no say, whatever was seen in training.
-        network.masks[which] &= stream.mask.to(network.masks.device)
+        network.masks[which] &= dataset.mask.to(network.masks.device)
         if config.input_scale == "scan":
-            network.input_scale[which] = stream.scaling.input_scale
+            network.input_scale[which] = dataset.scaling.input_scale
         network.eval()
-        network.expect_offsets(stream.max_offset_px)
+        network.expect_offsets(dataset.max_offset_px)
         yield
     finally:
         network.expect_offsets(None)
@@ -189,7 +189,7 @@ def adapted(network: PtychoNetwork, stream: InferenceDataset, config: Reconstruc
         network.masks.copy_(masks)
 
 
-def _refined(
+def _refine_image(
     image: Reconstruction,
     network: PtychoNetwork,
     scan: Scan,
@@ -218,7 +218,7 @@ def _refined(
     return dataclasses.replace(refined, provenance=provenance)
 
 
-def require_options(
+def check_network_options(
     network: PtychoNetwork, config: ReconstructConfig, devices: int, engine: EngineName | None = None
 ) -> None:
     """Refuse options that do not go with a network, or with the engine for which it is going to be exported.

@@ -14,7 +14,7 @@ from torchptycho.reconstructors.iterative import refine
 
 __all__ = ["Orientation", "rank_orientations"]
 
-_FRAMES, _EPOCHS = 100, 24
+_DEFAULT_FRAMES, _DEFAULT_EPOCHS = 100, 24
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Orientation:
         return ", ".join(done) or "as it is"
 
 
-def rank_orientations(scan: Scan, *, frames: int = _FRAMES, epochs: int = _EPOCHS) -> list[Orientation]:
+def rank_orientations(scan: Scan, *, frames: int = _DEFAULT_FRAMES, epochs: int = _DEFAULT_EPOCHS) -> list[Orientation]:
     """The eight orientations of the positions, best first.
 
     Each is judged by the misfit after a few epochs of refinement of a compact part of the scan, object and probe free.
@@ -51,7 +51,7 @@ def rank_orientations(scan: Scan, *, frames: int = _FRAMES, epochs: int = _EPOCH
     Raises:
         ScanError: the frames are unusable.
     """
-    part = _compact(scan, frames)
+    part = _select_central_frames(scan, frames)
     config = RefineConfig(epochs=epochs, batch_size=max(1, min(16, part.n_frames // 4)), patience=None)
     found = []
     for swap, flip_y, flip_x in itertools.product((False, True), repeat=3):
@@ -65,7 +65,7 @@ def rank_orientations(scan: Scan, *, frames: int = _FRAMES, epochs: int = _EPOCH
     return sorted(found, key=lambda one: one.misfit)
 
 
-def _compact(scan: Scan, most: int) -> Scan:
+def _select_central_frames(scan: Scan, most: int) -> Scan:
     """The frames nearest to the middle of the field, in memory."""
     members = np.flatnonzero(scan.scan_id == scan.scan_id[0])
     places = scan.positions_px[members]

@@ -15,14 +15,14 @@ from torchptycho.core.parallel import ordered_map
 
 __all__ = ["synchronize_phases"]
 
-_NEIGHBOURS = 10
+_MAX_NEIGHBOURS = 10
 # Few enough for a CPU's caches; on a GPU, where each piece has to be waited for, as many as fill it.
-_PAIRS_AT_ONCE, _GPU_PIXELS = 64, 1 << 24
+_CPU_CHUNK_PAIRS, _GPU_CHUNK_PIXELS = 64, 1 << 24
 # Patches are compared at about so many pixels each way, which is plenty for one number.
-_SAMPLES = 32
+_SAMPLES_PER_AXIS = 32
 _ITERATIONS = 5
 # Ties the phase of a part that nothing else ties, relative to the mean weight.
-_GROUND = 1e-9
+_REGULARIZATION = 1e-9
 
 
 def synchronize_phases(
@@ -47,8 +47,8 @@ def synchronize_phases(
     """
     group_of = group.cpu().numpy()
     n_groups = int(group_of.max()) + 1
-    first, second = _neighbours(positions_px.cpu().double().numpy(), group_of)
-    overlap = _overlaps(patches, positions_px, weight, first, second) if len(first) else np.zeros(0)
+    first, second = _find_neighbours(positions_px.cpu().double().numpy(), group_of)
+    overlap = _compute_overlaps(patches, positions_px, weight, first, second) if len(first) else np.zeros(0)
     if not overlap.any():
         return torch.ones(len(patches), dtype=patches.dtype, device=patches.device)
     one, other = group_of[first], group_of[second]
@@ -57,7 +57,7 @@ def synchronize_phases(
     edges, where = np.unique(np.stack([np.minimum(one, other), np.maximum(one, other)]), axis=1, return_inverse=True)
     total = np.zeros(edges.shape[1], complex)
     np.add.at(total, where.ravel(), overlap)
-    phase = _fitted(edges, total, n_groups)
+    phase = _fit_phases(edges, total, n_groups)
     power = torch.zeros(n_groups, dtype=torch.float64)
     # Piece by piece: the patches may lie in a file that is larger than the memory.
     own = [torch.view_as_real(some).square().sum((1, 2, 3)).double() for some in torch.split(patches, 512)]
@@ -66,9 +66,9 @@ def synchronize_phases(
     return torch.from_numpy(np.exp(1j * phase))[group.cpu()].to(patches.device, patches.dtype)
 
 
-def _neighbours(positions_px: np.ndarray, group_of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _find_neighbours(positions_px: np.ndarray, group_of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of nearby patches of different groups, each once."""
-    count = min(_NEIGHBOURS + 1, len(positions_px))
+    count = min(_MAX_NEIGHBOURS + 1, len(positions_px))
     _, near = cKDTree(positions_px).query(positions_px, k=count)
     own = np.repeat(np.arange(len(positions_px)), count)
     near = np.asarray(near).reshape(-1)
@@ -77,15 +77,15 @@ def _neighbours(positions_px: np.ndarray, group_of: np.ndarray) -> tuple[np.ndar
     return pairs[0], pairs[1]
 
 
-def _overlaps(
+def _compute_overlaps(
     patches: Tensor, positions_px: Tensor, weight: Tensor, first: np.ndarray, second: np.ndarray
 ) -> np.ndarray:
     """sum over the common pixels of w_a O_a conj(w_b O_b), at whole pixels."""
     n_px = patches.shape[-1]
-    sample = torch.arange(0, n_px, max(1, n_px // _SAMPLES), device=patches.device)
-    at_once = max(_PAIRS_AT_ONCE, _GPU_PIXELS // n_px**2) if patches.is_cuda else _PAIRS_AT_ONCE
+    sample = torch.arange(0, n_px, max(1, n_px // _SAMPLES_PER_AXIS), device=patches.device)
+    at_once = max(_CPU_CHUNK_PAIRS, _GPU_CHUNK_PIXELS // n_px**2) if patches.is_cuda else _CPU_CHUNK_PAIRS
 
-    def compared(start: int) -> Tensor:
+    def correlate_pairs(start: int) -> Tensor:
         a = torch.from_numpy(first[start : start + at_once]).to(patches.device)
         b = torch.from_numpy(second[start : start + at_once]).to(patches.device)
         apart = (positions_px[b.to(positions_px.device)] - positions_px[a.to(positions_px.device)]).round()
@@ -104,31 +104,33 @@ def _overlaps(
     # One array beforehand: pieces kept on the way would lie between what is freed, and the heap would grow.
     overlap = torch.empty(len(first), dtype=torch.complex128)
     starts = range(0, len(first), at_once)
-    with ordered_map(compared, starts, serial=patches.is_cuda) as found:
+    with ordered_map(correlate_pairs, starts, serial=patches.is_cuda) as found:
         for start, some in zip(starts, found, strict=True):
             overlap[start : start + len(some)] = some
     return overlap.numpy()
 
 
-def _fitted(edges: np.ndarray, overlap: np.ndarray, n_groups: int) -> np.ndarray:
+def _fit_phases(edges: np.ndarray, overlap: np.ndarray, n_groups: int) -> np.ndarray:
     """Phases t that make sum |h| cos(t_a + arg h - t_b) largest."""
     one, other = edges
     weight = np.abs(overlap)
-    weight = weight / weight.mean() + _GROUND
+    weight = weight / weight.mean() + _REGULARIZATION
     cost = scipy.sparse.coo_matrix((1 / weight, (one, other)), (n_groups, n_groups))
     tree = minimum_spanning_tree(cost.tocsr()).tocoo()
     # Both are ordered pairs (low, high), of which a number can be made.
     in_tree = np.isin(one.astype(np.int64) * n_groups + other, tree.row.astype(np.int64) * n_groups + tree.col)
     angle = np.angle(overlap)
     # A tree has no circles, so that differences can be added up without wrapping.
-    phase = _solved(one[in_tree], other[in_tree], np.ones(int(in_tree.sum())), angle[in_tree], n_groups)
+    phase = _solve_least_squares(one[in_tree], other[in_tree], np.ones(int(in_tree.sum())), angle[in_tree], n_groups)
     for _ in range(_ITERATIONS):
         left = np.angle(np.exp(1j * (phase[one] + angle - phase[other])))
-        phase = phase + _solved(one, other, weight, left, n_groups)
+        phase = phase + _solve_least_squares(one, other, weight, left, n_groups)
     return phase
 
 
-def _solved(one: np.ndarray, other: np.ndarray, weight: np.ndarray, angle: np.ndarray, n_groups: int) -> np.ndarray:
+def _solve_least_squares(
+    one: np.ndarray, other: np.ndarray, weight: np.ndarray, angle: np.ndarray, n_groups: int
+) -> np.ndarray:
     """The t that make sum w (t_a - t_b + angle)^2 smallest."""
     number = np.arange(len(one))
     difference = scipy.sparse.coo_matrix(
@@ -136,7 +138,7 @@ def _solved(one: np.ndarray, other: np.ndarray, weight: np.ndarray, angle: np.nd
         (len(one), n_groups),
     ).tocsc()
     weighted = difference.T.multiply(weight).tocsc()
-    normal = weighted @ difference + _GROUND * scipy.sparse.identity(n_groups, format="csc")
+    normal = weighted @ difference + _REGULARIZATION * scipy.sparse.identity(n_groups, format="csc")
     solution: np.ndarray = splu(normal.tocsc()).solve(-(weighted @ angle))
     return solution
 
@@ -146,7 +148,7 @@ def _remove_global_phase(phase: np.ndarray, edges: np.ndarray, power: np.ndarray
     ones = np.ones(edges.shape[1])
     graph = scipy.sparse.coo_matrix((ones, (edges[0], edges[1])), (len(power), len(power)))
     count, part = connected_components(graph, directed=False)
-    turn = power * np.exp(1j * phase)
-    mean = np.bincount(part, turn.real, count) + 1j * np.bincount(part, turn.imag, count)
+    phasor = power * np.exp(1j * phase)
+    mean = np.bincount(part, phasor.real, count) + 1j * np.bincount(part, phasor.imag, count)
     turned: np.ndarray = phase - np.angle(mean)[part]
     return turned

@@ -15,9 +15,9 @@ from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.core.scan import ArrayFrames, Scan
 from torchptycho.reconstructors.iterative import refine
 
-__all__ = ["Resolution", "interleaved_halves", "resolution"]
+__all__ = ["Resolution", "resolution", "split_into_halves"]
 
-_FEWEST_FRAMES = 8
+_MIN_FRAMES_PER_HALF = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,7 +46,7 @@ class Resolution:
         return None if pixel_m is None else self.half_period_px * pixel_m
 
 
-def interleaved_halves(
+def split_into_halves(
     positions_px: Float64[np.ndarray, "m 2"],
 ) -> tuple[Int64[np.ndarray, " a"], Int64[np.ndarray, " b"]]:
     """Frames of each half, in order: neighbours in space go to different halves, so that both cover the field."""
@@ -71,11 +71,13 @@ def resolution(
         EvaluationError: too few frames, or the halves have too little in common.
         KeyboardInterrupt: it was interrupted.
     """
-    if scan.n_frames < 2 * _FEWEST_FRAMES:
-        raise EvaluationError(f"{scan.source}: expected {2 * _FEWEST_FRAMES} frames or more; found {scan.n_frames}.")
+    if scan.n_frames < 2 * _MIN_FRAMES_PER_HALF:
+        raise EvaluationError(
+            f"{scan.source}: expected {2 * _MIN_FRAMES_PER_HALF} frames or more; found {scan.n_frames}."
+        )
     images = []
-    for rows in interleaved_halves(scan.positions_px):
-        images.append(refine(_part(scan, rows), config=config, device=device))
+    for rows in split_into_halves(scan.positions_px):
+        images.append(refine(_select_frames(scan, rows), config=config, device=device))
         if not images[-1].provenance["complete"]:
             raise KeyboardInterrupt
     first, second = images
@@ -84,7 +86,7 @@ def resolution(
     return Resolution(metrics=metrics, halves=(first, second))
 
 
-def _part(scan: Scan, rows: np.ndarray) -> Scan:
+def _select_frames(scan: Scan, rows: np.ndarray) -> Scan:
     return dataclasses.replace(
         scan,
         frames=ArrayFrames(scan.frames[rows]),

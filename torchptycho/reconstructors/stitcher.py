@@ -14,16 +14,16 @@ from torch import Tensor, distributed
 from torchptycho.core.parallel import ordered_map
 from torchptycho.reconstructors.canvas import Canvas
 
-__all__ = ["Mosaic"]
+__all__ = ["PatchStitcher"]
 
-_PLACED_AT_ONCE = 256
+_CHUNK_PATCHES = 256
 
 
-class Mosaic:
+class PatchStitcher:
     """A canvas that takes groups of patches in any order.
 
     Patches are kept, in a temporary file or on a GPU with room for them, until the last has come; then each group is
-    turned by the phase with which it agrees with its neighbours (`phases.synchronised`), and all are placed. Without
+    turned by the phase with which it agrees with its neighbours (`phases.synchronize_phases`), and all are placed. Without
     that, they are placed and forgotten. Either way memory depends on the canvas, not on the number of frames: writing a
     patch and reading it takes a hundredth of the time of predicting it again.
 
@@ -52,9 +52,9 @@ class Mosaic:
         self._canvas = Canvas.for_positions(self._positions_px, n_px, weight.device)
         shape = (len(positions_px), n_px, n_px)
         self._shared = shared is not None
-        self._patches = _room(shape, weight.device, scratch, shared) if agree_phases else None
+        self._patches = _allocate_patches(shape, weight.device, scratch, shared) if agree_phases else None
         self._group = torch.full((len(positions_px),), -1, dtype=torch.int64)
-        self._own = torch.zeros(len(positions_px), dtype=torch.bool)
+        self._is_local = torch.zeros(len(positions_px), dtype=torch.bool)
         self._placed = torch.zeros(len(positions_px), dtype=torch.bool)
         self._n_groups = 0
         self.n_placed = 0
@@ -75,7 +75,7 @@ class Mosaic:
         numbers = members.cpu()[is_first]
         # Nearly always all are, and need no copy.
         mine = patches.flatten(0, 1) if bool(is_first.all()) else patches[is_first.to(patches.device)]
-        self._own[numbers] = True
+        self._is_local[numbers] = True
         if self._patches is None:
             self._place(mine, numbers)
             self.n_placed = int(self._placed.sum())
@@ -85,7 +85,7 @@ class Mosaic:
         if not bool(torch.view_as_real(mine).sum().isfinite()):
             finite = torch.view_as_real(mine).isfinite().flatten(1).all(-1)
             mine = torch.where(finite[:, None, None], mine, 0)
-            self._own[numbers[~finite.cpu()]] = False
+            self._is_local[numbers[~finite.cpu()]] = False
             placed = int(finite.sum())
         self.n_placed += placed
         where = self._patches.device
@@ -101,7 +101,7 @@ class Mosaic:
             ValueError: patches are kept until their phases agree, and some have not come.
         """
         if self._patches is not None:
-            self._place_turned(self._patches)
+            self._place_synchronized(self._patches)
             self._patches = None
         if self._shared:
             placed = self._placed.to(self._weight.device, torch.uint8)
@@ -116,7 +116,7 @@ class Mosaic:
         """Numbers of the patches that were not placed, because they are not finite; after `finish`."""
         return torch.nonzero(~self._placed).flatten().tolist()
 
-    def _place_turned(self, patches: Tensor) -> None:
+    def _place_synchronized(self, patches: Tensor) -> None:
         if self._shared:
             group = self._group.to(self._weight.device)
             distributed.all_reduce(group, distributed.ReduceOp.MAX)
@@ -127,14 +127,14 @@ class Mosaic:
         # What it needs takes half a second to import, which can be done while the network is busy.
         from torchptycho.reconstructors.phase_sync import synchronize_phases
 
-        turn = synchronize_phases(patches, self._positions_px, self._weight.to(patches.device), self._group)
+        phase_factor = synchronize_phases(patches, self._positions_px, self._weight.to(patches.device), self._group)
 
         def place(numbers: Tensor) -> None:
             there = numbers.to(patches.device)
-            turned = patches[there] * turn[there][:, None, None]
+            turned = patches[there] * phase_factor[there][:, None, None]
             self._place(turned.to(self._weight.device), numbers)
 
-        own = torch.split(torch.nonzero(self._own).flatten(), _PLACED_AT_ONCE)
+        own = torch.split(torch.nonzero(self._is_local).flatten(), _CHUNK_PATCHES)
         with ordered_map(place, own, serial=self._weight.is_cuda) as done:
             deque(done, maxlen=0)
 
@@ -144,7 +144,9 @@ class Mosaic:
         self._placed[numbers] = placed.cpu()
 
 
-def _room(shape: tuple[int, ...], device: torch.device, scratch: str | Path | None, shared: Path | None) -> Tensor:
+def _allocate_patches(
+    shape: tuple[int, ...], device: torch.device, scratch: str | Path | None, shared: Path | None
+) -> Tensor:
     """Uninitialised complex64 room: on the GPU when a quarter of what is free there suffices, else in a file."""
     size = int(np.prod(shape)) * 8
     if shared is not None:

@@ -117,7 +117,7 @@ def plan_training(
     check_start_options(config, start, interrupted)
     begun = load_start_network(start, config) if start is not None and not resume else None
     build_loggers(config.log.logger, out)
-    loss = Loss.of(config)
+    loss = Loss.from_config(config)
     check_devices(config.train.accelerator, config.train.devices, config.train.nodes)
     if store is not None:
         plan = _plan_from_store(store, config)

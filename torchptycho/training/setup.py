@@ -89,7 +89,7 @@ def prepare_run_store(
     Raises:
         TorchptychoError: they cannot, or not together.
     """
-    needs_truth = Loss.of(config).needs_truth
+    needs_truth = Loss.from_config(config).needs_truth
     sizes = find_generator(config.model.generator).supported_n_px
     request = StoreRequest.from_sources(sources, config, val_sources)
     store = open_if_unchanged(path, request)

@@ -93,7 +93,7 @@ class Pair:
 
     def expected(self) -> Tensor:
         with patch.object(torchptycho.models.network, "merge", merge_with_epsilon):
-            return self.ours.expected_counts(self.ours(self.batch), self.batch)
+            return self.ours.compute_expected_counts(self.ours(self.batch), self.batch)
 
     def likelihood(self) -> Tensor:
         return poisson_nll(self.expected(), self.batch.frames)
@@ -261,7 +261,7 @@ def test_where_no_light_is_predicted_the_oracle_s_loss_is_not_finite_and_the_pro
     assert not case.theirs.predict(*case.inputs).intensity.any()
     assert not math.isfinite(case.theirs.train_on_batch(*case.inputs)["loss"])
 
-    for value in (case.ours._step(case.batch)["loss"], case.likelihood()):
+    for value in (case.ours._evaluate_loss(case.batch)["loss"], case.likelihood()):
         assert bool(value.isfinite())
         case.ours.generator.zero_grad()
         value.backward()
@@ -279,7 +279,7 @@ def test_the_intensity_scale_is_no_weight_of_the_oracle_and_the_beam_s_power_can
     np.testing.assert_array_equal(case.theirs.predict(*case.inputs).amplitude, before)
 
     trainable = module(1, True, 1e5, probe_trainable=True)
-    trainable._step(case.batch)["loss"].backward()
+    trainable._evaluate_loss(case.batch)["loss"].backward()
     assert trainable.probe_parts.grad is not None
     assert bool((trainable.probe_parts.grad * trainable.probe_parts.detach()).sum() != 0)
 
@@ -305,14 +305,14 @@ def test_the_oracle_s_real_space_loss_is_blind_to_the_imaginary_part():
 
     def ours(patches: np.ndarray) -> float:
         loss = torchptycho.models.lightning_module.Loss(LossConfig(nll_weight=0, realspace_mae_weight=1))
-        comparison = torchptycho.models.lightning_module.Comparison(
+        comparison = torchptycho.models.lightning_module.LossInputs(
             expected=torch.ones(1, 1, N, N),
             counts=torch.ones(1, 1, N, N),
             mean_count=torch.ones(1),
             mask=torch.ones(1, 1, N, N, dtype=torch.bool),
             patches=torch.from_numpy(channels_first(patches)),
             truth=torch.from_numpy(channels_first(merged)),
-            real_space=torch.ones(N, N),
+            truth_weight=torch.ones(N, N),
         )
         return float(loss(comparison)["realspace_mae"])
 

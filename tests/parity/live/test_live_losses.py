@@ -18,7 +18,7 @@ from torch import Tensor
 
 from torchptycho.core.config import LossConfig
 from torchptycho.interop.original_layouts import channels_first, channels_last
-from torchptycho.models.losses import Comparison, Loss, total_variation
+from torchptycho.models.losses import Loss, LossInputs, total_variation
 from torchptycho.physics.diffraction import expected_counts
 from torchptycho.physics.noise import poisson_nll
 from torchptycho.physics.overlap import central_weight
@@ -65,7 +65,7 @@ class Batch:
     def truth(self) -> Tensor:
         return normal(self.shape, self.seed + 3)
 
-    def comparison(self, **changes: Any) -> Comparison:
+    def comparison(self, **changes: Any) -> LossInputs:
         """All of it in the precision of `expected`, every pixel good."""
         expected = changes.pop("expected", self.expected)
         parts: dict[str, Any] = {
@@ -75,9 +75,9 @@ class Batch:
             "mask": torch.ones(self.groups, 1, self.n_px, self.n_px, dtype=torch.bool),
             "patches": self.patches.to(expected.dtype.to_complex()),
             "truth": self.truth.to(expected.dtype.to_complex()),
-            "real_space": torch.ones(self.n_px, self.n_px, dtype=expected.dtype),
+            "truth_weight": torch.ones(self.n_px, self.n_px, dtype=expected.dtype),
         }
-        return Comparison(**{**parts, **changes})
+        return LossInputs(**{**parts, **changes})
 
 
 all_edges = st.integers(2, 24)
@@ -102,7 +102,7 @@ def mean_of(function: Any, *arguments: np.ndarray, wrt: int, **options: Any) -> 
     return values.mean(dtype=np.float64), channels_first(gradient)
 
 
-def weighted(comparison: Comparison, **weights: float) -> Tensor:
+def weighted(comparison: LossInputs, **weights: float) -> Tensor:
     return Loss(LossConfig(**{"nll_weight": 0.0, **weights}))(comparison)["loss"]
 
 
@@ -202,19 +202,19 @@ def test_real_space_term_of_real_objects(
     """The oracle's is the same for a real truth and real patches, but for what the truth holds outside the centre."""
     truth = batch.truth.real.to(dtype)
     patches = batch.patches.real.to(dtype).requires_grad_()
-    real_space = torch.ones(batch.n_px, batch.n_px, dtype=dtype) if probe_big else central_weight(batch.n_px, truth)
+    truth_weight = torch.ones(batch.n_px, batch.n_px, dtype=dtype) if probe_big else central_weight(batch.n_px, truth)
     comparison = batch.comparison(
         expected=batch.expected.to(dtype),
         patches=torch.complex(patches, 0 * patches),
         truth=truth + 0j,
-        real_space=real_space,
+        truth_weight=truth_weight,
     )
     value = weighted(comparison, realspace_mae_weight=1.0)
     value.backward()
     options = {"realspace_mae_weight": 1.0, "probe_big": probe_big}
     mean, gradient = mean_of(oracle.realspace_loss, there(truth), there(patches), wrt=1, **options)
-    inside = float(real_space.mean())
-    outside = float((truth.abs() * (1 - real_space)).double().mean())
+    inside = float(truth_weight.mean())
+    outside = float((truth.abs() * (1 - truth_weight)).double().mean())
     # Gradients of the mean over channels and pixels; the oracle's Keras sees them as one mean over all.
     operator = "parity.loss-realspace-mae"
     assert_agree(np.array(value.item()), np.array((mean - outside) / inside), operator + suffix, name)
@@ -363,7 +363,7 @@ def test_the_oracle_charges_the_truth_outside_the_centre_to_the_model(batch: Bat
     assert_close(torch.from_numpy(theirs), (truth.abs() * (1 - central)).mean(dim=1), "double")
     same = oracle.realspace_loss(there(truth), there(truth), realspace_mae_weight=1.0, probe_big=False)
     np.testing.assert_array_equal(same, theirs)
-    perfect = batch.comparison(patches=truth + 0j, truth=truth + 0j, real_space=central)
+    perfect = batch.comparison(patches=truth + 0j, truth=truth + 0j, truth_weight=central)
     assert float(weighted(perfect, realspace_mae_weight=1.0)) == 0
 
 

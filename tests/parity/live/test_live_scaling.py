@@ -132,7 +132,10 @@ def test_a_store_of_single_frames_is_the_container_of_the_oracle(tmp_path: Path)
     assert_agree(seen_by(module, batch), expected, "parity.input-scale", "oracle_physics")
     _, _, counts = oracle.prepare_outputs(container, scale)
     assert_agree(
-        module.measured_counts(batch), original_layouts.channels_first(counts), "parity.photon-counts", "oracle_physics"
+        module.compute_measured_counts(batch),
+        original_layouts.channels_first(counts),
+        "parity.photon-counts",
+        "oracle_physics",
     )
 
 

@@ -155,8 +155,8 @@ def test_canvas_that_grew_is_the_canvas_made_for_all_positions(
         assert bool(growing.add(patches[part], position_px[part], weight).all())
         (half, rest)[number % 2].add(patches[part], position_px[part], weight)
     assert all(size % tile == 0 for size in growing.shape)
-    assert same(growing.cut(), known)
-    assert same((half + rest).cut(), known)
+    assert same(growing.crop(), known)
+    assert same((half + rest).crop(), known)
 
 
 @pytest.mark.contract("stitch.spread")

@@ -13,7 +13,7 @@ from strategies import make_asymmetric_probe, normal
 from torchptycho.core.parallel import ordered_map
 from torchptycho.physics.overlap import probe_weight
 from torchptycho.reconstructors.canvas import Canvas
-from torchptycho.reconstructors.stitcher import Mosaic
+from torchptycho.reconstructors.stitcher import PatchStitcher
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +85,7 @@ def test_an_image_is_that_of_one_thread_to_the_bit(agree_phases: bool) -> None:
     images = []
     for threads in (1, 3):
         torch.set_num_threads(threads)
-        mosaic = Mosaic(places, weight, agree_phases=agree_phases)
+        mosaic = PatchStitcher(places, weight, agree_phases=agree_phases)
         mosaic.add(patches, torch.arange(600).reshape(150, 4), torch.ones(150, 4, dtype=torch.bool))
         images.append(mosaic.finish())
     assert torch.equal(images[0].numerator, images[1].numerator)

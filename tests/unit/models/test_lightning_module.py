@@ -32,7 +32,7 @@ from torchptycho.data.prepare import prepare
 from torchptycho.data.simulation import simulate
 from torchptycho.data.store import Store
 from torchptycho.models.generators import GroupInput
-from torchptycho.models.lightning_module import PtychoPINN, learning_rate_shape
+from torchptycho.models.lightning_module import PtychoPINN, build_learning_rate_schedule
 from torchptycho.physics.diffraction import expected_counts, far_field, measurement
 
 M, N = 24, 32
@@ -74,7 +74,7 @@ def made(
 
 def gradient(module: PtychoPINN, batch: GroupBatch) -> tuple[Tensor, Tensor]:
     """The loss, and its gradient with respect to all weights of the generator as one vector."""
-    loss = module._step(batch)["loss"]
+    loss = module._evaluate_loss(batch)["loss"]
     parts = torch.autograd.grad(loss, list(module.generator.parameters()))
     return loss.detach(), torch.cat([part.flatten() for part in parts])
 
@@ -122,7 +122,7 @@ class TestStatistics:
             metadata={"nphotons": photons},
         )
         as_amplitude, roots = made(tmp_path / "amplitude", scans=given)
-        assert_close(as_amplitude.measured_counts(roots), as_counts.measured_counts(batch), "single")
+        assert_close(as_amplitude.compute_measured_counts(roots), as_counts.compute_measured_counts(batch), "single")
         for a, b in zip(gradient(as_amplitude, roots), gradient(as_counts, batch), strict=True):
             assert relative_l2(a, b) < 1e-4  # float32 rounding of the input, through 30 layers
 
@@ -133,16 +133,16 @@ class TestStatistics:
         store = prepare([SCAN, bright], config, tmp_path / "both")
         module, dataset = module_for(store, config), GroupDataset(store, "train")
         rows = [0, 1, len(dataset) - 1]
-        together = module._step(dataset.__getitems__(rows))["nll"]
-        apart = [module._step(dataset.__getitems__([row]))["nll"] for row in rows]
+        together = module._evaluate_loss(dataset.__getitems__(rows))["nll"]
+        apart = [module._evaluate_loss(dataset.__getitems__([row]))["nll"] for row in rows]
         assert_close(together, torch.stack(apart).mean(), "single_fft")
         transparent = torch.ones(3, 1, N, N, dtype=torch.complex64)
-        photons = module.expected_counts(transparent, dataset.__getitems__(rows)).sum(dim=(1, 2, 3))
+        photons = module.compute_expected_counts(transparent, dataset.__getitems__(rows)).sum(dim=(1, 2, 3))
         assert_close(photons, torch.tensor([1e5, 1e5, 1e6]), "single_fft")
         swapped = dataset.__getitems__(rows)
         swapped.scan = 1 - swapped.scan
         # The projections follow a wrong probe as far as they can.
-        assert relative_l2(module._step(swapped)["nll"], together) > 0.03
+        assert relative_l2(module._evaluate_loss(swapped)["nll"], together) > 0.03
 
 
 class TestPhysics:
@@ -178,18 +178,18 @@ class TestPhysics:
         mask = np.ones((N, N), bool)
         mask[12:18, 13:19] = False
         module, batch = made(tmp_path, scans=dataclasses.replace(SCAN, mask=mask, probe_is_calibrated=False))
-        wave = module._input_probe(batch)
+        wave = module._scale_probe_to_input(batch)
         seen = measurement(far_field(wave))[0][torch.from_numpy(mask)].sum()
         assert float(seen) == pytest.approx((N / 2) ** 2, rel=1e-4)
         photons = SCAN.frames[:][:, mask].sum(axis=1).mean()
-        assert float(module.mean_count(batch)[0]) == pytest.approx(photons / mask.sum(), rel=0.05)
+        assert float(module.compute_mean_count(batch)[0]) == pytest.approx(photons / mask.sum(), rel=0.05)
 
     @pytest.mark.contract("train.fit")
     def test_loss_of_the_true_patches_is_the_photon_noise_alone(self, tmp_path: Path) -> None:
         config = run_config(model=SMALL, loss=LossConfig(realspace_weight=1.0))
         module, batch = made(tmp_path, config)
         assert batch.truth is not None
-        counts, expected = module.measured_counts(batch), module.expected_counts(batch.truth, batch)
+        counts, expected = module.compute_measured_counts(batch), module.compute_expected_counts(batch.truth, batch)
         # Both are sums over the same pixels: counts differ from their expectation by sqrt(total).
         total = float(expected.sum())
         assert abs(float(counts.sum()) - total) < 5 * total**0.5
@@ -205,7 +205,7 @@ class TestPhysics:
                     group=GroupConfig(gridsize=gridsize),
                 )
                 module, batch = made(tmp_path / f"{gridsize}{weight}", config)
-                counts.append(module.expected_counts(module(batch), batch))
+                counts.append(module.compute_expected_counts(module(batch), batch))
                 assert bool(counts[-1].isfinite().all())
             assert torch.equal(*counts) == (gridsize == 1)
 
@@ -216,7 +216,7 @@ class TestPhysics:
         module, batch = made(tmp_path, config, groups=20)
         assert float(batch.offset_px.abs().max()) > 8
         # What a canvas cuts off comes back as 0, and a transparent object shows every pixel that is missing.
-        counts = module.expected_counts(torch.ones(batch.frames.shape, dtype=torch.complex64), batch)
+        counts = module.compute_expected_counts(torch.ones(batch.frames.shape, dtype=torch.complex64), batch)
         alone = expected_counts(torch.ones(N, N, dtype=torch.complex64), module.probe[0])
         # Where the beam is too weak to weigh anything, the merged object is 0; next to none of its photons are there.
         assert relative_l2(counts, alone.expand(counts.shape)) < 1e-4
@@ -245,11 +245,11 @@ class TestGenerators:
     @pytest.mark.contract("train.precision")
     def test_physics_stays_in_single_precision_under_autocast(self, tmp_path: Path) -> None:
         module, batch = made(tmp_path)
-        exact = module._step(batch)["loss"]
+        exact = module._evaluate_loss(batch)["loss"]
         with torch.autocast("cpu", dtype=torch.bfloat16):
             patches = module(batch)
-            counts = module.expected_counts(patches, batch)
-            loss = module._step(batch)["loss"]
+            counts = module.compute_expected_counts(patches, batch)
+            loss = module._evaluate_loss(batch)["loss"]
         assert (patches.dtype, counts.dtype, loss.dtype) == (torch.complex64, torch.float32, torch.float32)
         assert relative_l2(loss, exact) < 0.02  # bfloat16 has 8 bits
 
@@ -259,7 +259,7 @@ class TestProbe:
     @pytest.mark.parametrize("trainable", [True, False])
     def test_only_a_trainable_probe_gets_a_gradient(self, tmp_path: Path, trainable: bool) -> None:
         module, batch = made(tmp_path, run_config(model=dataclasses.replace(SMALL, probe_trainable=trainable)))
-        module._step(batch)["loss"].backward()
+        module._evaluate_loss(batch)["loss"].backward()
         if trainable:
             assert module.probe_parts.grad is not None
             assert float(module.probe_parts.grad.abs().max()) > 0
@@ -299,21 +299,21 @@ class TestSchedule:
     @pytest.mark.contract("train.schedule")
     @pytest.mark.parametrize("schedule", ["plateau", "cosine", "constant"])
     def test_rate_rises_linearly_during_the_warm_up(self, schedule: str) -> None:
-        shape = learning_rate_shape(schedule, 10, 1000)
+        shape = build_learning_rate_schedule(schedule, 10, 1000)
         assert [shape(step) for step in range(10)] == pytest.approx([0.1 * (step + 1) for step in range(10)], rel=1e-3)
 
     @pytest.mark.contract("train.schedule")
     def test_cosine_falls_to_a_thousandth_and_the_others_stay(self) -> None:
-        cosine = [learning_rate_shape("cosine", 10, 110)(step) for step in range(10, 111)]
+        cosine = [build_learning_rate_schedule("cosine", 10, 110)(step) for step in range(10, 111)]
         assert cosine == sorted(cosine, reverse=True)
         assert cosine[50] == pytest.approx(0.5, rel=1e-6)
         assert cosine[-1] == 1e-3
         for schedule in ("constant", "plateau"):
-            assert {learning_rate_shape(schedule, 10, 110)(step) for step in range(10, 120)} == {1.0}
+            assert {build_learning_rate_schedule(schedule, 10, 110)(step) for step in range(10, 120)} == {1.0}
 
     @pytest.mark.contract("train.schedule")
     def test_no_warm_up_begins_at_the_peak(self) -> None:
-        assert learning_rate_shape("constant", 0, 1)(0) == 1
+        assert build_learning_rate_schedule("constant", 0, 1)(0) == 1
 
     @pytest.mark.contract("train.plateau")
     def test_plateau_halves_the_rate_and_the_warm_up_does_not_undo_it(self, tmp_path: Path) -> None:

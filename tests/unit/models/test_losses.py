@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torchptycho.core.config import LossConfig
 from torchptycho.core.errors import ConfigError
-from torchptycho.models.losses import Comparison, Loss, total_variation
+from torchptycho.models.losses import Loss, LossInputs, total_variation
 from torchptycho.physics.diffraction import expected_counts
 from torchptycho.physics.noise import poisson_nll, poisson_sample
 
@@ -25,19 +25,19 @@ def only(**weights: float) -> Loss:
     return Loss(LossConfig(**{"nll_weight": 0.0, **weights}))
 
 
-def comparison(photons: float = 1e5, seed: int = 0, truth: bool = True) -> Comparison:
+def comparison(photons: float = 1e5, seed: int = 0, truth: bool = True) -> LossInputs:
     """A batch whose patches differ from the truth by 10 %, measured at the given dose without noise."""
     field = 1 + 0.2 * normal((B, C, N, N), seed)
     patches = field + 0.1 * normal((B, C, N, N), seed + 1)
     probe = make_asymmetric_probe(N, photons=photons)
-    return Comparison(
+    return LossInputs(
         expected=expected_counts(patches, probe),
         counts=expected_counts(field, probe),
         mean_count=torch.full((B,), photons / N**2, dtype=torch.float64),
         mask=torch.ones(B, 1, N, N, dtype=torch.bool),
         patches=patches,
         truth=field if truth else None,
-        real_space=torch.ones(N, N, dtype=torch.float64),
+        truth_weight=torch.ones(N, N, dtype=torch.float64),
     )
 
 
@@ -203,5 +203,5 @@ class TestObject:
         inside = torch.zeros(N, N, dtype=torch.float64)
         inside[2:6, 2:6] = 1
         patches = torch.where(inside > 0, batch.truth + 1, batch.patches + 100)
-        value = loss(dataclasses.replace(batch, patches=patches, real_space=inside))["loss"]
+        value = loss(dataclasses.replace(batch, patches=patches, truth_weight=inside))["loss"]
         assert float(value) == pytest.approx(1, rel=tolerance("double"))

@@ -32,7 +32,7 @@ TRAINABLE = dataclasses.replace(SMALL, generator="constant_generator:Constant", 
 
 def gradients(module: PtychoPINN, batch: Any) -> dict[str, Tensor]:
     module.zero_grad()
-    module._step(batch)["loss"].backward()
+    module._evaluate_loss(batch)["loss"].backward()
     return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
 
 
@@ -42,7 +42,7 @@ def moved(module: PtychoPINN, batch: Any, steps: int = 3) -> PtychoPINN:
     optimizer = torch.optim.Adam(rest, lr=1e-2)
     for _ in range(steps):
         optimizer.zero_grad()
-        module._step(batch)["loss"].backward()
+        module._evaluate_loss(batch)["loss"].backward()
         optimizer.step()
     return module
 
@@ -60,7 +60,7 @@ class TestModes:
             losses = []
             for sign in (1, -1):
                 shifted = made_like(module, direction * sign * step)
-                losses.append(float(shifted._step(batch)["loss"]))
+                losses.append(float(shifted._evaluate_loss(batch)["loss"]))
             slope = (losses[0] - losses[1]) / (2 * step)
             assert slope > 0
             assert slope == pytest.approx(float(pull[mode].norm()), rel=0.05)  # differences of float32 sums
@@ -140,14 +140,18 @@ class TestDetector:
         assert float(scale[1]) == 1
         patches = torch.ones(batch.frames.shape, dtype=torch.complex64)
         bare, _ = made(tmp_path / "bare", scans=[scan(), scan(simulation_seed=1)])
-        ratio = module.expected_counts(patches, batch).sum() / bare.expected_counts(patches, batch).sum()
+        ratio = (
+            module.compute_expected_counts(patches, batch).sum() / bare.compute_expected_counts(patches, batch).sum()
+        )
         assert float(ratio) == pytest.approx(float(scale[0]), rel=1e-5)
 
     @pytest.mark.contract("train.background")
     def test_constant_background_is_added_and_is_not_learnt(self, tmp_path: Path) -> None:
         module, batch = made(tmp_path, run_config(experiment=ExperimentConfig(background_counts=2.5)))
         patches = torch.ones(batch.frames.shape, dtype=torch.complex64)
-        added = module.expected_counts(patches, batch) - module.expected_counts(patches, batch, background=False)
+        added = module.compute_expected_counts(patches, batch) - module.compute_expected_counts(
+            patches, batch, background=False
+        )
         assert_close(added, torch.full_like(added, 2.5), "single_fft")
         assert not list(module.experiment.parameters())
 
@@ -172,7 +176,7 @@ class TestDetector:
         optimizer = torch.optim.Adam(module.experiment.parameters(), lr=0.1)
         for _ in range(60):
             optimizer.zero_grad()
-            module._step(batch)["loss"].backward()
+            module._evaluate_loss(batch)["loss"].backward()
             optimizer.step()
         # The network has learnt nothing, so the background takes some of its part; it is the order that counts.
         assert 10 < float(module.experiment.background) < 60  # type: ignore[arg-type]
@@ -233,7 +237,7 @@ class TestDetector:
         plain, batch = made(tmp_path / "plain")
         module, _ = made(tmp_path, run_config(experiment=ExperimentConfig(exit_smoothing_px=0.7)))
         patches = torch.ones(batch.frames.shape, dtype=torch.complex64)
-        ratio = (module.expected_counts(patches, batch) / plain.expected_counts(patches, batch))[0, 0]
+        ratio = (module.compute_expected_counts(patches, batch) / plain.compute_expected_counts(patches, batch))[0, 0]
         assert float(ratio[N // 2, N // 2]) == pytest.approx(1, rel=1e-5)
         assert float(ratio[N // 2, 0]) == pytest.approx(math.exp(-4 * math.pi**2 * 0.49 * 0.25), rel=1e-4)
 
@@ -243,7 +247,7 @@ class TestDetector:
         assert not module.experiment.state_dict()
         assert not list(module.experiment.buffers())
         counts = torch.rand(batch.frames.shape)
-        assert module.experiment.detected(counts, batch.scan) is counts
+        assert module.experiment.apply_to_counts(counts, batch.scan) is counts
 
 
 class TestMerging:

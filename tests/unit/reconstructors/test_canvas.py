@@ -126,7 +126,7 @@ def test_patches_that_are_not_finite_are_left_out_and_named(bad: complex) -> Non
         without = Canvas.for_positions(places, N)
         others = torch.arange(40) != 7
         without.add(patches[others], places[others], torch.ones(N, N))
-        inner = canvas.cut() if isinstance(canvas, GrowingCanvas) else canvas
+        inner = canvas.crop() if isinstance(canvas, GrowingCanvas) else canvas
         expected = Canvas(inner.shape, inner.origin_px)
         expected.paste(without)
         assert torch.equal(inner.numerator, expected.numerator)
@@ -197,7 +197,7 @@ def _one_of_two(rank: int, folder: str, patches: Tensor, places: Tensor) -> None
     torch.save(
         [
             {"numerator": c.numerator.clone(), "weight": c.weight.clone(), "origin_px": torch.tensor(c.origin_px)}
-            for c in (growing.cut(), known)
+            for c in (growing.crop(), known)
         ],
         f"{folder}/{rank}.pt",
     )

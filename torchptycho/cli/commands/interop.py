@@ -50,7 +50,7 @@ class Export(Command):
             told = export_network(
                 network.to(device), self.out, training_scan=self.training_scan, max_offset_px=self.max_offset_px
             )
-        values = json.loads(told.text())
+        values = json.loads(told.to_json())
         shown = {name: value for name, value in values.items() if name not in ("config", "tensors")}
         self.tell(
             {"out": str(self.out)} | shown,

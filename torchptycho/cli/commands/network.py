@@ -217,21 +217,21 @@ class Reconstruct(Command):
         images = self._images()
         if self.refine < 0:
             raise ConfigError(f"--refine: expected a number of epochs, 0 for none; found {self.refine}.")
-        from torchptycho.models.loading import opened, with_engine
-        from torchptycho.reconstructors.network_reconstruction import require_options
+        from torchptycho.models.loading import export_for_engine, load_for_inference
+        from torchptycho.reconstructors.network_reconstruction import check_network_options
 
         with self.working("opening the network"):
-            network = opened(self.checkpoint, self.engine, accelerator=self.accelerator)
+            network = load_for_inference(self.checkpoint, self.engine, accelerator=self.accelerator)
         trained = to_dict(network.config.reconstruct)
         asked = {name: getattr(self, name) for name in trained if getattr(self, name) is not None}
         config = from_dict(ReconstructConfig, trained | asked, source="reconstruct")
-        require_options(network, config, self.devices, self.engine)
+        check_network_options(network, config, self.devices, self.engine)
 
         @functools.cache
         def ready() -> PtychoNetwork:
             """Exported, where that is asked for, once a scan is there for it."""
             with self.working("exporting the network") if self.engine else contextlib.nullcontext():
-                return with_engine(
+                return export_for_engine(
                     network, self.engine, training_scan=config.training_scan, accelerator=self.accelerator
                 )
 
@@ -290,10 +290,10 @@ class Reconstruct(Command):
         out: Path,
     ) -> dict[str, Any]:
         from torchptycho.io import read_scan, write_reconstruction
-        from torchptycho.reconstructors.network_reconstruction import check_fits, reading_for_prediction, reconstruct
+        from torchptycho.reconstructors.network_reconstruction import check_fits, make_read_config, reconstruct
 
         page = _report_file(self.report, out, self.report_frc)
-        scan = read_scan(path, reading_for_prediction(network.config.prepare, self.domain, self.frames))
+        scan = read_scan(path, make_read_config(network.config.prepare, self.domain, self.frames))
         check_fits(network, scan.source, scan.n_px, scan.domain)
         network = ready()
         # Beside the image where its folder is there already: nothing is to be left after a bad file.

@@ -29,7 +29,7 @@ from torchptycho.models.bundles import BUNDLE, load_bundle, save_bundle
 from torchptycho.models.checkpoints import load_checkpoint
 from torchptycho.models.lightning_module import PtychoPINN
 from torchptycho.reconstructors.network_reconstruction import reconstruct
-from torchptycho.reconstructors.stitcher import Mosaic
+from torchptycho.reconstructors.stitcher import PatchStitcher
 from torchptycho.training.train import read_history, train
 
 __all__ = [
@@ -350,8 +350,8 @@ def _predict(
     patches = patches * image.provenance.get("absolute_scale", {}).get("object_factor", 1.0)
     positions_px = laying.positions(scan.positions_px)
     if again:
-        weight = module.stitch_weight(how.stitch_weight, how.training_scan).cpu() if window is None else window
-        mosaic = Mosaic(
+        weight = module.compute_stitch_weight(how.stitch_weight, how.training_scan).cpu() if window is None else window
+        mosaic = PatchStitcher(
             torch.from_numpy(positions_px),
             laying.patches(weight) if window is None else weight,
             agree_phases=run.reconstruct.agree_phases,

@@ -32,29 +32,35 @@ from torchptycho.core.errors import ConfigError, ExportError
 from torchptycho.core.text import format_error
 from torchptycho.data.inference_dataset import InferenceBatch
 from torchptycho.io.storage.file_access import replace_atomically
-from torchptycho.models.export.metadata import KEY, Description, add_to_package, describe, state_of
+from torchptycho.models.export.metadata import (
+    METADATA_KEY,
+    ExportMetadata,
+    add_to_package,
+    build_metadata,
+    extract_scan_state,
+)
 from torchptycho.models.export.real_arithmetic import RealArithmetic
-from torchptycho.models.export.runtimes import AotEngine, OnnxEngine, Runner, require
+from torchptycho.models.export.runtimes import AotEngine, OnnxEngine, Runner, require_packages
 from torchptycho.models.network import PtychoNetwork
 from torchptycho.physics.matrix_patches import use_matrix_patches
 from torchptycho.physics.overlap import merge_canvas_px
 from torchptycho.physics.scaling import counts_per_squared_amplitude
 
-__all__ = ["LARGEST_ERROR", "Format", "export_network"]
+__all__ = ["MAX_RELATIVE_ERROR", "Format", "export_network"]
 
 _log = logging.getLogger(__name__)
 
 Format = Literal["onnx", "aot"]
 
-LARGEST_ERROR = 1e-4
+MAX_RELATIVE_ERROR = 1e-4
 """Relative L2 distance of exported patches from the network's beyond which nothing is written."""
 
 _SUFFIXES: dict[str, Format] = {".onnx": "onnx", ".pt2": "aot"}
 # Has all operators that are needed, and runs on every ONNX Runtime since 1.14.
 _OPSET = 18
-_LARGEST_OFFSET_PX = 4096
+_MAX_OFFSET_PX = 4096
 # Groups in the batches that it is checked with.
-_CHECKED = (3, 1, 5)
+_CHECK_BATCH_SIZES = (3, 1, 5)
 
 
 def export_network(
@@ -63,7 +69,7 @@ def export_network(
     *,
     training_scan: int | None = None,
     max_offset_px: float | None = None,
-) -> Description:
+) -> ExportMetadata:
     """Write a trained network as one file, which is checked against the network and appears only when it agrees.
 
     Arguments:
@@ -86,30 +92,30 @@ def export_network(
         raise ConfigError(f"{path}: expected a name that ends in .onnx or .pt2, which tells the format.")
     if path.is_dir():
         raise ConfigError(f"{path}: expected a file to write; found a folder.")
-    if not 0 <= (max_offset_px or 0.0) <= _LARGEST_OFFSET_PX:
-        raise ConfigError(f"max_offset_px: expected 0 to {_LARGEST_OFFSET_PX}; found {max_offset_px}.")
+    if not 0 <= (max_offset_px or 0.0) <= _MAX_OFFSET_PX:
+        raise ConfigError(f"max_offset_px: expected 0 to {_MAX_OFFSET_PX}; found {max_offset_px}.")
     network.require_statistics()
-    require(("onnx", "onnxscript", "onnxruntime") if kind == "onnx" else (), "torchptycho[onnx]")
+    require_packages(("onnx", "onnxscript", "onnxruntime") if kind == "onnx" else (), "torchptycho[onnx]")
     which = network.config.reconstruct.training_scan if training_scan is None else training_scan
     if not 0 <= which < len(network.probe_parts):
         raise ConfigError(f"training_scan: expected 0 to {len(network.probe_parts) - 1}; found {which}.")
     canvas_px = max(network.canvas_px, merge_canvas_px(network.n_px, max_offset_px or 0.0))
     # What `merge_canvas_px` rounds up to this canvas.
     room_px = (canvas_px - network.n_px) / 2 - 1
-    description = describe(network, kind, which, canvas_px, room_px)
-    alone = _of_one_scan(network, description)
+    metadata = build_metadata(network, kind, which, canvas_px, room_px)
+    alone = _copy_for_scan(network, metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as name, _quietly():
+    with tempfile.TemporaryDirectory() as name, _silence_exporters():
         # Compilers insist on the ending.
         file = Path(name) / f"network{'.onnx' if kind == 'onnx' else '.pt2'}"
         write = _write_onnx if kind == "onnx" else _write_aot
-        description = write(alone, description, file)
+        metadata = write(alone, metadata, file)
         with replace_atomically(path) as target:
             target.write(file.read_bytes())
-    return description
+    return metadata
 
 
-class _Whole(nn.Module):
+class _FunctionalNetwork(nn.Module):
     """A network as a function of tensors, complex inside."""
 
     def __init__(self, network: PtychoNetwork) -> None:
@@ -124,56 +130,56 @@ class _Whole(nn.Module):
         mask: Bool[Tensor, "n n"],
     ) -> Float[Tensor, "b c n n 2"]:
         own = {"input_scale": input_scale.reshape(1).double(), "masks": mask[None]}
-        patches = torch.func.functional_call(self.network, own, (_batch(frames, offset_px),))
+        patches = torch.func.functional_call(self.network, own, (_make_batch(frames, offset_px),))
         return torch.view_as_real(patches)
 
 
-def _batch(frames: Tensor, offset_px: Tensor) -> InferenceBatch:
+def _make_batch(frames: Tensor, offset_px: Tensor) -> InferenceBatch:
     scan = torch.zeros_like(offset_px[:, 0, 0], dtype=torch.int64)
     members = torch.zeros_like(offset_px[..., 0], dtype=torch.int64)
     return InferenceBatch(frames, offset_px, scan, members, is_first=members == 0)
 
 
-def _of_one_scan(network: PtychoNetwork, description: Description) -> PtychoNetwork:
+def _copy_for_scan(network: PtychoNetwork, metadata: ExportMetadata) -> PtychoNetwork:
     """A copy that knows one training scan only, in evaluation, with the exported canvas."""
-    copy = PtychoNetwork(to_dict(network.config), network.n_px, 1, description.n_modes, network.domain)
+    copy = PtychoNetwork(to_dict(network.config), network.n_px, 1, metadata.n_modes, network.domain)
     state = {k: v for k, v in network.state_dict().items() if k.startswith("generator.")}
-    copy.load_state_dict(state | state_of(network, description.training_scan))
-    copy.expect_offsets(description.max_offset_px)
+    copy.load_state_dict(state | extract_scan_state(network, metadata.training_scan))
+    copy.expect_offsets(metadata.max_offset_px)
     for parameter in copy.parameters():
         parameter.requires_grad = False
     return copy.eval().to(network.probe_parts.device)
 
 
-def _examples(network: PtychoNetwork, description: Description) -> Iterator[tuple[Tensor, Tensor]]:
+def _draw_examples(network: PtychoNetwork, metadata: ExportMetadata) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches as an experiment gives them: frames with photon noise of smooth objects, anywhere on the canvas."""
     device, n_px, members = network.probe_parts.device, network.n_px, network.gridsize**2
     random = torch.Generator().manual_seed(0)
-    for groups in _CHECKED:
+    for groups in _CHECK_BATCH_SIZES:
         offset = torch.rand(groups, members, 2, generator=random) * 2 - 1
-        offset_px = (offset * description.max_offset_px if members > 1 else 0 * offset).to(device)
+        offset_px = (offset * metadata.max_offset_px if members > 1 else 0 * offset).to(device)
         coarse = torch.rand(groups * members, 2, 8, 8, generator=random)
         fine = functional.interpolate(coarse, size=n_px, mode="bilinear").to(device)
         fine = fine.reshape(groups, members, 2, n_px, n_px)
         patches = torch.polar(0.5 + 0.5 * fine[:, :, 0], 3 * fine[:, :, 1])
-        batch = _batch(patches.real, offset_px)
-        counts = torch.poisson(network.expected_counts(patches, batch).cpu(), random).to(device)
+        batch = _make_batch(patches.real, offset_px)
+        counts = torch.poisson(network.compute_expected_counts(patches, batch).cpu(), random).to(device)
         if network.domain == "amplitude":
             factor = counts_per_squared_amplitude(network.photons_per_frame, network.input_scale, n_px)
             counts = (counts / factor.float()).sqrt()
         yield counts, offset_px
 
 
-def _real(network: PtychoNetwork, description: Description, *, matrices: bool) -> torch.export.ExportedProgram:
+def _trace_real(network: PtychoNetwork, metadata: ExportMetadata, *, matrices: bool) -> torch.export.ExportedProgram:
     """The network in real arithmetic, traced."""
-    frames, offset_px = next(_examples(network, description))
+    frames, offset_px = next(_draw_examples(network, metadata))
     scale, mask = network.input_scale[0].float(), network.masks[0]
     arguments = (frames, offset_px, scale, mask)
     free = {0: torch.export.Dim("groups", min=1, max=1 << 20)}
     shapes = {"frames": free, "offset_px": free, "input_scale": None, "mask": None}
     try:
         with use_matrix_patches():
-            traced = torch.export.export(_Whole(network), arguments, dynamic_shapes=shapes, strict=False)
+            traced = torch.export.export(_FunctionalNetwork(network), arguments, dynamic_shapes=shapes, strict=False)
         # Of frames, and of their middle.
         edges_px = (network.n_px, network.n_px // 2) if matrices else None
         plain = RealArithmetic(traced.module(check_guards=False), edges_px)
@@ -184,11 +190,11 @@ def _real(network: PtychoNetwork, description: Description, *, matrices: bool) -
         raise ExportError(f"export: the generator '{name}' cannot be traced: {reason}") from error
 
 
-def _write_onnx(network: PtychoNetwork, description: Description, file: Path) -> Description:
+def _write_onnx(network: PtychoNetwork, metadata: ExportMetadata, file: Path) -> ExportMetadata:
     import onnx
 
     with torch.no_grad():
-        traced = _real(network, description, matrices=True)
+        traced = _trace_real(network, metadata, matrices=True)
         # The exporter's own optimiser takes a third of all the time, and ONNX Runtime does what it does, and more.
         program = torch.onnx.export(
             traced,
@@ -202,22 +208,22 @@ def _write_onnx(network: PtychoNetwork, description: Description, file: Path) ->
     assert program is not None
     model = program.model_proto
     # An input with an initial value of its name may be left out.
-    for name, value in (("input_scale", description.tensors["input_scale"][0].float()), ("mask", network.masks[0])):
+    for name, value in (("input_scale", metadata.tensors["input_scale"][0].float()), ("mask", network.masks[0])):
         model.graph.initializer.append(onnx.numpy_helper.from_array(value.cpu().numpy(), name))
     content = model.SerializeToString()
-    description = _checked(network, description, OnnxEngine(content, file, network.probe_parts.device.type))
-    model.producer_name, model.producer_version = KEY, ""
+    metadata = _validate_export(network, metadata, OnnxEngine(content, file, network.probe_parts.device.type))
+    model.producer_name, model.producer_version = METADATA_KEY, ""
     entry = model.metadata_props.add()
-    entry.key, entry.value = KEY, description.text()
+    entry.key, entry.value = METADATA_KEY, metadata.to_json()
     file.write_bytes(model.SerializeToString())
-    return description
+    return metadata
 
 
-def _write_aot(network: PtychoNetwork, description: Description, file: Path) -> Description:
+def _write_aot(network: PtychoNetwork, metadata: ExportMetadata, file: Path) -> ExportMetadata:
     from torch._inductor import aoti_compile_and_package
 
     with torch.no_grad():
-        traced = _real(network, description, matrices=False)
+        traced = _trace_real(network, metadata, matrices=False)
         try:
             aoti_compile_and_package(traced, package_path=str(file))
         except (RuntimeError, OSError, ImportError) as error:
@@ -226,18 +232,18 @@ def _write_aot(network: PtychoNetwork, description: Description, file: Path) -> 
                 f"export: AOTInductor cannot compile the network: {reason}. It needs a C++ compiler "
                 "(g++, or what CXX names)."
             ) from error
-    description = _checked(network, description, AotEngine(file))
-    add_to_package(file, description)
-    return description
+    metadata = _validate_export(network, metadata, AotEngine(file))
+    add_to_package(file, metadata)
+    return metadata
 
 
-def _checked(network: PtychoNetwork, description: Description, run: Runner) -> Description:
+def _validate_export(network: PtychoNetwork, metadata: ExportMetadata, run: Runner) -> ExportMetadata:
     """The description with the largest error that was found; ExportError where it is too large."""
     worst = 0.0
     scale, mask = network.input_scale[0].float(), network.masks[0]
-    with torch.no_grad(), _all_digits():
-        for frames, offset_px in _examples(network, description):
-            expected = torch.view_as_real(network(_batch(frames, offset_px)))
+    with torch.no_grad(), _disable_tf32():
+        for frames, offset_px in _draw_examples(network, metadata):
+            expected = torch.view_as_real(network(_make_batch(frames, offset_px)))
             found = run(frames, offset_px, scale, mask)
             if found.shape != expected.shape:
                 raise ExportError(
@@ -246,17 +252,17 @@ def _checked(network: PtychoNetwork, description: Description, run: Runner) -> D
                 )
             error = float((found - expected).double().norm() / expected.double().norm())
             # NaN is no agreement.
-            if not error <= LARGEST_ERROR:
+            if not error <= MAX_RELATIVE_ERROR:
                 raise ExportError(
-                    f"export: expected patches within {LARGEST_ERROR:g} of the network's (relative L2); the exported "
+                    f"export: expected patches within {MAX_RELATIVE_ERROR:g} of the network's (relative L2); the exported "
                     f"network is off by {error:.3g}, with {len(frames)} groups. Nothing was written."
                 )
             worst = max(worst, error)
-    return dataclasses.replace(description, error=worst)
+    return dataclasses.replace(metadata, error=worst)
 
 
 @contextmanager
-def _all_digits() -> Iterator[None]:
+def _disable_tf32() -> Iterator[None]:
     """Without TF32, in whose three digits torch's convolutions compute on a GPU unless told otherwise."""
     now = torch.backends.cudnn
     told = {"enabled": now.enabled, "benchmark": now.benchmark, "deterministic": now.deterministic}
@@ -265,7 +271,7 @@ def _all_digits() -> Iterator[None]:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def _silence_exporters() -> Iterator[None]:
     """Without what the exporters say about themselves."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -27,20 +27,28 @@ from torchptycho.core.text import format_error
 from torchptycho.core.versions import collect_versions
 from torchptycho.models.network import PtychoNetwork
 
-__all__ = ["KEY", "Description", "add_to_package", "describe", "description_of", "read_package", "state_of"]
+__all__ = [
+    "METADATA_KEY",
+    "ExportMetadata",
+    "add_to_package",
+    "build_metadata",
+    "extract_scan_state",
+    "parse_metadata",
+    "read_package",
+]
 
-KEY = "torchptycho"
+METADATA_KEY = "torchptycho"
 """Name of the description among the metadata of an ONNX file."""
 
 _FORMAT, _VERSION = "torchptycho-export", 1
-_MEMBER = "extra/torchptycho.json"
-_NUMBERS = ("input_scale", "photons_per_frame")
-_MOST_TEXT_BYTES = 1 << 28
+_METADATA_MEMBER = "extra/torchptycho.json"
+_SCALAR_TENSORS = ("input_scale", "photons_per_frame")
+_MAX_TEXT_BYTES = 1 << 28
 _UNITS = "object: transmission, 1 where nothing is; probe: sqrt(photons); offsets, canvas: pixels of the object"
 
 
 @dataclasses.dataclass(frozen=True)
-class Description:
+class ExportMetadata:
     """What stands in an exported file besides the graph.
 
     Arguments:
@@ -73,7 +81,7 @@ class Description:
     config: RunConfig
     tensors: dict[str, Tensor]
 
-    def text(self) -> str:
+    def to_json(self) -> str:
         """As JSON, with some of it repeated for people and other programs."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         packed = safetensors.torch.save(self.tensors)
@@ -90,7 +98,7 @@ class Description:
         return json.dumps(told | values, allow_nan=False)
 
 
-def state_of(network: PtychoNetwork, scan: int) -> dict[str, Tensor]:
+def extract_scan_state(network: PtychoNetwork, scan: int) -> dict[str, Tensor]:
     """The state of a network that stands for one of its training scans, without its generator."""
     own = {"probe_parts", "input_scale", "photons_per_frame", "masks"}
     state = {k: v for k, v in network.state_dict().items() if k in own or k.startswith("experiment.")}
@@ -98,13 +106,13 @@ def state_of(network: PtychoNetwork, scan: int) -> dict[str, Tensor]:
     return {name: value[scan : scan + 1].detach().cpu().contiguous().clone() for name, value in state.items()}
 
 
-def describe(
+def build_metadata(
     network: PtychoNetwork, engine: Literal["onnx", "aot"], scan: int, canvas_px: int, max_offset_px: float
-) -> Description:
+) -> ExportMetadata:
     """Of a network of several scans that is to be exported for one of them; its error is not measured yet."""
     config = to_dict(network.config)
     config["reconstruct"] |= {"training_scan": scan, "predict_compile": False, "predict_precision": "32-true"}
-    return Description(
+    return ExportMetadata(
         engine=engine,
         device=network.probe_parts.device.type,
         n_px=network.n_px,
@@ -119,12 +127,12 @@ def describe(
         checkpoint_sha256=network.checkpoint_sha256,
         error=math.inf,
         config=from_dict(RunConfig, config, source="checkpoint"),
-        tensors=state_of(network, scan),
+        tensors=extract_scan_state(network, scan),
     )
 
 
-def description_of(text: str | bytes | None, path: Path) -> Description:
-    """What `Description.text` wrote, judged.
+def parse_metadata(text: str | bytes | None, path: Path) -> ExportMetadata:
+    """What `ExportMetadata.to_json` wrote, judged.
 
     Raises:
         ExportError: it is not there, damaged or of another version.
@@ -140,18 +148,18 @@ def description_of(text: str | bytes | None, path: Path) -> Description:
             raise ValueError(f"it is no {_FORMAT}")
         if values["format_version"] != _VERSION:
             raise ValueError(f"it is of format {values['format_version']}, and format {_VERSION} is read")
-        found = {field.name: values[field.name] for field in dataclasses.fields(Description)}
+        found = {field.name: values[field.name] for field in dataclasses.fields(ExportMetadata)}
         found["config"] = from_dict(RunConfig, found["config"], source=str(path))
         found["tensors"] = safetensors.torch.load(base64.b64decode(found["tensors"], validate=True))
-        description = Description(**found)
-        _check(description)
+        metadata = ExportMetadata(**found)
+        _check(metadata)
     except (ValueError, TypeError, LookupError, RecursionError, binascii.Error, SafetensorError, ConfigError) as error:
         reason = format_error(error, 200)
         raise ExportError(f"{path}: what it says of itself cannot be read ({reason}). Export it again.") from None
-    return description
+    return metadata
 
 
-def _check(told: Description) -> None:
+def _check(told: ExportMetadata) -> None:
     whole = (told.n_px, told.gridsize, told.n_modes, told.canvas_px)
     good = {
         "engine": told.engine in ("onnx", "aot"),
@@ -164,7 +172,7 @@ def _check(told: Description) -> None:
         "checkpoint": isinstance(told.checkpoint, str | None) and isinstance(told.checkpoint_sha256, str | None),
         "probe": told.tensors["probe_parts"].shape == (1, told.n_modes, told.n_px, told.n_px, 2),
         "mask": told.tensors["masks"].shape == (1, told.n_px, told.n_px) and told.tensors["masks"].dtype == torch.bool,
-        "input_scale, photons_per_frame": all(_is_positive(told.tensors[name]) for name in _NUMBERS),
+        "input_scale, photons_per_frame": all(_is_positive(told.tensors[name]) for name in _SCALAR_TENSORS),
         "max_offset_px": told.max_offset_px == (told.canvas_px - told.n_px) / 2 - 1,
         "values of the probe": bool(told.tensors["probe_parts"].isfinite().all()),
     }
@@ -177,27 +185,27 @@ def _is_positive(value: Tensor) -> bool:
     return value.shape == (1,) and value.is_floating_point() and bool(value.isfinite().all() and (value > 0).all())
 
 
-def add_to_package(package: Path, description: Description) -> None:
+def add_to_package(package: Path, metadata: ExportMetadata) -> None:
     """Put the description into a .pt2 archive."""
     with zipfile.ZipFile(package, "a") as archive:
-        archive.writestr(f"{_root(archive)}/{_MEMBER}", description.text())
+        archive.writestr(f"{_find_root(archive)}/{_METADATA_MEMBER}", metadata.to_json())
 
 
-def read_package(package: Path) -> Description:
+def read_package(package: Path) -> ExportMetadata:
     """The description in a .pt2 archive; nothing else of it is looked at, and nothing is run.
 
     Raises:
-        ExportError: as `description_of`, or it is no archive.
+        ExportError: as `parse_metadata`, or it is no archive.
     """
     try:
         with zipfile.ZipFile(package) as archive:
-            name = f"{_root(archive)}/{_MEMBER}"
+            name = f"{_find_root(archive)}/{_METADATA_MEMBER}"
             if name not in archive.namelist():
-                return description_of(None, package)
+                return parse_metadata(None, package)
             info = archive.getinfo(name)
-            if info.file_size > _MOST_TEXT_BYTES or info.compress_type != zipfile.ZIP_STORED:
+            if info.file_size > _MAX_TEXT_BYTES or info.compress_type != zipfile.ZIP_STORED:
                 raise ExportError(f"{package}: what it says of itself is compressed or too long. Export it again.")
-            return description_of(archive.read(info), package)
+            return parse_metadata(archive.read(info), package)
     except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError, IndexError) as error:
         reason = format_error(error, 200)
         raise ExportError(
@@ -205,6 +213,6 @@ def read_package(package: Path) -> Description:
         ) from None
 
 
-def _root(archive: zipfile.ZipFile) -> str:
+def _find_root(archive: zipfile.ZipFile) -> str:
     """The folder in which all members of such an archive lie."""
     return archive.namelist()[0].split("/")[0]

@@ -77,7 +77,7 @@ class RealArithmetic(torch.nn.Module):
             )
         cosine, sine = self.get_buffer(f"matrix{edge_px}")
         matrix = _Pair(cosine, sine if inverse else -sine)
-        found = _product(matrix, _product(values, matrix))
+        found = _matmul(matrix, _matmul(values, matrix))
         # The matrix is that of the orthonormal transform.
         factor = 1.0 if norm == "ortho" else float(edge_px) ** (-1 if inverse != (norm == "forward") else 1)
         return found if factor == 1 else _Pair(found.real * factor, found.imag * factor)
@@ -97,29 +97,32 @@ class _Interpreter(fx.Interpreter):
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         if target is _aten._assert_tensor_metadata.default:  # of complex tensors, too
             return None
-        if target in _BLOCKS:
+        if target in _SUBGRAPH_ARGUMENT:
             # A part of the network without derivatives or in a precision of its own; neither matters here.
-            where = _BLOCKS[target]
+            where = _SUBGRAPH_ARGUMENT[target]
             return _Interpreter(args[where], self._transform).run(*args[where + 1 :])
         if target is operator.getitem:  # of what such a part returned
             return args[0][args[1]]
         if target in _TRANSFORMS:
             return self._transform(_TRANSFORMS[target], *args, **kwargs)
         has_pair = any(map(_is_pair, pytree.tree_leaves((args, kwargs), is_leaf=_is_pair)))
-        if target in _MAKERS:
-            return _MAKERS[target](*args, **kwargs)
+        if target in _COMPLEX_FROM_REAL:
+            return _COMPLEX_FROM_REAL[target](*args, **kwargs)
         # Real numbers times a complex one are complex, too.
-        if target in _RULES and (has_pair or any(isinstance(value, complex) for value in args)):
-            return _RULES[target](*args, **kwargs)
+        if target in _COMPLEX_RULES and (has_pair or any(isinstance(value, complex) for value in args)):
+            return _COMPLEX_RULES[target](*args, **kwargs)
         if any(_is_complex(value) for value in (*args, *kwargs.values())):
-            args, kwargs = ([_real(value) for value in args], {k: _real(v) for k, v in kwargs.items()})
+            args, kwargs = (
+                [_to_real_dtype(value) for value in args],
+                {k: _to_real_dtype(v) for k, v in kwargs.items()},
+            )
             if not has_pair:
                 made = target(*args, **kwargs)
                 return _Pair(made, torch.zeros_like(made))
         elif not has_pair:
             return target(*args, **kwargs)
-        if target in _OF_EACH_PART:
-            return _Pair(*(target(*_part(n, args), **_part(n, kwargs)) for n in (0, 1)))
+        if target in _APPLIED_TO_BOTH_PARTS:
+            return _Pair(*(target(*_take_part(n, args), **_take_part(n, kwargs)) for n in (0, 1)))
         raise ExportError(
             f"export: expected operators of complex numbers that have a form in real ones; the generator has {target}. "
             "Write it with real and imaginary part (.real, .imag, torch.complex)."
@@ -134,44 +137,44 @@ def _is_complex(dtype: Any) -> bool:
     return isinstance(dtype, torch.dtype) and dtype.is_complex
 
 
-def _real(value: Any) -> Any:
+def _to_real_dtype(value: Any) -> Any:
     return torch.float32 if _is_complex(value) else value
 
 
-def _part(number: int, values: Any) -> Any:
+def _take_part(number: int, values: Any) -> Any:
     return pytree.tree_map(lambda value: value[number] if _is_pair(value) else value, values, is_leaf=_is_pair)
 
 
-def _as_pair(value: Any) -> _Pair:
+def _to_pair(value: Any) -> _Pair:
     """With None for an imaginary part that is 0."""
     if isinstance(value, complex):
         return _Pair(value.real, value.imag)
     return value if _is_pair(value) else _Pair(value, None)
 
 
-def _sum(a: Any, b: Any, alpha: float = 1) -> _Pair:
+def _add(a: Any, b: Any, alpha: float = 1) -> _Pair:
     def part(one: Any, other: Any) -> Any:
         if one is None or other is None:
             return one if other is None else other * alpha
         return one + (other if alpha == 1 else other * alpha)
 
-    a, b = _as_pair(a), _as_pair(b)
+    a, b = _to_pair(a), _to_pair(b)
     return _Pair(part(a.real, b.real), part(a.imag, b.imag))
 
 
-def _multiplied(a: Any, b: Any) -> _Pair:
-    a, b = _as_pair(a), _as_pair(b)
+def _multiply(a: Any, b: Any) -> _Pair:
+    a, b = _to_pair(a), _to_pair(b)
     a, b = (a, b) if a.imag is not None else (b, a)
     if b.imag is None:
         return _Pair(a.real * b.real, a.imag * b.real)
     return _Pair(a.real * b.real - a.imag * b.imag, a.real * b.imag + a.imag * b.real)
 
 
-def _divided(a: Any, b: Any) -> _Pair:
+def _divide(a: Any, b: Any) -> _Pair:
     if not _is_pair(b):
         return _Pair(a.real / b, a.imag / b)
     power = b.real * b.real + b.imag * b.imag
-    product = _multiplied(a, _conjugate(b))
+    product = _multiply(a, _conjugate(b))
     return _Pair(product.real / power, product.imag / power)
 
 
@@ -179,7 +182,7 @@ def _conjugate(a: _Pair) -> _Pair:
     return _Pair(a.real, -a.imag)
 
 
-def _product(a: Any, b: Any) -> _Pair:
+def _matmul(a: Any, b: Any) -> _Pair:
     """Of two matrices; of two complex ones by three real products instead of four."""
     if not _is_pair(a):
         return _Pair(a @ b.real, a @ b.imag)
@@ -190,22 +193,22 @@ def _product(a: Any, b: Any) -> _Pair:
 
 
 # Where a part of the graph that is called stands among the arguments.
-_BLOCKS: dict[Any, int] = {
+_SUBGRAPH_ARGUMENT: dict[Any, int] = {
     torch.ops.higher_order.wrap_with_autocast: 4,
     torch.ops.higher_order.wrap_with_set_grad_enabled: 1,
 }
 _TRANSFORMS: dict[Any, bool] = {_aten.fft_fft2.default: False, _aten.fft_ifft2.default: True}
 # Complex from real.
-_MAKERS: dict[Any, Callable[..., Any]] = {
+_COMPLEX_FROM_REAL: dict[Any, Callable[..., Any]] = {
     _aten.complex.default: _Pair,
     _aten.view_as_complex.default: lambda x: _Pair(x[..., 0], x[..., 1]),
 }
-_RULES: dict[Any, Callable[..., Any]] = {
-    _aten.add.Tensor: _sum,
-    _aten.sub.Tensor: lambda a, b, alpha=1: _sum(a, b, -alpha),
-    _aten.mul.Tensor: _multiplied,
-    _aten.div.Tensor: _divided,
-    _aten.matmul.default: _product,
+_COMPLEX_RULES: dict[Any, Callable[..., Any]] = {
+    _aten.add.Tensor: _add,
+    _aten.sub.Tensor: lambda a, b, alpha=1: _add(a, b, -alpha),
+    _aten.mul.Tensor: _multiply,
+    _aten.div.Tensor: _divide,
+    _aten.matmul.default: _matmul,
     _aten._conj.default: _conjugate,
     _aten.conj.default: _conjugate,
     _aten.view_as_real.default: lambda a: torch.stack(a, -1),
@@ -215,7 +218,7 @@ _RULES: dict[Any, Callable[..., Any]] = {
     _aten.ones_like.default: lambda a, **_: _Pair(torch.ones_like(a.real), torch.zeros_like(a.real)),
 }
 # Moves values about, or is linear with real factors: the same for both parts.
-_OF_EACH_PART: frozenset[Any] = frozenset(
+_APPLIED_TO_BOTH_PARTS: frozenset[Any] = frozenset(
     {
         _aten.cat.default,
         _aten.clone.default,

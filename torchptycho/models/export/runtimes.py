@@ -18,24 +18,35 @@ from torch import Tensor
 from torchptycho.core.config import ModelConfig, ReconstructConfig, to_dict
 from torchptycho.core.errors import ConfigError, ExportError
 from torchptycho.core.text import format_error
-from torchptycho.models.export.metadata import KEY, Description, description_of, read_package
+from torchptycho.models.export.custom_metadata import METADATA_KEY, ExportMetadata, parse_metadata, read_package
 from torchptycho.models.generators import Generator, GroupInput
 from torchptycho.models.network import FrameBatch, PtychoNetwork
 
-__all__ = ["AotEngine", "EngineName", "ExportedNetwork", "OnnxEngine", "Runner", "check_options", "has_cuda",
-           "is_exported", "load_exported", "require", "require_cuda"]  # fmt: skip
+__all__ = [
+    "AotEngine",
+    "EngineName",
+    "ExportedNetwork",
+    "OnnxEngine",
+    "Runner",
+    "check_options",
+    "has_cuda",
+    "is_exported",
+    "load_exported",
+    "require_cuda",
+    "require_packages",
+]  # fmt: skip
 
 _log = logging.getLogger(__name__)
 
 EngineName = Literal["torch", "onnx", "aot"]
-_ONNX, _PACKAGE = ".onnx", ".pt2"
+_ONNX_SUFFIX, _PACKAGE_SUFFIX = ".onnx", ".pt2"
 
 
 Runner = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """Runs an exported graph: frames, offsets, input scale and mask to patches, see `export`."""
 
 
-def require(packages: Sequence[str], source: str) -> None:
+def require_packages(packages: Sequence[str], source: str) -> None:
     """Raise ExportError when one of these packages is not installed."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
@@ -44,7 +55,7 @@ def require(packages: Sequence[str], source: str) -> None:
 
 def has_cuda() -> bool:
     """Whether the installed ONNX Runtime computes on NVIDIA's GPUs."""
-    require(["onnxruntime"], "onnxruntime")
+    require_packages(["onnxruntime"], "onnxruntime")
     import onnxruntime
 
     return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
@@ -69,12 +80,12 @@ class OnnxEngine:
     """
 
     def __init__(self, content: bytes, path: Path, device: str) -> None:
-        require(["onnxruntime"], "onnxruntime")
+        require_packages(["onnxruntime"], "onnxruntime")
         import onnxruntime
 
         state = onnxruntime.capi.onnxruntime_pybind11_state
         self._path = path
-        self._damage = damage = (
+        self._runtime_errors = damage = (
             state.Fail,
             state.InvalidArgument,
             state.InvalidGraph,
@@ -110,7 +121,7 @@ class OnnxEngine:
             )
 
     @property
-    def metadata(self) -> dict[str, str]:
+    def custom_metadata(self) -> dict[str, str]:
         """What the file says of itself."""
         found: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         return found
@@ -119,7 +130,7 @@ class OnnxEngine:
         inputs = {"frames": frames, "offset_px": offset_px, "input_scale": input_scale, "mask": mask}
         try:
             (patches,) = self._session.run(["patches"], {name: value.cpu().numpy() for name, value in inputs.items()})
-        except self._damage as error:
+        except self._runtime_errors as error:
             reason = format_error(error, 200)
             raise ExportError(
                 f"{self._path}: expected the graph of an exported network; it does not run ({reason}). Export it again."
@@ -153,7 +164,7 @@ class AotEngine:
         return patches
 
 
-class _Elsewhere(Generator):
+class _ExternalGenerator(Generator):
     """Stands where a network has its generator, when that is in an exported file."""
 
     supported_n_px = ()
@@ -174,26 +185,26 @@ class ExportedNetwork(PtychoNetwork):
     """A network of one training scan whose patches are computed by another engine; it cannot be trained.
 
     Arguments:
-        description: what the file says of itself.
+        metadata: what the file says of itself.
         runner: computes.
         device: where it does, cpu or cuda.
     """
 
-    def __init__(self, description: Description, runner: Runner, device: str) -> None:
+    def __init__(self, metadata: ExportMetadata, runner: Runner, device: str) -> None:
         # Before nn.Module knows attributes: the generator is made by its initialiser.
-        object.__setattr__(self, "description", description)
-        self.description: Description
-        super().__init__(to_dict(description.config), description.n_px, 1, description.n_modes, description.domain)
-        self.load_state_dict(description.tensors)
+        object.__setattr__(self, "metadata", metadata)
+        self.metadata: ExportMetadata
+        super().__init__(to_dict(metadata.config), metadata.n_px, 1, metadata.n_modes, metadata.domain)
+        self.load_state_dict(metadata.tensors)
         for parameter in self.parameters():
             parameter.requires_grad = False
-        self._runner, self.runs_on = runner, torch.device(device)
-        self.checkpoint = None if description.checkpoint is None else Path(description.checkpoint)
-        self.checkpoint_sha256 = description.checkpoint_sha256
+        self._runner, self.execution_device = runner, torch.device(device)
+        self.checkpoint = None if metadata.checkpoint is None else Path(metadata.checkpoint)
+        self.checkpoint_sha256 = metadata.checkpoint_sha256
         self.eval()
 
-    def _new_generator(self) -> Generator:
-        return _Elsewhere(self.description.patches_agree)
+    def _build_generator(self) -> Generator:
+        return _ExternalGenerator(self.metadata.patches_agree)
 
     def expect_offsets(self, max_offset_px: float | None) -> None:
         """Check that these offsets fit onto the canvas of the exported graph.
@@ -201,7 +212,7 @@ class ExportedNetwork(PtychoNetwork):
         Raises:
             ConfigError: they do not.
         """
-        room_px = self.description.max_offset_px
+        room_px = self.metadata.max_offset_px
         if max_offset_px is not None and math.ceil(max_offset_px) > math.ceil(room_px):
             raise ConfigError(
                 f"expected frames within {room_px:g} px of their group's centre, for which the network was exported; "
@@ -218,7 +229,7 @@ class ExportedNetwork(PtychoNetwork):
 
     def check_options(self, config: ReconstructConfig, devices: int) -> None:
         """Raise ConfigError for what an exported network cannot be told."""
-        told = self.description
+        told = self.metadata
         if config.training_scan != told.training_scan:
             raise ConfigError(
                 f"training_scan: expected {told.training_scan}, for which the network was exported; "
@@ -244,7 +255,7 @@ def check_options(config: ReconstructConfig, devices: int) -> None:
 
 def is_exported(path: str | Path) -> bool:
     """Whether a file has the name of an exported network."""
-    return Path(path).suffix.lower() in (_ONNX, _PACKAGE)
+    return Path(path).suffix.lower() in (_ONNX_SUFFIX, _PACKAGE_SUFFIX)
 
 
 def load_exported(path: str | Path, engine: EngineName | None = None, device: str = "cpu") -> ExportedNetwork:
@@ -263,29 +274,29 @@ def load_exported(path: str | Path, engine: EngineName | None = None, device: st
     if not path.is_file():
         raise ExportError(f"{path}: expected an exported network; found nothing.")
     if engine == "aot":
-        description = read_package(path)
-        if description.device != device:
+        metadata = read_package(path)
+        if metadata.device != device:
             raise ExportError(
-                f"{path}: expected machine code for {device}; found it for {description.device}. Export "
+                f"{path}: expected machine code for {device}; found it for {metadata.device}. Export "
                 "it again, or choose another --accelerator."
             )
-        return _network(path, description, AotEngine(path), device)
-    if engine == "torch" or path.suffix.lower() == _PACKAGE:
+        return _build_network(path, metadata, AotEngine(path), device)
+    if engine == "torch" or path.suffix.lower() == _PACKAGE_SUFFIX:
         raise ExportError(
             f"{path}: expected a checkpoint, or the engine of an exported network; found engine "
             f"'{engine or 'torch'}'. A .pt2 archive is machine code, which runs as it is loaded: if you "
             "trust it, say --engine aot."
         )
     runner = OnnxEngine(path.read_bytes(), path, device)
-    description = description_of(runner.metadata.get(KEY), path)
-    if description.engine != "onnx":
-        raise ExportError(f"{path}: expected a network exported to ONNX; found one for {description.engine}.")
-    return _network(path, description, runner, device)
+    metadata = parse_metadata(runner.custom_metadata.get(METADATA_KEY), path)
+    if metadata.engine != "onnx":
+        raise ExportError(f"{path}: expected a network exported to ONNX; found one for {metadata.engine}.")
+    return _build_network(path, metadata, runner, device)
 
 
-def _network(path: Path, description: Description, runner: Runner, device: str) -> ExportedNetwork:
+def _build_network(path: Path, metadata: ExportMetadata, runner: Runner, device: str) -> ExportedNetwork:
     try:
-        return ExportedNetwork(description, runner, device)
+        return ExportedNetwork(metadata, runner, device)
     except RuntimeError as error:
         reason = format_error(error, 200)
         raise ExportError(

@@ -19,8 +19,8 @@ from torchptycho.models.generators.generator import Generator, GroupInput
 
 __all__ = ["CNN"]
 
-_ENCODER = {64: (32, 64, 128), 128: (16, 32, 64, 128), 256: (8, 16, 32, 64, 128)}
-_DECODER = {64: (64, 32), 128: (128, 64, 32), 256: (256, 128, 64, 32)}
+_ENCODER_FILTERS = {64: (32, 64, 128), 128: (16, 32, 64, 128), 256: (8, 16, 32, 64, 128)}
+_DECODER_FILTERS = {64: (64, 32), 128: (128, 64, 32), 256: (256, 128, 64, 32)}
 _BORDER_CHANNELS = 4
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -31,7 +31,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def _conv(inputs: int, outputs: int) -> nn.Conv2d:
+def _make_conv(inputs: int, outputs: int) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, kernel_size=3, padding=1)
 
 
@@ -43,23 +43,23 @@ class _Decoder(nn.Module):
         stages = []
         for outputs in filters:
             stages += [
-                _conv(inputs, outputs),
+                _make_conv(inputs, outputs),
                 nn.ReLU(),
-                _conv(outputs, outputs),
+                _make_conv(outputs, outputs),
                 nn.ReLU(),
                 nn.Upsample(scale_factor=2),
             ]
             inputs = outputs
         self.stages = nn.Sequential(*stages)
-        self.central = _conv(inputs - _BORDER_CHANNELS, channels)
+        self.central = _make_conv(inputs - _BORDER_CHANNELS, channels)
         self.border = (
             nn.Sequential(
-                _conv(_BORDER_CHANNELS, border_filters),
+                _make_conv(_BORDER_CHANNELS, border_filters),
                 nn.ReLU(),
-                _conv(border_filters, border_filters),
+                _make_conv(border_filters, border_filters),
                 nn.ReLU(),
                 nn.Upsample(scale_factor=2),
-                _conv(border_filters, channels),
+                _make_conv(border_filters, channels),
             )
             if border
             else None
@@ -88,18 +88,18 @@ class CNN(Generator):
         probe_big: predict the border of the patch as well; otherwise it is 0 outside the central half.
     """
 
-    supported_n_px: ClassVar[tuple[int, ...]] = tuple(_ENCODER)
+    supported_n_px: ClassVar[tuple[int, ...]] = tuple(_ENCODER_FILTERS)
 
     def __init__(
         self, n_px: int, channels: int, n_filters_scale: int, amplitude_activation: str, probe_big: bool
     ) -> None:
         super().__init__()
-        encoder = tuple(n * n_filters_scale for n in _ENCODER[n_px])
-        decoder = tuple(n * n_filters_scale for n in _DECODER[n_px])
+        encoder = tuple(n * n_filters_scale for n in _ENCODER_FILTERS[n_px])
+        decoder = tuple(n * n_filters_scale for n in _DECODER_FILTERS[n_px])
         stages: list[nn.Module] = []
         inputs = channels
         for outputs in encoder:
-            stages += [_conv(inputs, outputs), nn.ReLU(), _conv(outputs, outputs), nn.ReLU(), nn.MaxPool2d(2)]
+            stages += [_make_conv(inputs, outputs), nn.ReLU(), _make_conv(outputs, outputs), nn.ReLU(), nn.MaxPool2d(2)]
             inputs = outputs
         self.encoder = nn.Sequential(*stages)
         self.amplitude = _Decoder(inputs, decoder, encoder[0], channels, probe_big)

@@ -33,7 +33,7 @@ class GroupInput:
         probe: the beam in the same units; probe_b is 1 or b.
         offset_px: (y, x) of each frame from its group's centre.
         mask: good detector pixels.
-        photon: squared amplitude that one count makes.
+        intensity_per_count: squared amplitude that one count makes.
         background: squared amplitude that does not come from the sample.
         canvas_px: even edge of a canvas around the group's centre that holds all its patches.
     """

@@ -18,9 +18,9 @@ __all__ = ["PieUNet"]
 # Edge in cells of the grid that a frame is folded onto, whatever N. Fine structure is what projections are good at.
 _GRID = 16
 # Brings the change that a further projection asks for to the size of the object's own structure.
-_CHANGE_SCALE = 5.0
+_STEP_SCALE = 5.0
 # Real and imaginary part of the object and of its change, and the light.
-_PLANES = 5
+_INPUT_PLANES = 5
 
 
 class PieUNet(UNetGenerator):
@@ -47,7 +47,7 @@ class PieUNet(UNetGenerator):
         start_projections: int = 12,
         finish_projections: int = 5,
     ) -> None:
-        super().__init__(_PLANES, 2, n_px // _GRID, widths)
+        super().__init__(_INPUT_PLANES, 2, n_px // _GRID, widths)
         # Not only near it: a random picture, however faint, has slow phases that no projection takes back soon.
         nn.init.zeros_(self.head.weight)
         self.start_projections, self.finish_projections = start_projections, finish_projections
@@ -81,11 +81,11 @@ class PieUNet(UNetGenerator):
                 change = projection.preconditioned_step(further)
                 canvas = further + change
                 velocity = canvas - begin
-            structure, change = further - 1, _CHANGE_SCALE * change
+            structure, change = further - 1, _STEP_SCALE * change
             planes = torch.stack(
                 [structure.real, structure.imag, change.real, change.imag, projection.illumination], dim=1
             )
-        parts = self.network(planes)
+        parts = self.apply_unet(planes)
         canvas = canvas + torch.complex(parts[:, 0], parts[:, 1])
         if not self.training and self.finish_projections:
             with torch.no_grad():

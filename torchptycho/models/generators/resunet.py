@@ -12,13 +12,13 @@ from torchptycho.core.config import ModelConfig
 from torchptycho.models.generators.generator import GroupInput
 from torchptycho.models.generators.unet import UNetGenerator
 
-__all__ = ["ResUNet", "first_estimate"]
+__all__ = ["ResUNet", "estimate_object"]
 
 # Edge in cells of the grid that a frame is folded onto, whatever N: no convolution runs at detector resolution.
 _GRID = 32
 
 
-def first_estimate(
+def estimate_object(
     amplitude: Float[Tensor, "b c n n"], probe: Complex[Tensor, "probe_b p n n"], regularisation: float = 0.1
 ) -> Complex[Tensor, "b c n n"]:
     """O - 1 after one amplitude projection of the transparent object O = 1.
@@ -43,7 +43,7 @@ def first_estimate(
 class ResUNet(UNetGenerator):
     """Real and imaginary part over the whole patch, starting from the transparent object 1 + 0i; frame by frame.
 
-    The inputs, log(1 + 4 A) and the real and imaginary part of `first_estimate`, are folded onto 32 x 32 cells.
+    The inputs, log(1 + 4 A) and the real and imaginary part of `estimate_object`, are folded onto 32 x 32 cells.
 
     Arguments:
         n_px: frame edge N, one of `supported_n_px`.
@@ -65,8 +65,8 @@ class ResUNet(UNetGenerator):
     def forward(self, group: GroupInput) -> Complex[Tensor, "b c n n"]:
         # No half-precision FFT exists for every backend, and complex numbers have no bf16.
         with torch.autocast(device_type=group.amplitude.device.type, enabled=False):
-            estimate = first_estimate(group.amplitude, group.probe)
+            estimate = estimate_object(group.amplitude, group.probe)
             # Counts span orders of magnitude; the logarithm leaves the weak, wide-angle part visible.
             planes = torch.cat([torch.log1p(4 * group.amplitude), estimate.real, estimate.imag], dim=1)
-        parts = self.network(planes)
+        parts = self.apply_unet(planes)
         return torch.complex(1 + parts[:, : self.channels], parts[:, self.channels :])

@@ -14,16 +14,16 @@ __all__ = ["UNetGenerator"]
 _CHANNELS_PER_NORM = 8
 
 
-def _norm(channels: int) -> nn.GroupNorm:
+def _make_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(channels // _CHANNELS_PER_NORM, channels)
 
 
-class _Residual(nn.Module):
+class _ResidualBlock(nn.Module):
     """x + conv(SiLU(conv(SiLU(norm(x))))), the identity at the start because the last convolution begins at zero."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = _norm(channels)
+        self.norm = _make_norm(channels)
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
         nn.init.zeros_(self.second.weight)
@@ -51,11 +51,11 @@ class UNetGenerator(Generator):
         self.fold = fold
         steps = list(pairwise(widths))
         self.stem = nn.Conv2d(inputs * fold**2, widths[0], 3, padding=1)
-        self.encoder = nn.ModuleList(_Residual(width) for width in widths)
+        self.encoder = nn.ModuleList(_ResidualBlock(width) for width in widths)
         self.down = nn.ModuleList(nn.Conv2d(fine, coarse, 2, stride=2) for fine, coarse in steps)
         self.up = nn.ModuleList(nn.Conv2d(coarse, fine, 1) for fine, coarse in steps)
-        self.decoder = nn.ModuleList(_Residual(width) for width in widths[:-1])
-        self.norm = _norm(widths[0])
+        self.decoder = nn.ModuleList(_ResidualBlock(width) for width in widths[:-1])
+        self.norm = _make_norm(widths[0])
         self.head = nn.Conv2d(widths[0], outputs * fold**2, 3, padding=1)
         nn.init.normal_(self.head.weight, std=1e-3)
         assert self.head.bias is not None
@@ -66,7 +66,7 @@ class UNetGenerator(Generator):
         """What the edges of the planes must be a multiple of."""
         return self.fold * int(2 ** len(self.down))
 
-    def network(self, planes: Tensor) -> Tensor:
+    def apply_unet(self, planes: Tensor) -> Tensor:
         """[B, outputs, H, W] in float32 from [B, inputs, H, W]."""
         x = self.stem(functional.pixel_unshuffle(planes, self.fold))
         fine = []

@@ -9,16 +9,16 @@ from torch import Tensor
 from torchptycho.core.config import RefineConfig
 from torchptycho.physics.noise import poisson_deviance
 from torchptycho.physics.patches import extract
-from torchptycho.reconstructors.iterative.fit import Misfit, correction, waves
+from torchptycho.reconstructors.iterative.fit import ReducedChiSquared, compute_wave_correction, propagate_to_detector
 from torchptycho.reconstructors.iterative.problem import Problem
-from torchptycho.reconstructors.iterative.regularization import roughness
-from torchptycho.reconstructors.iterative.rpie import batches_of, frames_at_once
-from torchptycho.reconstructors.iterative.state import State
+from torchptycho.reconstructors.iterative.regularization import compute_penalty
+from torchptycho.reconstructors.iterative.rpie import choose_batch_size, split_into_batches
+from torchptycho.reconstructors.iterative.state import RefinementState
 
-__all__ = ["Descent", "objective"]
+__all__ = ["AutodiffSolver", "compute_objective"]
 
 
-def objective(
+def compute_objective(
     problem: Problem,
     object: Tensor,
     probe: Tensor,
@@ -26,18 +26,18 @@ def objective(
     background: Tensor,
     index: Int64[Tensor, " k"],
     likelihood: str,
-    misfit: Misfit | None = None,
+    misfit: ReducedChiSquared | None = None,
 ) -> Float[Tensor, ""]:
     """Half the deviance of these frames' counts over the mean count, mean over good pixels; differentiable throughout.
 
     For the amplitude likelihood twice the squared difference of the roots, whose noise has a variance of 1/4.
     """
-    patches = extract(object, problem.corners_px(positions_px[index]).to(object.real.dtype), problem.n_px)
-    _, intensity = waves(patches, probe)
+    patches = extract(object, problem.compute_corners_px(positions_px[index]).to(object.real.dtype), problem.n_px)
+    _, intensity = propagate_to_detector(patches, probe)
     intensity = intensity + background
-    counts = problem.counts(index)
+    counts = problem.load_counts(index)
     if misfit is not None:
-        correction(intensity.detach(), counts, problem.mask_or_none, "poisson", misfit)
+        compute_wave_correction(intensity.detach(), counts, problem.mask_or_none, "poisson", misfit)
     mean = problem.scaling.photons_per_frame / problem.n_px**2
     if likelihood == "poisson":
         return 0.5 * poisson_deviance(intensity / mean, counts / mean, problem.mask[None], offset=0.5 / mean)
@@ -46,13 +46,13 @@ def objective(
     return 2 * difference.square().sum() / (problem.mask.sum() * len(index) * mean)
 
 
-class Descent:
+class AutodiffSolver:
     """Holds the parameters in units in which 1 is much, and the optimiser with its memory, over all epochs.
 
     The optimiser's memory is not part of the state: a resumed run starts it anew.
     """
 
-    def __init__(self, problem: Problem, state: State, config: RefineConfig) -> None:
+    def __init__(self, problem: Problem, state: RefinementState, config: RefineConfig) -> None:
         self._problem, self._config = problem, config
         mean = problem.scaling.photons_per_frame / problem.n_px**2
         self._units = {
@@ -69,7 +69,7 @@ class Descent:
         }
         # L-BFGS takes them as they lie, and orthogonal modes lie as the decomposition left them.
         self._parameters = {
-            name: _real(getattr(state, name) / unit)
+            name: _view_as_real(getattr(state, name) / unit)
             .clone(memory_format=torch.contiguous_format)
             .requires_grad_(wanted[name])
             for name, unit in self._units.items()
@@ -84,8 +84,14 @@ class Descent:
                 free, lr=1.0, max_iter=1, max_eval=8, history_size=10, line_search_fn="strong_wolfe"
             )
 
-    def sweep(
-        self, state: State, order: Int64[Tensor, " m"], *, rate: float, update_probe: bool, update_positions: bool
+    def run_epoch(
+        self,
+        state: RefinementState,
+        order: Int64[Tensor, " m"],
+        *,
+        rate: float,
+        update_probe: bool,
+        update_positions: bool,
     ) -> float:
         """One pass over the frames, and its misfit: a step for each batch (Adam), or one for all of them (L-BFGS).
 
@@ -94,39 +100,39 @@ class Descent:
         """
         self._frozen = set() if update_probe else {"probe"}
         self._frozen |= set() if update_positions else {"positions_px"}
-        batches = batches_of(order, frames_at_once(self._config, len(order)))
+        batches = split_into_batches(order, choose_batch_size(self._config, len(order)))
         if isinstance(self._optimizer, torch.optim.LBFGS):
             found: list[float] = []
 
-            def all_frames() -> Tensor:
-                misfit = Misfit(state.background)
+            def evaluate_all_frames() -> Tensor:
+                misfit = ReducedChiSquared(state.background)
                 self._optimizer.zero_grad()
                 total = torch.stack([self._backward(index, len(index) / len(order), misfit) for index in batches]).sum()
-                found.append(misfit.figure(self._problem.good_pixels))
+                found.append(misfit.compute(self._problem.n_good_pixels))
                 return total
 
-            self._optimizer.step(all_frames)  # type: ignore[no-untyped-call]
+            self._optimizer.step(evaluate_all_frames)  # type: ignore[no-untyped-call]
         else:
-            misfit = Misfit(state.background)
+            misfit = ReducedChiSquared(state.background)
             for group in self._optimizer.param_groups:
                 group["lr"] = self._config.learning_rate * rate
             for index in batches:
                 self._optimizer.zero_grad()
                 self._backward(index, 1.0, misfit)
                 self._optimizer.step()
-            found = [misfit.figure(self._problem.good_pixels)]
+            found = [misfit.compute(self._problem.n_good_pixels)]
         with torch.no_grad():
             self._parameters["background"].clamp_min_(0)
-            self._tell(state)
+            self._write_state(state)
         return found[0]
 
-    def _backward(self, index: Tensor, weight: float, misfit: Misfit) -> Tensor:
+    def _backward(self, index: Tensor, weight: float, misfit: ReducedChiSquared) -> Tensor:
         with torch.enable_grad():
-            return self._loss_and_gradient(index, weight, misfit)
+            return self._compute_loss_and_gradient(index, weight, misfit)
 
-    def _loss_and_gradient(self, index: Tensor, weight: float, misfit: Misfit) -> Tensor:
-        config, values = self._config, self._values()
-        loss = weight * objective(
+    def _compute_loss_and_gradient(self, index: Tensor, weight: float, misfit: ReducedChiSquared) -> Tensor:
+        config, values = self._config, self._get_physical_values()
+        loss = weight * compute_objective(
             self._problem,
             values["object"],
             values["probe"],
@@ -137,27 +143,27 @@ class Descent:
             misfit,
         )
         if config.smoothness_weight or config.tv_weight:
-            loss = loss + weight * roughness(values["object"], config.smoothness_weight, config.tv_weight)
+            loss = loss + weight * compute_penalty(values["object"], config.smoothness_weight, config.tv_weight)
         loss.backward()  # type: ignore[no-untyped-call]
         for name in self._frozen:
             self._parameters[name].grad = None
         return loss.detach()
 
-    def _values(self) -> dict[str, Tensor]:
+    def _get_physical_values(self) -> dict[str, Tensor]:
         """In their own units."""
         values = {name: tensor * self._units[name] for name, tensor in self._parameters.items()}
         return values | {name: torch.view_as_complex(values[name]) for name in ("object", "probe")}
 
-    def _tell(self, state: State) -> None:
-        for name, value in self._values().items():
+    def _write_state(self, state: RefinementState) -> None:
+        for name, value in self._get_physical_values().items():
             setattr(state, name, value.detach().clone())
 
-    def take(self, state: State) -> None:
+    def read_state(self, state: RefinementState) -> None:
         """Go on from what has been done to the state since."""
         with torch.no_grad():
             for name, unit in self._units.items():
-                self._parameters[name].copy_(_real(getattr(state, name) / unit))
+                self._parameters[name].copy_(_view_as_real(getattr(state, name) / unit))
 
 
-def _real(values: Tensor) -> Tensor:
+def _view_as_real(values: Tensor) -> Tensor:
     return torch.view_as_real(values) if values.is_complex() else values

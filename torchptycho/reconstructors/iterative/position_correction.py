@@ -11,18 +11,18 @@ from torch import Tensor
 
 from torchptycho.physics.patches import extract_derivatives
 
-__all__ = ["Shifts", "linear_part", "look_around", "with_momentum"]
+__all__ = ["PositionSteps", "add_momentum", "fit_linear_part", "random_search"]
 
 # The object follows the positions, so that a step by itself covers a small part of the way: it has to go on.
 _MOMENTUM = 0.9
 # A linear map moves the frames at the edge of the field most, and by more than one frame by itself should.
-_AFFINE_STEPS = 4.0
+_AFFINE_STEP_FACTOR = 4.0
 # Frames that fit so many times worse than the median are lost; they take a place that fits so much better.
-_LOST, _FOUND = 3.0, 0.8
-_PLACES_TRIED = 8
+_LOST_RATIO, _ACCEPT_RATIO = 3.0, 0.8
+_N_TRIALS = 8
 
 
-def linear_part(shift_px: Float64[Tensor, "m 2"], positions_px: Float64[Tensor, "m 2"]) -> Float64[Tensor, "m 2"]:
+def fit_linear_part(shift_px: Float64[Tensor, "m 2"], positions_px: Float64[Tensor, "m 2"]) -> Float64[Tensor, "m 2"]:
     """What of these shifts is one linear map of all positions about their centre, in least squares."""
     away = positions_px - positions_px.mean(0)
     # By the pseudoinverse: frames on a line, or at one place, leave a part of the map open.
@@ -30,7 +30,7 @@ def linear_part(shift_px: Float64[Tensor, "m 2"], positions_px: Float64[Tensor, 
     return part
 
 
-def with_momentum(
+def add_momentum(
     step_px: Float64[Tensor, "m 2"],
     drift_px: Float64[Tensor, "m 2"],
     positions_px: Float64[Tensor, "m 2"],
@@ -42,15 +42,15 @@ def with_momentum(
     positions agrees with most of the error.
     """
     drift = step_px + _MOMENTUM * drift_px
-    common = linear_part(drift, positions_px)
+    common = fit_linear_part(drift, positions_px)
     own = drift - drift.mean(0) - common
     reach = common.norm(dim=1).max().clamp_min(1e-12)
-    common = common * (_AFFINE_STEPS * longest_px / reach).clamp_max(1)
+    common = common * (_AFFINE_STEP_FACTOR * longest_px / reach).clamp_max(1)
     bounded: Tensor = common + own * (longest_px / own.norm(dim=1, keepdim=True).clamp_min(1e-12)).clamp_max(1)
     return bounded
 
 
-class Shifts:
+class PositionSteps:
     """Collects for each frame the shift that brings its exit wave nearest to where the counts want it.
 
     With J the exit wave's derivatives by the frame's position, (J^H J) shift = J^H change; its 2x2 curvature is kept,
@@ -60,7 +60,7 @@ class Shifts:
     def __init__(self, n_frames: int, device: torch.device) -> None:
         self._curvature = torch.zeros(n_frames, 2, 2, dtype=torch.float64, device=device)
         self._slope = torch.zeros(n_frames, 2, dtype=torch.float64, device=device)
-        self.wanted = torch.zeros(n_frames, dtype=torch.float64, device=device)
+        self.residual = torch.zeros(n_frames, dtype=torch.float64, device=device)
         """[M] squared change that the counts ask of each frame's exit waves: how badly it fits."""
 
     def add(
@@ -78,16 +78,16 @@ class Shifts:
         columns = torch.stack([dy, dx], 1)
         weighted = torch.view_as_real(columns * power).flatten(2)
         plain = torch.view_as_real(columns).flatten(2)
-        self.wanted[index] = exit_change.abs().square().sum((1, 2, 3)).double()
+        self.residual[index] = exit_change.abs().square().sum((1, 2, 3)).double()
         self._curvature[index] = (weighted @ plain.mT).double()
         self._slope[index] = (plain @ torch.view_as_real(backprojection).flatten(1)[..., None])[..., 0].double()
 
-    def of_frames(self) -> Float64[Tensor, "m 2"]:
+    def solve_per_frame(self) -> Float64[Tensor, "m 2"]:
         """Each frame's own shift."""
-        shift: Tensor = torch.linalg.solve(self._damped(), self._slope)
+        shift: Tensor = torch.linalg.solve(self._regularize_curvature(), self._slope)
         return shift
 
-    def affine(self, positions_px: Float64[Tensor, "m 2"]) -> Float64[Tensor, "m 2"]:
+    def solve_affine(self, positions_px: Float64[Tensor, "m 2"]) -> Float64[Tensor, "m 2"]:
         """The shifts of one linear map of all positions about their centre: scale, rotation, shear.
 
         The least squares of all frames at once: sum_j X_j^T C_j X_j a = sum_j X_j^T s_j, with shift_j = X_j a.
@@ -96,20 +96,20 @@ class Shifts:
         design = torch.zeros(len(away), 2, 4, dtype=away.dtype, device=away.device)
         design[:, 0, :2], design[:, 1, 2:] = away, away
         normal = torch.einsum("mia,mij,mjb->ab", design, self._curvature, design)
-        wanted = torch.einsum("mia,mi->a", design, self._slope)
+        right_side = torch.einsum("mia,mi->a", design, self._slope)
         ridge = (1e-6 * normal.diagonal().mean() + 1e-30) * torch.eye(4, dtype=away.dtype, device=away.device)
-        return torch.einsum("mia,a->mi", design, torch.linalg.solve(normal + ridge, wanted))
+        return torch.einsum("mia,a->mi", design, torch.linalg.solve(normal + ridge, right_side))
 
-    def _damped(self) -> Tensor:
+    def _regularize_curvature(self) -> Tensor:
         size = self._curvature.diagonal(dim1=1, dim2=2).mean()
         return self._curvature + (1e-3 * size + 1e-30) * torch.eye(2, dtype=torch.float64, device=size.device)
 
 
-def look_around(
-    fits: Callable[[Int64[Tensor, " k"], Float64[Tensor, "k 2"]], Float64[Tensor, " k"]],
+def random_search(
+    measure_misfits: Callable[[Int64[Tensor, " k"], Float64[Tensor, "k 2"]], Float64[Tensor, " k"]],
     positions_px: Float64[Tensor, "m 2"],
     given_px: Float64[Tensor, "m 2"],
-    wanted: Float64[Tensor, " m"],
+    residual: Float64[Tensor, " m"],
     reach_px: float,
     generator: torch.Generator,
 ) -> tuple[Int64[Tensor, " found"], Float64[Tensor, "found 2"]]:
@@ -120,26 +120,26 @@ def look_around(
     Reference: Maiden, Humphry, Sarahan, Kraus, Rodenburg, Ultramicroscopy 120, 64 (2012).
 
     Arguments:
-        fits: how badly these frames fit at these positions, in the measure of `Shifts.wanted`.
+        measure_misfits: how badly these frames fit at these positions, in the measure of `PositionSteps.residual`.
         positions_px, given_px: where the frames are by now, and where they were said to be.
-        wanted: how badly each frame fitted in the last pass.
+        residual: how badly each frame fitted in the last pass.
         reach_px: radius to look in.
         generator: of the places, on the CPU.
 
     Returns:
         which frames moved, and where to.
     """
-    lost = torch.nonzero(wanted > _LOST * wanted.median()).ravel()
+    lost = torch.nonzero(residual > _LOST_RATIO * residual.median()).ravel()
     if not len(lost):
         return lost, positions_px[lost]
     here = positions_px[lost]
-    place, least = here, _FOUND * fits(lost, here)
+    place, least = here, _ACCEPT_RATIO * measure_misfits(lost, here)
     moved = torch.zeros(len(lost), dtype=torch.bool, device=lost.device)
-    for number in range(_PLACES_TRIED):
+    for number in range(_N_TRIALS):
         radius, turn = torch.rand(2, len(lost), generator=generator, dtype=torch.float64).to(lost.device)
         direction = torch.stack([(2 * math.pi * turn).sin(), (2 * math.pi * turn).cos()], 1)
         there = (here, given_px[lost])[number % 2] + reach_px * radius[:, None] * direction
-        found = fits(lost, there)
+        found = measure_misfits(lost, there)
         better = found < least
         place, least = torch.where(better[:, None], there, place), torch.where(better, found, least)
         moved = moved | better

@@ -6,26 +6,26 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-__all__ = ["center", "orthogonal_modes", "power", "with_modes"]
+__all__ = ["compute_power", "find_center_of_mass", "orthogonalize_modes", "set_mode_count"]
 
 # Part of the light that a mode begins with which the scan's probe did not have.
-_NEW_MODE = 0.02
+_NEW_MODE_POWER = 0.02
 
 
-def power(probe: Complex[Tensor, "*p n n"]) -> Float[Tensor, ""]:
+def compute_power(probe: Complex[Tensor, "*p n n"]) -> Float[Tensor, ""]:
     """Photons in all modes."""
     return probe.abs().square().sum()
 
 
-def center(probe: Complex[Tensor, "p n n"]) -> tuple[float, float]:
+def find_center_of_mass(probe: Complex[Tensor, "p n n"]) -> tuple[float, float]:
     """(y, x) of the centre of mass of the light, in pixels from the corner of the frame."""
-    light = probe.abs().square().sum(0)
-    along = torch.arange(len(light), device=light.device, dtype=light.dtype)
-    total = light.sum().clamp_min(1e-30)
-    return float(light.sum(1) @ along / total), float(light.sum(0) @ along / total)
+    intensity = probe.abs().square().sum(0)
+    along = torch.arange(len(intensity), device=intensity.device, dtype=intensity.dtype)
+    total = intensity.sum().clamp_min(1e-30)
+    return float(intensity.sum(1) @ along / total), float(intensity.sum(0) @ along / total)
 
 
-def orthogonal_modes(probe: Complex[Tensor, "p n n"]) -> Complex[Tensor, "p n n"]:
+def orthogonalize_modes(probe: Complex[Tensor, "p n n"]) -> Complex[Tensor, "p n n"]:
     """The same mutual intensity as orthogonal modes, brightest first.
 
     The rows of S V^H of the singular value decomposition; no intensity changes.
@@ -42,15 +42,17 @@ def orthogonal_modes(probe: Complex[Tensor, "p n n"]) -> Complex[Tensor, "p n n"
     return turned
 
 
-def with_modes(probe: Complex[Tensor, "p n n"], count: int) -> Complex[Tensor, "count n n"]:
+def set_mode_count(probe: Complex[Tensor, "p n n"], count: int) -> Complex[Tensor, "count n n"]:
     """So many modes: the brightest ones, or these and weak new ones, the first times x, y, x y, x^2 ...; same power."""
     if count <= len(probe):
-        kept = orthogonal_modes(probe)[:count]
+        kept = orthogonalize_modes(probe)[:count]
     else:
         n_px = probe.shape[-1]
         along = (torch.arange(n_px, device=probe.device) - n_px // 2) / n_px
         exponents = [(i, total - i) for total in range(1, count + 1) for i in range(total + 1)]
         new = [probe[0] * along[:, None] ** i * along**j for i, j in exponents[: count - len(probe)]]
-        weak = torch.stack([mode * (_NEW_MODE * power(probe) / power(mode)).sqrt() for mode in new])
-        kept = orthogonal_modes(torch.cat([probe, weak]))
-    return kept * (power(probe) / power(kept)).sqrt()
+        weak = torch.stack(
+            [mode * (_NEW_MODE_POWER * compute_power(probe) / compute_power(mode)).sqrt() for mode in new]
+        )
+        kept = orthogonalize_modes(torch.cat([probe, weak]))
+    return kept * (compute_power(probe) / compute_power(kept)).sqrt()

@@ -23,7 +23,7 @@ from torchptycho.physics.scaling import Scaling, measure_scaling, sum_frames
 __all__ = ["Problem", "open_problem"]
 
 # Frames beyond this are not copied into memory but into a temporary file that is mapped.
-_MEMORY_BYTES = 4 << 30
+_MAX_MEMORY_BYTES = 4 << 30
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,7 +58,7 @@ class Problem:
         return self.mask.device
 
     @functools.cached_property
-    def good_pixels(self) -> int:
+    def n_good_pixels(self) -> int:
         return int(self.mask.sum())
 
     @functools.cached_property
@@ -69,9 +69,9 @@ class Problem:
     @property
     def mask_or_none(self) -> Bool[Tensor, "n n"] | None:
         """None when every pixel can be trusted, which spares a pass over the frames."""
-        return self.mask if self.good_pixels < self.n_px**2 else None
+        return self.mask if self.n_good_pixels < self.n_px**2 else None
 
-    def counts(self, index: Int64[Tensor, " k"]) -> Float[Tensor, "k n n"]:
+    def load_counts(self, index: Int64[Tensor, " k"]) -> Float[Tensor, "k n n"]:
         """Photon counts of these frames on the device, 0 under the mask."""
         if isinstance(self.frames, Tensor):
             values = self.frames[index]
@@ -80,7 +80,7 @@ class Problem:
         values = values.to(self.dtype.to_real())
         return values if self.scaling.domain == "counts" else values.square() * self.scaling.counts_per_intensity
 
-    def corners_px(self, positions_px: Float[Tensor, "k 2"]) -> Float[Tensor, "k 2"]:
+    def compute_corners_px(self, positions_px: Float[Tensor, "k 2"]) -> Float[Tensor, "k 2"]:
         """Where on the canvas the patches at these positions begin."""
         return positions_px - self._origin_px - self.n_px // 2
 
@@ -108,9 +108,9 @@ def open_problem(
     refuse_near_field(scan)
     with contextlib.ExitStack() as stack:
         size = math.prod(scan.frames.shape) * scan.frames.dtype.itemsize
-        if size <= _MEMORY_BYTES:
+        if size <= _MAX_MEMORY_BYTES:
             # As floats when there is room: they need no conversion batch by batch.
-            roomy = math.prod(scan.frames.shape) * 4 <= _MEMORY_BYTES // 2
+            roomy = math.prod(scan.frames.shape) * 4 <= _MAX_MEMORY_BYTES // 2
             frames = np.empty(scan.frames.shape, np.float32 if roomy else scan.frames.dtype)
         else:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".torchptycho-", dir=scratch))
@@ -118,7 +118,7 @@ def open_problem(
         mean_intensity = _copy(scan, frames) / scan.n_frames
         scaling = measure_scaling(mean_intensity, scan.n_px, scan.domain, scan.photons_per_frame)
         low = np.floor(scan.positions_px.min(0)).astype(int) - scan.n_px // 2 - margin_px
-        # By the arithmetic of `corners_px`, or a position that is a whole number but for rounding falls off the edge.
+        # By the arithmetic of `compute_corners_px`, or a position that is a whole number but for rounding falls off the edge.
         corners = scan.positions_px - low.astype(np.float64) - scan.n_px // 2
         moved = margin_px + 1 if margin_px else 0
         high = low + np.floor(corners.max(0)).astype(int) + moved + scan.n_px + 1

@@ -25,25 +25,30 @@ from torchptycho.io import read_scan
 from torchptycho.io.fingerprint import fingerprint_scan
 from torchptycho.physics.patches import place_inside
 from torchptycho.physics.scaling import compute_probe_factor
-from torchptycho.reconstructors.iterative.autodiff import Descent
-from torchptycho.reconstructors.iterative.position_correction import Shifts, linear_part, look_around, with_momentum
-from torchptycho.reconstructors.iterative.probe_modes import orthogonal_modes, with_modes
+from torchptycho.reconstructors.iterative.autodiff import AutodiffSolver
+from torchptycho.reconstructors.iterative.position_correction import (
+    PositionSteps,
+    add_momentum,
+    fit_linear_part,
+    random_search,
+)
+from torchptycho.reconstructors.iterative.probe_modes import orthogonalize_modes, set_mode_count
 from torchptycho.reconstructors.iterative.problem import Problem, open_problem
-from torchptycho.reconstructors.iterative.rpie import frames_at_once, misfits, sweep
-from torchptycho.reconstructors.iterative.state import State
+from torchptycho.reconstructors.iterative.rpie import choose_batch_size, compute_frame_misfits, run_epoch
+from torchptycho.reconstructors.iterative.state import RefinementState
 
 __all__ = ["refine"]
 
 _log = logging.getLogger(__name__)
 
 # A misfit that grew by more than this in an epoch means that momentum carries the estimate away.
-_WORSE = 1.3
+_DIVERGENCE_RATIO = 1.3
 # Light that a background begins with, relative to the mean count.
-_FIRST_BACKGROUND = 1e-3
+_INITIAL_BACKGROUND = 1e-3
 _SAVE_EVERY_S = 30.0
 
-Told = Callable[[int, float], None]
-Shown = Callable[[Reconstruction], None]
+EpochCallback = Callable[[int, float], None]
+ImageCallback = Callable[[Reconstruction], None]
 
 
 def refine(
@@ -55,8 +60,8 @@ def refine(
     device: str = "auto",
     state_file: str | Path | None = None,
     resume: bool = False,
-    on_epoch: Told | None = None,
-    on_image: Shown | None = None,
+    on_epoch: EpochCallback | None = None,
+    on_image: ImageCallback | None = None,
     image_every_epochs: int = 10,
     scratch: str | Path | None = None,
 ) -> Reconstruction:
@@ -90,35 +95,35 @@ def refine(
         raise ConfigError("resume: expected the state_file of an earlier refinement; found none.")
     (place,) = find_devices(device, option="device")
     moves = config.position_update != "none"
-    margin_px = math.ceil(config.position_limit_px) if moves else _moved_before_px(scan, start)
+    margin_px = math.ceil(config.position_limit_px) if moves else _compute_start_margin_px(scan, start)
     with torch.no_grad(), open_problem(scan, margin_px=margin_px, device=place, scratch=scratch) as problem:
-        fingerprint = _fingerprint(scan, config)
+        fingerprint = _build_fingerprint(scan, config)
         if resume:
             assert state_file is not None
-            state = State.load(state_file, fingerprint, place)
+            state = RefinementState.load(state_file, fingerprint, place)
         else:
-            state = _begin(problem, scan, start, probe, config)
+            state = _initialize_state(problem, scan, start, probe, config)
 
-        def tell(epoch: int, misfit: float) -> None:
+        def report_epoch(epoch: int, misfit: float) -> None:
             if on_epoch is not None:
                 on_epoch(epoch, misfit)
             if on_image is not None and epoch % image_every_epochs == 0 and epoch < config.epochs:
-                on_image(_result(problem, scan, state, config, False, fingerprint["scan"]))
+                on_image(_build_reconstruction(problem, scan, state, config, False, fingerprint["scan"]))
 
-        complete = _run(problem, scan, state, config, tell, state_file, fingerprint)
-        return _result(problem, scan, state, config, complete, fingerprint["scan"])
+        complete = _run_epochs(problem, scan, state, config, report_epoch, state_file, fingerprint)
+        return _build_reconstruction(problem, scan, state, config, complete, fingerprint["scan"])
 
 
-def _moved_before_px(scan: Scan, start: Reconstruction | None) -> int:
+def _compute_start_margin_px(scan: Scan, start: Reconstruction | None) -> int:
     """Room for the positions that an earlier refinement has found."""
     if start is None or start.positions_px is None or start.positions_px.shape != scan.positions_px.shape:
         return 0
     return math.ceil(float(np.abs(start.positions_px - scan.positions_px).max()))
 
 
-def _begin(
+def _initialize_state(
     problem: Problem, scan: Scan, start: Reconstruction | None, probe: np.ndarray | None, config: RefineConfig
-) -> State:
+) -> RefinementState:
     if probe is None and start is not None and start.probe is not None:
         probe = start.probe
     if probe is None:
@@ -129,7 +134,7 @@ def _begin(
         raise ConfigError(
             f"probe: expected {problem.n_px}x{problem.n_px} px, as the frames; found {tuple(modes.shape)}."
         )
-    modes = with_modes(modes.to(problem.device, problem.dtype), config.n_modes or len(modes))
+    modes = set_mode_count(modes.to(problem.device, problem.dtype), config.n_modes or len(modes))
     positions_px = torch.from_numpy(scan.positions_px).to(problem.device)
     moves = config.position_update != "none"
     if start is not None and start.positions_px is not None and (moves or len(start.positions_px) == scan.n_frames):
@@ -138,15 +143,15 @@ def _begin(
                 f"start: its positions are of {len(start.positions_px)} frames; the scan has {scan.n_frames}."
             )
         found_px = torch.from_numpy(start.positions_px).to(problem.device)
-        positions_px = _bounded(found_px, positions_px, config) if moves else found_px
-    object = _transparent(problem, modes) if start is None else _object_of(problem, start)
-    state = State.begin(object, modes, positions_px)
+        positions_px = _limit_positions(found_px, positions_px, config) if moves else found_px
+    object = _make_uniform_object(problem, modes) if start is None else _crop_start_to_canvas(problem, start)
+    state = RefinementState.begin(object, modes, positions_px)
     if config.background:
-        state.background += _FIRST_BACKGROUND * problem.scaling.photons_per_frame / problem.n_px**2
+        state.background += _INITIAL_BACKGROUND * problem.scaling.photons_per_frame / problem.n_px**2
     return state
 
 
-def _transparent(problem: Problem, probe: Tensor) -> Tensor:
+def _make_uniform_object(problem: Problem, probe: Tensor) -> Tensor:
     """The constant object through which the good pixels count as many photons as they did."""
     pattern = torch.fft.fft2(probe, norm="ortho").abs().square().sum(0)
     seen = float(pattern[problem.mask].sum())
@@ -154,7 +159,7 @@ def _transparent(problem: Problem, probe: Tensor) -> Tensor:
     return torch.full(problem.shape, value, dtype=problem.dtype, device=problem.device)
 
 
-def _object_of(problem: Problem, start: Reconstruction) -> Tensor:
+def _crop_start_to_canvas(problem: Problem, start: Reconstruction) -> Tensor:
     """The start where it is valid, and around it what it is on average."""
     values = torch.from_numpy(start.object).to(problem.device, problem.dtype)
     valid = torch.from_numpy(start.valid)
@@ -175,35 +180,35 @@ def _object_of(problem: Problem, start: Reconstruction) -> Tensor:
     return torch.where(known, found, mean)
 
 
-def _run(
+def _run_epochs(
     problem: Problem,
     scan: Scan,
-    state: State,
+    state: RefinementState,
     config: RefineConfig,
-    on_epoch: Told,
+    on_epoch: EpochCallback,
     state_file: str | Path | None,
     fingerprint: dict[str, Any],
 ) -> bool:
     """Epochs until there are enough or nothing becomes better; False when interrupted."""
-    descent = Descent(problem, state, config) if config.method == "gradient" else None
+    solver = AutodiffSolver(problem, state, config) if config.method == "gradient" else None
     given_px = torch.from_numpy(scan.positions_px).to(problem.device)
     saved = time.perf_counter()
     try:
-        while state.epoch < config.epochs and not _finished(state, config):
+        while state.epoch < config.epochs and not _has_stalled(state, config):
             begun = time.perf_counter()
-            misfit = _epoch(problem, state, config, descent, given_px)
+            misfit = _advance_epoch(problem, state, config, solver, given_px)
             if len(state.probe) > 1:
-                state.turn_modes(orthogonal_modes(state.probe))
-            state.settle()
-            if descent is not None:
-                descent.take(state)
+                state.replace_modes(orthogonalize_modes(state.probe))
+            state.fix_gauge()
+            if solver is not None:
+                solver.read_state(state)
             state.epoch += 1
             state.seconds += time.perf_counter() - begun
             for name, value in (("misfit", misfit), ("seconds", state.seconds)):
                 state.history[name].append(value)
             if not math.isfinite(misfit):
                 raise FloatingPointError(f"{scan.source}: the misfit is {misfit} after epoch {state.epoch}.")
-            _watch(state)
+            _back_off_momentum(state)
             on_epoch(state.epoch, misfit)
             if state_file is not None and time.perf_counter() - saved > _SAVE_EVERY_S:
                 state.save(state_file, fingerprint)
@@ -220,32 +225,34 @@ def _run(
     return complete
 
 
-def _epoch(problem: Problem, state: State, config: RefineConfig, descent: Descent | None, given_px: Tensor) -> float:
+def _advance_epoch(
+    problem: Problem, state: RefinementState, config: RefineConfig, solver: AutodiffSolver | None, given_px: Tensor
+) -> float:
     # Of the seed and the epoch alone, so that a resumed run sees the same order.
     generator = torch.Generator().manual_seed((config.refine_seed << 20) + state.epoch)
     order = torch.randperm(problem.n_frames, generator=generator).to(problem.device)
     probe = config.probe_update and state.epoch >= config.probe_start_epoch
     positions = config.position_update != "none" and state.epoch >= config.position_start_epoch
-    per_update, part = _schedule(problem, state, config)
-    if descent is not None:
+    per_update, part = _plan_updates(problem, state, config)
+    if solver is not None:
         before = state.positions_px
-        misfit = descent.sweep(state, order, rate=1 - 0.9 * part, update_probe=probe, update_positions=positions)
+        misfit = solver.run_epoch(state, order, rate=1 - 0.9 * part, update_probe=probe, update_positions=positions)
         if config.position_update == "affine":
-            state.positions_px = before + linear_part(state.positions_px - before, before)
-        state.positions_px = _bounded(state.positions_px, given_px, config)
+            state.positions_px = before + fit_linear_part(state.positions_px - before, before)
+        state.positions_px = _limit_positions(state.positions_px, given_px, config)
         return misfit
-    shifts = Shifts(problem.n_frames, problem.device) if positions else None
-    misfit = sweep(problem, state, config, order, shifts, frames_per_update=per_update, update_probe=probe)
+    shifts = PositionSteps(problem.n_frames, problem.device) if positions else None
+    misfit = run_epoch(problem, state, config, order, shifts, frames_per_update=per_update, update_probe=probe)
     if shifts is not None:
-        _move(problem, state, config, shifts, given_px, part, generator)
+        _update_positions(problem, state, config, shifts, given_px, part, generator)
     return misfit
 
 
-def _move(
+def _update_positions(
     problem: Problem,
-    state: State,
+    state: RefinementState,
     config: RefineConfig,
-    shifts: Shifts,
+    shifts: PositionSteps,
     given_px: Tensor,
     polished: float,
     generator: torch.Generator,
@@ -253,30 +260,34 @@ def _move(
     """Bring the positions nearer to where the frames would rather be."""
     step = torch.zeros_like(state.positions_px)
     if config.position_update in ("affine", "both"):
-        step = step + shifts.affine(state.positions_px)
+        step = step + shifts.solve_affine(state.positions_px)
     if config.position_update in ("frames", "both"):
-        step = step + shifts.of_frames()
+        step = step + shifts.solve_per_frame()
     longest_px = config.position_step_px * (1 - 0.9 * polished)
-    state.drift_px = with_momentum(step, state.drift_px, state.positions_px, longest_px)
-    state.positions_px = _bounded(state.positions_px + state.drift_px, given_px, config)
+    state.drift_px = add_momentum(step, state.drift_px, state.positions_px, longest_px)
+    state.positions_px = _limit_positions(state.positions_px + state.drift_px, given_px, config)
     if config.position_update == "affine" or state.polishing_since is not None:
         return
 
-    def fits(index: Tensor, positions_px: Tensor) -> Tensor:
-        return misfits(problem, state, config, index, _bounded(positions_px, given_px[index], config))
+    def measure_misfits(index: Tensor, positions_px: Tensor) -> Tensor:
+        return compute_frame_misfits(
+            problem, state, config, index, _limit_positions(positions_px, given_px[index], config)
+        )
 
-    found, places = look_around(fits, state.positions_px, given_px, shifts.wanted, config.position_limit_px, generator)
+    found, places = random_search(
+        measure_misfits, state.positions_px, given_px, shifts.residual, config.position_limit_px, generator
+    )
     if len(found):
-        state.positions_px[found] = _bounded(places, given_px[found], config)
+        state.positions_px[found] = _limit_positions(places, given_px[found], config)
         state.drift_px[found] = 0
 
 
-def _schedule(problem: Problem, state: State, config: RefineConfig) -> tuple[int, float]:
+def _plan_updates(problem: Problem, state: RefinementState, config: RefineConfig) -> tuple[int, float]:
     """Frames of an update, and how much of the polishing is done (0 to 1)."""
     planned = config.epochs - round(config.polish * config.epochs)
     if state.polishing_since is None and state.epoch >= planned:
         state.polishing_since = state.epoch
-    first = frames_at_once(config, problem.n_frames)
+    first = choose_batch_size(config, problem.n_frames)
     if state.polishing_since is None:
         return first, 0.0
     done = state.epoch - state.polishing_since + 1
@@ -286,7 +297,7 @@ def _schedule(problem: Problem, state: State, config: RefineConfig) -> tuple[int
     return round(first * (problem.n_frames / first) ** growth), min(1.0, done / length)
 
 
-def _finished(state: State, config: RefineConfig) -> bool:
+def _has_stalled(state: RefinementState, config: RefineConfig) -> bool:
     """Whether nothing became better for `patience` epochs; the first time this begins the polishing."""
     misfit = state.history["misfit"]
     since = state.polishing_since or 0
@@ -301,28 +312,28 @@ def _finished(state: State, config: RefineConfig) -> bool:
     return True
 
 
-def _watch(state: State) -> None:
+def _back_off_momentum(state: RefinementState) -> None:
     """Slow momentum down, from rest, when the fit became worse; after a beginning in which it may."""
     misfit = state.history["misfit"]
-    if len(misfit) > 3 and misfit[-1] > _WORSE * misfit[-2]:
-        state.damped += 1
-        state.rest()
+    if len(misfit) > 3 and misfit[-1] > _DIVERGENCE_RATIO * misfit[-2]:
+        state.momentum_backoffs += 1
+        state.reset_momentum()
 
 
-def _bounded(positions_px: Tensor, given_px: Tensor, config: RefineConfig) -> Tensor:
+def _limit_positions(positions_px: Tensor, given_px: Tensor, config: RefineConfig) -> Tensor:
     limit = config.position_limit_px
     return given_px + (positions_px - given_px).clamp(-limit, limit)
 
 
-def _result(
-    problem: Problem, scan: Scan, state: State, config: RefineConfig, complete: bool, digest: str
+def _build_reconstruction(
+    problem: Problem, scan: Scan, state: RefinementState, config: RefineConfig, complete: bool, digest: str
 ) -> Reconstruction:
-    light = torch.zeros(problem.shape, dtype=torch.float64, device=problem.device)
+    illumination = torch.zeros(problem.shape, dtype=torch.float64, device=problem.device)
     mode_power = state.probe.abs().square().sum(0).double()
-    corners = problem.corners_px(state.positions_px)
+    corners = problem.compute_corners_px(state.positions_px)
     for corners_px in torch.split(corners, 256):
-        place_inside(light, mode_power.expand(len(corners_px), -1, -1), corners_px)
-    coverage = (light / light.max()).float().cpu().numpy()
+        place_inside(illumination, mode_power.expand(len(corners_px), -1, -1), corners_px)
+    coverage = (illumination / illumination.max()).float().cpu().numpy()
     background = torch.fft.fftshift(state.background).float().cpu().numpy()
     provenance: dict[str, Any] = {
         "source": scan.source,
@@ -350,7 +361,7 @@ def _result(
     )
 
 
-def _fingerprint(scan: Scan, config: RefineConfig) -> dict[str, Any]:
+def _build_fingerprint(scan: Scan, config: RefineConfig) -> dict[str, Any]:
     """What a state depends on: it may go on with more epochs, and not with another scan or method."""
     told = dataclasses.replace(config, epochs=1, patience=None)
     return {"scan": fingerprint_scan(scan)} | {f"refine.{name}": value for name, value in to_dict(told).items()}

@@ -6,16 +6,16 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-__all__ = ["roughness", "smoothed"]
+__all__ = ["apply_penalty_step", "compute_penalty"]
 
 # Differences below this count as smooth for the total variation, whose gradient would otherwise jump at 0.
-_SOFT = 0.01
+_TV_SMOOTHING = 0.01
 
 
-def smoothed(object: Complex[Tensor, "h w"], smoothness: float, tv: float) -> Complex[Tensor, "h w"]:
+def apply_penalty_step(object: Complex[Tensor, "h w"], smoothness: float, tv: float) -> Complex[Tensor, "h w"]:
     """One explicit step down the gradients of both penalties, short enough not to overshoot."""
-    down, right = _differences(object)
-    weight_down, weight_right = (smoothness + tv / (d.abs().square() + _SOFT**2).sqrt() for d in (down, right))
+    down, right = _compute_differences(object)
+    weight_down, weight_right = (smoothness + tv / (d.abs().square() + _TV_SMOOTHING**2).sqrt() for d in (down, right))
     flow_down, flow_right = (torch.clamp(w, max=0.125) * d for w, d in ((weight_down, down), (weight_right, right)))
     step = torch.zeros_like(object)
     step[:-1] += flow_down
@@ -25,14 +25,14 @@ def smoothed(object: Complex[Tensor, "h w"], smoothness: float, tv: float) -> Co
     return object + step
 
 
-def roughness(object: Complex[Tensor, "h w"], smoothness: float, tv: float) -> Float[Tensor, ""]:
+def compute_penalty(object: Complex[Tensor, "h w"], smoothness: float, tv: float) -> Float[Tensor, ""]:
     """The penalties themselves, mean over the pixels: smoothness |d|^2 / 2 + tv (sqrt(|d|^2 + s^2) - s)."""
     total = object.real.new_zeros(())
-    for d in _differences(object):
+    for d in _compute_differences(object):
         square = d.real.square() + d.imag.square()
-        total = total + (smoothness * square / 2 + tv * ((square + _SOFT**2).sqrt() - _SOFT)).sum()
+        total = total + (smoothness * square / 2 + tv * ((square + _TV_SMOOTHING**2).sqrt() - _TV_SMOOTHING)).sum()
     return total / object.numel()
 
 
-def _differences(object: Tensor) -> tuple[Tensor, Tensor]:
+def _compute_differences(object: Tensor) -> tuple[Tensor, Tensor]:
     return object[1:] - object[:-1], object[:, 1:] - object[:, :-1]

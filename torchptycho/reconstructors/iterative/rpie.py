@@ -14,27 +14,27 @@ from torch import Tensor
 
 from torchptycho.core.config import RefineConfig
 from torchptycho.physics.patches import extract_inside, place_inside
-from torchptycho.reconstructors.iterative.fit import Misfit, correction, waves
-from torchptycho.reconstructors.iterative.position_correction import Shifts
+from torchptycho.reconstructors.iterative.fit import ReducedChiSquared, compute_wave_correction, propagate_to_detector
+from torchptycho.reconstructors.iterative.position_correction import PositionSteps
 from torchptycho.reconstructors.iterative.problem import Problem
-from torchptycho.reconstructors.iterative.regularization import smoothed
-from torchptycho.reconstructors.iterative.state import State
+from torchptycho.reconstructors.iterative.regularization import apply_penalty_step
+from torchptycho.reconstructors.iterative.state import RefinementState
 
-__all__ = ["batches_of", "frames_at_once", "misfits", "sweep"]
+__all__ = ["choose_batch_size", "compute_frame_misfits", "run_epoch", "split_into_batches"]
 
 # Momentum acts four times in an epoch: every pixel has then been corrected about once.
 _MOMENTUM_PER_EPOCH = 4
 # Part of the largest curvature that is added to each frame's own when two step lengths are solved for at once.
 _STEP_DAMPING = 0.01
-_LONGEST_STEP = 2.0
+_MAX_STEP = 2.0
 # Few frames want small batches, so that an epoch has updates enough; more than these at once save no time.
-_UPDATES_PER_EPOCH, _SMALLEST_BATCH, _LARGEST_BATCH = 25, 8, 64
+_UPDATES_PER_EPOCH, _MIN_BATCH_SIZE, _MAX_BATCH_SIZE = 25, 8, 64
 # Part of the frames from which on an update hears so many of them that object and probe must not both take the scale.
-_MANY = 0.25
+_SCALE_FREE_FRACTION = 0.25
 
 
 @dataclasses.dataclass(eq=False)
-class _Gathered:
+class _AccumulatedUpdate:
     """What the frames since the last update ask for."""
 
     object: Tensor
@@ -44,7 +44,7 @@ class _Gathered:
     frames: int = 0
 
     @classmethod
-    def none(cls, state: State) -> _Gathered:
+    def zeros(cls, state: RefinementState) -> _AccumulatedUpdate:
         return cls(
             torch.zeros_like(state.object),
             torch.zeros_like(state.object.real),
@@ -53,12 +53,12 @@ class _Gathered:
         )
 
 
-def sweep(
+def run_epoch(
     problem: Problem,
-    state: State,
+    state: RefinementState,
     config: RefineConfig,
     order: Int64[Tensor, " m"],
-    shifts: Shifts | None,
+    shifts: PositionSteps | None,
     *,
     frames_per_update: int,
     update_probe: bool,
@@ -69,66 +69,72 @@ def sweep(
         shifts: collects where each frame would rather be; None leaves positions alone.
         frames_per_update: about so many frames' wishes are added up before object and probe follow them.
     """
-    misfit = Misfit(state.background)
-    background = _Background(state, problem.mask) if config.background else None
-    gathered = _Gathered.none(state)
-    batches = batches_of(order, frames_at_once(config, len(order)))
+    misfit = ReducedChiSquared(state.background)
+    background = _BackgroundEstimator(state, problem.mask) if config.background else None
+    gathered = _AccumulatedUpdate.zeros(state)
+    batches = split_into_batches(order, choose_batch_size(config, len(order)))
     n_updates = max(1, round(len(order) / frames_per_update))
     for number, index in enumerate(batches, start=1):
-        corners_px = problem.corners_px(state.positions_px[index])
+        corners_px = problem.compute_corners_px(state.positions_px[index])
         patches = extract_inside(state.object, corners_px, problem.n_px)
-        wave, intensity = waves(patches, state.probe)
+        wave, intensity = propagate_to_detector(patches, state.probe)
         if background is not None:
             intensity = intensity + state.background
-        counts = problem.counts(index)
+        counts = problem.load_counts(index)
         if background is not None:
             background.add(intensity, counts)
-        change = correction(intensity, counts, problem.mask_or_none, config.likelihood, misfit)
+        change = compute_wave_correction(intensity, counts, problem.mask_or_none, config.likelihood, misfit)
         exit_change = torch.fft.ifft2(wave * change[:, None], norm="ortho")
         if shifts is not None:
             shifts.add(index, state.object, state.probe, corners_px, exit_change)
-        _gather(gathered, patches, state.probe, corners_px, exit_change, update_probe)
+        _accumulate(gathered, patches, state.probe, corners_px, exit_change, update_probe)
         if number * n_updates // len(batches) > (number - 1) * n_updates // len(batches):
-            _follow(gathered, state, config, problem, patches, corners_px, exit_change, update_probe)
-            gathered = _Gathered.none(state)
+            _apply_update(gathered, state, config, problem, patches, corners_px, exit_change, update_probe)
+            gathered = _AccumulatedUpdate.zeros(state)
     if background is not None:
-        background.follow()
-    return misfit.figure(problem.good_pixels)
+        background.update_state()
+    return misfit.compute(problem.n_good_pixels)
 
 
-def misfits(
+def compute_frame_misfits(
     problem: Problem,
-    state: State,
+    state: RefinementState,
     config: RefineConfig,
     index: Int64[Tensor, " k"],
     positions_px: Float64[Tensor, "k 2"],
 ) -> Float64[Tensor, " k"]:
-    """How badly each of these frames fits at this position, as `Shifts.wanted` counts it; nothing is updated."""
+    """How badly each of these frames fits at this position, as `PositionSteps.residual` counts it; nothing is updated."""
     found = []
-    for part, places in zip(torch.split(index, _LARGEST_BATCH), torch.split(positions_px, _LARGEST_BATCH), strict=True):
-        patches = extract_inside(state.object, problem.corners_px(places), problem.n_px)
-        _, intensity = waves(patches, state.probe)
+    for part, places in zip(
+        torch.split(index, _MAX_BATCH_SIZE), torch.split(positions_px, _MAX_BATCH_SIZE), strict=True
+    ):
+        patches = extract_inside(state.object, problem.compute_corners_px(places), problem.n_px)
+        _, intensity = propagate_to_detector(patches, state.probe)
         expected = intensity + state.background if config.background else intensity
-        change = correction(
-            expected, problem.counts(part), problem.mask_or_none, config.likelihood, Misfit(state.background)
+        change = compute_wave_correction(
+            expected,
+            problem.load_counts(part),
+            problem.mask_or_none,
+            config.likelihood,
+            ReducedChiSquared(state.background),
         )
         found.append((intensity * change.square()).sum((1, 2)).double())
     return torch.cat(found)
 
 
-def frames_at_once(config: RefineConfig, n_frames: int) -> int:
+def choose_batch_size(config: RefineConfig, n_frames: int) -> int:
     """The batch size asked for, or the one that suits so many frames."""
-    wanted = config.batch_size or min(_LARGEST_BATCH, max(_SMALLEST_BATCH, round(n_frames / _UPDATES_PER_EPOCH)))
+    wanted = config.batch_size or min(_MAX_BATCH_SIZE, max(_MIN_BATCH_SIZE, round(n_frames / _UPDATES_PER_EPOCH)))
     return min(wanted, n_frames)
 
 
-def batches_of(order: Int64[Tensor, " m"], batch_size: int) -> tuple[Tensor, ...]:
+def split_into_batches(order: Int64[Tensor, " m"], batch_size: int) -> tuple[Tensor, ...]:
     """Batches that differ by one frame at most: a last one of few frames would pull the object like a full one."""
     return order.tensor_split(math.ceil(len(order) / batch_size))
 
 
-def _gather(
-    gathered: _Gathered,
+def _accumulate(
+    gathered: _AccumulatedUpdate,
     patches: Complex[Tensor, "k n n"],
     probe: Complex[Tensor, "p n n"],
     corners_px: Float[Tensor, "k 2"],
@@ -145,9 +151,9 @@ def _gather(
     gathered.frames += len(patches)
 
 
-def _follow(
-    gathered: _Gathered,
-    state: State,
+def _apply_update(
+    gathered: _AccumulatedUpdate,
+    state: RefinementState,
     config: RefineConfig,
     problem: Problem,
     patches: Complex[Tensor, "k n n"],
@@ -156,74 +162,78 @@ def _follow(
     update_probe: bool,
 ) -> None:
     """Update object and probe; the last batch's frames tell how far LSQML goes."""
-    towards = gathered.object / _regularised(gathered.illumination, config.alpha)
-    probe_towards = gathered.probe / _regularised(gathered.transmission, config.alpha) if update_probe else None
-    if probe_towards is not None and gathered.frames >= _MANY * problem.n_frames:
-        probe_towards = _without_scale(probe_towards, state.probe)
+    update = gathered.object / _regularize(gathered.illumination, config.alpha)
+    probe_change = gathered.probe / _regularize(gathered.transmission, config.alpha) if update_probe else None
+    if probe_change is not None and gathered.frames >= _SCALE_FREE_FRACTION * problem.n_frames:
+        probe_change = _remove_scale(probe_change, state.probe)
     step: float | Tensor = config.step
     probe_step: float | Tensor = config.step
     if config.method == "lsqml":
-        lengths = _step_lengths(
-            extract_inside(towards, corners_px, problem.n_px), state.probe, patches, probe_towards, exit_change
+        lengths = _compute_step_lengths(
+            extract_inside(update, corners_px, problem.n_px), state.probe, patches, probe_change, exit_change
         )
         step, probe_step = (config.step * length for length in lengths)
-    state.object = state.object + step * towards
-    if probe_towards is not None:
-        state.probe = state.probe + probe_step * probe_towards
+    state.object = state.object + step * update
+    if probe_change is not None:
+        state.probe = state.probe + probe_step * probe_change
     if config.smoothness_weight or config.tv_weight:
         part = gathered.frames / problem.n_frames
-        state.object = smoothed(state.object, config.smoothness_weight * part, config.tv_weight * part)
+        state.object = apply_penalty_step(state.object, config.smoothness_weight * part, config.tv_weight * part)
     state.updates += 1
-    wait = math.ceil(problem.n_frames / _MOMENTUM_PER_EPOCH / gathered.frames) * 2**state.damped
+    wait = math.ceil(problem.n_frames / _MOMENTUM_PER_EPOCH / gathered.frames) * 2**state.momentum_backoffs
     if config.momentum and state.updates >= wait:
-        _use_momentum(state, config.momentum, update_probe)
+        _apply_momentum(state, config.momentum, update_probe)
 
 
-def _regularised(curvature: Tensor, alpha: float) -> Tensor:
+def _regularize(curvature: Tensor, alpha: float) -> Tensor:
     return (1 - alpha) * curvature + alpha * curvature.max()
 
 
-def _without_scale(towards: Complex[Tensor, "p n n"], probe: Complex[Tensor, "p n n"]) -> Complex[Tensor, "p n n"]:
+def _remove_scale(update: Complex[Tensor, "p n n"], probe: Complex[Tensor, "p n n"]) -> Complex[Tensor, "p n n"]:
     """What of a change of the probe is not the probe itself times a factor: the scale is left to the object.
 
     When many frames speak at once, both would follow in full, the counts be corrected twice over, and momentum make the
     brightness swing more and more. Batches of few frames need the probe to follow at once.
     """
-    factor = (probe.conj() * towards).sum() / (probe.real.square() + probe.imag.square()).sum()
-    return towards - factor * probe
+    factor = (probe.conj() * update).sum() / (probe.real.square() + probe.imag.square()).sum()
+    return update - factor * probe
 
 
-def _step_lengths(
-    towards: Complex[Tensor, "k n n"],
+def _compute_step_lengths(
+    update: Complex[Tensor, "k n n"],
     probe: Complex[Tensor, "p n n"],
     patches: Complex[Tensor, "k n n"],
-    probe_towards: Complex[Tensor, "p n n"] | None,
+    probe_change: Complex[Tensor, "p n n"] | None,
     exit_change: Complex[Tensor, "k p n n"],
 ) -> tuple[Tensor, Tensor]:
     """Mean over the frames of the lengths that bring a frame's exit wave nearest to where it wants to be.
 
     Both at once when object and probe move together (eq. 22 of Odstrcil et al.).
     """
-    by_object = towards[:, None] * probe
-    aa, ab = _inner(by_object, by_object), _inner(by_object, exit_change)
-    if probe_towards is None:
+    by_object = update[:, None] * probe
+    aa, ab = _compute_inner_products(by_object, by_object), _compute_inner_products(by_object, exit_change)
+    if probe_change is None:
         length = ab.sum() / aa.sum().clamp_min(1e-30)
-        return length.clamp(0, _LONGEST_STEP), torch.zeros_like(length)
-    by_probe = patches[:, None] * probe_towards
-    bb, bc, cross = _inner(by_probe, by_probe), _inner(by_probe, exit_change), _inner(by_object, by_probe)
+        return length.clamp(0, _MAX_STEP), torch.zeros_like(length)
+    by_probe = patches[:, None] * probe_change
+    bb, bc, cross = (
+        _compute_inner_products(by_probe, by_probe),
+        _compute_inner_products(by_probe, exit_change),
+        _compute_inner_products(by_object, by_probe),
+    )
     aa, bb = aa + _STEP_DAMPING * aa.mean(), bb + _STEP_DAMPING * bb.mean()
     determinant = (aa * bb - cross.square()).clamp_min(1e-30)
     lengths = (bb * ab - cross * bc) / determinant, (aa * bc - cross * ab) / determinant
-    first, second = (length.clamp(0, _LONGEST_STEP).mean() for length in lengths)
+    first, second = (length.clamp(0, _MAX_STEP).mean() for length in lengths)
     return first, second
 
 
-def _inner(a: Tensor, b: Tensor) -> Tensor:
+def _compute_inner_products(a: Tensor, b: Tensor) -> Tensor:
     """Re <a, b> for each frame."""
     return (a.real * b.real + a.imag * b.imag).sum((1, 2, 3))
 
 
-def _use_momentum(state: State, momentum: float, update_probe: bool) -> None:
+def _apply_momentum(state: RefinementState, momentum: float, update_probe: bool) -> None:
     """Go on in the direction of the last updates: mPIE's momentum."""
     state.velocity = momentum * state.velocity + (state.object - state.anchor)
     state.object = state.object + momentum * state.velocity
@@ -235,14 +245,14 @@ def _use_momentum(state: State, momentum: float, update_probe: bool) -> None:
     state.updates = 0
 
 
-class _Background:
+class _BackgroundEstimator:
     """Counts that are the same in every frame: one step of expectation maximisation after each epoch.
 
     Positive by construction, and the likelihood does not fall with it.
     Reference: Shepp, Vardi, IEEE Trans. Med. Imaging 1, 113 (1982).
     """
 
-    def __init__(self, state: State, mask: Bool[Tensor, "n n"]) -> None:
+    def __init__(self, state: RefinementState, mask: Bool[Tensor, "n n"]) -> None:
         self._state, self._mask = state, mask
         self._ratio, self._frames = torch.zeros_like(state.background), 0
 
@@ -250,5 +260,5 @@ class _Background:
         self._ratio += (counts / intensity.clamp_min(1e-6)).sum(0)
         self._frames += len(counts)
 
-    def follow(self) -> None:
+    def update_state(self) -> None:
         self._state.background = self._state.background * self._ratio / self._frames * self._mask

@@ -15,18 +15,20 @@ from torch import Tensor
 from torchptycho.core.errors import StoreError
 from torchptycho.io.storage.archive import NpzArchive, write_array
 from torchptycho.io.storage.file_access import dump_json, replace_atomically
-from torchptycho.reconstructors.iterative.probe_modes import center, power
+from torchptycho.reconstructors.iterative.probe_modes import compute_power, find_center_of_mass
 
-__all__ = ["State"]
+__all__ = ["RefinementState"]
 
 _FORMAT, _FORMAT_VERSION = "torchptycho-refinement", 3
-_TENSORS = (
+_TENSOR_FIELDS = (
     "object", "probe", "positions_px", "drift_px", "background", "velocity", "anchor", "probe_velocity", "probe_anchor",
 )  # fmt: skip
+# Keys of a state file that are not the names of their fields.
+_KEYS = {"momentum_backoffs": "damped", "probe_photons": "light"}
 
 
 @dataclasses.dataclass(eq=False)
-class State:
+class RefinementState:
     """The estimate so far, on the device.
 
     Arguments:
@@ -37,12 +39,12 @@ class State:
         background: [N, N] counts that do not come from the sample, zero frequency at [0, 0].
         velocity, anchor: momentum of the object, and the object when it was last used.
         probe_velocity, probe_anchor: the same of the probe.
-        light, center_px: photons in all modes of the probe that it began with, and their centre of mass (y, x), which
+        probe_photons, center_px: photons in all modes of the probe that it began with, and their centre of mass (y, x), which
             the probe keeps.
         epoch: finished passes over the frames.
         updates: updates since momentum was last used.
         polishing_since: epoch in which updates began to gather more frames, or None.
-        damped: how often momentum was made slower because the fit became worse.
+        momentum_backoffs: how often momentum was made slower because the fit became worse.
         history: figures of each finished epoch.
         seconds: time spent, over all sessions.
     """
@@ -56,17 +58,17 @@ class State:
     anchor: Complex[Tensor, "h w"]
     probe_velocity: Complex[Tensor, "p n n"]
     probe_anchor: Complex[Tensor, "p n n"]
-    light: float
+    probe_photons: float
     center_px: tuple[float, float]
     epoch: int = 0
     updates: int = 0
     polishing_since: int | None = None
-    damped: int = 0
+    momentum_backoffs: int = 0
     history: dict[str, list[float]] = dataclasses.field(default_factory=lambda: {"misfit": [], "seconds": []})
     seconds: float = 0.0
 
     @classmethod
-    def begin(cls, object: Tensor, probe: Tensor, positions_px: Tensor) -> State:
+    def begin(cls, object: Tensor, probe: Tensor, positions_px: Tensor) -> RefinementState:
         """At rest, without background."""
         return cls(
             object=object,
@@ -78,18 +80,18 @@ class State:
             anchor=object.clone(),
             probe_velocity=torch.zeros_like(probe),
             probe_anchor=probe.clone(),
-            light=float(power(probe)),
-            center_px=center(probe),
+            probe_photons=float(compute_power(probe)),
+            center_px=find_center_of_mass(probe),
         )
 
-    def settle(self) -> None:
+    def fix_gauge(self) -> None:
         """Bring the probe back to the power and, by whole pixels, to the place that it began with.
 
         No count depends on either as long as the object goes along, and without this they drift: a probe of unknown
         shape ends up to ten pixels away, and the image with it.
         """
-        self.scale((self.light / power(self.probe)).sqrt())
-        found = zip(center(self.probe), self.center_px, strict=True)
+        self.scale((self.probe_photons / compute_power(self.probe)).sqrt())
+        found = zip(find_center_of_mass(self.probe), self.center_px, strict=True)
         back = tuple(-round(now - before) for now, before in found)
         if any(back):
             for name in ("probe", "probe_velocity", "probe_anchor", "object", "velocity", "anchor"):
@@ -102,11 +104,11 @@ class State:
         for name in ("object", "velocity", "anchor"):
             setattr(self, name, getattr(self, name) / factor)
 
-    def turn_modes(self, probe: Complex[Tensor, "p n n"]) -> None:
+    def replace_modes(self, probe: Complex[Tensor, "p n n"]) -> None:
         """Take the same light in other modes; what momentum the old ones had means nothing to them."""
         self.probe, self.probe_velocity, self.probe_anchor = probe, torch.zeros_like(probe), probe
 
-    def rest(self) -> None:
+    def reset_momentum(self) -> None:
         """Forget the momentum."""
         self.velocity, self.anchor = torch.zeros_like(self.object), self.object.clone()
         self.probe_velocity, self.probe_anchor = torch.zeros_like(self.probe), self.probe.clone()
@@ -115,15 +117,19 @@ class State:
     def save(self, path: str | Path, fingerprint: dict[str, Any]) -> None:
         """Write everything, with what it belongs to; the file appears only when it is whole."""
         path = Path(path)
-        told = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _TENSORS}
+        told = {
+            _KEYS.get(f.name, f.name): getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if f.name not in _TENSOR_FIELDS
+        }
         metadata = {"format": _FORMAT, "format_version": _FORMAT_VERSION, "fingerprint": fingerprint, **told}
         with replace_atomically(path) as target, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
-            for name in _TENSORS:
+            for name in _TENSOR_FIELDS:
                 write_array(archive, name, getattr(self, name).cpu().numpy())
             write_array(archive, "_metadata", np.array(dump_json(metadata, path, "state")))
 
     @classmethod
-    def load(cls, path: str | Path, fingerprint: dict[str, Any], device: torch.device) -> State:
+    def load(cls, path: str | Path, fingerprint: dict[str, Any], device: torch.device) -> RefinementState:
         """Read what `save` wrote.
 
         Raises:
@@ -142,11 +148,13 @@ class State:
             raise StoreError(
                 f"{path}: belongs to another refinement: {', '.join(differs)} differ. Refine as it was, or anew."
             )
-        names = [field.name for field in dataclasses.fields(cls) if field.name not in _TENSORS]
-        missing = [name for name in _TENSORS if name not in archive.keys] + [n for n in names if n not in metadata]
+        names = [field.name for field in dataclasses.fields(cls) if field.name not in _TENSOR_FIELDS]
+        missing = [name for name in _TENSOR_FIELDS if name not in archive.keys] + [
+            key for n in names if (key := _KEYS.get(n, n)) not in metadata
+        ]
         if missing:
             raise StoreError(f"{path}: expected {', '.join(missing)} in the state; found none. Refine from the start.")
-        tensors: dict[str, Any] = {name: torch.from_numpy(archive.load(name)).to(device) for name in _TENSORS}
-        told = {name: metadata[name] for name in names}
+        tensors: dict[str, Any] = {name: torch.from_numpy(archive.load(name)).to(device) for name in _TENSOR_FIELDS}
+        told = {name: metadata[_KEYS.get(name, name)] for name in names}
         told["center_px"] = tuple(told["center_px"])
         return cls(**tensors, **told)

@@ -116,19 +116,19 @@ class CollapseMonitor(Callback):
 
     def _accumulate(self, module: PtychoPINN, patches: Tensor, batch: GroupBatch) -> None:
         with torch.no_grad():
-            weight = probe_weight(module.probe_of(batch))[:, None]
+            weight = probe_weight(module.select_probe(batch))[:, None]
             weight = weight / weight.sum(dim=(-2, -1), keepdim=True)
             power = (patches.abs().square() * weight).sum(dim=(-2, -1))
             mean = (patches * weight).sum(dim=(-2, -1))
-            counts = module.measured_counts(batch)
-            empty = module.expected_counts(torch.ones_like(patches), batch)
+            counts = module.compute_measured_counts(batch)
+            empty = module.compute_expected_counts(torch.ones_like(patches), batch)
             good = module.masks[batch.scan][:, None]
             # The best empty sample: as dark as each frame is.
             empty = (
                 empty * ((counts * good).sum((-2, -1)) / (empty * good).sum((-2, -1)).clamp_min(1e-30))[..., None, None]
             )
             noisy = poisson_sample(empty, torch.Generator(empty.device).manual_seed(0))
-            scale = module.mean_count(batch)[:, None, None, None]
+            scale = module.compute_mean_count(batch)[:, None, None, None]
 
             def misfit(expected: Tensor, measured: Tensor) -> Tensor:
                 return 0.5 * poisson_deviance(expected / scale, measured / scale, good, 0.5 / scale) * power.numel()
@@ -138,7 +138,7 @@ class CollapseMonitor(Callback):
                 "power": power.sum(),
                 "within": (power - mean.abs().square()).sum(),
                 "patch": (patches * weight.sqrt()).sum(dim=(0, 1)),
-                "misfit": misfit(module.expected_counts(patches, batch), counts),
+                "misfit": misfit(module.compute_expected_counts(patches, batch), counts),
                 "empty": misfit(empty, counts),
                 "noise": misfit(empty, noisy),
             }

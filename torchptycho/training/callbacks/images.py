@@ -14,7 +14,7 @@ from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.data.datasets import GroupDataset
 from torchptycho.data.store import Store
 from torchptycho.models.lightning_module import PtychoPINN
-from torchptycho.reconstructors.stitcher import Mosaic
+from torchptycho.reconstructors.stitcher import PatchStitcher
 from torchptycho.training.loggers import send_image
 from torchptycho.visualization.plot import plot_patches, plot_reconstruction
 
@@ -60,7 +60,7 @@ class TrainingImages(Callback):
             image = self._stitch(pl_module)
         pl_module.generator.train(was_training)
         truth = None if self._patch_batch.truth is None else self._patch_batch.truth[:, 0].numpy()
-        weight = pl_module.stitch_weight("probe", int(self._patch_batch.scan[0])).cpu().numpy()
+        weight = pl_module.compute_stitch_weight("probe", int(self._patch_batch.scan[0])).cpu().numpy()
         patches = plot_patches(few, self._folder / f"epoch-{epoch:04d}-patches.png", weight=weight, truth=truth)
         pictures = {"patches": patches}
         if image is not None:
@@ -73,7 +73,7 @@ class TrainingImages(Callback):
         places = self._store.tensors["positions_px"]
         numbers = torch.nonzero(self._store.tensors["frame_scan"] == 0).ravel()
         first = int(numbers[0])
-        mosaic = Mosaic(places[numbers], module.stitch_weight("probe", 0))
+        mosaic = PatchStitcher(places[numbers], module.compute_stitch_weight("probe", 0))
         rows = self._scan_dataset.find_groups_in_scan(0)
         for start in range(0, len(rows), self._groups_per_batch):
             batch = self._scan_dataset.__getitems__(rows[start : start + self._groups_per_batch]).to(module.device)

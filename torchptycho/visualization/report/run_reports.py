@@ -93,8 +93,8 @@ def _detector(module: PtychoNetwork, which: int, absolute: dict[str, float] | No
         scan = torch.full((len(counts),), which)
         with torch.no_grad():
             if absolute is None:
-                return module.experiment.detected(counts[:, None], scan)[:, 0]
-            seen = module.experiment.detected(counts[:, None], scan, background=False)[:, 0]
+                return module.experiment.apply_to_counts(counts[:, None], scan)[:, 0]
+            seen = module.experiment.apply_to_counts(counts[:, None], scan, background=False)[:, 0]
             return seen + absolute["background_counts"]
 
     return detect

@@ -16,7 +16,7 @@ from torchptycho.core.errors import ConfigError
 from torchptycho.models.generators import Generator, GroupInput, build_generator, find_generator
 from torchptycho.models.generators.cnn import CNN
 from torchptycho.models.generators.pie_unet import PieUNet
-from torchptycho.models.generators.resunet import ResUNet, first_estimate
+from torchptycho.models.generators.resunet import ResUNet, estimate_object
 from torchptycho.physics.diffraction import expected_counts, far_field, measurement
 from torchptycho.physics.overlap import merge_canvas_px
 from torchptycho.physics.patches import extract, locate_corner
@@ -215,14 +215,14 @@ class TestResUNet:
     def test_first_estimate_of_a_transparent_object_is_transparent(self, modes: int) -> None:
         probe = unit_beam(32, modes, torch.complex128)
         amplitude = diffraction(torch.ones(1, 2, 32, 32, dtype=torch.complex128), probe)
-        assert float(first_estimate(amplitude, probe).abs().max()) <= tolerance("double")
+        assert float(estimate_object(amplitude, probe).abs().max()) <= tolerance("double")
 
     @pytest.mark.contract("generator.resunet.estimate-weak")
     @pytest.mark.parametrize("seed", [0, 1, 2])
     def test_first_estimate_shows_a_weak_object_where_the_beam_is(self, seed: int) -> None:
         probe = unit_beam(64, dtype=torch.complex128)
         field = weak_object(64, 0.01, seed)
-        estimate = first_estimate(diffraction(field, probe), probe)
+        estimate = estimate_object(diffraction(field, probe), probe)
         weight = probe[0].abs().square().sum(0).sqrt()
         truth, found = weight * (field[0, 0] - 1), weight * estimate[0, 0]
         correlation = complex((truth.conj() * found).sum()) / float(truth.norm() * found.norm())
@@ -234,7 +234,7 @@ class TestResUNet:
         probe = unit_beam(64, dtype=torch.complex128)
         field = torch.ones(1, 1, 64, 64, dtype=torch.complex128)
         field[..., 24:30, 36:41] = 1.01
-        found = first_estimate(diffraction(field, probe), probe)[0, 0].real
+        found = estimate_object(diffraction(field, probe), probe)[0, 0].real
         inside = float(found[24:30, 36:41].mean())
         for mirrored in (found.T, found.flip(0), found.flip(1), found.flip(0, 1)):
             assert inside > 2 * float(mirrored[24:30, 36:41].mean())

@@ -23,14 +23,14 @@ from torchptycho.physics.diffraction import expected_counts
 from torchptycho.physics.patches import extract, extract_derivatives, extract_inside, locate_corner, place, place_inside
 from torchptycho.reconstructors.canvas import Canvas
 from torchptycho.reconstructors.iterative import refine
-from torchptycho.reconstructors.iterative.autodiff import objective
-from torchptycho.reconstructors.iterative.fit import Misfit, correction, waves
-from torchptycho.reconstructors.iterative.position_correction import Shifts
-from torchptycho.reconstructors.iterative.probe_modes import orthogonal_modes, power, with_modes
+from torchptycho.reconstructors.iterative.autodiff import compute_objective
+from torchptycho.reconstructors.iterative.fit import ReducedChiSquared, compute_wave_correction, propagate_to_detector
+from torchptycho.reconstructors.iterative.position_correction import PositionSteps
+from torchptycho.reconstructors.iterative.probe_modes import compute_power, orthogonalize_modes, set_mode_count
 from torchptycho.reconstructors.iterative.problem import open_problem
-from torchptycho.reconstructors.iterative.regularization import roughness, smoothed
-from torchptycho.reconstructors.iterative.rpie import frames_at_once
-from torchptycho.reconstructors.iterative.state import State
+from torchptycho.reconstructors.iterative.regularization import apply_penalty_step, compute_penalty
+from torchptycho.reconstructors.iterative.rpie import choose_batch_size
+from torchptycho.reconstructors.iterative.state import RefinementState
 
 QUICK = RefineConfig(epochs=3, batch_size=16, probe_update=False, patience=None)
 
@@ -95,7 +95,7 @@ class TestDerivatives:
             index = torch.arange(4)
 
             def at(value: torch.Tensor) -> torch.Tensor:
-                return objective(problem, **{**values, name: value}, index=index, likelihood=likelihood)
+                return compute_objective(problem, **{**values, name: value}, index=index, likelihood=likelihood)
 
             given = values[name].requires_grad_()
             (slope,) = torch.autograd.grad(at(given), given)
@@ -123,11 +123,11 @@ class TestDerivatives:
         with torch.no_grad():
             counts = expected_counts(1 + 0.1 * normal((3, 16, 16), 1), torch.fft.ifftshift(probe, dim=(-2, -1)))
             counts = torch.fft.ifftshift(counts, dim=(-2, -1))
-        wave, intensity = waves(patches, probe)
+        wave, intensity = propagate_to_detector(patches, probe)
         squared = (intensity.clamp_min(1e-30).sqrt() - counts.sqrt()).square().sum()
         (slope,) = torch.autograd.grad(squared, patches)
         with torch.no_grad():
-            change = correction(intensity, counts, None, "amplitude", Misfit(counts))
+            change = compute_wave_correction(intensity, counts, None, "amplitude", ReducedChiSquared(counts))
             wish = (torch.fft.ifft2(wave * change[:, None], norm="ortho") * probe.conj()).sum(1)
         # d/dO sum (sqrt I - sqrt y)^2 = -2 P* F^-1 [(sqrt(y / I) - 1) F P O]
         assert_close(-2 * wish, slope, "double")
@@ -136,15 +136,18 @@ class TestDerivatives:
     def test_poisson_step_is_the_projection_near_the_solution(self) -> None:
         intensity = torch.full((1, 8, 8), 1e8, dtype=torch.float64)
         counts = intensity * (1 + 1e-3 * normal((1, 8, 8), 0, torch.float64))
-        steps = [correction(intensity, counts, None, kind, Misfit(counts)) for kind in ("poisson", "amplitude")]
+        steps = [
+            compute_wave_correction(intensity, counts, None, kind, ReducedChiSquared(counts))
+            for kind in ("poisson", "amplitude")
+        ]
         assert relative_l2(steps[0], steps[1]) < 1e-3
 
     @pytest.mark.contract("refine.regularise.gradient")
     def test_smoothing_goes_down_the_penalties(self) -> None:
         field = normal((9, 11), 0).requires_grad_()
-        (slope,) = torch.autograd.grad(roughness(field, 0.05, 0.0005) * field.numel(), field)
+        (slope,) = torch.autograd.grad(compute_penalty(field, 0.05, 0.0005) * field.numel(), field)
         with torch.no_grad():
-            assert_close(field - smoothed(field, 0.05, 0.0005), slope, "double")
+            assert_close(field - apply_penalty_step(field, 0.05, 0.0005), slope, "double")
 
 
 class TestFixedPoint:
@@ -234,7 +237,7 @@ class TestImage:
         [(5, None, 5), (100, None, 8), (400, None, 16), (20_000, None, 64), (100, 32, 32)],
     )
     def test_batches_suit_the_number_of_frames(self, n_frames: int, given: int | None, expected: int) -> None:
-        assert frames_at_once(RefineConfig(batch_size=given), n_frames) == expected
+        assert choose_batch_size(RefineConfig(batch_size=given), n_frames) == expected
 
     @pytest.mark.contract("refine.dose")
     def test_counts_and_power_times_the_same_change_nothing(self, noiseless: Scan) -> None:
@@ -270,20 +273,20 @@ class TestBesideTheObject:
     @pytest.mark.contract("refine.modes")
     def test_orthogonal_modes_shine_the_same(self) -> None:
         probe = normal((3, 16, 16), 0)
-        turned = orthogonal_modes(probe)
+        turned = orthogonalize_modes(probe)
         gram = torch.einsum("pij,qij->pq", turned.conj(), turned)
         assert float((gram - torch.diag(gram.diagonal())).abs().max()) < 1e-10 * float(gram.abs().max())
         assert bool((gram.diagonal().real.diff() <= 0).all())
         patches = normal((2, 16, 16), 1)
-        assert_close(waves(patches, turned)[1], waves(patches, probe)[1], "double")
+        assert_close(propagate_to_detector(patches, turned)[1], propagate_to_detector(patches, probe)[1], "double")
 
     @pytest.mark.contract("refine.modes")
     @pytest.mark.parametrize("count", [1, 2, 5])
     def test_more_or_fewer_modes_keep_the_power(self, count: int) -> None:
         probe = make_asymmetric_probe(16, modes=2)
-        changed = with_modes(probe, count)
+        changed = set_mode_count(probe, count)
         assert changed.shape == (count, 16, 16)
-        assert float(power(changed)) == pytest.approx(float(power(probe)), rel=1e-12)
+        assert float(compute_power(changed)) == pytest.approx(float(compute_power(probe)), rel=1e-12)
 
     @pytest.mark.contract("refine.modes.methods")
     @pytest.mark.parametrize(
@@ -298,9 +301,9 @@ class TestBesideTheObject:
     @pytest.mark.contract("refine.place")
     def test_probe_and_image_keep_their_place(self) -> None:
         probe, field = make_asymmetric_probe(32), normal((60, 50), 0)
-        state = State.begin(field, probe, torch.zeros(1, 2, dtype=torch.float64))
+        state = RefinementState.begin(field, probe, torch.zeros(1, 2, dtype=torch.float64))
         state.object, state.probe = (torch.roll(one, (3, -2), (-2, -1)) for one in (field, 2 * probe))
-        state.settle()
+        state.fix_gauge()
         assert_close(state.probe, probe, "double")
         assert_close(state.object, 2 * field, "double")
 
@@ -313,12 +316,14 @@ class TestBesideTheObject:
             off = 0.2 * normal((64, 2), 0, torch.float64)
             off -= off.mean(0)
             corners = locate_corner(torch.from_numpy(noiseless.positions_px) + off, 32)
-            wave, intensity = waves(extract(field, corners, 32), probe)
+            wave, intensity = propagate_to_detector(extract(field, corners, 32), probe)
             index = torch.arange(64)
-            change = correction(intensity, problem.counts(index), None, "amplitude", Misfit(intensity))
-            shifts = Shifts(64, corners.device)
+            change = compute_wave_correction(
+                intensity, problem.load_counts(index), None, "amplitude", ReducedChiSquared(intensity)
+            )
+            shifts = PositionSteps(64, corners.device)
             shifts.add(index, field, probe, corners, torch.fft.ifft2(wave * change[:, None], norm="ortho"))
-            found = shifts.of_frames()
+            found = shifts.solve_per_frame()
         # The detector sees half of what an exit wave is wrong by: the rest is in its phase.
         along = float((found * -off).sum() / off.square().sum())
         assert 0.2 < along < 1.0
@@ -459,7 +464,7 @@ class TestCourse:
     ) -> None:
         state = tmp_path / "state.npz"
         refine(scan, config=QUICK, state_file=state)
-        monkeypatch.setattr("torchptycho.reconstructors.iterative.refinement.sweep", lambda *_, **__: float("nan"))
+        monkeypatch.setattr("torchptycho.reconstructors.iterative.refinement.run_epoch", lambda *_, **__: float("nan"))
         with pytest.raises(FloatingPointError, match="the misfit is nan after epoch 4"):
             refine(scan, config=dataclasses.replace(QUICK, epochs=5), state_file=state, resume=True)
         monkeypatch.undo()

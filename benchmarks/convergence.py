@@ -46,11 +46,11 @@ from torchptycho.reconstructors.network_reconstruction import reconstruct
 from torchptycho.training.train import train
 
 KINDS = ("dead_leaves", "lines", "siemens_star", "natural")
-WANTED = 0.55
-PART_OF_REFINED = 0.9
+SSIM_THRESHOLD = 0.55
+REFINED_FRACTION = 0.9
 
 
-def scans(n_px: int, seed: int, photons: float | None = None) -> tuple[Scan, Scan]:
+def simulate_pair(n_px: int, seed: int, photons: float | None = None) -> tuple[Scan, Scan]:
     """What is trained on, and what is judged: the same beam and dose, another object and other places."""
     config = SimulateConfig(
         n_px=n_px,
@@ -64,7 +64,7 @@ def scans(n_px: int, seed: int, photons: float | None = None) -> tuple[Scan, Sca
     return simulate(config), simulate(dataclasses.replace(config, simulation_seed=2 * seed + 1))
 
 
-def ssim(image: Reconstruction | None, scan: Scan) -> tuple[float, float]:
+def compute_ssim(image: Reconstruction | None, scan: Scan) -> tuple[float, float]:
     assert scan.truth is not None
     if image is None:
         return 0.0, 0.0
@@ -72,7 +72,7 @@ def ssim(image: Reconstruction | None, scan: Scan) -> tuple[float, float]:
     return found.amplitude_ssim, found.phase_ssim
 
 
-def trained(
+def train_until(
     scan: Scan, judged: Scan, config: RunConfig, every: int, seconds: float, wanted: tuple[float, float]
 ) -> tuple[Reconstruction | None, float | None, float]:
     """The image at the end if there is one, seconds of training until it was good enough if it was, and in all."""
@@ -86,21 +86,21 @@ def trained(
                 return None, None, spent
             spent += result.seconds
             image = reconstruct(load_checkpoint(result.last), judged, accelerator="cpu", progress=False)
-            if reached is None and all(a >= b for a, b in zip(ssim(image, judged), wanted, strict=True)):
+            if reached is None and all(a >= b for a, b in zip(compute_ssim(image, judged), wanted, strict=True)):
                 reached = spent
             if spent > seconds:
                 break
     return image, reached, spent
 
 
-def untrained(scan: Scan, judged: Scan, config: RunConfig) -> tuple[float, float]:
+def evaluate_untrained(scan: Scan, judged: Scan, config: RunConfig) -> tuple[float, float]:
     """What the network's classical steps give before it has learnt anything."""
     with tempfile.TemporaryDirectory() as folder:
         module = PtychoPINN.for_store(prepare([scan], config, Path(folder) / "store"), config)
-    return ssim(reconstruct(module, judged, accelerator="cpu", progress=False), judged)
+    return compute_ssim(reconstruct(module, judged, accelerator="cpu", progress=False), judged)
 
 
-def short(value: object) -> str:
+def format_short(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
@@ -121,18 +121,18 @@ def main() -> None:
     rows = []
     for n_px in options.n_px:
         for seed in range(options.seeds):
-            scan, judged = scans(n_px, seed)
+            scan, judged = simulate_pair(n_px, seed)
             config = RunConfig(
                 group=GroupConfig(gridsize=options.gridsize),
                 model=ModelConfig(generator=options.generator),
                 train=TrainConfig(steps=options.steps, seed=seed, accelerator="cpu"),
                 reconstruct=ReconstructConfig(predict_passes=options.predict_passes or (1 if n_px <= 64 else 2)),
             )
-            best = ssim(refine(judged, config=RefineConfig(epochs=40, probe_update=False)), judged)
-            wanted = (min(WANTED, PART_OF_REFINED * best[0]), min(WANTED, PART_OF_REFINED * best[1]))
-            before = untrained(scan, judged, config)
-            image, reached, spent = trained(scan, judged, config, options.every, options.seconds, wanted)
-            found = ssim(image, judged)
+            best = compute_ssim(refine(judged, config=RefineConfig(epochs=40, probe_update=False)), judged)
+            wanted = (min(SSIM_THRESHOLD, REFINED_FRACTION * best[0]), min(SSIM_THRESHOLD, REFINED_FRACTION * best[1]))
+            before = evaluate_untrained(scan, judged, config)
+            image, reached, spent = train_until(scan, judged, config, options.every, options.seconds, wanted)
+            found = compute_ssim(image, judged)
             row = {
                 "n_px": n_px,
                 "seed": seed,
@@ -154,8 +154,8 @@ def main() -> None:
                     model=ModelConfig(generator=options.beside),
                     train=dataclasses.replace(config.train, steps=100 * options.steps),
                 )
-                image = trained(scan, judged, other, options.every, spent, wanted)[0]
-                row["beside_amplitude_ssim"], row["beside_phase_ssim"] = ssim(image, judged)
+                image = train_until(scan, judged, other, options.every, spent, wanted)[0]
+                row["beside_amplitude_ssim"], row["beside_phase_ssim"] = compute_ssim(image, judged)
             rows.append(row)
             told = [
                 f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()

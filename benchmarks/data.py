@@ -50,57 +50,63 @@ BATCH_FRAMES = 64
 Row = dict[str, Any]
 
 
-class Taken(NamedTuple):
+class Timing(NamedTuple):
     """Seconds by the clock, and of the processor."""
 
     seconds: float
     cpu_s: float
 
-    def ratio_to(self, other: Taken) -> Row:
+    def compute_ratios(self, other: Timing) -> Row:
         return {"ratio": other.seconds / self.seconds, "cpu_ratio": other.cpu_s / self.cpu_s}
 
 
-def timed(work: Callable[[], object]) -> Taken:
+def time_call(work: Callable[[], object]) -> Timing:
     gc.collect()
     start, cpu = time.perf_counter(), time.process_time()
     work()
-    return Taken(time.perf_counter() - start, time.process_time() - cpu)
+    return Timing(time.perf_counter() - start, time.process_time() - cpu)
 
 
-def shorter(one: Taken | None, other: Taken) -> Taken:
-    return other if one is None else Taken(min(one.seconds, other.seconds), min(one.cpu_s, other.cpu_s))
+def take_shorter(one: Timing | None, other: Timing) -> Timing:
+    return other if one is None else Timing(min(one.seconds, other.seconds), min(one.cpu_s, other.cpu_s))
 
 
-def best(works: dict[str, Callable[[], object]], repeats: int) -> dict[str, Taken]:
+def time_best(works: dict[str, Callable[[], object]], repeats: int) -> dict[str, Timing]:
     """Shortest time of each; what is longer was spent on something else. They take turns."""
-    times: dict[str, Taken] = {}
+    times: dict[str, Timing] = {}
     for _ in range(repeats):
         for name, work in works.items():
-            times[name] = shorter(times.get(name), timed(work))
+            times[name] = take_shorter(times.get(name), time_call(work))
     return times
 
 
-def search(positions_px: np.ndarray) -> object:
+def search_neighbours(positions_px: np.ndarray) -> object:
     tree = cKDTree(positions_px, balanced_tree=False, compact_nodes=False)
     return tree.query(positions_px[tree.indices], k=K + 1, workers=-1)
 
 
-def grouping(positions: list[int], repeats: int, *, oracle: bool) -> Iterator[Row]:
+def measure_grouping(positions: list[int], repeats: int, *, oracle: bool) -> Iterator[Row]:
     config = GroupConfig(gridsize=GRIDSIZE, neighbor_count=K)
     for n in positions:
         positions_px = np.random.default_rng(0).uniform(0, STEP_PX * n**0.5, (n, 2))
         works: dict[str, Callable[[], object]] = {
-            "search": lambda p=positions_px: search(p),
+            "search": lambda p=positions_px: search_neighbours(p),
             "group": lambda p=positions_px: group(p, config),
         }
         if oracle:
             from tf_reference import group_indices
 
             works["oracle"] = lambda p=positions_px: group_indices(p[:, 1], p[:, 0], GRIDSIZE, K, len(p), seed=0)
-        taken = best(works, repeats if n < 500_000 else 1)
-        taken["partition"] = best({"it": lambda p=positions_px: partition(p, GRIDSIZE)}, 1)["it"]
+        taken = time_best(works, repeats if n < 500_000 else 1)
+        taken["partition"] = time_best({"it": lambda p=positions_px: partition(p, GRIDSIZE)}, 1)["it"]
         for name, each in taken.items():
-            yield {"part": "grouping", "case": name, "size": n, **each._asdict(), **each.ratio_to(taken["search"])}
+            yield {
+                "part": "grouping",
+                "case": name,
+                "size": n,
+                **each._asdict(),
+                **each.compute_ratios(taken["search"]),
+            }
 
 
 def write_hdf5(path: Path, source: Path) -> None:
@@ -115,7 +121,7 @@ def write_hdf5(path: Path, source: Path) -> None:
         file["y"], file["x"], file["probe"] = *scan.positions_px.T, scan.probe
 
 
-def copied(source: Path, target: Path) -> None:
+def copy_file(source: Path, target: Path) -> None:
     target.unlink(missing_ok=True)
     shutil.copyfile(source, target)
     _sync(target)
@@ -127,7 +133,7 @@ def _sync(path: Path) -> None:
     os.close(descriptor)
 
 
-def preparing(folder: Path, frames: int, n_px: int, repeats: int) -> Iterator[Row]:
+def measure_preparation(folder: Path, frames: int, n_px: int, repeats: int) -> Iterator[Row]:
     write_scan(folder / "scan.npz", frames, n_px)
     write_hdf5(folder / "scan.h5", folder / "scan.npz")
     mapping = MappingConfig(frames="data", positions_y="y", positions_x="x", positions_unit="px", probe="probe")
@@ -136,18 +142,20 @@ def preparing(folder: Path, frames: int, n_px: int, repeats: int) -> Iterator[Ro
         config = RunConfig(prepare=PrepareConfig(mapping=of_file), group=GroupConfig(gridsize=GRIDSIZE))
         request = StoreRequest.from_sources([source], config)
 
-        def anew(source: Path = source, config: RunConfig = config, request: StoreRequest | None = request) -> None:
+        def prepare_again(
+            source: Path = source, config: RunConfig = config, request: StoreRequest | None = request
+        ) -> None:
             prepare([read_scan(source, config.prepare)], config, folder / "store", request=request)
 
         works: dict[str, Callable[[], object]] = {
-            "copy": lambda source=source: copied(source, folder / "copy"),
-            "prepare": anew,
+            "copy": lambda source=source: copy_file(source, folder / "copy"),
+            "prepare": prepare_again,
         }
         works["reopen"] = lambda request=request: open_if_unchanged(folder / "store", request)
-        times: dict[str, Taken] = {}
+        times: dict[str, Timing] = {}
         for _ in range(repeats):
-            for work, taken in best(works, 1).items():
-                times[work] = shorter(times.get(work), taken)
+            for work, taken in time_best(works, 1).items():
+                times[work] = take_shorter(times.get(work), taken)
             shutil.rmtree(store)
         size = source.stat().st_size
         for work, each in times.items():
@@ -157,12 +165,12 @@ def preparing(folder: Path, frames: int, n_px: int, repeats: int) -> Iterator[Ro
                 "size": size,
                 **each._asdict(),
                 "MB_per_s": None if work == "reopen" else size / 1e6 / each.seconds,
-                **each.ratio_to(times["copy"]),
+                **each.compute_ratios(times["copy"]),
             }
     (folder / "copy").unlink()
 
 
-def dropped(file: Path) -> None:
+def drop_from_cache(file: Path) -> None:
     """Ask that the file be read from the disk next time; nobody may have it mapped."""
     gc.collect()
     _sync(file)
@@ -171,7 +179,7 @@ def dropped(file: Path) -> None:
     os.close(descriptor)
 
 
-def batches(folder: Path, frames: int, n_px: int, repeats: int, workers: list[int]) -> Iterator[Row]:
+def measure_batches(folder: Path, frames: int, n_px: int, repeats: int, workers: list[int]) -> Iterator[Row]:
     if not (folder / "scan.npz").exists():
         write_scan(folder / "scan.npz", frames, n_px)
     config = RunConfig(prepare=PrepareConfig(val_fraction=0), group=GroupConfig(gridsize=GRIDSIZE))
@@ -181,7 +189,7 @@ def batches(folder: Path, frames: int, n_px: int, repeats: int, workers: list[in
     # As many frames as an epoch has: one group per frame.
     n_batches = frames * GRIDSIZE**2 // BATCH_FRAMES
 
-    def contiguous(n: int) -> Taken:
+    def read_contiguously(n: int) -> Timing:
         def read() -> None:
             with file.open("rb", buffering=0) as stream:
                 for _ in range(n):
@@ -190,26 +198,26 @@ def batches(folder: Path, frames: int, n_px: int, repeats: int, workers: list[in
                     if stream.readinto(block) < len(block):
                         stream.seek(0)
 
-        return timed(read)
+        return time_call(read)
 
-    def of_groups(n: int, num_workers: int) -> Taken:
+    def load_groups(n: int, num_workers: int) -> Timing:
         data = PtychoDataModule(Store.open(folder / "batches"), batch_size=BATCH_FRAMES, num_workers=num_workers)
         loader = iter(data.train_dataloader())
-        return timed(lambda: deque(itertools.islice(loader, n), maxlen=0))
+        return time_call(lambda: deque(itertools.islice(loader, n), maxlen=0))
 
     for cold in (False, True):
         # From a cold cache every frame counts once: the second look at it is warm.
         n = min(n_batches - 1, frames // BATCH_FRAMES if cold else n_batches - 1)
         if not cold:
-            contiguous(n)
-        works: dict[str, Callable[[], Taken]] = {"contiguous read": lambda n=n: contiguous(n)}
-        works |= {f"groups, {count} workers": lambda n=n, count=count: of_groups(n, count) for count in workers}
-        times: dict[str, Taken] = {}
+            read_contiguously(n)
+        works: dict[str, Callable[[], Timing]] = {"contiguous read": lambda n=n: read_contiguously(n)}
+        works |= {f"groups, {count} workers": lambda n=n, count=count: load_groups(n, count) for count in workers}
+        times: dict[str, Timing] = {}
         for _ in range(repeats):
             for name, work in works.items():
                 if cold:
-                    dropped(file)
-                times[name] = shorter(times.get(name), work())
+                    drop_from_cache(file)
+                times[name] = take_shorter(times.get(name), work())
         for name, each in times.items():
             yield {
                 "part": "batches",
@@ -218,7 +226,7 @@ def batches(folder: Path, frames: int, n_px: int, repeats: int, workers: list[in
                 **each._asdict(),
                 "MB_per_s": n * BATCH_FRAMES * frame_bytes / 1e6 / each.seconds,
                 "per_s": n / each.seconds,
-                **each.ratio_to(times["contiguous read"]),
+                **each.compute_ratios(times["contiguous read"]),
             }
 
 
@@ -241,9 +249,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch, contextlib.ExitStack() as stack:
         folder, size = Path(scratch), (options.frames, options.n_px, options.repeats)
         work: dict[str, Callable[[], Iterator[Row]]] = {
-            "grouping": lambda: grouping(options.positions, options.repeats, oracle=not options.no_oracle),
-            "prepare": lambda: preparing(folder, *size),
-            "batches": lambda: batches(folder, *size, options.workers),
+            "grouping": lambda: measure_grouping(options.positions, options.repeats, oracle=not options.no_oracle),
+            "prepare": lambda: measure_preparation(folder, *size),
+            "batches": lambda: measure_batches(folder, *size, options.workers),
         }
         out = stack.enter_context((options.out / "data.csv").open("w", newline="", encoding="utf-8"))
         writer = csv.DictWriter(out, ["part", "case", "size", *columns])

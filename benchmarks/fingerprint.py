@@ -28,7 +28,7 @@ import torchptycho as tp
 from torchptycho.live import replay, watch
 
 
-class _Losses(Callback):
+class _LossRecorder(Callback):
     """Collects the loss of each training step."""
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ def hash_demo(steps: int, folder: Path) -> dict[str, str]:
 def hash_training(folder: Path) -> dict[str, str]:
     """Train ten steps; return the hash of their losses."""
     scan = tp.simulate(tp.SimulateConfig(object_px=160, n_frames=200, photons_per_frame=1e5))
-    losses = _Losses()
+    losses = _LossRecorder()
     config = tp.RunConfig(train=tp.TrainConfig(steps=10, on_flat="warn"))
     tp.train(scan, config, folder / "ten", progress=False, callbacks=[losses])
     return {"losses of ten steps": hash_array(np.array(losses.values[:10]))}

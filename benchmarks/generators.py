@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from convergence import KINDS, scans, short, ssim, trained, untrained
+from convergence import KINDS, compute_ssim, evaluate_untrained, format_short, simulate_pair, train_until
 from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -35,7 +35,7 @@ from torchptycho.models.lightning_module import PtychoPINN
 GROUPS = 16
 
 
-def rate(call: Callable[[], object], frames: int) -> float:
+def measure_rate(call: Callable[[], object], frames: int) -> float:
     """Frames per second, the best of five calls after two."""
     for _ in range(2):
         call()
@@ -47,7 +47,7 @@ def rate(call: Callable[[], object], frames: int) -> float:
     return frames / min(seconds)
 
 
-def cost(scan: Scan, config: RunConfig) -> dict[str, object]:
+def measure_cost(scan: Scan, config: RunConfig) -> dict[str, object]:
     """Parameters, GMAC per frame, and frames per second of training and of the forward pass."""
     with tempfile.TemporaryDirectory() as folder:
         store = prepare([scan], config, Path(folder) / "store")
@@ -63,10 +63,10 @@ def cost(scan: Scan, config: RunConfig) -> dict[str, object]:
 
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             module(batch)
-        training = rate(step, frames)
+        training = measure_rate(step, frames)
         module.eval()
         with torch.no_grad():
-            inference = rate(lambda: module(batch), frames)
+            inference = measure_rate(lambda: module(batch), frames)
     return {
         "parameters": sum(parameter.numel() for parameter in module.generator.parameters()),
         "GMAC_per_frame": counter.get_total_flops() / 2 / frames / 1e9,
@@ -82,32 +82,32 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    pairs = [scans(64, seed, photons=1e6) for seed in range(len(KINDS))]
+    pairs = [simulate_pair(64, seed, photons=1e6) for seed in range(len(KINDS))]
     rows = []
     images: dict[str, list[tuple[Reconstruction | None, float]]] = {}
     for name in options.generators:
         config = RunConfig(
             model=ModelConfig(generator=name), train=TrainConfig(steps=100_000, accelerator="cpu", on_flat="warn")
         )
-        row: dict[str, object] = {"generator": name} | cost(pairs[0][0], config)
+        row: dict[str, object] = {"generator": name} | measure_cost(pairs[0][0], config)
         for kind, (scan, judged) in zip(KINDS, pairs, strict=True):
             # Judged once, when the time is over: a rhythm that no step of any network falls short of.
             pace = max(10, int(options.seconds * float(row["training_frames_per_s"]) / 64))  # type: ignore[arg-type]
             timed = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=pace))
-            image, _, seconds = trained(scan, judged, timed, pace, options.seconds, (2.0, 2.0))
+            image, _, seconds = train_until(scan, judged, timed, pace, options.seconds, (2.0, 2.0))
             images.setdefault(name, []).append((image, seconds))
-            found = ssim(image, judged)
-            before = untrained(scan, judged, timed)
+            found = compute_ssim(image, judged)
+            before = evaluate_untrained(scan, judged, timed)
             row |= {f"{kind}_amplitude_ssim": found[0], f"{kind}_phase_ssim": found[1], f"{kind}_seconds": seconds}
             row |= {f"{kind}_untrained_amplitude_ssim": before[0], f"{kind}_untrained_phase_ssim": before[1]}
         rows.append(row)
-        print(", ".join(f"{key} {short(value)}" for key, value in row.items()), flush=True)
+        print(", ".join(f"{key} {format_short(value)}" for key, value in row.items()), flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
     with (options.out / "generators.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         for row in rows:
-            writer.writerow({key: short(value) for key, value in row.items()})
+            writer.writerow({key: format_short(value) for key, value in row.items()})
     draw([judged for _, judged in pairs], images, options.out / "generators.png")
 
 

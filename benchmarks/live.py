@@ -34,7 +34,7 @@ COMMAND = "import sys; from torchptycho.cli.app import main; sys.exit(main(sys.a
 CHUNK_BYTES = 8 << 20
 
 
-def plain_write(frames: np.ndarray, folder: Path, *, sync: bool) -> float:
+def time_plain_write(frames: np.ndarray, folder: Path, *, sync: bool) -> float:
     """Seconds."""
     flat = frames.reshape(-1).view(np.uint8)
     begin = time.perf_counter()
@@ -48,7 +48,7 @@ def plain_write(frames: np.ndarray, folder: Path, *, sync: bool) -> float:
     return seconds
 
 
-def played(scan: Path) -> tuple[subprocess.Popen[bytes], str]:
+def start_replay(scan: Path) -> tuple[subprocess.Popen[bytes], str]:
     """A process that plays a scan as fast as it is fetched, and where."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -57,12 +57,12 @@ def played(scan: Path) -> tuple[subprocess.Popen[bytes], str]:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL), address
 
 
-def received(scan: Path, frames: int, folder: Path) -> float:
+def time_receiving(scan: Path, frames: int, folder: Path) -> float:
     """Seconds from the first frame to the last, into the spool alone."""
     from torchptycho.live.receiver import Receiver
     from torchptycho.live.zmq_source import StreamSource
 
-    process, address = played(scan)
+    process, address = start_replay(scan)
     with Receiver(StreamSource(address), folder / "alone", 2 * frames, None, None) as receiver:
         first = 0.0
         while not receiver.ended:
@@ -72,27 +72,27 @@ def received(scan: Path, frames: int, folder: Path) -> float:
                 first = time.perf_counter()
         seconds = time.perf_counter() - first
     process.wait()
-    receiver.require_well()
+    receiver.raise_if_failed()
     assert receiver.spool is not None
     assert receiver.spool.count == frames
     receiver.spool.drop()
     return seconds
 
 
-def sustained(scan: Path, checkpoint: Path, folder: Path, accelerator: str) -> dict[str, float]:
+def time_reconstruction(scan: Path, checkpoint: Path, folder: Path, accelerator: str) -> dict[str, float]:
     """Seconds from the first frame until the last is in the image, and of the final image."""
     from torchptycho.live import watch
-    from torchptycho.live.watcher import _Watch
+    from torchptycho.live.watcher import _WatchSession
 
     times: dict[str, float] = {}
-    inner = _Watch._tell
+    inner = _WatchSession._report_status
 
-    def told(self: Any, state: Any, *more: Any) -> None:
+    def record_state(self: Any, state: Any, *more: Any) -> None:
         times.setdefault(state, time.perf_counter())
         inner(self, state, *more)
 
-    _Watch._tell = told  # type: ignore[method-assign]
-    process, address = played(scan)
+    _WatchSession._report_status = record_state  # type: ignore[method-assign]
+    process, address = start_replay(scan)
     try:
         found = watch(
             address,
@@ -105,7 +105,7 @@ def sustained(scan: Path, checkpoint: Path, folder: Path, accelerator: str) -> d
             stop=threading.Event(),
         )
     finally:
-        _Watch._tell = inner  # type: ignore[method-assign]
+        _WatchSession._report_status = inner  # type: ignore[method-assign]
     process.wait()
     return {
         "whole": times["finishing"] - times["receiving"],
@@ -155,10 +155,10 @@ def main() -> None:
                 ),
                 folder / "many.npz",
             )
-            plain = min(plain_write(stack, folder, sync=False) for _ in range(3))
-            synced = min(plain_write(stack, folder, sync=True) for _ in range(3))
-            alone = received(folder / "many.npz", many, folder)
-            whole = sustained(folder / "scan.npz", checkpoint, folder, accelerator)
+            plain = min(time_plain_write(stack, folder, sync=False) for _ in range(3))
+            synced = min(time_plain_write(stack, folder, sync=True) for _ in range(3))
+            alone = time_receiving(folder / "many.npz", many, folder)
+            whole = time_reconstruction(folder / "scan.npz", checkpoint, folder, accelerator)
             row = {
                 "device": accelerator,
                 "generator": given.generator,

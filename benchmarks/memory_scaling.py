@@ -29,11 +29,11 @@ import numpy as np
 MODES = ("tf-eager", "tf-lazy", "tf-dataset", "torchptycho")
 BATCH_GROUPS = 16
 # Part of the memory that is available which a point may take.
-_ROOM = 0.6
+_MAX_MEMORY_FRACTION = 0.6
 _DISTINCT_FRAMES = 64
 
 
-def anonymous_bytes() -> int:
+def read_anonymous_bytes() -> int:
     """Anonymous resident memory of this process."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith("RssAnon:"):
@@ -41,11 +41,11 @@ def anonymous_bytes() -> int:
     raise RuntimeError("/proc/self/status has no RssAnon: this benchmark needs Linux 4.5 or later")
 
 
-class Peak:
+class PeakMemory:
     """Largest anonymous memory while it runs."""
 
-    def __enter__(self) -> Peak:
-        self.bytes = anonymous_bytes()
+    def __enter__(self) -> PeakMemory:
+        self.bytes = read_anonymous_bytes()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -53,10 +53,10 @@ class Peak:
 
     def _watch(self) -> None:
         while not self._done.wait(0.005):
-            self.bytes = max(self.bytes, anonymous_bytes())
+            self.bytes = max(self.bytes, read_anonymous_bytes())
 
     def __exit__(self, *_: object) -> None:
-        self.bytes = max(self.bytes, anonymous_bytes())
+        self.bytes = max(self.bytes, read_anonymous_bytes())
         self._done.set()
         self._thread.join()
 
@@ -78,7 +78,7 @@ def write_scan(path: Path, n_frames: int, n_px: int) -> None:
         write_array(archive, "probeGuess", np.ones((n_px, n_px), np.complex64))
 
 
-def with_oracle(kind: str, path: Path, groups: int, n_px: int) -> int:
+def run_oracle(kind: str, path: Path, groups: int, n_px: int) -> int:
     """Build a container of the oracle and run through it once; the number of groups that were seen."""
     import tf_reference as oracle
 
@@ -99,7 +99,7 @@ def with_oracle(kind: str, path: Path, groups: int, n_px: int) -> int:
     return seen
 
 
-def with_store(path: Path, groups: int, folder: Path) -> int:
+def run_store(path: Path, groups: int, folder: Path) -> int:
     """Prepare a store and run through its batches once."""
     from torchptycho.core.config import GroupConfig, PrepareConfig, RunConfig
     from torchptycho.data.datamodule import PtychoDataModule
@@ -114,7 +114,7 @@ def with_store(path: Path, groups: int, folder: Path) -> int:
     return seen
 
 
-def device_bytes(path: Path, groups: int, folder: Path) -> int | None:
+def measure_device_bytes(path: Path, groups: int, folder: Path) -> int | None:
     """Peak device memory of an epoch of training (at most 50 steps), None without a GPU."""
     import torch
 
@@ -146,13 +146,13 @@ def measure(mode: str, path: Path, groups: int, n_px: int) -> dict[str, Any]:
 
         tf_reference.translate(np.zeros((1, 4, 4, 1), np.float32), np.zeros((1, 2), np.float32))
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        before = anonymous_bytes()
-        with Peak() as peak:
+        before = read_anonymous_bytes()
+        with PeakMemory() as peak:
             if mode == "torchptycho":
-                seen = with_store(path, groups, Path(folder))
+                seen = run_store(path, groups, Path(folder))
             else:
-                seen = with_oracle(mode, path, groups, n_px)
-        device = device_bytes(path, groups, Path(folder)) if mode == "torchptycho" else None
+                seen = run_oracle(mode, path, groups, n_px)
+        device = measure_device_bytes(path, groups, Path(folder)) if mode == "torchptycho" else None
     if seen < groups - BATCH_GROUPS:
         raise RuntimeError(f"{mode}: {groups} groups were asked for, {seen} were seen")
     return {"host_bytes": peak.bytes - before, "device_bytes": device}
@@ -167,14 +167,14 @@ class Point:
     device_bytes: int | None = None
 
 
-def available_bytes() -> int:
+def read_available_bytes() -> int:
     for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     raise RuntimeError("/proc/meminfo has no MemAvailable")
 
 
-def slope(points: list[Point], of: Callable[[Point], int | None] = lambda point: point.host_bytes) -> float | None:
+def fit_slope(points: list[Point], of: Callable[[Point], int | None] = lambda point: point.host_bytes) -> float | None:
     """Bytes per group, by a straight line through the points."""
     known = [(point.groups, value) for point in points if (value := of(point)) is not None]
     if len(known) < 2:
@@ -182,7 +182,7 @@ def slope(points: list[Point], of: Callable[[Point], int | None] = lambda point:
     return float(np.polyfit(*np.array(known, float).T, 1)[0])
 
 
-def all_points(groups: list[int], sizes: list[int], modes: list[str], folder: Path) -> list[Point]:
+def measure_points(groups: list[int], sizes: list[int], modes: list[str], folder: Path) -> list[Point]:
     points: list[Point] = []
     for n_px in sizes:
         for count in sorted(groups):
@@ -190,10 +190,10 @@ def all_points(groups: list[int], sizes: list[int], modes: list[str], folder: Pa
             write_scan(path, count, n_px)
             for mode in modes:
                 before = [point for point in points if (point.mode, point.n_px) == (mode, n_px)]
-                steep = slope(before)
+                steep = fit_slope(before)
                 last = max((point.host_bytes or 0 for point in before), default=0)
                 expected = last + (steep or 0) * (count - max((p.groups for p in before), default=count))
-                if expected > _ROOM * available_bytes():
+                if expected > _MAX_MEMORY_FRACTION * read_available_bytes():
                     points.append(Point(mode, n_px, count, None))
                     print(
                         f"{mode:12} N = {n_px:3}  {count:6} groups: not run, about {expected / 2**30:.0f} GiB",
@@ -254,15 +254,15 @@ def main() -> None:
         print(json.dumps(measure(mode, Path(path), int(groups), int(n_px))))
         return
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
-        points = all_points(options.groups, options.n_px, options.modes, Path(folder))
+        points = measure_points(options.groups, options.n_px, options.modes, Path(folder))
     write_results(points, options.out)
     print(f"\n{'':12} {'N':>4} {'bytes per group':>16} {'of its 4 frames in uint16':>26}")
     for mode in options.modes:
         for n_px in options.n_px:
             of_mode = [point for point in points if (point.mode, point.n_px) == (mode, n_px)]
             for name, steep in (
-                ("", slope(of_mode)),
-                (" (device)", slope(of_mode, lambda point: point.device_bytes)),
+                ("", fit_slope(of_mode)),
+                (" (device)", fit_slope(of_mode, lambda point: point.device_bytes)),
             ):
                 if steep is not None:
                     print(f"{mode + name:12} {n_px:>4} {steep:>16,.0f} {steep / (4 * n_px * n_px * 2):>25.2f}x")

@@ -35,7 +35,7 @@ from torchptycho.reconstructors.network_reconstruction import reconstruct
 from torchptycho.training.train import train
 
 N_PX = 64
-BEAM_PX = 0.4 * N_PX
+PROBE_PX = 0.4 * N_PX
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Case:
 
     @property
     def n_frames(self) -> int:
-        return round((self.field_px / (BEAM_PX * (1 - self.overlap))) ** 2)
+        return round((self.field_px / (PROBE_PX * (1 - self.overlap))) ** 2)
 
     @property
     def title(self) -> str:
@@ -74,7 +74,7 @@ CASES = (
 )
 
 
-def measured(case: Case, steps: int, epochs: list[int], device: str) -> list[dict[str, object]]:
+def measure_case(case: Case, steps: int, epochs: list[int], device: str) -> list[dict[str, object]]:
     scan, other = case.scan(2), case.scan(1)
     assert scan.truth is not None
     truth = scan.truth
@@ -160,7 +160,9 @@ def main() -> None:
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {device}")
-    rows = [row for number in options.cases for row in measured(CASES[number], options.steps, options.epochs, device)]
+    rows = [
+        row for number in options.cases for row in measure_case(CASES[number], options.steps, options.epochs, device)
+    ]
     options.out.mkdir(parents=True, exist_ok=True)
     suffix = "" if device == "cpu" else f"_{device}"
     with (options.out / f"network_or_iteration{suffix}.csv").open("w", newline="") as file:

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from convergence import KINDS, scans, ssim
-from robustness import defocused
+from convergence import KINDS, compute_ssim, simulate_pair
+from robustness import defocus
 
 from torchptycho.core.config import ExperimentConfig, ModelConfig, RunConfig, TrainConfig
 from torchptycho.core.errors import TrainingError
@@ -33,7 +33,7 @@ from torchptycho.training.train import train
 
 
 def out_of_focus(scan: Scan) -> Scan:
-    return dataclasses.replace(scan, probe=defocused(scan.probe, 0.5))
+    return dataclasses.replace(scan, probe=defocus(scan.probe, 0.5))
 
 
 def lit(scan: Scan) -> Scan:
@@ -54,14 +54,14 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any], Callable[[Scan], Scan] 
 """By name: fields of the model, fields of the experiment, and what spoils a scan so that the option is needed."""
 
 
-def judged(pair: tuple[Scan, Scan], config: RunConfig) -> tuple[float, float]:
+def train_and_evaluate(pair: tuple[Scan, Scan], config: RunConfig) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         try:
             result = train(pair[0], config, Path(folder) / "run", progress=False)
         except TrainingError:
             return 0.0, 0.0
         image = reconstruct(load_checkpoint(result.last), pair[1], accelerator="cpu", progress=False)
-    return ssim(image, pair[1])
+    return compute_ssim(image, pair[1])
 
 
 def main() -> None:
@@ -74,7 +74,7 @@ def main() -> None:
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     rows: list[dict[str, object]] = []
     for seed, kind in enumerate(KINDS):
-        clean = scans(64, seed, photons=1e6)
+        clean = simulate_pair(64, seed, photons=1e6)
         plain = RunConfig(
             model=ModelConfig(generator=options.generator),
             train=TrainConfig(steps=options.steps, accelerator="cpu", on_flat="warn"),
@@ -87,8 +87,8 @@ def main() -> None:
             for case in (None, spoil) if spoil is not None else (None,):
                 pair = clean if case is None else (case(clean[0]), case(clean[1]))
                 if case not in without:
-                    without[case] = judged(pair, plain)
-                found = judged(pair, config)
+                    without[case] = train_and_evaluate(pair, plain)
+                found = train_and_evaluate(pair, config)
                 row: dict[str, object] = {
                     "option": name,
                     "scan": kind,

@@ -52,7 +52,7 @@ class Task:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Found:
+class ProgramResult:
     """An image after so many epochs; `expected` gives the counts that it predicts for frames by their index."""
 
     epochs: int
@@ -62,7 +62,7 @@ class Found:
     expected: Callable[[np.ndarray], np.ndarray]
 
 
-Program = Callable[[Task, list[int]], Iterator[Found]]
+Program = Callable[[Task, list[int]], Iterator[ProgramResult]]
 
 
 class Clock:
@@ -78,7 +78,7 @@ class Clock:
         self.seconds += time.perf_counter() - self._begun
 
 
-def ours(task: Task, epochs: list[int], method: str, **options: Any) -> Iterator[Found]:
+def run_torchptycho(task: Task, epochs: list[int], method: str, **options: Any) -> Iterator[ProgramResult]:
     """Each number of epochs is a run of its own, because the schedule depends on it."""
     import torch
 
@@ -90,7 +90,7 @@ def ours(task: Task, epochs: list[int], method: str, **options: Any) -> Iterator
         clock = Clock()
         with clock:
             config = RefineConfig(method=method, epochs=count, probe_update=task.probe_update, patience=None, **options)
-            image = refine(scan_of(task), config=config, device="cpu")
+            image = refine(make_scan(task), config=config, device="cpu")
         assert image.probe is not None
 
         def expected(index: np.ndarray, image: Any = image) -> np.ndarray:
@@ -99,10 +99,10 @@ def ours(task: Task, epochs: list[int], method: str, **options: Any) -> Iterator
             waves = torch.fft.fft2(patches[:, None] * torch.from_numpy(image.probe), norm="ortho")
             return torch.fft.fftshift(waves.abs().square().sum(1), dim=(-2, -1)).numpy()
 
-        yield Found(count, clock.seconds, image.object, np.array(image.origin_px), expected)
+        yield ProgramResult(count, clock.seconds, image.object, np.array(image.origin_px), expected)
 
 
-def scan_of(task: Task) -> Any:
+def make_scan(task: Task) -> Any:
     from torchptycho.core.scan import ArrayFrames, Scan
 
     return Scan(
@@ -116,7 +116,7 @@ def scan_of(task: Task) -> Any:
     )
 
 
-def plain_pie(task: Task, epochs: list[int], batch_size: int = 16, alpha: float = 0.1) -> Iterator[Found]:
+def run_plain_pie(task: Task, epochs: list[int], batch_size: int = 16, alpha: float = 0.1) -> Iterator[ProgramResult]:
     """A few dozen lines of torch: regularised PIE, frames of a batch at once, no momentum.
 
     Maiden, Johnson, Li, Optica 4, 736 (2017).
@@ -156,10 +156,10 @@ def plain_pie(task: Task, epochs: list[int], batch_size: int = 16, alpha: float 
                 waves = torch.fft.fft2(extract_inside(image, corners[index], task.n_px) * probe, norm="ortho")
                 return torch.fft.fftshift(waves.abs().square(), dim=(-2, -1)).numpy()
 
-            yield Found(epoch, clock.seconds, image.numpy(), low, expected)
+            yield ProgramResult(epoch, clock.seconds, image.numpy(), low, expected)
 
 
-def pty_chi(task: Task, epochs: list[int], engine: str, batches: int, **options: Any) -> Iterator[Found]:
+def run_pty_chi(task: Task, epochs: list[int], engine: str, batches: int, **options: Any) -> Iterator[ProgramResult]:
     """pty-chi: unnormalised transforms, positions about the middle of the object, far field shifted by itself.
 
     Its authors' scripts cut a scan into 10 batches. rPIE diverges with batches of its default size (100) where many
@@ -207,7 +207,7 @@ def pty_chi(task: Task, epochs: list[int], engine: str, batches: int, **options:
             running.run(count - done)
         done = count
         found = running.get_data_to_cpu("object", as_numpy=True)[0].copy()
-        yield Found(count, clock.seconds, found, middle - np.array(size) // 2, expected)
+        yield ProgramResult(count, clock.seconds, found, middle - np.array(size) // 2, expected)
 
 
 def _offer_gaussian_blur() -> None:
@@ -221,7 +221,7 @@ def _offer_gaussian_blur() -> None:
     sys.modules |= {"torchvision": package, "torchvision.transforms": transforms}
 
 
-def ptylab(task: Task, epochs: list[int]) -> Iterator[Found]:
+def run_ptylab(task: Task, epochs: list[int]) -> Iterator[ProgramResult]:
     """PtyLab's mPIE: positions in metres, rounded to whole pixels; its lengths are set so that a pixel is 1e-8 m."""
     import PtyLab
 
@@ -260,25 +260,25 @@ def ptylab(task: Task, epochs: list[int]) -> Iterator[Found]:
             engine.numIterations = count - done
             engine.reconstruct()
         done = count
-        yield Found(count, clock.seconds, state.object[0, 0, 0, 0].copy(), middle - state.No // 2, expected)
+        yield ProgramResult(count, clock.seconds, state.object[0, 0, 0, 0].copy(), middle - state.No // 2, expected)
 
 
 PROGRAMS: dict[str, Program] = {
-    "torchptycho rpie": functools.partial(ours, method="rpie"),
-    "torchptycho rpie, amplitude": functools.partial(ours, method="rpie", likelihood="amplitude"),
-    "torchptycho lsqml": functools.partial(ours, method="lsqml"),
-    "torchptycho gradient": functools.partial(ours, method="gradient"),
-    "plain PIE": plain_pie,
-    "pty-chi LSQML": functools.partial(pty_chi, engine="lsqml", batches=10),
+    "torchptycho rpie": functools.partial(run_torchptycho, method="rpie"),
+    "torchptycho rpie, amplitude": functools.partial(run_torchptycho, method="rpie", likelihood="amplitude"),
+    "torchptycho lsqml": functools.partial(run_torchptycho, method="lsqml"),
+    "torchptycho gradient": functools.partial(run_torchptycho, method="gradient"),
+    "plain PIE": run_plain_pie,
+    "pty-chi LSQML": functools.partial(run_pty_chi, engine="lsqml", batches=10),
     "pty-chi LSQML momentum": functools.partial(
-        pty_chi, engine="lsqml", batches=10, batching_mode="compact", momentum_acceleration_gain=0.5
+        run_pty_chi, engine="lsqml", batches=10, batching_mode="compact", momentum_acceleration_gain=0.5
     ),
-    "pty-chi rPIE": functools.partial(pty_chi, engine="rpie", batches=40),
-    "PtyLab mPIE": ptylab,
+    "pty-chi rPIE": functools.partial(run_pty_chi, engine="rpie", batches=40),
+    "PtyLab mPIE": run_ptylab,
 }
 
 
-def misfit(task: Task, expected: Callable[[np.ndarray], np.ndarray]) -> float:
+def compute_misfit(task: Task, expected: Callable[[np.ndarray], np.ndarray]) -> float:
     """Squared deviation of the counts over that of photon noise: sum (y - I)^2 / (I + 1) over sum I / (I + 1)."""
     found = noise = 0.0
     for index in np.array_split(np.arange(len(task.frames)), math.ceil(len(task.frames) / BATCH)):
@@ -315,7 +315,7 @@ def main() -> None:
                 f"object_{number}": found.object.astype(np.complex64),
                 f"origin_px_{number}": np.asarray(found.origin_px, np.int64),
                 f"seconds_{number}": found.seconds,
-                f"misfit_{number}": misfit(task, found.expected),
+                f"misfit_{number}": compute_misfit(task, found.expected),
             }
     np.savez(options.out, **written)
 

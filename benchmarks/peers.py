@@ -99,7 +99,7 @@ class Case:
     region_px: tuple[int, int, int, int] | None = None
     measured: bool = False
 
-    def placed(self, image: np.ndarray, origin_px: np.ndarray) -> Reconstruction:
+    def place_image(self, image: np.ndarray, origin_px: np.ndarray) -> Reconstruction:
         """The image on the truth's grid, with the same coverage for every program."""
         whole = np.zeros(self.truth.shape, np.complex64)
         low = np.maximum(origin_px, 0)
@@ -117,15 +117,15 @@ class Case:
         )
 
 
-def defocused() -> Case:
+def make_defocused_case() -> Case:
     config = SimulateConfig(n_px=64, object_px=256, n_frames=400, photons_per_frame=6.3e5, probe_defocus_waves=2.0)
     scan = simulate(config, positions_px=np.rint(simulate(config).positions_px))
     guess = make_probe(dataclasses.replace(config, probe_defocus_waves=1.5))[0]
     assert scan.truth is not None
-    return Case(scan, guess, True, scan.truth, light_of(scan, scan.truth.shape), (56, 200, 56, 200))
+    return Case(scan, guess, True, scan.truth, compute_illumination(scan, scan.truth.shape), (56, 200, 56, 200))
 
 
-def known_probe(data: Path) -> Case:
+def make_known_probe_case(data: Path) -> Case:
     file = data / "synth64-test.npz"
     if file.is_file():
         scan = read_scan(file)
@@ -135,32 +135,32 @@ def known_probe(data: Path) -> Case:
         )
         scan = simulate(config)
     assert scan.truth is not None
-    return Case(scan, in_gauge(scan), False, scan.truth, light_of(scan, scan.truth.shape))
+    return Case(scan, scale_probe(scan), False, scan.truth, compute_illumination(scan, scan.truth.shape))
 
 
-def star(data: Path) -> Case | None:
+def make_star_case(data: Path) -> Case | None:
     files = data / "siemens-star-128.npz", data / "siemens-star-128-reference.npz"
     if not all(file.is_file() for file in files):
         return None
     scan, reference = read_scan(files[0]), read_reconstruction(files[1])
-    return Case(scan, in_gauge(scan), True, reference.object, reference.coverage, measured=True)
+    return Case(scan, scale_probe(scan), True, reference.object, reference.coverage, measured=True)
 
 
-def in_gauge(scan: Scan) -> np.ndarray:
+def scale_probe(scan: Scan) -> np.ndarray:
     """The scan's probe with as many photons as a frame has on average."""
     frames = scan.frames[:]
     photons = float(frames.sum(dtype=np.float64)) / len(frames)
     return np.asarray(scan.probe[0] * compute_gauge_factor(torch.from_numpy(scan.probe), photons), np.complex64)
 
 
-def light_of(scan: Scan, shape: tuple[int, ...]) -> np.ndarray:
+def compute_illumination(scan: Scan, shape: tuple[int, ...]) -> np.ndarray:
     power = torch.from_numpy(np.sum(np.abs(scan.probe) ** 2, axis=0)).double()
     corners = locate_corner(torch.from_numpy(scan.positions_px), scan.n_px)
     light = place(power.expand(len(corners), -1, -1).contiguous(), corners, (shape[0], shape[1])).numpy()
     return np.asarray(light / light.max(), np.float32)
 
 
-def run(case: Case, program: str, epochs: list[int], threads: int, folder: Path) -> list[dict[str, Any]] | str:
+def run_program(case: Case, program: str, epochs: list[int], threads: int, folder: Path) -> list[dict[str, Any]] | str:
     """A row for each number of epochs, with its image; or the last line that the program said."""
     given, found = folder / "given.npz", folder / "found.npz"
     np.savez(
@@ -180,13 +180,13 @@ def run(case: Case, program: str, epochs: list[int], threads: int, folder: Path)
     rows = []
     with np.load(found, allow_pickle=False) as file:
         for number, count in enumerate(sorted(epochs)):
-            image = case.placed(file[f"object_{number}"], file[f"origin_px_{number}"])
+            image = case.place_image(file[f"object_{number}"], file[f"origin_px_{number}"])
             row = {"program": program, "epochs": count, "seconds": float(file[f"seconds_{number}"]), "image": image}
-            rows.append(row | {"misfit": float(file[f"misfit_{number}"])} | figures(case, image))
+            rows.append(row | {"misfit": float(file[f"misfit_{number}"])} | compute_metrics(case, image))
     return rows
 
 
-def figures(case: Case, image: Reconstruction) -> dict[str, float]:
+def compute_metrics(case: Case, image: Reconstruction) -> dict[str, float]:
     names = COLUMNS[4:9]
     try:
         metrics: Metrics = evaluate(image, case.truth, region_px=case.region_px)
@@ -195,7 +195,7 @@ def figures(case: Case, image: Reconstruction) -> dict[str, float]:
     return {name: float(getattr(metrics, name)) for name in names}
 
 
-def error_of(case: Case, row: dict[str, Any]) -> float:
+def get_error(case: Case, row: dict[str, Any]) -> float:
     """What is compared: the error of the complex image, or of the phase where there is a reference only."""
     return float(1 - row["phase_correlation"] if case.measured else row["complex_nrmse"])
 
@@ -207,31 +207,33 @@ def is_peer(program: str) -> bool:
 def add_ratios(case: Case, rows: list[dict[str, Any]]) -> None:
     for row in rows:
         as_good = [
-            peer["seconds"] for peer in rows if is_peer(peer["program"]) and error_of(case, peer) <= error_of(case, row)
+            peer["seconds"]
+            for peer in rows
+            if is_peer(peer["program"]) and get_error(case, peer) <= get_error(case, row)
         ]
         row["ratio"] = row["seconds"] / min(as_good) if as_good else math.nan
 
 
-def verdict(case: Case, rows: list[dict[str, Any]]) -> str:
+def summarize_best(case: Case, rows: list[dict[str, Any]]) -> str:
     """The peers' best against the first row of ours that is as good."""
-    peers = [row for row in rows if is_peer(row["program"]) and math.isfinite(error_of(case, row))]
+    peers = [row for row in rows if is_peer(row["program"]) and math.isfinite(get_error(case, row))]
     if not peers:
         return "no peer is installed"
-    best = min(peers, key=lambda row: error_of(case, row))
-    ours = [row for row in rows if row["program"].startswith(OURS) and error_of(case, row) <= error_of(case, best)]
+    best = min(peers, key=lambda row: get_error(case, row))
+    ours = [row for row in rows if row["program"].startswith(OURS) and get_error(case, row) <= get_error(case, best)]
     told = (
-        f"best peer {best['program']}, {best['epochs']} epochs: {error_of(case, best):.4f} in {best['seconds']:.1f} s"
+        f"best peer {best['program']}, {best['epochs']} epochs: {get_error(case, best):.4f} in {best['seconds']:.1f} s"
     )
     if not ours:
         return f"{told}; {OURS} does not reach it"
     first = min(ours, key=lambda row: row["seconds"])
     return (
-        f"{told}; {first['program']}, {first['epochs']} epochs: {error_of(case, first):.4f} in "
+        f"{told}; {first['program']}, {first['epochs']} epochs: {get_error(case, first):.4f} in "
         f"{first['seconds']:.1f} s, ratio {first['seconds'] / best['seconds']:.2f}"
     )
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def format_table(rows: list[dict[str, Any]]) -> str:
     head = f"{'program':>28} {'epochs':>6} {'seconds':>8} {'nRMSE':>7} {'aSSIM':>5} {'pSSIM':>5} {'corr':>6} {'FRC':>5}"
     lines = [f"{head} {'misfit':>9} {'ratio':>6}"]
     for row in rows:
@@ -251,7 +253,7 @@ def draw_errors(results: dict[str, tuple[Case, list[dict[str, Any]]]], title: st
         figure.subplots(1, len(results), squeeze=False)[0], results.items(), strict=True
     ):
         for number, program in enumerate(programs):
-            points = [(row["seconds"], error_of(case, row)) for row in rows if row["program"] == program]
+            points = [(row["seconds"], get_error(case, row)) for row in rows if row["program"] == program]
             style = "o-" if program.startswith(OURS) else "s--"
             if points:
                 axes.loglog(*zip(*points, strict=True), style, color=f"C{number}", label=program, markersize=4)
@@ -279,7 +281,7 @@ def draw_phases(results: dict[str, tuple[Case, list[dict[str, Any]]]], out: Path
         last = {row["program"]: row for row in rows}
         limits = None
         for axes, row in zip(line, [None, *last.values()], strict=False):
-            image = case.placed(case.truth, np.zeros(2, int)) if row is None else row["image"]
+            image = case.place_image(case.truth, np.zeros(2, int)) if row is None else row["image"]
             try:
                 pair = align_to_truth(image, case.truth, region_px=case.region_px)
             except EvaluationError:
@@ -293,12 +295,12 @@ def draw_phases(results: dict[str, tuple[Case, list[dict[str, Any]]]], out: Path
             axes.imshow(field, cmap="gray", vmin=limits[0], vmax=limits[1], interpolation="nearest")
             told = "reference" if case.measured else "truth"
             if row is not None:
-                told = f"{row['program']}\n{row['epochs']} epochs, {row['seconds']:.1f} s: {error_of(case, row):.3f}"
+                told = f"{row['program']}\n{row['epochs']} epochs, {row['seconds']:.1f} s: {get_error(case, row):.3f}"
             axes.set_title(f"{name}: {told}" if row is None else told, fontsize=8)
     figure.savefig(out, dpi=110)
 
 
-def peer_versions() -> dict[str, str]:
+def get_peer_versions() -> dict[str, str]:
     there = [module for module in NEEDS.values() if importlib.util.find_spec(module) is not None]
     return {module: importlib.metadata.version(module) for module in there}
 
@@ -325,9 +327,9 @@ def main() -> None:
     print("PtyPy: left out, there is no bridge to it: PyPI does not have it (see benchmarks/results/README.md)")
 
     cases = {
-        "defocused": defocused,
-        "known probe": lambda: known_probe(options.data),
-        "star": lambda: star(options.data),
+        "defocused": make_defocused_case,
+        "known probe": lambda: make_known_probe_case(options.data),
+        "star": lambda: make_star_case(options.data),
     }
     results: dict[str, tuple[Case, list[dict[str, Any]]]] = {}
     for name in options.scans:
@@ -341,7 +343,7 @@ def main() -> None:
             if not epochs:
                 continue
             with tempfile.TemporaryDirectory() as folder:
-                found = run(case, program, epochs, options.threads, Path(folder))
+                found = run_program(case, program, epochs, options.threads, Path(folder))
             if isinstance(found, str):
                 print(f"{name}, {program}: failed: {found}", flush=True)
             else:
@@ -350,7 +352,7 @@ def main() -> None:
             continue
         add_ratios(case, rows)
         results[name] = case, rows
-        print(f"\n{name}: {case.scan!r}\n{table(rows)}\n{verdict(case, rows)}", flush=True)
+        print(f"\n{name}: {case.scan!r}\n{format_table(rows)}\n{summarize_best(case, rows)}", flush=True)
 
     options.out.mkdir(parents=True, exist_ok=True)
     with (options.out / "peers.csv").open("w", newline="") as file:
@@ -365,7 +367,7 @@ def main() -> None:
     machine = (
         f"{os.cpu_count()} cores {platform.machine()}, {options.threads} threads, load {load:.1f} at the beginning"
     )
-    told = ", ".join(f"{name} {version}" for name, version in (collect_versions() | peer_versions()).items())
+    told = ", ".join(f"{name} {version}" for name, version in (collect_versions() | get_peer_versions()).items())
     if results:
         draw_errors(results, f"{machine}; {told}", options.out / "peers.png")
         draw_phases(results, options.out / "peers_phase.png")

@@ -31,13 +31,13 @@ from torchptycho.physics.patches import locate_corner, place
 from torchptycho.reconstructors.iterative import refine
 
 
-def scan_at(dose: float, seed: int, *, subpixel: bool) -> Scan:
+def simulate_at_dose(dose: float, seed: int, *, subpixel: bool) -> Scan:
     config = SimulateConfig(n_px=64, object_px=192, n_frames=600, photons_per_frame=dose, simulation_seed=seed)
     scan = simulate(config)
     return scan if subpixel else simulate(config, positions_px=np.round(scan.positions_px))
 
 
-def errors(image: Reconstruction, scan: Scan) -> tuple[float, float]:
+def compute_errors(image: Reconstruction, scan: Scan) -> tuple[float, float]:
     """RMS error of amplitude and phase as multiples of the line, after a complex factor and a phase plane."""
     assert scan.truth is not None
     y, x = image.origin_px
@@ -61,17 +61,17 @@ def errors(image: Reconstruction, scan: Scan) -> tuple[float, float]:
     return float(off[0] / line), float(off[1] / line)
 
 
-def network_image(dose: float, scan: Scan, steps: int, *, subpixel: bool) -> Reconstruction:
+def reconstruct_with_network(dose: float, scan: Scan, steps: int, *, subpixel: bool) -> Reconstruction:
     from torchptycho.reconstructors.network_reconstruction import reconstruct
     from torchptycho.training.train import train
 
     config = RunConfig(group=GroupConfig(gridsize=2), train=TrainConfig(steps=steps))
     with tempfile.TemporaryDirectory() as folder:
-        run = train(scan_at(dose, 1, subpixel=subpixel), config, Path(folder) / "run", progress=False)
+        run = train(simulate_at_dose(dose, 1, subpixel=subpixel), config, Path(folder) / "run", progress=False)
         return reconstruct(run.checkpoint, scan, progress=False)
 
 
-def truth_of(scan: Scan) -> Reconstruction:
+def make_true_image(scan: Scan) -> Reconstruction:
     assert scan.truth is not None
     everywhere = np.ones(scan.truth.shape, np.float32)
     return Reconstruction(object=scan.truth, coverage=everywhere, valid=everywhere > 0, origin_px=(0, 0))
@@ -94,11 +94,11 @@ def main() -> None:
         "   (errors as multiples of the line)"
     )
     for dose in options.doses:
-        scan = scan_at(dose, 3, subpixel=options.subpixel)
+        scan = simulate_at_dose(dose, 3, subpixel=options.subpixel)
         network = None
         if options.network_steps:
-            network = network_image(dose, scan, options.network_steps, subpixel=options.subpixel)
-        starts: dict[str, Reconstruction | None] = {"cold": None, "from the truth": truth_of(scan)}
+            network = reconstruct_with_network(dose, scan, options.network_steps, subpixel=options.subpixel)
+        starts: dict[str, Reconstruction | None] = {"cold": None, "from the truth": make_true_image(scan)}
         if network is not None:
             starts["from the network"] = network
         images = {} if network is None else {"network": (network, 0, 0.0)}
@@ -108,7 +108,7 @@ def main() -> None:
             image = refine(scan, plain, config=config)
             images[name] = (image, len(image.history["misfit"]), time.perf_counter() - begun)
         for name, (image, epochs, seconds) in images.items():
-            amplitude, phase = errors(image, scan)
+            amplitude, phase = compute_errors(image, scan)
             rows.append(
                 {
                     "dose": dose,

@@ -42,14 +42,14 @@ import numpy as np
 COMMAND = "import sys; from torchptycho.cli.app import main; sys.exit(main(sys.argv[1:]))"
 
 
-class Stages:
+class StageTimer:
     """Seconds in calls, by the name of their stage."""
 
     def __init__(self, clock: Callable[[], float], wait: Callable[[], None]) -> None:
         self.seconds: dict[str, float] = {}
         self._clock, self._wait = clock, wait
 
-    def watch(self, owner: Any, name: str, stage: str) -> None:
+    def time_calls(self, owner: Any, name: str, stage: str) -> None:
         """Count the time of every call of a function or method."""
         inner = getattr(owner, name)
 
@@ -68,7 +68,9 @@ class Stages:
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 
 
-def stages(checkpoint: str, scan: str, device: str, frames_per_batch: str, clock: str, engine: str) -> dict[str, float]:
+def measure_stages(
+    checkpoint: str, scan: str, device: str, frames_per_batch: str, clock: str, engine: str
+) -> dict[str, float]:
     """Seconds of the stages, of all of them, and of all but writing and drawing the image; imports do not count."""
     import torch
 
@@ -85,12 +87,12 @@ def stages(checkpoint: str, scan: str, device: str, frames_per_batch: str, clock
         agree_phases=network.config.reconstruct.agree_phases,
     )
     now = CLOCKS[clock]
-    watch = Stages(now, torch.cuda.synchronize if device == "gpu" else lambda: None)
-    watch.watch(network, "forward", "network")
-    watch.watch(stitcher.PatchStitcher, "add", "keep")
-    watch.watch(phase_sync, "synchronize_phases", "phases")
-    watch.watch(stitcher.PatchStitcher, "finish", "finish")
-    watch.watch(inference_dataset.InferenceDataset, "from_scan", "look through")
+    watch = StageTimer(now, torch.cuda.synchronize if device == "gpu" else lambda: None)
+    watch.time_calls(network, "forward", "network")
+    watch.time_calls(stitcher.PatchStitcher, "add", "keep")
+    watch.time_calls(phase_sync, "synchronize_phases", "phases")
+    watch.time_calls(stitcher.PatchStitcher, "finish", "finish")
+    watch.time_calls(inference_dataset.InferenceDataset, "from_scan", "look through")
     with tempfile.TemporaryDirectory() as folder:
         begin = now()
         image = network_reconstruction.reconstruct(
@@ -105,7 +107,7 @@ def stages(checkpoint: str, scan: str, device: str, frames_per_batch: str, clock
     return {**found, "place": finish - found.get("phases", 0.0), "image": whole - pass_, "pass": pass_, "whole": whole}
 
 
-def oracle(n_px: int, few: int, frames: int, extent_px: int, threads: int, clock: str) -> dict[str, float]:
+def measure_oracle(n_px: int, few: int, frames: int, extent_px: int, threads: int, clock: str) -> dict[str, float]:
     """Seconds of the oracle for all frames, from a few. Runs in its own process."""
     import tensorflow as tf
 
@@ -129,7 +131,7 @@ def oracle(n_px: int, few: int, frames: int, extent_px: int, threads: int, clock
     return {name: seconds * frames / few for name, seconds in times.items()}
 
 
-def in_a_process(option: str, *arguments: object) -> dict[str, float]:
+def run_in_process(option: str, *arguments: object) -> dict[str, float]:
     """What a function of this file finds in a process of its own; nothing where it fails."""
     command = [sys.executable, __file__, option, *(str(argument) for argument in arguments)]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -140,7 +142,7 @@ def in_a_process(option: str, *arguments: object) -> dict[str, float]:
     return found
 
 
-def trained(generator: str, n_px: int, frames: int, folder: Path) -> tuple[Path, Path, int]:
+def make_trained_network(generator: str, n_px: int, frames: int, folder: Path) -> tuple[Path, Path, int]:
     """A checkpoint after one step, a scan and the edge of its object."""
     from torchptycho.core.config import GroupConfig, ModelConfig, RunConfig, SimulateConfig, TrainConfig
     from torchptycho.data.simulation import simulate
@@ -159,7 +161,7 @@ def trained(generator: str, n_px: int, frames: int, folder: Path) -> tuple[Path,
     return train(scan, config, folder / "run", progress=False).last, folder / "scan.npz", edge - n_px
 
 
-def exported(checkpoint: Path, scan: Path, engine: str, device: str, folder: Path) -> Path:
+def export_checkpoint(checkpoint: Path, scan: Path, engine: str, device: str, folder: Path) -> Path:
     """What the engine takes in the place of a checkpoint, with room for the groups of this scan."""
     if engine == "torch":
         return checkpoint
@@ -177,7 +179,7 @@ def exported(checkpoint: Path, scan: Path, engine: str, device: str, folder: Pat
     return file
 
 
-def command(checkpoint: Path, scan: Path, device: str, folder: Path, clock: str, engine: str) -> dict[str, float]:
+def time_command(checkpoint: Path, scan: Path, device: str, folder: Path, clock: str, engine: str) -> dict[str, float]:
     """Seconds and peak memory of the command in a process of its own."""
     begin = time.perf_counter()
     process = subprocess.Popen(
@@ -223,11 +225,11 @@ def main() -> None:
     parser.add_argument("--oracle", nargs=6, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.stages:
-        print(json.dumps(stages(*given.stages)))
+        print(json.dumps(measure_stages(*given.stages)))
         return
     if given.oracle:
         *numbers, clock = given.oracle
-        print(json.dumps(oracle(*(int(number) for number in numbers), clock)))
+        print(json.dumps(measure_oracle(*(int(number) for number in numbers), clock)))
         return
     if given.threads:
         os.environ["OMP_NUM_THREADS"] = str(given.threads)
@@ -240,9 +242,9 @@ def main() -> None:
                 continue
             with tempfile.TemporaryDirectory() as name:
                 folder = Path(name)
-                checkpoint, scan, extent_px = trained(generator, n_px, frames, folder)
+                checkpoint, scan, extent_px = make_trained_network(generator, n_px, frames, folder)
                 if (n_px, frames) not in oracles and n_px >= 64 and not given.no_oracle:
-                    oracles[n_px, frames] = in_a_process(
+                    oracles[n_px, frames] = run_in_process(
                         "--oracle",
                         n_px,
                         min(frames, given.oracle_frames),
@@ -254,9 +256,9 @@ def main() -> None:
                 theirs = oracles.get((n_px, frames), {})
                 devices = ["cpu", *(["gpu"] if torch.cuda.is_available() else [])]
                 for device, engine in itertools.product(devices, given.engine):
-                    file = exported(checkpoint, scan, engine, device, folder)
-                    found = in_a_process("--stages", file, scan, device, given.batch, given.clock, engine)
-                    cold = command(file, scan, device, folder, given.clock, engine)
+                    file = export_checkpoint(checkpoint, scan, engine, device, folder)
+                    found = run_in_process("--stages", file, scan, device, given.batch, given.clock, engine)
+                    cold = time_command(file, scan, device, folder, given.clock, engine)
                     row: dict[str, Any] = {
                         "device": device,
                         "engine": engine,

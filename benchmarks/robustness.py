@@ -26,30 +26,30 @@ from torchptycho.data.simulation import simulate
 from torchptycho.reconstructors.iterative import refine
 
 
-def defocused(probe: np.ndarray, turns: float) -> np.ndarray:
+def defocus(probe: np.ndarray, turns: float) -> np.ndarray:
     """The probe farther along the beam: a quadratic phase over its spectrum, so many turns at the edge."""
     f = np.fft.fftfreq(probe.shape[-1])
     phase = np.exp(2j * np.pi * turns * 4 * (f[:, None] ** 2 + f**2))
     return np.fft.ifft2(np.fft.fft2(probe) * phase).astype(np.complex64)
 
 
-def from_mean_pattern(scan: Scan) -> np.ndarray:
+def make_mean_pattern_probe(scan: Scan) -> np.ndarray:
     """A probe with the modulus of the mean pattern and a flat phase at the detector, tapered to the middle."""
     modulus = np.sqrt(np.mean(scan.frames[:], axis=0, dtype=np.float64))
     field = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(modulus), norm="ortho"))
     return field[None].astype(np.complex64)
 
 
-def faults(scan: Scan) -> dict[str, tuple[Scan, dict[str, Any]]]:
+def make_faults(scan: Scan) -> dict[str, tuple[Scan, dict[str, Any]]]:
     """By name: the spoilt scan, and the options that are meant for it."""
     rng = np.random.default_rng(0)
     n_px, middle = scan.n_px, scan.positions_px.mean(0)
     frames = scan.frames[:]
 
-    def moved(positions_px: np.ndarray) -> Scan:
+    def replace_positions(positions_px: np.ndarray) -> Scan:
         return dataclasses.replace(scan, positions_px=positions_px)
 
-    def seen(spoilt: np.ndarray, mask: np.ndarray | None = None) -> Scan:
+    def replace_frames(spoilt: np.ndarray, mask: np.ndarray | None = None) -> Scan:
         mask = scan.mask if mask is None else mask
         return dataclasses.replace(scan, frames=ArrayFrames(spoilt), mask=mask)
 
@@ -64,38 +64,40 @@ def faults(scan: Scan) -> dict[str, tuple[Scan, dict[str, Any]]]:
     return {
         "nothing": (scan, free),
         "positions off by 1 px RMS": (
-            moved(scan.positions_px + rng.normal(0, 1, scan.positions_px.shape)),
+            replace_positions(scan.positions_px + rng.normal(0, 1, scan.positions_px.shape)),
             {"position_update": "frames"},
         ),
         "positions off by 5 px RMS": (
-            moved(scan.positions_px + rng.normal(0, 5, scan.positions_px.shape)),
+            replace_positions(scan.positions_px + rng.normal(0, 5, scan.positions_px.shape)),
             {"position_update": "frames", "position_limit_px": 16.0, "position_step_px": 1.0},
         ),
         "scan scale 3 % too small": (
-            moved(middle + 0.97 * (scan.positions_px - middle)),
+            replace_positions(middle + 0.97 * (scan.positions_px - middle)),
             {"position_update": "affine", "position_limit_px": 16.0},
         ),
         "scan scale 10 % too small": (
-            moved(middle + 0.9 * (scan.positions_px - middle)),
+            replace_positions(middle + 0.9 * (scan.positions_px - middle)),
             {"position_update": "affine", "position_limit_px": 24.0},
         ),
         "scan turned by 2 degrees": (
-            moved(middle + (scan.positions_px - middle) @ np.array([[0.99939, -0.0349], [0.0349, 0.99939]])),
+            replace_positions(
+                middle + (scan.positions_px - middle) @ np.array([[0.99939, -0.0349], [0.0349, 0.99939]])
+            ),
             {"position_update": "affine", "position_limit_px": 16.0},
         ),
-        "defocused probe guess": (dataclasses.replace(scan, probe=defocused(scan.probe, 1.0)), free),
+        "defocused probe guess": (dataclasses.replace(scan, probe=defocus(scan.probe, 1.0)), free),
         "probe from the mean pattern": (
-            dataclasses.replace(scan, probe=from_mean_pattern(scan), probe_is_calibrated=False),
+            dataclasses.replace(scan, probe=make_mean_pattern_probe(scan), probe_is_calibrated=False),
             free,
         ),
-        "1 % hot pixels (remedy: masked)": (seen(hot), {}),
-        "dead module, masked": (seen(frames * module, module), {}),
-        "beam stop, masked": (seen(frames * stop, stop), {}),
-        "background of 0.2 % of the peak": (seen(lit), {"background": True}),
+        "1 % hot pixels (remedy: masked)": (replace_frames(hot), {}),
+        "dead module, masked": (replace_frames(frames * module, module), {}),
+        "beam stop, masked": (replace_frames(frames * stop, stop), {}),
+        "background of 0.2 % of the peak": (replace_frames(lit), {"background": True}),
     }
 
 
-def error(image: Reconstruction, scan: Scan) -> float:
+def compute_error(image: Reconstruction, scan: Scan) -> float:
     assert scan.truth is not None
     try:
         return evaluate(image, scan.truth, min_coverage=0.3).complex_nrmse
@@ -113,16 +115,16 @@ def main() -> None:
     assert scan.truth is not None
     rows = []
     print(f"{'fault':>34} {'as it is':>9} {'remedy':>8} {'misfit':>8}")
-    for name, (spoilt, remedy) in faults(scan).items():
+    for name, (spoilt, remedy) in make_faults(scan).items():
         plain = RefineConfig(epochs=options.epochs, probe_update=False, patience=None)
         with_remedy = dataclasses.replace(plain, **remedy)
         cured = spoilt
         if name.startswith("1 % hot"):
             mean = np.mean(spoilt.frames[:], axis=0)
             cured = dataclasses.replace(spoilt, mask=mean < 0.9 * spoilt.frames[:].max())
-        before = error(refine(spoilt, config=plain), scan)
+        before = compute_error(refine(spoilt, config=plain), scan)
         image = refine(cured, config=with_remedy)
-        after = error(image, scan)
+        after = compute_error(image, scan)
         rows.append({"fault": name, "as_it_is": before, "remedy": after, "misfit": image.history["misfit"][-1]})
         print(f"{name:>34} {before:9.3f} {after:8.3f} {rows[-1]['misfit']:8.3g}", flush=True)
     options.out.mkdir(parents=True, exist_ok=True)

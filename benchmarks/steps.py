@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 
-def timed(*arguments: str) -> tuple[float, float, str]:
+def run_command(*arguments: str) -> tuple[float, float, str]:
     """Run one command; seconds, peak GB and what it printed."""
     start = time.perf_counter()
     program = "import sys; from torchptycho.cli.app import main; sys.exit(main())"
@@ -51,7 +51,7 @@ def main() -> None:
         rows: list[tuple[str, float, float]] = []
 
         def step(name: str, *arguments: str) -> str:
-            seconds, peak_GB, printed = timed(*arguments)
+            seconds, peak_GB, printed = run_command(*arguments)
             rows.append((name, seconds, peak_GB))
             print(f"{name:<28} {seconds:8.1f} s {peak_GB:8.2f} GB", flush=True)
             return printed

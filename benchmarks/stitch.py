@@ -32,7 +32,9 @@ DISTINCT = 500
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 
 
-def median_s(run: Callable[[], Any], repetitions: int, clock: str, wait: Callable[[], None] = lambda: None) -> float:
+def measure_median_s(
+    run: Callable[[], Any], repetitions: int, clock: str, wait: Callable[[], None] = lambda: None
+) -> float:
     """Median time of a call in seconds, after one that does not count."""
     run()
     times = []
@@ -45,12 +47,12 @@ def median_s(run: Callable[[], Any], repetitions: int, clock: str, wait: Callabl
     return statistics.median(times)
 
 
-def extent_px(patches: int, n_px: int) -> float:
+def compute_extent_px(patches: int, n_px: int) -> float:
     """Edge of the square in which the positions lie."""
     return 1.2 * n_px * math.sqrt(patches) / 10
 
 
-def product(patches: int, n_px: int, device: str, repetitions: int, clock: str) -> list[dict[str, float]]:
+def measure_canvas(patches: int, n_px: int, device: str, repetitions: int, clock: str) -> list[dict[str, float]]:
     """Seconds of the canvas with and without spread, and of the copy."""
     import torch
 
@@ -60,11 +62,13 @@ def product(patches: int, n_px: int, device: str, repetitions: int, clock: str) 
     generator = torch.Generator().manual_seed(0)
     distinct = min(patches, DISTINCT)
     values = torch.randn(distinct, n_px, n_px, dtype=torch.complex64, generator=generator).to(device)
-    places = (torch.rand(distinct, 2, dtype=torch.float64, generator=generator) * extent_px(patches, n_px)).to(device)
+    places = (torch.rand(distinct, 2, dtype=torch.float64, generator=generator) * compute_extent_px(patches, n_px)).to(
+        device
+    )
     weight = torch.rand(n_px, n_px, generator=generator).to(device)
     target = torch.empty_like(values)
     times = patches / distinct
-    copy = median_s(lambda: target.copy_(values), repetitions, clock, wait) * times
+    copy = measure_median_s(lambda: target.copy_(values), repetitions, clock, wait) * times
     bandwidth = 2 * values.nbytes * times / copy
     rows = []
     for spread in (False, True):
@@ -73,14 +77,14 @@ def product(patches: int, n_px: int, device: str, repetitions: int, clock: str) 
         def add(canvas: Canvas = canvas) -> None:
             canvas.add(values, places, weight)
 
-        found = median_s(add, repetitions, clock, wait) * times
+        found = measure_median_s(add, repetitions, clock, wait) * times
         # Patches, and sums in float64 (three numbers, four with the spread) in and out.
         least = patches * n_px**2 * (8 + 16 * (4 if spread else 3)) / bandwidth
         rows.append({"spread": spread, "seconds": found, "copy": copy, "bound": least})
     return rows
 
 
-def oracle(patches: int, n_px: int, few: int, threads: int, clock: str) -> float:
+def measure_oracle(patches: int, n_px: int, few: int, threads: int, clock: str) -> float:
     """Seconds of the oracle for all patches, from a few. Runs in its own process."""
     import tensorflow as tf
 
@@ -91,17 +95,17 @@ def oracle(patches: int, n_px: int, few: int, threads: int, clock: str) -> float
 
     rng = np.random.default_rng(0)
     values = rng.standard_normal((few, n_px, n_px, 2)).astype(np.float32).view(np.complex64)
-    edge = extent_px(patches, n_px)
+    edge = compute_extent_px(patches, n_px)
     places = rng.uniform(0, edge, (few, 1, 2, 1))
     places[0], places[1] = 0, edge
 
     def run() -> None:
         tf_reference.reassemble_position(values, places, M=n_px)
 
-    return median_s(run, 1, clock) * patches / few
+    return measure_median_s(run, 1, clock) * patches / few
 
 
-def in_a_process(*arguments: object) -> float | None:
+def run_in_process(*arguments: object) -> float | None:
     """`oracle` where TensorFlow has not met torch's threads; None when it is not installed."""
     command = [sys.executable, __file__, "--oracle", *(str(argument) for argument in arguments)]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -127,7 +131,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.oracle:
         *numbers, clock = given.oracle
-        print(json.dumps(oracle(*(int(number) for number in numbers), clock)))
+        print(json.dumps(measure_oracle(*(int(number) for number in numbers), clock)))
         return
     import torch
 
@@ -135,9 +139,9 @@ def main() -> None:
         torch.set_num_threads(given.threads)
     table = []
     for patches, n_px, few in zip(given.patches, given.n_px, given.oracle_patches, strict=True):
-        theirs = None if given.no_oracle else in_a_process(patches, n_px, few, given.threads, given.clock)
+        theirs = None if given.no_oracle else run_in_process(patches, n_px, few, given.threads, given.clock)
         for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
-            for found in product(patches, n_px, device, given.repetitions, given.clock):
+            for found in measure_canvas(patches, n_px, device, given.repetitions, given.clock):
                 seconds = found["seconds"]
                 row: dict[str, Any] = {
                     "device": device,

@@ -36,7 +36,7 @@ import numpy as np
 PARTS = ("load", "network", "physics", "physics backward", "network backward", "optimiser", "step")
 
 
-def median_ms(run: Callable[[], Any], repetitions: int, wait: Callable[[], None] = lambda: None) -> float:
+def measure_median_ms(run: Callable[[], Any], repetitions: int, wait: Callable[[], None] = lambda: None) -> float:
     """Median time of a call in milliseconds, after one that does not count."""
     run()
     times = []
@@ -49,7 +49,7 @@ def median_ms(run: Callable[[], Any], repetitions: int, wait: Callable[[], None]
     return 1e3 * statistics.median(times)
 
 
-def bytes_of_physics(frames: int, n_px: int, gridsize: int) -> int:
+def count_physics_bytes(frames: int, n_px: int, gridsize: int) -> int:
     """What forward and backward physics must move at least, one mode, everything that fits between two FFTs fused.
 
     Per pixel of a frame, 8 bytes a complex number. Forwards: patch in and wave out (16), wave in, counts in, wave kept
@@ -60,17 +60,17 @@ def bytes_of_physics(frames: int, n_px: int, gridsize: int) -> int:
     return per_pixel * frames * n_px**2
 
 
-def copy_bytes_per_s(device: Any) -> float:
+def measure_copy_bandwidth(device: Any) -> float:
     """Bandwidth of copying 256 MB, counted once for reading and once for writing."""
     import torch
 
     source = torch.ones(64 * 2**20, device=device)
     target = torch.empty_like(source)
     wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
-    return 2 * source.nbytes / (median_ms(lambda: target.copy_(source), 5, wait) / 1e3)
+    return 2 * source.nbytes / (measure_median_ms(lambda: target.copy_(source), 5, wait) / 1e3)
 
 
-def product_parts(
+def measure_parts(
     generator: str, precision: str, n_px: int, gridsize: int, frames: int, device: str, repetitions: int
 ) -> dict[str, float]:
     """Milliseconds of the parts of one step of the product."""
@@ -137,10 +137,10 @@ def product_parts(
             update()
 
         calls = (load, network, forward, backward, network_backward, update, step)
-        return {name: median_ms(call, repetitions, wait) for name, call in zip(PARTS, calls, strict=True)}
+        return {name: measure_median_ms(call, repetitions, wait) for name, call in zip(PARTS, calls, strict=True)}
 
 
-def oracle_step(n_px: int, gridsize: int, frames: int, threads: int, repetitions: int) -> dict[str, float]:
+def measure_oracle_step(n_px: int, gridsize: int, frames: int, threads: int, repetitions: int) -> dict[str, float]:
     """Milliseconds of the oracle's step with the same shapes: as a graph, and as it stands. Runs in its own process."""
     import tensorflow as tf
 
@@ -163,12 +163,12 @@ def oracle_step(n_px: int, gridsize: int, frames: int, threads: int, repetitions
     model._step(batch)  # makes the optimiser's variables
     graph = tf.function(model._step)
     return {
-        "oracle, graph": median_ms(lambda: float(graph(tensors)["loss"]), repetitions),
-        "oracle": median_ms(lambda: float(model._step(batch)["loss"]), max(2, repetitions // 2)),
+        "oracle, graph": measure_median_ms(lambda: float(graph(tensors)["loss"]), repetitions),
+        "oracle": measure_median_ms(lambda: float(model._step(batch)["loss"]), max(2, repetitions // 2)),
     }
 
 
-def in_a_process(*arguments: object) -> dict[str, float]:
+def run_in_process(*arguments: object) -> dict[str, float]:
     """`oracle_step` where TensorFlow has not met torch's threads; nothing when it is not installed."""
     command = [sys.executable, __file__, "--oracle", *(str(argument) for argument in arguments)]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -179,7 +179,7 @@ def in_a_process(*arguments: object) -> dict[str, float]:
     return found
 
 
-def rows_of(
+def measure_rows(
     device: str,
     generator: str,
     n_px: int,
@@ -190,13 +190,13 @@ def rows_of(
 ) -> Iterator[dict[str, Any]]:
     oracle = {}
     if generator == "cnn" and device == "cpu" and not given.no_oracle:
-        oracle = in_a_process(n_px, gridsize, frames, given.threads or 0, given.repetitions)
+        oracle = run_in_process(n_px, gridsize, frames, given.threads or 0, given.repetitions)
     for precision in given.precision:
-        parts = product_parts(generator, precision, n_px, gridsize, frames, device, given.repetitions)
-        yield row_of(device, generator, precision, n_px, gridsize, frames, parts, oracle, bandwidth)
+        parts = measure_parts(generator, precision, n_px, gridsize, frames, device, given.repetitions)
+        yield make_row(device, generator, precision, n_px, gridsize, frames, parts, oracle, bandwidth)
 
 
-def row_of(
+def make_row(
     device: str,
     generator: str,
     precision: str,
@@ -207,7 +207,7 @@ def row_of(
     oracle: dict[str, float],
     bandwidth: float,
 ) -> dict[str, Any]:
-    bound_ms = 1e3 * bytes_of_physics(frames, n_px, gridsize) / bandwidth
+    bound_ms = 1e3 * count_physics_bytes(frames, n_px, gridsize) / bandwidth
     physics_ms = parts["physics"] + parts["physics backward"]
     row: dict[str, Any] = {
         "device": device,
@@ -244,7 +244,7 @@ def main() -> None:
     parser.add_argument("--oracle", type=int, nargs=5, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.oracle:
-        print(json.dumps(oracle_step(*given.oracle)))
+        print(json.dumps(measure_oracle_step(*given.oracle)))
         return
     import torch
 
@@ -252,13 +252,13 @@ def main() -> None:
         torch.set_num_threads(given.threads)
     rows = []
     for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
-        bandwidth = copy_bytes_per_s(device)
+        bandwidth = measure_copy_bandwidth(device)
         print(f"{device}: {torch.get_num_threads()} threads, a copy moves {bandwidth / 1e9:.1f} GB/s")
         frames = given.frames * (16 if device == "cuda" else 1)
         for generator in given.generator:
             for n_px in given.n_px:
                 for gridsize in given.gridsize:
-                    for row in rows_of(device, generator, n_px, gridsize, frames, given, bandwidth):
+                    for row in measure_rows(device, generator, n_px, gridsize, frames, given, bandwidth):
                         rows.append(row)
                         print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
     out = Path(given.out)

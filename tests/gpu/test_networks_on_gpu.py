@@ -29,8 +29,8 @@ from torchptycho.data.datasets import GroupDataset
 from torchptycho.data.inference_dataset import InferenceDataset
 from torchptycho.data.prepare import prepare
 from torchptycho.data.simulation import simulate
-from torchptycho.live.preview import Provisional
-from torchptycho.live.replay import layout_of
+from torchptycho.live.preview import LivePreview
+from torchptycho.live.replay import make_layout
 from torchptycho.models.lightning_module import PtychoPINN
 from torchptycho.reconstructors.inference import batch_size_for
 from torchptycho.reconstructors.network_reconstruction import reconstruct
@@ -237,10 +237,10 @@ def test_a_provisional_image_is_the_same_on_cpu_and_gpu(cuda: torch.device, tmp_
     module, scan, _ = module_of(tmp_path, config_of("resunet", gridsize))
     frames = np.array(scan.frames[:], np.float32)
     frames[5, 3, 3] = np.nan
-    layout = layout_of(dataclasses.replace(scan, frames=ArrayFrames(frames)))
+    layout = make_layout(dataclasses.replace(scan, frames=ArrayFrames(frames)))
     found, before = [], {name: value.clone() for name, value in module.state_dict().items()}
     for device in (torch.device("cpu"), cuda):
-        with Provisional(module, module.config.reconstruct, layout, "here", device) as image:
+        with LivePreview(module, module.config.reconstruct, layout, "here", device) as image:
             for start in (0, 12, 20):
                 some = slice(max(0, start - 4), start + 12)
                 image.add(frames[some], scan.positions_px[some], some.start, start - some.start)

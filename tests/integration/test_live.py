@@ -40,12 +40,12 @@ from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.core.scan import ArrayFrames, Scan
 from torchptycho.data.simulation import simulate
 from torchptycho.io import read_reconstruction, read_scan, write_scan
-from torchptycho.live import Watched, replay, watch
-from torchptycho.live.preview import Provisional
-from torchptycho.live.replay import Replayed, layout_of
-from torchptycho.live.scan_header import Chunk, Layout
-from torchptycho.live.status import Status
-from torchptycho.live.watcher import source_of
+from torchptycho.live import WatchResult, replay, watch
+from torchptycho.live.preview import LivePreview
+from torchptycho.live.replay import ReplayResult, make_layout
+from torchptycho.live.scan_header import Chunk, ScanLayout
+from torchptycho.live.status import WatchStatus
+from torchptycho.live.watcher import open_source
 from torchptycho.models.checkpoints import load_network
 from torchptycho.reconstructors.inference import predict_patches
 from torchptycho.reconstructors.network_reconstruction import reconstruct
@@ -111,7 +111,7 @@ def playing(scan: Scan | Path, where: str, hz: float, **more: Any) -> Iterator[d
         thread.join()
 
 
-def watched(source: Any, model: Path, out: Path, **more: Any) -> Watched:
+def watched(source: Any, model: Path, out: Path, **more: Any) -> WatchResult:
     """A watch that does not wait for ever."""
     stop = threading.Event()
     timer = threading.Timer(60, stop.set)
@@ -194,15 +194,15 @@ def test_frames_that_lack_a_group_wait_for_it_and_all_are_in_the_image_once(
     paired: Path, recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[tuple[int, int]] = []
-    inner = Provisional.add
+    inner = LivePreview.add
 
-    def add(self: Provisional, frames: Any, positions_px: Any, first: int, fresh: int = 0) -> None:
+    def add(self: LivePreview, frames: Any, positions_px: Any, first: int, fresh: int = 0) -> None:
         taken.append((first + fresh, first + len(frames)))
         inner(self, frames, positions_px, first, fresh)
 
-    monkeypatch.setattr(Provisional, "add", add)
+    monkeypatch.setattr(LivePreview, "add", add)
     # Frames that lack a group wait until the end, however slow this computer is.
-    monkeypatch.setattr("torchptycho.live.watcher._QUIET_S", 60.0)
+    monkeypatch.setattr("torchptycho.live.watcher._GROUP_TIMEOUT_S", 60.0)
     scan = read_scan(recorded, frames=slice(None, 303))
     where = address()
     with playing(scan, where, 2000):
@@ -361,7 +361,7 @@ def test_status_and_pictures_are_whole_at_any_moment(single: Path, recorded: Pat
         watcher.join()
     last = json.loads((out / "status.json").read_text())
     assert last == json.loads(json.dumps(dataclasses.asdict(found.status)))
-    assert set(last) == {field.name for field in dataclasses.fields(Status)}
+    assert set(last) == {field.name for field in dataclasses.fields(WatchStatus)}
     order = ["waiting", "receiving", "finishing", "done"]
     states = [order.index(told["state"]) for told in seen]
     assert states == sorted(states)
@@ -406,11 +406,11 @@ def test_the_image_on_the_way_is_that_of_the_frames_that_are_there(
     network = load_network(request.getfixturevalue(kind))
     scan = read_scan(recorded, frames=slice(None, 400))
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    with Provisional(network, network.config.reconstruct, layout_of(scan), "here", torch.device("cpu")) as image:
-        assert image.image() is None
+    with LivePreview(network, network.config.reconstruct, make_layout(scan), "here", torch.device("cpu")) as image:
+        assert image.make_image() is None
         for start in range(0, 400, 80):
             image.add(scan.frames[start : start + 80], scan.positions_px[start : start + 80], start)
-        found = image.image()
+        found = image.make_image()
     assert found is not None
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     final = reconstruct(network, scan, **OFFLINE)
@@ -441,14 +441,14 @@ def test_a_folder_takes_one_scan_and_one_watch(
             watched(where, single, out, **more)
     assert (out / "amplitude.png").read_bytes() == picture
     # It is complete, and its image is made again without its source.
-    monkeypatch.setattr("torchptycho.live.receiver._ASKED_S", 0.3)
+    monkeypatch.setattr("torchptycho.live.receiver._SOURCE_TIMEOUT_S", 0.3)
     again = watched(where, single, out).status
     assert (again.received, again.message) == (100, "all 100 frames were here already; the source was not asked")
     with pytest.raises(StoreError, match="'source': expected tcp"):
         watched("tcp://127.0.0.1:9", single, out)
-    from torchptycho.live.spool import claimed
+    from torchptycho.live.spool import exclusive_receiver
 
-    with claimed(out), pytest.raises(StoreError, match="another watch at work"):
+    with exclusive_receiver(out), pytest.raises(StoreError, match="another watch at work"):
         watched(where, single, out)
 
 
@@ -468,9 +468,9 @@ class InMemory:
     ) -> None:
         self.scan, self.fault_at, self.closed = scan, fault_at, -1
         self.end_at, self.name, self.answers = scan.n_frames if end_at is None else end_at, name, answers
-        self.layout = dataclasses.replace(layout_of(scan), **layout)
+        self.layout = dataclasses.replace(make_layout(scan), **layout)
 
-    def describe(self) -> Layout | None:
+    def describe(self) -> ScanLayout | None:
         return self.layout if self.answers else None
 
     def fetch(self, start: int, at_most: int) -> Chunk:
@@ -483,7 +483,7 @@ class InMemory:
             end=stop == self.end_at,
         )
 
-    def waits_for(self) -> None:
+    def explain_wait(self) -> None:
         return None
 
     def close(self, received: int) -> None:
@@ -524,7 +524,7 @@ def test_frames_that_came_first_and_far_away_do_not_keep_the_others_out_of_the_f
 def test_a_scan_that_ended_early_is_told_as_such_and_is_over_when_it_is_gone_on_with(
     single: Path, recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("torchptycho.live.receiver._ASKED_S", 0.2)
+    monkeypatch.setattr("torchptycho.live.receiver._SOURCE_TIMEOUT_S", 0.2)
     scan, out = read_scan(recorded, frames=slice(None, 100)), tmp_path / "live"
 
     def killed(*_: Any, **__: Any) -> None:
@@ -583,7 +583,7 @@ def test_a_watch_is_stopped_while_the_final_image_is_made(
 
 
 @pytest.mark.contract("live.stop.files")
-@pytest.mark.parametrize("at", ["write_reconstruction", "draw"])
+@pytest.mark.parametrize("at", ["write_reconstruction", "write_live_images"])
 def test_a_stop_while_the_last_files_are_written_comes_after_them(
     at: str, command: Command, single: Path, recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -591,7 +591,7 @@ def test_a_stop_while_the_last_files_are_written_comes_after_them(
 
     def stopped(*arguments: Any) -> None:
         # The picture on the way is drawn before.
-        if at != "draw" or (out / "reconstruction.npz").exists():
+        if at != "write_live_images" or (out / "reconstruction.npz").exists():
             os.kill(os.getpid(), signal.SIGTERM)
         inner(*arguments)
 
@@ -612,7 +612,7 @@ def test_a_stop_while_the_last_files_are_written_comes_after_them(
 def test_a_watch_that_is_stopped_before_the_first_frame_says_what_it_waited_for(
     single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("torchptycho.live.zmq_source._AGAIN_S", 0.2)
+    monkeypatch.setattr("torchptycho.live.zmq_source._RETRY_S", 0.2)
     stop, where = threading.Event(), address()
     threading.Timer(1, stop.set).start()
     status = watch(where, single, tmp_path / "live", accelerator="cpu", progress=False, stop=stop).status
@@ -634,10 +634,10 @@ def test_another_scan_is_refused_before_anything_is_reconstructed_and_another_ad
         raise AssertionError("frames of one scan were reconstructed for another")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Provisional, "add", no_frame)
+        patch.setattr(LivePreview, "add", no_frame)
         with pytest.raises(StoreError, match=r"'scan': expected .*move this one away"):
             watched(another, single, out)
-    monkeypatch.setattr("torchptycho.live.receiver._ASKED_S", 0.2)
+    monkeypatch.setattr("torchptycho.live.receiver._SOURCE_TIMEOUT_S", 0.2)
     with pytest.raises(StoreError, match=r"'source': expected memory, .*which does not answer"):
         watched(InMemory(scan, name="elsewhere", answers=False), single, out, idle_s=0.1)
     found = watched(InMemory(scan, name="elsewhere"), single, out)
@@ -649,14 +649,14 @@ def test_another_scan_is_refused_before_anything_is_reconstructed_and_another_ad
 def test_a_fault_of_the_source_is_told_at_once(
     single: Path, recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, after, inner = InMemory(read_scan(recorded), fault_at=600), [], Provisional.add
+    source, after, inner = InMemory(read_scan(recorded), fault_at=600), [], LivePreview.add
 
-    def add(self: Provisional, *arguments: Any) -> None:
+    def add(self: LivePreview, *arguments: Any) -> None:
         until(lambda: source.closed >= 0)
         after.append(arguments)
         inner(self, *arguments)
 
-    monkeypatch.setattr(Provisional, "add", add)
+    monkeypatch.setattr(LivePreview, "add", add)
     with pytest.raises(ZeroDivisionError):
         watched(source, single, tmp_path / "live")
     assert (len(after), source.closed) == (1, 600)
@@ -666,9 +666,9 @@ def test_a_fault_of_the_source_is_told_at_once(
 def test_a_status_or_a_picture_that_cannot_be_written_is_written_the_next_time(
     single: Path, recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    out, inner, failed = tmp_path / "live", Status.write, []
+    out, inner, failed = tmp_path / "live", WatchStatus.write, []
 
-    def write(self: Status, folder: Path) -> None:
+    def write(self: WatchStatus, folder: Path) -> None:
         if len(failed) < 2:
             failed.append(self.state)
             raise OSError(116, "Stale file handle")
@@ -677,8 +677,8 @@ def test_a_status_or_a_picture_that_cannot_be_written_is_written_the_next_time(
     def draw(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Status, "write", write)
-    monkeypatch.setattr("torchptycho.live.watcher.draw", draw)
+    monkeypatch.setattr(WatchStatus, "write", write)
+    monkeypatch.setattr("torchptycho.live.watcher.write_live_images", draw)
     found = watched(InMemory(read_scan(recorded, frames=slice(None, 100))), single, out)
     assert (found.status.state, found.status.image, len(failed)) == ("done", None, 2)
     assert json.loads((out / "status.json").read_text())["state"] == "done"
@@ -694,13 +694,13 @@ def test_what_is_done_to_a_file_and_not_to_a_stream_is_told(
     command: Command, single: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     network = load_network(single)
-    source_of("tcp://127.0.0.1:9", network, None).close(0)
+    open_source("tcp://127.0.0.1:9", network, None).close(0)
     assert caplog.text == ""
     prepare = dataclasses.replace(network.config.prepare, crop_px=32, swap_xy=True)
     network.config = dataclasses.replace(network.config, prepare=prepare)
-    source_of("tcp://127.0.0.1:9", network, None).close(0)
+    open_source("tcp://127.0.0.1:9", network, None).close(0)
     assert "were read with swap_xy, crop_px; a stream has to send frames" in caplog.text
-    source_of(tmp_path / "x.cxi", network, ReadConfig(frames=":5", drop_frames=(1,)))
+    open_source(tmp_path / "x.cxi", network, ReadConfig(frames=":5", drop_frames=(1,)))
     assert "frames is not followed while the scan grows" in caplog.text
     assert "drop_frames is not followed" in caplog.text
     save_config(RunConfig(prepare=PrepareConfig(flip_x=True)), tmp_path / "x.yaml")
@@ -855,5 +855,5 @@ def test_what_cannot_be_played_is_refused(recorded: Path, tmp_path: Path) -> Non
     with pytest.raises(ScanError, match="expected one scan"):
         replay(two, address=address())
     done = replay(dataclasses.replace(scan, geometry=LENGTHS), hz=1e5, swmr=tmp_path / "y.cxi")
-    assert done == Replayed(frames=20, played=20, seconds=done.seconds)
+    assert done == ReplayResult(frames=20, played=20, seconds=done.seconds)
     assert read_scan(tmp_path / "y.cxi", guess_of()).n_frames == 20

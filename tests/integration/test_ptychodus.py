@@ -48,7 +48,7 @@ from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.data.simulation import simulate
 from torchptycho.interop.ptychodus import installation, plugin, reconstructor_library, settings
 from torchptycho.interop.ptychodus.jobs import ReconstructJob, RefineJob, TrainJob
-from torchptycho.interop.ptychodus.product_conversion import on_canvas, scan_of_input
+from torchptycho.interop.ptychodus.product_conversion import make_scan_from_input, place_on_canvas
 from torchptycho.interop.ptychodus.reconstructor_library import TorchptychoReconstructorLibrary
 from torchptycho.interop.ptychodus.training_files import read_training_scan
 from torchptycho.interop.ptychodus.worker import reconstruct_product, refine_product, train_network
@@ -202,7 +202,7 @@ def test_image_lies_on_the_canvas(origin: tuple[int, int], caplog: pytest.LogCap
     values = (rng.normal(size=(12, 16)) + 1j * rng.normal(size=(12, 16))).astype(np.complex64)
     valid = rng.random((12, 16)) < 0.8
     image = Reconstruction(object=values, coverage=valid.astype(np.float32), valid=valid, origin_px=origin)
-    canvas = on_canvas(image, (15, 20))
+    canvas = place_on_canvas(image, (15, 20))
     expected, lost = np.zeros((15, 20), np.complex64), 0
     for row, column in np.argwhere(valid):
         y, x = row + origin[0], column + origin[1]
@@ -255,7 +255,7 @@ def test_probes_with_and_without_an_axis_of_modes_are_taken(modes: int, tmp_path
     images = []
     for number, product in enumerate(given):
         parameters = make_reconstruct_input(product, data)
-        assert scan_of_input(parameters).probe.shape == (modes, 32, 32)
+        assert make_scan_from_input(parameters).probe.shape == (modes, 32, 32)
         save_ptychopinn_training_data(tmp_path / f"{number}.npz", parameters)
         assert read_training_scan(tmp_path / f"{number}.npz", subtract_mean_phase=False).probe.shape == (modes, 32, 32)
         images.append(refined(parameters, epochs=3, probe_update=False).outputs()[-1].product.object_.get_array())
@@ -336,8 +336,8 @@ def test_supervised_training_looks_at_the_label_alone(tmp_path: Path) -> None:
     own = TorchptychoReconstructorLibrary(registry)
     registry["PtychoPINNTorchTraining"].parameters()["epochs"].set_value(1)
     registry["Torchptycho"].parameters()["generator"].set_value("resunet")
-    values = own._values() | {"Training.device": "cpu"}
-    config = settings.run_config(values, "Supervised")
+    values = own._read_values() | {"Training.device": "cpu"}
+    config = settings.convert_settings(values, "Supervised")
     box = Box()
     train_network(
         TrainJob(
@@ -380,7 +380,7 @@ def test_supervised_training_looks_at_the_label_alone(tmp_path: Path) -> None:
 )
 def test_what_is_not_modelled_is_refused(change: Callable[[Product], Product], words: str) -> None:
     with pytest.raises(ScanError, match=words):
-        scan_of_input(make_reconstruct_input(change(TRUE), simulate_counts(TRUE)))
+        make_scan_from_input(make_reconstruct_input(change(TRUE), simulate_counts(TRUE)))
 
 
 @pytest.mark.contract("ptychodus.classes")
@@ -406,8 +406,8 @@ def test_they_are_of_its_own_classes() -> None:
 
 @pytest.mark.contract("ptychodus.settings")
 def test_every_setting_stands_in_the_table_once() -> None:
-    names = set(TorchptychoReconstructorLibrary(SettingsRegistry())._values())
-    tables = [settings.ALONE, settings.CHOICES, settings.TOGETHER, settings.WITHOUT_EFFECT]
+    names = set(TorchptychoReconstructorLibrary(SettingsRegistry())._read_values())
+    tables = [settings.SINGLE_FIELDS, settings.CHOICES, settings.COMBINED, settings.WITHOUT_EFFECT]
     told = [name for table in tables for name in table]
     assert len(told) == len(set(told))
     assert set(told) == names
@@ -426,7 +426,7 @@ def test_another_ptycho_torch_is_left_alone(
         "Supervised",
     ]
     assert "its reconstructors are listed, those of torchptycho are not" in caplog.text
-    file = installation.standing().file
+    file = installation.read_status().file
     before = file.exists()
     with pytest.raises(ConfigError, match="Uninstall it, or go on with it"):
         installation.enable()

@@ -17,8 +17,8 @@ from typing import Any
 
 import tyro
 
-from torchptycho.cli.base import BESIDE
-from torchptycho.cli.commands.network import COMMANDS, PURPOSES, Command
+from torchptycho.cli.base import NEXT_TO_RESULT
+from torchptycho.cli.commands.network import COMMAND_GROUPS, COMMANDS, Command
 from torchptycho.core.config import RunConfig, load_config
 from torchptycho.core.errors import ConfigError, TorchptychoError
 from torchptycho.core.text import format_error
@@ -39,10 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
     if not given or given[0] in ("-h", "--help"):
-        sys.stdout.write(_overview())
+        sys.stdout.write(_make_overview())
         return 0
     if given[0] == "--version":
-        sys.stdout.write(f"torchptycho {_version()}\n")
+        sys.stdout.write(f"torchptycho {_get_version()}\n")
         return 0
     if given[0] == "--completion":
         return _print_completion(given[1:])
@@ -66,24 +66,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _version() -> str:
+def _get_version() -> str:
     try:
         return importlib.metadata.version("torchptycho")
     except importlib.metadata.PackageNotFoundError:
         return "(not installed)"
 
 
-def _overview() -> str:
+def _make_overview() -> str:
     lines = ["Ptychography in PyTorch: from a scan file to an image.", "usage: torchptycho COMMAND"]
-    grouped = {name for names in PURPOSES.values() for name in names}
+    grouped = {name for names in COMMAND_GROUPS.values() for name in names}
     rest = tuple(name for name in COMMANDS if name not in grouped)
-    for purpose, names in {**PURPOSES, "the rest": rest}.items():
+    for purpose, names in {**COMMAND_GROUPS, "the rest": rest}.items():
         lines.append(f"{purpose}:")
         lines += [f"  {name:<12} {(COMMANDS[name].__doc__ or '').splitlines()[0]}" for name in names]
     return "\n".join(lines) + "\n" + _EPILOGUE + "\n"
 
 
-def _description(kind: type[Command]) -> str:
+def _make_description(kind: type[Command]) -> str:
     """What the help says about a command; its examples keep their lines."""
     lines = inspect.cleandoc(kind.__doc__ or "").splitlines()
     return "\n".join(f"  {line}" if line.startswith("torchptycho ") else line for line in lines)
@@ -117,31 +117,31 @@ def _parse(given: Sequence[str]) -> Command:
         raise ConfigError(f"unknown command '{name}'. {hint}")
     kind = COMMANDS[name]
     takes_file = "config" in {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    config = _config_file(rest) if takes_file else None
-    rest = _with_file_names(rest, kind.OPTIONAL_FILE)
+    config = _load_config_file(rest) if takes_file else None
+    rest = _insert_file_names(rest, kind.OPTIONAL_FILE_SUFFIXES)
     return tyro.cli(  # type: ignore[return-value]
         kind,
         args=rest,
         prog=f"torchptycho {name}",
-        description=_description(kind),
-        default=None if config is None else _with_defaults(kind, config),
+        description=_make_description(kind),
+        default=None if config is None else _apply_config(kind, config),
         config=(tyro.conf.OmitArgPrefixes,),
     )
 
 
-def _with_file_names(arguments: Sequence[str], optional: dict[str, str]) -> list[str]:
+def _insert_file_names(arguments: Sequence[str], optional: dict[str, str]) -> list[str]:
     """Each option that may stand without a file's name followed by something: what comes next is its file only when it
     has that ending, so that `--report scan.npz` does not take the scan for the report."""
     out: list[str] = []
     for argument, following in itertools.zip_longest(arguments, arguments[1:]):
         out.append(argument)
         ending = optional.get(argument)
-        if ending is not None and not (following or "").lower().endswith((ending, ending[:-1], BESIDE)):
-            out.append(BESIDE)
+        if ending is not None and not (following or "").lower().endswith((ending, ending[:-1], NEXT_TO_RESULT)):
+            out.append(NEXT_TO_RESULT)
     return out
 
 
-def _with_defaults(kind: type[Command], config: RunConfig) -> Command:
+def _apply_config(kind: type[Command], config: RunConfig) -> Command:
     """The command with the sections of a configuration file, its other fields as they would be without."""
     # Not by the initialiser, whose types have no room for tyro's placeholder.
     command = object.__new__(kind)
@@ -159,7 +159,7 @@ def _with_defaults(kind: type[Command], config: RunConfig) -> Command:
     return command
 
 
-def _config_file(arguments: Sequence[str]) -> RunConfig | None:
+def _load_config_file(arguments: Sequence[str]) -> RunConfig | None:
     for argument, following in itertools.zip_longest(arguments, arguments[1:]):
         if argument.startswith("--config="):
             return load_config(argument.partition("=")[2])

@@ -9,12 +9,12 @@ from rich.console import Console, RenderableType
 from rich.status import Status
 
 from torchptycho.core.errors import ConfigError
-from torchptycho.visualization.tables import json_text
+from torchptycho.visualization.tables import to_json
 
-__all__ = ["BESIDE", "Beside", "Command", "require_png"]
+__all__ = ["NEXT_TO_RESULT", "Command", "NextToResult", "require_png"]
 
-Beside = Literal["beside"]
-BESIDE: Beside = "beside"
+NextToResult = Literal["beside"]
+NEXT_TO_RESULT: NextToResult = "beside"
 """What an option for a file means that stands without a name: beside the result, with the result's name."""
 
 
@@ -30,7 +30,7 @@ class Command:
     Fields named as sections of `RunConfig` take their defaults from the file given with `--config`.
     """
 
-    OPTIONAL_FILE: ClassVar[dict[str, str]] = {}
+    OPTIONAL_FILE_SUFFIXES: ClassVar[dict[str, str]] = {}
     """Options that may stand without a file's name, and how a name ends that follows them."""
 
     def run(self) -> None:
@@ -41,14 +41,14 @@ class Command:
         # Without markup: [3, 4] is a pixel and torchptycho[wandb] a package, not a style.
         return Console(highlight=False, soft_wrap=True, markup=False)
 
-    def tell(self, values: dict[str, Any], *lines: RenderableType, json: bool) -> None:
+    def print_result(self, values: dict[str, Any], *lines: RenderableType, json: bool) -> None:
         """The result on standard output: for people its lines, for scripts its values as one JSON object."""
         if json:
-            self.console.print_json(json_text(values))
+            self.console.print_json(to_json(values))
             return
         for line in lines:
             self.console.print(line)
 
-    def working(self, what: str) -> Status:
+    def show_status(self, what: str) -> Status:
         """A sign of life on standard error, where that is a terminal, for work whose length is not known beforehand."""
         return Console(stderr=True).status(what)

@@ -17,15 +17,15 @@ from rich.table import Table
 
 from torchptycho.core.config import RunConfig, SimulateConfig, TrainConfig, to_dict
 from torchptycho.core.errors import ConfigError
-from torchptycho.visualization.tables import json_text, metrics_table, show
+from torchptycho.visualization.tables import format_value, make_metrics_table, to_json
 
-__all__ = ["demo"]
+__all__ = ["run_demo"]
 
-_MARK = "demo.json"
+_MARKER_FILE = "demo.json"
 
 
 @dataclasses.dataclass
-class _Steps:
+class _StepTimer:
     """Seconds of each step, and the process's peak memory after it."""
 
     console: Console
@@ -42,7 +42,7 @@ class _Steps:
         self.rows.append((name, time.perf_counter() - start, peak_GB))
 
 
-def demo(out: Path, simulation: SimulateConfig, *, steps: int, console: Console) -> dict[str, Any]:
+def run_demo(out: Path, simulation: SimulateConfig, *, steps: int, console: Console) -> dict[str, Any]:
     """Simulate, inspect, train, reconstruct, refine, evaluate and draw into `out`.
 
     Writes scan.npz, scan.png, run/, the network's image.npz and the refined refined.npz with their PNGs, frc.png and
@@ -55,10 +55,10 @@ def demo(out: Path, simulation: SimulateConfig, *, steps: int, console: Console)
     Raises:
         ConfigError: `out` exists and is not an earlier demo.
     """
-    if out.exists() and any(out.iterdir()) and not (out / _MARK).exists():
+    if out.exists() and any(out.iterdir()) and not (out / _MARKER_FILE).exists():
         raise ConfigError(f"{out}: exists and is not an earlier demo. Choose another folder with --out.")
     config = RunConfig(train=TrainConfig(steps=steps))
-    timed = _Steps(console)
+    timed = _StepTimer(console)
     with timed.step("start (import torch and lightning)"):
         from torchptycho.analysis.evaluation import evaluate
         from torchptycho.analysis.inspection import inspect_scan
@@ -75,7 +75,7 @@ def demo(out: Path, simulation: SimulateConfig, *, steps: int, console: Console)
         # Not before: what cannot be simulated leaves an earlier demo as it was.
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
-        (out / _MARK).write_text("{}", encoding="utf-8")
+        (out / _MARKER_FILE).write_text("{}", encoding="utf-8")
         write_scan(simulated, out / "scan.npz")
     with timed.step("inspect"):
         scan = read_scan(out / "scan.npz")
@@ -106,7 +106,7 @@ def demo(out: Path, simulation: SimulateConfig, *, steps: int, console: Console)
     console.print(table)
     for name, (_, metrics) in images.items():
         console.print(f"{name}:")
-        console.print(metrics_table(metrics))
+        console.print(make_metrics_table(metrics))
     report = {
         "steps": [{"name": n, "seconds": round(s, 2), "peak_GB": round(m, 3)} for n, s, m in timed.rows],
         "metrics": {name: metrics.to_dict() for name, (_, metrics) in images.items()},
@@ -115,21 +115,21 @@ def demo(out: Path, simulation: SimulateConfig, *, steps: int, console: Console)
         "config": to_dict(config),
         "versions": collect_versions(),
     }
-    (out / _MARK).write_text(json_text(report), encoding="utf-8")
+    (out / _MARKER_FILE).write_text(to_json(report), encoding="utf-8")
     (out / "report.md").write_text(
-        _report(timed, {name: metrics.to_dict() for name, (_, metrics) in images.items()}), encoding="utf-8"
+        _make_report(timed, {name: metrics.to_dict() for name, (_, metrics) in images.items()}), encoding="utf-8"
     )
     console.print(f"picture: {overview}   report: {page}")
     return report
 
 
-def _report(timed: _Steps, metrics: dict[str, dict[str, object]]) -> str:
+def _make_report(timed: _StepTimer, metrics: dict[str, dict[str, object]]) -> str:
     lines = ["# torchptycho demo", "", "![overview](overview.png)", "", "| step | seconds | peak memory so far (GB) |"]
     lines += ["|---|---|---|", *(f"| {n} | {s:.1f} | {m:.2f} |" for n, s, m in timed.rows), ""]
     lines += [f"| metric | {' | '.join(metrics)} |", "|---|" + "---|" * len(metrics)]
     for name, value in next(iter(metrics.values())).items():
         if isinstance(value, (int, float)):
-            lines.append(f"| {name} | {' | '.join(show(of_image[name]) for of_image in metrics.values())} |")
+            lines.append(f"| {name} | {' | '.join(format_value(of_image[name]) for of_image in metrics.values())} |")
     lines += [
         "",
         "![image](image.png)",

@@ -15,9 +15,9 @@ from typing import Any
 from torchptycho.core.errors import ConfigError
 from torchptycho.core.versions import collect_versions
 
-__all__ = ["OPTIONAL", "examine"]
+__all__ = ["OPTIONAL_PACKAGES", "examine"]
 
-OPTIONAL: dict[str, tuple[str, str]] = {
+OPTIONAL_PACKAGES: dict[str, tuple[str, str]] = {
     "hdf5plugin": ("detector frames compressed with bitshuffle, LZ4, Blosc, Zstandard", "pip install hdf5plugin"),
     "onnx": ("export to ONNX", "pip install 'torchptycho[onnx]'"),
     "onnxscript": ("export to ONNX", "pip install 'torchptycho[onnx]'"),
@@ -30,8 +30,8 @@ OPTIONAL: dict[str, tuple[str, str]] = {
 """Packages by name: what each is for, and how to get it."""
 
 _ENTRY_POINTS = ("torchptycho.readers", "torchptycho.generators")
-_LITTLE_MEMORY_GB = 4.0
-_LITTLE_DISK_GB = 5.0
+_MIN_MEMORY_GB = 4.0
+_MIN_DISK_GB = 5.0
 
 
 def examine(path: str | Path = ".", *, disk_mb: int = 128) -> dict[str, Any]:
@@ -50,29 +50,34 @@ def examine(path: str | Path = ".", *, disk_mb: int = 128) -> dict[str, Any]:
         raise ConfigError(f"{path}: expected a folder; found {'a file' if path.exists() else 'nothing'}.")
     if disk_mb < 0:
         raise ConfigError(f"--disk-mb: expected 0 or more; found {disk_mb}.")
-    memory_GB, free_memory_GB = _memory_GB()
+    memory_GB, free_memory_GB = _measure_memory_GB()
     told: dict[str, Any] = {
         "versions": {"python": platform.python_version(), **collect_versions()},
         "platform": platform.platform(),
         "python": sys.executable,
-        "cpu_cores": _cores(),
+        "cpu_cores": _count_cores(),
         "memory_GB": memory_GB,
         "memory_available_GB": free_memory_GB,
-        "gpus": _gpus(),
+        "gpus": _list_gpus(),
         "compiler": shutil.which(os.environ.get("CXX", "c++")),
-        "disk": {"path": str(path.resolve()), "free_GB": shutil.disk_usage(path).free / 1e9, **_speed(path, disk_mb)},
+        "disk": {
+            "path": str(path.resolve()),
+            "free_GB": shutil.disk_usage(path).free / 1e9,
+            **_measure_disk_speed(path, disk_mb),
+        },
         "optional": {
-            name: {"installed": _version(name), "for": what, "get": how} for name, (what, how) in OPTIONAL.items()
+            name: {"installed": _get_version(name), "for": what, "get": how}
+            for name, (what, how) in OPTIONAL_PACKAGES.items()
         },
         "plug_ins": {
             group: {entry.name: entry.value for entry in importlib.metadata.entry_points(group=group)}
             for group in _ENTRY_POINTS
         },
     }
-    return told | {"problems": _problems(told)}
+    return told | {"problems": _find_problems(told)}
 
 
-def _problems(told: dict[str, Any]) -> list[str]:
+def _find_problems(told: dict[str, Any]) -> list[str]:
     found = []
     missing = [
         name for name, version in told["versions"].items() if version == "not installed" and name != "torchptycho"
@@ -82,9 +87,9 @@ def _problems(told: dict[str, Any]) -> list[str]:
     if not told["gpus"]:
         found.append("no GPU that torch can use: everything computes on the CPU (--accelerator cpu, --device cpu).")
     available = told["memory_available_GB"]
-    if available is not None and available < _LITTLE_MEMORY_GB:
+    if available is not None and available < _MIN_MEMORY_GB:
         found.append(f"{available:.1f} GB of memory are available: use small batches (--batch-size).")
-    if told["disk"]["free_GB"] < _LITTLE_DISK_GB:
+    if told["disk"]["free_GB"] < _MIN_DISK_GB:
         found.append(
             f"{told['disk']['free_GB']:.1f} GB are free under {told['disk']['path']}: a run keeps a copy of all frames "
             "(--out elsewhere)."
@@ -94,19 +99,19 @@ def _problems(told: dict[str, Any]) -> list[str]:
     return found
 
 
-def _version(name: str) -> str | None:
+def _get_version(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-def _cores() -> int:
+def _count_cores() -> int:
     """Those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _memory_GB() -> tuple[float | None, float | None]:
+def _measure_memory_GB() -> tuple[float | None, float | None]:
     """All, and what a new process can have; None where the system does not say."""
     try:
         page = os.sysconf("SC_PAGE_SIZE")
@@ -123,7 +128,7 @@ def _memory_GB() -> tuple[float | None, float | None]:
     return total, None
 
 
-def _gpus() -> list[dict[str, Any]]:
+def _list_gpus() -> list[dict[str, Any]]:
     import torch
 
     found = []
@@ -143,7 +148,7 @@ def _gpus() -> list[dict[str, Any]]:
     return found
 
 
-def _speed(path: Path, megabytes: int) -> dict[str, float | None]:
+def _measure_disk_speed(path: Path, megabytes: int) -> dict[str, float | None]:
     """Megabytes per second of one long file, written to the disk itself and read back from it."""
     if not megabytes:
         return {"write_MB_per_s": None, "read_MB_per_s": None}

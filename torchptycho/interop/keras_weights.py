@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torchptycho.core.errors import ConfigError
 from torchptycho.models.generators.cnn import CNN
 
-__all__ = ["keras_from_state_dict", "keras_order", "state_dict_from_keras"]
+__all__ = ["keras_from_state_dict", "list_keras_entries", "state_dict_from_keras"]
 
 _REMEDY = (
     "Build the network with the N, gridsize, n_filters_scale and probe_big that the weights were trained with, "
@@ -42,12 +42,14 @@ _REMEDY = (
 _REMEDY_STATE = "Take the generator's own state dict, and build the network with the options of the trained one."
 
 
-def keras_order(network: CNN) -> tuple[str, ...]:
+def list_keras_entries(network: CNN) -> tuple[str, ...]:
     """Names of the state dict's entries in the order of the Keras list."""
     amplitude, phase = network.amplitude, network.phase
-    convolutions = _convolutions(network.encoder, "encoder")
+    convolutions = _list_convolutions(network.encoder, "encoder")
     for part in ("stages", "border"):
-        pair = [_convolutions(getattr(d, part), f"{n}.{part}") for d, n in ((amplitude, "amplitude"), (phase, "phase"))]
+        pair = [
+            _list_convolutions(getattr(d, part), f"{n}.{part}") for d, n in ((amplitude, "amplitude"), (phase, "phase"))
+        ]
         convolutions += chain.from_iterable(zip(*pair, strict=True))
     convolutions += ["amplitude.central", "phase.central"]
     return tuple(f"{name}.{kind}" for name in convolutions for kind in ("weight", "bias"))
@@ -68,14 +70,14 @@ def state_dict_from_keras(weights: Sequence[np.ndarray | np.generic], network: C
     numbered = [(number, array) for number, array in enumerate(arrays) if array.ndim > 0 and array.dtype.kind != "c"]
     expected = network.state_dict()
     state: dict[str, Tensor] = {}
-    for name, (number, array) in zip(keras_order(network), numbered, strict=False):
-        shape = _keras_shape(expected[name])
+    for name, (number, array) in zip(list_keras_entries(network), numbered, strict=False):
+        shape = _to_keras_shape(expected[name])
         if array.shape != shape or array.dtype.kind != "f":
             raise ConfigError(
                 f"weights[{number}]: expected floats of shape {shape}, for '{name}'; "
                 f"found {array.dtype} {array.shape}. {_REMEDY}"
             )
-        state[name] = torch.from_numpy(np.array(_oihw(array), order="C"))
+        state[name] = torch.from_numpy(np.array(_to_oihw(array), order="C"))
     if len(numbered) != len(expected):
         raise ConfigError(f"weights: expected {len(expected)} kernels and biases; found {len(numbered)}. {_REMEDY}")
     return state
@@ -97,28 +99,28 @@ def keras_from_state_dict(state: Mapping[str, Tensor], network: CNN) -> list[Flo
     if unknown := sorted(state.keys() - expected.keys()):
         raise ConfigError(f"state dict: expected the entries of a CNN alone; found '{unknown[0]}'. {_REMEDY_STATE}")
     arrays = []
-    for name in keras_order(network):
+    for name in list_keras_entries(network):
         if state[name].shape != expected[name].shape:
             found, wanted = tuple(state[name].shape), tuple(expected[name].shape)
             raise ConfigError(f"state dict: '{name}': expected shape {wanted}; found {found}. {_REMEDY_STATE}")
-        arrays.append(np.array(_hwio(state[name].detach().cpu().numpy()), order="C"))
+        arrays.append(np.array(_to_hwio(state[name].detach().cpu().numpy()), order="C"))
     return arrays
 
 
-def _convolutions(layers: nn.Sequential | None, prefix: str) -> list[str]:
+def _list_convolutions(layers: nn.Sequential | None, prefix: str) -> list[str]:
     if layers is None:
         return []
     return [f"{prefix}.{index}" for index, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)]
 
 
-def _keras_shape(parameter: Tensor) -> tuple[int, ...]:
+def _to_keras_shape(parameter: Tensor) -> tuple[int, ...]:
     shape = tuple(parameter.shape)
     return (*shape[2:], shape[1], shape[0]) if len(shape) == 4 else shape
 
 
-def _oihw(array: np.ndarray) -> np.ndarray:
+def _to_oihw(array: np.ndarray) -> np.ndarray:
     return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
 
 
-def _hwio(array: np.ndarray) -> np.ndarray:
+def _to_hwio(array: np.ndarray) -> np.ndarray:
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array

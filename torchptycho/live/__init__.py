@@ -1,6 +1,6 @@
 """Reconstruction while the scan is recorded."""
 
 from torchptycho.live.replay import replay
-from torchptycho.live.watcher import Watched, watch
+from torchptycho.live.watcher import WatchResult, watch
 
-__all__ = ["Watched", "replay", "watch"]
+__all__ = ["WatchResult", "replay", "watch"]

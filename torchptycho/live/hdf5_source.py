@@ -26,19 +26,19 @@ from torchptycho.io.frames.views import PickedFrames
 from torchptycho.io.raw_scan import RawScan
 from torchptycho.io.scan_builder import build_scan, convert_positions
 from torchptycho.io.storage.hdf5 import MAGIC, convert_hdf5_errors, find_dataset, find_writer, open_hdf5
-from torchptycho.live.scan_header import Chunk, Layout
+from torchptycho.live.scan_header import Chunk, ScanLayout
 
 __all__ = ["GrowingFile"]
 
 _log = logging.getLogger(__name__)
 
 # A writer may be between two steps that belong together; what stays wrong for so long is wrong.
-_PATIENCE_S = 10.0
+_ERROR_TIMEOUT_S = 10.0
 _FIRST_FRAMES = 64
-_LOOK_EVERY_S = 0.05
+_POLL_INTERVAL_S = 0.05
 
 
-class _AnotherScan(ScanError):
+class _ScanReplacedError(ScanError):
     """Which does not go by itself."""
 
 
@@ -83,37 +83,37 @@ class GrowingFile:
             probe_defocus_m=0.0,
         )
         self._scan: Scan | None = None
-        self._word = ""
+        self._scan_digest = ""
         self._inode: tuple[int, int] | None = None
-        self._recorded: RawScan | None = None
+        self._raw_scan: RawScan | None = None
         self._positions_px = np.zeros((0, 2))
-        self._was_written = False
-        self._well_at = time.monotonic()
-        self._looked_at = 0.0
-        self._trouble: str | None = None
+        self._had_writer = False
+        self._last_success_s = time.monotonic()
+        self._last_poll_s = 0.0
+        self._wait_reason: str | None = None
 
-    def describe(self) -> Layout | None:
-        if self._resting():
+    def describe(self) -> ScanLayout | None:
+        if self._throttle():
             return None
         if not self._path.exists():
-            self._trouble, self._well_at = f"there is no {self._path} yet", time.monotonic()
+            self._wait_reason, self._last_success_s = f"there is no {self._path} yet", time.monotonic()
             return None
         if self._path.is_dir():
             raise ScanError(
                 self._path, None, expected="an HDF5 file", found="a folder", remedy="Name the file inside it."
             )
         try:
-            inode = self._inode_now()
-            scan = self._first_look()
-            word = self._word_now(scan)
+            inode = self._read_inode()
+            scan = self._read_first_frames()
+            word = self._digest_scan(scan)
         except ScanError as error:
             # Before the first frames there is nothing wrong with a file that somebody writes.
             if find_writer(self._path) != "none":
-                self._well_at = time.monotonic()
-            self._bear(error)
+                self._last_success_s = time.monotonic()
+            self._tolerate(error)
             return None
-        self._scan, self._word, self._inode, self._trouble = scan, word, inode, None
-        return Layout(
+        self._scan, self._scan_digest, self._inode, self._wait_reason = scan, word, inode, None
+        return ScanLayout(
             scan=f"{self.name} {word}",
             n_px=scan.n_px,
             dtype=scan.frames.dtype,
@@ -127,17 +127,17 @@ class GrowingFile:
         assert self._scan is not None
         empty = np.zeros((0, *self._scan.frames.shape[1:]), self._scan.frames.dtype)
         nothing = Chunk(frames=empty, positions_px=np.zeros((0, 2)), end=False)
-        if start >= len(self._positions_px) and self._resting():
+        if start >= len(self._positions_px) and self._throttle():
             return nothing
         # Asked before the frames are counted: what was written until it was closed is there then. An earlier count says
         # nothing about a file that has been closed since.
         writing = find_writer(self._path) != "none"
-        self._was_written |= writing
-        closed = self._was_written and not writing
+        self._had_writer |= writing
+        closed = self._had_writer and not writing
         try:
             known = len(self._positions_px)
-            n = known if writing and start + at_most <= known else self._count()
-            shape = self._shape()
+            n = known if writing and start + at_most <= known else self._count_frames()
+            shape = self._read_shape()
             n = min(n, shape[0])
             if n < known:
                 if n >= 2:
@@ -153,34 +153,34 @@ class GrowingFile:
                 self._positions_px = convert_positions(self._read(n), self._scan)
             stop = max(start, min(n, start + at_most))
             stack = dataclasses.replace(self._stack, stored_shape=shape)
-            frames = _again(self._scan.frames, stack)[start:stop] if stop > start else empty
+            frames = _replace_stack(self._scan.frames, stack)[start:stop] if stop > start else empty
             # After all was read: then it was all of the same scan.
-            if stop > start or closed or self._inode_now() != self._inode:
+            if stop > start or closed or self._read_inode() != self._inode:
                 self._require_same()
-        except _AnotherScan:
+        except _ScanReplacedError:
             raise
         except ScanError as error:
-            self._bear(error)
+            self._tolerate(error)
             return nothing
-        self._trouble = None
+        self._wait_reason = None
         return Chunk(
             frames=np.ascontiguousarray(frames), positions_px=self._positions_px[start:stop], end=stop >= n and closed
         )
 
-    def waits_for(self) -> str | None:
-        return self._trouble
+    def explain_wait(self) -> str | None:
+        return self._wait_reason
 
     def close(self, received: int) -> None:
         """Nothing is open between two looks."""
 
-    def _resting(self) -> bool:
+    def _throttle(self) -> bool:
         now = time.monotonic()
-        if now < self._looked_at + _LOOK_EVERY_S:
+        if now < self._last_poll_s + _POLL_INTERVAL_S:
             return True
-        self._looked_at = now
+        self._last_poll_s = now
         return False
 
-    def _bear(self, error: ScanError) -> None:
+    def _tolerate(self, error: ScanError) -> None:
         """An error that may go by itself, until it has not for too long."""
         if not self._path.exists():
             error = ScanError(
@@ -191,36 +191,36 @@ class GrowingFile:
                 remedy="Put it back and go on with the same command; what was received is safe.",
             )
         now = time.monotonic()
-        if self._trouble is None:
+        if self._wait_reason is None:
             # Nobody may have looked for long, as when there was no room for more frames.
-            self._well_at = now
-        self._trouble = str(error)
-        if now >= self._well_at + _PATIENCE_S:
+            self._last_success_s = now
+        self._wait_reason = str(error)
+        if now >= self._last_success_s + _ERROR_TIMEOUT_S:
             raise error
 
-    def _inode_now(self) -> tuple[int, int] | None:
+    def _read_inode(self) -> tuple[int, int] | None:
         try:
             found = self._path.stat()
         except OSError:
             return None
         return found.st_dev, found.st_ino
 
-    def _word_now(self, scan: Scan) -> str:
+    def _digest_scan(self, scan: Scan) -> str:
         """What tells the scan in the file from another one of the same name."""
         positions_px = convert_positions(self._read(2), scan)[:2]
-        stack = dataclasses.replace(self._stack, stored_shape=self._shape())
-        return _word_of(positions_px, _again(scan.frames, stack)[:2])
+        stack = dataclasses.replace(self._stack, stored_shape=self._read_shape())
+        return _hash_frames(positions_px, _replace_stack(scan.frames, stack)[:2])
 
     def _require_same(self) -> None:
         assert self._scan is not None
-        inode = self._inode_now()
-        if self._word_now(self._scan) != self._word:
-            raise self._another()
+        inode = self._read_inode()
+        if self._digest_scan(self._scan) != self._scan_digest:
+            raise self._make_replaced_error()
         # A file that was copied anew is another one, with the same scan.
         self._inode = inode
 
-    def _another(self) -> ScanError:
-        return _AnotherScan(
+    def _make_replaced_error(self) -> ScanError:
+        return _ScanReplacedError(
             self._path,
             None,
             expected="more frames of the scan that is watched",
@@ -228,7 +228,7 @@ class GrowingFile:
             remedy="Watch it with another --out; what was received is safe.",
         )
 
-    def _first_look(self) -> Scan:
+    def _read_first_frames(self) -> Scan:
         with self._path.open("rb") as file:
             head = file.read(len(MAGIC))
         if head != MAGIC:
@@ -239,15 +239,15 @@ class GrowingFile:
                 found=f"another, beginning with {head!r}",
                 remedy="A scan that is complete is for `reconstruct`; `replay` plays it to a watch.",
             )
-        self._recorded = self._read(2)
-        n = min(self._count(), _FIRST_FRAMES)
+        self._raw_scan = self._read(2)
+        n = min(self._count_frames(), _FIRST_FRAMES)
         recorded = self._read(n)
         edge = min(recorded.frames.shape[1:])
         # No probe is needed and no object, which could move the positions.
         own = recorded.probe if recorded.probe is not None else np.ones((1, edge, edge), np.complex64)
         bare = dataclasses.replace(recorded, probe=own, truth=None, truth_patches=None, nominal_positions_px=None)
         scan = build_scan(bare, "it grows", self._reading)
-        self._recorded = recorded
+        self._raw_scan = recorded
         return scan
 
     def _read(self, n: int) -> RawScan:
@@ -257,7 +257,7 @@ class GrowingFile:
             recorded = read_mapped(self._path, config, config.mapping)
         else:
             recorded = recognise(self._path)[0].read(self._path, config)
-        stack = _stack_of(recorded.frames)
+        stack = _find_hdf5_stack(recorded.frames)
         if stack is None or stack.path != self._path or len(stack.stored_shape) != 3 or stack.order[0] != 0:
             raise ScanError(
                 self._path,
@@ -270,25 +270,25 @@ class GrowingFile:
 
     @property
     def _stack(self) -> Hdf5Frames:
-        assert self._recorded is not None
-        stack = _stack_of(self._recorded.frames)
+        assert self._raw_scan is not None
+        stack = _find_hdf5_stack(self._raw_scan.frames)
         assert stack is not None
         return dataclasses.replace(stack, grows=True)
 
-    def _shape(self) -> tuple[int, ...]:
+    def _read_shape(self) -> tuple[int, ...]:
         known = self._stack
         with open_hdf5(self._path) as file, convert_hdf5_errors(self._path, known.key):
             dataset = file[known.key]
             shape, dtype = tuple(int(length) for length in dataset.shape), dataset.dtype
         if (shape[1:], dtype) != (known.stored_shape[1:], known.dtype):
-            raise self._another()
+            raise self._make_replaced_error()
         return shape
 
-    def _count(self) -> int:
+    def _count_frames(self) -> int:
         """Frames whose positions are there."""
-        assert self._recorded is not None
-        counts = [self._shape()[0]]
-        for text in set(self._recorded.position_keys):
+        assert self._raw_scan is not None
+        counts = [self._read_shape()[0]]
+        for text in set(self._raw_scan.position_keys):
             place = parse_array_ref(text, self._path.parent, self._path)
             if place.path != self._path:
                 counts.append(place.load().size)
@@ -302,21 +302,21 @@ class GrowingFile:
         return min(counts)
 
 
-def _stack_of(frames: Frames) -> Hdf5Frames | None:
+def _find_hdf5_stack(frames: Frames) -> Hdf5Frames | None:
     while isinstance(frames, CastFrames | PickedFrames | ProcessedFrames):
         frames = frames.inner
     return frames if isinstance(frames, Hdf5Frames) else None
 
 
-def _again(frames: Frames, stack: Hdf5Frames) -> Frames:
+def _replace_stack(frames: Frames, stack: Hdf5Frames) -> Frames:
     """All frames of a stack, as some of them were made into those of a scan."""
     if isinstance(frames, ProcessedFrames):
-        return dataclasses.replace(frames, inner=_again(frames.inner, stack))
+        return dataclasses.replace(frames, inner=_replace_stack(frames.inner, stack))
     if isinstance(frames, CastFrames):
-        return dataclasses.replace(frames, inner=_again(frames.inner, stack))
-    return _again(frames.inner, stack) if isinstance(frames, PickedFrames) else stack
+        return dataclasses.replace(frames, inner=_replace_stack(frames.inner, stack))
+    return _replace_stack(frames.inner, stack) if isinstance(frames, PickedFrames) else stack
 
 
-def _word_of(positions_px: Float64[np.ndarray, "2 2"], frames: Shaped[np.ndarray, "2 n n"]) -> str:
+def _hash_frames(positions_px: Float64[np.ndarray, "2 2"], frames: Shaped[np.ndarray, "2 n n"]) -> str:
     first = np.ascontiguousarray(positions_px).tobytes() + np.ascontiguousarray(frames).tobytes()
     return hashlib.sha256(first).hexdigest()[:16]

@@ -13,21 +13,21 @@ from jaxtyping import Bool, Complex64, Float, Num
 from torchptycho.analysis.registration import estimate_display_ramp, remove_phase_ramp
 from torchptycho.core.reconstruction import MIN_COVERAGE
 from torchptycho.io.storage.file_access import replace_atomically
-from torchptycho.visualization.plot.panels import Limits, limits_of, nice_length, phase_map_of
-from torchptycho.visualization.plot.png import TRANSPARENT, colour_stops, mapped_picture, reduced
+from torchptycho.visualization.plot.panels import Limits, choose_phase_map, choose_scale_length, compute_limits
+from torchptycho.visualization.plot.png import TRANSPARENT_INDEX, apply_colour_map, downsample, list_colour_stops
 
-__all__ = ["LEGEND", "PICTURES", "draw"]
+__all__ = ["IMAGE_FILES", "LEGEND_FILE", "write_live_images"]
 
-PICTURES = ("amplitude.png", "phase.png", "coverage.png")
-LEGEND = "legend.json"
+IMAGE_FILES = ("amplitude.png", "phase.png", "coverage.png")
+LEGEND_FILE = "legend.json"
 
 # More is not seen on a screen, and takes its time to encode and to send.
-_LARGEST_PX = 1500
+_MAX_EDGE_PX = 1500
 # Limits and the phase plane are found on an image of this size: what is drawn does not depend on every pixel.
-_LOOKED_AT_PX = 300
+_STATISTICS_EDGE_PX = 300
 
 
-def draw(
+def write_live_images(
     object: Complex64[np.ndarray, "h w"],
     coverage: Num[np.ndarray, "h w"],
     object_pixel_m: float | None,
@@ -49,34 +49,34 @@ def draw(
     known = np.isfinite(coverage) & (coverage > 0)
     top = float(coverage[known].max()) if known.any() else 1.0
     mask = known & (coverage > MIN_COVERAGE * top) & np.isfinite(object)
-    image, shown = reduced(object, mask, _LARGEST_PX)
-    weight, reached = reduced(np.asarray(coverage, dtype=np.float32), known, _LARGEST_PX)
-    step = max(1, -(-max(image.shape) // _LOOKED_AT_PX))
+    image, shown = downsample(object, mask, _MAX_EDGE_PX)
+    weight, reached = downsample(np.asarray(coverage, dtype=np.float32), known, _MAX_EDGE_PX)
+    step = max(1, -(-max(image.shape) // _STATISTICS_EDGE_PX))
     image = np.where(shown, image, np.complex64(0))
     image = remove_phase_ramp(image, shown, estimate_display_ramp(image[::step, ::step], shown[::step, ::step]) / step)
     part, seen = image[::step, ::step], shown[::step, ::step]
-    phase_map, phase_limits = phase_map_of(part, seen)
-    amplitude = _drawn(np.abs(image), shown, "gray", limits_of(np.abs(part), seen), folder / PICTURES[0])
-    phase = _drawn(np.angle(image), shown, phase_map, phase_limits, folder / PICTURES[1])
-    covered = _drawn(weight, reached, "cividis", (0.0, top), folder / PICTURES[2])
-    length_px, label = nice_length(width, object_pixel_m)
+    phase_map, phase_limits = choose_phase_map(part, seen)
+    amplitude = _write_image(np.abs(image), shown, "gray", compute_limits(np.abs(part), seen), folder / IMAGE_FILES[0])
+    phase = _write_image(np.angle(image), shown, phase_map, phase_limits, folder / IMAGE_FILES[1])
+    covered = _write_image(weight, reached, "cividis", (0.0, top), folder / IMAGE_FILES[2])
+    length_px, label = choose_scale_length(width, object_pixel_m)
     legend = {
         "amplitude": amplitude,
         "phase": phase | {"unit": "rad"},
         "coverage": covered,
         "scale": {"percent": 100 * length_px / width, "label": label},
     }
-    with replace_atomically(folder / LEGEND) as file:
+    with replace_atomically(folder / LEGEND_FILE) as file:
         file.write(json.dumps(legend).encode("utf-8"))
 
 
-def _drawn(
+def _write_image(
     values: Float[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"], colour_map: str, limits: Limits, path: Path
 ) -> dict[str, Any]:
     """Writes the picture; returns what its colours stand for."""
-    picture = mapped_picture(values, mask, colour_map, limits)
+    picture = apply_colour_map(values, mask, colour_map, limits)
     with replace_atomically(path) as file:
         # Twice the bytes of the best compression in a tenth of its time; the page is beside the file.
-        picture.save(file, format="png", compress_level=1, transparency=TRANSPARENT)
+        picture.save(file, format="png", compress_level=1, transparency=TRANSPARENT_INDEX)
     low, high = ("−π", "π") if limits == (-math.pi, math.pi) else (f"{v:.3g}".replace("-", "−") for v in limits)
-    return {"low": low, "high": high, "stops": colour_stops(colour_map)}
+    return {"low": low, "high": high, "stops": list_colour_stops(colour_map)}

@@ -15,7 +15,7 @@ from torchptycho.core.errors import ScanError
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.core.scan import ArrayFrames
 from torchptycho.data.inference_dataset import InferenceDataset
-from torchptycho.live.scan_header import Layout
+from torchptycho.live.scan_header import ScanLayout
 from torchptycho.models.network import PtychoNetwork
 from torchptycho.physics.patches import extract, locate_corner
 from torchptycho.physics.scaling import Scaling, measure_scaling, sum_frames
@@ -24,13 +24,13 @@ from torchptycho.reconstructors.inference import batch_size_for, iterate_predict
 from torchptycho.reconstructors.network_reconstruction import adapt_to_scan, check_fits
 from torchptycho.reconstructors.phase_sync import synchronize_phases
 
-__all__ = ["Provisional", "require_frames"]
+__all__ = ["LivePreview", "require_frames"]
 
 # Patches that are compared with the image to find the phase of the chunk that they are of.
-_COMPARED = 64
+_MAX_COMPARED_PATCHES = 64
 
 
-class Provisional:
+class LivePreview:
     """Takes frames as they come and stitches them at once: a context, in which the network is adapted to the scan.
 
     The final image is `reconstruct`'s, which knows all frames: their phases agree with all neighbours, where here each
@@ -48,21 +48,21 @@ class Provisional:
     """
 
     def __init__(
-        self, network: PtychoNetwork, config: ReconstructConfig, layout: Layout, source: str, device: torch.device
+        self, network: PtychoNetwork, config: ReconstructConfig, layout: ScanLayout, source: str, device: torch.device
     ) -> None:
         check_fits(network, source, layout.n_px, layout.domain)
         self._network, self._config, self._layout, self._device = network, config, layout, device
-        self._home = network.probe_parts.device
+        self._original_device = network.probe_parts.device
         self._canvas = GrowingCanvas(device, with_spread=False)
         self._weight = network.compute_stitch_weight(config.stitch_weight, config.training_scan).to(device)
         self._mask = torch.from_numpy(layout.mask)
         self._scaling: Scaling | None = None
-        self._size = 0
+        self._groups_per_batch = 0
         self._context = contextlib.ExitStack()
         self.unfit: dict[int, str] = {}
         self.unplaced: dict[int, str] = {}
 
-    def __enter__(self) -> Provisional:
+    def __enter__(self) -> LivePreview:
         # Not in inference mode: its tensors, the network's then, can only be written to within it.
         self._network.to(self._device)
         return self
@@ -71,11 +71,15 @@ class Provisional:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._context.close()
-        self._network.to(self._home)
+        self._network.to(self._original_device)
 
     @torch.inference_mode()
     def add(
-        self, frames: Shaped[np.ndarray, "k n n"], positions_px: Float64[np.ndarray, "k 2"], first: int, fresh: int = 0
+        self,
+        frames: Shaped[np.ndarray, "k n n"],
+        positions_px: Float64[np.ndarray, "k 2"],
+        first: int,
+        n_placed: int = 0,
     ) -> None:
         """Predict frames and place them.
 
@@ -85,38 +89,41 @@ class Provisional:
         Arguments:
             frames: numbers `first`, `first` + 1, ...
             positions_px: (y, x) of each.
-            fresh: the frames before this one of them have been placed already and only fill a group.
+            n_placed: the frames before this one of them have been placed already and only fill a group.
         """
         masked = ~self._layout.mask
         if masked.any():
             frames = frames.copy()
             frames[:, masked] = 0
         numbers = np.arange(first, first + len(frames))
-        for number, why in zip(numbers, _faults(frames, positions_px), strict=True):
+        for number, why in zip(numbers, _find_faults(frames, positions_px), strict=True):
             if why is not None:
                 self.unfit[int(number)] = why
         good = ~np.isin(numbers, [*self.unfit, *self.unplaced])
         frames, positions_px, numbers = frames[good], positions_px[good], numbers[good]
         if len(frames) < self._network.gridsize**2:
             return
-        stream = self._grouped(np.ascontiguousarray(frames), positions_px)
-        if not self._size:
+        stream = self._group_frames(np.ascontiguousarray(frames), positions_px)
+        if not self._groups_per_batch:
             self._context.enter_context(adapt_to_scan(self._network, stream, self._config))
-            self._size = batch_size_for(self._network, stream, self._config, self._device)
+            self._groups_per_batch = batch_size_for(self._network, stream, self._config, self._device)
         self._network.expect_offsets(None)
         found = torch.zeros(len(frames), *frames.shape[1:], dtype=torch.complex64, device=self._device)
         group = torch.zeros(len(frames), dtype=torch.int64)
-        cuts = [(start, min(start + self._size, len(stream))) for start in range(0, len(stream), self._size)]
+        cuts = [
+            (start, min(start + self._groups_per_batch, len(stream)))
+            for start in range(0, len(stream), self._groups_per_batch)
+        ]
         in_turn = iterate_predictions(self._network, stream, self._config, cuts, self._device)
         with contextlib.closing(in_turn):
             for (start, _), (batch, _, patches) in zip(cuts, in_turn, strict=True):
                 mine, numbered = batch.members[batch.is_first], torch.arange(start, start + len(batch.members))
                 found[mine.to(self._device)] = patches[batch.is_first.to(self._device)]
                 group[mine] = numbered[:, None].expand(batch.members.shape)[batch.is_first]
-        new = torch.from_numpy(numbers >= first + fresh)
+        new = torch.from_numpy(numbers >= first + n_placed)
         self._place(found, stream.positions_px, group, new, numbers)
 
-    def image(self) -> Reconstruction | None:
+    def make_image(self) -> Reconstruction | None:
         """What is there; None where nothing is."""
         if self._canvas.used_px is None:
             return None
@@ -125,7 +132,7 @@ class Provisional:
         except ValueError:  # weights of 0 alone
             return None
 
-    def _grouped(self, frames: np.ndarray, positions_px: np.ndarray) -> InferenceDataset:
+    def _group_frames(self, frames: np.ndarray, positions_px: np.ndarray) -> InferenceDataset:
         if self._scaling is None:
             # Of what came first; only a network that follows the scan's own scale looks at it.
             mean = float(sum_frames(frames, self._layout.domain).mean())
@@ -156,7 +163,7 @@ class Provisional:
         if self._config.agree_phases:
             patches = torch.where(finite[:, None, None], patches, 0)
             patches = patches * synchronize_phases(patches, positions_px, self._weight, group)[:, None, None]
-            patches = patches * self._turn(patches, positions_px)
+            patches = patches * self._find_phase_factor(patches, positions_px)
         chosen = new.to(self._device) & finite
         there = positions_px.to(self._device)
         placed = torch.zeros_like(finite)
@@ -166,9 +173,9 @@ class Provisional:
         for number in numbers[(chosen & ~placed).cpu().numpy()].tolist():
             self.unplaced[number] = "its position is too far from the others"
 
-    def _turn(self, patches: Tensor, positions_px: Tensor) -> Tensor:
+    def _find_phase_factor(self, patches: Tensor, positions_px: Tensor) -> Tensor:
         """The phase with which a chunk agrees with what is there."""
-        few = slice(0, None, max(1, len(patches) // _COMPARED))
+        few = slice(0, None, max(1, len(patches) // _MAX_COMPARED_PATCHES))
         some, n_px = patches[few], patches.shape[-1]
         if self._canvas.used_px is None:
             return some.new_ones(())
@@ -179,7 +186,7 @@ class Provisional:
         return (overlap / size if float(size) > 0 else torch.ones_like(overlap)).to(patches.dtype)
 
 
-def _faults(frames: np.ndarray, positions_px: np.ndarray) -> list[str | None]:
+def _find_faults(frames: np.ndarray, positions_px: np.ndarray) -> list[str | None]:
     """Why a frame cannot be used, for each."""
     placed = np.isfinite(positions_px).all(axis=1)
     finite = positive = np.ones(len(frames), bool)

@@ -26,63 +26,70 @@ from pydantic import Field
 
 from torchptycho.core.config.base import validated_dataclass
 from torchptycho.core.errors import ScanError
-from torchptycho.live.scan_header import Chunk, Description, Layout, in_pixels, parsed, with_object_pixel
+from torchptycho.live.scan_header import (
+    Chunk,
+    ScanLayout,
+    StreamHeader,
+    add_object_pixel,
+    convert_to_pixels,
+    parse_json,
+)
 
 __all__ = [
-    "ASKED_BYTES",
-    "LARGEST_PART_BYTES",
-    "MOST_PARTS",
-    "Asked",
-    "answer_of_frames",
-    "ask_for_frames",
-    "ask_for_scan",
-    "frames_in",
-    "scan_in",
+    "MAX_FRAME_BYTES",
+    "MAX_PARTS",
+    "MAX_REQUESTED_BYTES",
+    "StreamRequest",
+    "make_frames_answer",
+    "make_frames_request",
+    "make_scan_request",
+    "parse_frames_answer",
+    "parse_scan_answer",
 ]
 
-LARGEST_PART_BYTES = 64 << 20
+MAX_FRAME_BYTES = 64 << 20
 """Of a frame that is taken."""
-ASKED_BYTES = 8 << 20
+MAX_REQUESTED_BYTES = 8 << 20
 """Of a part that is taken, unless a single frame has more: no more is asked for, and no description has as many."""
-MOST_PARTS = 3
+MAX_PARTS = 3
 """Of an answer: header, frames, positions."""
-_NUMBER = Annotated[int, Field(ge=0, lt=1 << 53)]
+_FrameNumber = Annotated[int, Field(ge=0, lt=1 << 53)]
 
 
 @validated_dataclass
-class Asked:
+class StreamRequest:
     """What a reader asks for: the scan, or frames."""
 
     torchptycho: Literal[1]
     ask: Literal["scan", "frames"] = "frames"
-    start: Annotated[_NUMBER, Field(alias="from")] = 0
-    at_most: _NUMBER = 0
+    start: Annotated[_FrameNumber, Field(alias="from")] = 0
+    at_most: _FrameNumber = 0
 
 
 @validated_dataclass
-class _Header:
+class _FramesHeader:
     torchptycho: Literal[1]
-    start: Annotated[_NUMBER, Field(alias="from")]
-    count: _NUMBER
+    start: Annotated[_FrameNumber, Field(alias="from")]
+    count: _FrameNumber
     end: bool
     scan: str | None = None
 
 
 @validated_dataclass
-class _Refusal:
+class _ErrorAnswer:
     torchptycho: Literal[1]
     error: Annotated[str, Field(max_length=2000)]
 
 
-def ask_for_scan() -> bytes:
+def make_scan_request() -> bytes:
     return json.dumps({"torchptycho": 1, "ask": "scan"}).encode()
 
 
-def ask_for_frames(start: int, at_most: int) -> bytes:
+def make_frames_request(start: int, at_most: int) -> bytes:
     return json.dumps({"torchptycho": 1, "from": start, "at_most": at_most}).encode()
 
 
-def answer_of_frames(start: int, chunk: Chunk, scan: str) -> list[bytes]:
+def make_frames_answer(start: int, chunk: Chunk, scan: str) -> list[bytes]:
     """The three parts."""
     header = {"torchptycho": 1, "from": start, "count": len(chunk.frames), "end": chunk.end, "scan": scan}
     frames = np.ascontiguousarray(chunk.frames, chunk.frames.dtype.newbyteorder("<"))
@@ -90,39 +97,39 @@ def answer_of_frames(start: int, chunk: Chunk, scan: str) -> list[bytes]:
     return [json.dumps(header).encode(), frames.tobytes(), positions.tobytes()]
 
 
-def scan_in(parts: list[bytes], source: str) -> tuple[Description, Layout] | None:
+def parse_scan_answer(parts: list[bytes], source: str) -> tuple[StreamHeader, ScanLayout] | None:
     """The description in an answer; None for an answer to something else.
 
     Raises:
         ScanError: it is not one, or the source refuses.
     """
-    if len(parts) == MOST_PARTS:
+    if len(parts) == MAX_PARTS:
         return None
-    _refuse(parts, source)
-    told: Description = parsed(Description, parts[0], source, "a description of a scan")
-    layout = Layout.of(told, source)
-    if layout.frame_bytes > LARGEST_PART_BYTES:
+    _parse_single_part(parts, source)
+    told: StreamHeader = parse_json(StreamHeader, parts[0], source, "a description of a scan")
+    layout = ScanLayout.from_header(told, source)
+    if layout.frame_bytes > MAX_FRAME_BYTES:
         raise ScanError(
             source,
             "n_px",
-            expected=f"frames of at most {LARGEST_PART_BYTES} bytes",
+            expected=f"frames of at most {MAX_FRAME_BYTES} bytes",
             found=f"{layout.frame_bytes}",
             remedy="Cut or bin them before they are sent.",
         )
-    in_pixels(np.zeros((0, 2)), told.positions_unit, layout.geometry, layout.n_px, source)
-    return told, dataclasses.replace(layout, geometry=with_object_pixel(layout.geometry, layout.n_px, source))
+    convert_to_pixels(np.zeros((0, 2)), told.positions_unit, layout.geometry, layout.n_px, source)
+    return told, dataclasses.replace(layout, geometry=add_object_pixel(layout.geometry, layout.n_px, source))
 
 
-def frames_in(
-    parts: list[bytes], told: Description, layout: Layout, start: int, at_most: int, source: str
+def parse_frames_answer(
+    parts: list[bytes], told: StreamHeader, layout: ScanLayout, start: int, at_most: int, source: str
 ) -> Chunk | None:
     """The frames in an answer; None for an answer to something else.
 
     Raises:
         ScanError: sizes do not fit, or the source refuses; the frames at fault are named.
     """
-    if len(parts) != MOST_PARTS:
-        if "scan" in _refuse(parts, source):
+    if len(parts) != MAX_PARTS:
+        if "scan" in _parse_single_part(parts, source):
             return None
         raise ScanError(
             source,
@@ -131,7 +138,7 @@ def frames_in(
             found=f"{len(parts)}",
             remedy="The format is described in docs/live.md.",
         )
-    header: _Header = parsed(_Header, parts[0], source, "the header of an answer")
+    header: _FramesHeader = parse_json(_FramesHeader, parts[0], source, "the header of an answer")
     if header.start != start:
         return None
     if header.scan not in (None, layout.scan):
@@ -163,11 +170,11 @@ def frames_in(
             )
     frames = np.frombuffer(parts[1], layout.dtype).reshape(count, layout.n_px, layout.n_px)
     positions = np.frombuffer(parts[2], "<f8").reshape(count, 2).astype(np.float64)
-    placed = in_pixels(positions, told.positions_unit, layout.geometry, layout.n_px, source)
+    placed = convert_to_pixels(positions, told.positions_unit, layout.geometry, layout.n_px, source)
     return Chunk(frames=frames, positions_px=placed, end=header.end)
 
 
-def _refuse(parts: list[bytes], source: str) -> dict[str, object]:
+def _parse_single_part(parts: list[bytes], source: str) -> dict[str, object]:
     """Raise what a source answers that refuses, or an answer that is none; what it says otherwise."""
     if len(parts) != 1:
         raise ScanError(
@@ -177,9 +184,9 @@ def _refuse(parts: list[bytes], source: str) -> dict[str, object]:
             found=f"{len(parts)}",
             remedy="The format is described in docs/live.md.",
         )
-    said: dict[str, object] = parsed(dict, parts[0], source, "an answer in JSON")
+    said: dict[str, object] = parse_json(dict, parts[0], source, "an answer in JSON")
     if "error" in said:
-        refusal: _Refusal = parsed(_Refusal, parts[0], source, "why something is refused")
+        refusal: _ErrorAnswer = parse_json(_ErrorAnswer, parts[0], source, "why something is refused")
         raise ScanError(
             source, None, expected="frames", found=f"a refusal: {refusal.error}", remedy="Look at the source."
         )

@@ -22,20 +22,20 @@ from torchptycho.core.scan import ArrayFrames, Frames, Scan
 from torchptycho.core.text import format_error
 from torchptycho.io import read_scan
 from torchptycho.io.frames.frame_stacks import count_frames_in, random_access_is_slow
-from torchptycho.live.protocol import LARGEST_PART_BYTES, Asked, answer_of_frames
-from torchptycho.live.scan_header import Chunk, Layout, parsed
-from torchptycho.live.zmq_source import zmq_module
+from torchptycho.live.protocol import MAX_FRAME_BYTES, StreamRequest, make_frames_answer
+from torchptycho.live.scan_header import Chunk, ScanLayout, parse_json
+from torchptycho.live.zmq_source import import_zmq
 
-__all__ = ["Replayed", "replay"]
+__all__ = ["ReplayResult", "replay"]
 
 _log = logging.getLogger(__name__)
 
-_MOMENT_S = 0.05
+_POLL_S = 0.05
 _READ_BYTES = 16 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Replayed:
+class ReplayResult:
     """What was played: frames in all, those that were fetched or written, and the seconds that it took."""
 
     frames: int
@@ -52,7 +52,7 @@ def replay(
     reading: ReadConfig | None = None,
     stop: threading.Event | None = None,
     on_progress: Callable[[int, int], None] | None = None,
-) -> Replayed:
+) -> ReplayResult:
     """Play a scan at a rate: over ZeroMQ, from when somebody asks first until all frames were fetched, or into a file.
 
     Arguments:
@@ -82,16 +82,16 @@ def replay(
             remedy="Cut one out with --frames START:STOP.",
         )
     stop, told = stop or threading.Event(), on_progress or (lambda done, total: None)
-    with _at_random(scan.frames) as frames:
+    with _open_random_access(scan.frames) as frames:
         if swmr is not None:
-            return _write(scan, frames, hz, Path(swmr), stop, told)
-        return _serve(scan, frames, hz, address, stop, told)
+            return _write_swmr_file(scan, frames, hz, Path(swmr), stop, told)
+        return _serve_frames(scan, frames, hz, address, stop, told)
 
 
-def layout_of(scan: Scan) -> Layout:
+def make_layout(scan: Scan) -> ScanLayout:
     """What a source tells of a scan."""
     word = hashlib.sha256(np.ascontiguousarray(scan.positions_px).tobytes()).hexdigest()[:16]
-    return Layout(
+    return ScanLayout(
         scan=f"{scan.source[-900:]} {word}",
         n_px=scan.n_px,
         dtype=np.dtype(scan.frames.dtype).newbyteorder("="),
@@ -103,15 +103,17 @@ def layout_of(scan: Scan) -> Layout:
     )
 
 
-def answer(request: bytes, layout: Layout, frames: Frames, positions_px: np.ndarray, there: int) -> list[bytes]:
+def answer_request(
+    request: bytes, layout: ScanLayout, frames: Frames, positions_px: np.ndarray, there: int
+) -> list[bytes]:
     """What a source of these frames, of which so many are there, answers to anything that it is asked."""
     try:
-        asked: Asked = parsed(Asked, request, "request", "a request")
+        asked: StreamRequest = parse_json(StreamRequest, request, "request", "a request")
     except ScanError as error:
         return [json.dumps({"torchptycho": 1, "error": format_error(error, 2000)}).encode()]
     if asked.ask == "scan":
         return [json.dumps(layout.to_dict()).encode()]
-    most = LARGEST_PART_BYTES // max(layout.frame_bytes, 16)
+    most = MAX_FRAME_BYTES // max(layout.frame_bytes, 16)
     start = min(asked.start, there)
     stop = min(start + min(asked.at_most, most), there)
     chunk = Chunk(
@@ -119,14 +121,14 @@ def answer(request: bytes, layout: Layout, frames: Frames, positions_px: np.ndar
         positions_px=positions_px[start:stop],
         end=layout.total is not None and stop >= layout.total,
     )
-    return answer_of_frames(asked.start, chunk, layout.scan)
+    return make_frames_answer(asked.start, chunk, layout.scan)
 
 
-def _serve(
+def _serve_frames(
     scan: Scan, frames: Frames, hz: float, address: str, stop: threading.Event, told: Callable[[int, int], None]
-) -> Replayed:
-    zmq = zmq_module()
-    layout, n = layout_of(scan), scan.n_frames
+) -> ReplayResult:
+    zmq = import_zmq()
+    layout, n = make_layout(scan), scan.n_frames
     context = zmq.Context()
     socket = context.socket(zmq.ROUTER)
     socket.setsockopt(zmq.LINGER, 2000)
@@ -143,24 +145,24 @@ def _serve(
             ) from None
         _log.info("%s: served at %s", scan.source, socket.getsockopt_string(zmq.LAST_ENDPOINT))
         while not stop.is_set() and safe < n:
-            if not socket.poll(int(_MOMENT_S * 1000)):
+            if not socket.poll(int(_POLL_S * 1000)):
                 continue
             parts: list[bytes] = socket.recv_multipart()
             began = time.monotonic() if began is None else began
             there = min(n, int((time.monotonic() - began) * hz))
-            socket.send_multipart([*parts[:-1], *answer(parts[-1], layout, frames, scan.positions_px, there)])
+            socket.send_multipart([*parts[:-1], *answer_request(parts[-1], layout, frames, scan.positions_px, there)])
             with contextlib.suppress(ScanError):
-                safe = max(safe, min(parsed(Asked, parts[-1], "request", "a request").start, there))
+                safe = max(safe, min(parse_json(StreamRequest, parts[-1], "request", "a request").start, there))
             told(safe, n)
     finally:
         socket.close()
         context.term()
-    return Replayed(frames=n, played=safe, seconds=0.0 if began is None else time.monotonic() - began)
+    return ReplayResult(frames=n, played=safe, seconds=0.0 if began is None else time.monotonic() - began)
 
 
-def _write(
+def _write_swmr_file(
     scan: Scan, frames: Frames, hz: float, path: Path, stop: threading.Event, told: Callable[[int, int], None]
-) -> Replayed:
+) -> ReplayResult:
     """A CXI file that grows: frames, then their positions, so that a frame with a position is whole."""
     import h5py
 
@@ -211,12 +213,12 @@ def _write(
                 moved.flush()
                 done = there
                 told(done, n)
-            stop.wait(min(_MOMENT_S, 1 / hz))
-        return Replayed(frames=n, played=done, seconds=time.monotonic() - began)
+            stop.wait(min(_POLL_S, 1 / hz))
+        return ReplayResult(frames=n, played=done, seconds=time.monotonic() - began)
 
 
 @contextlib.contextmanager
-def _at_random(frames: Frames) -> Iterator[Frames]:
+def _open_random_access(frames: Frames) -> Iterator[Frames]:
     """The frames, or a copy of them on the disk where single ones are dear."""
     if not random_access_is_slow(frames):
         yield frames

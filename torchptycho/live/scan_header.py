@@ -16,11 +16,11 @@ from torchptycho.core.config.base import Count, Domain, Positive, validated_data
 from torchptycho.core.errors import ScanError
 from torchptycho.core.geometry import Geometry
 
-__all__ = ["Chunk", "Description", "Layout", "Source", "in_pixels", "parsed", "with_object_pixel"]
+__all__ = ["Chunk", "FrameSource", "ScanLayout", "StreamHeader", "add_object_pixel", "convert_to_pixels", "parse_json"]
 
 
 @validated_dataclass
-class Lengths:
+class GeometryHeader:
     """As in `Geometry`."""
 
     energy_eV: Positive | None = None
@@ -30,7 +30,7 @@ class Lengths:
 
 
 @validated_dataclass
-class Description:
+class StreamHeader:
     """A `Layout` as JSON: what a stream answers when it is asked for its scan, and what a spool keeps."""
 
     torchptycho: Literal[1]
@@ -45,7 +45,7 @@ class Description:
     """What the frames hold."""
     positions_unit: Literal["px", "m"] = "px"
     """Object pixels, or metres, which need the object pixel or the three other lengths."""
-    geometry: Lengths = Field(default_factory=Lengths)
+    geometry: GeometryHeader = Field(default_factory=GeometryHeader)
     photons_per_frame: Positive | None = None
     """That frames of amplitudes stand for."""
     total: Count | None = None
@@ -55,7 +55,7 @@ class Description:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Layout:
+class ScanLayout:
     """What is the same for all frames of a scan.
 
     Arguments:
@@ -99,7 +99,7 @@ class Layout:
         }
 
     @classmethod
-    def of(cls, told: Description, source: str) -> Layout:
+    def from_header(cls, told: StreamHeader, source: str) -> ScanLayout:
         """What a description says.
 
         Raises:
@@ -140,7 +140,7 @@ class Layout:
             total=told.total,
         )
 
-    def difference(self, other: Layout) -> tuple[str, str, str] | None:
+    def find_difference(self, other: ScanLayout) -> tuple[str, str, str] | None:
         """The first thing in which a scan is not this one: its name, what it is here, and what it is there."""
         mine, theirs = self.to_dict(), other.to_dict()
         for name, value in mine.items():
@@ -164,12 +164,12 @@ class Chunk:
     end: bool
 
     @classmethod
-    def empty(cls, layout: Layout, *, end: bool = False) -> Chunk:
+    def empty(cls, layout: ScanLayout, *, end: bool = False) -> Chunk:
         return cls(frames=np.zeros((0, layout.n_px, layout.n_px), layout.dtype), positions_px=np.zeros((0, 2)), end=end)
 
 
 @runtime_checkable
-class Source(Protocol):
+class FrameSource(Protocol):
     """Where frames come from. All of it is called by one thread, and nothing of it waits for longer than a moment."""
 
     @property
@@ -182,7 +182,7 @@ class Source(Protocol):
         """Seconds without a new frame after which its scan is over, unless somebody says otherwise; None for never."""
         ...
 
-    def describe(self) -> Layout | None:
+    def describe(self) -> ScanLayout | None:
         """What the scan is; None as long as that is not known.
 
         Raises:
@@ -198,7 +198,7 @@ class Source(Protocol):
         """
         ...
 
-    def waits_for(self) -> str | None:
+    def explain_wait(self) -> str | None:
         """Why nothing comes, where that is known."""
         ...
 
@@ -207,7 +207,7 @@ class Source(Protocol):
         ...
 
 
-def parsed(kind: type, text: bytes | str, source: str, what: str) -> Any:
+def parse_json(kind: type, text: bytes | str, source: str, what: str) -> Any:
     """JSON as an object of a `strict` class.
 
     Raises:
@@ -227,7 +227,7 @@ def parsed(kind: type, text: bytes | str, source: str, what: str) -> Any:
         ) from None
 
 
-def with_object_pixel(geometry: Geometry, n_px: int, source: str) -> Geometry:
+def add_object_pixel(geometry: Geometry, n_px: int, source: str) -> Geometry:
     """Lengths of a description, with the object pixel where it follows from them.
 
     Raises:
@@ -245,7 +245,7 @@ def with_object_pixel(geometry: Geometry, n_px: int, source: str) -> Geometry:
         ) from None
 
 
-def in_pixels(
+def convert_to_pixels(
     positions: Float64[np.ndarray, "k 2"], unit: Literal["px", "m"], geometry: Geometry, n_px: int, source: str
 ) -> Float64[np.ndarray, "k 2"]:
     """Positions of a description's unit in object pixels.
@@ -255,7 +255,7 @@ def in_pixels(
     """
     if unit == "px":
         return positions
-    pixel_m = with_object_pixel(geometry, n_px, source).object_pixel_m
+    pixel_m = add_object_pixel(geometry, n_px, source).object_pixel_m
     if pixel_m is None or not math.isfinite(pixel_m):
         raise ScanError(
             source,

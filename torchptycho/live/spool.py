@@ -18,9 +18,9 @@ from torchptycho.core.errors import StoreError
 from torchptycho.core.scan import ArrayFrames, Frames, Scan
 from torchptycho.io.frames.views import PickedFrames
 from torchptycho.io.storage.file_access import replace_atomically, write_all
-from torchptycho.live.scan_header import Chunk, Description, Layout, parsed
+from torchptycho.live.scan_header import Chunk, ScanLayout, StreamHeader, parse_json
 
-__all__ = ["Spool", "claimed"]
+__all__ = ["Spool", "exclusive_receiver"]
 
 _MANIFEST, _FRAMES, _POSITIONS = "spool.json", "frames.raw", "positions.raw"
 _POSITION_BYTES = 16
@@ -32,11 +32,11 @@ _SPARE_BYTES = 64 << 20
 class _Manifest:
     source: str
     ended: bool
-    scan: Description
+    scan: StreamHeader
 
 
 @contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def exclusive_receiver(folder: Path) -> Iterator[None]:
     """Be the only process that receives into a folder.
 
     Raises:
@@ -67,7 +67,7 @@ class Spool:
     byte a process was killed at, whole frames are found again. (Of a computer that loses its power that is not said.)
 
     Arguments:
-        folder: that `create` made; see `opened`.
+        folder: that `create` made; see `open_existing`.
 
     `count` frames can be read.
     """
@@ -79,17 +79,17 @@ class Spool:
             text = path.read_bytes()
         except OSError as error:
             raise StoreError(f"{path}: expected a readable file; found {error.strerror}.") from None
-        told: _Manifest = parsed(_Manifest, text, str(path), "what a spool holds")
+        told: _Manifest = parse_json(_Manifest, text, str(path), "what a spool holds")
         self.source, self.ended = told.source, told.ended
-        self.layout = Layout.of(told.scan, str(path))
+        self.layout = ScanLayout.from_header(told.scan, str(path))
         self._frames = (folder / _FRAMES).open("ab", buffering=0)
         self._positions = (folder / _POSITIONS).open("ab", buffering=0)
         sizes = [os.fstat(file.fileno()).st_size for file in (self._frames, self._positions)]
         self.count = min(sizes[0] // self.layout.frame_bytes, sizes[1] // _POSITION_BYTES)
-        self._cut()
+        self._truncate()
 
     @classmethod
-    def create(cls, folder: Path, layout: Layout, source: str) -> Spool:
+    def create(cls, folder: Path, layout: ScanLayout, source: str) -> Spool:
         """An empty one.
 
         Raises:
@@ -105,7 +105,7 @@ class Spool:
         return cls(folder)
 
     @classmethod
-    def opened(cls, folder: Path) -> Spool | None:
+    def open_existing(cls, folder: Path) -> Spool | None:
         """The one in a folder; None where there is none.
 
         Raises:
@@ -123,7 +123,7 @@ class Spool:
         self.close()
         shutil.rmtree(self.folder)
 
-    def require(self, layout: Layout | None, source: str) -> None:
+    def require_same_scan(self, layout: ScanLayout | None, source: str) -> None:
         """Refuse frames of another scan, and remember under which name the source of this one is found now.
 
         Arguments:
@@ -139,7 +139,7 @@ class Spool:
                     f"there; found {source}, which does not answer. Name the former, or another --out."
                 )
             return
-        found = layout.difference(self.layout)
+        found = layout.find_difference(self.layout)
         if found is not None:
             name, theirs, mine = found
             raise StoreError(
@@ -159,29 +159,29 @@ class Spool:
         needed = chunk.frames.nbytes + chunk.positions_px.nbytes
         free = shutil.disk_usage(self.folder).free
         if free < needed + _SPARE_BYTES:
-            raise StoreError(self._full(needed, f"{free}"))
+            raise StoreError(self._explain_full_disk(needed, f"{free}"))
         try:
             write_all(self._frames, np.ascontiguousarray(chunk.frames))
             write_all(self._positions, np.ascontiguousarray(chunk.positions_px))
         except OSError as error:
             with contextlib.suppress(OSError):
-                self._cut()
-            raise StoreError(self._full(needed, error.strerror or str(error))) from error
+                self._truncate()
+            raise StoreError(self._explain_full_disk(needed, error.strerror or str(error))) from error
         self.count += len(chunk.frames)
 
-    def end(self, *, ended: bool = True) -> None:
+    def record_end(self, *, ended: bool = True) -> None:
         """Remember whether the source has said that no frame comes any more."""
         _write_manifest(self.folder, self.layout, self.source, ended=ended)
         self.ended = ended
 
-    def rows(self, start: int, stop: int) -> tuple[Shaped[np.ndarray, "k n n"], Float64[np.ndarray, "k 2"]]:
+    def read_rows(self, start: int, stop: int) -> tuple[Shaped[np.ndarray, "k n n"], Float64[np.ndarray, "k 2"]]:
         """Frames and positions, in memory."""
         n_px, dtype = self.layout.n_px, self.layout.dtype
         frames = np.fromfile(self._frames.name, dtype, (stop - start) * n_px**2, offset=start * self.layout.frame_bytes)
         positions = np.fromfile(self._positions.name, "<f8", 2 * (stop - start), offset=start * _POSITION_BYTES)
         return frames.reshape(stop - start, n_px, n_px), positions.reshape(stop - start, 2).astype(np.float64)
 
-    def scan(self, probe: Complex64[np.ndarray, "p n n"], left_out: dict[int, str]) -> Scan:
+    def make_scan(self, probe: Complex64[np.ndarray, "p n n"], left_out: dict[int, str]) -> Scan:
         """All frames but those that are left out, and why, as a scan; frames stay where they are.
 
         Arguments:
@@ -216,18 +216,18 @@ class Spool:
             left_out=dict(left_out),
         )
 
-    def _cut(self) -> None:
+    def _truncate(self) -> None:
         """Down to whole frames."""
         os.truncate(self._frames.fileno(), self.count * self.layout.frame_bytes)
         os.truncate(self._positions.fileno(), self.count * _POSITION_BYTES)
 
-    def _full(self, needed: int, found: str) -> str:
+    def _explain_full_disk(self, needed: int, found: str) -> str:
         return (
             f"{self.folder}: expected room for {needed} bytes, with {_SPARE_BYTES} to spare; found {found}. Free some: "
             f"the {self.count} frames that are there are whole, and the same command goes on after them."
         )
 
 
-def _write_manifest(folder: Path, layout: Layout, source: str, *, ended: bool) -> None:
+def _write_manifest(folder: Path, layout: ScanLayout, source: str, *, ended: bool) -> None:
     with replace_atomically(folder / _MANIFEST) as file:
         file.write(json.dumps({"source": source, "ended": ended, "scan": layout.to_dict()}).encode())

@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["ImageStatus", "Rates", "State", "Status"]
+__all__ = ["FrameRates", "ImageStatus", "WatchState", "WatchStatus"]
 
-State = Literal["waiting", "receiving", "finishing", "done", "stopped", "failed"]
+WatchState = Literal["waiting", "receiving", "finishing", "done", "stopped", "failed"]
 
 _WINDOW_S = 5.0
 
@@ -29,7 +29,7 @@ class ImageStatus:
 
 
 @dataclasses.dataclass(kw_only=True)
-class Status:
+class WatchStatus:
     """How far a watch is; `write` puts it into status.json.
 
     Arguments:
@@ -50,7 +50,7 @@ class Status:
 
     source: str
     model: str
-    state: State = "waiting"
+    state: WatchState = "waiting"
     received: int = 0
     reconstructed: int = 0
     expected: int | None = None
@@ -63,7 +63,7 @@ class Status:
     reconstructed_per_s: float = 0.0
     left_out: dict[int, str] = dataclasses.field(default_factory=dict)
     refresh_s: float = 2.0
-    started: str = dataclasses.field(default_factory=lambda: _now())
+    started: str = dataclasses.field(default_factory=lambda: _format_now())
     updated: str = ""
     image: ImageStatus | None = None
     message: str | None = None
@@ -74,29 +74,29 @@ class Status:
         Raises:
             OSError: the folder cannot be written to.
         """
-        self.updated = _now()
+        self.updated = _format_now()
         # Not brought to the disk each time, which the file need not survive.
         temporary = folder / ".status.json.tmp"
         temporary.write_text(json.dumps(dataclasses.asdict(self), allow_nan=False), encoding="utf-8")
         os.replace(temporary, folder / "status.json")
 
 
-class Rates:
+class FrameRates:
     """Frames per second over the last seconds, of numbers that only grow."""
 
     def __init__(self) -> None:
-        self._seen: deque[tuple[float, int, int]] = deque()
+        self._samples: deque[tuple[float, int, int]] = deque()
 
-    def of(self, now_s: float, received: int, reconstructed: int) -> tuple[float, float]:
-        self._seen.append((now_s, received, reconstructed))
-        while len(self._seen) > 2 and now_s - self._seen[1][0] >= _WINDOW_S:
-            self._seen.popleft()
-        then_s, first, second = self._seen[0]
+    def update(self, now_s: float, received: int, reconstructed: int) -> tuple[float, float]:
+        self._samples.append((now_s, received, reconstructed))
+        while len(self._samples) > 2 and now_s - self._samples[1][0] >= _WINDOW_S:
+            self._samples.popleft()
+        then_s, first, second = self._samples[0]
         passed_s = max(now_s - then_s, 1e-9)
-        if len(self._seen) == 1:
+        if len(self._samples) == 1:
             return 0.0, 0.0
         return (received - first) / passed_s, (reconstructed - second) / passed_s
 
 
-def _now() -> str:
+def _format_now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")

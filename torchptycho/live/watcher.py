@@ -21,13 +21,13 @@ from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.core.text import format_error
 from torchptycho.io import write_reconstruction
 from torchptycho.live.hdf5_source import GrowingFile
-from torchptycho.live.live_images import draw
-from torchptycho.live.preview import Provisional, require_frames
+from torchptycho.live.live_images import write_live_images
+from torchptycho.live.preview import LivePreview, require_frames
 from torchptycho.live.receiver import Receiver
-from torchptycho.live.scan_header import Source
-from torchptycho.live.spool import Spool, claimed
-from torchptycho.live.status import ImageStatus, Rates, State, Status
-from torchptycho.live.zmq_source import StreamSource, is_address
+from torchptycho.live.scan_header import FrameSource
+from torchptycho.live.spool import Spool, exclusive_receiver
+from torchptycho.live.status import FrameRates, ImageStatus, WatchState, WatchStatus
+from torchptycho.live.zmq_source import StreamSource, is_stream_address
 from torchptycho.models.checkpoints import load_network
 from torchptycho.models.network import PtychoNetwork
 from torchptycho.reconstructors.network_reconstruction import make_read_config, reconstruct
@@ -38,22 +38,22 @@ if TYPE_CHECKING:
 
     from torchptycho.data.inference_dataset import InferenceBatch
 
-__all__ = ["SPOOL", "Watched", "source_of", "watch"]
+__all__ = ["SPOOL_FOLDER", "WatchResult", "open_source", "watch"]
 
 
 _log = logging.getLogger(__name__)
 
-SPOOL = "spool"
+SPOOL_FOLDER = "spool"
 """Folder of the spool, in that of the watch."""
-_MOMENT_S = 0.05
+_POLL_S = 0.05
 # A group that lacks frames waits for them so long, while frames come.
-_QUIET_S = 0.5
+_GROUP_TIMEOUT_S = 0.5
 # Frames that go through the network together, at most, and how many bytes their patches may take.
-_LARGEST_CHUNK, _PATCH_BYTES = 2048, 64 << 20
+_MAX_CHUNK_FRAMES, _MAX_PATCH_BYTES = 2048, 64 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Watched:
+class WatchResult:
     """How a watch ended.
 
     Arguments:
@@ -61,15 +61,15 @@ class Watched:
         image: the final one; None for a watch that was stopped.
     """
 
-    status: Status
+    status: WatchStatus
     image: Reconstruction | None
 
 
-class _Stopped(Exception):
+class _StopRequested(Exception):
     """The watch was told to stop while its final image was made."""
 
 
-def source_of(text: str | Path, network: PtychoNetwork, reading: ReadConfig | None) -> Source:
+def open_source(text: str | Path, network: PtychoNetwork, reading: ReadConfig | None) -> FrameSource:
     """A stream for `tcp://...` and `ipc://...`, else a file that grows.
 
     Arguments:
@@ -78,13 +78,13 @@ def source_of(text: str | Path, network: PtychoNetwork, reading: ReadConfig | No
     Raises:
         ConfigError: an address that does not work or that shall be read in some way, or pyzmq is not installed.
     """
-    if is_address(str(text)):
+    if is_stream_address(str(text)):
         if reading is not None:
             raise ConfigError(
                 f"config: expected none for {text}, as it says how a file is read, and a stream sends frames that are "
                 "ready. Leave it out."
             )
-        changes = _changes(network.config.prepare)
+        changes = _list_changed_options(network.config.prepare)
         if changes:
             _log.warning(
                 "%s: the network's training scans were read with %s; a stream has to send frames, positions and mask "
@@ -103,7 +103,7 @@ def source_of(text: str | Path, network: PtychoNetwork, reading: ReadConfig | No
     return GrowingFile(Path(text), extract_read_config(reading))
 
 
-def _changes(reading: ReadConfig) -> list[str]:
+def _list_changed_options(reading: ReadConfig) -> list[str]:
     """Options by which the frames or positions of a scan are not those of its file."""
     default = ReadConfig()
     names = (
@@ -114,7 +114,7 @@ def _changes(reading: ReadConfig) -> list[str]:
 
 
 def watch(
-    source: str | Path | Source,
+    source: str | Path | FrameSource,
     model: str | Path | PtychoNetwork,
     out: str | Path,
     *,
@@ -127,7 +127,7 @@ def watch(
     drop_spool: bool = False,
     stop: threading.Event | None = None,
     progress: bool = True,
-) -> Watched:
+) -> WatchResult:
     """Reconstruct a scan while it is recorded.
 
     Frames are received onto the disk, `out`/spool, by a thread of its own, and go through the network as they come;
@@ -172,22 +172,26 @@ def watch(
     if out.exists() and not out.is_dir():
         raise ConfigError(f"out: expected a folder, or a name that is free; found {out}, a file. Name another one.")
     if isinstance(source, str | Path):
-        source = source_of(source, network, reading)
+        source = open_source(source, network, reading)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
             f"out: expected a folder that can be made; found {out} ({error.strerror}). Name another one."
         ) from None
-    status = Status(source=source.name, model=str(network.checkpoint or "a network in memory"), refresh_s=refresh_s)
-    with claimed(out):
-        receiver = Receiver(source, out / SPOOL, spool_frames, frames, source.idle_s if idle_s is None else idle_s)
-        work = _Watch(network, device, out, receiver, status, refresh_s, stop or threading.Event())
+    status = WatchStatus(
+        source=source.name, model=str(network.checkpoint or "a network in memory"), refresh_s=refresh_s
+    )
+    with exclusive_receiver(out):
+        receiver = Receiver(
+            source, out / SPOOL_FOLDER, spool_frames, frames, source.idle_s if idle_s is None else idle_s
+        )
+        work = _WatchSession(network, device, out, receiver, status, refresh_s, stop or threading.Event())
         try:
             image = work.run(accelerator, progress)
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
-                status.state, status.message = "stopped", _how_to_go_on(status.received, out)
+                status.state, status.message = "stopped", _explain_resume(status.received, out)
             else:
                 status.state, status.message = "failed", format_error(error) or type(error).__name__
             with contextlib.suppress(OSError):
@@ -197,10 +201,10 @@ def watch(
         if image is not None and drop_spool and not work.stopped:
             assert receiver.spool is not None
             receiver.spool.drop()
-    return Watched(status=status, image=image)
+    return WatchResult(status=status, image=image)
 
 
-class _Watch:
+class _WatchSession:
     """One call of `watch`."""
 
     def __init__(
@@ -209,17 +213,17 @@ class _Watch:
         device: torch.device,
         out: Path,
         receiver: Receiver,
-        status: Status,
+        status: WatchStatus,
         refresh_s: float,
         stop: threading.Event,
     ) -> None:
         self._network, self._device, self._out, self._receiver = network, device, out, receiver
         self._status, self._refresh_s, self._stop = status, refresh_s, stop
         self._config = network.config.reconstruct
-        self._done = 0
-        self._drawn = 0
-        self._rates = Rates()
-        self._speed = 0.0
+        self._n_reconstructed = 0
+        self._image_version = 0
+        self._rates = FrameRates()
+        self._frames_per_s = 0.0
         self._unfit: dict[int, str] = {}
         self._warned: set[Path] = set()
         self.stopped = False
@@ -227,41 +231,41 @@ class _Watch:
 
     def run(self, accelerator: str, progress: bool) -> Reconstruction | None:
         """Until the scan is over or it is told to stop."""
-        self._tell("waiting")
+        self._report_status("waiting")
         bar = create_progress_bar() if progress else None
         with self._receiver as receiver:
             with bar or contextlib.nullcontext():
                 told = bar.add_task("watching", total=None, note="") if bar else None
-                spool = self._first_frames(bar, told)
+                spool = self._await_first_frames(bar, told)
                 if spool is not None:
-                    with Provisional(
+                    with LivePreview(
                         self._network, self._config, spool.layout, self._status.source, self._device
                     ) as image:
-                        self._follow(spool, image, bar, told)
+                        self._reconstruct_incoming(spool, image, bar, told)
             try:
                 if spool is None:
-                    raise _Stopped
+                    raise _StopRequested
                 final = self._finish(spool, accelerator, progress)
-            except _Stopped:
+            except _StopRequested:
                 count = 0 if receiver.spool is None else receiver.spool.count
-                self._status.message = _how_to_go_on(count, self._out, receiver.waits_for)
-                self._tell("stopped")
+                self._status.message = _explain_resume(count, self._out, receiver.wait_reason)
+                self._report_status("stopped")
                 return None
-            receiver.reconstructed(spool.count)
+            receiver.mark_reconstructed(spool.count)
         self.stopped = self._stop.is_set()
-        self._status.message = _what_is_missing(spool.count, receiver, stopped=self.stopped)
-        self._tell("done")
+        self._status.message = _describe_missing_frames(spool.count, receiver, stopped=self.stopped)
+        self._report_status("done")
         return final
 
     def _finish(self, spool: Spool, accelerator: str, progress: bool) -> Reconstruction:
         """The final image, of all frames."""
-        self._go_on()
+        self._raise_if_stopped()
         self._status.message = None
-        self._tell("finishing")
+        self._report_status("finishing")
         # What had no place in an image that did not know all frames may have one in this.
         self._require_frames(spool, spool.count - len(self._unfit))
         probe = self._network.probe[self._config.training_scan].detach().cpu().numpy().astype(np.complex64)
-        scan = spool.scan(probe, self._unfit)
+        scan = spool.make_scan(probe, self._unfit)
         final = reconstruct(
             self._network,
             scan,
@@ -269,21 +273,21 @@ class _Watch:
             accelerator=accelerator,
             progress=progress,
             scratch=self._out,
-            on_batch=self._go_on,
+            on_batch=self._raise_if_stopped,
         )
         # From here on it takes a moment, and a stop comes after the files, which belong together.
-        self._go_on()
+        self._raise_if_stopped()
         write_reconstruction(final, self._out / "reconstruction.npz")
         from torchptycho.visualization.plot import plot_reconstruction
 
         plot_reconstruction(final, self._out / "reconstruction.png")
-        self._draw(final, provisional=False)
+        self._draw_image(final, provisional=False)
         self._status.left_out = {int(frame): why for frame, why in final.provenance["left_out"].items()}
         return final
 
-    def _go_on(self, batch: InferenceBatch | None = None, patches: Tensor | None = None) -> None:
+    def _raise_if_stopped(self, batch: InferenceBatch | None = None, patches: Tensor | None = None) -> None:
         if self._stop.is_set():
-            raise _Stopped
+            raise _StopRequested
 
     def _require_frames(self, spool: Spool | None, n: int) -> None:
         try:
@@ -291,97 +295,99 @@ class _Watch:
         except ScanError:
             # Whatever the source has said, the next watch asks it for more.
             if spool is not None and spool.ended:
-                spool.end(ended=False)
+                spool.record_end(ended=False)
             raise
 
-    def _first_frames(self, bar: Progress | None, told: TaskID | None) -> Spool | None:
+    def _await_first_frames(self, bar: Progress | None, told: TaskID | None) -> Spool | None:
         """The spool when it has frames; None when there will be none."""
         receiver, next_s = self._receiver, 0.0
         while not self._stop.is_set():
             with receiver.changed:
                 spool, ended = receiver.spool, receiver.ended
                 some = spool is not None and spool.count > 0
-                if not ended and not (some and receiver.compared):
-                    receiver.changed.wait(_MOMENT_S)
+                if not ended and not (some and receiver.source_checked):
+                    receiver.changed.wait(_POLL_S)
                     some = False
-            receiver.require_well()
+            receiver.raise_if_failed()
             if some:
                 return spool
             if ended:
                 self._require_frames(spool, 0)
             if time.monotonic() >= next_s:
                 next_s = time.monotonic() + self._refresh_s
-                self._status.message = receiver.waits_for
-                self._tell("waiting", bar, told)
+                self._status.message = receiver.wait_reason
+                self._report_status("waiting", bar, told)
         return None
 
-    def _follow(self, spool: Spool, image: Provisional, bar: Progress | None, told: TaskID | None) -> None:
+    def _reconstruct_incoming(
+        self, spool: Spool, image: LivePreview, bar: Progress | None, told: TaskID | None
+    ) -> None:
         """Reconstruct frames as they come, until none comes any more."""
         receiver, size = self._receiver, self._network.gridsize**2
         next_s, quiet_since, drawn_at = 0.0, time.monotonic(), -1
         self._status.message = None
-        self._tell("receiving", bar, told)
+        self._report_status("receiving", bar, told)
         while not self._stop.is_set():
             with receiver.changed:
-                waiting, over = spool.count - self._done, receiver.ended
-                take = min(waiting, self._at_once(spool))
-                quiet = over or time.monotonic() > quiet_since + _QUIET_S
+                waiting, over = spool.count - self._n_reconstructed, receiver.ended
+                take = min(waiting, self._choose_chunk_size(spool))
+                quiet = over or time.monotonic() > quiet_since + _GROUP_TIMEOUT_S
                 # Of fewer than make one group nothing can be made yet.
                 if take < size and not (quiet and waiting and (over or spool.count >= size)):
                     if over and not waiting:
                         break
-                    receiver.changed.wait(_MOMENT_S)
+                    receiver.changed.wait(_POLL_S)
                     take = 0
-            receiver.require_well()
+            receiver.raise_if_failed()
             if take:
                 self._reconstruct(spool, image, take - take % size if take >= size else take)
                 quiet_since = time.monotonic()
             if time.monotonic() >= next_s:
-                found = image.image() if drawn_at != self._done else None
-                if found is not None and self._draw(found, provisional=True):
-                    drawn_at = self._done
-                self._status.message = receiver.waits_for if not take else None
-                self._tell("receiving", bar, told)
+                found = image.make_image() if drawn_at != self._n_reconstructed else None
+                if found is not None and self._draw_image(found, provisional=True):
+                    drawn_at = self._n_reconstructed
+                self._status.message = receiver.wait_reason if not take else None
+                self._report_status("receiving", bar, told)
                 next_s = time.monotonic() + self._refresh_s
-        receiver.require_well()
-        found = image.image() if drawn_at != self._done else None
+        receiver.raise_if_failed()
+        found = image.make_image() if drawn_at != self._n_reconstructed else None
         if found is not None:
-            self._draw(found, provisional=True)
+            self._draw_image(found, provisional=True)
 
-    def _reconstruct(self, spool: Spool, image: Provisional, take: int) -> None:
+    def _reconstruct(self, spool: Spool, image: LivePreview, take: int) -> None:
         began = time.monotonic()
         size = self._network.gridsize**2
-        stop = self._done + take
+        stop = self._n_reconstructed + take
         # Frames that are there already fill a group that lacks some.
-        start = min(self._done, max(0, stop - size))
-        frames, positions_px = spool.rows(start, stop)
-        image.add(frames, positions_px, start, self._done - start)
+        start = min(self._n_reconstructed, max(0, stop - size))
+        frames, positions_px = spool.read_rows(start, stop)
+        image.add(frames, positions_px, start, self._n_reconstructed - start)
         self._unfit, self._status.left_out = image.unfit, image.unfit | image.unplaced
-        self._done = stop
-        wait_s = self._receiver.reconstructed(stop)
+        self._n_reconstructed = stop
+        wait_s = self._receiver.mark_reconstructed(stop)
         speed = take / max(time.monotonic() - began, 1e-6)
-        self._speed = speed if not self._speed else 0.5 * (self._speed + speed)
+        self._frames_per_s = speed if not self._frames_per_s else 0.5 * (self._frames_per_s + speed)
         if wait_s is not None:
             self._status.latest_wait_s = wait_s
             self._status.longest_wait_s = max(self._status.longest_wait_s, wait_s)
 
-    def _at_once(self, spool: Spool) -> int:
+    def _choose_chunk_size(self, spool: Spool) -> int:
         """Frames that take no longer than half of the time between two pictures."""
-        room = min(_LARGEST_CHUNK, max(64, _PATCH_BYTES // (8 * spool.layout.n_px**2)))
+        room = min(_MAX_CHUNK_FRAMES, max(64, _MAX_PATCH_BYTES // (8 * spool.layout.n_px**2)))
         size = self._network.gridsize**2
-        return max(4 * size, min(room, int(self._speed * self._refresh_s / 2) if self._speed else 64))
+        return max(4 * size, min(room, int(self._frames_per_s * self._refresh_s / 2) if self._frames_per_s else 64))
 
-    def _draw(self, image: Reconstruction, *, provisional: bool) -> bool:
+    def _draw_image(self, image: Reconstruction, *, provisional: bool) -> bool:
         """Draw it, if the folder can be written to; the next picture may be."""
         try:
-            draw(image.object, image.coverage, image.object_pixel_m, self._out)
+            write_live_images(image.object, image.coverage, image.object_pixel_m, self._out)
         except (OSError, ScanError) as error:
-            self._warn(self._out / "amplitude.png", error)
+            self._warn_once(self._out / "amplitude.png", error)
             return False
         height_px, width_px = image.object.shape
-        self._drawn += 1
+        self._image_version += 1
         self._status.image = ImageStatus(
-            version=self._drawn,
+            version=self._image_version,
             height_px=height_px,
             width_px=width_px,
             object_pixel_m=image.object_pixel_m,
@@ -389,47 +395,47 @@ class _Watch:
         )
         return True
 
-    def _warn(self, path: Path, error: Exception) -> None:
+    def _warn_once(self, path: Path, error: Exception) -> None:
         if path not in self._warned:
             self._warned.add(path)
             _log.warning("%s: cannot be written now (%s); frames are received all the same", path, error)
 
-    def _tell(self, state: State, bar: Progress | None = None, told: TaskID | None = None) -> None:
+    def _report_status(self, state: WatchState, bar: Progress | None = None, told: TaskID | None = None) -> None:
         status, receiver = self._status, self._receiver
         with receiver.changed:
             status.received = 0 if receiver.spool is None else receiver.spool.count
             status.expected = receiver.expected
             status.largest_backlog, status.paused_s = receiver.largest_backlog, receiver.paused_s
-        status.state, status.reconstructed = state, self._done
-        status.backlog = status.received - self._done
-        status.received_per_s, status.reconstructed_per_s = self._rates.of(
-            time.monotonic(), status.received, self._done
+        status.state, status.reconstructed = state, self._n_reconstructed
+        status.backlog = status.received - self._n_reconstructed
+        status.received_per_s, status.reconstructed_per_s = self._rates.update(
+            time.monotonic(), status.received, self._n_reconstructed
         )
         try:
             status.write(self._out)
         except OSError as error:
-            self._warn(self._out / "status.json", error)
+            self._warn_once(self._out / "status.json", error)
         if bar is not None and told is not None:
             note = status.message or f"{status.reconstructed_per_s:.0f} frames/s, {status.backlog} waiting"
-            bar.update(told, completed=self._done, total=status.expected, note=note)
+            bar.update(told, completed=self._n_reconstructed, total=status.expected, note=note)
 
 
-def _what_is_missing(count: int, receiver: Receiver, *, stopped: bool) -> str | None:
+def _describe_missing_frames(count: int, receiver: Receiver, *, stopped: bool) -> str | None:
     """What a final image should be known to lack, or not to have been compared with, and how its watch ended."""
     said = []
     if stopped:
         said.append("told to stop when the image was there already: it is whole, and the spool is kept")
-    if receiver.unasked:
+    if receiver.source_skipped:
         said.append(f"all {count} frames were here already; the source was not asked")
     if receiver.expected is not None and count < receiver.expected:
         said.append(f"{receiver.expected - count} of {receiver.expected} expected frames did not come")
     return "; ".join(said) or None
 
 
-def _how_to_go_on(count: int, out: Path, waited_for: str | None = None) -> str:
+def _explain_resume(count: int, out: Path, waited_for: str | None = None) -> str:
     if not count:
         return "stopped before the first frame came" + (f": {waited_for}" if waited_for else "")
     return (
-        f"stopped with {count} frames in {out / SPOOL}: the same command goes on after them, and with --idle-s 1 it "
+        f"stopped with {count} frames in {out / SPOOL_FOLDER}: the same command goes on after them, and with --idle-s 1 it "
         "makes the image of those that are there"
     )

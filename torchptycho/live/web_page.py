@@ -20,18 +20,18 @@ from pathlib import Path
 from typing import Any
 
 from torchptycho.core.errors import ConfigError
-from torchptycho.live.live_images import LEGEND, PICTURES
+from torchptycho.live.live_images import IMAGE_FILES, LEGEND_FILE
 
-__all__ = ["STATUS", "serve"]
+__all__ = ["STATUS_FILE", "serve"]
 
-STATUS = "status.json"
+STATUS_FILE = "status.json"
 
 _log = logging.getLogger(__name__)
 
-_TYPES = {f"/{STATUS}": "application/json", f"/{LEGEND}": "application/json"} | {
-    f"/{name}": "image/png" for name in PICTURES
+_CONTENT_TYPES = {f"/{STATUS_FILE}": "application/json", f"/{LEGEND_FILE}": "application/json"} | {
+    f"/{name}": "image/png" for name in IMAGE_FILES
 }
-_PATIENCE_S = 10.0  # with a browser that has connected and says nothing
+_REQUEST_TIMEOUT_S = 10.0  # with a browser that has connected and says nothing
 
 
 @contextlib.contextmanager
@@ -54,7 +54,7 @@ def serve(folder: Path, host: str = "127.0.0.1", port: int = 8765) -> Iterator[s
     try:
         server = _Server((host, port), folder)
     except OSError as error:
-        raise ConfigError(_refusal(error, host, port)) from None
+        raise ConfigError(_explain_bind_error(error, host, port)) from None
     if not server.loopback:
         _log.warning("The live page listens on %s: whoever reaches this machine can see the image.", host)
     thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="live page", daemon=True)
@@ -67,7 +67,7 @@ def serve(folder: Path, host: str = "127.0.0.1", port: int = 8765) -> Iterator[s
         server.server_close()
 
 
-def _refusal(error: OSError, host: str, port: int) -> str:
+def _explain_bind_error(error: OSError, host: str, port: int) -> str:
     if error.errno == errno.EADDRINUSE:
         return (
             f"port {port} of {host} is in use, perhaps by another watch. Take another (--page-port), or 0 for any that "
@@ -84,7 +84,7 @@ def _refusal(error: OSError, host: str, port: int) -> str:
 class _Server(ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], folder: Path) -> None:
         self.folder = folder
-        self.page, self.policy = _page_and_policy()
+        self.page, self.policy = _read_page_and_policy()
         host = address[0]
         # Names are looked up here, once, as the base class takes the kind of the address from its class.
         family, _, _, _, found = socket.getaddrinfo(host, address[1], type=socket.SOCK_STREAM)[0]
@@ -110,7 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
     server_version = "torchptycho"
     sys_version = ""
-    timeout = _PATIENCE_S
+    timeout = _REQUEST_TIMEOUT_S
 
     def do_GET(self) -> None:
         # As a whole, before the headers: the next picture may take the file's place at any time.
@@ -134,16 +134,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> tuple[HTTPStatus, bytes, str]:
         plain = "text/plain; charset=utf-8"
-        if self.server.loopback and not _names_loopback(self.headers.get("Host", "")):
+        if self.server.loopback and not _is_loopback_host(self.headers.get("Host", "")):
             text = "This page answers to localhost and 127.0.0.1 only.\n"
             return HTTPStatus.MISDIRECTED_REQUEST, text.encode(), plain
         if self.path == "/":
             return HTTPStatus.OK, self.server.page, "text/html; charset=utf-8"
         if self.path == "/healthz":
             return HTTPStatus.OK, b"ok\n", plain
-        if self.path in _TYPES:
+        if self.path in _CONTENT_TYPES:
             try:
-                return HTTPStatus.OK, (self.server.folder / self.path[1:]).read_bytes(), _TYPES[self.path]
+                return HTTPStatus.OK, (self.server.folder / self.path[1:]).read_bytes(), _CONTENT_TYPES[self.path]
             except OSError:
                 return HTTPStatus.NOT_FOUND, b"Not there yet.\n", plain
         return HTTPStatus.NOT_FOUND, b"There is no such page.\n", plain
@@ -160,7 +160,7 @@ class _Handler(BaseHTTPRequestHandler):
         _log.debug(format, *args)
 
 
-def _names_loopback(host: str) -> bool:
+def _is_loopback_host(host: str) -> bool:
     """Whether a Host header means this machine; any port, as a tunnel may begin at another one."""
     name = re.sub(r":\d*$", "", host.strip().lower())
     if name == "localhost":
@@ -171,7 +171,7 @@ def _names_loopback(host: str) -> bool:
         return False
 
 
-def _page_and_policy() -> tuple[bytes, str]:
+def _read_page_and_policy() -> tuple[bytes, str]:
     """The page, and the policy under which nothing but its own style and script is obeyed."""
     text = (importlib.resources.files("torchptycho.live") / "page.html").read_text(encoding="utf-8")
     sources = {}

@@ -8,29 +8,36 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from torchptycho.core.errors import ConfigError, ScanError
-from torchptycho.live.protocol import ASKED_BYTES, MOST_PARTS, ask_for_frames, ask_for_scan, frames_in, scan_in
-from torchptycho.live.scan_header import Chunk, Description, Layout
-from torchptycho.live.zmq_connection import Connection, Standing
+from torchptycho.live.protocol import (
+    MAX_PARTS,
+    MAX_REQUESTED_BYTES,
+    make_frames_request,
+    make_scan_request,
+    parse_frames_answer,
+    parse_scan_answer,
+)
+from torchptycho.live.scan_header import Chunk, ScanLayout, StreamHeader
+from torchptycho.live.zmq_connection import Connection, ConnectionState
 
-__all__ = ["StreamSource", "is_address", "zmq_module"]
+__all__ = ["StreamSource", "import_zmq", "is_stream_address"]
 
 T = TypeVar("T")
 
-_MOMENT_S, _AGAIN_S = 0.1, 2.0
+_POLL_S, _RETRY_S = 0.1, 2.0
 # A source that is known to answer late is asked again later, up to so many times.
-_MOST_PATIENCE = 32
+_MAX_RETRY_FACTOR = 32
 # Answers that wait here to be read: the one that was asked for, and one to what was asked twice.
-_ANSWERS = 2
+_MAX_WAITING_ANSWERS = 2
 # Bytes of a position, which may be more than those of its frame.
 _POSITION_BYTES = 16
 
 
-def is_address(text: str) -> bool:
+def is_stream_address(text: str) -> bool:
     """Whether a text is a ZeroMQ address and not a file."""
     return text.startswith(("tcp://", "ipc://"))
 
 
-def zmq_module() -> Any:
+def import_zmq() -> Any:
     """pyzmq.
 
     Raises:
@@ -55,127 +62,133 @@ class StreamSource:
     idle_s: float | None = None
 
     def __init__(self, address: str) -> None:
-        zmq = zmq_module()
+        zmq = import_zmq()
         port = address.rpartition(":")[2]
         # ZeroMQ takes it, and never connects.
         if address.startswith("tcp:") and port.isdecimal() and not 0 < int(port) < 1 << 16:
             raise ConfigError(f"{address}: expected a port from 1 to 65535; found {port}.")
         self.name = address
         self._zmq = zmq
-        self._told: tuple[Description, Layout] | None = None
-        self._pending: bytes | None = None
-        self._asked_for = (-1, 0)
-        self._asked_at = 0.0
-        self._patience = 1
-        self._heard_at = time.monotonic()
-        self._standing: Standing = "nobody"
+        self._header_and_layout: tuple[StreamHeader, ScanLayout] | None = None
+        self._pending_request: bytes | None = None
+        self._requested_range = (-1, 0)
+        self._requested_at = 0.0
+        self._retry_factor = 1
+        self._last_answer_at = time.monotonic()
+        self._state: ConnectionState = "absent"
         try:
-            self._line = Connection(zmq, address, largest_part=ASKED_BYTES, waiting=_ANSWERS)
+            self._connection = Connection(
+                zmq, address, max_part_bytes=MAX_REQUESTED_BYTES, max_waiting=_MAX_WAITING_ANSWERS
+            )
         except zmq.ZMQError as error:
             raise ConfigError(
                 f"{address}: expected an address such as tcp://127.0.0.1:5555; found one that does not work ({error})."
             ) from None
 
-    def describe(self) -> Layout | None:
-        self._told = self._answer(ask_for_scan(), lambda parts: scan_in(parts, self.name))
-        if self._told is None:
+    def describe(self) -> ScanLayout | None:
+        self._header_and_layout = self._request_answer(
+            make_scan_request(), lambda parts: parse_scan_answer(parts, self.name)
+        )
+        if self._header_and_layout is None:
             return None
-        layout = self._told[1]
-        if layout.frame_bytes > self._line.largest_part:
-            self._line.renew(layout.frame_bytes)
+        layout = self._header_and_layout[1]
+        if layout.frame_bytes > self._connection.max_part_bytes:
+            self._connection.reconnect(layout.frame_bytes)
         return layout
 
     def fetch(self, start: int, at_most: int) -> Chunk:
-        assert self._told is not None
-        told, layout = self._told
+        assert self._header_and_layout is not None
+        told, layout = self._header_and_layout
         # What is on its way already is waited for, though more might be asked for now.
-        if self._asked_for[0] != start:
-            most = ASKED_BYTES // max(layout.frame_bytes, _POSITION_BYTES)
-            self._asked_for = (start, max(1, min(at_most, most)))
-        asked = self._asked_for
-        chunk = self._answer(ask_for_frames(*asked), lambda parts: frames_in(parts, told, layout, *asked, self.name))
+        if self._requested_range[0] != start:
+            most = MAX_REQUESTED_BYTES // max(layout.frame_bytes, _POSITION_BYTES)
+            self._requested_range = (start, max(1, min(at_most, most)))
+        asked = self._requested_range
+        chunk = self._request_answer(
+            make_frames_request(*asked), lambda parts: parse_frames_answer(parts, told, layout, *asked, self.name)
+        )
         if chunk is None:
             return Chunk.empty(layout)
         if not len(chunk.frames):
-            self._asked_for = (-1, 0)
+            self._requested_range = (-1, 0)
         return chunk
 
-    def waits_for(self) -> str | None:
-        quiet_s = time.monotonic() - self._heard_at
-        if quiet_s <= _AGAIN_S:
+    def explain_wait(self) -> str | None:
+        quiet_s = time.monotonic() - self._last_answer_at
+        if quiet_s <= _RETRY_S:
             return None
-        if self._standing == "foreign":
+        if self._state == "foreign":
             return f"what listens at {self.name} is no source of frames: look at the address, and at what is there"
-        if self._standing == "there":
+        if self._state == "connected":
             return f"what listens at {self.name} has not answered for {quiet_s:.0f} s"
         return f"nobody answers at {self.name}"
 
     def close(self, received: int) -> None:
         with contextlib.suppress(self._zmq.ZMQError):
             # That all are safe; the answer is not waited for.
-            self._line.socket.send(ask_for_frames(received, 0), self._zmq.DONTWAIT)
-        self._line.close()
+            self._connection.socket.send(make_frames_request(received, 0), self._zmq.DONTWAIT)
+        self._connection.close()
 
-    def _answer(self, request: bytes, read: Callable[[list[bytes]], T | None]) -> T | None:
+    def _request_answer(self, request: bytes, read: Callable[[list[bytes]], T | None]) -> T | None:
         """The answer to what is asked, or None when it has not come within a moment; to ask the same again waits on.
 
         Arguments:
             read: an answer; None where it is one to something else.
         """
         now = time.monotonic()
-        self._look()
-        if request != self._pending or now > self._asked_at + self._patience * _AGAIN_S:
+        self._check_connection()
+        if request != self._pending_request or now > self._requested_at + self._retry_factor * _RETRY_S:
             try:
-                self._line.socket.send(request, self._zmq.DONTWAIT)
+                self._connection.socket.send(request, self._zmq.DONTWAIT)
             except self._zmq.Again:
-                self._pending = None
-                time.sleep(_MOMENT_S / 2)
+                self._pending_request = None
+                time.sleep(_POLL_S / 2)
                 return None
-            self._pending, self._asked_at = request, now
-        if not self._line.socket.poll(int(_MOMENT_S * 1000)):
+            self._pending_request, self._requested_at = request, now
+        if not self._connection.socket.poll(int(_POLL_S * 1000)):
             return None
-        parts = self._parts()
-        self._line.was_read()
+        parts = self._receive_parts()
+        self._connection.mark_read()
         found = read(parts)
-        self._heard_at = time.monotonic()
+        self._last_answer_at = time.monotonic()
         if found is None:
             # A late answer to what was asked twice: the source is slow, and what is asked now is on its way.
-            self._patience = min(2 * self._patience, _MOST_PATIENCE)
+            self._retry_factor = min(2 * self._retry_factor, _MAX_RETRY_FACTOR)
         else:
-            self._pending = None
+            self._pending_request = None
         return found
 
-    def _look(self) -> None:
+    def _check_connection(self) -> None:
         """Take notice of a connection that ZeroMQ has given up, and of a message that does not end."""
-        line = self._line
-        self._standing = line.standing()
-        if self._standing == "cut":
+        line = self._connection
+        self._state = line.poll_state()
+        if self._state == "rejected":
             raise ScanError(
                 self.name,
                 None,
-                expected=f"parts of at most {line.largest_part} bytes, which hold what was asked for",
+                expected=f"parts of at most {line.max_part_bytes} bytes, which hold what was asked for",
                 found="a larger one, or one that ZeroMQ cannot read, so that it closed the connection",
                 remedy="Answer with at most as many frames as are asked for ('at_most').",
             )
-        if line.unread_bytes() > line.most_unread_bytes:
+        if line.count_unread_bytes() > line.max_unread_bytes:
             raise ScanError(
                 self.name,
                 None,
-                expected=f"answers of {MOST_PARTS} parts of at most {line.largest_part} bytes",
-                found=f"{line.unread_bytes()} bytes without the end of one",
+                expected=f"answers of {MAX_PARTS} parts of at most {line.max_part_bytes} bytes",
+                found=f"{line.count_unread_bytes()} bytes without the end of one",
                 remedy="Look at what is bound there; the format is described in docs/live.md.",
             )
 
-    def _parts(self) -> list[bytes]:
-        parts: list[bytes] = [self._line.socket.recv(self._zmq.DONTWAIT)]
-        while self._line.socket.getsockopt(self._zmq.RCVMORE):
-            if len(parts) == MOST_PARTS:
+    def _receive_parts(self) -> list[bytes]:
+        parts: list[bytes] = [self._connection.socket.recv(self._zmq.DONTWAIT)]
+        while self._connection.socket.getsockopt(self._zmq.RCVMORE):
+            if len(parts) == MAX_PARTS:
                 raise ScanError(
                     self.name,
                     None,
-                    expected=f"an answer of at most {MOST_PARTS} parts",
+                    expected=f"an answer of at most {MAX_PARTS} parts",
                     found="more",
                     remedy="The format is described in docs/live.md.",
                 )
-            parts.append(self._line.socket.recv(self._zmq.DONTWAIT))
+            parts.append(self._connection.socket.recv(self._zmq.DONTWAIT))
         return parts

@@ -15,12 +15,20 @@ if TYPE_CHECKING:
     from torchptycho.reconstructors.orientation import Orientation
 
 __all__ = [
-    "comparison_table", "doctor_table", "json_text", "metrics_table", "orientation_table", "plan_lines", "plan_table",
-    "show", "store_lines", "store_rows",
+    "format_value",
+    "make_comparison_table",
+    "make_doctor_table",
+    "make_metrics_table",
+    "make_orientation_table",
+    "make_plan_lines",
+    "make_plan_table",
+    "make_store_lines",
+    "make_store_rows",
+    "to_json",
 ]  # fmt: skip
 
 
-def json_text(values: dict[str, Any]) -> str:
+def to_json(values: dict[str, Any]) -> str:
     """Plain data as JSON; not-a-number and infinity, which JSON does not know, as null."""
 
     def plain(value: Any) -> Any:
@@ -33,16 +41,16 @@ def json_text(values: dict[str, Any]) -> str:
     return json.dumps(plain(values), indent=1)
 
 
-def metrics_table(metrics: Metrics) -> Table:
+def make_metrics_table(metrics: Metrics) -> Table:
     """The figures that say how close a reconstruction is."""
     table = Table(show_header=False, title="reconstruction against truth")
     for name, value in metrics.to_dict().items():
         if isinstance(value, (int, float, str)):
-            table.add_row(name, show(value))
+            table.add_row(name, format_value(value))
     return table
 
 
-def comparison_table(metrics: dict[str, Metrics]) -> Table:
+def make_comparison_table(metrics: dict[str, Metrics]) -> Table:
     """The same figures of several comparisons beside each other."""
     table = Table(title="comparison")
     table.add_column("")
@@ -51,11 +59,11 @@ def comparison_table(metrics: dict[str, Metrics]) -> Table:
     columns = [found.to_dict() for found in metrics.values()]
     for name, value in columns[0].items():
         if isinstance(value, (int, float, str)):
-            table.add_row(name, *(show(column[name]) for column in columns))
+            table.add_row(name, *(format_value(column[name]) for column in columns))
     return table
 
 
-def doctor_table(found: dict[str, Any]) -> Table:
+def make_doctor_table(found: dict[str, Any]) -> Table:
     """What `doctor.examine` found."""
     table = Table(show_header=False)
     for name, version in found["versions"].items():
@@ -84,7 +92,7 @@ def doctor_table(found: dict[str, Any]) -> Table:
     return table
 
 
-def plan_table(plan: dict[str, Any]) -> Table:
+def make_plan_table(plan: dict[str, Any]) -> Table:
     """What `prepare --dry-run` and `train --dry-run` would make."""
     table = Table(show_header=False, title="nothing was written")
     for scan in plan["scans"]:
@@ -96,38 +104,38 @@ def plan_table(plan: dict[str, Any]) -> Table:
         )
     for name, value in plan.items():
         if name not in ("scans", "config", "problems") and value is not None:
-            shown = f"{value / 1e6:.4g} MB" if name.endswith("_bytes") else show(value)
+            shown = f"{value / 1e6:.4g} MB" if name.endswith("_bytes") else format_value(value)
             table.add_row(name.removesuffix("_bytes").replace("_", " "), shown)
     return table
 
 
-def plan_lines(plan: dict[str, Any]) -> list[RenderableType]:
+def make_plan_lines(plan: dict[str, Any]) -> list[RenderableType]:
     """What `prepare` or `train` would make, and what is wrong with the scans."""
-    return [plan_table(plan), *(f"! {problem}" for problem in plan["problems"])]
+    return [make_plan_table(plan), *(f"! {problem}" for problem in plan["problems"])]
 
 
-def orientation_table(ranked: list[Orientation]) -> Table:
+def make_orientation_table(ranked: list[Orientation]) -> Table:
     """The orientations of the positions, the best first, with the misfit that each leaves."""
     table = Table(title="orientation of the positions")
     for column in ("options to add", "misfit (1 is the photon noise)", "relative to the best"):
         table.add_column(column)
     for one in ranked:
         flags = [f"--{name.replace('_', '-')}" for name in ("swap_xy", "flip_y", "flip_x") if getattr(one, name)]
-        table.add_row(" ".join(flags) or "none", show(one.misfit), show(one.misfit / ranked[0].misfit))
+        table.add_row(" ".join(flags) or "none", format_value(one.misfit), format_value(one.misfit / ranked[0].misfit))
     return table
 
 
-def store_lines(store: Store) -> list[str]:
+def make_store_lines(store: Store) -> list[str]:
     """The scans of a store, one line each: a table would break the names of files."""
     return [
         f"{row['scan']}: {row['source']}: {row['frames']} frames, {row['trained_on']} trained on, "
-        f"{row['held_out']} held out, {show(row['photons_per_frame'])} photons per frame, "
+        f"{row['held_out']} held out, {format_value(row['photons_per_frame'])} photons per frame, "
         f"{row['probe_modes']} probe mode(s)"
-        for row in store_rows(store)
+        for row in make_store_rows(store)
     ]
 
 
-def store_rows(store: Store) -> list[dict[str, Any]]:
+def make_store_rows(store: Store) -> list[dict[str, Any]]:
     """What is told of each scan of a store; frames that are in no group are neither trained on nor held out."""
     used = {split: set(store.groups(split).members[:, 0].tolist()) for split in ("train", "val")}
     used["train"] = set(store.groups("train").members.ravel().tolist())
@@ -149,10 +157,10 @@ def store_rows(store: Store) -> list[dict[str, Any]]:
     return rows
 
 
-def show(value: Any) -> str:
+def format_value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, (list, tuple)):
-        shown = ", ".join(show(item) for item in value[:8])
+        shown = ", ".join(format_value(item) for item in value[:8])
         return shown + (f", ... ({len(value)} in all)" if len(value) > 8 else "")
     return str(value)

@@ -42,7 +42,7 @@ def test_no_file_is_left_also_when_the_disk_is_full(tmp_path: Path, monkeypatch:
 @pytest.mark.contract("cli.doctor")
 def test_disk_is_left_alone_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "open", lambda *_, **__: pytest.fail("a file was opened"))
-    assert doctor._speed(tmp_path, 0) == {"write_MB_per_s": None, "read_MB_per_s": None}
+    assert doctor._measure_disk_speed(tmp_path, 0) == {"write_MB_per_s": None, "read_MB_per_s": None}
 
 
 @pytest.mark.parametrize(("name", "megabytes", "words"), [("absent", 1, "expected a folder"), (".", -1, "--disk-mb")])
@@ -60,7 +60,7 @@ def test_what_is_missing_is_a_problem_with_a_way_out() -> None:
         "disk": {"free_GB": 0.5, "path": "/data"},
         "optional": {"hdf5plugin": {"installed": None}},
     }
-    problems = " ".join(doctor._problems(told))
+    problems = " ".join(doctor._find_problems(told))
     for words in ("torch: not installed", "no GPU", "1.0 GB of memory", "0.5 GB are free under /data", "hdf5plugin"):
         assert words in problems
     fine = {
@@ -70,7 +70,7 @@ def test_what_is_missing_is_a_problem_with_a_way_out() -> None:
         "disk": {"free_GB": 500.0, "path": "/data"},
         "optional": {"hdf5plugin": {"installed": "7"}},
     }
-    assert doctor._problems(fine) == []
+    assert doctor._find_problems(fine) == []
 
 
 def test_every_optional_logger_is_listed() -> None:
@@ -79,4 +79,4 @@ def test_every_optional_logger_is_listed() -> None:
     kinds = LogConfig.__dataclass_fields__["logger"].type
     for name in ("tensorboard", "mlflow", "wandb"):
         assert name in str(kinds)
-        assert any(f"--logger {name}" in what for what, _ in doctor.OPTIONAL.values())
+        assert any(f"--logger {name}" in what for what, _ in doctor.OPTIONAL_PACKAGES.values())

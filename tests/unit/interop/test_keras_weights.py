@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from torchptycho.core.errors import ConfigError
-from torchptycho.interop.keras_weights import keras_from_state_dict, keras_order, state_dict_from_keras
+from torchptycho.interop.keras_weights import keras_from_state_dict, list_keras_entries, state_dict_from_keras
 from torchptycho.models.generators.cnn import CNN
 
 # Shapes of the original's weight lists, n_filters_scale 1 and gridsize 2: filters in, filters out of each convolution.
@@ -52,10 +52,10 @@ class TestOrder:
 
     @pytest.mark.contract("interop.keras.order")
     def test_amplitude_and_phase_take_turns_and_the_border_s_last_layer_comes_before_the_centre(self) -> None:
-        names = [name.removesuffix(".weight") for name in keras_order(network())[::2]]
+        names = [name.removesuffix(".weight") for name in list_keras_entries(network())[::2]]
         assert names[5:8] == ["encoder.12", "amplitude.stages.0", "phase.stages.0"]
         assert names[-4:] == ["amplitude.border.5", "phase.border.5", "amplitude.central", "phase.central"]
-        assert set(keras_order(network())) == set(network().state_dict())
+        assert set(list_keras_entries(network())) == set(network().state_dict())
 
 
 class TestConversion:

@@ -29,21 +29,21 @@ from torchptycho.core.scan import ArrayFrames
 from torchptycho.io import read_scan
 from torchptycho.live.hdf5_source import GrowingFile
 from torchptycho.live.protocol import (
-    ASKED_BYTES,
-    LARGEST_PART_BYTES,
-    answer_of_frames,
-    ask_for_frames,
-    ask_for_scan,
-    frames_in,
-    scan_in,
+    MAX_FRAME_BYTES,
+    MAX_REQUESTED_BYTES,
+    make_frames_answer,
+    make_frames_request,
+    make_scan_request,
+    parse_frames_answer,
+    parse_scan_answer,
 )
-from torchptycho.live.replay import answer
-from torchptycho.live.scan_header import Chunk, Description, Layout, parsed
+from torchptycho.live.replay import answer_request
+from torchptycho.live.scan_header import Chunk, ScanLayout, StreamHeader, parse_json
 from torchptycho.live.spool import Spool
-from torchptycho.live.status import Rates
+from torchptycho.live.status import FrameRates
 
 N = 4
-LAYOUT = Layout(
+LAYOUT = ScanLayout(
     scan="a scan",
     n_px=N,
     dtype=np.dtype("<u2"),
@@ -55,13 +55,13 @@ LAYOUT = Layout(
 DTYPES = ("|u1", "|i1", "<u2", "<i2", "<u4", "<i4", "<u8", "<i8", "<f4")
 
 
-def chunk(count: int, layout: Layout = LAYOUT, first: int = 0, *, end: bool = False) -> Chunk:
+def chunk(count: int, layout: ScanLayout = LAYOUT, first: int = 0, *, end: bool = False) -> Chunk:
     frames = (np.arange(first * N * N, (first + count) * N * N) % 100).reshape(count, N, N).astype(layout.dtype)
     positions_px = np.stack([np.arange(first, first + count) * 1.25, np.arange(first, first + count) * -0.5], axis=1)
     return Chunk(frames=frames, positions_px=positions_px.reshape(count, 2), end=end)
 
 
-def described(layout: Layout = LAYOUT, **changes: Any) -> bytes:
+def described(layout: ScanLayout = LAYOUT, **changes: Any) -> bytes:
     return json.dumps(layout.to_dict() | changes).encode()
 
 
@@ -85,16 +85,16 @@ class TestMessages:
             photons_per_frame=1e4,
             geometry=Geometry(energy_eV=8e3, distance_m=1.5, detector_pixel_m=5e-5).with_object_pixel(N),
         )
-        found = scan_in([described(layout)], "here")
+        found = parse_scan_answer([described(layout)], "here")
         assert found is not None
         told, read = found
-        assert layout.difference(read) is None
+        assert layout.find_difference(read) is None
         assert read.total == 40
         raw = data.draw(st.binary(min_size=count * layout.frame_bytes, max_size=count * layout.frame_bytes))
         frames = np.frombuffer(raw, dtype).reshape(count, N, N)
         where = np.array(data.draw(st.lists(st.floats(), min_size=2 * count, max_size=2 * count))).reshape(count, 2)
-        parts = answer_of_frames(start, Chunk(frames=frames, positions_px=where, end=end), layout.scan)
-        back = frames_in(parts, told, read, start, 5, "here")
+        parts = make_frames_answer(start, Chunk(frames=frames, positions_px=where, end=end), layout.scan)
+        back = parse_frames_answer(parts, told, read, start, 5, "here")
         assert back is not None
         assert (back.frames.tobytes(), back.frames.dtype, back.end) == (raw, np.dtype(dtype), end)
         np.testing.assert_array_equal(back.positions_px, where)
@@ -102,17 +102,17 @@ class TestMessages:
     @pytest.mark.contract("live.messages.metres")
     def test_positions_in_metres_become_pixels_and_need_their_size(self) -> None:
         lengths = {"energy_eV": 8e3, "distance_m": 1.5, "detector_pixel_m": 5e-5}
-        found = scan_in([described(positions_unit="m", geometry=lengths)], "here")
+        found = parse_scan_answer([described(positions_unit="m", geometry=lengths)], "here")
         assert found is not None
         told, layout = found
         pixel_m = Geometry(**lengths).with_object_pixel(N).object_pixel_m
         assert layout.geometry.object_pixel_m == pixel_m
         sent = Chunk(frames=chunk(1).frames, positions_px=np.array([[1e-6, -2e-6]]), end=False)
-        back = frames_in(answer_of_frames(0, sent, "a scan"), told, layout, 0, 1, "here")
+        back = parse_frames_answer(make_frames_answer(0, sent, "a scan"), told, layout, 0, 1, "here")
         assert back is not None
         np.testing.assert_allclose(back.positions_px, np.array([[1e-6, -2e-6]]) / pixel_m)
         with pytest.raises(ScanError, match="'geometry': expected object_pixel_m"):
-            scan_in([described(positions_unit="m")], "here")
+            parse_scan_answer([described(positions_unit="m")], "here")
 
     @pytest.mark.contract("live.messages.refused")
     @pytest.mark.parametrize(
@@ -143,52 +143,52 @@ class TestMessages:
     )
     def test_descriptions_that_cannot_be_are_refused_by_name(self, changes: dict[str, Any], words: str) -> None:
         with pytest.raises(ScanError, match=words):
-            scan_in([described(**changes)], "here")
+            parse_scan_answer([described(**changes)], "here")
 
     @pytest.mark.contract("live.messages.refused")
     def test_answers_of_other_sizes_are_refused_and_name_the_frames(self) -> None:
-        told: Description = parsed(Description, described(), "here", "")
-        parts = answer_of_frames(7, chunk(3), "a scan")
+        told: StreamHeader = parse_json(StreamHeader, described(), "here", "")
+        parts = make_frames_answer(7, chunk(3), "a scan")
         for at, words in ((1, "frames 7 to 9"), (2, "frames 7 to 9")):
             short = [part[:-1] if number == at else part for number, part in enumerate(parts)]
             with pytest.raises(ScanError, match=words):
-                frames_in(short, told, LAYOUT, 7, 3, "here")
+                parse_frames_answer(short, told, LAYOUT, 7, 3, "here")
         with pytest.raises(ScanError, match="at most 2 frames"):
-            frames_in(parts, told, LAYOUT, 7, 2, "here")
+            parse_frames_answer(parts, told, LAYOUT, 7, 2, "here")
         claims = [parts[0].replace(b'"count": 3', b'"count": 999999999999'), *parts[1:]]
         with pytest.raises(ScanError, match="at most"):
-            frames_in(claims, told, LAYOUT, 7, 3, "here")
+            parse_frames_answer(claims, told, LAYOUT, 7, 3, "here")
         with pytest.raises(ScanError, match="Another scan has begun"):
-            frames_in(answer_of_frames(7, chunk(3), "b"), told, LAYOUT, 7, 3, "here")
+            parse_frames_answer(make_frames_answer(7, chunk(3), "b"), told, LAYOUT, 7, 3, "here")
         with pytest.raises(ScanError, match="a refusal: no beam"):
-            frames_in([b'{"torchptycho": 1, "error": "no beam"}'], told, LAYOUT, 7, 3, "here")
+            parse_frames_answer([b'{"torchptycho": 1, "error": "no beam"}'], told, LAYOUT, 7, 3, "here")
         # Late answers to something else.
-        assert frames_in(parts, told, LAYOUT, 8, 3, "here") is None
-        assert frames_in([described()], told, LAYOUT, 7, 3, "here") is None
-        assert scan_in(parts, "here") is None
+        assert parse_frames_answer(parts, told, LAYOUT, 8, 3, "here") is None
+        assert parse_frames_answer([described()], told, LAYOUT, 7, 3, "here") is None
+        assert parse_scan_answer(parts, "here") is None
 
     @pytest.mark.contract("live.messages.refused")
     @pytest.mark.parametrize("name", ["error", '"error"', "scan"])
     def test_a_scan_may_have_any_name(self, name: str) -> None:
         layout = dataclasses.replace(LAYOUT, scan=name)
-        found = scan_in([described(layout)], "here")
+        found = parse_scan_answer([described(layout)], "here")
         assert found is not None
         told, read = found
         assert read.scan == name
         # A late description, and a refusal that speaks of it.
-        assert frames_in([described(layout)], told, read, 7, 3, "here") is None
+        assert parse_frames_answer([described(layout)], told, read, 7, 3, "here") is None
         refusal = json.dumps({"torchptycho": 1, "error": f'no "scan" {name}'}).encode()
         with pytest.raises(ScanError, match="a refusal: no"):
-            frames_in([refusal], told, read, 7, 3, "here")
+            parse_frames_answer([refusal], told, read, 7, 3, "here")
         with pytest.raises(ScanError, match="a refusal: no"):
-            scan_in([refusal], "here")
+            parse_scan_answer([refusal], "here")
 
     @pytest.mark.contract("live.messages.any")
     @given(data=st.data())
     def test_whatever_comes_is_taken_or_an_error_of_ours(self, data: st.DataObject) -> None:
-        told: Description = parsed(Description, described(), "here", "")
+        told: StreamHeader = parse_json(StreamHeader, described(), "here", "")
         whole = [
-            *answer_of_frames(7, chunk(2), "a scan"),
+            *make_frames_answer(7, chunk(2), "a scan"),
             described(),
             b'{"torchptycho": 1, "error": "x"}',
             b"[" * 3000,
@@ -211,7 +211,10 @@ class TestMessages:
             at = data.draw(st.integers(0, len(parts) - 1))
             cut = data.draw(st.integers(0, len(parts[at])))
             parts[at] = parts[at][:cut] + data.draw(st.binary(max_size=3)) + parts[at][cut + 1 :]
-        for take in (lambda: scan_in(parts, "here"), lambda: frames_in(parts, told, LAYOUT, 7, 5, "here")):
+        for take in (
+            lambda: parse_scan_answer(parts, "here"),
+            lambda: parse_frames_answer(parts, told, LAYOUT, 7, 5, "here"),
+        ):
             said = "here"
             try:
                 take()
@@ -219,17 +222,19 @@ class TestMessages:
                 said = str(error)
             assert said.startswith("here")
         for request in parts:
-            told_back = answer(request, LAYOUT, ArrayFrames(chunk(9).frames), chunk(9).positions_px, 9)
+            told_back = answer_request(request, LAYOUT, ArrayFrames(chunk(9).frames), chunk(9).positions_px, 9)
             assert len(told_back) in (1, 3)
 
     @pytest.mark.contract("live.messages.answers")
     def test_a_source_answers_what_there_is(self) -> None:
         frames, where = ArrayFrames(chunk(40).frames), chunk(40).positions_px
-        told: Description = parsed(Description, answer(ask_for_scan(), LAYOUT, frames, where, 0)[0], "here", "")
+        told: StreamHeader = parse_json(
+            StreamHeader, answer_request(make_scan_request(), LAYOUT, frames, where, 0)[0], "here", ""
+        )
 
         def ask(start: int, most: int, there: int) -> Chunk:
-            back = answer(ask_for_frames(start, most), LAYOUT, frames, where, there)
-            found = frames_in(back, told, LAYOUT, start, most, "here")
+            back = answer_request(make_frames_request(start, most), LAYOUT, frames, where, there)
+            found = parse_frames_answer(back, told, LAYOUT, start, most, "here")
             assert found is not None
             return found
 
@@ -239,8 +244,8 @@ class TestMessages:
         np.testing.assert_array_equal(some.frames, chunk(7, first=5).frames)
         assert (len(ask(35, 10, 40).frames), ask(35, 10, 40).end) == (5, True)
         assert ask(40, 10, 40).end
-        assert len(ask(2**50, LARGEST_PART_BYTES, 40).frames) == 0
-        refusal = json.loads(answer(b"frames, please", LAYOUT, frames, where, 40)[0])
+        assert len(ask(2**50, MAX_FRAME_BYTES, 40).frames) == 0
+        refusal = json.loads(answer_request(b"frames, please", LAYOUT, frames, where, 40)[0])
         assert refusal["torchptycho"] == 1
         assert "expected a request" in refusal["error"]
 
@@ -258,7 +263,7 @@ class TestSpool:
         for name, left in (("frames.raw", frames_left), ("positions.raw", positions_left)):
             with (folder / name).open("rb+") as file:
                 file.truncate(left)
-        again = Spool.opened(folder)
+        again = Spool.open_existing(folder)
         assert again is not None
         assert again.count == min(frames_left // 32, positions_left // 16)
         again.append(chunk(20 - again.count, first=again.count))
@@ -284,13 +289,13 @@ class TestSpool:
         self, tmp_path: Path, changes: dict[str, Any], name: str
     ) -> None:
         spool = Spool.create(tmp_path / "spool", LAYOUT, "here")
-        spool.require(dataclasses.replace(LAYOUT, total=None), "here")
+        spool.require_same_scan(dataclasses.replace(LAYOUT, total=None), "here")
         with pytest.raises(StoreError, match=name):
-            spool.require(dataclasses.replace(LAYOUT, **changes), "here")
+            spool.require_same_scan(dataclasses.replace(LAYOUT, **changes), "here")
         with pytest.raises(StoreError, match="'source'"):
-            spool.require(None, "there")
-        spool.require(LAYOUT, "there")
-        spool.require(None, "there")
+            spool.require_same_scan(None, "there")
+        spool.require_same_scan(LAYOUT, "there")
+        spool.require_same_scan(None, "there")
         with pytest.raises(StoreError, match="expected no spool"):
             Spool.create(tmp_path / "spool", LAYOUT, "here")
         spool.close()
@@ -316,7 +321,7 @@ class TestSpool:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert (spool.count, (tmp_path / "spool" / "frames.raw").stat().st_size) == (3, 3 * 32)
         spool.append(chunk(2, first=3))
-        np.testing.assert_array_equal(spool.rows(0, 5)[0], chunk(5).frames)
+        np.testing.assert_array_equal(spool.read_rows(0, 5)[0], chunk(5).frames)
         spool.close()
 
     @pytest.mark.contract("live.spool.scan")
@@ -324,17 +329,17 @@ class TestSpool:
         layout = dataclasses.replace(LAYOUT, photons_per_frame=3.0, geometry=Geometry(object_pixel_m=1e-8))
         spool = Spool.create(tmp_path / "spool", layout, "here")
         spool.append(chunk(6))
-        spool.end()
+        spool.record_end()
         probe = np.ones((1, N, N), np.complex64)
-        scan = spool.scan(probe, {2: "why", 4: "why"})
+        scan = spool.make_scan(probe, {2: "why", 4: "why"})
         kept = [0, 1, 3, 5]
         np.testing.assert_array_equal(scan.frames[:], chunk(6).frames[kept])
         np.testing.assert_array_equal(scan.positions_px, chunk(6).positions_px[kept])
         assert (scan.photons_per_frame, scan.left_out, scan.geometry) == (3.0, {2: "why", 4: "why"}, layout.geometry)
         with pytest.raises(StoreError, match="found 6 of which 6"):
-            spool.scan(probe, dict.fromkeys(range(6), "why"))
+            spool.make_scan(probe, dict.fromkeys(range(6), "why"))
         spool.close()
-        again = Spool.opened(tmp_path / "spool")
+        again = Spool.open_existing(tmp_path / "spool")
         assert again is not None
         assert again.ended
         again.close()
@@ -345,7 +350,7 @@ class TestSpool:
         Spool.create(tmp_path / "spool", LAYOUT, "here").close()
         (tmp_path / "spool" / "spool.json").write_text(text)
         with pytest.raises(TorchptychoError, match=r"spool\.json"):
-            Spool.opened(tmp_path / "spool")
+            Spool.open_existing(tmp_path / "spool")
 
 
 class TestGrowingFile:
@@ -361,12 +366,12 @@ class TestGrowingFile:
 
     @pytest.mark.contract("live.file.complete")
     def test_a_frame_is_taken_when_its_position_is_there(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("torchptycho.live.hdf5_source._LOOK_EVERY_S", 0.0)
+        monkeypatch.setattr("torchptycho.live.hdf5_source._POLL_INTERVAL_S", 0.0)
         path = tmp_path / "x.h5"
         reading = ReadConfig(mapping=self.MAPPING, crop_px=N, binning=2, flip_y=True, guess_probe=True)
         source = GrowingFile(path, reading)
         assert source.describe() is None
-        assert "there is no" in (source.waits_for() or "")
+        assert "there is no" in (source.explain_wait() or "")
         rng = np.random.default_rng(0)
         frames = rng.integers(0, 9, (30, 10, 12)).astype(np.uint16)
         where = rng.uniform(0, 50, (30, 2))
@@ -408,7 +413,7 @@ class TestGrowingFile:
 
     def watched(self, path: Path, frames: np.ndarray, where: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> Any:
         """The source of a file whose writer has it open, as far as it says."""
-        monkeypatch.setattr("torchptycho.live.hdf5_source._LOOK_EVERY_S", 0.0)
+        monkeypatch.setattr("torchptycho.live.hdf5_source._POLL_INTERVAL_S", 0.0)
         monkeypatch.setattr("torchptycho.live.hdf5_source.find_writer", lambda _: "swmr")
         write_stack(path, frames, where)
         source = GrowingFile(path, ReadConfig(mapping=self.MAPPING))
@@ -464,7 +469,7 @@ class TestGrowingFile:
         write_stack(tmp_path / "copy.h5", frames, where)
         (tmp_path / "copy.h5").replace(path)
         assert len(source.fetch(12, 12).frames) == 0
-        assert source.waits_for() is None
+        assert source.explain_wait() is None
         write_stack(tmp_path / "new.h5", stack(2, 12)[0], where)
         (tmp_path / "new.h5").replace(path)
         with pytest.raises(ScanError, match="found the first frames of another one"):
@@ -473,10 +478,10 @@ class TestGrowingFile:
         write_stack(path, frames[:6], where)
         for start, most in ((4, 4), (12, 12)):
             assert len(source.fetch(start, most).frames) == 0
-            assert "expected the 12 frames that were there; found 6" in (source.waits_for() or "")
+            assert "expected the 12 frames that were there; found 6" in (source.explain_wait() or "")
         write_stack(path, stack(2, 1)[0], where[:1])
         assert len(source.fetch(12, 12).frames) == 0
-        assert "expected the 12 frames that were there; found 1" in (source.waits_for() or "")
+        assert "expected the 12 frames that were there; found 1" in (source.explain_wait() or "")
 
     @pytest.mark.contract("live.file.other")
     def test_a_file_that_vanishes_is_told_as_gone_and_comes_back(
@@ -486,10 +491,10 @@ class TestGrowingFile:
         source = self.watched(path, *stack(1, 12), monkeypatch)
         path.rename(tmp_path / "away.h5")
         assert not source.fetch(0, 6).end
-        assert "that it is gone" in (source.waits_for() or "")
+        assert "that it is gone" in (source.explain_wait() or "")
         (tmp_path / "away.h5").rename(path)
         assert len(source.fetch(0, 6).frames) == 6
-        assert source.waits_for() is None
+        assert source.explain_wait() is None
         clock = SimpleNamespace(now=time.monotonic())
         monkeypatch.setattr("torchptycho.live.hdf5_source.time", SimpleNamespace(monotonic=lambda: clock.now))
         path.unlink()
@@ -509,14 +514,14 @@ class TestGrowingFile:
     def test_what_does_not_become_a_scan_is_told_in_the_end(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("torchptycho.live.hdf5_source._LOOK_EVERY_S", 0.0)
+        monkeypatch.setattr("torchptycho.live.hdf5_source._POLL_INTERVAL_S", 0.0)
         path = tmp_path / "x.h5"
         with h5py.File(path, "w") as file:
             file["other"] = np.zeros(3)
         source = GrowingFile(path, ReadConfig(mapping=self.MAPPING))
         assert source.describe() is None
-        assert "data" in (source.waits_for() or "")
-        monkeypatch.setattr("torchptycho.live.hdf5_source._PATIENCE_S", 0.0)
+        assert "data" in (source.explain_wait() or "")
+        monkeypatch.setattr("torchptycho.live.hdf5_source._ERROR_TIMEOUT_S", 0.0)
         with pytest.raises(ScanError, match="'data'"):
             source.describe()
         (tmp_path / "x.npz").write_bytes(b"PK")
@@ -551,7 +556,7 @@ def line(tmp_path: Path) -> Iterator[tuple[Any, str]]:
 
 
 class TestStream:
-    def opened(self, socket: Any, where: str, layout: Layout = LAYOUT) -> tuple[Any, bytes]:
+    def opened(self, socket: Any, where: str, layout: ScanLayout = LAYOUT) -> tuple[Any, bytes]:
         """A reader that knows the scan, and its name for the source."""
         from torchptycho.live.zmq_source import StreamSource
 
@@ -585,7 +590,7 @@ class TestStream:
 
         def answer_twice(start: int, times: int = 2) -> None:
             for _ in range(times):
-                socket.send_multipart([reader, *answer_of_frames(start, chunk(4, first=start), "a scan")])
+                socket.send_multipart([reader, *make_frames_answer(start, chunk(4, first=start), "a scan")])
 
         assert len(source.fetch(0, 4).frames) == 0
         clock.now += 2.5
@@ -628,7 +633,7 @@ class TestStream:
         socket, where = line
         source, reader = self.opened(socket, where)
         assert len(source.fetch(0, 4).frames) == 0
-        socket.send_multipart([reader, *answer_of_frames(0, chunk(4), "a scan"), *[b"more"] * 1000])
+        socket.send_multipart([reader, *make_frames_answer(0, chunk(4), "a scan"), *[b"more"] * 1000])
 
         with pytest.raises(ScanError, match="expected an answer of at most 3 parts; found more"):
             again_and_again(lambda: source.fetch(0, 4))
@@ -639,8 +644,8 @@ class TestStream:
         socket, where = line
         source, reader = self.opened(socket, where)
         assert len(source.fetch(0, 4).frames) == 0
-        socket.send_multipart([reader, b"{}", bytes(ASKED_BYTES + 1), b""])
-        with pytest.raises(ScanError, match=rf"parts of at most {ASKED_BYTES} bytes.*a larger one.*at_most"):
+        socket.send_multipart([reader, b"{}", bytes(MAX_REQUESTED_BYTES + 1), b""])
+        with pytest.raises(ScanError, match=rf"parts of at most {MAX_REQUESTED_BYTES} bytes.*a larger one.*at_most"):
             again_and_again(lambda: source.fetch(0, 4))
         source.close(0)
 
@@ -648,7 +653,7 @@ class TestStream:
     def test_a_frame_of_more_than_a_part_is_taken(self, line: tuple[Any, str]) -> None:
         socket, where = line
         large = dataclasses.replace(LAYOUT, n_px=2048, dtype=np.dtype("<u4"), mask=np.ones((2048, 2048), bool))
-        assert large.frame_bytes > ASKED_BYTES
+        assert large.frame_bytes > MAX_REQUESTED_BYTES
         source, _ = self.opened(socket, where, large)
         frames = np.full((1, 2048, 2048), 7, np.uint32)
         whole = Chunk(frames=frames, positions_px=np.ones((1, 2)), end=False)
@@ -658,7 +663,7 @@ class TestStream:
             while socket.poll(0):
                 reader, request = socket.recv_multipart()
                 assert json.loads(request)["at_most"] == 1
-                socket.send_multipart([reader, *answer_of_frames(0, whole, "a scan")])
+                socket.send_multipart([reader, *make_frames_answer(0, whole, "a scan")])
             found = source.fetch(0, 9)
             if len(found.frames):
                 break
@@ -686,17 +691,17 @@ class TestStream:
         zmq = pytest.importorskip("zmq")
         from torchptycho.live.zmq_source import StreamSource
 
-        monkeypatch.setattr("torchptycho.live.zmq_source._AGAIN_S", 0.3)
+        monkeypatch.setattr("torchptycho.live.zmq_source._RETRY_S", 0.3)
         with zmq.Context() as context:
             with context.socket(zmq.PUSH) as stranger:
                 port = stranger.bind_to_random_port("tcp://127.0.0.1")
                 source = StreamSource(f"tcp://127.0.0.1:{port}")
                 for _ in range(100):
                     assert source.describe() is None
-                    if "is no source of frames" in (source.waits_for() or ""):
+                    if "is no source of frames" in (source.explain_wait() or ""):
                         break
-                assert source.waits_for() is not None
-                assert "is no source of frames: look at the address" in source.waits_for()
+                assert source.explain_wait() is not None
+                assert "is no source of frames: look at the address" in source.explain_wait()
             with context.socket(zmq.ROUTER) as router:
                 router.setsockopt(zmq.LINGER, 0)
                 # The other one is closed in the background.
@@ -715,10 +720,10 @@ class TestStream:
                         # One that thinks for longer than it is asked again for is another thing.
                         for _ in range(6):
                             source.describe()
-                        assert "has not answered for" in (source.waits_for() or "")
+                        assert "has not answered for" in (source.explain_wait() or "")
                         router.send_multipart([reader, described()])
                 assert found is not None
-                assert LAYOUT.difference(found) is None
+                assert LAYOUT.find_difference(found) is None
                 source.close(0)
 
 
@@ -789,9 +794,9 @@ def test_without_pyzmq_one_line_says_how_to_get_it() -> None:
 
 @pytest.mark.contract("live.status")
 def test_rates_are_those_of_the_last_seconds() -> None:
-    rates = Rates()
-    assert rates.of(0.0, 0, 0) == (0.0, 0.0)
-    assert rates.of(1.0, 100, 50) == (100.0, 50.0)
+    rates = FrameRates()
+    assert rates.update(0.0, 0, 0) == (0.0, 0.0)
+    assert rates.update(1.0, 100, 50) == (100.0, 50.0)
     for second in range(2, 20):
-        found = rates.of(float(second), 100 + 10 * (second - 1), 50)
+        found = rates.update(float(second), 100 + 10 * (second - 1), 50)
     assert found == (10.0, 0.0)

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from torchptycho.core.errors import ConfigError
-from torchptycho.live.live_images import PICTURES, draw
+from torchptycho.live.live_images import IMAGE_FILES, draw
 from torchptycho.live.web_page import serve
 
-STATUS = {"state": "receiving", "source": "tcp://127.0.0.1:5555"}
+STATUS_FILE = {"state": "receiving", "source": "tcp://127.0.0.1:5555"}
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "watch"
     folder.mkdir()
     draw(np.ones((8, 8), np.complex64), np.ones((8, 8), np.float32), None, folder)
-    (folder / "status.json").write_text(json.dumps(STATUS))
+    (folder / "status.json").write_text(json.dumps(STATUS_FILE))
     (folder / "secret.txt").write_text("secret")
     (tmp_path / "status.json").write_text("secret")
     return folder
@@ -60,8 +60,8 @@ class TestFiles:
         answer, page = ask(url, "/")
         assert (answer.status, answer.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
         assert page.startswith(b"<!doctype html>")
-        assert json.loads(ask(url, "/status.json")[1]) == STATUS
-        for name in (*PICTURES, "legend.json"):
+        assert json.loads(ask(url, "/status.json")[1]) == STATUS_FILE
+        for name in (*IMAGE_FILES, "legend.json"):
             answer, content = ask(url, f"/{name}")
             assert (answer.status, content) == (200, (folder / name).read_bytes())
             assert answer.headers["Content-Type"] == ("image/png" if name.endswith("png") else "application/json")
@@ -124,7 +124,7 @@ class TestFiles:
     def test_nothing_can_be_changed(self, url: str, folder: Path, method: str) -> None:
         answer, _ = ask(url, "/status.json", method=method)
         assert (answer.status, answer.headers["Allow"]) == (405, "GET, HEAD")
-        assert json.loads((folder / "status.json").read_text()) == STATUS
+        assert json.loads((folder / "status.json").read_text()) == STATUS_FILE
 
 
 class TestAlone:

@@ -9,13 +9,13 @@ from tyro.conf import Positional
 
 from torchptycho.cli.base import Command, require_png
 from torchptycho.core.config import ReadConfig, RefineConfig
-from torchptycho.visualization.tables import comparison_table, metrics_table
+from torchptycho.visualization.tables import make_comparison_table, make_metrics_table
 
-__all__ = ["Compare", "Evaluate", "Refining", "Resolution"]
+__all__ = ["Compare", "Evaluate", "RefinementCommand", "Resolution"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Refining(Command):
+class RefinementCommand(Command):
     """What the commands that refine a scan are told."""
 
     scan: Positional[Path]
@@ -29,7 +29,7 @@ class Refining(Command):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Resolution(Refining):
+class Resolution(RefinementCommand):
     """Tell how fine an image the data allow, without a truth.
 
     Two halves of the frames are refined and correlated.
@@ -48,7 +48,7 @@ class Resolution(Refining):
         from torchptycho.reconstructors.resolution import resolution
 
         scan = read_scan(self.scan, self.reading)
-        with self.working("refining two halves of the frames"):
+        with self.show_status("refining two halves of the frames"):
             found = resolution(scan, config=self.refine, device=self.device)
         if self.plot:
             from torchptycho.visualization.plot import plot_frc
@@ -56,7 +56,7 @@ class Resolution(Refining):
             plot_frc(found.metrics, self.plot, halves=True)
         metres = "" if found.half_period_m is None else f" ({found.half_period_m * 1e9:.3g} nm)"
         told = {"half_period_px": found.half_period_px, "half_period_m": found.half_period_m}
-        self.tell(
+        self.print_result(
             told | {"metrics": found.metrics.to_dict()},
             f"{self.scan}: half period {found.half_period_px:.3g} px{metres} at the 1/2-bit threshold, from two halves "
             f"of {scan.n_frames} frames",
@@ -97,7 +97,7 @@ class Evaluate(Command):
             from torchptycho.visualization.plot import plot_reconstruction
 
             plot_reconstruction(image, self.plot, truth=known, truth_origin_px=truth.origin_px, metrics=metrics)
-        self.tell(metrics.to_dict(), metrics_table(metrics), json=self.json)
+        self.print_result(metrics.to_dict(), make_metrics_table(metrics), json=self.json)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,23 +131,23 @@ class Compare(Command):
 
         first, second = read_reconstruction(self.first), read_reconstruction(self.second)
         truth = None if self.truth is None else read_reconstruction(self.truth)
-        names = _short_names(self.first, self.second)
-        with self.working("comparing"):
+        names = _choose_names(self.first, self.second)
+        with self.show_status("comparing"):
             found = compare(first, second, truth, names=(*names, "truth"), min_coverage=self.min_coverage)
             from torchptycho.visualization.plot import plot_comparison
 
             plot_comparison(found, self.out)
         notes = [f"- {note}" for note in found.notes]
-        self.tell(
+        self.print_result(
             {"picture": str(self.out), **found.to_dict()},
             *notes,
-            comparison_table(found.metrics),
+            make_comparison_table(found.metrics),
             f"picture: {self.out}",
             json=self.json,
         )
 
 
-def _short_names(first: Path, second: Path) -> tuple[str, str]:
+def _choose_names(first: Path, second: Path) -> tuple[str, str]:
     """As short as tells the two apart."""
     if first.name != second.name:
         return first.name, second.name

@@ -12,12 +12,12 @@ from torchptycho.cli.base import Command, require_png
 from torchptycho.core.config import ReadConfig
 from torchptycho.core.config.read import ScanFormat
 from torchptycho.core.errors import ConfigError
-from torchptycho.visualization.tables import orientation_table, show, store_lines, store_rows
+from torchptycho.visualization.tables import format_value, make_orientation_table, make_store_lines, make_store_rows
 
 __all__ = ["Convert", "Inspect"]
 
 # The second best orientation must leave this much more than the best for the answer to be clear.
-_CLEARLY_WORSE = 1.2
+_MIN_MISFIT_RATIO = 1.2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,13 +45,13 @@ class Inspect(Command):
     def run(self) -> None:
         require_png("--plot", self.plot)
         if (self.scan / "store.json").is_file():
-            self._tell_store()
+            self._print_store()
             return
         from torchptycho.analysis.inspection import inspect_scan
         from torchptycho.io import read_scan
 
         scan = read_scan(self.scan, self.reading)
-        with self.working(f"reading {self.scan}"):
+        with self.show_status(f"reading {self.scan}"):
             summary = inspect_scan(scan)
         if self.plot:
             from torchptycho.visualization.plot import plot_scan
@@ -61,16 +61,16 @@ class Inspect(Command):
         if self.orientation:
             from torchptycho.reconstructors.orientation import rank_orientations
 
-            with self.working("refining a part of the scan in eight orientations"):
+            with self.show_status("refining a part of the scan in eight orientations"):
                 ranked = rank_orientations(scan)
             told["orientations"] = [dataclasses.asdict(one) for one in ranked]
         if self.json:
-            self.tell(told, json=True)
+            self.print_result(told, json=True)
             return
         table = Table(title=str(self.scan), show_header=False)
         for name, value in told.items():
             if name not in ("problems", "metadata", "notes", "orientations", "left_out", "near_field"):
-                table.add_row(name, show(value))
+                table.add_row(name, format_value(value))
         self.console.print(table)
         for note in summary.notes:
             self.console.print(f"- {note}")
@@ -78,24 +78,24 @@ class Inspect(Command):
             self.console.print(f"! {problem}")
         self.console.print("usable" if summary.usable else "not usable as it is")
         if self.orientation:
-            self.console.print(orientation_table(ranked))
-            if ranked[1].misfit < _CLEARLY_WORSE * ranked[0].misfit:
+            self.console.print(make_orientation_table(ranked))
+            if ranked[1].misfit < _MIN_MISFIT_RATIO * ranked[0].misfit:
                 self.console.print(
                     "The two best explain the counts about equally well. Where the probe is only guessed this is no "
                     "surprise for an orientation and its reverse (both flips): one image is the twin of the other. "
                     "Give a measured probe with --probe FILE, or a cleaner part of the scan with --frames."
                 )
 
-    def _tell_store(self) -> None:
+    def _print_store(self) -> None:
         from torchptycho.data.store import Store
 
         if self.plot or self.orientation or self.reading != ReadConfig():
             raise ConfigError(f"{self.scan}: is a store, of which only the scans are told. Leave out all but --json.")
         store = Store.open(self.scan)
         if self.json:
-            self.tell({"scans": store_rows(store)}, json=True)
+            self.print_result({"scans": make_store_rows(store)}, json=True)
         else:
-            for line in store_lines(store):
+            for line in make_store_lines(store):
                 self.console.print(line)
 
 
@@ -129,7 +129,7 @@ class Convert(Command):
         if self.out.resolve() == self.scan.resolve():
             raise ConfigError(f"expected a new file to write; found {self.out}, which is the scan itself.")
         scan = read_scan(self.scan, self.reading)
-        with self.working(f"writing {self.out}"):
+        with self.show_status(f"writing {self.out}"):
             write_scan(scan, self.out, format=self.format, compressed=self.compressed)
         told = {"out": str(self.out), "n_frames": scan.n_frames, "n_px": scan.n_px, "notes": list(scan.notes)}
-        self.tell(told, *(f"- {note}" for note in scan.notes), f"{self.out}: {scan!r}", json=self.json)
+        self.print_result(told, *(f"- {note}" for note in scan.notes), f"{self.out}: {scan!r}", json=self.json)

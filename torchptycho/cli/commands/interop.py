@@ -46,13 +46,13 @@ class Export(Command):
 
         network = load_network(self.checkpoint)
         (device,) = find_devices(self.accelerator, 1)
-        with self.working("exporting"):
+        with self.show_status("exporting"):
             told = export_network(
                 network.to(device), self.out, training_scan=self.training_scan, max_offset_px=self.max_offset_px
             )
         values = json.loads(told.to_json())
         shown = {name: value for name, value in values.items() if name not in ("config", "tensors")}
-        self.tell(
+        self.print_result(
             {"out": str(self.out)} | shown,
             f"{self.out}: {values['generator']} for groups of {told.gridsize}x{told.gridsize} frames of "
             f"{told.n_px}x{told.n_px} {told.domain}, within {told.error:.1e} of the network",
@@ -74,5 +74,5 @@ class Ptychodus(Command):
     def run(self) -> None:
         from torchptycho.interop.ptychodus import installation
 
-        actions = {"enable": installation.enable, "disable": installation.disable, "status": installation.standing}
+        actions = {"enable": installation.enable, "disable": installation.disable, "status": installation.read_status}
         self.console.print(f"torchptycho is {actions[self.action]()}")

@@ -71,7 +71,7 @@ class Watch(Command):
 
         network = load_network(self.model)
         with contextlib.ExitStack() as open_:
-            stop = open_.enter_context(_stopped_by_signals())
+            stop = open_.enter_context(_stop_on_signals())
             if self.page:
                 url = open_.enter_context(serve(self.out, self.page_host, self.page_port))
                 sys.stderr.write(f"torchptycho: the image as it grows: {url}\n")
@@ -95,14 +95,16 @@ class Watch(Command):
             "spool": str(self.out / "spool") if (self.out / "spool").exists() else None,
         }
         if image is None:
-            self.tell(told, f"{self.out}: {status.message}", json=self.json)
+            self.print_result(told, f"{self.out}: {status.message}", json=self.json)
             raise KeyboardInterrupt
         height_px, width_px = image.object.shape
         late = f"waited at most {status.longest_wait_s:.1f} s, {status.largest_backlog} at once"
         paused = f"; the source had to keep some for {status.paused_s:.1f} s" if status.paused_s else ""
-        left = f"; {len(status.left_out)} are left out: {_few(status.left_out)}" if status.left_out else ""
+        left = (
+            f"; {len(status.left_out)} are left out: {_list_first_frames(status.left_out)}" if status.left_out else ""
+        )
         said = f"; {status.message}" if status.message else ""
-        self.tell(
+        self.print_result(
             told,
             f"{self.out / 'reconstruction.npz'}, {self.out / 'reconstruction.png'}: {height_px}x{width_px} px from "
             f"{status.received} frames, which {late}{paused}{left}{said}",
@@ -139,7 +141,7 @@ class Replay(Command):
         from torchptycho.live import replay
 
         where = str(self.swmr or self.address)
-        with _stopped_by_signals() as stop, create_progress_bar() as bar:
+        with _stop_on_signals() as stop, create_progress_bar() as bar:
             task = bar.add_task(f"playing to {where}", total=None, note="")
             found = replay(
                 self.scan,
@@ -151,7 +153,7 @@ class Replay(Command):
                 on_progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
         told = {"to": where, "hz": self.hz, **dataclasses.asdict(found)}
-        self.tell(
+        self.print_result(
             told,
             f"{self.scan}: {found.played} of {found.frames} frames to {where} in {found.seconds:.1f} s",
             json=self.json,
@@ -160,12 +162,12 @@ class Replay(Command):
             raise KeyboardInterrupt
 
 
-def _few(left_out: dict[int, str]) -> str:
+def _list_first_frames(left_out: dict[int, str]) -> str:
     return format_first((f"{frame} ({why})" for frame, why in sorted(left_out.items())), 5)
 
 
 @contextlib.contextmanager
-def _stopped_by_signals() -> Iterator[threading.Event]:
+def _stop_on_signals() -> Iterator[threading.Event]:
     """An event that Ctrl+C and SIGTERM set, the first time; the second time they do what they always do."""
     stop = threading.Event()
     before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from rich.console import Console
 from tyro.conf import Positional, arg
 
-from torchptycho.cli.base import BESIDE, Beside, Command
-from torchptycho.cli.commands.evaluation import Compare, Evaluate, Refining, Resolution
+from torchptycho.cli.base import NEXT_TO_RESULT, Command, NextToResult
+from torchptycho.cli.commands.evaluation import Compare, Evaluate, RefinementCommand, Resolution
 from torchptycho.cli.commands.files import Convert, Inspect
 from torchptycho.cli.commands.interop import Export, Ptychodus
 from torchptycho.cli.commands.live import Replay, Watch
@@ -41,13 +41,13 @@ from torchptycho.core.config import (
 from torchptycho.core.config.base import Domain
 from torchptycho.core.errors import ConfigError, ExportError, ScanError, TorchptychoError
 from torchptycho.core.text import format_error
-from torchptycho.visualization.tables import plan_lines
+from torchptycho.visualization.tables import make_plan_lines
 
 if TYPE_CHECKING:
     from torchptycho.core.reconstruction import Reconstruction
     from torchptycho.models.network import PtychoNetwork
 
-__all__ = ["COMMANDS", "PURPOSES", "Command"]
+__all__ = ["COMMANDS", "COMMAND_GROUPS", "Command"]
 
 # The package's heavy half (torch, lightning, matplotlib) is imported inside `run`: help and errors come at once.
 
@@ -69,7 +69,7 @@ class Simulate(Command):
         from torchptycho.data.simulation import simulate
         from torchptycho.io import write_scan
 
-        with self.working("simulating"):
+        with self.show_status("simulating"):
             scan = simulate(self.simulation)
             write_scan(scan, self.out)
         told = {
@@ -78,7 +78,7 @@ class Simulate(Command):
             "n_px": scan.n_px,
             "simulation": to_dict(self.simulation),
         }
-        self.tell(told, f"{self.out}: {scan!r}", json=self.json)
+        self.print_result(told, f"{self.out}: {scan!r}", json=self.json)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,11 +135,11 @@ class Train(Command):
         if self.dry_run:
             from torchptycho.training.dry_run import plan_training
 
-            with self.working("reading"):
+            with self.show_status("reading"):
                 plan = plan_training(
                     self.scans, config, self.out, val_scans=self.val_scans, start=self.start, resume=self.resume
                 )
-            self.tell(plan, *plan_lines(plan), json=self.json)
+            self.print_result(plan, *make_plan_lines(plan), json=self.json)
             return
         result = train(self.scans, config, self.out, val_scans=self.val_scans, start=self.start, resume=self.resume)
         if result.rank:
@@ -147,7 +147,7 @@ class Train(Command):
         plot_history(read_history(self.out), self.out / "history.png")
         losses = {name: value for name, value in sorted(result.metrics.items()) if name in ("train/loss", "val/loss")}
         told = {"checkpoint": str(result.checkpoint), "last": str(result.last), "seconds": result.seconds}
-        self.tell(
+        self.print_result(
             told | {"metrics": result.metrics},
             f"{result.checkpoint}: trained in {result.seconds:.0f} s, "
             + ", ".join(f"{name} {value:.4g}" for name, value in losses.items()),
@@ -164,7 +164,7 @@ class Reconstruct(Command):
     torchptycho reconstruct run night/*.npz --out images
     """
 
-    OPTIONAL_FILE: ClassVar = {"--report": ".html"}
+    OPTIONAL_FILE_SUFFIXES: ClassVar = {"--report": ".html"}
 
     checkpoint: Positional[Path]
     """Checkpoint or bundle, the folder of a run (its best checkpoint), or an exported file (.onnx, .pt2)."""
@@ -205,7 +205,7 @@ class Reconstruct(Command):
     """Scale the object so that it and a constant background fit the counts of the whole scan best; None as trained."""
     refine: int = 0
     """Epochs of refinement after it, with the options that the network was trained with in the section refine."""
-    report: Beside | Path | None = None
+    report: NextToResult | Path | None = None
     """Write a page about the image into this HTML file; --report alone puts it beside the image."""
     report_frc: bool = False
     """Show in it how fine an image the data allow, too, which takes two refinements."""
@@ -214,13 +214,13 @@ class Reconstruct(Command):
 
     def run(self) -> None:
         require_scans(tuple(map(str, self.scans)))
-        images = self._images()
+        images = self._choose_image_files()
         if self.refine < 0:
             raise ConfigError(f"--refine: expected a number of epochs, 0 for none; found {self.refine}.")
         from torchptycho.models.loading import export_for_engine, load_for_inference
         from torchptycho.reconstructors.network_reconstruction import check_network_options
 
-        with self.working("opening the network"):
+        with self.show_status("opening the network"):
             network = load_for_inference(self.checkpoint, self.engine, accelerator=self.accelerator)
         trained = to_dict(network.config.reconstruct)
         asked = {name: getattr(self, name) for name in trained if getattr(self, name) is not None}
@@ -230,7 +230,7 @@ class Reconstruct(Command):
         @functools.cache
         def ready() -> PtychoNetwork:
             """Exported, where that is asked for, once a scan is there for it."""
-            with self.working("exporting the network") if self.engine else contextlib.nullcontext():
+            with self.show_status("exporting the network") if self.engine else contextlib.nullcontext():
                 return export_for_engine(
                     network, self.engine, training_scan=config.training_scan, accelerator=self.accelerator
                 )
@@ -250,7 +250,7 @@ class Reconstruct(Command):
                 failed.append(scan)
                 sys.stderr.write(f"torchptycho: {format_error(error)}\n")
         if self.json:
-            self.tell(told[0] if len(images) == 1 else {"images": told}, json=True)
+            self.print_result(told[0] if len(images) == 1 else {"images": told}, json=True)
         if failed:
             raise ScanError(
                 ", ".join(map(str, failed)),
@@ -260,14 +260,14 @@ class Reconstruct(Command):
                 remedy="The images of the others are written.",
             )
 
-    def _images(self) -> dict[Path, Path]:
+    def _choose_image_files(self) -> dict[Path, Path]:
         """The image of each scan."""
         if len(self.scans) == 1:
             out = self.out or Path("reconstruction.npz")
             _require_new_npz(out, self.scans[0])
-            _report_file(self.report, out, self.report_frc)
+            _choose_report_file(self.report, out, self.report_frc)
             return {self.scans[0]: out}
-        if self.report not in (None, BESIDE):
+        if self.report not in (None, NEXT_TO_RESULT):
             raise ConfigError("--report: expected no file with several scans; each page lies beside its image.")
         folder = self.out or Path("reconstructions")
         if folder.suffix.lower() == ".npz" or folder.is_file():
@@ -292,7 +292,7 @@ class Reconstruct(Command):
         from torchptycho.io import read_scan, write_reconstruction
         from torchptycho.reconstructors.network_reconstruction import check_fits, make_read_config, reconstruct
 
-        page = _report_file(self.report, out, self.report_frc)
+        page = _choose_report_file(self.report, out, self.report_frc)
         scan = read_scan(path, make_read_config(network.config.prepare, self.domain, self.frames))
         check_fits(network, scan.source, scan.n_px, scan.domain)
         network = ready()
@@ -313,21 +313,21 @@ class Reconstruct(Command):
 
         picture = plot_reconstruction(image, out.with_suffix(".png"))
         if page is not None:
-            from torchptycho.visualization.report import report_of_network
+            from torchptycho.visualization.report import write_network_report
 
-            with self.working(f"writing {page}"):
-                report_of_network(image, scan, network, page, halves=self.report_frc, device=self.accelerator)
-        told = _told_of_image(image, out, picture, page)
+            with self.show_status(f"writing {page}"):
+                write_network_report(image, scan, network, page, halves=self.report_frc, device=self.accelerator)
+        told = _summarize_image(image, out, picture, page)
         if not self.json:
             self.console.print(
-                f"{_files(out, picture, page)}: {image.object.shape[0]}x{image.object.shape[1]} px from "
+                f"{_join_files(out, picture, page)}: {image.object.shape[0]}x{image.object.shape[1]} px from "
                 f"{scan.n_frames} frames in {image.provenance['seconds']:.1f} s"
             )
         return told
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Refine(Refining):
+class Refine(RefinementCommand):
     """Fit an image to the counts; no training is needed.
 
     It begins with nothing or with an earlier image.
@@ -337,7 +337,7 @@ class Refine(Refining):
     torchptycho refine scan.npz --out refined.npz --report --report-frc
     """
 
-    OPTIONAL_FILE: ClassVar = {"--report": ".html"}
+    OPTIONAL_FILE_SUFFIXES: ClassVar = {"--report": ".html"}
 
     start: Path | None = None
     """Image to begin with, as `reconstruct` or `refine` wrote it; None begins with nothing."""
@@ -345,7 +345,7 @@ class Refine(Refining):
     """Image file to write (NPZ), with the refined probe and positions; a PNG of the same name is drawn beside it."""
     resume: bool = False
     """Go on from where an earlier refinement into this file ended, up to the epochs asked for."""
-    report: Beside | Path | None = None
+    report: NextToResult | Path | None = None
     """Write a page about the image into this HTML file; --report alone puts it beside the image."""
     report_frc: bool = False
     """Show in it how fine an image the data allow, too, which takes two refinements."""
@@ -354,7 +354,7 @@ class Refine(Refining):
 
     def run(self) -> None:
         _require_new_npz(self.out, self.scan)
-        page = _report_file(self.report, self.out, self.report_frc)
+        page = _choose_report_file(self.report, self.out, self.report_frc)
         from torchptycho.core.progress import EpochProgress
         from torchptycho.io import read_reconstruction, read_scan, write_reconstruction
         from torchptycho.reconstructors.iterative import refine
@@ -379,16 +379,16 @@ class Refine(Refining):
         write_reconstruction(image, self.out)
         picture = plot_reconstruction(image, self.out.with_suffix(".png"))
         if page is not None:
-            from torchptycho.visualization.report import report_of_refinement
+            from torchptycho.visualization.report import write_refinement_report
 
-            with self.working(f"writing {page}"):
-                report_of_refinement(image, scan, page, self.refine, halves=self.report_frc, device=self.device)
+            with self.show_status(f"writing {page}"):
+                write_refinement_report(image, scan, page, self.refine, halves=self.report_frc, device=self.device)
         misfit = image.history["misfit"]
         fit = f"misfit {misfit[-1]:.4g} (1 is the photon noise) " if misfit else ""
-        told = _told_of_image(image, self.out, picture, page)
-        self.tell(
+        told = _summarize_image(image, self.out, picture, page)
+        self.print_result(
             told | {"misfit": misfit[-1] if misfit else None, "epochs": len(misfit)},
-            f"{_files(self.out, picture, page)}: {image.object.shape[0]}x{image.object.shape[1]} px, "
+            f"{_join_files(self.out, picture, page)}: {image.object.shape[0]}x{image.object.shape[1]} px, "
             f"{fit}after {len(misfit)} epochs in {image.provenance['seconds']:.1f} s",
             json=self.json,
         )
@@ -412,12 +412,12 @@ class Demo(Command):
     simulation: SimulateConfig = dataclasses.field(default_factory=SimulateConfig)
 
     def run(self) -> None:
-        from torchptycho.cli.demo import demo
+        from torchptycho.cli.demo import run_demo
 
         console = Console(stderr=True) if self.json else self.console
-        told = demo(self.out, self.simulation, steps=self.steps, console=console)
+        told = run_demo(self.out, self.simulation, steps=self.steps, console=console)
         if self.json:
-            self.tell(told, json=True)
+            self.print_result(told, json=True)
 
 
 def _require_new_npz(out: Path, scan: Path) -> None:
@@ -429,18 +429,18 @@ def _require_new_npz(out: Path, scan: Path) -> None:
         raise ConfigError(f"--out: {out} is a scan. Choose another name, or move it away.")
 
 
-def _report_file(asked: Beside | Path | None, out: Path, frc: bool) -> Path | None:
+def _choose_report_file(asked: NextToResult | Path | None, out: Path, frc: bool) -> Path | None:
     if asked is None:
         if frc:
             raise ConfigError("--report-frc: belongs to --report; add it, or leave this out.")
         return None
-    page = out.with_suffix(".html") if asked == BESIDE else Path(asked)
+    page = out.with_suffix(".html") if asked == NEXT_TO_RESULT else Path(asked)
     if page.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"--report: expected a file whose name ends in .html; found {page}.")
     return page
 
 
-def _files(*files: Path | None) -> str:
+def _join_files(*files: Path | None) -> str:
     return ", ".join(str(file) for file in files if file is not None)
 
 
@@ -449,7 +449,7 @@ def _import_ahead() -> None:
         importlib.import_module(module)
 
 
-def _told_of_image(image: Reconstruction, out: Path, picture: Path, page: Path | None) -> dict[str, Any]:
+def _summarize_image(image: Reconstruction, out: Path, picture: Path, page: Path | None) -> dict[str, Any]:
     return {
         "out": str(out),
         "picture": str(picture),
@@ -483,7 +483,7 @@ COMMANDS: dict[str, type[Command]] = {
     "ptychodus": Ptychodus,
 }
 
-PURPOSES: dict[str, tuple[str, ...]] = {
+COMMAND_GROUPS: dict[str, tuple[str, ...]] = {
     "scan files": ("inspect", "convert"),
     "something to try": ("simulate", "demo", "replay"),
     "an image without training": ("refine",),

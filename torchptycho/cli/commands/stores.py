@@ -12,7 +12,7 @@ from tyro.conf import Positional
 from torchptycho.cli.base import Command
 from torchptycho.core.config import GroupConfig, PrepareConfig, RefineConfig, RunConfig, load_config
 from torchptycho.core.errors import ConfigError
-from torchptycho.visualization.tables import plan_lines
+from torchptycho.visualization.tables import make_plan_lines
 
 if TYPE_CHECKING:
     from torchptycho.data.store import Store
@@ -54,18 +54,18 @@ class Prepare(Command):
         if self.dry_run:
             from torchptycho.training.dry_run import plan_preparation
 
-            with self.working("reading"):
+            with self.show_status("reading"):
                 plan = plan_preparation(self.scans, config, self.out, val_scans=self.val_scans)
-            self.tell(plan, *plan_lines(plan), json=self.json)
+            self.print_result(plan, *make_plan_lines(plan), json=self.json)
             return
         request = StoreRequest.from_sources(self.scans, config, self.val_scans)
         store = open_if_unchanged(self.out, request)
         if store is None:
-            keep = _beside(self.out)
+            keep = _choose_bootstrap_file(self.out)
             trained, validated = open_scans_with_probes(self.scans, self.val_scans, config, keep)
-            with self.working(f"preparing {sum(scan.n_frames for scan in (*trained, *validated))} frames"):
+            with self.show_status(f"preparing {sum(scan.n_frames for scan in (*trained, *validated))} frames"):
                 store = prepare(trained, config, self.out, val_scans=validated, request=request)
-        self.tell(values_of(store), told_of(store), json=self.json)
+        self.print_result(summarize_store(store), describe_store(store), json=self.json)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,11 +94,11 @@ class Append(Command):
 
         later = load_config(self.config).refine if self.config else RefineConfig()
         config = dataclasses.replace(load_store_config(Store.open(self.store)), refine=later)
-        keep = _beside(self.store)
+        keep = _choose_bootstrap_file(self.store)
         trained, validated = open_scans_with_probes(self.scans, self.val_scans, config, keep)
-        with self.working(f"adding {sum(scan.n_frames for scan in (*trained, *validated))} frames"):
+        with self.show_status(f"adding {sum(scan.n_frames for scan in (*trained, *validated))} frames"):
             store = append_scans(self.store, trained, val_scans=validated)
-        self.tell(values_of(store), told_of(store), json=self.json)
+        self.print_result(summarize_store(store), describe_store(store), json=self.json)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,12 +121,12 @@ class Drop(Command):
         from torchptycho.data.store import Store
 
         if not self.scans:
-            raise ConfigError(f"expected scans to drop; found none. {scans_of(Store.open(self.store))}")
+            raise ConfigError(f"expected scans to drop; found none. {list_scans(Store.open(self.store))}")
         store = drop_scans(self.store, [int(scan) if scan.isdecimal() else scan for scan in self.scans])
-        self.tell(values_of(store), told_of(store), json=self.json)
+        self.print_result(summarize_store(store), describe_store(store), json=self.json)
 
 
-def _beside(store: Path) -> Path:
+def _choose_bootstrap_file(store: Path) -> Path:
     """Where the image goes with which a probe was made good."""
     real = Path(os.path.realpath(store))
     return real.parent / f"{real.name}-bootstrap.npz"
@@ -137,13 +137,13 @@ def require_scans(scans: tuple[str, ...]) -> None:
         raise ConfigError("expected at least one scan file; found none.")
 
 
-def scans_of(store: Store) -> str:
+def list_scans(store: Store) -> str:
     """The scans of a store, in one sentence."""
     there = ", ".join(f"{number} ({entry.source})" for number, entry in enumerate(store.scans))
     return f"{store.path} holds {there}."
 
 
-def values_of(store: Store) -> dict[str, Any]:
+def summarize_store(store: Store) -> dict[str, Any]:
     """What a store holds, for scripts."""
     return {
         "out": str(store.path),
@@ -155,9 +155,9 @@ def values_of(store: Store) -> dict[str, Any]:
     }
 
 
-def told_of(store: Store) -> str:
+def describe_store(store: Store) -> str:
     """What a store holds, in one sentence."""
-    held = values_of(store)
+    held = summarize_store(store)
     many = f" of {len(store.scans)} scans" if len(store.scans) > 1 else ""
     told = f"{store.path}: {store.n_frames} frames{many}, {held['groups']} groups for training"
     told += f", {held['held_out']} held out"

@@ -8,7 +8,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from torchptycho.cli.base import Command
-from torchptycho.visualization.tables import doctor_table
+from torchptycho.visualization.tables import make_doctor_table
 
 __all__ = ["Doctor"]
 
@@ -31,6 +31,8 @@ class Doctor(Command):
     def run(self) -> None:
         from torchptycho.cli.doctor import examine
 
-        with self.working("looking around"):
+        with self.show_status("looking around"):
             found = examine(self.path, disk_mb=self.disk_mb)
-        self.tell(found, doctor_table(found), *(f"! {problem}" for problem in found["problems"]), json=self.json)
+        self.print_result(
+            found, make_doctor_table(found), *(f"! {problem}" for problem in found["problems"]), json=self.json
+        )

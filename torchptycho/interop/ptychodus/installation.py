@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torchptycho.core.errors import ConfigError
 
-__all__ = ["Standing", "disable", "enable", "standing"]
+__all__ = ["PluginStatus", "disable", "enable", "read_status"]
 
 _SUPPORTED = "1.7"
 _FILE = "torchptycho_reconstructors.py"
@@ -25,7 +25,7 @@ __all__ = ["register_plugins"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Standing:
+class PluginStatus:
     """How things are.
 
     Arguments:
@@ -38,17 +38,17 @@ class Standing:
     version: str
     file: Path
     enabled: bool
-    others: str | None
+    other_package: str | None
 
     def __str__(self) -> str:
         state = "enabled" if self.enabled else "not enabled"
         text = f"{state} in Ptychodus {self.version} ({self.file})"
-        if self.others is not None:
-            text += f"; ptycho_torch is installed ({self.others}) and is listed instead"
+        if self.other_package is not None:
+            text += f"; ptycho_torch is installed ({self.other_package}) and is listed instead"
         return text
 
 
-def standing() -> Standing:
+def read_status() -> PluginStatus:
     """Whether the reconstructors are switched on; nothing of Ptychodus is imported.
 
     Raises:
@@ -66,26 +66,28 @@ def standing() -> Standing:
         version = "of unknown version"
     file = Path(spec.submodule_search_locations[0]) / "plugins" / _FILE
     found = find_spec("ptycho_torch")
-    others = None if found is None else str(found.origin or next(iter(found.submodule_search_locations or ["?"])))
-    return Standing(version=version, file=file, enabled=_is_ours(file), others=others)
+    other_package = (
+        None if found is None else str(found.origin or next(iter(found.submodule_search_locations or ["?"])))
+    )
+    return PluginStatus(version=version, file=file, enabled=_is_own_plugin(file), other_package=other_package)
 
 
-def enable() -> Standing:
+def enable() -> PluginStatus:
     """Put the file there; where it is already, it is written anew.
 
     Raises:
         ConfigError: Ptychodus is not installed, of another version, or not writable; another package `ptycho_torch` is
             installed, which would be hidden or hide these; or another file has this name.
     """
-    now = standing()
+    now = read_status()
     if now.version.split(".")[:2] != _SUPPORTED.split("."):
         raise ConfigError(
             f"Ptychodus: expected version {_SUPPORTED}; found {now.version}. "
             f"Install it with pip install 'torchptycho[ptychodus]'."
         )
-    if now.others is not None:
+    if now.other_package is not None:
         raise ConfigError(
-            f"ptycho_torch: expected none, because Ptychodus lists it in the same place; found {now.others}. "
+            f"ptycho_torch: expected none, because Ptychodus lists it in the same place; found {now.other_package}. "
             "Uninstall it, or go on with it."
         )
     _refuse_foreign(now.file)
@@ -98,13 +100,13 @@ def enable() -> Standing:
     return dataclasses.replace(now, enabled=True)
 
 
-def disable() -> Standing:
+def disable() -> PluginStatus:
     """Remove the file, where it is.
 
     Raises:
         ConfigError: Ptychodus is not installed, the file cannot be removed, or is another's.
     """
-    now = standing()
+    now = read_status()
     _refuse_foreign(now.file)
     try:
         now.file.unlink(missing_ok=True)
@@ -117,10 +119,10 @@ def disable() -> Standing:
     return dataclasses.replace(now, enabled=False)
 
 
-def _is_ours(file: Path) -> bool:
+def _is_own_plugin(file: Path) -> bool:
     return file.is_file() and _MARK in file.read_text(encoding="utf-8", errors="replace")
 
 
 def _refuse_foreign(file: Path) -> None:
-    if file.exists() and not _is_ours(file):
+    if file.exists() and not _is_own_plugin(file):
         raise ConfigError(f"{file}: expected none, or one that torchptycho wrote; found another's. Move it away.")

@@ -19,19 +19,19 @@ from torchptycho.core.config.read import ReadConfig
 from torchptycho.core.errors import ScanError
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.core.scan import ArrayFrames, Scan
-from torchptycho.interop.ptychodus.training_files import HALF_PX
+from torchptycho.interop.ptychodus.training_files import PATCH_CENTRE_OFFSET_PX
 from torchptycho.io import RawScan
 from torchptycho.io.frames.frame_stacks import working_dtype
 from torchptycho.io.probe_files import to_probe_modes
 from torchptycho.io.raw_scan import build_geometry
 from torchptycho.io.scan_builder import build_scan
 
-__all__ = ["on_canvas", "product_of", "scan_of_input", "start_of"]
+__all__ = ["make_product", "make_scan_from_input", "make_start_image", "place_on_canvas"]
 
 _log = logging.getLogger(__name__)
 
 
-def scan_of_input(parameters: ReconstructInput) -> Scan:
+def make_scan_from_input(parameters: ReconstructInput) -> Scan:
     """Patterns, bad pixels and product as a scan, in the pixels of the product's object.
 
     Raises:
@@ -68,7 +68,7 @@ def scan_of_input(parameters: ReconstructInput) -> Scan:
         frames=ArrayFrames(np.ascontiguousarray(patterns, working_dtype(patterns.dtype))),
         rows=range(len(patterns)),
         domain="counts",
-        positions=np.stack([rows, columns], axis=1).astype(np.float64) + HALF_PX,
+        positions=np.stack([rows, columns], axis=1).astype(np.float64) + PATCH_CENTRE_OFFSET_PX,
         unit="px",
         position_keys=("probe_position_y_m", "probe_position_x_m"),
         probe=to_probe_modes(name, "probe", product.probes.get_array().astype(np.complex64)),
@@ -84,7 +84,7 @@ def scan_of_input(parameters: ReconstructInput) -> Scan:
     return build_scan(recorded, "handed over in memory", ReadConfig(domain="counts"))
 
 
-def start_of(product: Product) -> Reconstruction | None:
+def make_start_image(product: Product) -> Reconstruction | None:
     """The product's object as an image to begin with; None when there is nothing in it."""
     values = product.object_.get_layer(0).astype(np.complex64)
     there = np.isfinite(values) & (values != 0)
@@ -98,7 +98,7 @@ def start_of(product: Product) -> Reconstruction | None:
     )
 
 
-def on_canvas(image: Reconstruction, shape: tuple[int, int]) -> Complex64[np.ndarray, "h w"]:
+def place_on_canvas(image: Reconstruction, shape: tuple[int, int]) -> Complex64[np.ndarray, "h w"]:
     """The image on pixels [0, H) x [0, W) of its frame of reference; 0 where it is not valid.
 
     What lies outside is cut off, with a warning.
@@ -121,7 +121,7 @@ def on_canvas(image: Reconstruction, shape: tuple[int, int]) -> Complex64[np.nda
     return canvas
 
 
-def product_of(parameters: ReconstructInput, image: Reconstruction, *, moved: bool = False) -> Product:
+def make_product(parameters: ReconstructInput, image: Reconstruction, *, moved: bool = False) -> Product:
     """The input's product with the image on its object's canvas, and with what else was refined.
 
     Arguments:
@@ -133,13 +133,13 @@ def product_of(parameters: ReconstructInput, image: Reconstruction, *, moved: bo
     if image.probe is not None:
         probes = ProbeSequence(array=image.probe, opr_weights=None, pixel_geometry=probes.get_pixel_geometry())
     if moved and image.positions_px is not None:
-        places = _places(product, image.positions_px)
+        places = _make_positions(product, image.positions_px)
     return Product(
         metadata=product.metadata,
         probe_positions=places,
         probes=probes,
         object_=Object(
-            array=on_canvas(image, (given.height_px, given.width_px)),
+            array=place_on_canvas(image, (given.height_px, given.width_px)),
             pixel_geometry=given.get_pixel_geometry(),
             center=given.get_center(),
         ),
@@ -147,11 +147,11 @@ def product_of(parameters: ReconstructInput, image: Reconstruction, *, moved: bo
     )
 
 
-def _places(product: Product, positions_px: np.ndarray) -> ProbePositionSequence:
+def _make_positions(product: Product, positions_px: np.ndarray) -> ProbePositionSequence:
     given, before = product.object_, product.probe_positions
     center, pixel = given.get_center(), given.get_pixel_geometry()
     y_m, x_m = (
-        middle_m + (along - HALF_PX - (edge - 1) / 2) * edge_m
+        middle_m + (along - PATCH_CENTRE_OFFSET_PX - (edge - 1) / 2) * edge_m
         for middle_m, along, edge, edge_m in (
             (center.y_m, positions_px[:, 0], given.height_px, pixel.height_m),
             (center.x_m, positions_px[:, 1], given.width_px, pixel.width_m),

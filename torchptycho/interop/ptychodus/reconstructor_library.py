@@ -17,7 +17,7 @@ from ptychodus.model.ptychopinn_torch import PtychoPINNTorchReconstructorLibrary
 from torchptycho.core.config import to_dict
 from torchptycho.core.errors import ConfigError
 from torchptycho.interop.ptychodus.jobs import ReconstructJob, RefineJob, TrainJob
-from torchptycho.interop.ptychodus.settings import OWN, run_config, tell_without_effect
+from torchptycho.interop.ptychodus.settings import OWN_SETTINGS, convert_settings, warn_without_effect
 
 __all__ = ["TorchptychoReconstructorLibrary"]
 
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 _PREFIX = "PtychoPINNTorch"
 _GROUPS = tuple(f"{_PREFIX}{name}" for name in ("Data", "Model", "Training", "Inference"))
 _OWN_GROUP = "Torchptycho"
-_CHILD = "torchptycho.interop.ptychodus.worker"
+_WORKER_MODULE = "torchptycho.interop.ptychodus.worker"
 
 
 class TorchptychoReconstructorLibrary(PtychoPINNTorchReconstructorLibrary):
@@ -47,60 +47,64 @@ class TorchptychoReconstructorLibrary(PtychoPINNTorchReconstructorLibrary):
         self._logger = logging.getLogger("torchptycho")
         self._registry = settings_registry
         own = settings_registry.create_group(_OWN_GROUP)
-        for name, value in OWN.items():
+        for name, value in OWN_SETTINGS.items():
             if isinstance(value, bool):
                 own.create_boolean_parameter(name, value)
             elif isinstance(value, int):
                 own.create_integer_parameter(name, value, minimum=1)
             else:
                 own.create_string_parameter(name, value)
-        self._defaults = self._values()
-        self._others = find_spec("ptycho_torch")
-        self._own = [self._network("PINN"), self._network("Supervised"), self._refinement()]
+        self._defaults = self._read_values()
+        self._other_package = find_spec("ptycho_torch")
+        self._own_reconstructors = [
+            self._make_network_reconstructor("PINN"),
+            self._make_network_reconstructor("Supervised"),
+            self._make_refinement_reconstructor(),
+        ]
 
     def __iter__(self) -> Iterator[Reconstructor]:
-        if self._others is None:
-            return iter(self._own)
+        if self._other_package is None:
+            return iter(self._own_reconstructors)
         _log.warning(
             "ptycho_torch is installed (%s): its reconstructors are listed, those of torchptycho are not",
-            self._others.origin,
+            self._other_package.origin,
         )
         return iter(self._reconstructors)
 
-    def _values(self) -> dict[str, Any]:
+    def _read_values(self) -> dict[str, Any]:
         return {
             f"{group.removeprefix(_PREFIX)}.{name}": parameter.get_value()
             for group in (*_GROUPS, _OWN_GROUP)
             for name, parameter in self._registry[group].parameters().items()
         }
 
-    def _told(self, mode: Literal["PINN", "Supervised", "Refine"]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _build_config(self, mode: Literal["PINN", "Supervised", "Refine"]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The settings, and the configuration that follows from them, as plain data."""
-        values = self._values()
-        return values, to_dict(run_config(values, mode))
+        values = self._read_values()
+        return values, to_dict(convert_settings(values, mode))
 
-    def _epochs(self) -> int:
+    def _read_epochs(self) -> int:
         return int(self.training_settings.epochs.get_value())
 
-    def _network(self, mode: Literal["PINN", "Supervised"]) -> SubprocessReconstructor:
+    def _make_network_reconstructor(self, mode: Literal["PINN", "Supervised"]) -> SubprocessReconstructor:
         def reconstruction(parameters: ReconstructInput, model: Path | None) -> ReconstructJob:
             if model is None:
                 raise ConfigError(
                     f"{mode}: expected a trained network; found none. Train one, or load a model (.ckpt)."
                 )
-            values, config = self._told(mode)
+            values, config = self._build_config(mode)
             return ReconstructJob(
                 mode=mode,
                 config=config,
                 checkpoint=model,
                 parameters=parameters,
-                goal=self._epochs(),
+                goal=self._read_epochs(),
                 visible_gpus=values["Training.visible_gpu_indices"],
             )
 
         def training(input_path: Path, output_path: Path) -> TrainJob:
-            values, config = self._told(mode)
-            tell_without_effect({k: value for k, value in values.items() if value != self._defaults[k]}, mode)
+            values, config = self._build_config(mode)
+            warn_without_effect({k: value for k, value in values.items() if value != self._defaults[k]}, mode)
             return TrainJob(
                 mode=mode,
                 config=config,
@@ -112,11 +116,11 @@ class TorchptychoReconstructorLibrary(PtychoPINNTorchReconstructorLibrary):
 
         return SubprocessReconstructor(
             name=mode,
-            reconstruct_entry_point=f"{_CHILD}:reconstruct_product",
-            progress_goal_fn=self._epochs,
+            reconstruct_entry_point=f"{_WORKER_MODULE}:reconstruct_product",
+            progress_goal_fn=self._read_epochs,
             build_reconstruct_payload=reconstruction,
             is_trainable=True,
-            train_entry_point=f"{_CHILD}:train_network",
+            train_entry_point=f"{_WORKER_MODULE}:train_network",
             build_train_payload=training,
             model_file_filter="torchptycho Checkpoints (*.ckpt)",
             model_file_extension=".ckpt",
@@ -124,9 +128,9 @@ class TorchptychoReconstructorLibrary(PtychoPINNTorchReconstructorLibrary):
             export_training_data=save_ptychopinn_training_data,
         )
 
-    def _refinement(self) -> SubprocessReconstructor:
+    def _make_refinement_reconstructor(self) -> SubprocessReconstructor:
         def reconstruction(parameters: ReconstructInput, model: Path | None) -> RefineJob:
-            values, config = self._told("Refine")
+            values, config = self._build_config("Refine")
             start = values["Torchptycho.refine_start"]
             if start not in ("product", "nothing"):
                 raise ConfigError(f"Torchptycho.refine_start: expected product or nothing; found '{start}'.")
@@ -140,7 +144,7 @@ class TorchptychoReconstructorLibrary(PtychoPINNTorchReconstructorLibrary):
 
         return SubprocessReconstructor(
             name="Refine",
-            reconstruct_entry_point=f"{_CHILD}:refine_product",
-            progress_goal_fn=self._epochs,
+            reconstruct_entry_point=f"{_WORKER_MODULE}:refine_product",
+            progress_goal_fn=self._read_epochs,
             build_reconstruct_payload=reconstruction,
         )

@@ -14,13 +14,21 @@ from typing import Any, Literal
 from torchptycho.core.config import RunConfig, from_dict
 from torchptycho.core.errors import ConfigError
 
-__all__ = ["ALONE", "CHOICES", "OWN", "TOGETHER", "WITHOUT_EFFECT", "run_config", "tell_without_effect"]
+__all__ = [
+    "CHOICES",
+    "COMBINED",
+    "OWN_SETTINGS",
+    "SINGLE_FIELDS",
+    "WITHOUT_EFFECT",
+    "convert_settings",
+    "warn_without_effect",
+]
 
 _log = logging.getLogger(__name__)
 
 Mode = Literal["PINN", "Supervised", "Refine"]
 
-ALONE: dict[str, str] = {
+SINGLE_FIELDS: dict[str, str] = {
     "Training.learning_rate": "train.learning_rate",
     "Training.gradient_accumulation_steps": "train.accumulate",
     "Training.gradient_clip_val": "train.gradient_clip",
@@ -43,7 +51,7 @@ CHOICES: dict[str, tuple[str, dict[str, str]]] = {
 }
 """Settings whose values have other names here."""
 
-TOGETHER: dict[str, str] = {
+COMBINED: dict[str, str] = {
     "Training.epochs": "train.epochs and refine.epochs",
     "Data.grid_size_x": "group.gridsize",
     "Data.grid_size_y": "group.gridsize",
@@ -149,7 +157,7 @@ WITHOUT_EFFECT: dict[str, str] = {
 }
 """Settings that change nothing here, and why."""
 
-OWN: dict[str, Any] = {
+OWN_SETTINGS: dict[str, Any] = {
     "generator": "pie_unet",
     "probe_trainable": False,
     "refine_method": "rpie",
@@ -160,10 +168,10 @@ OWN: dict[str, Any] = {
 }
 """The group Torchptycho, with its defaults."""
 
-_MOST_FRAMES_AT_ONCE = 256
+_MAX_BATCH_FRAMES = 256
 
 
-def run_config(values: Mapping[str, Any], mode: Mode) -> RunConfig:
+def convert_settings(values: Mapping[str, Any], mode: Mode) -> RunConfig:
     """The configuration that settings of Ptychodus mean.
 
     Arguments:
@@ -180,27 +188,27 @@ def run_config(values: Mapping[str, Any], mode: Mode) -> RunConfig:
         section, _, name = field.partition(".")
         found.setdefault(section, {})[name] = value
 
-    for setting, field in ALONE.items():
+    for setting, field in SINGLE_FIELDS.items():
         put(field, values[setting])
     for setting, (field, names) in CHOICES.items():
-        put(field, _chosen(setting, values[setting], names))
+        put(field, _choose(setting, values[setting], names))
     for field in ("train.epochs", "refine.epochs"):
         put(field, values["Training.epochs"])
     if mode != "Refine":
-        for name, value in _grouping(values).items():
+        for name, value in _convert_grouping(values).items():
             put(f"group.{name}", value)
         put("train.batch_size", values["Training.batch_size"] * found["group"]["gridsize"] ** 2)
-    put("reconstruct.predict_batch_size", min(values["Inference.batch_size"], _MOST_FRAMES_AT_ONCE))
+    put("reconstruct.predict_batch_size", min(values["Inference.batch_size"], _MAX_BATCH_FRAMES))
     if mode == "Supervised":
         found["loss"] = {"nll_weight": 0.0, "realspace_weight": 1.0}
-    elif _counts_decide(values):
+    elif _uses_likelihood(values):
         found["loss"] = {"nll_weight": 1.0}
     else:
         found["loss"] = {"nll_weight": 0.0, "mae_weight": 1.0}
     return from_dict(RunConfig, found, source="settings of Ptychodus")
 
 
-def tell_without_effect(changed: Mapping[str, Any], mode: Mode) -> None:
+def warn_without_effect(changed: Mapping[str, Any], mode: Mode) -> None:
     """Warn of settings that were changed in vain."""
     vain = [f"{name} ({WITHOUT_EFFECT[name]})" for name in changed if name in WITHOUT_EFFECT]
     if changed.get("Training.n_devices", 1) > 1:
@@ -209,19 +217,19 @@ def tell_without_effect(changed: Mapping[str, Any], mode: Mode) -> None:
         _log.warning("%s: settings without effect here: %s", mode, "; ".join(vain))
 
 
-def _chosen(setting: str, value: str, names: Mapping[str, str]) -> str:
+def _choose(setting: str, value: str, names: Mapping[str, str]) -> str:
     if value not in names:
         raise ConfigError(f"{setting}: expected {' or '.join(names)}; found '{value}'. Choose one of these.")
     return names[value]
 
 
-def _counts_decide(values: Mapping[str, Any]) -> bool:
+def _uses_likelihood(values: Mapping[str, Any]) -> bool:
     setting = "Model.loss_function"
-    asked = _chosen(setting, values[setting], {"Poisson": "poisson", "MAE": "mae"})
+    asked = _choose(setting, values[setting], {"Poisson": "poisson", "MAE": "mae"})
     return asked == "poisson" and bool(values["Training.use_negative_log_likelihood_loss"])
 
 
-def _grouping(values: Mapping[str, Any]) -> dict[str, Any]:
+def _convert_grouping(values: Mapping[str, Any]) -> dict[str, Any]:
     data = {name.partition(".")[2]: value for name, value in values.items() if name.startswith("Data.")}
     rows, columns, channels = data["grid_size_y"], data["grid_size_x"], data["num_channels"]
     if rows != columns or channels != rows * columns:
@@ -230,7 +238,7 @@ def _grouping(values: Mapping[str, Any]) -> dict[str, Any]:
             f"found {channels} channels, {columns} x {rows}. Set channels to {math.prod((columns, rows))}, or the grid."
         )
     lookup = data["neighbor_lookup_method"]
-    _chosen("Data.neighbor_lookup_method", lookup, {"Nearest": "", "Min_dist": "", "4_quadrant": ""})
+    _choose("Data.neighbor_lookup_method", lookup, {"Nearest": "", "Min_dist": "", "4_quadrant": ""})
     quadrants = lookup == "4_quadrant"
     nearest = data["num_nearest_neighbors_for_quadrant_lookup" if quadrants else "num_nearest_neighbors_for_lookup"]
     bounds = [data[f"{axis}_{end}_bound"] for axis in "yx" for end in ("lower", "upper")]

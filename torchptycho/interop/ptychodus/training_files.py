@@ -13,9 +13,9 @@ from torchptycho.io import read_scan
 from torchptycho.io.storage.archive import NpzArchive, is_zip
 from torchptycho.io.storage.file_access import read_head
 
-__all__ = ["HALF_PX", "find_training_files", "read_training_scan"]
+__all__ = ["PATCH_CENTRE_OFFSET_PX", "find_training_files", "read_training_scan"]
 
-HALF_PX = 0.5
+PATCH_CENTRE_OFFSET_PX = 0.5
 """Ptychodus puts the middle of a patch, (N - 1) / 2, on the position; here it is pixel N / 2."""
 
 
@@ -60,8 +60,8 @@ def read_training_scan(path: Path, *, subtract_mean_phase: bool) -> Scan:
         nominal = scan.nominal_positions_px
         scan = dataclasses.replace(
             scan,
-            positions_px=scan.positions_px + HALF_PX,
-            nominal_positions_px=None if nominal is None else nominal + HALF_PX,
+            positions_px=scan.positions_px + PATCH_CENTRE_OFFSET_PX,
+            nominal_positions_px=None if nominal is None else nominal + PATCH_CENTRE_OFFSET_PX,
         )
     if subtract_mean_phase and scan.truth is not None:
         turn = np.exp(-1j * np.angle(scan.truth.sum(dtype=np.complex128)))

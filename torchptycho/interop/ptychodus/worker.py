@@ -24,7 +24,7 @@ from torch import Tensor
 from torchptycho.core.config import RunConfig, from_dict
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.interop.ptychodus.jobs import ReconstructJob, RefineJob, TrainJob
-from torchptycho.interop.ptychodus.product_conversion import product_of, scan_of_input, start_of
+from torchptycho.interop.ptychodus.product_conversion import make_product, make_scan_from_input, make_start_image
 from torchptycho.interop.ptychodus.training_files import find_training_files, read_training_scan
 from torchptycho.models.checkpoints import load_checkpoint
 from torchptycho.models.losses import Loss
@@ -32,21 +32,21 @@ from torchptycho.reconstructors.iterative import refine
 from torchptycho.reconstructors.network_reconstruction import reconstruct
 from torchptycho.training.train import train
 
-__all__ = ["Outbox", "reconstruct_product", "refine_product", "train_network"]
+__all__ = ["MessageQueue", "reconstruct_product", "refine_product", "train_network"]
 
 _log = logging.getLogger(__name__)
 
 
 @runtime_checkable
-class Outbox(Protocol):
+class MessageQueue(Protocol):
     """Where messages go: the queue to the parent."""
 
     def put(self, item: tuple[str, Any]) -> None: ...
 
 
-def train_network(job: TrainJob, queue: Outbox) -> None:
+def train_network(job: TrainJob, queue: MessageQueue) -> None:
     """Train on what was exported; losses go back after every epoch, the checkpoint's place at the end."""
-    _show_gpus(job.visible_gpus)
+    _set_visible_gpus(job.visible_gpus)
     config = from_dict(RunConfig, job.config)
     files, held_out = find_training_files(job.input_path)
     scans, val_scans = (
@@ -56,17 +56,17 @@ def train_network(job: TrainJob, queue: Outbox) -> None:
     result = train(
         scans,
         config,
-        _new_folder(job.output_path, job.mode),
+        _choose_run_folder(job.output_path, job.mode),
         val_scans=val_scans,
         progress=False,
-        callbacks=[_Losses(queue)],
+        callbacks=[_LossSender(queue)],
     )
     queue.put((TAG_MODEL_SAVED, str(result.checkpoint)))
 
 
-def reconstruct_product(job: ReconstructJob, queue: Outbox) -> None:
+def reconstruct_product(job: ReconstructJob, queue: MessageQueue) -> None:
     """One pass of a trained network over the patterns."""
-    _show_gpus(job.visible_gpus)
+    _set_visible_gpus(job.visible_gpus)
     config = from_dict(RunConfig, job.config)
     module = load_checkpoint(job.checkpoint)
     supervised = Loss(module.config.loss).needs_truth
@@ -78,41 +78,41 @@ def reconstruct_product(job: ReconstructJob, queue: Outbox) -> None:
         stitch_weight=config.reconstruct.stitch_weight,
         predict_batch_size=config.reconstruct.predict_batch_size,
     )
-    scan = scan_of_input(job.parameters)
+    scan = make_scan_from_input(job.parameters)
     image = reconstruct(module, scan, prediction, accelerator=config.train.accelerator, progress=False)
-    product = product_of(job.parameters, image)
+    product = make_product(job.parameters, image)
     queue.put((TAG_OUTPUT, pickle.dumps(ReconstructOutput(product=product, progress=job.goal))))
 
 
-def refine_product(job: RefineJob, queue: Outbox) -> None:
+def refine_product(job: RefineJob, queue: MessageQueue) -> None:
     """Fit object and probe to the counts; the product goes back on the way and at the end."""
-    _show_gpus(job.visible_gpus)
+    _set_visible_gpus(job.visible_gpus)
     config = from_dict(RunConfig, job.config)
-    start = start_of(job.parameters.product) if job.from_product else None
+    start = make_start_image(job.parameters.product) if job.from_product else None
 
-    def show(image: Reconstruction) -> None:
+    def send_product(image: Reconstruction) -> None:
         moved = config.refine.position_update != "none"
-        product = product_of(job.parameters, image, moved=moved)
+        product = make_product(job.parameters, image, moved=moved)
         done = len(image.history["misfit"])
         _log.info("epoch %d of %d: misfit %.4g", done, config.refine.epochs, image.history["misfit"][-1])
         queue.put((TAG_OUTPUT, pickle.dumps(ReconstructOutput(product=product, progress=done))))
 
-    show(
+    send_product(
         refine(
-            scan_of_input(job.parameters),
+            make_scan_from_input(job.parameters),
             start,
             config=config.refine,
             device=config.train.accelerator,
-            on_image=show,
+            on_image=send_product,
             image_every_epochs=job.image_every_epochs,
         )
     )
 
 
-class _Losses(Callback):
+class _LossSender(Callback):
     """Sends the losses of all epochs so far, after each."""
 
-    def __init__(self, queue: Outbox) -> None:
+    def __init__(self, queue: MessageQueue) -> None:
         self._queue = queue
         self._sum, self._batches = torch.zeros(()), 0
         self._training: list[LossValue] = []
@@ -138,13 +138,13 @@ class _Losses(Callback):
         self._queue.put((TAG_TRAIN_OUTPUT, pickle.dumps(output)))
 
 
-def _show_gpus(indexes: str) -> None:
+def _set_visible_gpus(indexes: str) -> None:
     """Let this process see these GPUs alone, before anything touches one; an empty text changes nothing."""
     if indexes.strip():
         os.environ["CUDA_VISIBLE_DEVICES"] = indexes.strip()
 
 
-def _new_folder(parent: Path, mode: str) -> Path:
+def _choose_run_folder(parent: Path, mode: str) -> Path:
     number = 1
     while (folder := parent / f"torchptycho-{mode.lower()}-{number}").exists():
         number += 1

@@ -21,7 +21,7 @@ from torchptycho.physics.scaling import Scaling
 
 __all__ = ["PtychoDataContainer"]
 
-Source = np.ndarray | Callable[[], np.ndarray]
+ArraySource = np.ndarray | Callable[[], np.ndarray]
 
 
 class PtychoDataContainer:
@@ -75,7 +75,7 @@ class PtychoDataContainer:
                     found=f"{array.shape}",
                     remedy="Cut all arrays alike.",
                 )
-        sources: dict[str, Source] = {
+        sources: dict[str, ArraySource] = {
             "X": lambda: original_layouts.channels_first(X),
             "Y_I": lambda: original_layouts.channels_first(Y_I),
             "Y_phi": lambda: original_layouts.channels_first(Y_phi),
@@ -87,7 +87,7 @@ class PtychoDataContainer:
             "probe": probeGuess,
             "norm_Y_I": np.asarray(norm_Y_I),
         }
-        self._begin(sources, YY_full, (b, c, n, n), None)
+        self._initialize(sources, YY_full, (b, c, n, n), None)
 
     @classmethod
     def from_raw_data(cls, raw: RawData, *, nphotons: float | None = None, **options: Any) -> PtychoDataContainer:
@@ -103,11 +103,11 @@ class PtychoDataContainer:
         grouping = Grouping(raw, options.pop("N", scan.n_px), **options)
 
         def scaled() -> np.ndarray:
-            return np.asarray(np.multiply(grouping.frames(), grouping.input_scale, dtype=np.float32))
+            return np.asarray(np.multiply(grouping.gather_frames(), grouping.input_scale, dtype=np.float32))
 
         def part(of: Callable[[np.ndarray], np.ndarray], without: float) -> Callable[[], np.ndarray]:
             def patches() -> np.ndarray:
-                known = grouping.patches()
+                known = grouping.cut_patches()
                 return np.full(shape, without, np.float32) if known is None else of(known)
 
             return patches
@@ -121,7 +121,7 @@ class PtychoDataContainer:
 
         shape = (len(grouping), grouping.members_per_group, scan.n_px, scan.n_px)
         container = cls.__new__(cls)
-        container._begin(
+        container._initialize(
             {
                 "X": scaled,
                 "Y_I": part(np.abs, 1.0),
@@ -155,13 +155,17 @@ class PtychoDataContainer:
         raw = RawData.from_coords_without_pc(xcoords, ycoords, diff3d, probeGuess, scan_index, objectGuess)
         return cls.from_raw_data(raw, **options)
 
-    def _begin(
-        self, sources: dict[str, Source], truth: np.ndarray | None, shape: tuple[int, int, int, int], scan: Scan | None
+    def _initialize(
+        self,
+        sources: dict[str, ArraySource],
+        truth: np.ndarray | None,
+        shape: tuple[int, int, int, int],
+        scan: Scan | None,
     ) -> None:
         self._sources, self._truth, self._shape, self._scan = sources, truth, shape, scan
         self._tensors: dict[str, Tensor] = {}
 
-    def _once(self, name: str, dtype: torch.dtype) -> Tensor:
+    def _materialize(self, name: str, dtype: torch.dtype) -> Tensor:
         if name not in self._tensors:
             source = self._sources[name]
             array = source() if callable(source) else source
@@ -171,17 +175,17 @@ class PtychoDataContainer:
     @property
     def X(self) -> Float32[Tensor, "b c n n"]:
         """Amplitudes, sum X^2 = (N/2)^2 in the mean."""
-        return self._once("X", torch.float32)
+        return self._materialize("X", torch.float32)
 
     @property
     def Y_I(self) -> Float32[Tensor, "b c n n"]:
         """Modulus of the object's patches; 1 without an object."""
-        return self._once("Y_I", torch.float32)
+        return self._materialize("Y_I", torch.float32)
 
     @property
     def Y_phi(self) -> Float32[Tensor, "b c n n"]:
         """Phase of the object's patches in radians; 0 without an object."""
-        return self._once("Y_phi", torch.float32)
+        return self._materialize("Y_phi", torch.float32)
 
     @property
     def Y(self) -> Complex64[Tensor, "b c n n"]:
@@ -193,12 +197,12 @@ class PtychoDataContainer:
     @property
     def coords_nominal(self) -> Float32[Tensor, "b 1 2 c"]:
         """Relative coordinates, mean - position."""
-        return self._once("coords_nominal", torch.float32)
+        return self._materialize("coords_nominal", torch.float32)
 
     @property
     def coords_true(self) -> Float32[Tensor, "b 1 2 c"]:
         """The same; there is one set of positions."""
-        return self._once("coords_true", torch.float32)
+        return self._materialize("coords_true", torch.float32)
 
     @property
     def coords(self) -> Float32[Tensor, "b 1 2 c"]:
@@ -208,27 +212,27 @@ class PtychoDataContainer:
     @property
     def nn_indices(self) -> Int64[Tensor, "b c"]:
         """Frames of each group."""
-        return self._once("nn_indices", torch.int64)
+        return self._materialize("nn_indices", torch.int64)
 
     @property
     def global_offsets(self) -> Float64[Tensor, "b 1 2 1"]:
         """Mean position of each group in object pixels."""
-        return self._once("global_offsets", torch.float64)
+        return self._materialize("global_offsets", torch.float64)
 
     @property
     def local_offsets(self) -> Float64[Tensor, "b 1 2 c"]:
         """Relative coordinates in double precision."""
-        return self._once("local_offsets", torch.float64)
+        return self._materialize("local_offsets", torch.float64)
 
     @property
     def probe(self) -> Complex64[Tensor, "*p n n"]:
         """As given."""
-        return self._once("probe", torch.complex64)
+        return self._materialize("probe", torch.complex64)
 
     @property
     def norm_Y_I(self) -> Float32[Tensor, ""]:
         """Factor from X to the root of photons."""
-        return self._once("norm_Y_I", torch.float32)
+        return self._materialize("norm_Y_I", torch.float32)
 
     @property
     def YY_full(self) -> Num[np.ndarray, "h w"] | None:
@@ -270,9 +274,9 @@ class PtychoDataContainer:
                 found=f"{len(rows)}",
                 remedy="Ask for more groups.",
             )
-        return self._from_groups() if self._scan is None else _some_frames(self._scan, rows)
+        return self._make_scan_from_groups() if self._scan is None else _select_frames(self._scan, rows)
 
-    def _from_groups(self) -> Scan:
+    def _make_scan_from_groups(self) -> Scan:
         first = np.unique(self.nn_indices.numpy().reshape(-1), return_index=True)[1]
         positions_px = original_layouts.positions_from_coords((self.global_offsets - self.local_offsets).numpy())
         y, x = positions_px.reshape(-1, 2)[first].T
@@ -283,7 +287,7 @@ class PtychoDataContainer:
         return RawData(x, y, x, y, frames, self.probe.numpy(), None, self._truth, metadata=metadata).scan
 
 
-def _some_frames(scan: Scan, rows: np.ndarray) -> Scan:
+def _select_frames(scan: Scan, rows: np.ndarray) -> Scan:
     patches, nominal = scan.truth_patches, scan.nominal_positions_px
     return dataclasses.replace(
         scan,

@@ -18,7 +18,7 @@ from torchptycho.core.config import GroupConfig, RunConfig, from_dict, to_dict
 from torchptycho.core.errors import ConfigError
 from torchptycho.models.lightning_module import PtychoPINN
 
-__all__ = ["ALIASES", "TABLE", "Row", "Settings", "names_of", "read_settings", "run_config"]
+__all__ = ["ALIASES", "TABLE", "OptionMapping", "OriginalSettings", "read_settings", "run_config", "to_original_names"]
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ Change = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Row:
+class OptionMapping:
     """What becomes of one name of the original.
 
     Arguments:
@@ -39,11 +39,11 @@ class Row:
 
     note: str
     change: Callable[[Any, Values], Change]
-    back: str | None = None
+    unchanged_field: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class OriginalSettings:
     """A configuration of the original, understood.
 
     Arguments:
@@ -57,30 +57,30 @@ class Settings:
     output_dir: Path | None = None
 
 
-def _same(field: str, note: str = "") -> Row:
-    return Row(note=note or f"`{field}`", change=lambda value, _: {field: value}, back=field)
+def _map_to(field: str, note: str = "") -> OptionMapping:
+    return OptionMapping(note=note or f"`{field}`", change=lambda value, _: {field: value}, unchanged_field=field)
 
 
-def _none(note: str) -> Row:
-    return Row(note=f"no counterpart: {note}", change=lambda *_: {})
+def _ignore(note: str) -> OptionMapping:
+    return OptionMapping(note=f"no counterpart: {note}", change=lambda *_: {})
 
 
-def _only(name: str, *allowed: Any, why: str) -> Row:
+def _require_value(name: str, *allowed: Any, why: str) -> OptionMapping:
     def change(value: Any, given: Values) -> Change:
         if value not in allowed:
             raise ConfigError(f"{name}: expected {' or '.join(map(repr, allowed))}; found {value!r}. {why}")
         return {}
 
-    return Row(note=f"{' or '.join(f'`{value!r}`' for value in allowed)} only: {why}", change=change)
+    return OptionMapping(note=f"{' or '.join(f'`{value!r}`' for value in allowed)} only: {why}", change=change)
 
 
-def _members(given: Values) -> int:
+def _count_members(given: Values) -> int:
     """Frames of a group."""
     gridsize = given.get("gridsize")
     return (gridsize if isinstance(gridsize, int) else GroupConfig().gridsize) ** 2
 
 
-def _architecture(value: Any, _: Values) -> Change:
+def _convert_architecture(value: Any, _: Values) -> Change:
     others = (
         "ffno", "fno", "hybrid", "stable_hybrid", "fno_vanilla", "neuralop_uno", "hybrid_resnet",
         "spectral_resnet_bottleneck_net",
@@ -93,8 +93,8 @@ def _architecture(value: Any, _: Values) -> Change:
     return {"model.generator": value}
 
 
-def _object_big(value: Any, given: Values) -> Change:
-    if not value and _members(given) > 1:
+def _convert_object_big(value: Any, given: Values) -> Change:
+    if not value and _count_members(given) > 1:
         raise ConfigError(
             "object_big: expected True with gridsize above 1; found False. A patch is predicted for each "
             "frame of a group here, not one for all: use gridsize 1."
@@ -102,7 +102,7 @@ def _object_big(value: Any, given: Values) -> Change:
     return {}
 
 
-def _probe_mask(value: Any, given: Values) -> Change:
+def _convert_probe_mask(value: Any, given: Values) -> Change:
     if not value:
         return {}
     if not isinstance(given.get("N"), int):
@@ -110,29 +110,29 @@ def _probe_mask(value: Any, given: Values) -> Change:
     return {"experiment.probe_support_px": given["N"] / 2}
 
 
-def _pool(value: Any, given: Values) -> Change:
+def _convert_neighbor_pool(value: Any, given: Values) -> Change:
     return {"group.neighbor_count": value} if given.get("enable_oversampling") else {}
 
 
-def _n_images(value: Any, given: Values) -> Change:
+def _convert_n_images(value: Any, given: Values) -> Change:
     warnings.warn("n_images: use n_groups, which has meant the same at any gridsize", DeprecationWarning, stacklevel=2)
     return {} if given.get("n_groups") is not None else {"group.n_groups": value}
 
 
-def _scheduler(value: Any, _: Values) -> Change:
+def _convert_scheduler(value: Any, _: Values) -> Change:
     here = {"Default": "constant", "WarmupCosine": "cosine", "ReduceLROnPlateau": "plateau", "Adaptive": "plateau"}
     if value not in here:
         raise ConfigError(f"scheduler: expected one of {', '.join(here)}; found {value!r}.")
     return {"train.schedule": here[value]}
 
 
-def _loss_mode(value: Any, _: Values) -> Change:
+def _convert_loss_mode(value: Any, _: Values) -> Change:
     if value not in ("poisson", "mae"):
         raise ConfigError(f"torch_loss_mode: expected 'poisson' or 'mae'; found {value!r}.")
     return {"loss.nll_weight": 0.0, "loss.mae_weight": 1.0} if value == "mae" else {}
 
 
-def _model_type(value: Any, _: Values) -> Change:
+def _convert_model_type(value: Any, _: Values) -> Change:
     if value not in ("pinn", "supervised"):
         raise ConfigError(f"model_type: expected 'pinn' or 'supervised'; found {value!r}.")
     return {"loss.nll_weight": 0.0, "loss.realspace_weight": 1.0} if value == "supervised" else {}
@@ -140,83 +140,95 @@ def _model_type(value: Any, _: Values) -> Change:
 
 _DATA = "data are arguments of the functions"
 
-TABLE: dict[str, Row] = {
+TABLE: dict[str, OptionMapping] = {
     # ModelConfig
-    "N": _none("frames say how large they are; another size is refused."),
-    "gridsize": _same("group.gridsize"),
-    "n_filters_scale": _same("model.n_filters_scale"),
-    "architecture": Row(note="`model.generator`: `cnn`, or a generator of this package", change=_architecture),
-    "amp_activation": Row(
+    "N": _ignore("frames say how large they are; another size is refused."),
+    "gridsize": _map_to("group.gridsize"),
+    "n_filters_scale": _map_to("model.n_filters_scale"),
+    "architecture": OptionMapping(
+        note="`model.generator`: `cnn`, or a generator of this package", change=_convert_architecture
+    ),
+    "amp_activation": OptionMapping(
         note="`model.amplitude_activation` (of `cnn`); `silu` is `swish`",
         change=lambda value, _: {"model.amplitude_activation": "swish" if value == "silu" else value},
     ),
-    "object_big": Row(note="`True`, or gridsize 1: a patch is predicted for each frame", change=_object_big),
-    "probe_big": _same("model.probe_big"),
-    "probe_mask": Row(note="`True`: `experiment.probe_support_px` = N/2", change=_probe_mask),
-    "pad_object": _only(
+    "object_big": OptionMapping(
+        note="`True`, or gridsize 1: a patch is predicted for each frame", change=_convert_object_big
+    ),
+    "probe_big": _map_to("model.probe_big"),
+    "probe_mask": OptionMapping(note="`True`: `experiment.probe_support_px` = N/2", change=_convert_probe_mask),
+    "pad_object": _require_value(
         "pad_object", True, why="A network that predicts the whole patch by one head has no place here."
     ),
-    "probe_scale": _none("the probe carries the photons, and a transparent object is 1."),
-    "gaussian_smoothing_sigma": _same("experiment.exit_smoothing_px"),
+    "probe_scale": _ignore("the probe carries the photons, and a transparent object is 1."),
+    "gaussian_smoothing_sigma": _map_to("experiment.exit_smoothing_px"),
     # TrainingConfig and InferenceConfig
-    "train_data_file": _none(_DATA + "."),
-    "test_data_file": _none(_DATA + "."),
-    "model_path": _none("the module is an argument; `load_inference_bundle` finds it."),
-    "output_dir": _none("it is where `train_cdi_model` leaves its run and its bundle."),
-    "debug": _none("logging is the application's."),
-    "batch_size": Row(
+    "train_data_file": _ignore(_DATA + "."),
+    "test_data_file": _ignore(_DATA + "."),
+    "model_path": _ignore("the module is an argument; `load_inference_bundle` finds it."),
+    "output_dir": _ignore("it is where `train_cdi_model` leaves its run and its bundle."),
+    "debug": _ignore("logging is the application's."),
+    "batch_size": OptionMapping(
         note="groups there, frames here: `train.batch_size` = batch_size * gridsize^2",
-        change=lambda value, given: {"train.batch_size": value * _members(given)},
+        change=lambda value, given: {"train.batch_size": value * _count_members(given)},
     ),
-    "nepochs": _same("train.epochs"),
-    "mae_weight": _same("loss.mae_weight"),
-    "nll_weight": _same("loss.nll_weight"),
-    "realspace_mae_weight": _same("loss.realspace_mae_weight"),
-    "realspace_weight": _same("loss.realspace_weight"),
-    "nphotons": _same("prepare.nphotons", "`prepare.nphotons`, for amplitudes; counts say it themselves"),
-    "n_groups": _same("group.n_groups"),
-    "n_images": Row(note="deprecated: `n_groups`", change=_n_images),
-    "n_subsample": _same("group.n_subsample"),
-    "subsample_seed": Row(
+    "nepochs": _map_to("train.epochs"),
+    "mae_weight": _map_to("loss.mae_weight"),
+    "nll_weight": _map_to("loss.nll_weight"),
+    "realspace_mae_weight": _map_to("loss.realspace_mae_weight"),
+    "realspace_weight": _map_to("loss.realspace_weight"),
+    "nphotons": _map_to("prepare.nphotons", "`prepare.nphotons`, for amplitudes; counts say it themselves"),
+    "n_groups": _map_to("group.n_groups"),
+    "n_images": OptionMapping(note="deprecated: `n_groups`", change=_convert_n_images),
+    "n_subsample": _map_to("group.n_subsample"),
+    "subsample_seed": OptionMapping(
         note="`group.subsample_seed` and `group.group_seed`",
         change=lambda value, _: {"group.subsample_seed": value, "group.group_seed": value},
     ),
-    "neighbor_count": _same("group.neighbor_count"),
-    "enable_oversampling": _same("group.oversample"),
-    "neighbor_pool_size": Row(note="`group.neighbor_count`, when oversampling", change=_pool),
-    "sequential_sampling": _same("group.sequential"),
-    "positions_provided": _only("positions_provided", True, why="Positions are needed."),
-    "probe_trainable": _same("model.probe_trainable"),
-    "intensity_scale_trainable": _none(
+    "neighbor_count": _map_to("group.neighbor_count"),
+    "enable_oversampling": _map_to("group.oversample"),
+    "neighbor_pool_size": OptionMapping(
+        note="`group.neighbor_count`, when oversampling", change=_convert_neighbor_pool
+    ),
+    "sequential_sampling": _map_to("group.sequential"),
+    "positions_provided": _require_value("positions_provided", True, why="Positions are needed."),
+    "probe_trainable": _map_to("model.probe_trainable"),
+    "intensity_scale_trainable": _ignore(
         "the original does not learn it either; photons are measured. `experiment.scale_trainable` learns a factor."
     ),
-    "intensity_scale": _none("it follows from the photons."),
-    "offset": _none("positions say how far frames are apart."),
-    "max_position_jitter": _none("the canvas of a group holds its frames, wherever they are."),
-    "backend": _only("backend", "pytorch", "tensorflow", why="Either is computed by PyTorch."),
+    "intensity_scale": _ignore("it follows from the photons."),
+    "offset": _ignore("positions say how far frames are apart."),
+    "max_position_jitter": _ignore("the canvas of a group holds its frames, wherever they are."),
+    "backend": _require_value("backend", "pytorch", "tensorflow", why="Either is computed by PyTorch."),
     # How to compute
-    "learning_rate": _same("train.learning_rate"),
-    "scheduler": Row(
+    "learning_rate": _map_to("train.learning_rate"),
+    "scheduler": OptionMapping(
         note="`train.schedule`: Default is constant, WarmupCosine cosine, ReduceLROnPlateau and Adaptive plateau",
-        change=_scheduler,
+        change=_convert_scheduler,
     ),
-    "optimizer": _same("train.optimizer"),
-    "gradient_clip_val": _same("train.gradient_clip"),
-    "gradient_clip_algorithm": _only("gradient_clip_algorithm", "norm", why="Gradients are clipped by their norm."),
-    "accum_steps": _same("train.accumulate"),
-    "num_workers": _same("train.num_workers"),
-    "accelerator": Row(
+    "optimizer": _map_to("train.optimizer"),
+    "gradient_clip_val": _map_to("train.gradient_clip"),
+    "gradient_clip_algorithm": _require_value(
+        "gradient_clip_algorithm", "norm", why="Gradients are clipped by their norm."
+    ),
+    "accum_steps": _map_to("train.accumulate"),
+    "num_workers": _map_to("train.num_workers"),
+    "accelerator": OptionMapping(
         note="`train.accelerator`; `cuda` is `gpu`",
         change=lambda value, _: {"train.accelerator": "gpu" if value == "cuda" else value},
     ),
-    "early_stop_patience": _same("train.early_stop"),
-    "inference_batch_size": Row(
+    "early_stop_patience": _map_to("train.early_stop"),
+    "inference_batch_size": OptionMapping(
         note="groups there, frames here: `reconstruct.predict_batch_size` = inference_batch_size * gridsize^2",
-        change=lambda value, given: {"reconstruct.predict_batch_size": value * _members(given)},
+        change=lambda value, given: {"reconstruct.predict_batch_size": value * _count_members(given)},
     ),
     # After the weights that they replace
-    "torch_loss_mode": Row(note="`mae`: `loss.nll_weight` 0 and `loss.mae_weight` 1", change=_loss_mode),
-    "model_type": Row(note="`supervised`: `loss.nll_weight` 0 and `loss.realspace_weight` 1", change=_model_type),
+    "torch_loss_mode": OptionMapping(
+        note="`mae`: `loss.nll_weight` 0 and `loss.mae_weight` 1", change=_convert_loss_mode
+    ),
+    "model_type": OptionMapping(
+        note="`supervised`: `loss.nll_weight` 0 and `loss.realspace_weight` 1", change=_convert_model_type
+    ),
 }
 """Every name that is understood, in the order in which they act. None leaves what this package does by default."""
 
@@ -248,11 +260,11 @@ def run_config(config: object) -> RunConfig:
     return read_settings(config).run
 
 
-def read_settings(config: object) -> Settings:
+def read_settings(config: object) -> OriginalSettings:
     """The same, with what has no place in `RunConfig`."""
     if isinstance(config, RunConfig):
-        return Settings(run=config)
-    given = _flat(config)
+        return OriginalSettings(run=config)
+    given = _flatten(config)
     sections: dict[str, dict[str, Any]] = {name: {} for name in to_dict(RunConfig())}
     for name, row in TABLE.items():
         if given.get(name) is None:
@@ -265,10 +277,10 @@ def read_settings(config: object) -> Settings:
             sections[section][key] = value
     n_px, out = given.get("N"), given.get("output_dir")
     run = from_dict(RunConfig, sections, source="configuration of the original")
-    return Settings(run=run, n_px=n_px, output_dir=None if out is None else Path(out))
+    return OriginalSettings(run=run, n_px=n_px, output_dir=None if out is None else Path(out))
 
 
-def names_of(module: PtychoPINN) -> dict[str, Any]:
+def to_original_names(module: PtychoPINN) -> dict[str, Any]:
     """What a trained module was made with, under the original's names.
 
     Those whose value is held here unchanged, and N, `batch_size` (groups), `nphotons` as measured in the first training
@@ -277,8 +289,8 @@ def names_of(module: PtychoPINN) -> dict[str, Any]:
     plain = to_dict(module.config)
     told: dict[str, Any] = {}
     for name, row in TABLE.items():
-        if row.back is not None:
-            section, key = row.back.split(".")
+        if row.unchanged_field is not None:
+            section, key = row.unchanged_field.split(".")
             told[name] = plain[section][key]
     photons, loss = float(module.photons_per_frame[0]), module.config.loss
     return told | {
@@ -294,7 +306,7 @@ def names_of(module: PtychoPINN) -> dict[str, Any]:
     }
 
 
-def _flat(config: object) -> dict[str, Any]:
+def _flatten(config: object) -> dict[str, Any]:
     """Names and values of a configuration and of the model's inside it, under their newer names."""
     if isinstance(config, Mapping):
         fields, defaults = {str(name): value for name, value in config.items()}, {}
@@ -307,7 +319,7 @@ def _flat(config: object) -> dict[str, Any]:
             f"{type(config).__name__}"
         )
     model = fields.pop("model", None)
-    given = {} if model is None else _flat(model)
+    given = {} if model is None else _flatten(model)
     for name, value in fields.items():
         own = ALIASES.get(name, name)
         if own in TABLE:

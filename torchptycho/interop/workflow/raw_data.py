@@ -25,7 +25,7 @@ from torchptycho.physics.scaling import measure_scaling, sum_frames
 
 __all__ = ["Grouping", "RawData"]
 
-_PATCHES_AT_ONCE = 256
+_PATCHES_PER_BATCH = 256
 
 
 class RawData:
@@ -86,10 +86,10 @@ class RawData:
             format="arrays",
             frames=ArrayFrames(diff3d),
             rows=rows,
-            positions=_pairs(ycoords, xcoords),
+            positions=_stack_yx(ycoords, xcoords),
             unit="px",
             position_keys=("ycoords", "xcoords"),
-            nominal_positions_px=_pairs(ycoords_start, xcoords_start),
+            nominal_positions_px=_stack_yx(ycoords_start, xcoords_start),
             probe=probe,
             domain=domain,
             scan_id=None if scan_index is None else scan_index.astype(np.int64),
@@ -233,8 +233,8 @@ class RawData:
             enable_oversampling=enable_oversampling,
             neighbor_pool_size=neighbor_pool_size,
         )
-        diffraction = original_layouts.channels_last(grouping.frames())
-        patches = grouping.patches()
+        diffraction = original_layouts.channels_last(grouping.gather_frames())
+        patches = grouping.cut_patches()
         return {
             "diffraction": diffraction,
             "Y": None if patches is None else original_layouts.channels_last(patches),
@@ -302,9 +302,9 @@ class Grouping:
         )
         self._raw, self._scan = raw, scan
         self._members = group(scan.positions_px, config).members
-        self._narrow = gridsize > 1 and not more
-        self.coords, self.offsets, self.relative = self._places(scan.positions_px)
-        self.start_coords, self.start_offsets, self.start_relative = self._places(raw._start)
+        self._has_int32_indices = gridsize > 1 and not more
+        self.coords, self.offsets, self.relative = self._make_coords(scan.positions_px)
+        self.start_coords, self.start_offsets, self.start_relative = self._make_coords(raw._start)
 
     def __len__(self) -> int:
         return len(self._members)
@@ -317,7 +317,7 @@ class Grouping:
     @property
     def nn_indices(self) -> Shaped[np.ndarray, "b c"]:
         """Frames of each group, in the original's dtype: int32 for plain groups of several frames, else int64."""
-        return self._members.astype(np.int32) if self._narrow else self._members
+        return self._members.astype(np.int32) if self._has_int32_indices else self._members
 
     @functools.cached_property
     def input_scale(self) -> float:
@@ -325,11 +325,11 @@ class Grouping:
         sums = sum_frames(self._raw.diff3d, "amplitude")
         return measure_scaling(float(sums[self._members].mean()), self._scan.n_px, "amplitude").input_scale
 
-    def frames(self) -> Num[np.ndarray, "b c n n"]:
+    def gather_frames(self) -> Num[np.ndarray, "b c n n"]:
         """Amplitudes of each group."""
         return np.asarray(self._raw.diff3d[self._members])
 
-    def patches(self) -> Complex64[np.ndarray, "b c n n"] | None:
+    def cut_patches(self) -> Complex64[np.ndarray, "b c n n"] | None:
         """Patches of the object as the original cuts them, or those that the scan brings."""
         n_px, truth = self._scan.n_px, self._scan.truth
         if truth is None:
@@ -338,10 +338,10 @@ class Grouping:
         # Not -relative: so the original has it.
         where = torch.from_numpy(original_layouts.positions_from_coords(self.offsets + self.relative)).reshape(-1, 2)
         field = torch.from_numpy(truth)
-        parts = [extract(field, locate_corner(some, n_px), n_px) for some in torch.split(where, _PATCHES_AT_ONCE)]
+        parts = [extract(field, locate_corner(some, n_px), n_px) for some in torch.split(where, _PATCHES_PER_BATCH)]
         return np.asarray(torch.cat(parts).reshape(*self._members.shape, n_px, n_px).numpy())
 
-    def _places(
+    def _make_coords(
         self, positions_px: Float64[np.ndarray, "m 2"]
     ) -> tuple[Float[np.ndarray, "b 1 2 c"], Float[np.ndarray, "b 1 2 1"], Float[np.ndarray, "b 1 2 c"]]:
         where = positions_px[self._members]
@@ -353,5 +353,5 @@ class Grouping:
         )
 
 
-def _pairs(y: np.ndarray, x: np.ndarray) -> Float64[np.ndarray, "m 2"]:
+def _stack_yx(y: np.ndarray, x: np.ndarray) -> Float64[np.ndarray, "m 2"]:
     return np.stack([y, x], axis=1).astype(np.float64)

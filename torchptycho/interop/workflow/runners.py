@@ -23,7 +23,7 @@ from torchptycho.data.grouping.neighbours import neighbor_count
 from torchptycho.data.inference_dataset import InferenceBatch
 from torchptycho.interop import original_layouts
 from torchptycho.interop.workflow.container import PtychoDataContainer
-from torchptycho.interop.workflow.original_config import Settings, names_of, read_settings
+from torchptycho.interop.workflow.original_config import OriginalSettings, read_settings, to_original_names
 from torchptycho.interop.workflow.raw_data import RawData
 from torchptycho.models.bundles import BUNDLE, load_bundle, save_bundle
 from torchptycho.models.checkpoints import load_checkpoint
@@ -81,13 +81,15 @@ def run_cdi_example(
         TypeError: the data or the configuration are of another kind.
         TorchptychoError: scans, configuration or folder do not allow it, or training has gone wrong.
     """
-    tested = None if test_data is None else _scan_and_numbers(test_data)
+    tested = None if test_data is None else _get_scan_and_numbers(test_data)
     results = _train(as_scan(train_data), read_settings(config), out, progress)
     results |= dict.fromkeys(("obj_tensor_full", "global_offsets", "coords_nominal", "nn_indices"))
     if tested is None:
         return None, None, results
-    laying = _Laying(flip_x=flip_x, flip_y=flip_y, transpose=transpose, M=M)
-    predicted = _predict(results["models"]["diffraction_to_obj"], tested, config, laying, progress, stitch=do_stitching)
+    placement = _PatchPlacement(flip_x=flip_x, flip_y=flip_y, transpose=transpose, M=M)
+    predicted = _predict(
+        results["models"]["diffraction_to_obj"], tested, config, placement, progress, stitch=do_stitching
+    )
     results |= predicted
     return predicted.get("recon_amp"), predicted.get("recon_phase"), results
 
@@ -158,8 +160,8 @@ def reassemble_cdi_image(
         TypeError: the data or the configuration are of another kind.
         TorchptychoError: the scan is unusable, or does not fit the module.
     """
-    laying = _Laying(flip_x=flip_x, flip_y=flip_y, transpose=transpose, M=M, scale=coord_scale)
-    results = _predict(model, _scan_and_numbers(test_data), config, laying, progress, stitch=True)
+    placement = _PatchPlacement(flip_x=flip_x, flip_y=flip_y, transpose=transpose, M=M, scale=coord_scale)
+    results = _predict(model, _get_scan_and_numbers(test_data), config, placement, progress, stitch=True)
     return results["recon_amp"], results["recon_phase"], results
 
 
@@ -173,7 +175,7 @@ def load_inference_bundle(path: str | Path) -> tuple[PtychoPINN, dict[str, Any]]
         StoreError: not there, damaged, of another version, or written by another program.
     """
     module = load_bundle(path)
-    return module, names_of(module)
+    return module, to_original_names(module)
 
 
 def as_scan(data: object) -> Scan:
@@ -182,7 +184,7 @@ def as_scan(data: object) -> Scan:
     Raises:
         TypeError: it is something else.
     """
-    return _scan_and_numbers(data)[0]
+    return _get_scan_and_numbers(data)[0]
 
 
 def create_ptycho_data_container(data: Data, config: object) -> PtychoDataContainer:
@@ -213,7 +215,7 @@ def create_ptycho_data_container(data: Data, config: object) -> PtychoDataContai
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Laying:
+class _PatchPlacement:
     """How patches are laid; see `reassemble_cdi_image`."""
 
     flip_x: bool
@@ -222,19 +224,19 @@ class _Laying:
     M: int | None
     scale: float = 1.0
 
-    def positions(self, positions_px: np.ndarray) -> Float64[np.ndarray, "*lead 2"]:
+    def transform_positions(self, positions_px: np.ndarray) -> Float64[np.ndarray, "*lead 2"]:
         """Where positions (y, x) come to lie."""
         signs = np.array([-1.0 if self.flip_y else 1.0, -1.0 if self.flip_x else 1.0])
         return np.asarray(positions_px * signs * self.scale)
 
-    def patches(self, patches: Tensor) -> Tensor:
+    def transform_patches(self, patches: Tensor) -> Tensor:
         return patches.mT.contiguous() if self.transpose else patches
 
     @property
-    def changes_nothing(self) -> bool:
+    def is_identity(self) -> bool:
         return not (self.flip_x or self.flip_y or self.transpose) and self.scale == 1 and self.M is None
 
-    def window(self, n_px: int) -> Tensor:
+    def make_window(self, n_px: int) -> Tensor:
         """[N, N], 1 on the central M x M."""
         assert self.M is not None
         if not 2 <= self.M <= n_px or self.M % 2:
@@ -242,7 +244,7 @@ class _Laying:
         return torch.nn.functional.pad(torch.ones(self.M, self.M), ((n_px - self.M) // 2,) * 4)
 
 
-class _Keeper:
+class _PatchCollector:
     """Keeps what is predicted, and the groups that it was predicted for."""
 
     def __init__(self) -> None:
@@ -257,7 +259,7 @@ class _Keeper:
         self.is_first.append(batch.is_first.cpu())
 
 
-def _train(scan: Scan, settings: Settings, out: str | Path | None, progress: bool) -> Results:
+def _train(scan: Scan, settings: OriginalSettings, out: str | Path | None, progress: bool) -> Results:
     if settings.n_px not in (None, scan.n_px):
         raise ScanError(
             scan.source,
@@ -266,9 +268,9 @@ def _train(scan: Scan, settings: Settings, out: str | Path | None, progress: boo
             found=f"N = {scan.n_px}",
             remedy="Correct N, or crop the frames as they are read: ReadConfig(crop_px=...).",
         )
-    run = _no_more_than_there_are(settings.run, scan)
+    run = _limit_to_scan(settings.run, scan)
     folder = settings.output_dir if out is None else Path(out)
-    with _run_folder(folder) as place:
+    with _open_run_folder(folder) as place:
         trained = train(scan, run, place, progress=progress)
         module = load_checkpoint(trained.checkpoint)
         told = read_history(place)
@@ -279,7 +281,7 @@ def _train(scan: Scan, settings: Settings, out: str | Path | None, progress: boo
 
 
 @contextlib.contextmanager
-def _run_folder(folder: Path | None) -> Iterator[Path]:
+def _open_run_folder(folder: Path | None) -> Iterator[Path]:
     """A folder of its own for a run: kept inside `folder`, or for the time of the block."""
     if folder is None:
         with tempfile.TemporaryDirectory(prefix=".torchptycho-") as place:
@@ -289,7 +291,7 @@ def _run_folder(folder: Path | None) -> Iterator[Path]:
     yield next(folder / name for name in names if not (folder / name).exists())
 
 
-def _no_more_than_there_are(run: RunConfig, scan: Scan) -> RunConfig:
+def _limit_to_scan(run: RunConfig, scan: Scan) -> RunConfig:
     """Numbers of frames and groups beyond what is left for training take all of them, as they do in the original."""
     group = run.group
     held_out = min(round(run.prepare.val_fraction * scan.n_frames), max(0, scan.n_frames - group.gridsize**2))
@@ -311,7 +313,7 @@ def _no_more_than_there_are(run: RunConfig, scan: Scan) -> RunConfig:
     return dataclasses.replace(run, group=dataclasses.replace(group, **changes))
 
 
-def _scan_and_numbers(data: object) -> tuple[Scan, np.ndarray | None]:
+def _get_scan_and_numbers(data: object) -> tuple[Scan, np.ndarray | None]:
     """The scan, and the number of each of its frames where a container has some of them only."""
     if isinstance(data, Scan):
         return data, None
@@ -326,7 +328,7 @@ def _predict(
     module: PtychoPINN,
     data: tuple[Scan, np.ndarray | None],
     config: object | None,
-    laying: _Laying,
+    placement: _PatchPlacement,
     progress: bool,
     *,
     stitch: bool,
@@ -336,28 +338,28 @@ def _predict(
     run = module.config if config is None else read_settings(config).run
     if run.group.gridsize != module.gridsize:
         raise ConfigError(f"gridsize: expected {module.gridsize}, as trained; found {run.group.gridsize}.")
-    again = stitch and not laying.changes_nothing
-    window = laying.window(module.n_px) if again and laying.M is not None else None
+    again = stitch and not placement.is_identity
+    window = placement.make_window(module.n_px) if again and placement.M is not None else None
     # An image that is laid anew, or that nobody wants, need not be a good one.
     how = run.reconstruct if stitch and not again else dataclasses.replace(run.reconstruct, agree_phases=False)
     # The original predicts each group once.
     how = dataclasses.replace(how, predict_passes=1)
-    keeper = _Keeper()
+    keeper = _PatchCollector()
     image = reconstruct(
         module, scan, how, accelerator=module.config.train.accelerator, progress=progress, on_batch=keeper
     )
-    members, patches = torch.cat(keeper.members), laying.patches(torch.cat(keeper.patches))
+    members, patches = torch.cat(keeper.members), placement.transform_patches(torch.cat(keeper.patches))
     patches = patches * image.provenance.get("absolute_scale", {}).get("object_factor", 1.0)
-    positions_px = laying.positions(scan.positions_px)
+    positions_px = placement.transform_positions(scan.positions_px)
     if again:
         weight = module.compute_stitch_weight(how.stitch_weight, how.training_scan).cpu() if window is None else window
         mosaic = PatchStitcher(
             torch.from_numpy(positions_px),
-            laying.patches(weight) if window is None else weight,
+            placement.transform_patches(weight) if window is None else weight,
             agree_phases=run.reconstruct.agree_phases,
         )
         mosaic.add(patches, members, torch.cat(keeper.is_first))
-        pixel_m = image.object_pixel_m if laying.scale == 1 else None
+        pixel_m = image.object_pixel_m if placement.scale == 1 else None
         image = mosaic.finish().finish(pixel_m, image.provenance)
     where = positions_px[members.numpy()]
     center = where.mean(axis=1)
@@ -367,8 +369,8 @@ def _predict(
         "coords_nominal": original_layouts.relative_from_offsets(where - center[:, None]).astype(np.float32),
         "nn_indices": members.numpy() if numbers is None else numbers[members.numpy()],
     }
-    return results | (_told(image) if stitch else {})
+    return results | (_make_image_results(image) if stitch else {})
 
 
-def _told(image: Reconstruction) -> Results:
+def _make_image_results(image: Reconstruction) -> Results:
     return {"recon_amp": np.abs(image.object), "recon_phase": np.angle(image.object), "reconstruction": image}

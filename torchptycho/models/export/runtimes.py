@@ -18,7 +18,7 @@ from torch import Tensor
 from torchptycho.core.config import ModelConfig, ReconstructConfig, to_dict
 from torchptycho.core.errors import ConfigError, ExportError
 from torchptycho.core.text import format_error
-from torchptycho.models.export.custom_metadata import METADATA_KEY, ExportMetadata, parse_metadata, read_package
+from torchptycho.models.export.metadata import METADATA_KEY, ExportMetadata, parse_metadata, read_package
 from torchptycho.models.generators import Generator, GroupInput
 from torchptycho.models.network import FrameBatch, PtychoNetwork
 

@@ -11,8 +11,17 @@ from torchptycho.analysis.comparison import Comparison
 from torchptycho.analysis.evaluation import Metrics
 from torchptycho.analysis.metrics import wrap_rad
 from torchptycho.visualization.plot import panels
-from torchptycho.visualization.plot.curves import half_period_text
-from torchptycho.visualization.plot.figure import BLUE, GREEN, ORANGE, SMALL, TEXT, new_figure, plain_axes, save
+from torchptycho.visualization.plot.curves import format_half_period
+from torchptycho.visualization.plot.figure import (
+    BLUE,
+    FONT_SIZE,
+    GREEN,
+    ORANGE,
+    SMALL_FONT_SIZE,
+    make_figure,
+    save,
+    style_axes,
+)
 
 __all__ = ["plot_comparison"]
 
@@ -30,17 +39,17 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> Path:
     columns = len(names) + len(others)
     height, width = mask.shape
     tall = 2.7 * min(max(height / width, 0.4), 2.0)
-    figure = new_figure(2.95 * columns + 0.6, 2 * (tall + 0.25) + 2.9)
+    figure = make_figure(2.95 * columns + 0.6, 2 * (tall + 0.25) + 2.9)
     upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=[2 * (tall + 0.25), 2.9])[:, 0]
     axes = upper.subplots(2, columns, squeeze=False)
-    limits = panels.limits_of(np.abs(target), mask)
-    phase_map, phase_limits = panels.phase_map_of(target * turn, mask)
+    limits = panels.compute_limits(np.abs(target), mask)
+    phase_map, phase_limits = panels.choose_phase_map(target * turn, mask)
     for column, name in enumerate(names):
         image = comparison.images[name] * turn
         drawn = panels.draw_image(axes[0, column], np.abs(image), mask, "gray", limits, f"{name}: amplitude")
         below = panels.draw_image(axes[1, column], np.angle(image), mask, phase_map, phase_limits, f"{name}: phase")
-    panels.colour_bar(axes[0, len(names) - 1], drawn)
-    panels.colour_bar(axes[1, len(names) - 1], below, "rad", phase_limits)
+    panels.add_colour_bar(axes[0, len(names) - 1], drawn)
+    panels.add_colour_bar(axes[1, len(names) - 1], below, "rad", phase_limits)
     differences = [
         (np.abs(comparison.images[name]) - np.abs(target), wrap_rad(np.angle(comparison.images[name] * target.conj())))
         for name in others
@@ -54,8 +63,8 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> Path:
                 axes[row, column], pair[row], mask, "RdBu_r", (-bound, bound), f"{name} − {reference}: {what}"
             )
             if name == others[-1]:
-                panels.colour_bar(axes[row, column], drawn, "rad" if row else "")
-    panels.scale_bar(axes[0, 0], width, comparison.object_pixel_m)
+                panels.add_colour_bar(axes[row, column], drawn, "rad" if row else "")
+    panels.add_scale_bar(axes[0, 0], width, comparison.object_pixel_m)
     curves, table = lower.subplots(1, 2, width_ratios=[1, 1.25])
     _draw_curves(curves, comparison.metrics)
     _draw_table(table, comparison.metrics)
@@ -68,10 +77,10 @@ def _draw_curves(axis: Axes, metrics: dict[str, Metrics]) -> None:
     for colour, (name, found) in zip((BLUE, ORANGE, GREEN), metrics.items(), strict=False):
         axis.plot(found.frc.frequency_cycles_per_px, found.frc.correlation, color=colour, linewidth=1.6, label=name)
         lowest = min(lowest, float(found.frc.correlation.min()))
-    plain_axes(axis, "spatial frequency (cycles / px)", "Fourier ring correlation")
+    style_axes(axis, "spatial frequency (cycles / px)", "Fourier ring correlation")
     axis.set_xlim(0, 0.5)
     axis.set_ylim(lowest - 0.03, 1.03)
-    axis.legend(frameon=False, fontsize=SMALL)
+    axis.legend(frameon=False, fontsize=SMALL_FONT_SIZE)
 
 
 def _draw_table(axis: Axes, metrics: dict[str, Metrics]) -> None:
@@ -85,10 +94,10 @@ def _draw_table(axis: Axes, metrics: dict[str, Metrics]) -> None:
     axis.set_ylim(0, 1)
     line = 0.115
     for row, text in enumerate(rows):
-        axis.text(0.0, 0.8 - row * line, text, fontsize=TEXT, va="top")
+        axis.text(0.0, 0.8 - row * line, text, fontsize=FONT_SIZE, va="top")
     for column, (name, found) in enumerate(metrics.items()):
         last = float(found.frc.frequency_cycles_per_px[-1])
-        period = half_period_text(found.frc_half_cycles_per_px, last, found.object_pixel_m).split(" = ")[-1]
+        period = format_half_period(found.frc_half_cycles_per_px, last, found.object_pixel_m).split(" = ")[-1]
         values = (
             f"{found.amplitude_mae:.4g}",
             f"{found.phase_mae_rad:.4g}",
@@ -99,7 +108,13 @@ def _draw_table(axis: Axes, metrics: dict[str, Metrics]) -> None:
         )
         x = 0.46 + 0.54 * (column + 1) / max(2, len(metrics))
         axis.text(
-            x, 0.94, name.replace(" against ", "\nagainst "), fontsize=SMALL, va="center", ha="right", color="0.3"
+            x,
+            0.94,
+            name.replace(" against ", "\nagainst "),
+            fontsize=SMALL_FONT_SIZE,
+            va="center",
+            ha="right",
+            color="0.3",
         )
         for row, text in enumerate(values):
-            axis.text(x, 0.8 - row * line, text, fontsize=TEXT, va="top", ha="right")
+            axis.text(x, 0.8 - row * line, text, fontsize=FONT_SIZE, va="top", ha="right")

@@ -16,19 +16,30 @@ from scipy.spatial import cKDTree
 
 from torchptycho.io.storage.file_access import replace_atomically
 
-__all__ = ["BLUE", "GREEN", "NO_DATA", "ORANGE", "PURPLE", "SMALL", "TEXT", "new_figure", "plain_axes", "save"]
+__all__ = [
+    "BLUE",
+    "FONT_SIZE",
+    "GREEN",
+    "NO_DATA",
+    "ORANGE",
+    "PURPLE",
+    "SMALL_FONT_SIZE",
+    "make_figure",
+    "save",
+    "style_axes",
+]
 
 NO_DATA = "#dde4ee"
 # Okabe and Ito's colours, which remain apart for the colour-blind.
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-TEXT = 9.0
-SMALL = 8.0
+FONT_SIZE = 9.0
+SMALL_FONT_SIZE = 8.0
 
 _DPI = 110
 _LARGE_BYTES = 350_000
 
 
-def new_figure(width: float, height: float) -> Figure:
+def make_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="compressed", facecolor="white")
 
 
@@ -50,21 +61,23 @@ def save(
     figure.savefig(drawn, dpi=_DPI, format="png", bbox_inches="tight", pad_inches=0.08, pil_kwargs=fast)
     with Image.open(drawn) as picture:
         plain = picture.convert("RGB")
-    content = _as_png(plain)
+    content = _encode_png(plain)
     if colour_maps and len(content) > _LARGE_BYTES:
-        content = _as_png(_reduced(plain, colour_maps, np.zeros((0, 3)) if colours is None else colours / 255))
+        content = _encode_png(
+            _quantize_colours(plain, colour_maps, np.zeros((0, 3)) if colours is None else colours / 255)
+        )
     with replace_atomically(path) as file:
         file.write(content)
     return path
 
 
-def _as_png(picture: Image.Image) -> bytes:
+def _encode_png(picture: Image.Image) -> bytes:
     content = io.BytesIO()
     picture.save(content, format="png")
     return content.getvalue()
 
 
-def _reduced(plain: Image.Image, colour_maps: tuple[str, ...], more: np.ndarray) -> Image.Image:
+def _quantize_colours(plain: Image.Image, colour_maps: tuple[str, ...], more: np.ndarray) -> Image.Image:
     """The picture in a palette of 240 steps of these colour maps and the colours of lines."""
     steps = np.linspace(0, 1, (240 - len(more)) // len(colour_maps))
     colours = [to_rgb(name) for name in (NO_DATA, "white", "black", BLUE, ORANGE, GREEN, PURPLE)]
@@ -78,9 +91,9 @@ def _reduced(plain: Image.Image, colour_maps: tuple[str, ...], more: np.ndarray)
     return reduced
 
 
-def plain_axes(axis: Axes, x: str, y: str) -> None:
-    axis.set_xlabel(x, fontsize=TEXT)
-    axis.set_ylabel(y, fontsize=TEXT)
-    axis.tick_params(which="both", labelsize=SMALL, colors="0.3", labelcolor="black")
-    axis.yaxis.get_offset_text().set_fontsize(SMALL)
+def style_axes(axis: Axes, x: str, y: str) -> None:
+    axis.set_xlabel(x, fontsize=FONT_SIZE)
+    axis.set_ylabel(y, fontsize=FONT_SIZE)
+    axis.tick_params(which="both", labelsize=SMALL_FONT_SIZE, colors="0.3", labelcolor="black")
+    axis.yaxis.get_offset_text().set_fontsize(SMALL_FONT_SIZE)
     axis.spines[["top", "right"]].set_visible(False)

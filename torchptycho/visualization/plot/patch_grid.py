@@ -9,7 +9,7 @@ from jaxtyping import Complex, Float
 
 from torchptycho.core.reconstruction import MIN_COVERAGE
 from torchptycho.visualization.plot import panels
-from torchptycho.visualization.plot.figure import new_figure, save
+from torchptycho.visualization.plot.figure import make_figure, save
 
 __all__ = ["plot_patches"]
 
@@ -33,11 +33,11 @@ def plot_patches(
         overlap = (truth * shown[0].conj() * mask).sum()
         turn = overlap.conj() / abs(overlap) if abs(overlap) > 0 else 1.0
         shown.append(truth * turn)
-    figure = new_figure(1.5 * len(patches) + 0.8, 3.2 * len(shown))
+    figure = make_figure(1.5 * len(patches) + 0.8, 3.2 * len(shown))
     axes = figure.subplots(2 * len(shown), len(patches), squeeze=False)
     inside = np.broadcast_to(mask, patches.shape)
-    limits = panels.limits_of(np.abs(shown[-1]), inside)
-    phase_map, phase_limits = panels.phase_map_of(shown[-1], inside)
+    limits = panels.compute_limits(np.abs(shown[-1]), inside)
+    phase_map, phase_limits = panels.choose_phase_map(shown[-1], inside)
     for row, (images, name) in enumerate(zip(shown, ("", "truth: "), strict=False)):
         for column, image in enumerate(images):
             titles = (f"{name}amplitude", f"{name}phase") if column == 0 else ("", "")

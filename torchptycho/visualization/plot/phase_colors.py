@@ -8,17 +8,24 @@ import numpy as np
 from jaxtyping import Complex, Float, UInt8
 from matplotlib.axes import Axes
 
-from torchptycho.visualization.plot.figure import SMALL
-from torchptycho.visualization.plot.panels import SAMPLING, frame_only
+from torchptycho.visualization.plot.figure import SMALL_FONT_SIZE
+from torchptycho.visualization.plot.panels import INTERPOLATION, style_panel
 
-__all__ = ["colour_wheel", "complex_rgb", "draw_complex", "hue_rgb", "wheel_colours", "wheel_rgba"]
+__all__ = [
+    "add_colour_wheel",
+    "complex_to_rgb",
+    "draw_complex",
+    "make_wheel_rgba",
+    "phase_to_rgb",
+    "sample_wheel_colours",
+]
 
 # Every hue of this lightness and chroma lies within sRGB, so that no phase looks brighter than another.
 _LIGHTNESS, _CHROMA = 0.75, 0.12
 _RED_RAD = math.radians(29.0)  # where OKLab has red: phase 0
 
 
-def hue_rgb(phase_rad: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape 3"]:
+def phase_to_rgb(phase_rad: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape 3"]:
     """sRGB colour of each phase, 0 to 1: a circle of constant lightness and chroma in OKLab, red for phase 0.
 
     Reference: B. Ottosson, A perceptual color space for image processing (2020), https://bottosson.github.io/posts/oklab.
@@ -44,43 +51,43 @@ def hue_rgb(phase_rad: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape
     return np.asarray(np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055))
 
 
-def complex_rgb(image: Complex[np.ndarray, "h w"], top: float | None = None) -> UInt8[np.ndarray, "h w 3"]:
+def complex_to_rgb(image: Complex[np.ndarray, "h w"], top: float | None = None) -> UInt8[np.ndarray, "h w 3"]:
     """Hue by phase, brightness by amplitude: black is 0, `top` (by default the largest) the full colour."""
     amplitude = np.abs(image)
     top = float(amplitude.max(initial=0)) if top is None else top
     bright = np.clip(amplitude / (top or 1.0), 0, 1)
-    rgb: np.ndarray = np.rint(255 * hue_rgb(np.angle(image)) * bright[..., None]).astype(np.uint8)
+    rgb: np.ndarray = np.rint(255 * phase_to_rgb(np.angle(image)) * bright[..., None]).astype(np.uint8)
     return rgb
 
 
-def wheel_rgba(n_px: int = 96) -> UInt8[np.ndarray, "n n 4"]:
+def make_wheel_rgba(n_px: int = 96) -> UInt8[np.ndarray, "n n 4"]:
     """The key to `complex_rgb`: a disc whose centre is 0 and whose rim is the largest amplitude; phase 0 to the right,
     growing counterclockwise. Transparent outside."""
     y, x = (np.indices((n_px, n_px)) - (n_px - 1) / 2) / (n_px / 2)
     disc = x - 1j * y
-    rgb = complex_rgb(disc, 1.0)
+    rgb = complex_to_rgb(disc, 1.0)
     # The rim fades over a pixel.
     alpha = np.clip((1 - np.abs(disc)) * n_px / 2 + 0.5, 0, 1)
     return np.concatenate([rgb, np.rint(255 * alpha).astype(np.uint8)[..., None]], axis=-1)
 
 
-def wheel_colours() -> UInt8[np.ndarray, "k 3"]:
+def sample_wheel_colours() -> UInt8[np.ndarray, "k 3"]:
     """Some of the wheel's colours, for a palette."""
     phase, bright = np.meshgrid(np.linspace(-math.pi, math.pi, 18, endpoint=False), np.linspace(0.2, 1, 5))
-    return complex_rgb(bright * np.exp(1j * phase), 1.0).reshape(-1, 3)
+    return complex_to_rgb(bright * np.exp(1j * phase), 1.0).reshape(-1, 3)
 
 
 def draw_complex(axis: Axes, image: Complex[np.ndarray, "h w"], title: str) -> None:
-    axis.imshow(complex_rgb(image), interpolation=SAMPLING)
-    frame_only(axis, title)
+    axis.imshow(complex_to_rgb(image), interpolation=INTERPOLATION)
+    style_panel(axis, title)
 
 
-def colour_wheel(axis: Axes) -> None:
+def add_colour_wheel(axis: Axes) -> None:
     """Draw the key beside an image, where its colour bar would be."""
     wheel = axis.inset_axes((1.09, 0.38, 0.22, 0.24))
-    wheel.imshow(wheel_rgba(160), interpolation="antialiased")
+    wheel.imshow(make_wheel_rgba(160), interpolation="antialiased")
     wheel.set_axis_off()
     for x, y, text in ((1.06, 0.5, "0"), (0.5, 1.08, "π/2"), (-0.06, 0.5, "π"), (0.5, -0.08, "−π/2")):
         ha = "left" if x > 1 else "right" if x < 0 else "center"
         va = "bottom" if y > 1 else "top" if y < 0 else "center"
-        wheel.text(x, y, text, transform=wheel.transAxes, ha=ha, va=va, fontsize=SMALL)
+        wheel.text(x, y, text, transform=wheel.transAxes, ha=ha, va=va, fontsize=SMALL_FONT_SIZE)

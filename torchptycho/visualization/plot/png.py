@@ -10,32 +10,32 @@ from PIL import Image
 
 from torchptycho.visualization.plot.panels import Limits
 
-__all__ = ["TRANSPARENT", "colour_stops", "mapped_picture", "reduced"]
+__all__ = ["TRANSPARENT_INDEX", "apply_colour_map", "downsample", "list_colour_stops"]
 
-TRANSPARENT = 0
+TRANSPARENT_INDEX = 0
 """The colour, by its place in the palette of `mapped_picture`, that is to be saved as transparent."""
-_STEPS = 255
+_N_COLOURS = 255
 
 
-def mapped_picture(
+def apply_colour_map(
     values: Float[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"], colour_map: str, limits: Limits
 ) -> Image.Image:
     """Real values through a colour map, as a picture in a palette; pixels outside the mask have `TRANSPARENT`."""
     low, high = limits
     part = np.clip((np.where(mask, values, low) - low) / max(high - low, 1e-300), 0, 1)
-    index = np.where(mask, 1 + np.rint(part * (_STEPS - 1)), TRANSPARENT).astype(np.uint8)
+    index = np.where(mask, 1 + np.rint(part * (_N_COLOURS - 1)), TRANSPARENT_INDEX).astype(np.uint8)
     picture = Image.fromarray(index)
-    colours = np.rint(255 * colormaps[colour_map](np.linspace(0, 1, _STEPS))[:, :3]).astype(np.uint8)
+    colours = np.rint(255 * colormaps[colour_map](np.linspace(0, 1, _N_COLOURS))[:, :3]).astype(np.uint8)
     picture.putpalette(b"\0\0\0" + colours.tobytes())
     return picture
 
 
-def colour_stops(colour_map: str) -> list[str]:
+def list_colour_stops(colour_map: str) -> list[str]:
     """Evenly spaced colours of a map, as CSS writes them, for a bar beside the picture."""
     return [to_hex(colour) for colour in colormaps[colour_map](np.linspace(0, 1, 17))]
 
 
-def reduced(
+def downsample(
     values: Num[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"], largest_px: int
 ) -> tuple[Num[np.ndarray, "h2 w2"], Bool[np.ndarray, "h2 w2"]]:
     """An image averaged over squares of its valid pixels until no side is above `largest_px`; what is left over at the
@@ -44,12 +44,12 @@ def reduced(
     if k == 1:
         return values, mask
     k_y, k_x = (min(k, n) for n in values.shape)
-    known = _sums(mask.astype(np.float32), k_y, k_x)
-    total = _sums(np.where(mask, values, values.dtype.type(0)), k_y, k_x)
+    known = _sum_blocks(mask.astype(np.float32), k_y, k_x)
+    total = _sum_blocks(np.where(mask, values, values.dtype.type(0)), k_y, k_x)
     return total / np.maximum(known, 1), known > 0
 
 
-def _sums(array: Num[np.ndarray, "h w"], k_y: int, k_x: int) -> Num[np.ndarray, "h2 w2"]:
+def _sum_blocks(array: Num[np.ndarray, "h w"], k_y: int, k_x: int) -> Num[np.ndarray, "h2 w2"]:
     """Sums over blocks of k_y x k_x: by adding slices, which takes a tenth of a sum over short axes."""
     height, width = array.shape[0] // k_y, array.shape[1] // k_x
     rows = array[: height * k_y : k_y].copy()

@@ -14,9 +14,9 @@ from torchptycho.analysis.registration import flatten_phase
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.core.scan import Scan
 from torchptycho.visualization.plot import panels
-from torchptycho.visualization.plot.curves import half_period_text
-from torchptycho.visualization.plot.figure import TEXT, new_figure, save
-from torchptycho.visualization.plot.scan_figures import counts_of, draw_positions
+from torchptycho.visualization.plot.curves import format_half_period
+from torchptycho.visualization.plot.figure import FONT_SIZE, make_figure, save
+from torchptycho.visualization.plot.scan_figures import draw_positions, to_counts
 
 __all__ = ["plot_overview", "plot_reconstruction"]
 
@@ -45,14 +45,14 @@ def plot_reconstruction(
     pixel_m = reconstruction.object_pixel_m
     if truth is None:
         mask = reconstruction.valid & np.isfinite(reconstruction.object)
-        box = panels.bounding_box(mask)
+        box = panels.find_bounding_box(mask)
         mask = mask[box]
         image = flatten_phase(np.where(mask, reconstruction.object[box], 0), mask)
         shown: tuple[np.ndarray, ...] = (image,)
         coverage = reconstruction.coverage[box]
     else:
         pair = align_to_truth(reconstruction, truth, truth_origin_px=truth_origin_px)
-        box = panels.bounding_box(pair.mask)
+        box = panels.find_bounding_box(pair.mask)
         mask = pair.mask[box]
         # One constant phase for both, so that their difference stays what it is.
         turn = np.exp(-1j * np.angle(pair.truth[pair.mask].sum()))
@@ -63,30 +63,32 @@ def plot_reconstruction(
     panel = 3.3
     rows = len(shown)
     tall = 2.95 * min(max(height / width, 0.4), 2.0)
-    figure = new_figure(3 * panel + 0.9, rows * (tall + 0.25) + 0.4 + 0.25 * (metrics is not None) + 0.25 * bool(title))
+    figure = make_figure(
+        3 * panel + 0.9, rows * (tall + 0.25) + 0.4 + 0.25 * (metrics is not None) + 0.25 * bool(title)
+    )
     axes = figure.subplots(rows, 3, squeeze=False)
-    limits = panels.limits_of(np.abs(shown[-1]), mask)
-    phase_map, phase_limits = panels.phase_map_of(shown[-1], mask)
+    limits = panels.compute_limits(np.abs(shown[-1]), mask)
+    phase_map, phase_limits = panels.choose_phase_map(shown[-1], mask)
     names = ("reconstruction", "truth") if rows == 2 else ("",)
     for row, (image, name) in enumerate(zip(shown, names, strict=True)):
         prefix = f"{name}: " if name else ""
         drawn = panels.draw_image(axes[row, 0], np.abs(image), mask, "gray", limits, f"{prefix}amplitude")
-        panels.colour_bar(axes[row, 0], drawn)
+        panels.add_colour_bar(axes[row, 0], drawn)
         drawn = panels.draw_image(axes[row, 1], np.angle(image), mask, phase_map, phase_limits, f"{prefix}phase")
-        panels.colour_bar(axes[row, 1], drawn, "rad", phase_limits)
-    panels.scale_bar(axes[0, 0], width, pixel_m)
+        panels.add_colour_bar(axes[row, 1], drawn, "rad", phase_limits)
+    panels.add_scale_bar(axes[0, 0], width, pixel_m)
     most = max(float(coverage.max()), 1e-9)
     drawn = panels.draw_image(axes[0, 2], coverage, mask, "cividis", (0.0, most), "coverage")
-    panels.colour_bar(axes[0, 2], drawn)
+    panels.add_colour_bar(axes[0, 2], drawn)
     if rows == 2:
         error = np.angle(shown[0] * shown[1].conj())
         bound = max(float(np.percentile(np.abs(error[mask]), 99)), 1e-3)
         drawn = panels.draw_image(axes[1, 2], error, mask, "RdBu_r", (-bound, bound), "phase error")
-        panels.colour_bar(axes[1, 2], drawn, "rad")
+        panels.add_colour_bar(axes[1, 2], drawn, "rad")
     if metrics is not None:
-        figure.supxlabel(_caption(metrics), fontsize=TEXT)
+        figure.supxlabel(_caption(metrics), fontsize=FONT_SIZE)
     if title:
-        figure.suptitle(title, fontsize=TEXT + 2)
+        figure.suptitle(title, fontsize=FONT_SIZE + 2)
     return save(figure, path, ("gray", phase_map, "cividis", "RdBu_r")[: 2 + rows])
 
 
@@ -101,23 +103,25 @@ def plot_overview(scan: Scan, images: Mapping[str, tuple[Reconstruction, Metrics
     """
     if scan.truth is None or not images:
         raise ValueError(f"plot_overview: expected a scan with a truth, and an image; {scan.source} has none.")
-    figure = new_figure(3.6 + 3.5 * (len(images) + 1), 6.7)
+    figure = make_figure(3.6 + 3.5 * (len(images) + 1), 6.7)
     axes = figure.subplots(2, len(images) + 2)
     middle = scan.n_frames // 2
-    counts = counts_of(scan, scan.frames[middle : middle + 1])[0]
+    counts = to_counts(scan, scan.frames[middle : middle + 1])[0]
     unit = "photons" if scan.domain == "counts" else "amplitude²"
     panels.draw_pattern(axes[0, 0], counts, scan.mask, f"measured: one of {scan.n_frames} frames", unit)
     draw_positions(axes[1, 0], scan)
-    axes[1, 0].set_title("scan positions over the object", fontsize=TEXT)
+    axes[1, 0].set_title("scan positions over the object", fontsize=FONT_SIZE)
 
     # All of them on the pixels that the last, which is the best, is compared on.
     pairs = [align_to_truth(image, scan.truth) for image, _ in images.values()]
     turn = np.exp(-1j * np.angle(pairs[-1].truth[pairs[-1].mask].sum()))
-    truth, mask = (values[panels.bounding_box(pairs[-1].mask)] for values in (pairs[-1].truth * turn, pairs[-1].mask))
-    limits = panels.limits_of(np.abs(truth), mask)
-    phase_map, phase_limits = panels.phase_map_of(truth, mask)
+    truth, mask = (
+        values[panels.find_bounding_box(pairs[-1].mask)] for values in (pairs[-1].truth * turn, pairs[-1].mask)
+    )
+    limits = panels.compute_limits(np.abs(truth), mask)
+    phase_map, phase_limits = panels.choose_phase_map(truth, mask)
     shown = [
-        (name, (pair.object * turn)[box := panels.bounding_box(pair.mask)], pair.mask[box], metrics)
+        (name, (pair.object * turn)[box := panels.find_bounding_box(pair.mask)], pair.mask[box], metrics)
         for (name, (_, metrics)), pair in zip(images.items(), pairs, strict=True)
     ]
     for column, (name, image, where, metrics) in enumerate([*shown, ("truth", truth, mask, None)], start=1):
@@ -125,14 +129,14 @@ def plot_overview(scan: Scan, images: Mapping[str, tuple[Reconstruction, Metrics
         lower = panels.draw_image(axes[1, column], np.angle(image), where, phase_map, phase_limits, f"{name}: phase")
         if metrics is not None:
             axes[0, column].set_xlabel(
-                f"MAE {metrics.amplitude_mae:.3f}   SSIM {metrics.amplitude_ssim:.2f}", fontsize=TEXT
+                f"MAE {metrics.amplitude_mae:.3f}   SSIM {metrics.amplitude_ssim:.2f}", fontsize=FONT_SIZE
             )
             axes[1, column].set_xlabel(
-                f"MAE {metrics.phase_mae_rad:.3f} rad   SSIM {metrics.phase_ssim:.2f}", fontsize=TEXT
+                f"MAE {metrics.phase_mae_rad:.3f} rad   SSIM {metrics.phase_ssim:.2f}", fontsize=FONT_SIZE
             )
-    panels.scale_bar(axes[0, 1], mask.shape[1], next(iter(images.values()))[0].object_pixel_m)
-    panels.colour_bar(axes[0, -1], upper)
-    panels.colour_bar(axes[1, -1], lower, "rad", phase_limits)
+    panels.add_scale_bar(axes[0, 1], mask.shape[1], next(iter(images.values()))[0].object_pixel_m)
+    panels.add_colour_bar(axes[0, -1], upper)
+    panels.add_colour_bar(axes[1, -1], lower, "rad", phase_limits)
     return save(figure, path, ("gray", "inferno", phase_map))
 
 
@@ -141,5 +145,5 @@ def _caption(metrics: Metrics) -> str:
     return (
         f"amplitude MAE {metrics.amplitude_mae:.3f}, SSIM {metrics.amplitude_ssim:.3f}   ·   "
         f"phase MAE {metrics.phase_mae_rad:.3f} rad, SSIM {metrics.phase_ssim:.3f}   ·   "
-        f"half period at FRC 0.5: {half_period_text(half, 0.5, metrics.object_pixel_m)}"
+        f"half period at FRC 0.5: {format_half_period(half, 0.5, metrics.object_pixel_m)}"
     )

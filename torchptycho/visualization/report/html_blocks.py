@@ -10,21 +10,31 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Complex, Float
 
-from torchptycho.visualization.plot.panels import Limits, nice_length
-from torchptycho.visualization.plot.phase_colors import wheel_rgba
-from torchptycho.visualization.plot.png import colour_stops
-from torchptycho.visualization.report.inline_png import complex_png, mapped_png, picture_png
+from torchptycho.visualization.plot.panels import Limits, choose_scale_length
+from torchptycho.visualization.plot.phase_colors import make_wheel_rgba
+from torchptycho.visualization.plot.png import list_colour_stops
+from torchptycho.visualization.report.inline_png import encode_complex_png, encode_mapped_png, encode_png
 
 __all__ = [
-    "Bar", "Block", "Chart", "Details", "Figure", "Layout", "ScaleBar", "Section", "Table", "complex_figure",
-    "mapped_figure", "scale_bar_of",
+    "Block",
+    "Chart",
+    "ColourBar",
+    "Details",
+    "Figure",
+    "RowLayout",
+    "ScaleBar",
+    "Section",
+    "Table",
+    "make_complex_figure",
+    "make_mapped_figure",
+    "make_scale_bar",
 ]  # fmt: skip
 
 _PIXELATED_BELOW_PX = 300
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Bar:
+class ColourBar:
     """A colour bar: a CSS gradient, what its ends stand for, and the unit."""
 
     gradient: str
@@ -57,7 +67,7 @@ class Figure:
     source: str
     width: int
     height: int
-    bar: Bar | None = None
+    bar: ColourBar | None = None
     wheel: str | None = None
     scale: ScaleBar | None = None
     note: str = ""
@@ -99,7 +109,7 @@ class Details:
 
 Block = Figure | Chart | Table | Details
 
-Layout = Literal["wide", "small", "three", ""]
+RowLayout = Literal["wide", "small", "three", ""]
 """How figures and charts share a row: as wide as they may, many small ones, or three by three; "" for tables."""
 
 
@@ -116,12 +126,12 @@ class Section:
 
     id: str
     title: str
-    rows: list[tuple[Layout, list[Block]]]
+    rows: list[tuple[RowLayout, list[Block]]]
     text: str = ""
     warnings: list[str] = dataclasses.field(default_factory=list)
 
 
-def mapped_figure(
+def make_mapped_figure(
     title: str,
     values: Float[np.ndarray, "h w"],
     mask: Bool[np.ndarray, "h w"],
@@ -137,19 +147,19 @@ def mapped_figure(
     low, high = ends or tuple(f"{value:.3g}".replace("-", "−") for value in limits)
     if limits == (-math.pi, math.pi):
         low, high = "−π", "π"
-    stops = ", ".join(colour_stops(colour_map))
+    stops = ", ".join(list_colour_stops(colour_map))
     return Figure(
         title=title,
-        source=mapped_png(values, mask, colour_map, limits),
+        source=encode_mapped_png(values, mask, colour_map, limits),
         width=mask.shape[1],
         height=mask.shape[0],
-        bar=Bar(gradient=f"linear-gradient(to right, {stops})", low=low, high=high, unit=unit),
+        bar=ColourBar(gradient=f"linear-gradient(to right, {stops})", low=low, high=high, unit=unit),
         scale=scale,
         note=note,
     )
 
 
-def complex_figure(
+def make_complex_figure(
     title: str,
     values: Complex[np.ndarray, "h w"],
     mask: Bool[np.ndarray, "h w"],
@@ -166,15 +176,15 @@ def complex_figure(
     top = float(np.percentile(np.abs(values[mask]), 99.5)) if mask.any() else 1.0
     return Figure(
         title=title,
-        source=complex_png(values, mask, top or 1.0),
+        source=encode_complex_png(values, mask, top or 1.0),
         width=mask.shape[1],
         height=mask.shape[0],
-        wheel=picture_png(wheel_rgba()) if wheel else None,
+        wheel=encode_png(make_wheel_rgba()) if wheel else None,
         scale=scale,
         note=note,
     )
 
 
-def scale_bar_of(width_px: int, pixel_m: float | None) -> ScaleBar:
-    length_px, label = nice_length(width_px, pixel_m)
+def make_scale_bar(width_px: int, pixel_m: float | None) -> ScaleBar:
+    length_px, label = choose_scale_length(width_px, pixel_m)
     return ScaleBar(percent=100 * length_px / width_px, label=label)

@@ -10,34 +10,36 @@ from jaxtyping import Bool, Complex, Float, UInt8
 from PIL import Image
 
 from torchptycho.visualization.plot.panels import Limits
-from torchptycho.visualization.plot.phase_colors import complex_rgb
-from torchptycho.visualization.plot.png import TRANSPARENT, mapped_picture, reduced
+from torchptycho.visualization.plot.phase_colors import complex_to_rgb
+from torchptycho.visualization.plot.png import TRANSPARENT_INDEX, apply_colour_map, downsample
 
-__all__ = ["complex_png", "mapped_png", "picture_png"]
+__all__ = ["encode_complex_png", "encode_mapped_png", "encode_png"]
 
 # A page must stay small enough to be sent about.
-_LARGEST_PX = 1200
+_MAX_EDGE_PX = 1200
 
 
-def mapped_png(values: Float[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"], colour_map: str, limits: Limits) -> str:
+def encode_mapped_png(
+    values: Float[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"], colour_map: str, limits: Limits
+) -> str:
     """Real values through a colour map, as a data URL; pixels outside the mask are transparent."""
-    values, mask = reduced(values, mask, _LARGEST_PX)
-    return _data_url(mapped_picture(values, mask, colour_map, limits), transparency=TRANSPARENT)
+    values, mask = downsample(values, mask, _MAX_EDGE_PX)
+    return _to_data_url(apply_colour_map(values, mask, colour_map, limits), transparency=TRANSPARENT_INDEX)
 
 
-def complex_png(values: Complex[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"], top: float) -> str:
+def encode_complex_png(values: Complex[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"], top: float) -> str:
     """Complex values in the colours of `complex_rgb`, as a data URL; pixels outside the mask are transparent."""
-    values, mask = reduced(values, mask, _LARGEST_PX)
+    values, mask = downsample(values, mask, _MAX_EDGE_PX)
     alpha = np.where(mask, 255, 0).astype(np.uint8)[..., None]
-    return picture_png(np.concatenate([complex_rgb(np.where(mask, values, 0), top), alpha], axis=-1))
+    return encode_png(np.concatenate([complex_to_rgb(np.where(mask, values, 0), top), alpha], axis=-1))
 
 
-def picture_png(rgba: UInt8[np.ndarray, "h w 4"]) -> str:
+def encode_png(rgba: UInt8[np.ndarray, "h w 4"]) -> str:
     """A picture as a data URL."""
-    return _data_url(Image.fromarray(rgba))
+    return _to_data_url(Image.fromarray(rgba))
 
 
-def _data_url(picture: Image.Image, **options: int) -> str:
+def _to_data_url(picture: Image.Image, **options: int) -> str:
     file = io.BytesIO()
     picture.save(file, format="png", optimize=True, **options)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")

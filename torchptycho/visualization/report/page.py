@@ -16,9 +16,9 @@ from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.core.scan import Scan
 from torchptycho.core.versions import collect_versions
 from torchptycho.io.storage.file_access import replace_atomically
-from torchptycho.visualization.plot.panels import length_unit
+from torchptycho.visualization.plot.panels import choose_length_unit
 from torchptycho.visualization.report import sections
-from torchptycho.visualization.report.pattern_panels import Detect
+from torchptycho.visualization.report.pattern_panels import DetectorModel
 
 __all__ = ["write_report"]
 
@@ -29,7 +29,7 @@ def write_report(
     path: str | Path,
     *,
     probe: Complex[np.ndarray, "p n n"] | None = None,
-    detect: Detect | None = None,
+    detect: DetectorModel | None = None,
     history: dict[str, list[tuple[int, float]]] | None = None,
     halves: Metrics | None = None,
     title: str | None = None,
@@ -54,16 +54,16 @@ def write_report(
     probe = image.probe if probe is None else probe
     summary = inspect_scan(scan)
     parts = [
-        sections.of_image(image),
-        sections.of_truth(image, scan),
-        None if probe is None else sections.of_patterns(scan, image, probe, detect),
-        sections.of_curves(image, history or {}),
-        None if halves is None else sections.of_halves(halves),
-        None if probe is None else sections.of_probe(probe, image.object_pixel_m),
-        sections.of_positions(scan, image),
-        sections.of_data(summary),
-        sections.of_configuration(image),
-        sections.of_provenance(image, round(time.perf_counter() - start, 2)),
+        sections.make_image_section(image),
+        sections.make_truth_section(image, scan),
+        None if probe is None else sections.make_patterns_section(scan, image, probe, detect),
+        sections.make_curves_section(image, history or {}),
+        None if halves is None else sections.make_resolution_section(halves),
+        None if probe is None else sections.make_probe_section(probe, image.object_pixel_m),
+        sections.make_positions_section(scan, image),
+        sections.make_data_section(summary),
+        sections.make_configuration_section(image),
+        sections.make_provenance_section(image, round(time.perf_counter() - start, 2)),
     ]
     here = collect_versions()
     now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")
@@ -78,7 +78,7 @@ def write_report(
         title=name,
         subtitle=f"Ptychographic image of {scan.n_frames} frames of {scan.n_px}×{scan.n_px} px",
         version=here["torchptycho"],
-        key=_key_figures(image, scan, summary.photons_mean, halves),
+        key=_collect_key_figures(image, scan, summary.photons_mean, halves),
         sections=[part for part in parts if part is not None],
         footer=f"Written {now} by torchptycho {here['torchptycho']}. This file loads nothing from elsewhere.",
     )
@@ -88,20 +88,20 @@ def write_report(
     return path
 
 
-def _key_figures(
+def _collect_key_figures(
     image: Reconstruction, scan: Scan, photons: float | None, halves: Metrics | None
 ) -> list[tuple[str, str]]:
     height, width = image.object.shape
     told = [("Image", f"{height} × {width} px")]
     if image.object_pixel_m:
-        factor, unit = length_unit(image.object_pixel_m)
+        factor, unit = choose_length_unit(image.object_pixel_m)
         told.append(("Pixel", f"{image.object_pixel_m / factor:.4g} {unit}"))
     if photons is not None:
-        told.append(("Photons per frame", sections.photons_text(photons).removesuffix(" photons")))
+        told.append(("Photons per frame", sections.format_photons(photons).removesuffix(" photons")))
     if image.history.get("misfit"):
         told.append(("Misfit (noise is 1)", f"{image.history['misfit'][-1]:.4g}"))
     if halves is not None:
-        told.append(("Half period, ½ bit", sections.half_period(halves)))
+        told.append(("Half period, ½ bit", sections.format_resolution(halves)))
     if "seconds" in image.provenance:
         told.append(("Computed in", f"{image.provenance['seconds']:.1f} s"))
     return told

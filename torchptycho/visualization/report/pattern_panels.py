@@ -15,18 +15,18 @@ from torchptycho.core.scan import Scan
 from torchptycho.physics.diffraction import expected_counts
 from torchptycho.physics.patches import extract, locate_corner
 from torchptycho.physics.scaling import measure_scaling, sum_frames
-from torchptycho.visualization.plot.scan_figures import counts_of
+from torchptycho.visualization.plot.scan_figures import to_counts
 
-__all__ = ["Detect", "Patterns", "compare_patterns"]
+__all__ = ["ComparedPatterns", "DetectorModel", "compare_patterns"]
 
 _FRAMES_PER_CHUNK = 64
 
-Detect = Callable[[Tensor], Tensor]
+DetectorModel = Callable[[Tensor], Tensor]
 """Expected counts [K, N, N] as the detector shows them, from those of the far field alone."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Patterns:
+class ComparedPatterns:
     """Frames in photon counts, zero frequency at [N//2, N//2].
 
     Arguments:
@@ -45,8 +45,8 @@ def compare_patterns(
     probe: Complex[np.ndarray, "p n n"],
     *,
     n_frames: int = 4,
-    detect: Detect | None = None,
-) -> Patterns:
+    detect: DetectorModel | None = None,
+) -> ComparedPatterns:
     """Some frames, evenly spaced over the scan, and the counts that image and probe predict for them.
 
     Arguments:
@@ -60,13 +60,15 @@ def compare_patterns(
     # In one pass over all of them: a compressed file is read from its beginning, and amplitudes need the mean.
     for chunk in scan.frames.chunks(_FRAMES_PER_CHUNK):
         here = (index >= start) & (index < start + len(chunk))
-        counts[here] = counts_of(scan, chunk[index[here] - start])
+        counts[here] = to_counts(scan, chunk[index[here] - start])
         if scan.domain == "amplitude":
             total += float(sum_frames(np.where(scan.mask, chunk, 0), scan.domain).sum())
         start += len(chunk)
     if scan.domain == "amplitude":
         mean = total / scan.n_frames
-        counts *= measure_scaling(mean, scan.n_px, scan.domain, _dose(scan, image)).counts_per_intensity
+        counts *= measure_scaling(
+            mean, scan.n_px, scan.domain, _find_photons_per_frame(scan, image)
+        ).counts_per_intensity
     positions_px = scan.positions_px if image.positions_px is None else image.positions_px
     corners = locate_corner(torch.from_numpy(positions_px[index]), scan.n_px, image.origin_px)
     patches = extract(torch.from_numpy(image.object), corners, scan.n_px)
@@ -75,10 +77,10 @@ def compare_patterns(
         expected = detect(expected)
     elif image.background is not None:
         expected = expected + torch.from_numpy(image.background)
-    return Patterns(frames=index.tolist(), measured=counts, expected=expected.double().numpy())
+    return ComparedPatterns(frames=index.tolist(), measured=counts, expected=expected.double().numpy())
 
 
-def _dose(scan: Scan, image: Reconstruction) -> float | None:
+def _find_photons_per_frame(scan: Scan, image: Reconstruction) -> float | None:
     """Photons that a mean frame of amplitudes stood for when the image was made."""
     told = image.provenance
     configured = told.get("config", {}).get("prepare", {}).get("nphotons")

@@ -17,12 +17,12 @@ from torchptycho.core.scan import Scan
 from torchptycho.models.network import PtychoNetwork
 from torchptycho.reconstructors.resolution import resolution
 from torchptycho.visualization.report.page import write_report
-from torchptycho.visualization.report.pattern_panels import Detect
+from torchptycho.visualization.report.pattern_panels import DetectorModel
 
-__all__ = ["report_of_network", "report_of_refinement"]
+__all__ = ["write_network_report", "write_refinement_report"]
 
 
-def report_of_network(
+def write_network_report(
     image: Reconstruction,
     scan: Scan,
     module: PtychoNetwork,
@@ -48,7 +48,7 @@ def report_of_network(
     if halves:
         # The scan's own probe may be no more than a guess.
         known = dataclasses.replace(scan, probe=probe, probe_is_calibrated=True)
-        found = _halves(known, module.config.refine, device)
+        found = _correlate_halves(known, module.config.refine, device)
     return write_report(
         image,
         scan,
@@ -56,12 +56,14 @@ def report_of_network(
         probe=probe,
         halves=found,
         # A refined image has its own background.
-        detect=_detector(module, which, image.provenance.get("absolute_scale")) if image.probe is None else None,
+        detect=_make_detector_model(module, which, image.provenance.get("absolute_scale"))
+        if image.probe is None
+        else None,
         history=read_history(run) if run is not None and (run / LOGS_FOLDER).is_dir() else None,
     )
 
 
-def report_of_refinement(
+def write_refinement_report(
     image: Reconstruction,
     scan: Scan,
     path: Path,
@@ -75,14 +77,14 @@ def report_of_refinement(
     Arguments:
         config: how it was refined, and how the two halves are when their ring correlation is asked for.
     """
-    return write_report(image, scan, path, halves=_halves(scan, config, device) if halves else None)
+    return write_report(image, scan, path, halves=_correlate_halves(scan, config, device) if halves else None)
 
 
-def _halves(scan: Scan, config: RefineConfig, device: str) -> Metrics:
+def _correlate_halves(scan: Scan, config: RefineConfig, device: str) -> Metrics:
     return resolution(scan, config=config, device=device).metrics
 
 
-def _detector(module: PtychoNetwork, which: int, absolute: dict[str, float] | None) -> Detect:
+def _make_detector_model(module: PtychoNetwork, which: int, absolute: dict[str, float] | None) -> DetectorModel:
     """Blur, scale and background of the module, for counts of a training scan's beam.
 
     Arguments:

@@ -14,47 +14,62 @@ from torchptycho.analysis.registration import flatten_phase
 from torchptycho.core.errors import EvaluationError
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.core.scan import Scan
-from torchptycho.visualization.plot.curves import by_quantity, half_period_text
-from torchptycho.visualization.plot.panels import bounding_box, length_unit, limits_of, phase_map_of
+from torchptycho.visualization.plot.curves import format_half_period, group_by_quantity
+from torchptycho.visualization.plot.panels import (
+    choose_length_unit,
+    choose_phase_map,
+    compute_limits,
+    find_bounding_box,
+)
 from torchptycho.visualization.report.html_blocks import (
     Block,
     Chart,
     Details,
     Section,
     Table,
-    complex_figure,
-    mapped_figure,
-    scale_bar_of,
+    make_complex_figure,
+    make_mapped_figure,
+    make_scale_bar,
 )
-from torchptycho.visualization.report.pattern_panels import Detect, compare_patterns
-from torchptycho.visualization.report.svg_charts import Series, curves_svg, positions_svg
-from torchptycho.visualization.tables import show
+from torchptycho.visualization.report.pattern_panels import DetectorModel, compare_patterns
+from torchptycho.visualization.report.svg_charts import Series, draw_curves_svg, draw_positions_svg
+from torchptycho.visualization.tables import format_value
 
 __all__ = [
-    "half_period", "of_configuration", "of_curves", "of_data", "of_halves", "of_image", "of_patterns", "of_positions",
-    "of_probe", "of_provenance", "of_truth", "photons_text",
+    "format_photons",
+    "format_resolution",
+    "make_configuration_section",
+    "make_curves_section",
+    "make_data_section",
+    "make_image_section",
+    "make_patterns_section",
+    "make_positions_section",
+    "make_probe_section",
+    "make_provenance_section",
+    "make_resolution_section",
+    "make_truth_section",
 ]  # fmt: skip
 
 _DECADES = 5
-_STAGES = {"train": 1, "val": 2, "test": 3, "": 4}
+_STAGE_COLOURS = {"train": 1, "val": 2, "test": 3, "": 4}
 # Of the machine, not of the image.
-_NOT_SHOWN = ("plateau", "frames_per_s", "peak_memory_GB")
+_HIDDEN_QUANTITIES = ("plateau", "frames_per_s", "peak_memory_GB")
 
 
-def of_image(image: Reconstruction) -> Section:
+def make_image_section(image: Reconstruction) -> Section:
     """Amplitude, phase, both in colour, coverage, and where it is known how much overlapping patches disagree."""
     everything = image.valid & np.isfinite(image.object)
-    box = bounding_box(everything)
+    box = find_bounding_box(everything)
     mask, coverage = everything[box], image.coverage[box]
     flat = flatten_phase(np.where(mask, image.object[box], 0), mask)
-    phase_map, phase_limits = phase_map_of(flat, mask)
+    phase_map, phase_limits = choose_phase_map(flat, mask)
     pixel_m = image.object_pixel_m
     shown: list[Block] = [
-        mapped_figure("Amplitude", np.abs(flat), mask, "gray", limits_of(np.abs(flat), mask),
-                      scale=scale_bar_of(mask.shape[1], pixel_m)),
-        mapped_figure("Phase", np.angle(flat), mask, phase_map, phase_limits, unit="rad"),
-        complex_figure("Amplitude and phase", flat, mask),
-        mapped_figure("Coverage", coverage, mask, "cividis", (0.0, max(float(coverage.max(initial=0)), 1e-9)),
+        make_mapped_figure("Amplitude", np.abs(flat), mask, "gray", compute_limits(np.abs(flat), mask),
+                      scale=make_scale_bar(mask.shape[1], pixel_m)),
+        make_mapped_figure("Phase", np.angle(flat), mask, phase_map, phase_limits, unit="rad"),
+        make_complex_figure("Amplitude and phase", flat, mask),
+        make_mapped_figure("Coverage", coverage, mask, "cividis", (0.0, max(float(coverage.max(initial=0)), 1e-9)),
                       note="Sum of the weights that met at a pixel, relative to the largest."),
     ]  # fmt: skip
     spread: Float32[np.ndarray, "h w"] | None = getattr(image, "spread", None)
@@ -62,7 +77,7 @@ def of_image(image: Reconstruction) -> Section:
         known = mask & np.isfinite(spread[box])
         high = float(np.percentile(spread[box][known], 99.5)) if known.any() else 1.0
         shown.append(
-            mapped_figure(
+            make_mapped_figure(
                 "Disagreement",
                 spread[box],
                 known,
@@ -80,7 +95,7 @@ def of_image(image: Reconstruction) -> Section:
     )
 
 
-def of_truth(image: Reconstruction, scan: Scan) -> Section | None:
+def make_truth_section(image: Reconstruction, scan: Scan) -> Section | None:
     """How close it is to the object that the scan file brings."""
     if scan.truth is None:
         return None
@@ -95,7 +110,7 @@ def of_truth(image: Reconstruction, scan: Scan) -> Section | None:
             ("Phase", f"{metrics.phase_mae_rad:.4g} rad", metrics.phase_ssim, metrics.phase_correlation),
         )
     ]
-    curve = _frc_chart("Fourier ring correlation with the object in the file", metrics, "0.5", halves=False)
+    curve = _make_frc_chart("Fourier ring correlation with the object in the file", metrics, "0.5", halves=False)
     head = ("", "mean absolute error", "SSIM", "correlation")
     return Section(
         id="truth",
@@ -107,7 +122,9 @@ def of_truth(image: Reconstruction, scan: Scan) -> Section | None:
     )
 
 
-def of_patterns(scan: Scan, image: Reconstruction, probe: np.ndarray, detect: Detect | None) -> Section:
+def make_patterns_section(
+    scan: Scan, image: Reconstruction, probe: np.ndarray, detect: DetectorModel | None
+) -> Section:
     """A few frames, measured and predicted, and their difference in units of the photon noise."""
     found = compare_patterns(scan, image, probe, detect=detect)
     rows: list[tuple[Any, list[Block]]] = []
@@ -125,25 +142,25 @@ def of_patterns(scan: Scan, image: Reconstruction, probe: np.ndarray, detect: De
             (
                 "three",
                 [
-                    mapped_figure(
+                    make_mapped_figure(
                         f"Frame {frame}: measured",
                         np.log10(np.maximum(measured, low)),
                         good,
                         "inferno",
                         limits,
                         ends=ends,
-                        note=photons_text(float(measured[good].sum())),
+                        note=format_photons(float(measured[good].sum())),
                     ),
-                    mapped_figure(
+                    make_mapped_figure(
                         "Predicted",
                         np.log10(np.maximum(expected, low)),
                         good,
                         "inferno",
                         limits,
                         ends=ends,
-                        note=photons_text(float(expected[good].sum())),
+                        note=format_photons(float(expected[good].sum())),
                     ),
-                    mapped_figure(
+                    make_mapped_figure(
                         "Difference",
                         np.clip(noise, -5, 5),
                         good,
@@ -164,56 +181,56 @@ def of_patterns(scan: Scan, image: Reconstruction, probe: np.ndarray, detect: De
     )
 
 
-def of_curves(image: Reconstruction, history: dict[str, list[tuple[int, float]]]) -> Section | None:
+def make_curves_section(image: Reconstruction, history: dict[str, list[tuple[int, float]]]) -> Section | None:
     """What training and refinement wrote down."""
     charts: list[Block] = []
     if image.history.get("misfit"):
         misfit = np.array(image.history["misfit"])
         one = Series(name="misfit", x=np.arange(1.0, len(misfit) + 1), y=misfit)
         noise = Series(name="photon noise", x=np.array([1.0, len(misfit)]), y=np.ones(2), colour=3, dashed=True)
-        charts.append(_chart("Refinement", [one, noise] if len(misfit) > 1 else [one], "epoch", "misfit"))
+        charts.append(_make_chart("Refinement", [one, noise] if len(misfit) > 1 else [one], "epoch", "misfit"))
     # The loss first: it is what one looks for.
-    for quantity, curves in sorted(by_quantity(history).items(), key=lambda item: "loss" not in item[0]):
+    for quantity, curves in sorted(group_by_quantity(history).items(), key=lambda item: "loss" not in item[0]):
         series = [
             Series(
                 name=stage or quantity.replace("_", " "),
-                colour=_STAGES[stage],
+                colour=_STAGE_COLOURS[stage],
                 x=np.array([step for step, _ in points], dtype=np.float64),
                 y=np.array([value for _, value in points], dtype=np.float64),
             )
             for stage, points in curves
         ]
-        if quantity not in _NOT_SHOWN and any(np.isfinite(one.y).any() for one in series):
+        if quantity not in _HIDDEN_QUANTITIES and any(np.isfinite(one.y).any() for one in series):
             label = quantity.replace("_", " ")
-            charts.append(_chart(f"Training: {label}", series, "optimiser step", label))
+            charts.append(_make_chart(f"Training: {label}", series, "optimiser step", label))
     return Section(id="curves", title="Curves", rows=[("wide", charts)]) if charts else None
 
 
-def of_halves(metrics: Metrics) -> Section:
+def make_resolution_section(metrics: Metrics) -> Section:
     """Where two halves of the frames agree."""
-    chart = _frc_chart("Fourier ring correlation of the two halves", metrics, "½ bit", halves=True)
+    chart = _make_frc_chart("Fourier ring correlation of the two halves", metrics, "½ bit", halves=True)
     return Section(
         id="resolution",
         title="Resolution",
         rows=[("wide", [chart])],
-        text=f"Two halves of the frames, refined apart, agree down to a half period of {half_period(metrics)} (½-bit "
+        text=f"Two halves of the frames, refined apart, agree down to a half period of {format_resolution(metrics)} (½-bit "
         "threshold). This bounds the detail that the data fix; a mistake that both halves share does not show.",
     )
 
 
-def of_probe(probe: Complex[np.ndarray, "p n n"], pixel_m: float | None) -> Section:
+def make_probe_section(probe: Complex[np.ndarray, "p n n"], pixel_m: float | None) -> Section:
     """Every mode, in colour and with its part of the photons."""
     power = (np.abs(probe) ** 2).sum(axis=(1, 2), dtype=np.float64)
     everywhere = np.ones(probe.shape[1:], dtype=bool)
     figures: list[Block] = [
-        complex_figure(
+        make_complex_figure(
             f"Mode {number}" if len(probe) > 1 else "Probe",
             mode,
             everywhere,
             wheel=number == 1,
-            scale=scale_bar_of(probe.shape[-1], pixel_m) if number == 1 else None,
+            scale=make_scale_bar(probe.shape[-1], pixel_m) if number == 1 else None,
             note=(f"{power[number - 1] / max(float(power.sum()), 1e-300):.3%} of " if len(probe) > 1 else "")
-            + photons_text(float(power.sum())),
+            + format_photons(float(power.sum())),
         )
         for number, mode in enumerate(probe, start=1)
     ]
@@ -221,11 +238,11 @@ def of_probe(probe: Complex[np.ndarray, "p n n"], pixel_m: float | None) -> Sect
     return Section(id="probe", title="Probe", rows=[("small", figures)], text=text if len(probe) > 1 else "")
 
 
-def of_positions(scan: Scan, image: Reconstruction) -> Section:
+def make_positions_section(scan: Scan, image: Reconstruction) -> Section:
     """Where the frames were said to be, and where they were found."""
     found = image.positions_px
     moved = found is not None and found.shape == scan.positions_px.shape and bool(np.any(found != scan.positions_px))
-    svg, times = positions_svg(scan.positions_px, found if moved else None, scan.n_px)
+    svg, times = draw_positions_svg(scan.positions_px, found if moved else None, scan.n_px)
     if not moved or found is None:
         chart = Chart(
             title=f"{scan.n_frames} positions", svg=svg, note="As the file has them; they were not corrected."
@@ -241,8 +258,8 @@ def of_positions(scan: Scan, image: Reconstruction) -> Section:
     )
     mean = shift.mean(axis=0)
     rows = [
-        ("Root mean square", _px(float(np.sqrt((length**2).mean())), image.object_pixel_m)),
-        ("Largest", f"{_px(float(length.max()), image.object_pixel_m)}, frame {int(length.argmax())}"),
+        ("Root mean square", _format_length(float(np.sqrt((length**2).mean())), image.object_pixel_m)),
+        ("Largest", f"{_format_length(float(length.max()), image.object_pixel_m)}, frame {int(length.argmax())}"),
         ("Mean (y, x)", f"{mean[0]:.3f}, {mean[1]:.3f} px".replace("-", "−")),
     ]
     return Section(
@@ -253,11 +270,11 @@ def of_positions(scan: Scan, image: Reconstruction) -> Section:
     )
 
 
-def of_data(summary: ScanSummary) -> Section:
+def make_data_section(summary: ScanSummary) -> Section:
     """What `inspect` says about the scan."""
     apart = ("problems", "notes", "metadata", "left_out", "dead_pixels", "hot_pixels", "dim_frames", "bright_frames")
     rows = [
-        (_label(name), _cell(value))
+        (_format_label(name), _format_cell(value))
         for name, value in summary.to_dict().items()
         if name not in (*apart, "usable", "near_field")
     ]
@@ -265,14 +282,14 @@ def of_data(summary: ScanSummary) -> Section:
     return Section(id="data", title="Data", rows=[("", [Table(rows=rows)])], warnings=list(summary.problems))
 
 
-def of_configuration(image: Reconstruction) -> Section | None:
+def make_configuration_section(image: Reconstruction) -> Section | None:
     """Every option of the run, section by section."""
     told: dict[str, Any] = dict(image.provenance.get("config") or {})
     refined = image.provenance.get("refinement", image.provenance)
     if "refine" in refined:
         told["refine"] = refined["refine"]
     tables = [
-        (name, Table(rows=[(key, _cell(value)) for key, value in options.items()]))
+        (name, Table(rows=[(key, _format_cell(value)) for key, value in options.items()]))
         for name, options in told.items()
         if isinstance(options, dict)
     ]
@@ -286,7 +303,7 @@ def of_configuration(image: Reconstruction) -> Section | None:
     )
 
 
-def of_provenance(image: Reconstruction, report_seconds: float) -> Section:
+def make_provenance_section(image: Reconstruction, report_seconds: float) -> Section:
     """Where it comes from, what computed it, and how long that took."""
     told = image.provenance
     refined = told.get("refinement", told)
@@ -315,45 +332,45 @@ def of_provenance(image: Reconstruction, report_seconds: float) -> Section:
     return Section(id="provenance", title="Provenance, versions and timings", rows=[("", [Table(rows=rows)])])
 
 
-def half_period(metrics: Metrics) -> str:
+def format_resolution(metrics: Metrics) -> str:
     """The half period at the half-bit threshold, in pixels and in metres where these are known."""
     last = float(metrics.frc.frequency_cycles_per_px[-1])
-    return half_period_text(metrics.frc_half_bit_cycles_per_px, last, metrics.object_pixel_m)
+    return format_half_period(metrics.frc_half_bit_cycles_per_px, last, metrics.object_pixel_m)
 
 
-def photons_text(photons: float) -> str:
+def format_photons(photons: float) -> str:
     """A number of photons as one reads it aloud, as long as that is short."""
     return f"{photons:,.0f} photons" if 100 <= photons < 1e7 else f"{photons:.3g} photons"
 
 
-def _frc_chart(title: str, metrics: Metrics, threshold: str, *, halves: bool) -> Chart:
+def _make_frc_chart(title: str, metrics: Metrics, threshold: str, *, halves: bool) -> Chart:
     f = metrics.frc.frequency_cycles_per_px
     level = metrics.frc.half_bit if halves else np.full_like(f, 0.5)
     crossing = metrics.frc_half_bit_cycles_per_px if halves else metrics.frc_half_cycles_per_px
-    period = half_period_text(crossing, float(f[-1]), metrics.object_pixel_m)
+    period = format_half_period(crossing, float(f[-1]), metrics.object_pixel_m)
     series = [
         Series(name="correlation", x=f, y=metrics.frc.correlation),
         Series(name=f"{threshold}: half period {period}", x=f, y=level, colour=2, dashed=True),
     ]
     low = min(0.0, float(metrics.frc.correlation.min()))
-    return _chart(title, series, "spatial frequency (cycles / px)", "correlation", (low, 1.0))
+    return _make_chart(title, series, "spatial frequency (cycles / px)", "correlation", (low, 1.0))
 
 
-def _chart(
+def _make_chart(
     title: str, series: list[Series], x_label: str, y_label: str, y_range: tuple[float, float] | None = None
 ) -> Chart:
     legend = tuple((one.name, one.colour, one.dashed) for one in series) if len(series) > 1 else ()
-    return Chart(title=title, svg=curves_svg(series, x_label, y_label, y_range=y_range), legend=legend)
+    return Chart(title=title, svg=draw_curves_svg(series, x_label, y_label, y_range=y_range), legend=legend)
 
 
-def _px(length_px: float, pixel_m: float | None) -> str:
+def _format_length(length_px: float, pixel_m: float | None) -> str:
     if not pixel_m:
         return f"{length_px:.3g} px"
-    factor, unit = length_unit(length_px * pixel_m)
+    factor, unit = choose_length_unit(length_px * pixel_m)
     return f"{length_px:.3g} px = {length_px * pixel_m / factor:.3g} {unit}"
 
 
-def _label(name: str) -> str:
+def _format_label(name: str) -> str:
     """The name of a field for people: n_dead_pixels is dead pixels, step_px is step (px)."""
     if name == "n_px":
         return "frame edge (px)"
@@ -361,9 +378,9 @@ def _label(name: str) -> str:
     return f"{words} ({unit})" if unit in ("px", "m") else f"{words} {unit}".strip()
 
 
-def _cell(value: Any) -> str:
+def _format_cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if value is None or value in ([], (), {}):
         return "—"
-    return show(value)
+    return format_value(value)

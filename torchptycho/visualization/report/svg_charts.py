@@ -13,15 +13,15 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 from torchptycho.visualization.plot.panels import Limits
 
-__all__ = ["Series", "curves_svg", "positions_svg"]
+__all__ = ["Series", "draw_curves_svg", "draw_positions_svg"]
 
 _WIDTH, _HEIGHT = 420.0, 250.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 76.0, 12.0, 12.0, 40.0
-_MOST_POINTS = 800
-_DOTS_BELOW = 40
-_ROUND = [1, 2, 2.5, 5, 10]
+_MAX_POINTS = 800
+_MAX_POINTS_WITH_DOTS = 40
+_TICK_STEPS = [1, 2, 2.5, 5, 10]
 
-_Place = Callable[[np.ndarray], np.ndarray]
+_AxisTransform = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,7 +42,9 @@ class Series:
     dashed: bool = False
 
 
-def curves_svg(series: list[Series], x_label: str, y_label: str, *, y_range: tuple[float, float] | None = None) -> str:
+def draw_curves_svg(
+    series: list[Series], x_label: str, y_label: str, *, y_range: tuple[float, float] | None = None
+) -> str:
     """Curves over common axes; logarithmic upwards when all values are positive and span more than a decade.
 
     Arguments:
@@ -52,8 +54,8 @@ def curves_svg(series: list[Series], x_label: str, y_label: str, *, y_range: tup
     log = y_range is None and bool(values.size and values.min() > 0 and values.max() > 10 * values.min())
     kept = [(one, np.isfinite(one.x) & np.isfinite(one.y)) for one in series]
     x = np.concatenate([one.x[keep] for one, keep in kept])
-    x_low, x_high = _range(x, zero=True)
-    y_low, y_high = y_range or ((float(values.min()), float(values.max())) if log else _range(values))
+    x_low, x_high = _find_range(x, zero=True)
+    y_low, y_high = y_range or ((float(values.min()), float(values.max())) if log else _find_range(values))
 
     def across(value: np.ndarray) -> np.ndarray:
         return np.asarray(_LEFT + (value - x_low) / (x_high - x_low) * (_WIDTH - _LEFT - _RIGHT))
@@ -62,24 +64,24 @@ def curves_svg(series: list[Series], x_label: str, y_label: str, *, y_range: tup
         part = np.log(value / y_low) / math.log(y_high / y_low) if log else (value - y_low) / (y_high - y_low)
         return np.asarray(_HEIGHT - _BOTTOM - part * (_HEIGHT - _TOP - _BOTTOM))
 
-    drawn = [_axes((x_low, x_high), (y_low, y_high), log, across, up, x_label, y_label)]
+    drawn = [_draw_axes((x_low, x_high), (y_low, y_high), log, across, up, x_label, y_label)]
     for one, keep in kept:
         px, py = across(one.x[keep]), up(one.y[keep])
-        step = -(-len(px) // _MOST_POINTS) or 1
+        step = -(-len(px) // _MAX_POINTS) or 1
         # The last point says how it ended.
         chosen = np.unique(np.r_[np.arange(0, len(px), step), max(0, len(px) - 1)]) if len(px) else np.arange(0)
         path = "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(px[chosen], py[chosen], strict=True))
         style = "thin dash" if one.dashed else "line"
         if len(chosen):
             drawn.append(f'<path class="{style} c{one.colour}" d="{path}"/>')
-        if 0 < len(chosen) < _DOTS_BELOW and not one.dashed:
+        if 0 < len(chosen) < _MAX_POINTS_WITH_DOTS and not one.dashed:
             dots = "".join(f"M{a:.1f} {b:.1f}h0" for a, b in zip(px[chosen], py[chosen], strict=True))
             drawn.append(f'<path class="dots c{one.colour}" d="{dots}"/>')
     title = escape(f"{y_label} over {x_label}")
     return Markup(f'<svg viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" role="img" aria-label="{title}">{"".join(drawn)}</svg>')
 
 
-def positions_svg(
+def draw_positions_svg(
     given_px: Float64[np.ndarray, "m 2"], found_px: Float64[np.ndarray, "m 2"] | None, n_px: int
 ) -> tuple[str, float]:
     """Scan positions (y down, as the image has it), the square of one frame, and how far each position was moved.
@@ -102,7 +104,7 @@ def positions_svg(
         longest = float(np.abs(moved).max())
         if longest > 0:
             # Long enough to be seen: at most a twentieth of the picture, in steps of 1, 2, 5.
-            times = max(1.0, _nice_below(_WIDTH / 20 / longest))
+            times = max(1.0, _round_down(_WIDTH / 20 / longest))
         lines = "".join(
             f"M{x:.1f} {y:.1f}l{dx * times:.2f} {dy * times:.2f}"
             for (y, x), (dy, dx) in zip(placed, moved, strict=True)
@@ -114,7 +116,7 @@ def positions_svg(
     return Markup(f'<svg viewBox="{box}" role="img" aria-label="scan positions">{"".join(drawn)}</svg>'), times
 
 
-def _range(values: np.ndarray, *, zero: bool = False) -> tuple[float, float]:
+def _find_range(values: np.ndarray, *, zero: bool = False) -> tuple[float, float]:
     """Limits of a linear axis around the values."""
     if not values.size:
         return 0.0, 1.0
@@ -124,26 +126,30 @@ def _range(values: np.ndarray, *, zero: bool = False) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
-def _nice_below(value: float) -> float:
+def _round_down(value: float) -> float:
     decade = 10.0 ** math.floor(math.log10(value))
     return max(step * decade for step in (1.0, 2.0, 5.0) if step * decade <= value * (1 + 1e-9))
 
 
-def _axes(x_range: Limits, y_range: Limits, log: bool, across: _Place, up: _Place, x_label: str, y_label: str) -> str:
+def _draw_axes(
+    x_range: Limits, y_range: Limits, log: bool, across: _AxisTransform, up: _AxisTransform, x_label: str, y_label: str
+) -> str:
     (x_low, x_high), (y_low, y_high) = x_range, y_range
-    x_ticks = [t for t in MaxNLocator(6, steps=_ROUND).tick_values(x_low, x_high) if x_low <= t <= x_high]
+    x_ticks = [t for t in MaxNLocator(6, steps=_TICK_STEPS).tick_values(x_low, x_high) if x_low <= t <= x_high]
     locator = (
-        LogLocator(subs=(1.0,) if y_high > 100 * y_low else (1.0, 2.0, 5.0)) if log else MaxNLocator(5, steps=_ROUND)
+        LogLocator(subs=(1.0,) if y_high > 100 * y_low else (1.0, 2.0, 5.0))
+        if log
+        else MaxNLocator(5, steps=_TICK_STEPS)
     )
     y_ticks = [t for t in locator.tick_values(y_low, y_high) if y_low <= t <= y_high]
     floor, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
     parts = []
     for tick, y in zip(y_ticks, up(np.array(y_ticks)), strict=True):
         parts.append(f'<path class="grid" d="M{_LEFT:g} {y:.1f}H{right:g}"/>')
-        parts.append(f'<text class="end" x="{_LEFT - 6:g}" y="{y + 4:.1f}">{_number(tick)}</text>')
+        parts.append(f'<text class="end" x="{_LEFT - 6:g}" y="{y + 4:.1f}">{_format_tick(tick)}</text>')
     for tick, x in zip(x_ticks, across(np.array(x_ticks)), strict=True):
         parts.append(f'<path class="axis" d="M{x:.1f} {floor:g}v4"/>')
-        parts.append(f'<text class="mid" x="{x:.1f}" y="{floor + 17:g}">{_number(tick)}</text>')
+        parts.append(f'<text class="mid" x="{x:.1f}" y="{floor + 17:g}">{_format_tick(tick)}</text>')
     parts.append(f'<path class="axis" d="M{_LEFT:g} {_TOP:g}V{floor:g}H{right:g}"/>')
     parts.append(f'<text class="mid" x="{(_LEFT + right) / 2:g}" y="{_HEIGHT - 6:g}">{escape(x_label)}</text>')
     middle = (_TOP + floor) / 2
@@ -152,7 +158,7 @@ def _axes(x_range: Limits, y_range: Limits, log: bool, across: _Place, up: _Plac
     return "".join(parts)
 
 
-def _number(value: float) -> str:
+def _format_tick(value: float) -> str:
     if value == 0 or 1e-3 <= abs(value) < 1e5:
         # Ticks may lie as close as this over a range far from zero.
         return f"{value:.6g}".replace("-", "−")

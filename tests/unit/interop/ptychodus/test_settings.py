@@ -15,7 +15,7 @@ from torchptycho.core.config import RunConfig, SimulateConfig
 from torchptycho.core.errors import ConfigError, ScanError
 from torchptycho.data.simulation import simulate
 from torchptycho.interop.ptychodus import installation
-from torchptycho.interop.ptychodus.settings import OWN, run_config, tell_without_effect
+from torchptycho.interop.ptychodus.settings import OWN_SETTINGS, convert_settings, warn_without_effect
 from torchptycho.interop.ptychodus.training_files import find_training_files, read_training_scan
 from torchptycho.io import write_scan
 
@@ -48,7 +48,7 @@ DEFAULTS: dict[str, Any] = {
     "Data.max_neighbor_distance": 3.0,
     "Data.num_nearest_neighbors_for_lookup": 6,
     "Data.num_nearest_neighbors_for_quadrant_lookup": 30,
-    **{f"Torchptycho.{name}": value for name, value in OWN.items()},
+    **{f"Torchptycho.{name}": value for name, value in OWN_SETTINGS.items()},
 }
 
 
@@ -59,7 +59,7 @@ def field(config: RunConfig, name: str) -> Any:
 
 @pytest.mark.contract("ptychodus.settings")
 def test_its_defaults_are_a_configuration() -> None:
-    config = run_config(DEFAULTS, "PINN")
+    config = convert_settings(DEFAULTS, "PINN")
     assert config.model.generator == "pie_unet"
     assert config.train.num_workers == 0
     assert (config.train.epochs, config.train.batch_size, config.train.accelerator) == (50, 64, "auto")
@@ -112,10 +112,10 @@ def test_its_defaults_are_a_configuration() -> None:
     ids=lambda value: next(iter(value)),
 )
 def test_settings_arrive(changes: dict[str, Any], expected: dict[str, Any]) -> None:
-    config = run_config(DEFAULTS | changes, "PINN")
+    config = convert_settings(DEFAULTS | changes, "PINN")
     for name, value in expected.items():
         assert field(config, name) == value
-    assert any(field(run_config(DEFAULTS, "PINN"), name) != value for name, value in expected.items()) or not any(
+    assert any(field(convert_settings(DEFAULTS, "PINN"), name) != value for name, value in expected.items()) or not any(
         expected.values()
     )
 
@@ -135,20 +135,20 @@ def test_settings_arrive(changes: dict[str, Any], expected: dict[str, Any]) -> N
 )
 def test_settings_without_a_meaning_are_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        run_config(DEFAULTS | changes, "PINN")
+        convert_settings(DEFAULTS | changes, "PINN")
     assert words in str(caught.value)
 
 
 @pytest.mark.contract("ptychodus.settings")
 def test_refinement_asks_for_no_groups() -> None:
-    assert run_config(DEFAULTS | {"Data.num_channels": 1}, "Refine").refine.epochs == 50
+    assert convert_settings(DEFAULTS | {"Data.num_channels": 1}, "Refine").refine.epochs == 50
 
 
 @pytest.mark.contract("ptychodus.settings.vain")
 def test_settings_changed_in_vain_are_named(caplog: pytest.LogCaptureFixture) -> None:
-    tell_without_effect({"Training.epochs": 3}, "PINN")
+    warn_without_effect({"Training.epochs": 3}, "PINN")
     assert not caplog.records
-    tell_without_effect({"Model.cbam_encoder": False, "Training.n_devices": 4}, "PINN")
+    warn_without_effect({"Model.cbam_encoder": False, "Training.n_devices": 4}, "PINN")
     assert "Model.cbam_encoder (of another network's layers)" in caplog.text
     assert "torchptycho train --devices N" in caplog.text
 
@@ -269,4 +269,4 @@ def test_a_file_of_others_stays(elsewhere: dict[str, Any], capsys: pytest.Captur
         assert main(["ptychodus", action]) == 1
         assert "found another's. Move it away." in capsys.readouterr().err
     assert elsewhere["file"].read_text() == "theirs"
-    assert not installation.standing().enabled
+    assert not installation.read_status().enabled

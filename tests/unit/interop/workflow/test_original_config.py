@@ -140,7 +140,7 @@ def test_a_name_becomes_what_the_table_says(name: str) -> None:
     for given, expected in CASES[name]:
         # What happens to be the default does not show.
         assert changed(run_config(given)) == {key: value for key, value in expected.items() if usual[key] != value}
-    if (field := TABLE[name].back) is not None:
+    if (field := TABLE[name].unchanged_field) is not None:
         assert field in CASES[name][0][1]
 
 

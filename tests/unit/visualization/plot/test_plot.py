@@ -22,9 +22,9 @@ from torchptycho.core.scan import ArrayFrames, Scan
 from torchptycho.io import read_scan, write_scan
 from torchptycho.io.frames.frame_stacks import ZippedFrames
 from torchptycho.visualization import plot
-from torchptycho.visualization.plot.panels import limits_of, nice_length, phase_map_of
-from torchptycho.visualization.plot.phase_colors import complex_rgb, hue_rgb, wheel_rgba
-from torchptycho.visualization.plot.scan_figures import mean_counts
+from torchptycho.visualization.plot.panels import choose_phase_map, choose_scale_length, compute_limits
+from torchptycho.visualization.plot.phase_colors import complex_to_rgb, make_wheel_rgba, phase_to_rgb
+from torchptycho.visualization.plot.scan_figures import average_counts
 
 
 def make_object(shape: tuple[int, int] = (96, 110), phase_rad: float = 0.8) -> np.ndarray:
@@ -133,7 +133,7 @@ def test_an_image_without_a_valid_pixel_is_drawn(tmp_path: Path) -> None:
 
 
 def test_limits_of_a_flat_image_lie_around_it() -> None:
-    assert limits_of(np.full((4, 4), 3.0), np.ones((4, 4), dtype=bool)) == (2.5, 3.5)
+    assert compute_limits(np.full((4, 4), 3.0), np.ones((4, 4), dtype=bool)) == (2.5, 3.5)
 
 
 def test_one_dark_frame_and_an_empty_history_are_drawn(tmp_path: Path) -> None:
@@ -150,9 +150,9 @@ def test_overview_needs_a_truth(tmp_path: Path) -> None:
 @pytest.mark.contract("plot.phase-map")
 def test_phases_that_span_more_than_pi_have_a_cyclic_map() -> None:
     everywhere = np.ones((96, 110), dtype=bool)
-    name, limits = phase_map_of(make_object(phase_rad=3.1), everywhere)
+    name, limits = choose_phase_map(make_object(phase_rad=3.1), everywhere)
     assert (name, limits) == ("twilight", (-math.pi, math.pi))
-    name, (low, high) = phase_map_of(make_object(phase_rad=0.8), everywhere)
+    name, (low, high) = choose_phase_map(make_object(phase_rad=0.8), everywhere)
     assert name == "viridis"
     assert -0.8 <= low < high <= 0.8
 
@@ -171,7 +171,7 @@ def test_phases_that_span_more_than_pi_have_a_cyclic_map() -> None:
     ],
 )
 def test_scale_bar_has_a_round_length(width_px: int, pixel_m: float | None, label: str) -> None:
-    length_px, found = nice_length(width_px, pixel_m)
+    length_px, found = choose_scale_length(width_px, pixel_m)
     assert found == label
     assert width_px / 10.1 <= length_px <= width_px / 4 * (1 + 1e-9)
 
@@ -185,15 +185,15 @@ def test_amplitudes_and_counts_give_the_same_mean_pattern() -> None:
         counts, frames=ArrayFrames(np.sqrt(frames.astype(np.float64)).astype(np.float32)), domain="amplitude"
     )
     integers = dataclasses.replace(counts, frames=ArrayFrames(frames), domain="amplitude")
-    index, mean, totals, shown = mean_counts(counts, 1000, 17)
+    index, mean, totals, shown = average_counts(counts, 1000, 17)
     np.testing.assert_array_equal(shown, frames[17])
-    np.testing.assert_allclose(mean_counts(amplitude, 1000)[1], mean, rtol=1e-5)
+    np.testing.assert_allclose(average_counts(amplitude, 1000)[1], mean, rtol=1e-5)
     np.testing.assert_allclose(mean, frames.mean(axis=0, dtype=np.float64), rtol=1e-12)
     np.testing.assert_allclose(totals, frames[:, counts.mask].sum(axis=1, dtype=np.float64), rtol=1e-12)
     np.testing.assert_array_equal(index, np.arange(30))
-    squared = mean_counts(integers, 1000)[1]
+    squared = average_counts(integers, 1000)[1]
     np.testing.assert_allclose(squared, (frames.astype(np.float64) ** 2).mean(axis=0), rtol=1e-12)
-    assert len(mean_counts(counts, 7)[0]) == 7
+    assert len(average_counts(counts, 7)[0]) == 7
 
 
 @pytest.mark.contract("plot.counts")
@@ -203,7 +203,7 @@ def test_a_compressed_file_is_read_once_and_gives_the_same_pattern(
     scan = make_scan(n_frames=200)
     write_scan(scan, tmp_path / "scan.npz")
     zipped = read_scan(tmp_path / "scan.npz")
-    expected, found = (mean_counts(one, 90, 130) for one in (scan, zipped))
+    expected, found = (average_counts(one, 90, 130) for one in (scan, zipped))
     for a, b in zip(expected, found, strict=True):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_allclose(expected[1], scan.frames[expected[0]].mean(axis=0, dtype=np.float64), rtol=1e-12)
@@ -216,7 +216,7 @@ def test_a_compressed_file_is_read_once_and_gives_the_same_pattern(
 @pytest.mark.contract("plot.complex")
 def test_hue_is_the_phase_and_every_phase_is_as_light() -> None:
     phase = np.linspace(-math.pi, math.pi, 361)
-    rgb = hue_rgb(phase)
+    rgb = phase_to_rgb(phase)
     assert rgb.shape == (361, 3)
     np.testing.assert_allclose(rgb[0], rgb[-1], atol=1e-12)
     assert rgb.min() > 0.05
@@ -232,12 +232,12 @@ def test_hue_is_the_phase_and_every_phase_is_as_light() -> None:
 @pytest.mark.contract("plot.complex")
 def test_brightness_is_the_amplitude_and_the_wheel_is_the_key() -> None:
     image = np.array([[0, 0.5, 1.0, 4.0]]) * np.exp(1j * 0.7)
-    rgb = complex_rgb(image, 1.0).astype(int)
+    rgb = complex_to_rgb(image, 1.0).astype(int)
     assert (rgb[0, 0] == 0).all()
     np.testing.assert_allclose(rgb[0, 1], rgb[0, 2] / 2, atol=1)
     np.testing.assert_array_equal(rgb[0, 3], rgb[0, 2])
-    assert (complex_rgb(np.zeros((2, 2), complex)) == 0).all()
-    wheel = wheel_rgba(101).astype(int)
+    assert (complex_to_rgb(np.zeros((2, 2), complex)) == 0).all()
+    wheel = make_wheel_rgba(101).astype(int)
     assert wheel[0, 0, 3] == 0
     # Up is +pi/2.
-    np.testing.assert_allclose(wheel[5, 50, :3], 255 * hue_rgb(np.array(math.pi / 2)) * 0.89, atol=4)
+    np.testing.assert_allclose(wheel[5, 50, :3], 255 * phase_to_rgb(np.array(math.pi / 2)) * 0.89, atol=4)

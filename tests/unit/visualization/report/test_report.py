@@ -22,11 +22,11 @@ from torchptycho.core.config import RefineConfig, SimulateConfig
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.core.scan import ArrayFrames, Scan
 from torchptycho.data.simulation import simulate
-from torchptycho.visualization.plot.png import reduced
+from torchptycho.visualization.plot.png import downsample
 from torchptycho.visualization.report import write_report
-from torchptycho.visualization.report.inline_png import mapped_png
+from torchptycho.visualization.report.inline_png import encode_mapped_png
 from torchptycho.visualization.report.pattern_panels import compare_patterns
-from torchptycho.visualization.report.svg_charts import Series, curves_svg, positions_svg
+from torchptycho.visualization.report.svg_charts import Series, draw_curves_svg, draw_positions_svg
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
@@ -262,25 +262,25 @@ class TestPatterns:
 class TestDrawings:
     def test_values_over_decades_have_a_logarithmic_axis_and_others_not(self) -> None:
         x = np.arange(5.0)
-        decades = curves_svg([Series(name="a", x=x, y=10.0**-x)], "x", "y")
+        decades = draw_curves_svg([Series(name="a", x=x, y=10.0**-x)], "x", "y")
         path = re.findall(r'class="line c1" d="M([^"]+)"', decades)[0]
         heights = [float(pair.split()[1]) for pair in path.split("L")]
         np.testing.assert_allclose(np.diff(heights), np.diff(heights)[0], atol=0.2)
-        linear = curves_svg([Series(name="a", x=x, y=10.0 + x)], "x", "y")
+        linear = draw_curves_svg([Series(name="a", x=x, y=10.0 + x)], "x", "y")
         assert ">11<" in linear
 
     @pytest.mark.parametrize(
         "y", [np.full(4, np.nan), np.zeros(4), np.array([1.0, np.nan, 3.0, np.inf]), np.full(1, 2.0), np.zeros(0)]
     )
     def test_what_is_not_finite_is_left_out(self, y: np.ndarray) -> None:
-        drawn = curves_svg([Series(name="a", x=np.arange(float(len(y))), y=y)], "x", "y")
+        drawn = draw_curves_svg([Series(name="a", x=np.arange(float(len(y))), y=y)], "x", "y")
         ET.fromstring(drawn)
         assert "nan" not in drawn
         assert "inf" not in drawn
 
     def test_long_curves_are_thinned_and_keep_their_end(self) -> None:
         x = np.arange(50_001.0)
-        drawn = curves_svg([Series(name="a", x=x, y=x)], "x", "y", y_range=(0, 50_000))
+        drawn = draw_curves_svg([Series(name="a", x=x, y=x)], "x", "y", y_range=(0, 50_000))
         assert len(drawn) < 30_000
         assert "L408.0 12.0" in drawn
 
@@ -289,12 +289,12 @@ class TestDrawings:
         given = np.stack(np.meshgrid(np.arange(0.0, 100, 10), np.arange(0.0, 50, 10)), -1).reshape(-1, 2)
         moved = given.copy()
         moved[7, 0] += 0.01
-        drawn, times = positions_svg(given, moved, 16)
+        drawn, times = draw_positions_svg(given, moved, 16)
         assert times > 100
         assert math.log10(times) % 1 in (pytest.approx(0), pytest.approx(math.log10(2)), pytest.approx(math.log10(5)))
         ET.fromstring(drawn)
-        assert positions_svg(given, given + 30, 16)[1] == 1
-        assert positions_svg(given, None, 16)[1] == 1
+        assert draw_positions_svg(given, given + 30, 16)[1] == 1
+        assert draw_positions_svg(given, None, 16)[1] == 1
 
     @pytest.mark.contract("report.small")
     def test_large_images_are_averaged_over_what_is_valid(self) -> None:
@@ -302,7 +302,7 @@ class TestDrawings:
         mask = np.zeros(values.shape, bool)
         mask[:, 200:] = True
         values[~mask] = np.nan
-        smaller, known = reduced(values, mask, 1200)
+        smaller, known = downsample(values, mask, 1200)
         assert smaller.shape == known.shape == (833, 133)
         assert known[:, 67:].all()
         assert not known[:, :66].any()
@@ -312,7 +312,7 @@ class TestDrawings:
     def test_values_keep_their_order_and_what_is_masked_is_transparent(self) -> None:
         values = np.linspace(-2, 2, 64).reshape(8, 8)
         mask = values > -1
-        source = mapped_png(values, mask, "gray", (-1.0, 1.0))
+        source = encode_mapped_png(values, mask, "gray", (-1.0, 1.0))
         with Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) as picture:
             rgba = np.asarray(picture.convert("RGBA"))
         assert ((rgba[..., 3] == 255) == mask).all()
@@ -323,11 +323,11 @@ class TestDrawings:
 
 @pytest.mark.contract("report.halves")
 def test_refinement_of_halves_is_made_only_when_asked_for(scan: Scan, tmp_path: Path) -> None:
-    from torchptycho.visualization.report import report_of_refinement
+    from torchptycho.visualization.report import write_refinement_report
 
     few = RefineConfig(epochs=2, polish=0)
-    without = report_of_refinement(image_of(scan), scan, tmp_path / "a.html", few).read_text(encoding="utf-8")
-    with_them = report_of_refinement(image_of(scan), scan, tmp_path / "b.html", few, halves=True, device="cpu")
+    without = write_refinement_report(image_of(scan), scan, tmp_path / "a.html", few).read_text(encoding="utf-8")
+    with_them = write_refinement_report(image_of(scan), scan, tmp_path / "b.html", few, halves=True, device="cpu")
     assert "resolution" not in Page(without).sections
     assert "resolution" in Page(with_them.read_text(encoding="utf-8")).sections
 

@@ -110,8 +110,11 @@ def probes(draw: st.DrawFn, n_px: int, max_modes: int = 3) -> Tensor:
 @st.composite
 def scans(draw: st.DrawFn, **fixed: Any) -> Scan:
     """Small simulated scans with their truth."""
+    n_px = draw(st.sampled_from([16, 32]))
     options: dict[str, Any] = {
-        "n_px": draw(st.sampled_from([16, 32])),
+        "n_px": n_px,
+        # A small zone plate out of focus would need frequencies beyond the Nyquist frequency.
+        "probe_defocus_waves": n_px / 16,
         "object_px": draw(st.integers(48, 72)),
         "n_frames": draw(st.integers(2, 12)),
         "position_kind": draw(st.sampled_from(["raster", "fermat", "random"])),

@@ -267,7 +267,7 @@ class TestSpool:
         assert again is not None
         assert again.count == min(frames_left // 32, positions_left // 16)
         again.append(chunk(20 - again.count, first=again.count))
-        frames, positions_px = again.rows(0, 20)
+        frames, positions_px = again.read_rows(0, 20)
         np.testing.assert_array_equal(frames, chunk(20).frames)
         np.testing.assert_array_equal(positions_px, chunk(20).positions_px)
         again.close()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from torchptycho.core.errors import ConfigError
-from torchptycho.live.live_images import IMAGE_FILES, draw
+from torchptycho.live.live_images import IMAGE_FILES, write_live_images
 from torchptycho.live.web_page import serve
 
 STATUS_FILE = {"state": "receiving", "source": "tcp://127.0.0.1:5555"}
@@ -24,7 +24,7 @@ STATUS_FILE = {"state": "receiving", "source": "tcp://127.0.0.1:5555"}
 def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "watch"
     folder.mkdir()
-    draw(np.ones((8, 8), np.complex64), np.ones((8, 8), np.float32), None, folder)
+    write_live_images(np.ones((8, 8), np.complex64), np.ones((8, 8), np.float32), None, folder)
     (folder / "status.json").write_text(json.dumps(STATUS_FILE))
     (folder / "secret.txt").write_text("secret")
     (tmp_path / "status.json").write_text("secret")

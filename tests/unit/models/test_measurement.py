@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from strategies import make_asymmetric_probe, normal
-from test_model import SMALL, made, run_config, scan
+from test_lightning_module import SMALL, made, run_config, scan
 from tolerances import assert_close, relative_l2
 from torch import Tensor
 

@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pytest
 from agreement import MISSING, assert_agree
+from tolerances import tolerance
 
 oracle = pytest.importorskip("tf_reference", reason=MISSING)
 
@@ -99,7 +100,8 @@ def test_gradients_and_one_step_of_adam(golden, gridsize):
     intensity = model.predict(*batch).intensity
     likelihood = oracle.negloglik(batch[0] ** 2, intensity).mean(dtype=np.float64)
     assert_agree(likelihood, np.float64(values["nll_mean"]), "golden.model.nll", "golden_network")
-    assert_agree(norms(model.gradients(*batch)), values["grad_norms"], "golden.model.gradient", "likelihood_gradient")
+    gradients = model.gradients(*batch)
+    assert_agree(norms(gradients), values["grad_norms"], "golden.model.gradient", "likelihood_gradient")
 
     losses = model.train_on_batch(*batch)
     for name, value in json.loads(str(values["train_on_batch_json"])).items():
@@ -107,9 +109,16 @@ def test_gradients_and_one_step_of_adam(golden, gridsize):
     after = model.get_weights()
     found = norms(after)
     assert_agree(found, values["weight_norms_after_1_adam_step"], "golden.model.step", "likelihood")
-    # What the step adds, of the kernel that was recorded whole.
+    # What the step adds, of the kernel that was recorded whole. Adam's first step is the rate times the sign of each
+    # weight's gradient, however small that is, so that only gradients above their own rounding errors determine it. Ten
+    # times the tolerance of the whole gradient: single weights stray further than the mean, by up to 2e-3 of it here.
     step, expected = (array - values["w00"] for array in (after[0], values["w00_after_1_adam_step"]))
-    assert_agree(step, expected, "golden.model.step", "likelihood_gradient")
+    size = np.abs(gradients[0])
+    floor = 10 * tolerance("likelihood_gradient") * np.sqrt(np.mean(np.square(size, dtype=np.float64)))
+    determined = size > floor
+    assert determined.mean() > 0.95
+    assert_agree(step[determined], expected[determined], "golden.model.step", "likelihood_gradient")
+    assert np.abs(step).max() <= np.abs(expected).max() * (1 + tolerance("likelihood_gradient"))
 
 
 def norms(arrays):

@@ -5,14 +5,21 @@ VENV ?= .venv
 TYPECHECKER := beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
 BIN := $(VENV)/bin
 
-.PHONY: demo test docs lint install format parity-table freeze bench-data bench-steps bench-memory bench-refine bench-photon-limit bench-robustness bench-train bench-stitch bench-reconstruct bench-live bench-convergence bench-generators bench-options bench-network-or-iteration fuzz clean
+.PHONY: demo test test-processors docs lint install format parity-table freeze bench-data bench-steps bench-memory bench-refine bench-photon-limit bench-robustness bench-train bench-stitch bench-reconstruct bench-live bench-convergence bench-generators bench-options bench-network-or-iteration fuzz clean
 
 demo: $(VENV)/.installed
 	$(BIN)/torchptycho demo --out demo
 
 # One thread for each of the two processes: their threads wait for each other by spinning, which took six times as long.
-test: lint
+test: lint test-processors
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --jaxtyping-packages="torchptycho,$(TYPECHECKER)"
+
+# Tests that compare numbers most closely, with the kernels that older processors would run, on one thread and on two.
+PROCESSOR_TESTS := tests/unit/physics tests/property/physics tests/unit/reconstructors/test_phase_sync.py \
+  tests/parity/golden/test_golden_model.py::test_gradients_and_one_step_of_adam
+test-processors: $(VENV)/.installed-test
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 0 $(PROCESSOR_TESTS)
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -n 0 $(PROCESSOR_TESTS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

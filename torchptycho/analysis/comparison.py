@@ -113,7 +113,7 @@ def compare(
 
 
 def _blank_unreliable(image: Reconstruction, min_coverage: float) -> Complex[np.ndarray, "h w"]:
-    """The image, not a number where it says nothing."""
+    """Set the image to NaN where it is not valid."""
     good = image.valid & (image.coverage > min_coverage) & np.isfinite(image.object)
     return np.where(good, image.object, np.nan).astype(np.complex64)
 
@@ -121,7 +121,7 @@ def _blank_unreliable(image: Reconstruction, min_coverage: float) -> Complex[np.
 def _resample_to_coarsest(
     images: list[Reconstruction], names: tuple[str, ...]
 ) -> tuple[list[Reconstruction], list[str]]:
-    """All on the coarsest pixels."""
+    """Resample all images to the coarsest pixels."""
     sizes = {name: image.object_pixel_m for name, image in zip(names, images, strict=False)}
     known = {name: size for name, size in sizes.items() if size}
     notes: list[str] = []
@@ -149,7 +149,7 @@ def _resample_to_coarsest(
 
 
 def _resample(image: Reconstruction, factor: float, pixel_m: float) -> Reconstruction:
-    """The image on pixels that are `factor` (1 or more) times as large, about the same position 0."""
+    """Resample the image to pixels that are `factor` (1 or more) times as large, about the same position 0."""
     starts = [math.ceil(origin / factor) for origin in image.origin_px]
     stops = [
         math.floor((origin + n - 1) / factor) + 1 for origin, n in zip(image.origin_px, image.object.shape, strict=True)
@@ -185,7 +185,7 @@ def _resample(image: Reconstruction, factor: float, pixel_m: float) -> Reconstru
 
 
 def _place_on_reference(image: Reconstruction, reference: Reconstruction) -> tuple[Reconstruction, str]:
-    """The image at the place where it matches the reference best, and what had to be said about it."""
+    """Move the image to where it matches the reference best; return it with notes about how."""
     fields = [_multiply_neighbours(one) for one in (reference, image)]
     shape = [n + k - 1 for n, k in zip(reference.object.shape, image.object.shape, strict=True)]
     size = [scipy.fft.next_fast_len(n) for n in shape]
@@ -208,8 +208,8 @@ def _place_on_reference(image: Reconstruction, reference: Reconstruction) -> tup
 
 
 def _multiply_neighbours(image: Reconstruction) -> list[np.ndarray]:
-    """Products of neighbours along each axis, less their mean: no constant phase and no phase plane changes their
-    modulus or how they match."""
+    """Multiply neighbours along each axis, less their mean: no global phase and no phase ramp changes the modulus of
+    these products or how they match."""
     mask = image.valid & np.isfinite(image.object)
     values = np.where(mask, image.object, 0).astype(np.complex128)
     size = np.abs(values)
@@ -229,7 +229,7 @@ def _multiply_neighbours(image: Reconstruction) -> list[np.ndarray]:
 def _crop_to_common(
     pairs: dict[str, AlignedPair], reference: str
 ) -> tuple[dict[str, np.ndarray], np.ndarray, tuple[int, int]]:
-    """The images of all pairs, and their reference, on the box that all pixels share."""
+    """Crop the images of all pairs, and their reference, to the box that all pixels share."""
     low = [max(pair.origin_px[i] for pair in pairs.values()) for i in range(2)]
     high = [min(pair.origin_px[i] + pair.mask.shape[i] for pair in pairs.values()) for i in range(2)]
 

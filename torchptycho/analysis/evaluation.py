@@ -283,7 +283,7 @@ def evaluate(
 
 
 def half_period_px(frequency_cycles_per_px: float) -> float:
-    """The half period that belongs to a frequency: the smallest line that is resolved there."""
+    """Return the half period of a frequency: the smallest line that is resolved there."""
     return 0.5 / frequency_cycles_per_px if frequency_cycles_per_px > 0 else float("inf")
 
 

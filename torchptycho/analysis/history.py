@@ -12,7 +12,7 @@ LOGS_FOLDER = "logs"
 
 
 def read_history(run: str | Path) -> dict[str, list[tuple[int, float]]]:
-    """Logged metrics of a run by name, as (optimiser step, value).
+    """Read logged metrics of a run by name, as (optimiser step, value).
 
     A resumed run has one log after the other; what an earlier one tells of steps that were taken again is left out.
     """

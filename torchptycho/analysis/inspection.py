@@ -92,7 +92,7 @@ class ScanSummary:
     usable: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as str, numbers, bool, None, lists and dicts, ready for JSON."""
+        """Return the summary as str, numbers, bool, None, lists and dicts, ready for JSON."""
         return {
             field.name: list(value) if isinstance(value := getattr(self, field.name), tuple) else value
             for field in dataclasses.fields(self)

@@ -27,7 +27,7 @@ _LOWEST_RINGS = 3
 
 
 def wrap_rad(angle_rad: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    """An angle in (-pi, pi]."""
+    """Wrap an angle to (-pi, pi]."""
     wrapped: np.ndarray = np.pi - np.mod(np.pi - angle_rad, 2 * np.pi)
     return wrapped
 
@@ -177,7 +177,7 @@ def frc_crossing(
 
 
 def largest_square(mask: Bool[np.ndarray, "h w"]) -> tuple[slice, slice]:
-    """The largest square of odd edge that lies wholly in the mask; of several, the one nearest its centroid."""
+    """Find the largest square of odd edge that lies wholly in the mask; of several, the one nearest its centroid."""
     from scipy.ndimage import distance_transform_cdt
 
     distance = distance_transform_cdt(np.pad(mask, 1), metric="chessboard")[1:-1, 1:-1]

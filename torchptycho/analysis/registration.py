@@ -174,14 +174,14 @@ def fourier_shift(image: Complex[np.ndarray, "h w"], shift_px: tuple[float, floa
 
 
 def _erode_mask(mask: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """Pixels whose value still comes from the mask after a shift."""
+    """Return pixels whose value still comes from the mask after a shift."""
     rim = [int(np.ceil(abs(s))) + 1 if abs(s) > _NEGLIGIBLE_SHIFT_PX else 0 for s in shift]
     smaller: np.ndarray = scipy.ndimage.binary_erosion(mask, np.ones((2 * rim[0] + 1, 2 * rim[1] + 1), dtype=bool))
     return smaller if smaller.any() else mask
 
 
 def _zero_beyond_bound(value: np.ndarray, bound: float | np.ndarray) -> tuple[np.ndarray, bool]:
-    """The value and True within the bound, zero and False beyond."""
+    """Return the value and True within the bound, zero and False beyond."""
     fits = bool(np.all(np.abs(value) <= bound))
     return (value if fits else np.zeros_like(value)), fits
 

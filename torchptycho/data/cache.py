@@ -28,7 +28,7 @@ _MAX_SHOWN_LENGTH = 60
 
 
 def fingerprint_config(config: RunConfig) -> dict[str, str]:
-    """What a store depends on beside its scans, as JSON by the names of the options."""
+    """Return what a store depends on besides its scans, as JSON by the names of the options."""
     sections = ["prepare", "group"]
     if config.prepare.bootstrap_probe:
         # The probe is then the result of a refinement.
@@ -56,7 +56,7 @@ class StoreRequest:
 
     @classmethod
     def from_sources(cls, scans: Sources, config: RunConfig, val_scans: Sources = ()) -> StoreRequest | None:
-        """The request for these files, folders or patterns; None when one of them is a scan in memory.
+        """Build the request for these files, folders or patterns; None when one of them is a scan in memory.
 
         Raises:
             TorchptychoError: a folder or a pattern holds nothing.
@@ -80,7 +80,7 @@ def write_request(folder: Path, request: StoreRequest, scans: Sequence[Scan]) ->
 
 
 def matches_request(path: Path, request: StoreRequest | None) -> bool:
-    """Whether the store at `path` was made by this very request, of files that are still what they were.
+    """Return whether the store at `path` was made by this very request, of files that have not changed since.
 
     False where that cannot be told so: no store, one that was made or changed in another way. Sizes and times of the
     files are looked at, and nothing of them is read.
@@ -128,7 +128,7 @@ def refuse_differences(path: Path, was: Mapping[str, str], now: Mapping[str, str
 
 
 def _parse_scan_name(key: str) -> str | None:
-    """The scan whose part this is; its name ends with a bracket."""
+    """Return the scan that a part belongs to; its name ends with a bracket."""
     name, _, _ = key.rpartition(" ")
     return name if name.endswith(")") else None
 

@@ -73,7 +73,7 @@ class PtychoDataModule(L.LightningDataModule):
         return self._loader
 
     def state_dict(self) -> dict[str, Any]:
-        """Where in the epoch training is, for a checkpoint."""
+        """Return the position within the epoch, for a checkpoint."""
         return {} if self._loader is None else self._loader.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -57,15 +57,15 @@ class GroupDataset(Dataset[GroupBatch]):
         return float(self._offset_px.abs().max()) if len(self) else 0.0
 
     def find_groups_in_scan(self, scan: int) -> list[int]:
-        """Indices of the groups of one scan of the store."""
+        """Find the indices of the groups of one scan of the store."""
         return torch.nonzero(self.store.tensors["frame_scan"][self._members[:, 0]] == scan).flatten().tolist()
 
     def __getitem__(self, index: int | Sequence[int]) -> GroupBatch:
-        """The batch of one group, or of all those that are asked for."""
+        """Return the batch of one group, or of all those that are asked for."""
         return self.__getitems__([index] if isinstance(index, int) else index)
 
     def __getitems__(self, indices: Sequence[int]) -> GroupBatch:
-        """One `GroupBatch` of all the groups asked for, which is what the data loader calls."""
+        """Return one `GroupBatch` of all the groups asked for, as the data loader calls it."""
         rows = torch.as_tensor(indices)
         # A batch has a quarter of a millisecond: index_select takes half as long as indexing.
         members = self._members.index_select(0, rows)

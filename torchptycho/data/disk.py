@@ -74,7 +74,7 @@ def check_space(path: Path, needed: int) -> None:
 
 
 def check_new_folder(path: Path, needed: int) -> None:
-    """The same for a folder that does not exist yet, whose parents may not either; nothing is made.
+    """Check as `check_folder` does a folder that does not exist yet, nor perhaps its parents; nothing is made.
 
     Raises:
         StoreError: there cannot be a folder, or there is too little space.
@@ -202,7 +202,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_directory_entries(folder: Path) -> None:
-    """The same for the names in a folder, where the file system has a way to ask for it."""
+    """Bring the names in a folder to the disk, where the file system has a way to ask for it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

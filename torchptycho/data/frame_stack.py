@@ -39,7 +39,7 @@ class FrameStack:
         return (sum(len(part) for part in self.parts), int(self.parts[0].shape[1]), int(self.parts[0].shape[2]))
 
     def __getitem__(self, members: Int64[Tensor, "*b"]) -> Shaped[Tensor, "*b n n"]:
-        """A copy of the frames of these indices, in one dtype."""
+        """Copy the frames of these indices, in one dtype."""
         # index_select copies whole frames; indexing with a matrix goes pixel by pixel and takes five times as long.
         wanted = members.flatten()
         if len(self.parts) == 1:

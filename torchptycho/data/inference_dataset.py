@@ -43,7 +43,7 @@ class InferenceBatch:
         )
 
     def copy_to_pinned_memory(self) -> InferenceBatch:
-        """In memory from which a GPU copies by itself."""
+        """Copy to memory from which a GPU copies asynchronously."""
         return InferenceBatch(**{f.name: getattr(self, f.name).pin_memory() for f in dataclasses.fields(self)})
 
 
@@ -175,7 +175,7 @@ class InferenceDataset:
         )
 
     def __len__(self) -> int:
-        """Groups."""
+        """Return the number of groups."""
         return len(self.members)
 
     @property
@@ -184,7 +184,7 @@ class InferenceDataset:
         return float(self.offset_px.abs().max())
 
     def read_batch(self, start: int, stop: int) -> InferenceBatch:
-        """The groups from `start` to `stop`."""
+        """Read the groups from `start` to `stop`."""
         members = self.members[start:stop]
         rows = (members % self.frames.shape[0]).reshape(-1).numpy()
         frames = torch.from_numpy(np.ascontiguousarray(self.frames[rows]))
@@ -197,7 +197,7 @@ class InferenceDataset:
         )
 
     def iterate_batches(self, cuts: list[tuple[int, int]]) -> Iterator[InferenceBatch]:
-        """These batches one after the other; the next one is read while this one is computed."""
+        """Iterate over batches; the next one is read while this one is computed."""
         with ThreadPoolExecutor(1) as reader:
             coming: Future[InferenceBatch] | None = None
             for cut in cuts:

@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 def _resolve_store_path(path: Path) -> Path:
-    """The folder itself: under two names, a link's among them, there would be two locks.
+    """Return the folder itself: under two names, a link's among them, there would be two locks.
 
     Raises:
         StoreError: it has no name that others could be made from.
@@ -62,7 +62,7 @@ def exclusive_writer(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def temporary_store(path: Path) -> Iterator[Path]:
-    """A new folder beside `path` that is gone when the block ends, unless it was renamed.
+    """Create a folder next to `path` that is removed when the block ends, unless it was renamed.
 
     Named by hand rather than by tempfile, so that the umask decides who may read the store.
     """

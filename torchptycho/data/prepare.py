@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
 
 
 def open_if_unchanged(path: str | Path, request: StoreRequest | None) -> Store | None:
-    """The store at `path` when it was made by this request, of files that have not changed since; nothing is read.
+    """Open the store at `path` when it was made by this request, of files that have not changed since; read no frames.
 
     None when that cannot be told without opening the scans: `prepare` them then.
 
@@ -199,7 +199,7 @@ def drop_scans(store: Store | str | Path, scans: Sequence[int | str | Path]) -> 
 
 
 def load_store_config(store: Store) -> RunConfig:
-    """The configuration that a store was prepared with; the other sections are defaults."""
+    """Load the configuration that a store was prepared with; the other sections are defaults."""
     where = str(store.path)
     return RunConfig(
         prepare=from_dict(PrepareConfig, store.config["prepare"], source=where),
@@ -214,7 +214,7 @@ def _rewrite_tables(now: Store, stored: Sequence[StoredScan], config: RunConfig)
 
 
 def _find_scan_numbers(store: Store, asked: int | str | Path) -> list[int]:
-    """Numbers of the scans that are meant."""
+    """Find the numbers of the scans that are meant."""
     sources = [entry.source for entry in store.scans]
     if isinstance(asked, int):
         found = [asked] if 0 <= asked < len(sources) else []
@@ -229,7 +229,7 @@ def _find_scan_numbers(store: Store, asked: int | str | Path) -> list[int]:
 
 @contextlib.contextmanager
 def _create_parent_folders(path: Path) -> Iterator[None]:
-    """The folders above `path`; those that had to be made are gone again when the block fails."""
+    """Create the folders above `path`; remove those that had to be made when the block fails."""
     missing = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -278,7 +278,7 @@ def check_compatible(scans: Sequence[Scan], config: RunConfig, known: int = 0) -
 
 
 def _check_read_options(scan: Scan, config: RunConfig) -> None:
-    """The options of reading act when a file is opened: a scan that was opened otherwise does not follow them."""
+    """Check that scans were opened with these reading options, which act when a file is opened."""
     default = ReadConfig()
     for field in dataclasses.fields(ReadConfig):
         wanted, was = getattr(config.prepare, field.name), getattr(scan.reading, field.name)
@@ -290,7 +290,7 @@ def _check_read_options(scan: Scan, config: RunConfig) -> None:
 
 
 def check_existing_store(path: Path, scans: Sequence[Scan], held_out: Sequence[bool], config: RunConfig) -> None:
-    """What `prepare` says about a folder that is there already; it may be a store of just this.
+    """Return what `prepare` reports about an existing folder; it may be a store of exactly this request.
 
     Raises:
         StoreError: it is something else.
@@ -310,7 +310,8 @@ def _fingerprint_scans(
 
 
 def _build_fingerprint(scans: Sequence[tuple[str, dict[str, str], bool]], others: dict[str, str]) -> dict[str, str]:
-    """What a store of these scans (source, own parts, held out) depends on, in parts, so that a difference has a name.
+    """Build the fingerprint of a store of these scans (source, own parts, held out), in parts, so that a difference has
+    a name.
 
     Arguments:
         others: the parts that no scan has.

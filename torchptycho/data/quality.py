@@ -30,7 +30,7 @@ class FrameFindings:
     repeated: tuple[int, ...] = ()
 
     def describe(self) -> tuple[str, ...]:
-        """What was found and what can be done about it."""
+        """Describe what was found and what can be done about it."""
         told = []
         for frames, what in (
             (self.dark, "without a single count are kept (--bad-frames leave-out leaves them out)"),
@@ -43,14 +43,14 @@ class FrameFindings:
 
 
 def find_saturated_frames(chunk: np.ndarray) -> np.ndarray:
-    """Which of the frames [K, N, N] reach the largest value of their integer type, [K]."""
+    """Find the frames [K, N, N] that reach the largest value of their integer type, [K]."""
     if chunk.dtype.kind not in "iu" or chunk.max() < np.iinfo(chunk.dtype).max:
         return np.zeros(len(chunk), bool)
     return np.asarray(chunk.max(axis=(1, 2)) == np.iinfo(chunk.dtype).max)
 
 
 def collect_findings(scan: Scan, sums: np.ndarray, saturated: np.ndarray) -> FrameFindings:
-    """The findings of one scan.
+    """Collect the findings of one scan.
 
     Arguments:
         sums: [M] intensity of each frame over its good pixels.
@@ -68,7 +68,7 @@ def collect_findings(scan: Scan, sums: np.ndarray, saturated: np.ndarray) -> Fra
 
 
 def _find_repeated_positions(positions_px: np.ndarray, scan_id: np.ndarray) -> np.ndarray:
-    """Frames at exactly the position of an earlier one of the same scan, [M]."""
+    """Find frames at exactly the position of an earlier one of the same scan, [M]."""
     order = np.lexsort((positions_px[:, 1], positions_px[:, 0], scan_id))
     where, of_scan = positions_px[order], scan_id[order]
     same = (where[1:] == where[:-1]).all(axis=1) & (of_scan[1:] == of_scan[:-1])

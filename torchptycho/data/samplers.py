@@ -90,7 +90,7 @@ class ResumableLoader(ThreadedLoader):
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """The epoch, and how many of its batches were given out."""
+        """Return the epoch, and how many of its batches were given out."""
         assert isinstance(self.sampler, EpochBatchSampler)
         return {"epoch": self.sampler.epoch, "batches": self._batches_given}
 

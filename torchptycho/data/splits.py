@@ -43,7 +43,7 @@ class FrameSplit:
 
 
 def choose_held_out_scans(n_trained: int, n_held_out: int, config: PrepareConfig) -> list[bool]:
-    """Which scans are held out as a whole: those that were given for it, or with `val_by` "scans" some that are drawn.
+    """Choose the scans that are held out as a whole: those that were given for it, or with `val_by` "scans" drawn ones.
 
     Arguments:
         n_trained, n_held_out: scans that were given to train on, and after them those to validate on.
@@ -63,7 +63,7 @@ def choose_held_out_scans(n_trained: int, n_held_out: int, config: PrepareConfig
 
 
 def split_frames(scans: Sequence[Scan], held_out: Sequence[bool], config: RunConfig) -> FrameSplit:
-    """Frames for training and for validation.
+    """Split frames into those for training and those for validation.
 
     What is held out of a scan follows from the seed and from the scan alone, so that it stays held out when other scans
     come or go. A scan keeps at least one group for training.
@@ -94,7 +94,7 @@ def split_frames(scans: Sequence[Scan], held_out: Sequence[bool], config: RunCon
 
 
 def _split_by_region(scan: Scan, config: RunConfig) -> tuple[np.ndarray, np.ndarray]:
-    """One part of the scan for validation, and all that is far enough from it for training."""
+    """Hold out one part of the scan for validation, and keep all that is far enough from it for training."""
     prepare, positions_px = config.prepare, scan.positions_px
     if prepare.val_region is not None:
         start, stop = np.array(prepare.val_region[0::2]), np.array(prepare.val_region[1::2])
@@ -187,7 +187,7 @@ def split_and_group(scans: Sequence[Scan], held_out: Sequence[bool], config: Run
 def form_training_groups(
     positions: np.ndarray, unique_scan_id: np.ndarray, split: FrameSplit, config: RunConfig
 ) -> Groups:
-    """Groups of frames that are not held out; an error tells when these are what is missing."""
+    """Form groups of frames that are not held out; an error says when these are what is missing."""
     try:
         return group(positions, config.group, scan_id=unique_scan_id, candidates=split.training)
     except GroupingError as error:
@@ -205,7 +205,7 @@ def form_training_groups(
 def form_validation_groups(
     positions: np.ndarray, unique_scan_id: np.ndarray, split: FrameSplit, config: RunConfig
 ) -> Groups | None:
-    """One group for each held-out frame, or None.
+    """Form one group for each held-out frame, or return None.
 
     A held-out frame is judged among its neighbours, whether these were held out or not; a region, among its own frames.
     The options that choose seeds do not apply. The constraints on neighbours do, so that no group reaches farther than

@@ -107,7 +107,7 @@ class Store:
         return len(known) == len(self.scans)
 
     def groups(self, split: str) -> Groups:
-        """The table of groups of "train" or "val"."""
+        """Return the table of groups of "train" or "val"."""
         table = self.tensors[split]
         return Groups(
             members=table["members"].numpy(),
@@ -117,11 +117,11 @@ class Store:
         )
 
     def has_patches(self, scan: int) -> bool:
-        """Whether the truth of this scan is known as patches only."""
+        """Return whether the truth of this scan is known as patches only."""
         return str(scan) in set(self.tensors["truth_patches"].keys())
 
     def truth_phase_factors(self) -> Complex64[torch.Tensor, " s"]:
-        """Numbers of modulus 1 that bring the mean of each scan's truth, where it was scanned, to phase 0.
+        """Return phase factors that bring the mean of each scan's truth, where it was scanned, to phase 0.
 
         The phase of an object is known up to a constant. With it a network learns from several scans alike.
         """
@@ -140,7 +140,7 @@ class Store:
         return torch.stack(turns).to(torch.complex64)
 
     def estimate_floor_counts(self) -> Float64[torch.Tensor, " s"]:
-        """Photons in the darkest good pixels of each scan's mean frame, which no background is above."""
+        """Estimate photons in the darkest good pixels of each scan's mean frame, which no background exceeds."""
         floors = []
         for entry, part, mask in zip(self.scans, self.frames.parts, self.tensors["masks"], strict=True):
             some = torch.linspace(0, len(part) - 1, min(len(part), _FLOOR_FRAMES)).long()
@@ -197,7 +197,7 @@ class Store:
 
 
 def open_memory_mapped(folder: Path) -> TensorDict:
-    """The tensors of a folder as memory maps that nothing can be written through."""
+    """Open the tensors of a folder as memory maps that nothing can be written through."""
     # mode "r": the store is shared by runs, and a memory map is otherwise writable in place.
     tensors = TensorDict.load_memmap(folder, mode="r", allow_pickle=False)
     assert isinstance(tensors, TensorDict)
@@ -223,7 +223,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _parse_entry(told: dict[str, Any]) -> ScanEntry:
-    """An entry of the manifest; JSON has lists for tuples and texts for the numbers of frames."""
+    """Parse an entry of the manifest; JSON has lists for tuples and texts for the numbers of frames."""
     left_out = {int(frame): str(why) for frame, why in told["left_out"].items()}
     findings = FrameFindings(**{name: tuple(frames) for name, frames in told["findings"].items()})
     nested = {"scaling": Scaling(**told["scaling"]), "left_out": left_out, "findings": findings}

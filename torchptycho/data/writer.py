@@ -88,7 +88,7 @@ def write_scan(root: Path, scan: Scan, fingerprint: dict[str, str], *, held_out:
 
 
 def load_stored_scans(store: Store) -> list[StoredScan]:
-    """The scans of a store, as `write_tables` takes them; their frames are not read."""
+    """Load the scans of a store, as `write_tables` takes them; their frames are not read."""
     found = []
     for entry in store.scans:
         part = open_memory_mapped(store.path / "scans" / entry.folder)
@@ -196,7 +196,7 @@ def write_tables(root: Path, stored: Sequence[StoredScan], config: RunConfig, fi
 
 @contextlib.contextmanager
 def open_for_update(path: Path) -> Iterator[Store]:
-    """The store at `path`, for one process at a time; what no manifest names is removed before and after.
+    """Open the store at `path` for one process at a time; remove files that no manifest names before and after.
 
     Raises:
         StoreError: there is no store.

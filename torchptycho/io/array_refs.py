@@ -40,7 +40,7 @@ class ArrayRef:
         return f"{self.path}:{self.key}" if self.key else str(self.path)
 
     def load(self) -> np.ndarray:
-        """The array, in memory.
+        """Load the array into memory.
 
         Raises:
             ScanError: it is not there, or its file is damaged.
@@ -68,7 +68,7 @@ class ArrayRef:
         return values[..., self.entry]
 
     def open_frames(self, axes: str = "myx") -> Frames:
-        """The frames of a stack, which stay in their file.
+        """Open the frames of a stack, which stay in their file.
 
         Arguments:
             axes: their order in the file: m counts the frames, y the rows, x the columns.
@@ -127,7 +127,7 @@ class ArrayRef:
 
 
 def parse_array_ref(text: str, folder: Path, scan: Path | None = None) -> ArrayRef:
-    """What a text names.
+    """Parse a text that names an array.
 
     Arguments:
         folder: that relative names of files start from.
@@ -144,7 +144,7 @@ def parse_array_ref(text: str, folder: Path, scan: Path | None = None) -> ArrayR
 
 
 def map_npy(path: Path) -> np.ndarray:
-    """The array of a .npy file, mapped read-only.
+    """Map the array of a .npy file read-only.
 
     Raises:
         ScanError: damaged, pickled, or smaller than its header says.
@@ -195,7 +195,7 @@ def _check_stack(path: Path, key: str, shape: tuple[int, ...], dtype: np.dtype[A
 
 
 def _read_column(path: Path, key: str, entry: int | None) -> np.ndarray:
-    """One column of a text file of numbers, by the name in its header or its number from 0."""
+    """Read one column of a text file of numbers, by the name in its header or its number from 0."""
     try:
         if path.stat().st_size > _TEXT_BYTES:
             raise ScanError(

@@ -32,7 +32,7 @@ _MAX_LISTED = 5
 
 
 def advise_crop(size: int, wanted: int) -> str:
-    """How an axis of `size` pixels gets `wanted` of them while its centre [size//2] becomes [wanted//2]."""
+    """Describe how an axis of `size` pixels gets `wanted` of them while its centre [size//2] becomes [wanted//2]."""
     if size >= wanted:
         start = size // 2 - wanted // 2
         return f"crop to {start}:{start + wanted}"
@@ -42,7 +42,7 @@ def advise_crop(size: int, wanted: int) -> str:
 
 
 def advise_network_size(n_px: int) -> str | None:
-    """How frames of an edge that no network takes become frames of one that they take; None when they take it.
+    """Describe how frames of an edge that no network takes become frames of one that they take; None when they take it.
 
     Cropping the detector makes the object pixel, wavelength * distance / (N * detector pixel), larger. Probe and
     positions must follow.
@@ -58,7 +58,7 @@ def advise_network_size(n_px: int) -> str | None:
 
 
 def check_frame_shape(source: Path, key: str, height: int, width: int) -> None:
-    """Frames must be square with an even edge, or the zero frequency cannot lie at [N//2, N//2].
+    """Check that frames are square with an even edge; otherwise the zero frequency cannot lie at [N//2, N//2].
 
     Raises:
         ScanError: with the rows and columns to keep.
@@ -77,7 +77,7 @@ def check_frame_shape(source: Path, key: str, height: int, width: int) -> None:
 def check_positions(
     source: Path, positions_px: Float64[np.ndarray, "m 2"], geometry: Geometry, keys: tuple[str, str]
 ) -> None:
-    """Positions must be finite, differ, and be in pixels.
+    """Check that positions are finite, differ, and are in pixels.
 
     Arguments:
         positions_px: (y, x) of each frame.
@@ -138,7 +138,7 @@ def iter_checked_chunks(scan: Scan, frames_per_chunk: int | None = None) -> Iter
 
 
 def iter_raw_chunks(scan: Scan, frames_per_chunk: int | None = None) -> Iterator[np.ndarray]:
-    """As `checked_chunks`, but with what lies under the mask left as it is, for writing a scan again."""
+    """Iterate as `iter_checked_chunks` does, but leave values under the mask unchanged, for writing a scan again."""
     for raw, _ in _iter_checked(scan, frames_per_chunk):
         yield raw
 
@@ -194,7 +194,8 @@ def _iter_unchanged(scan: Scan, chunks: Iterator[np.ndarray]) -> Iterator[np.nda
 
 
 def _is_valid(chunk: np.ndarray) -> bool:
-    """Whether all values are finite and none is negative, in two quick passes; a NaN is neither above nor below."""
+    """Return whether all values are finite and none is negative, in two quick passes; a NaN is neither above nor
+    below."""
     with np.errstate(invalid="ignore"):
         return bool(chunk.min() >= 0 and chunk.max() < np.inf)
 

@@ -16,7 +16,7 @@ _FRAMES_PER_CHUNK = 8
 
 
 def load_detector_image(text: str, shape: tuple[int, int]) -> Float32[np.ndarray, "h w"]:
-    """The image that `FILE:KEY` names, or the mean of the stack.
+    """Load the image that `FILE:KEY` names, or the mean of the stack.
 
     Raises:
         ScanError: not there, of another size than the frames, or not finite.

@@ -60,7 +60,7 @@ def open_scans(sources: Sources, config: ReadConfig, val_sources: Sources = ()) 
 
 
 def _refuse_held_out_twice(held_out: list[Scan | None], trained: list[Scan | None]) -> None:
-    """A shell that expands a pattern names what is to be held out once more: then it would be trained on."""
+    """Refuse sources that are both trained on and held out, as happens when a shell expands a pattern."""
     files = {
         _identify_frames(scan): scan.source for scan in held_out if scan is not None and find_backing_files(scan.frames)
     }
@@ -76,7 +76,7 @@ def _refuse_held_out_twice(held_out: list[Scan | None], trained: list[Scan | Non
 
 
 def expand_sources(sources: Sources, config: ReadConfig) -> list[Path] | None:
-    """The files that are looked at, those of no format among them; None when a scan is given that is no file.
+    """Return the files that sources stand for, those of no format among them; None when a source is no file.
 
     Raises:
         ConfigError, ScanError: as `open_scans`.
@@ -118,13 +118,13 @@ def _read(source: Source, config: ReadConfig) -> Scan:
 
 
 def _identify_frames(scan: Scan) -> object:
-    """What two files have in common when they open the same frames."""
+    """Return a key that two files share when they open the same frames."""
     backing = find_backing_files(scan.frames)
     return scan.source if backing is None else (frozenset(file.resolve() for file in backing[0]), backing[1])
 
 
 def _list_backing_files(scan: Scan) -> set[Path]:
-    """The files that a scan's frames are read from."""
+    """List the files that a scan's frames are read from."""
     backing = find_backing_files(scan.frames)
     return set() if backing is None else {file.resolve() for file in backing[0]}
 
@@ -148,7 +148,7 @@ def _list_files(source: str | Path, config: ReadConfig) -> list[Path]:
 
 
 def _open_matching(source: Source, config: ReadConfig, taken: _OpenedScans) -> list[Scan]:
-    """The scans in a folder or of a pattern that are not taken yet; foreign files are named."""
+    """Open the scans in a folder or of a pattern that are not taken yet; log the files of no format."""
     assert not isinstance(source, Scan)
     files = _list_files(source, config)
     opened: dict[Path, Scan] = {}
@@ -193,7 +193,7 @@ def _describe_foreign(foreign: dict[Path, str]) -> str:
 
 
 def _explain_foreign(path: Path) -> str | None:
-    """Why a file is not a scan, or None.
+    """Return why a file is not a scan, or None.
 
     Raises:
         ScanError: it is damaged.
@@ -209,7 +209,7 @@ def _explain_foreign(path: Path) -> str | None:
 
 
 def _drop_duplicates(opened: dict[Path, Scan]) -> list[Scan]:
-    """Each set of frames once: both halves of a pair of files open the same scan.
+    """Keep each set of frames once: both halves of a pair of files open the same scan.
 
     Raises:
         ScanError: two files that are no such pair hold the same frames.

@@ -21,7 +21,7 @@ def fingerprint_scan(scan: Scan) -> str:
 
 
 def fingerprint_fields(scan: Scan) -> dict[str, str]:
-    """The same by the fields of the scan, so that a difference has a name; a field that is absent has no part."""
+    """Compute a fingerprint of each field of the scan, so that a difference has a name; absent fields are left out."""
     parts = {
         name: hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
         for name in _ARRAYS

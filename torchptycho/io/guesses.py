@@ -109,7 +109,7 @@ def estimate_beam_center_px(pattern: Float64[np.ndarray, "h w"], bad: Bool[np.nd
 def estimate_probe(
     pattern: Float64[np.ndarray, "n n"], geometry: Geometry, defocus_m: float = 0.0
 ) -> Complex64[np.ndarray, "1 n n"]:
-    """A beam whose far field is the mean pattern with a flat phase, propagated from its focus to the sample.
+    """Estimate a probe: the mean pattern with a flat phase in the far field, propagated from its focus to the sample.
 
     Arguments:
         pattern: mean intensity, zero frequency at [N/2, N/2].

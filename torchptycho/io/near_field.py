@@ -100,7 +100,7 @@ def refuse_near_field(scan: Scan) -> None:
 
 
 def _select_neighbourhood(scan: Scan) -> np.ndarray:
-    """Frames of one scan that lie close together, ascending."""
+    """Select frames of one scan that lie close together, in ascending order."""
     most = max(8, min(_MAX_FRAMES, _SPECTRA_BYTES // (scan.n_px**2 * 8)))
     candidates = np.flatnonzero(scan.scan_id == scan.scan_id[0])
     if random_access_is_slow(scan.frames):
@@ -111,7 +111,8 @@ def _select_neighbourhood(scan: Scan) -> np.ndarray:
 
 
 def _compute_spectra(scan: Scan, rows: np.ndarray) -> tuple[Float64[np.ndarray, "n n"], np.ndarray]:
-    """The mean pattern, and the Fourier transforms of the relative deviation of each frame from it, where it is lit."""
+    """Compute the mean pattern, and the Fourier transforms of the relative deviation of each frame from it where it has
+    counts."""
     picked = PickedFrames(scan.frames, rows, streamed=random_access_is_slow(scan.frames))
     frames = np.empty(picked.shape, np.float32)
     start = 0
@@ -148,7 +149,7 @@ def _estimate_shift(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _measure_diameter(pattern: Float64[np.ndarray, "n n"]) -> float:
-    """Of the disc around the centre of mass that holds 90 % of the light."""
+    """Measure the diameter of the disc around the centre of mass that holds 90 % of the intensity."""
     # A single hot pixel can hold more light than the beam.
     pattern = median_filter(pattern, size=3)
     rows, columns = np.indices(pattern.shape)

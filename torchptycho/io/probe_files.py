@@ -25,7 +25,8 @@ _HDF5_KEYS = (
 
 
 def read_probe(path: str | Path, n_px: int) -> Complex64[np.ndarray, "p n n"]:
-    """The probe in a file: its array `probeGuess`, else `probe`; in CXI files `image_1` or the source's illumination.
+    """Read the probe in a file: its array `probeGuess`, else `probe`; in CXI files `image_1` or the source's
+    illumination.
 
     Arguments:
         path: any NPZ or HDF5 file that holds a probe; a scan, a reconstruction or a Ptychodus product may serve.
@@ -41,7 +42,7 @@ def read_probe(path: str | Path, n_px: int) -> Complex64[np.ndarray, "p n n"]:
 
 
 def read_probe_and_key(path: Path, edges: tuple[int, ...]) -> tuple[Complex64[np.ndarray, "p n n"], str]:
-    """The probe in a file and the key that it was under; its edge must be one of `edges`, the first of all."""
+    """Read the probe in a file and its key; its edge must be one of `edges`, preferably the first."""
     if read_head(path).startswith(MAGIC):
         return _read_hdf5_probe(path, edges)
     archive = NpzArchive(path)
@@ -90,7 +91,7 @@ def to_probe_modes(
 
 
 def load_probe(archive: NpzArchive, key: str, n_px: int | None) -> Complex64[np.ndarray, "p n n"]:
-    """The probe under `key` of an archive that is already open; see `read_probe`. Without n_px any square one is."""
+    """Load the probe under `key` of an open archive; see `read_probe`. Without n_px any square one is accepted."""
     member = archive.inspect_member(key)
     if member.dtype.kind not in "fc":
         found = f"{member.dtype} {member.shape}"
@@ -107,7 +108,7 @@ def load_probe(archive: NpzArchive, key: str, n_px: int | None) -> Complex64[np.
 
 
 def _check_probe(path: Path, key: str, probe: Complex64[np.ndarray, "p n n"]) -> Complex64[np.ndarray, "p n n"]:
-    """The probe itself, when it is finite and has intensity.
+    """Check that a probe is finite and has intensity, and return it.
 
     Raises:
         ScanError: it is not so.
@@ -123,7 +124,7 @@ def _check_probe(path: Path, key: str, probe: Complex64[np.ndarray, "p n n"]) ->
 
 
 def _has_modes_last(path: Path, member: Member, n_px: int) -> bool:
-    """Whether the modes lie along the last axis; refuses shapes that are no probe for frames of this size."""
+    """Return whether the modes lie along the last axis; refuse shapes that are no probe for frames of this size."""
     shape = member.shape
     if len(shape) > 3:
         shape = tuple(length for length in shape if length != 1)

@@ -70,7 +70,7 @@ class RawScan:
 
 
 def resolve_rows(path: Path, key: str, n_in_file: int, frames: slice | None) -> range:
-    """The frames that a slice keeps.
+    """Return the numbers of the frames that a slice keeps.
 
     Raises:
         ScanError: fewer than two, or in another order than the file's.
@@ -98,7 +98,7 @@ def resolve_rows(path: Path, key: str, n_in_file: int, frames: slice | None) -> 
 
 
 def check_count(path: Path, key: str, n: int, n_in_file: int, rows: range, *, cut: bool) -> None:
-    """An array that counts frames has one entry for each; when frames are cut, for each that is kept.
+    """Check that an array has one entry for each frame, or for each that is kept.
 
     Raises:
         ScanError: with the cut that would make them agree.
@@ -115,7 +115,7 @@ def check_count(path: Path, key: str, n: int, n_in_file: int, rows: range, *, cu
 
 
 def build_geometry(path: Path, **values: float | None) -> Geometry:
-    """A geometry of lengths and energies from a file, in which 0 stands for unknown.
+    """Build a geometry from lengths and energies of a file, in which 0 stands for unknown.
 
     Raises:
         ScanError: one is negative or not finite.

@@ -124,7 +124,7 @@ def read_reconstruction(path: str | Path) -> Reconstruction:
 
 
 def _read_hdf5(path: Path) -> Reconstruction:
-    """The object of one slice; a product's pixel [0, 0] is the one that its positions count from."""
+    """Read the object of one slice; a product's pixel [0, 0] is the one that its positions count from."""
     with open_hdf5(path) as file:
         key, node = locate_dataset(file, path, "object", "entry_1/image_2/data")
         storage = None if node is not None else _find_ptypy_storage(file, path)
@@ -162,7 +162,7 @@ def _read_hdf5(path: Path) -> Reconstruction:
 
 
 def _find_ptypy_storage(file: Any, path: Path) -> str | None:
-    """Where a PtyPy reconstruction keeps its object; its storages are named after the scan."""
+    """Find where a PtyPy reconstruction keeps its object; its storages are named after the scan."""
     names = list_names(file, path, "content/obj")
     if len(names) > 1:
         raise ScanError(

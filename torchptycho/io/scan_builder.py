@@ -36,7 +36,7 @@ _MAX_LISTED = 20
 
 
 def build_scan(recorded: RawScan, why: str, config: ReadConfig) -> Scan:
-    """The scan in a file, as the options ask for it.
+    """Build the scan in a file, as the options ask for it.
 
     Arguments:
         why: how its format was recognised.
@@ -99,7 +99,7 @@ def build_scan(recorded: RawScan, why: str, config: ReadConfig) -> Scan:
 
 
 def convert_positions(recorded: RawScan, scan: Scan) -> Float64[np.ndarray, "m 2"]:
-    """Positions, in object pixels, of other frames of the file that a scan was made from.
+    """Convert positions, in object pixels, for other frames of the file that a scan was made from.
 
     Arguments:
         recorded: what its reader gave for those frames.
@@ -120,7 +120,8 @@ def _infer_domain(frames: Frames) -> Domain:
 def _leave_out_bad_frames(
     recorded: RawScan, config: ReadConfig, domain: Domain, notes: list[str]
 ) -> tuple[RawScan, np.ndarray, dict[int, str]]:
-    """Without the frames that are to be left out; which pixels are bad; what was left out, as the file counts."""
+    """Remove the frames that are to be left out; return the rest, the bad pixels, and what was left out by the file's
+    numbers."""
     height, width = recorded.frames.shape[1:]
     if recorded.bad_pixels is not None and recorded.bad_pixels.shape != (height, width):
         found = f"{recorded.bad_pixels.shape}"
@@ -256,7 +257,7 @@ def _find_reference_edge(recorded: RawScan) -> int:
 
 
 def _build_geometry(recorded: RawScan, config: ReadConfig, n_px: int, scale: float, binning: int) -> Geometry:
-    """Lengths of the scan: the options before the file, the detector pixel after binning, the object pixel known."""
+    """Build the geometry of the scan: options override the file; the detector pixel is that after binning."""
     given = {
         name: value
         for name in ("energy_eV", "distance_m", "detector_pixel_m")

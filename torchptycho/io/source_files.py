@@ -37,7 +37,7 @@ def read_file_state(path: str | Path) -> SourceFile:
 
 
 def list_other_files(recorded: RawScan, config: ReadConfig) -> list[Path]:
-    """The files beside the scan file itself that the scan depends on, each once."""
+    """List the files that the scan depends on besides the scan file itself, each once."""
     backing = find_backing_files(recorded.frames)
     named = [*recorded.companion_files, *(() if backing is None else backing[0])]
     named += [Path(config.probe)] if config.probe is not None else []
@@ -49,7 +49,7 @@ def list_other_files(recorded: RawScan, config: ReadConfig) -> list[Path]:
 
 
 def describe_changes(files: Iterable[SourceFile]) -> list[str]:
-    """What has become of the files that are no longer as they were, one clause each."""
+    """Describe what has changed about files since they were recorded, one clause each."""
     told = []
     for was in files:
         try:

@@ -20,7 +20,7 @@ FORMATS: dict[ScanFormat, tuple[str, ...]] = {
 
 
 def choose_format(path: Path, asked: ScanFormat | None = None) -> ScanFormat:
-    """The format of a file to write: what is asked for, else by the end of its name.
+    """Choose the format of a file to write: what is asked for, else by the end of its name.
 
     Raises:
         ConfigError: the name belongs to none, or to another one.

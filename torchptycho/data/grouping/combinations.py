@@ -23,7 +23,7 @@ _EXCLUDED_KEY = np.float32(2)
 
 
 def choose_neighbours(near: Neighbours, n: int, rng: np.random.Generator) -> np.ndarray:
-    """For each seed, n of its allowed neighbours, as columns [S, n]: those with the smallest random keys."""
+    """Choose n allowed neighbours for each seed, as columns [S, n]: those with the smallest random keys."""
     keys = rng.random(near.allowed.shape, dtype=np.float32)
     if not near.allowed.all():
         keys[~near.allowed] = _EXCLUDED_KEY
@@ -81,7 +81,7 @@ def _count_combinations(near: Neighbours, n: int, at_most: int) -> np.ndarray:
 
 
 def _distribute_groups(available: np.ndarray, wanted: int, sequential: bool, rng: np.random.Generator) -> np.ndarray:
-    """Groups per seed, as equal as the available combinations permit, `wanted` in all."""
+    """Distribute `wanted` groups over the seeds, as equally as the available combinations permit."""
     low, high = 0, int(available.max())
     while low < high:
         middle = (low + high + 1) // 2
@@ -130,7 +130,8 @@ def _draw_by_rejection(
 def _draw_by_enumeration(
     near: Neighbours, rows: np.ndarray, quota: np.ndarray, table: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As `_redrawn`, for seeds that all have the number of allowed neighbours that `table` [T, n] is written for."""
+    """Draw as `_redraw` does, for seeds that all have the number of allowed neighbours that `table` [T, n] is written
+    for."""
     columns = np.argsort(~near.allowed, axis=1, kind="stable")
     keys = rng.random((len(rows), len(table)), dtype=np.float32)
     if near.quadrant is not None:

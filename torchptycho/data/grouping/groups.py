@@ -43,7 +43,7 @@ class Groups:
 
 
 def build_groups(positions_px: np.ndarray, members: np.ndarray, frames_used: np.ndarray) -> Groups:
-    """Groups of these members [G, C], with the centers and offsets that follow from the positions."""
+    """Build groups of these members [G, C]; centers and offsets follow from the positions."""
     where = positions_px.take(members, axis=0)
     # einsum sums over an axis this short many times faster than mean does.
     center_px = np.einsum("gcd->gd", where) / members.shape[1]

@@ -30,7 +30,7 @@ class Neighbours:
         return Neighbours(self.index[rows], self.allowed[rows], quadrant, self.max_per_quadrant)
 
     def count_per_quadrant(self) -> np.ndarray:
-        """Allowed neighbours in each quadrant, [S, 4]."""
+        """Count allowed neighbours in each quadrant, [S, 4]."""
         assert self.quadrant is not None
         return np.stack([(self.allowed & (self.quadrant == q)).sum(axis=1) for q in range(4)], axis=1)
 
@@ -51,7 +51,7 @@ def neighbor_count(config: GroupConfig) -> int:
 def find_neighbours(
     positions_px: np.ndarray, scan_id: np.ndarray, pool: np.ndarray, seeds: np.ndarray, config: GroupConfig
 ) -> Neighbours:
-    """The K nearest usable frames of each seed in its own scan, judged by the distances and quadrants of `config`."""
+    """Find the K nearest usable frames of each seed in its own scan, within the distances and quadrants of `config`."""
     k = neighbor_count(config)
     index = np.empty((len(seeds), k), np.int64)
     allowed = np.empty((len(seeds), k), bool)
@@ -76,7 +76,8 @@ def find_neighbours(
 def _find_nearest(
     positions_px: np.ndarray, frames: np.ndarray, seeds: np.ndarray, k: int, config: GroupConfig
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k frames nearest to each seed, itself excluded, and which are there and within the distances of `config`."""
+    """Find the k frames nearest to each seed, itself excluded, and which exist and are within the distances of
+    `config`."""
     tree = cKDTree(positions_px[frames], balanced_tree=False, compact_nodes=False)
     # Queries in the order of the tree's leaves find the same nodes in the cache: a third less time on unordered scans.
     own = np.searchsorted(frames, seeds)

@@ -26,7 +26,7 @@ _UNSEEDED = 0
 
 
 def draw_original_groups(positions_px: np.ndarray, config: GroupConfig) -> np.ndarray:
-    """Members [G, C] as places among the M given positions, in the order in which they were drawn.
+    """Draw members [G, C] as indices into the M given positions, in the order in which they were drawn.
 
     Raises:
         GroupingError: a constraint is set that the original did not know, the seed is beyond 2^32 - 1, or the groups

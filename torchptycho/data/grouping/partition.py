@@ -56,7 +56,7 @@ def partition(
 
 
 def _bisect(positions_px: np.ndarray, size: int) -> np.ndarray:
-    """An order in which each run of `size` positions is compact: median splits, one level at a time for all parts."""
+    """Order positions so that each run of `size` is compact: median splits, one level at a time for all parts."""
     n = len(positions_px)
     order = np.arange(n)
     # Boundaries of the parts, counted in groups; only the last part can end in an incomplete group.

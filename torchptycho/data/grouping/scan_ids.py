@@ -10,7 +10,7 @@ __all__ = ["count_scan_frames", "split_by_scan", "validate_scan_id"]
 
 
 def validate_scan_id(positions_px: np.ndarray, scan_id: np.ndarray | None) -> np.ndarray:
-    """The scan of each frame, zeros when there is one; refuses positions and ids that cannot be grouped."""
+    """Return the scan of each frame, zeros when there is one; refuse positions and ids that cannot be grouped."""
     if positions_px.ndim != 2 or positions_px.shape[1] != 2 or len(positions_px) == 0:
         raise GroupingError(f"positions_px: expected shape (M, 2) with M > 0; found {positions_px.shape}.")
     bad = np.flatnonzero(~np.isfinite(positions_px).all(axis=1))
@@ -27,7 +27,7 @@ def validate_scan_id(positions_px: np.ndarray, scan_id: np.ndarray | None) -> np
 
 
 def split_by_scan(scan_id: np.ndarray, frames: np.ndarray) -> list[np.ndarray]:
-    """Frames of each scan, in their order."""
+    """Split frames by scan, in their order."""
     of_frames = scan_id[frames]
     if (of_frames == of_frames[0]).all():
         return [frames]
@@ -36,6 +36,6 @@ def split_by_scan(scan_id: np.ndarray, frames: np.ndarray) -> list[np.ndarray]:
 
 
 def count_scan_frames(scan_id: np.ndarray, pool: np.ndarray, seeds: np.ndarray) -> np.ndarray:
-    """For each seed, the number of usable frames in its scan."""
+    """Count the usable frames in the scan of each seed."""
     scans, counts = np.unique(scan_id[pool], return_counts=True)
     return np.asarray(counts[np.searchsorted(scans, scan_id[seeds])])

@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 
 def select_usable_frames(n_frames: int, config: GroupConfig, candidates: np.ndarray | None) -> np.ndarray:
-    """Sorted indices of the frames that may be used."""
+    """Return sorted indices of the frames that may be used."""
     pool = np.arange(n_frames) if candidates is None else np.unique(candidates).astype(np.int64)
     if len(pool) == 0:
         raise GroupingError("candidates: expected at least one frame; found none.")
@@ -35,7 +35,7 @@ def select_usable_frames(n_frames: int, config: GroupConfig, candidates: np.ndar
 
 
 def validate_seeds(seeds: np.ndarray, pool: np.ndarray) -> np.ndarray:
-    """Seeds as they were given, when they are different frames of the pool."""
+    """Return the given seeds when they are different frames of the pool."""
     seeds = np.asarray(seeds, dtype=np.int64)
     outside = seeds[~np.isin(seeds, pool)]
     if len(seeds) == 0 or len(outside) or len(np.unique(seeds)) != len(seeds):
@@ -47,7 +47,7 @@ def validate_seeds(seeds: np.ndarray, pool: np.ndarray) -> np.ndarray:
 def select_seeds_in_bounds(
     positions_px: np.ndarray, scan_id: np.ndarray, pool: np.ndarray, config: GroupConfig
 ) -> np.ndarray:
-    """Frames of the pool in the part of their own scan that seeds may come from."""
+    """Select frames of the pool in the part of their own scan that seeds may come from."""
     if config.bounds == (0.0, 1.0, 0.0, 1.0):
         return pool
     inside = np.zeros(len(positions_px), bool)
@@ -65,7 +65,7 @@ def select_seeds_in_bounds(
 
 
 def select_eligible_seeds(usable: np.ndarray, config: GroupConfig, size: int) -> np.ndarray:
-    """Rows of the seeds whose number of usable neighbours [S] is enough for a group of `size`."""
+    """Select the seeds whose number of usable neighbours [S] is enough for a group of `size`."""
     rows = np.flatnonzero(usable >= size - 1)
     if len(rows) == 0:
         raise GroupingError(
@@ -86,7 +86,7 @@ def select_eligible_seeds(usable: np.ndarray, config: GroupConfig, size: int) ->
 
 
 def draw_seeds(seeds: np.ndarray, n_usable: int, config: GroupConfig, rng: np.random.Generator) -> np.ndarray:
-    """As many seeds as groups are wanted, in the order of the scan."""
+    """Draw a seed for each group, in the order of the scan."""
     wanted = len(seeds) if config.n_groups is None else config.n_groups
     if wanted > len(seeds):
         if config.gridsize == 1:

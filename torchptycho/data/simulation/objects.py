@@ -106,7 +106,7 @@ def draw_lines(size_px: int, rng: np.random.Generator) -> Maps:
 
 
 def draw_gaussian_field(size_px: int, rng: np.random.Generator) -> Maps:
-    """Two Gaussian random fields, correlated by a half, with a power spectrum ~ |k|^-3: clouds without edges."""
+    """Draw two Gaussian random fields, correlated by a half, with a power spectrum ~ |k|^-3: clouds without edges."""
     frequency = np.hypot(np.fft.fftfreq(size_px)[:, None], np.fft.rfftfreq(size_px))
     frequency[0, 0] = np.inf
     white = rng.standard_normal((2, size_px, size_px))
@@ -134,7 +134,7 @@ def draw_siemens_star(size_px: int, rng: np.random.Generator) -> Maps:
 
 
 def draw_photographs(size_px: int, rng: np.random.Generator) -> Maps:
-    """Two different photographs from scikit-image, one for the transmission and one for the phase.
+    """Draw two different photographs from scikit-image, one for the transmission and one for the phase.
 
     Squares are cut out at random and resized; the images lie in scikit-image's wheel, nothing is downloaded.
     """

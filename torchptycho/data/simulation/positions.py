@@ -52,7 +52,7 @@ def make_positions(config: SimulateConfig, rng: np.random.Generator, shape_px: t
 
 
 def make_raster(count: int, span_px: np.ndarray, jitter_px: float, rng: np.random.Generator) -> Positions:
-    """At least `count` points in rows over (0, 0) ... `span_px`, steps about equal both ways, each point jittered.
+    """Make at least `count` points in rows over (0, 0) ... `span_px`, steps about equal both ways, each point jittered.
 
     The rows keep off the edges by the jitter (or by half the span, where that is less).
     """

@@ -28,7 +28,7 @@ _NYQUIST = 0.5
 
 
 def make_probe(config: SimulateConfig) -> Complex64[np.ndarray, "p n n"]:
-    """The beam that `config` asks for, in sqrt(photons): sum |P|^2 over modes and pixels is `photons_per_frame`.
+    """Make the probe that `config` asks for, in sqrt(photons): sum |P|^2 over modes and pixels is `photons_per_frame`.
 
     Mode m > 0 is the first mode times a product of Hermite polynomials in y and x (unit: half the diameter; orders by
     rising sum), made orthogonal to those before it; it carries half the power of mode m - 1.
@@ -142,5 +142,5 @@ def _centered_grid(n_px: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _raised_cosine(position: np.ndarray) -> np.ndarray:
-    """From 1 at position 0 to 0 at position 1, as a raised cosine."""
+    """Fall from 1 at position 0 to 0 at position 1, as a raised cosine."""
     return np.asarray(0.5 + 0.5 * np.cos(np.pi * np.clip(position, 0, 1)))

@@ -121,7 +121,7 @@ def simulate(
 def _record_frames(
     truth: np.ndarray, modes: np.ndarray, positions_px: np.ndarray, generator: torch.Generator | None
 ) -> np.ndarray:
-    """Frames [M, N, N] in batches; counts with a generator, expected counts in float32 without."""
+    """Record frames [M, N, N] in batches; counts with a generator, expected counts in float32 without."""
     count, n_px = len(positions_px), modes.shape[-1]
     field, probe = torch.from_numpy(truth), torch.from_numpy(modes)
     corners_px = locate_corner(torch.from_numpy(positions_px), n_px)

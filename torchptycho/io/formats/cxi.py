@@ -45,7 +45,7 @@ _HARMLESS_BITS = 0x20 | 0x800 | 0x1000 | 0x2000 | 0x4000 | 0x10000
 
 
 def sniff_cxi(path: Path, head: bytes) -> str | None:
-    """Why this is a CXI file, or None."""
+    """Return why this is a CXI file, or None."""
     if not head.startswith(MAGIC):
         return None
     with open_hdf5(path) as file:
@@ -58,7 +58,7 @@ def sniff_cxi(path: Path, head: bytes) -> str | None:
 
 
 def read_cxi(path: Path, config: ReadConfig) -> RawScan:
-    """The first entry of a CXI file.
+    """Read the first entry of a CXI file.
 
     Positions are `translation` in metres. It is the motion of the sample, so that the beam moves the other way
     (`translation_sign` -1); its components along the axes of the detector, as `basis_vectors` has them, are the (y, x)
@@ -117,7 +117,7 @@ def _describe_storage(dataset: Any, n_files: int) -> str:
 def _read_basis(
     file: Any, path: Path, config: ReadConfig, notes: list[str]
 ) -> tuple[np.ndarray, np.ndarray, float | None]:
-    """Unit vectors of the rows' direction and of the columns', and the edge of a pixel in metres."""
+    """Read unit vectors along the detector's rows and columns, and the edge of a pixel in metres."""
     node = find_dataset(file, path, f"{_DETECTOR}/basis_vectors")
     sizes = {
         name: load_number(found, path, name)
@@ -278,7 +278,7 @@ def _is_bad(mask: np.ndarray) -> np.ndarray:
 
 
 def _read_probe(file: Any, path: Path, config: ReadConfig, shape: tuple[int, int]) -> np.ndarray | None:
-    """The illumination, or `image_1` when it is a wave of the size of the frames."""
+    """Read the illumination, or `image_1` when it is a wave of the size of the frames."""
     if config.probe is not None:
         return None
     key, node = locate_dataset(file, path, *_PROBE)

@@ -21,7 +21,7 @@ _EV = {"eV": 1.0, "keV": 1e3, "J": 1 / 1.602176634e-19}
 
 
 def read_mapped(path: Path, config: ReadConfig, mapping: MappingConfig) -> RawScan:
-    """A scan whose parts are where `mapping` says.
+    """Read a scan whose parts are where `mapping` says.
 
     Raises:
         ScanError: a part is not there, or not what it should be.
@@ -94,7 +94,7 @@ def read_mapped(path: Path, config: ReadConfig, mapping: MappingConfig) -> RawSc
 
 
 def _list_refs(mapping: MappingConfig) -> list[str]:
-    """All that the mapping names."""
+    """List all arrays that the mapping names."""
     named = (
         mapping.frames,
         mapping.positions_y,

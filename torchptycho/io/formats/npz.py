@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 def sniff_npz(path: Path, head: bytes) -> str | None:
-    """Why this is a scan in NPZ, or None."""
+    """Return why this is a scan in NPZ, or None."""
     if not is_zip(head):
         return None
     keys = NpzArchive(path).keys
@@ -44,12 +44,12 @@ def sniff_npz(path: Path, head: bytes) -> str | None:
 
 
 def has_frames(path: Path) -> bool:
-    """Whether there are frames in a zip archive of arrays: images, probes and masks are such archives, too."""
+    """Return whether a zip archive of arrays holds frames: images, probes and masks are such archives, too."""
     return not set(_FRAMES_KEYS).isdisjoint(NpzArchive(path).keys)
 
 
 def read_npz(path: Path, config: ReadConfig) -> RawScan:
-    """A scan in an NPZ file: canonical, legacy, or as Ptychodus writes it for training."""
+    """Read a scan in an NPZ file: canonical, legacy, or as Ptychodus writes it for training."""
     frames = parse_frame_slice(config.frames)
     archive = NpzArchive(path)
     metadata = archive.load_metadata()
@@ -165,7 +165,7 @@ def _refuse_newer_format(path: Path, metadata: dict[str, Any]) -> None:
 
 
 def _find_frames_member(archive: NpzArchive, metadata: dict[str, Any]) -> tuple[Member, int]:
-    """The member with the frames, and the axis along which they lie: 0, or 2 in old files."""
+    """Find the member with the frames, and the axis along which they lie: 0, or 2 in old files."""
     key = next((name for name in _FRAMES_KEYS if name in archive), None)
     if key is None:
         raise archive.make_missing_error("diffraction", "the frames, (M, N, N)")
@@ -207,7 +207,7 @@ def _find_frame_axis(archive: NpzArchive, member: Member, metadata: dict[str, An
 
 
 def _load_per_frame(archive: NpzArchive, key: str, rows: range, n_in_file: int, *, cut: bool) -> np.ndarray:
-    """A vector with one real number per frame, for the frames `rows`."""
+    """Load a vector with one real number per frame, for the frames `rows`."""
     member = archive.inspect_member(key)
     if member.dtype.kind not in "iuf" or len([length for length in member.shape if length != 1]) > 1:
         raise ScanError(
@@ -320,7 +320,7 @@ def _load_truth_patches(
 
 
 def _parse_geometry(path: Path, metadata: dict[str, Any]) -> Geometry:
-    """Lengths from the metadata; the photon numbers that stay there are judged along with them."""
+    """Parse lengths from the metadata; the photon numbers that stay there are checked along with them."""
     known = {key: metadata[key] for key in _LENGTHS if metadata.get(key) is not None}
     doses = {key: metadata[key] for key in ("nphotons", "photons_per_frame") if metadata.get(key) is not None}
     for key, value in (known | doses).items():

@@ -30,7 +30,7 @@ _POSITIONS = ("probe_position_y_m", "probe_position_x_m")
 
 
 def sniff_ptychi(path: Path, head: bytes) -> str | None:
-    """Why this is one half of a pair, or None."""
+    """Return why this is one half of a pair, or None."""
     if not head.startswith(MAGIC):
         return None
     with open_hdf5(path) as file:
@@ -41,7 +41,7 @@ def sniff_ptychi(path: Path, head: bytes) -> str | None:
 
 
 def read_ptychi(path: Path, config: ReadConfig) -> RawScan:
-    """Both halves of a pair, from either.
+    """Read both halves of a pair, from either.
 
     Positions are in metres about the centre of the object: px = m / pixel + round(n / 2).
 
@@ -84,7 +84,7 @@ def read_ptychi(path: Path, config: ReadConfig) -> RawScan:
 
 
 def _find_pair(path: Path) -> tuple[Path, Path]:
-    """The halves with the frames and with the parameters; the names differ in dp and para."""
+    """Find the halves with the frames and with the parameters; the names differ in dp and para."""
     with open_hdf5(path) as file:
         has_frames = "dp" in list_names(file, path)
     own, other = ("dp", "para") if has_frames else ("para", "dp")

@@ -36,7 +36,7 @@ ReadValue = Callable[..., float | str | None]
 
 
 def sniff_product(path: Path, head: bytes) -> str | None:
-    """Why this is a product, or None."""
+    """Return why this is a product, or None."""
     if head.startswith(MAGIC):
         with open_hdf5(path) as file:
             there = set(_POSITIONS) <= set(list_names(file, path))
@@ -96,7 +96,7 @@ def _open_content(path: Path) -> Iterator[_ProductContent]:
 
 
 def read_product(path: Path, config: ReadConfig) -> RawScan:
-    """A product with the frames of its diffraction file, paired by index.
+    """Read a product with the frames of its diffraction file, paired by index.
 
     The file is `config.diffraction`, else STEM-diffraction.h5 or diffraction.h5 beside the product, else the product's
     own group `raw_data`. Positions that share an index are averaged; frames without a position, and positions without a
@@ -226,7 +226,7 @@ def _read_positions(content: _ProductContent, notes: list[str]) -> tuple[np.ndar
 
 
 def _read_object(content: _ProductContent, notes: list[str]) -> tuple[np.ndarray | None, tuple[int, int]]:
-    """The object of one layer, and its size; products of several layers have no object for a scan."""
+    """Read the object of one layer, and its size; products of several layers have no object for a scan."""
     array = content.array("object")
     if array is None or array.ndim not in (2, 3):
         found = "none" if array is None else f"{array.shape}"
@@ -354,7 +354,8 @@ def _check_bad_pixels(path: Path, values: np.ndarray | None) -> np.ndarray | Non
 def _pair_frames(
     path: Path, key: str, frame_indexes: np.ndarray, indexes: np.ndarray, cut: slice | None
 ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-    """Rows of the stack that have a position, the places of these positions, and the rows that have none."""
+    """Pair frames with positions: return rows of the stack that have a position, the indices of these positions, and
+    the rows that have none."""
     rows = np.asarray(resolve_rows(path, key, len(frame_indexes), cut))
     place = np.searchsorted(indexes, frame_indexes[rows])
     known = (place < len(indexes)) & (indexes[np.minimum(place, len(indexes) - 1)] == frame_indexes[rows])

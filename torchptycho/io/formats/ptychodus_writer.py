@@ -103,7 +103,7 @@ def _place_object(scan: Scan, pixel_m: float) -> tuple[np.ndarray, np.ndarray, t
 
 @contextlib.contextmanager
 def _create_hdf5(path: Path) -> Iterator[Any]:
-    """An `h5py.File` to write, which becomes `path` when the block ends well."""
+    """Create an `h5py.File` to write, which becomes `path` when the block ends without an error."""
     h5py = importlib.import_module("h5py")
     with replace_atomically(path) as target:
         # HDF5 writes by name; the stream keeps the place.

@@ -23,7 +23,7 @@ _EV_IN_KEV = 1e3
 
 
 def sniff_ptyd(path: Path, head: bytes) -> str | None:
-    """Why this is a .ptyd file, or None."""
+    """Return why this is a .ptyd file, or None."""
     if not head.startswith(MAGIC):
         return None
     with open_hdf5(path) as file:
@@ -35,7 +35,7 @@ def sniff_ptyd(path: Path, head: bytes) -> str | None:
 
 
 def read_ptyd(path: Path, config: ReadConfig) -> RawScan:
-    """Frames and positions of all chunks, in the order of their numbers.
+    """Read frames and positions of all chunks, in the order of their numbers.
 
     Positions are in metres as (y, x). A pixel whose weight is 0 in any frame, or in the weight that all share,
     is masked.
@@ -142,7 +142,7 @@ def _add_zero_weights(
 
 
 def _read_number(file: Any, path: Path, name: str) -> float | None:
-    """A positive number of `meta`, else of `info`; of a pair, as pixel sizes are, both must be equal."""
+    """Read a positive number of `meta`, else of `info`; both values of a pair, as for pixel sizes, must be equal."""
     node = find_dataset(file, path, f"meta/{name}", f"info/{name}")
     if node is None or node.dtype.kind not in "iuf" or node.shape is None or 0 in node.shape:
         return None

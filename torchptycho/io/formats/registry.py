@@ -49,7 +49,7 @@ _BUILTIN_READERS = (
 
 @functools.cache
 def list_readers() -> tuple[Reader, ...]:
-    """All readers: those of other packages first, so that they can claim files that look like more common ones.
+    """List all readers: those of other packages first, so that they can claim files that look like more common ones.
 
     Raises:
         ConfigError: an entry point is no reader.
@@ -80,7 +80,7 @@ def _load_plugin_readers() -> list[Reader]:
 
 
 def recognise(path: Path) -> tuple[Reader, str]:
-    """The reader of a file, and why.
+    """Return the reader of a file, and why.
 
     Raises:
         ScanError: no file, or of no known format.
@@ -93,7 +93,7 @@ def recognise(path: Path) -> tuple[Reader, str]:
 
 
 def find_reader(path: Path, head: bytes) -> tuple[Reader, str] | None:
-    """The reader of a file that begins so, and why; None for a file of no known format.
+    """Return the reader of a file that begins with `head`, and why; None for a file of no known format.
 
     Raises:
         ScanError: the file is damaged.

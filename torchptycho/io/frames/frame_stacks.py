@@ -39,7 +39,7 @@ _CHUNK_BYTES = 16 * 2**20
 
 
 def count_frames_in(n_bytes: int, frames: Frames) -> int:
-    """Frames of this stack that fit into so many bytes, at least one."""
+    """Return how many frames of this stack fit into a number of bytes, at least one."""
     _, height, width = frames.shape
     return max(1, n_bytes // (height * width * frames.dtype.itemsize))
 
@@ -159,7 +159,8 @@ class ViewFrames(ArrayFrames):
         return super().__getitem__(index)
 
     def _refuse_truncated(self) -> None:
-        """To look beyond the end of a file that is mapped would end the process."""
+        """Refuse a file that is shorter than its header says: reading beyond the end of a mapped file would end the
+        process."""
         array = self.array
         if not isinstance(array, np.memmap) or array.filename is None:
             return
@@ -204,7 +205,7 @@ class CastFrames:
 
 
 def find_backing_files(frames: Frames) -> tuple[tuple[Path, ...], str] | None:
-    """The files that these frames are read from as they are needed, and which part of them they are.
+    """Find the files that these frames are read from, and which part of each.
 
     None for frames in memory, and for all that did not come from here: a view of a file's map may have been turned.
     """
@@ -233,7 +234,7 @@ def find_backing_files(frames: Frames) -> tuple[tuple[Path, ...], str] | None:
 
 
 def random_access_is_slow(frames: Frames) -> bool:
-    """Whether reading single frames means reading all those before."""
+    """Return whether reading single frames means reading all those before."""
     if isinstance(frames, JoinedFrames):
         return any(random_access_is_slow(part) for part in frames.parts)
     if isinstance(frames, CastFrames | PickedFrames | ProcessedFrames):
@@ -242,7 +243,7 @@ def random_access_is_slow(frames: Frames) -> bool:
 
 
 def to_file_rows(frames: Frames, indices: list[int]) -> list[int]:
-    """The same frames as the file counts them."""
+    """Convert frame numbers to those of the file."""
     if isinstance(frames, CastFrames | ProcessedFrames):
         return to_file_rows(frames.inner, indices)
     if isinstance(frames, PickedFrames):
@@ -251,12 +252,12 @@ def to_file_rows(frames: Frames, indices: list[int]) -> list[int]:
 
 
 def working_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The dtype that values of a file get in memory: float32, complex64, or the detector's own integers."""
+    """Return the dtype that values of a file get in memory: float32, complex64, or the detector's own integers."""
     return np.dtype({"f": np.float32, "c": np.complex64}.get(dtype.kind, dtype.newbyteorder("=")))
 
 
 def select_frames(frames: Frames, rows: range) -> Frames:
-    """Only the frames `rows` of a stack, in working dtype; the stack itself when nothing needs to change."""
+    """Select the frames `rows` of a stack, in working dtype; return the stack itself when nothing changes."""
     selected = frames
     if rows != range(frames.shape[0]):
         selected = PickedFrames(frames, np.asarray(rows), streamed=random_access_is_slow(frames))
@@ -265,7 +266,7 @@ def select_frames(frames: Frames, rows: range) -> Frames:
 
 
 def open_stack(archive: NpzArchive, member: Member, frame_axis: int) -> Frames:
-    """The stack in a 3-D member whose frames lie along `frame_axis` (0, or 2 in old files), without reading it.
+    """Open the stack in a 3-D member whose frames lie along `frame_axis` (0, or 2 in old files), without reading it.
 
     Only a compressed stack whose frames do not lie one after the other in the file is read into memory.
     """

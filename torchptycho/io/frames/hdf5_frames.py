@@ -50,7 +50,7 @@ class Hdf5Frames:
         return math.prod(self.stored_shape[:-2]), self.stored_shape[-2], self.stored_shape[-1]
 
     def chunks(self, frames_per_chunk: int) -> Iterator[np.ndarray]:
-        """The stack in order; reads begin where chunks of the file begin."""
+        """Iterate over the stack in order; reads begin where chunks of the file begin."""
         step = max(self.frames_per_block, frames_per_chunk // self.frames_per_block * self.frames_per_block)
         if step > frames_per_chunk and step * self._frame_bytes > _MAX_READ_BYTES:
             step = frames_per_chunk
@@ -121,7 +121,7 @@ class Hdf5Frames:
 
 
 def open_hdf5_stack(dataset: Any, path: Path, key: str, axes: str = "myx") -> Hdf5Frames:
-    """The frames of a dataset, without reading them.
+    """Open the frames of a dataset, without reading them.
 
     Arguments:
         axes: order of the axes of a 3-D dataset: m counts the frames, y the rows, x the columns.

@@ -20,7 +20,7 @@ _READ_BYTES = 16 * 2**20
 
 
 def crop_or_pad(image: np.ndarray, top: int, left: int, height: int, width: int, fill: Any = 0) -> np.ndarray:
-    """A window of the last two axes; `fill` beyond the edge."""
+    """Cut a window out of the last two axes, with `fill` beyond the edge."""
     rows, columns = image.shape[-2:]
     if top >= 0 and left >= 0 and top + height <= rows and left + width <= columns:
         return image[..., top : top + height, left : left + width]
@@ -59,7 +59,7 @@ class Processing:
     clip: bool = False
 
     def crop_to_window(self, image: np.ndarray, fill: Any = 0) -> np.ndarray:
-        """Frames or an image of the detector, shifted and cut."""
+        """Shift and cut frames or an image of the detector."""
         shifted = np.fft.fftshift(image, axes=(-2, -1)) if self.shift else image
         edge = self.n_px * self.binning
         return crop_or_pad(shifted, self.top, self.left, edge, edge, fill)
@@ -86,7 +86,7 @@ class Processing:
         return np.dtype(np.uint32 if dtype.kind == "u" and dtype.itemsize <= 2 else np.int64)
 
     def apply(self, frames: np.ndarray, domain: Domain) -> np.ndarray:
-        """Frames [K, H, W] of the file as frames [K, N, N] of the scan."""
+        """Convert frames [K, H, W] of the file to frames [K, N, N] of the scan."""
         target = self.choose_dtype(frames.dtype)
         values = self.crop_to_window(frames)
         if self.dark is not None or self.flat is not None:
@@ -109,7 +109,7 @@ class Processing:
             return np.ascontiguousarray(values, dtype=target)
 
     def fingerprint(self) -> str:
-        """What the steps depend on, in one word."""
+        """Return a short text that identifies the steps."""
         digest = hashlib.sha256(repr((self.shift, self.top, self.left, self.n_px, self.binning, self.clip)).encode())
         for array in (self.bad_pixels, self.dark, self.flat):
             digest.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
@@ -150,7 +150,7 @@ class ProcessedFrames:
 
 
 def resample_probe(probe: Complex64[np.ndarray, "p a a"], n_px: int, binning: int) -> Complex64[np.ndarray, "p b b"]:
-    """A probe for frames that are cut to n_px * binning detector pixels and binned.
+    """Resample a probe for frames that are cut to n_px * binning detector pixels and binned.
 
     Cutting the detector makes the object pixel larger: the probe's Fourier transform is cut likewise, and what is
     beyond it is lost. Binning keeps the object pixel and makes the field smaller: the probe is cut. The photons of what

@@ -56,7 +56,7 @@ class PickedFrames:
 
 
 def _as_slice(rows: np.ndarray) -> np.ndarray | slice:
-    """Rows at even distances as a slice, which files are read by at once."""
+    """Return rows at even distances as a slice, which files read faster."""
     steps = np.diff(rows)
     if not len(steps) or (steps != steps[0]).any():
         return rows

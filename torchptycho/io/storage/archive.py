@@ -53,7 +53,7 @@ _DAMAGE = (
 
 
 def is_zip(head: bytes) -> bool:
-    """Whether a file that begins like this is a zip archive (an empty one included)."""
+    """Return whether a file that begins like this is a zip archive (an empty one included)."""
     return head.startswith((b"PK\x03\x04", b"PK\x05\x06"))
 
 
@@ -97,7 +97,7 @@ class Member:
 
     @contextmanager
     def open_values(self) -> Iterator[io.BufferedIOBase]:
-        """The member's uncompressed bytes, past the .npy header."""
+        """Open the member's uncompressed bytes, past the .npy header."""
         with (
             convert_zip_errors(self.path, self.key),
             zipfile.ZipFile(self.path) as archive,
@@ -141,14 +141,14 @@ class NpzArchive:
         return key in self._infos
 
     def make_missing_error(self, key: str, expected: str, remedy: str = "") -> ScanError:
-        """The error for an array that is not there, naming the most similar key that is."""
+        """Make the error for an array that is not there; it names the most similar key."""
         near = difflib.get_close_matches(key, self._infos, n=1, cutoff=0.6)
         hint = f"Did you mean '{near[0]}'? Rename it." if near else "Add it to the file."
         found = f"no such key among: {', '.join(self._infos)}"
         return ScanError(self.path, key, expected=expected, found=found, remedy=f"{hint} {remedy}".strip())
 
     def is_empty(self, key: str) -> bool:
-        """Whether an array has no values at all, as lists of nothing have."""
+        """Return whether an array has no values at all, as lists of nothing have."""
         with (
             convert_zip_errors(self.path, key),
             zipfile.ZipFile(self.path) as archive,
@@ -157,7 +157,7 @@ class NpzArchive:
             return 0 in read_array_header(stream)[0]
 
     def inspect_member(self, key: str) -> Member:
-        """The header of an array, checked against what the archive can hold.
+        """Read the header of an array and check it against what the archive can hold.
 
         Raises:
             ScanError: an object (pickled), structured or text array, an empty one, or a header that lies.
@@ -199,7 +199,7 @@ class NpzArchive:
         )
 
     def load(self, key: str) -> np.ndarray:
-        """A whole array, in memory, C-ordered and in native byte order."""
+        """Load a whole array, C-ordered and in native byte order."""
         member = self.inspect_member(key)
         shape = member.shape[::-1] if member.fortran_order else member.shape
         values = np.empty(shape, member.dtype)
@@ -209,7 +209,7 @@ class NpzArchive:
         return np.ascontiguousarray(values, dtype=member.dtype.newbyteorder("=")).reshape(member.shape)
 
     def load_metadata(self) -> dict[str, Any]:
-        """The JSON object in `_metadata`, or an empty dict.
+        """Load the JSON object in `_metadata`, or return an empty dict.
 
         Raises:
             ScanError: `_metadata` is not one string, or not a JSON object.
@@ -310,7 +310,7 @@ def fill(stream: io.BufferedIOBase | io.RawIOBase, out: np.ndarray) -> None:
 
 
 def write_header(stream: io.BufferedIOBase, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-    """The .npy header of a C-ordered array, so that its values can follow in pieces."""
+    """Write the .npy header of a C-ordered array, so that its values can follow in pieces."""
     description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(stream, description)
 

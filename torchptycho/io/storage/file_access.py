@@ -30,7 +30,7 @@ _UNSUPPORTED = (
 
 
 def write_all(file: io.RawIOBase, values: np.ndarray) -> None:
-    """All bytes of a C-contiguous array into an unbuffered file, of which a single write may take a part only.
+    """Write all bytes of a C-contiguous array into an unbuffered file, of which a single write may take a part only.
 
     Raises:
         OSError: the disk is full, or failed.
@@ -42,7 +42,7 @@ def write_all(file: io.RawIOBase, values: np.ndarray) -> None:
 
 
 def read_head(path: Path) -> bytes:
-    """The first bytes of a file, from which its format is told; the name plays no part.
+    """Read the first bytes of a file, which decide its format; its name does not.
 
     Raises:
         ScanError: nothing there, a folder, empty, or unreadable.
@@ -72,7 +72,7 @@ def read_head(path: Path) -> bytes:
 
 
 def make_format_error(path: Path, head: bytes, formats: Sequence[str] = ()) -> ScanError:
-    """The error for a file of a format that cannot be read, with the way out where the format is recognised.
+    """Make the error for a file of a format that cannot be read, with the remedy where the format is recognised.
 
     Arguments:
         formats: what could have been read in its place; none for NPZ alone.
@@ -93,7 +93,7 @@ def make_format_error(path: Path, head: bytes, formats: Sequence[str] = ()) -> S
 
 @contextmanager
 def replace_atomically(path: Path) -> Iterator[io.BufferedWriter]:
-    """A stream that becomes the file `path` when the block ends well, and leaves no trace otherwise.
+    """Open a stream that becomes the file `path` when the block ends without an error, and leaves no trace otherwise.
 
     Raises:
         ScanError: the folder does not exist or cannot be written to, or the disk is full.

@@ -68,7 +68,8 @@ def convert_hdf5_errors(path: Path, key: str | None) -> Iterator[None]:
 
 
 def find_writer(path: Path) -> Literal["none", "exclusive", "swmr"]:
-    """Who has a file open for writing, as far as the file says: a process, or one in SWMR mode, which others may read.
+    """Find who has a file open for writing, as far as the file says: a process, or one in SWMR mode, which others may
+    read.
 
     Only files of HDF5's latest format say so (superblock 3), which SWMR needs. What was killed is told for ever.
     """
@@ -84,7 +85,7 @@ def find_writer(path: Path) -> Literal["none", "exclusive", "swmr"]:
 
 @contextmanager
 def open_hdf5(path: Path) -> Iterator[Any]:
-    """An `h5py.File`, read-only; one that grows in SWMR mode as it is now.
+    """Open an `h5py.File` read-only; one that grows in SWMR mode is opened at its present length.
 
     Raises:
         ScanError: damaged or truncated.
@@ -103,14 +104,14 @@ def is_dataset(node: Any) -> bool:
 
 
 def list_names(file: Any, path: Path, name: str = "/") -> list[str]:
-    """What a group of the file holds; nothing when it is none."""
+    """List what a group of the file holds; nothing when it is no group."""
     with convert_hdf5_errors(path, name):
         group = file.get(name)
         return list(group) if isinstance(group, _import_h5py().Group) else []
 
 
 def read_attribute(node: Any, path: Path, *names: str) -> float | str | None:
-    """The first of these attributes that is there: a finite number or a text.
+    """Read the first of these attributes that is there: a finite number or a text.
 
     Raises:
         ScanError: it is neither.
@@ -139,12 +140,12 @@ def read_attribute(node: Any, path: Path, *names: str) -> float | str | None:
 
 
 def find_dataset(group: Any, path: Path, *names: str) -> Any:
-    """The first of these datasets that is there, or None; errors as for `locate`."""
+    """Find the first of these datasets that is there, or None; errors as for `locate_dataset`."""
     return locate_dataset(group, path, *names)[1]
 
 
 def locate_dataset(group: Any, path: Path, *names: str) -> tuple[str, Any]:
-    """The first of these names under which there is a dataset, and the dataset; ("", None) when there is none.
+    """Find the first of these names under which there is a dataset; return name and dataset, or ("", None).
 
     The dataset's own name would be that in another file when a link leads there.
 
@@ -168,7 +169,7 @@ def locate_dataset(group: Any, path: Path, *names: str) -> tuple[str, Any]:
 
 
 def _follow_link(group: Any, name: str) -> Any:
-    """The link of that name, or the one on the way to it that leads nowhere; None when there is no such name."""
+    """Return the link of that name, or the one on the way to it that leads nowhere; None when there is no such name."""
     node = group
     parts = [part for part in name.split("/") if part]
     for depth, part in enumerate(parts):
@@ -322,7 +323,7 @@ def _make_unwritten_error(path: Path, key: str, what: str) -> ScanError:
 
 
 def load_array(dataset: Any, path: Path, key: str) -> np.ndarray:
-    """A whole dataset, C-ordered and in native byte order.
+    """Load a whole dataset, C-ordered and in native byte order.
 
     Raises:
         ScanError: see `check_dataset`; also when it is larger than its file warrants.
@@ -338,7 +339,7 @@ def load_array(dataset: Any, path: Path, key: str) -> np.ndarray:
 
 
 def load_complex(dataset: Any, path: Path, key: str) -> np.ndarray:
-    """A dataset of complex (or real) numbers as complex64.
+    """Load a dataset of complex (or real) numbers as complex64.
 
     Raises:
         ScanError: of another kind, or not finite.
@@ -355,7 +356,7 @@ def load_complex(dataset: Any, path: Path, key: str) -> np.ndarray:
 
 
 def load_number(dataset: Any, path: Path, key: str) -> float:
-    """One number; of one per frame, their mean.
+    """Load one number; of one per frame, their mean.
 
     Raises:
         ScanError: not a real number.

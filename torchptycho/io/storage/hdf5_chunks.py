@@ -21,7 +21,7 @@ _ZSTD_MAGIC = 0xFD2FB528
 
 
 def find_chunk_fault(dataset: Any, path: Path, chunk_bytes: int) -> str | None:
-    """What is wrong with the first piece that is not plausible; None when all are.
+    """Return what is wrong with the first chunk that is not plausible; None when all are.
 
     Arguments:
         dataset: chunked.
@@ -69,7 +69,7 @@ def _read_blosc_size(head: bytes, _: tuple[int, ...], size: int) -> int | None:
 
 
 def _read_zstd_size(head: bytes, _: tuple[int, ...], size: int) -> int | None:
-    """The content size of a Zstandard frame, where it states one (RFC 8878, section 3.1.1)."""
+    """Read the content size of a Zstandard frame, where it states one (RFC 8878, section 3.1.1)."""
     if min(len(head), size) < 6 or struct.unpack("<I", head[:4])[0] != _ZSTD_MAGIC:
         return -1
     descriptor = head[4]

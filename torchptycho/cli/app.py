@@ -84,7 +84,7 @@ def _make_overview() -> str:
 
 
 def _make_description(kind: type[Command]) -> str:
-    """What the help says about a command; its examples keep their lines."""
+    """Make the help text of a command; its examples keep their lines."""
     lines = inspect.cleandoc(kind.__doc__ or "").splitlines()
     return "\n".join(f"  {line}" if line.startswith("torchptycho ") else line for line in lines)
 
@@ -109,7 +109,7 @@ def _print_completion(rest: Sequence[str]) -> int:
 
 
 def _parse(given: Sequence[str]) -> Command:
-    """Flags override the configuration file, which overrides the defaults."""
+    """Parse a command line: flags override the configuration file, which overrides the defaults."""
     name, rest = given[0], list(given[1:])
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
@@ -130,8 +130,8 @@ def _parse(given: Sequence[str]) -> Command:
 
 
 def _insert_file_names(arguments: Sequence[str], optional: dict[str, str]) -> list[str]:
-    """Each option that may stand without a file's name followed by something: what comes next is its file only when it
-    has that ending, so that `--report scan.npz` does not take the scan for the report."""
+    """Complete options that may stand without a file name: what follows is their file only when it has the right
+    ending, so that `--report scan.npz` does not take the scan for the report."""
     out: list[str] = []
     for argument, following in itertools.zip_longest(arguments, arguments[1:]):
         out.append(argument)
@@ -142,7 +142,7 @@ def _insert_file_names(arguments: Sequence[str], optional: dict[str, str]) -> li
 
 
 def _apply_config(kind: type[Command], config: RunConfig) -> Command:
-    """The command with the sections of a configuration file, its other fields as they would be without."""
+    """Build the command with the sections of a configuration file; its other fields keep their defaults."""
     # Not by the initialiser, whose types have no room for tyro's placeholder.
     command = object.__new__(kind)
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]

@@ -42,7 +42,7 @@ class Command:
         return Console(highlight=False, soft_wrap=True, markup=False)
 
     def print_result(self, values: dict[str, Any], *lines: RenderableType, json: bool) -> None:
-        """The result on standard output: for people its lines, for scripts its values as one JSON object."""
+        """Print the result on standard output: for people its lines, for scripts its values as one JSON object."""
         if json:
             self.console.print_json(to_json(values))
             return
@@ -50,5 +50,5 @@ class Command:
             self.console.print(line)
 
     def show_status(self, what: str) -> Status:
-        """A sign of life on standard error, where that is a terminal, for work whose length is not known beforehand."""
+        """Show progress on standard error, where that is a terminal, for work whose length is not known beforehand."""
         return Console(stderr=True).status(what)

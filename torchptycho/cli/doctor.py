@@ -107,12 +107,12 @@ def _get_version(name: str) -> str | None:
 
 
 def _count_cores() -> int:
-    """Those that this process may use."""
+    """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _measure_memory_GB() -> tuple[float | None, float | None]:
-    """All, and what a new process can have; None where the system does not say."""
+    """Measure the total memory, and what a new process can have; None where the system does not say."""
     try:
         page = os.sysconf("SC_PAGE_SIZE")
         total = os.sysconf("SC_PHYS_PAGES") * page / 1e9
@@ -149,7 +149,7 @@ def _list_gpus() -> list[dict[str, Any]]:
 
 
 def _measure_disk_speed(path: Path, megabytes: int) -> dict[str, float | None]:
-    """Megabytes per second of one long file, written to the disk itself and read back from it."""
+    """Measure megabytes per second of one long file, written to the disk and read back from it."""
     if not megabytes:
         return {"write_MB_per_s": None, "read_MB_per_s": None}
     file = path / f".torchptycho-{secrets.token_hex(4)}.tmp"

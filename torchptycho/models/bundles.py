@@ -110,7 +110,7 @@ def save_bundle(module: PtychoPINN, path: str | Path) -> Path:
 
 
 def load_bundle(path: str | Path) -> PtychoPINN:
-    """The trained module in a bundle, ready to predict; nothing in the file is executed.
+    """Load the trained module in a bundle, ready to predict; nothing in the file is executed.
 
     Arguments:
         path: the file, the folder that holds it, or the file's name without .zip.
@@ -128,7 +128,7 @@ def load_bundle(path: str | Path) -> PtychoPINN:
 
 
 def load_bundled_network(path: str | Path) -> PtychoNetwork:
-    """The network alone, without what trains it.
+    """Load the network alone, without what trains it.
 
     Raises:
         StoreError: as `load_bundle`.
@@ -174,7 +174,7 @@ def _load(path: str | Path, build: Callable[[dict[str, Any], dict[str, Any]], _N
 
 
 def find_bundle(path: str | Path) -> Path:
-    """The bundle that a user means: the file, the one in a folder, or what `path` is with .zip behind it.
+    """Find the bundle that a path stands for: the file, the one in a folder, or `path` with .zip appended.
 
     Raises:
         StoreError: there is none.
@@ -188,7 +188,8 @@ def find_bundle(path: str | Path) -> Path:
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether a file is a bundle, of whatever program, and no checkpoint; a damaged one is told by its name."""
+    """Return whether a file is a bundle, of whatever program, and no checkpoint; a damaged one is recognised by its
+    name."""
     names = _list_members(path)
     if any(PurePosixPath(name).name == "data.pkl" for name in names):
         return False
@@ -210,7 +211,7 @@ def _list_members(path: Path) -> list[str]:
 
 
 def _read_members(path: Path) -> dict[str, bytes]:
-    """Every member of the file, when it has those of a bundle and no others."""
+    """Read every member of the file, when it has those of a bundle and no others."""
     content: dict[str, bytes] = {}
     name: str | None = None
     try:
@@ -269,7 +270,7 @@ def _refuse_foreign(path: Path, names: Iterable[str]) -> None:
 
 
 def _read_module_arguments(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """What the module is built from, judged."""
+    """Read and validate what the module is built from."""
     for key, expected in (("format", _FORMAT), ("format_version", _VERSION), ("backend", "pytorch")):
         if manifest.get(key) != expected:
             raise StoreError(
@@ -301,7 +302,7 @@ def _read_module_arguments(path: Path, manifest: dict[str, Any]) -> dict[str, An
 
 
 def _check_tensors(path: Path, wanted: dict[str, Tensor], found: dict[str, Tensor]) -> None:
-    """The tensors of a bundle are those of the module, one by one."""
+    """Check that the tensors of a bundle are those of the module, one by one."""
     for name in sorted(wanted.keys() | found.keys()):
         a, b = (
             f"{t.dtype} {tuple(t.shape)}" if t is not None else "nothing" for t in (wanted.get(name), found.get(name))

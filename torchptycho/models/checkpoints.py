@@ -25,7 +25,7 @@ _REMEDY = "The checkpoint comes before the scans; if this is one, train again."
 
 
 def load_checkpoint(path: str | Path) -> PtychoPINN:
-    """A trained module from its checkpoint or bundle alone; nothing in the file is executed.
+    """Load a trained module from its checkpoint or bundle alone; nothing in the file is executed.
 
     Raises:
         StoreError: not there, neither of the two, or not one of this package.
@@ -44,7 +44,7 @@ def load_checkpoint(path: str | Path) -> PtychoPINN:
 
 
 def load_network(path: str | Path) -> PtychoNetwork:
-    """A trained network from its checkpoint or bundle alone, ready to predict but not to train.
+    """Load a trained network from its checkpoint or bundle alone, ready to predict but not to train.
 
     Raises:
         StoreError: as `load_checkpoint`.
@@ -75,7 +75,7 @@ def _require_file(path: str | Path) -> Path:
 
 @contextlib.contextmanager
 def _convert_load_errors(path: Path) -> Iterator[None]:
-    """What goes wrong in loading a checkpoint, as a StoreError that says what to do."""
+    """Convert errors of loading a checkpoint to a StoreError that says what to do."""
     try:
         yield
     except pickle.UnpicklingError as error:
@@ -90,7 +90,7 @@ def _convert_load_errors(path: Path) -> Iterator[None]:
 
 
 def _describe_differences(path: Path) -> str:
-    """What a checkpoint says about what wrote it, where that is not what reads it."""
+    """Describe how the program that wrote a checkpoint differs from this one."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         told = content["format"] if isinstance(content, dict) else {}
@@ -105,7 +105,7 @@ def _describe_differences(path: Path) -> str:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint that a user means: a file as it is, or the best one of a run's folder, or the bundle in it.
+    """Find the checkpoint that a path stands for: a file, the best one of a run's folder, or the bundle in it.
 
     Raises:
         StoreError: the folder holds none.

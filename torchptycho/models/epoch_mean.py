@@ -22,7 +22,7 @@ class EpochMean:
         self._weight += weight
 
     def compute_and_reset(self, strategy: Any) -> Tensor | None:
-        """The mean so far over all processes of a Lightning strategy, None of nothing; a new one begins."""
+        """Return the mean so far over all processes of a Lightning strategy, None without values; then start again."""
         if not self._weight:
             return None
         sums = torch.tensor([float(self._sum), self._weight], dtype=torch.float64, device=strategy.root_device)

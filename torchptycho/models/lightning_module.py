@@ -87,7 +87,7 @@ class PtychoPINN(PtychoNetwork, L.LightningModule):
 
     @classmethod
     def for_store(cls, store: Store, config: RunConfig, *, started_from: str | None = None) -> PtychoPINN:
-        """A module with the statistics, probes and masks of a store.
+        """Build a module with the statistics, probes and masks of a store.
 
         Arguments:
             started_from: what the checkpoint says about whose network this one went on from.
@@ -129,7 +129,7 @@ class PtychoPINN(PtychoNetwork, L.LightningModule):
         return self._compute_loss_terms(self(batch), batch)
 
     def _compute_loss_terms(self, patches: Tensor, batch: GroupBatch) -> dict[str, Tensor]:
-        """The terms of the loss of these patches."""
+        """Compute the terms of the loss of these patches."""
         seen = self.loss.needs_counts
         comparison = LossInputs(
             expected=self.compute_expected_counts(patches, batch) if seen else None,

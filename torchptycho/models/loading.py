@@ -31,7 +31,7 @@ def open_network(
     training_scan: int | None = None,
     accelerator: str = "auto",
 ) -> PtychoNetwork:
-    """A network, ready to predict with an engine.
+    """Open a network, ready to predict with an engine.
 
     Arguments:
         checkpoint: a checkpoint or bundle, the folder of a run, an exported file, or a network as it is.
@@ -52,7 +52,7 @@ def open_network(
 def load_for_inference(
     checkpoint: str | Path | PtychoNetwork, engine: EngineName | None = None, *, accelerator: str = "auto"
 ) -> PtychoNetwork:
-    """The first half of `open_network`: a checkpoint as torch has it, whatever the engine, or an exported file."""
+    """Load a checkpoint into torch, whatever the engine, or an exported file: the first half of `open_network`."""
     if isinstance(checkpoint, ExportedNetwork):
         if engine not in (None, checkpoint.metadata.engine):
             raise ConfigError(
@@ -74,8 +74,8 @@ def export_for_engine(
     training_scan: int | None = None,
     accelerator: str = "auto",
 ) -> PtychoNetwork:
-    """The second half, in which a network is exported where that has to be; `check_options` tells before what could not
-    be asked of it afterwards."""
+    """Export a network where the engine needs it: the second half of `open_network`. `check_options` reports before
+    what an export cannot do."""
     if isinstance(network, ExportedNetwork) or engine is None or engine == "torch":
         return network
     from torchptycho.models.export.export import export_network
@@ -95,7 +95,7 @@ def export_for_engine(
 
 
 def _choose_device(engine: EngineName, accelerator: str) -> str:
-    """Where an engine computes: on a GPU where there is one, unless told otherwise."""
+    """Choose where an engine computes: on a GPU where there is one, unless another device is asked for."""
     (where,) = find_devices(accelerator, 1)
     if where.type == "cpu":
         return "cpu"

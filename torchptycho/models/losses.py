@@ -118,7 +118,7 @@ class Loss:
 
     @classmethod
     def from_config(cls, config: RunConfig) -> Loss:
-        """The configured loss, when what is to be trained can be learnt from it.
+        """Build the configured loss, when the quantities to be trained can be learnt from it.
 
         Raises:
             ConfigError: as above, or the experiment is to be learnt and no term looks at the detector.
@@ -148,7 +148,7 @@ class Loss:
         return "nll" if any(name == "nll" for name, *_ in self._terms) else "loss"
 
     def __call__(self, batch: LossInputs) -> dict[str, Float[Tensor, ""]]:
-        """Each term by its name, unweighted, and their weighted sum as `loss`."""
+        """Compute each term by its name, unweighted, and their weighted sum as `loss`."""
         values = {name: term(batch) for name, _, term, _ in self._terms}
         total = sum(weight * values[name] for name, _, _, weight in self._terms)
         assert isinstance(total, Tensor)

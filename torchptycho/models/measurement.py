@@ -63,7 +63,7 @@ class MeasurementModel(nn.Module):
             )
 
     def constrain_probe(self, probe: Complex[Tensor, "s p n n"]) -> Complex[Tensor, "s p n n"]:
-        """The probe within its support and of its fixed power."""
+        """Constrain the probe to its support and its fixed power."""
         if self.support is not None:
             probe = probe * self.support
         return probe if self.power is None else scale_probe_power(probe, self.power)
@@ -71,7 +71,7 @@ class MeasurementModel(nn.Module):
     def apply_to_counts(
         self, counts: Float[Tensor, "b c n n"], scan: Int64[Tensor, " b"], *, background: bool = True
     ) -> Float[Tensor, "b c n n"]:
-        """Expected counts after the blur of the exit wave, in the scan's scale, with its background."""
+        """Compute expected counts after the blur of the exit wave, in the scan's scale, with its background."""
         if self.envelope is not None:
             counts = counts * self.envelope
         if self.log_scale is not None:

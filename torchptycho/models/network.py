@@ -98,7 +98,7 @@ class PtychoNetwork(nn.Module):
 
     @classmethod
     def from_network(cls, other: PtychoNetwork) -> PtychoNetwork:
-        """The same network without what a class derived from this one adds, ready to predict."""
+        """Copy a network without what a derived class adds, ready to predict."""
         scans, modes = other.probe_parts.shape[:2]
         copy = cls(to_dict(other.config), other.n_px, scans, modes, other.domain)
         weights = other.state_dict()
@@ -180,7 +180,7 @@ class PtychoNetwork(nn.Module):
         return max(self._canvas_px, merge_canvas_px(self.n_px, float(batch.offset_px.abs().max())))
 
     def compute_measured_counts(self, batch: FrameBatch) -> Float[Tensor, "b c n n"]:
-        """The frames in photon counts, 0 under the mask."""
+        """Convert the frames to photon counts, 0 under the mask."""
         counts = self._compute_intensity(batch)
         if self.domain == "counts":
             return counts
@@ -195,12 +195,12 @@ class PtychoNetwork(nn.Module):
         return values[batch.scan].float()[:, None, None, None]
 
     def select_probe(self, batch: FrameBatch) -> Complex[Tensor, "probe_b p n n"]:
-        """The probe of each group, or once when all groups share it."""
+        """Select the probe of each group, or one when all groups share it."""
         probe = self.probe
         return probe if len(probe) == 1 else probe[batch.scan]
 
     def _scale_probe_to_input(self, batch: FrameBatch) -> Complex[Tensor, "probe_b p n n"]:
-        """The probe in the units of the network's input; the network does not train it."""
+        """Scale the probe to the units of the network's input; the network does not train it."""
         # By the scan's photons and not by the probe's own power: some of its light may fall on masked pixels.
         factor = self.n_px / 2 / self.photons_per_frame.sqrt()
         if self.experiment.scale is not None:
@@ -216,7 +216,7 @@ class PtychoNetwork(nn.Module):
         return (self.n_px / 2) ** 2 / self.photons_per_frame
 
     def compute_mean_count(self, batch: FrameBatch) -> Float[Tensor, " b"]:
-        """Photons per good pixel in a mean frame of each group's scan."""
+        """Compute the photons per good pixel in a mean frame of each group's scan."""
         good = self.masks.sum(dim=(-2, -1))
         return (self.photons_per_frame / good)[batch.scan].float()
 

@@ -17,7 +17,7 @@ __all__ = ["refine_probe"]
 
 
 def refine_probe(scan: Scan, config: RunConfig, keep: Path, *, progress: bool = True) -> Scan:
-    """The scan with the probe that a short refinement of it found, and its positions when asked for.
+    """Refine the probe of a scan for a few epochs; return the scan with it, and with refined positions when asked for.
 
     Arguments:
         config: `prepare.bootstrap_probe` epochs by the section `refine`; with 0 of them the scan is returned as it is.

@@ -44,7 +44,8 @@ class _StepCheckpoint(ModelCheckpoint):
 def build_checkpoint_callbacks(
     folder: Path, module: PtychoPINN, config: LogConfig, validate_every: int
 ) -> list[ModelCheckpoint]:
-    """best.ckpt by the monitored metric, last.ckpt, and those that the configuration asks for."""
+    """Build the callbacks that write best.ckpt by the monitored metric, last.ckpt, and those that the configuration
+    asks for."""
 
     def keep(name: str, monitor: str | None) -> ModelCheckpoint:
         # Two, because save_last copies the best, which may be long past.

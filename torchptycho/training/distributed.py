@@ -47,7 +47,7 @@ class RankCoordinator:
 
     @classmethod
     def from_environment(cls, environment: ClusterEnvironment | None) -> RankCoordinator:
-        """Those that torchrun, Slurm or another launcher started.
+        """Read the processes that torchrun, Slurm or another launcher started.
 
         Raises:
             StoreError: the first one does not answer.
@@ -117,7 +117,7 @@ class RankCoordinator:
 
 
 def wait_for_store(path: Path) -> Store:
-    """A store that another process has made; a file system may show it a little later.
+    """Wait for a store that another process has made; a file system may show it a little later.
 
     Raises:
         StoreError: it is not there.

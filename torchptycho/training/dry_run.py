@@ -99,7 +99,7 @@ def plan_training(
     start: str | Path | None = None,
     resume: bool = False,
 ) -> dict[str, Any]:
-    """The same for a training: its store, its network, and how many steps it would take.
+    """Plan a training: its store, its network, and how many steps it would take.
 
     Raises:
         TorchptychoError: what `train` would refuse.

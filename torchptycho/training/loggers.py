@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 def build_loggers(names: Sequence[str], out: Path) -> list[Logger]:
-    """The CSV logger, and those of the names "tensorboard", "mlflow", "wandb".
+    """Build the CSV logger, and those of the names "tensorboard", "mlflow", "wandb".
 
     All write into `out`/logs, unless the environment names a server (MLFLOW_TRACKING_URI, WANDB_MODE and so on).
 

@@ -27,7 +27,8 @@ _NETWORK_FIELDS = ("generator", "n_filters_scale", "amplitude_activation", "prob
 
 
 def load_interrupted(last: Path, config: RunConfig, config_file: Path) -> PtychoPINN:
-    """The module to go on from; another configuration is refused, but where and (not for cosine) how long may change.
+    """Load the module to continue; refuse another configuration, except for the machine and (not for cosine) the
+    length.
 
     Raises:
         StoreError: there is nothing to go on from, or it cannot be read.
@@ -53,7 +54,7 @@ def load_interrupted(last: Path, config: RunConfig, config_file: Path) -> Ptycho
 
 
 def load_start_network(start: str | Path, config: RunConfig) -> PtychoPINN:
-    """The trained module of a checkpoint or run, when its network is the configured one.
+    """Load the trained module of a checkpoint or run, when its network is the configured one.
 
     Raises:
         StoreError: it cannot be read.

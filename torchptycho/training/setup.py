@@ -22,7 +22,7 @@ __all__ = ["apply_store_config", "open_given_store", "open_scans_with_probes", "
 
 
 def open_given_store(source: Store | Sources) -> Store | None:
-    """The store, when it is one that is given and not scans."""
+    """Return the store, when the source is a store or the folder of one, else None."""
     if isinstance(source, Store):
         return source
     given = [source] if isinstance(source, (Scan, str, Path)) else list(source)
@@ -31,7 +31,7 @@ def open_given_store(source: Store | Sources) -> Store | None:
 
 
 def apply_store_config(config: RunConfig, store: Store) -> RunConfig:
-    """The configuration with the store's own sections prepare and group, which are decided.
+    """Return the configuration with the store's own sections prepare and group, which are fixed.
 
     Raises:
         ConfigError: an option of these sections was set to something else.
@@ -51,7 +51,7 @@ def apply_store_config(config: RunConfig, store: Store) -> RunConfig:
 def open_scans_with_probes(
     sources: Sources, val_sources: Sources, config: RunConfig, keep: Path, *, progress: bool = True
 ) -> tuple[list[Scan], list[Scan]]:
-    """The scans to train on and to validate on, opened, their probes made good if the configuration asks for it.
+    """Open the scans to train on and to validate on; refine their probes if the configuration asks for it.
 
     Arguments:
         keep: file for the image that is found with a good probe; with several scans each has a number in its name.
@@ -81,7 +81,7 @@ def prepare_run_store(
     progress: bool,
     start: PtychoPINN | None = None,
 ) -> Store:
-    """The store of a run, made of scans that its network and its loss can use.
+    """Prepare the store of a run, of scans that its network and its loss can use.
 
     Arguments:
         start: whose network the run goes on from.

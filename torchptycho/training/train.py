@@ -168,7 +168,7 @@ def train(
 
 
 def _locate_frames(error: TrainingError, store: Store, last: Path) -> TrainingError:
-    """The error with the frames named as their files number them, and what is left."""
+    """Return the error with the frames named as their files number them, and with the last good checkpoint."""
     kept = f" {last} is the last good checkpoint." if last.exists() else " No checkpoint was written yet."
     where = ""
     for entry in store.scans:
@@ -180,5 +180,5 @@ def _locate_frames(error: TrainingError, store: Store, last: Path) -> TrainingEr
 
 
 def open_scan(path: str | Path, config: ReadConfig) -> Scan:
-    """A scan file as the configuration says: what replaces or completes it, and what is done to its frames."""
+    """Open a scan file as the configuration says."""
     return read_scan(path, config)

@@ -33,7 +33,7 @@ def build_trainer(
     *,
     progress: bool,
 ) -> L.Trainer:
-    """A Trainer that trains `module` as the configuration says and writes into the folder `out`.
+    """Build a Trainer that trains `module` as the configuration says and writes into the folder `out`.
 
     Raises:
         ConfigError: a logger is not installed.

@@ -42,7 +42,7 @@ def to_json(values: dict[str, Any]) -> str:
 
 
 def make_metrics_table(metrics: Metrics) -> Table:
-    """The figures that say how close a reconstruction is."""
+    """Make the table of metrics of a reconstruction."""
     table = Table(show_header=False, title="reconstruction against truth")
     for name, value in metrics.to_dict().items():
         if isinstance(value, (int, float, str)):
@@ -51,7 +51,7 @@ def make_metrics_table(metrics: Metrics) -> Table:
 
 
 def make_comparison_table(metrics: dict[str, Metrics]) -> Table:
-    """The same figures of several comparisons beside each other."""
+    """Make the table of metrics of several comparisons."""
     table = Table(title="comparison")
     table.add_column("")
     for name in metrics:
@@ -64,7 +64,7 @@ def make_comparison_table(metrics: dict[str, Metrics]) -> Table:
 
 
 def make_doctor_table(found: dict[str, Any]) -> Table:
-    """What `doctor.examine` found."""
+    """Make the table of what `doctor` found."""
     table = Table(show_header=False)
     for name, version in found["versions"].items():
         table.add_row(name, version)
@@ -93,7 +93,7 @@ def make_doctor_table(found: dict[str, Any]) -> Table:
 
 
 def make_plan_table(plan: dict[str, Any]) -> Table:
-    """What `prepare --dry-run` and `train --dry-run` would make."""
+    """Make the table of what `prepare --dry-run` and `train --dry-run` would make."""
     table = Table(show_header=False, title="nothing was written")
     for scan in plan["scans"]:
         held = " (held out)" if scan["held_out"] else ""
@@ -110,12 +110,12 @@ def make_plan_table(plan: dict[str, Any]) -> Table:
 
 
 def make_plan_lines(plan: dict[str, Any]) -> list[RenderableType]:
-    """What `prepare` or `train` would make, and what is wrong with the scans."""
+    """Make the lines on what `prepare` or `train` would make, and what is wrong with the scans."""
     return [make_plan_table(plan), *(f"! {problem}" for problem in plan["problems"])]
 
 
 def make_orientation_table(ranked: list[Orientation]) -> Table:
-    """The orientations of the positions, the best first, with the misfit that each leaves."""
+    """Make the table of the orientations of the positions, the best first, with the misfit that each leaves."""
     table = Table(title="orientation of the positions")
     for column in ("options to add", "misfit (1 is the photon noise)", "relative to the best"):
         table.add_column(column)
@@ -126,7 +126,7 @@ def make_orientation_table(ranked: list[Orientation]) -> Table:
 
 
 def make_store_lines(store: Store) -> list[str]:
-    """The scans of a store, one line each: a table would break the names of files."""
+    """Make one line for each scan of a store: a table would break the names of files."""
     return [
         f"{row['scan']}: {row['source']}: {row['frames']} frames, {row['trained_on']} trained on, "
         f"{row['held_out']} held out, {format_value(row['photons_per_frame'])} photons per frame, "
@@ -136,7 +136,8 @@ def make_store_lines(store: Store) -> list[str]:
 
 
 def make_store_rows(store: Store) -> list[dict[str, Any]]:
-    """What is told of each scan of a store; frames that are in no group are neither trained on nor held out."""
+    """Make what is reported of each scan of a store; frames that are in no group are neither trained on nor held
+    out."""
     used = {split: set(store.groups(split).members[:, 0].tolist()) for split in ("train", "val")}
     used["train"] = set(store.groups("train").members.ravel().tolist())
     rows: list[dict[str, Any]] = []

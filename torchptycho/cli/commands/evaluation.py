@@ -148,7 +148,7 @@ class Compare(Command):
 
 
 def _choose_names(first: Path, second: Path) -> tuple[str, str]:
-    """As short as tells the two apart."""
+    """Choose names as short as possible that distinguish the two."""
     if first.name != second.name:
         return first.name, second.name
     return ("A", "B") if first == second else (str(first), str(second))

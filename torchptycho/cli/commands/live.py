@@ -168,7 +168,7 @@ def _list_first_frames(left_out: dict[int, str]) -> str:
 
 @contextlib.contextmanager
 def _stop_on_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl+C and SIGTERM set, the first time; the second time they do what they always do."""
+    """Set an event on the first Ctrl+C or SIGTERM; the second has its usual effect."""
     stop = threading.Event()
     before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
 

@@ -229,7 +229,7 @@ class Reconstruct(Command):
 
         @functools.cache
         def ready() -> PtychoNetwork:
-            """Exported, where that is asked for, once a scan is there for it."""
+            """Export the network where that is asked for, once a scan is there for it."""
             with self.show_status("exporting the network") if self.engine else contextlib.nullcontext():
                 return export_for_engine(
                     network, self.engine, training_scan=config.training_scan, accelerator=self.accelerator
@@ -261,7 +261,7 @@ class Reconstruct(Command):
             )
 
     def _choose_image_files(self) -> dict[Path, Path]:
-        """The image of each scan."""
+        """Choose the image file of each scan."""
         if len(self.scans) == 1:
             out = self.out or Path("reconstruction.npz")
             _require_new_npz(out, self.scans[0])

@@ -127,7 +127,7 @@ class Drop(Command):
 
 
 def _choose_bootstrap_file(store: Path) -> Path:
-    """Where the image goes with which a probe was made good."""
+    """Choose the file for the image with which a probe was refined."""
     real = Path(os.path.realpath(store))
     return real.parent / f"{real.name}-bootstrap.npz"
 
@@ -138,13 +138,13 @@ def require_scans(scans: tuple[str, ...]) -> None:
 
 
 def list_scans(store: Store) -> str:
-    """The scans of a store, in one sentence."""
+    """List the scans of a store in one sentence."""
     there = ", ".join(f"{number} ({entry.source})" for number, entry in enumerate(store.scans))
     return f"{store.path} holds {there}."
 
 
 def summarize_store(store: Store) -> dict[str, Any]:
-    """What a store holds, for scripts."""
+    """Summarize what a store holds, for scripts."""
     return {
         "out": str(store.path),
         "scans": [entry.source for entry in store.scans],
@@ -156,7 +156,7 @@ def summarize_store(store: Store) -> dict[str, Any]:
 
 
 def describe_store(store: Store) -> str:
-    """What a store holds, in one sentence."""
+    """Describe what a store holds, in one sentence."""
     held = summarize_store(store)
     many = f" of {len(store.scans)} scans" if len(store.scans) > 1 else ""
     told = f"{store.path}: {store.n_frames} frames{many}, {held['groups']} groups for training"

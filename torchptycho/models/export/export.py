@@ -141,7 +141,7 @@ def _make_batch(frames: Tensor, offset_px: Tensor) -> InferenceBatch:
 
 
 def _copy_for_scan(network: PtychoNetwork, metadata: ExportMetadata) -> PtychoNetwork:
-    """A copy that knows one training scan only, in evaluation, with the exported canvas."""
+    """Copy the network for one training scan, in evaluation mode, with the exported canvas."""
     copy = PtychoNetwork(to_dict(network.config), network.n_px, 1, metadata.n_modes, network.domain)
     state = {k: v for k, v in network.state_dict().items() if k.startswith("generator.")}
     copy.load_state_dict(state | extract_scan_state(network, metadata.training_scan))
@@ -152,7 +152,7 @@ def _copy_for_scan(network: PtychoNetwork, metadata: ExportMetadata) -> PtychoNe
 
 
 def _draw_examples(network: PtychoNetwork, metadata: ExportMetadata) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches as an experiment gives them: frames with photon noise of smooth objects, anywhere on the canvas."""
+    """Draw batches as an experiment gives them: frames with photon noise of smooth objects, anywhere on the canvas."""
     device, n_px, members = network.probe_parts.device, network.n_px, network.gridsize**2
     random = torch.Generator().manual_seed(0)
     for groups in _CHECK_BATCH_SIZES:
@@ -171,7 +171,7 @@ def _draw_examples(network: PtychoNetwork, metadata: ExportMetadata) -> Iterator
 
 
 def _trace_real(network: PtychoNetwork, metadata: ExportMetadata, *, matrices: bool) -> torch.export.ExportedProgram:
-    """The network in real arithmetic, traced."""
+    """Trace the network in real arithmetic."""
     frames, offset_px = next(_draw_examples(network, metadata))
     scale, mask = network.input_scale[0].float(), network.masks[0]
     arguments = (frames, offset_px, scale, mask)
@@ -238,7 +238,7 @@ def _write_aot(network: PtychoNetwork, metadata: ExportMetadata, file: Path) -> 
 
 
 def _validate_export(network: PtychoNetwork, metadata: ExportMetadata, run: Runner) -> ExportMetadata:
-    """The description with the largest error that was found; ExportError where it is too large."""
+    """Return the metadata with the largest error that was found; raise ExportError where it is too large."""
     worst = 0.0
     scale, mask = network.input_scale[0].float(), network.masks[0]
     with torch.no_grad(), _disable_tf32():
@@ -263,7 +263,7 @@ def _validate_export(network: PtychoNetwork, metadata: ExportMetadata, run: Runn
 
 @contextmanager
 def _disable_tf32() -> Iterator[None]:
-    """Without TF32, in whose three digits torch's convolutions compute on a GPU unless told otherwise."""
+    """Disable TF32, whose three digits torch's convolutions use on a GPU by default."""
     now = torch.backends.cudnn
     told = {"enabled": now.enabled, "benchmark": now.benchmark, "deterministic": now.deterministic}
     with now.flags(**told, allow_tf32=False):
@@ -272,7 +272,7 @@ def _disable_tf32() -> Iterator[None]:
 
 @contextmanager
 def _silence_exporters() -> Iterator[None]:
-    """Without what the exporters say about themselves."""
+    """Suppress what the exporters print."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         noisy = logging.getLogger("torch.onnx")

@@ -82,7 +82,7 @@ class ExportMetadata:
     tensors: dict[str, Tensor]
 
     def to_json(self) -> str:
-        """As JSON, with some of it repeated for people and other programs."""
+        """Return the metadata as JSON, with some of it repeated for people and other programs."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         packed = safetensors.torch.save(self.tensors)
         values |= {"config": to_dict(self.config), "tensors": base64.b64encode(packed).decode()}
@@ -99,7 +99,7 @@ class ExportMetadata:
 
 
 def extract_scan_state(network: PtychoNetwork, scan: int) -> dict[str, Tensor]:
-    """The state of a network that stands for one of its training scans, without its generator."""
+    """Extract the state of a network for one of its training scans, without its generator."""
     own = {"probe_parts", "input_scale", "photons_per_frame", "masks"}
     state = {k: v for k, v in network.state_dict().items() if k in own or k.startswith("experiment.")}
     # Everything in it is by scan.
@@ -109,7 +109,8 @@ def extract_scan_state(network: PtychoNetwork, scan: int) -> dict[str, Tensor]:
 def build_metadata(
     network: PtychoNetwork, engine: Literal["onnx", "aot"], scan: int, canvas_px: int, max_offset_px: float
 ) -> ExportMetadata:
-    """Of a network of several scans that is to be exported for one of them; its error is not measured yet."""
+    """Build the metadata of a network that is to be exported for one of its training scans; its error is not measured
+    yet."""
     config = to_dict(network.config)
     config["reconstruct"] |= {"training_scan": scan, "predict_compile": False, "predict_precision": "32-true"}
     return ExportMetadata(
@@ -132,7 +133,7 @@ def build_metadata(
 
 
 def parse_metadata(text: str | bytes | None, path: Path) -> ExportMetadata:
-    """What `ExportMetadata.to_json` wrote, judged.
+    """Parse and validate what `ExportMetadata.to_json` wrote.
 
     Raises:
         ExportError: it is not there, damaged or of another version.
@@ -192,7 +193,7 @@ def add_to_package(package: Path, metadata: ExportMetadata) -> None:
 
 
 def read_package(package: Path) -> ExportMetadata:
-    """The description in a .pt2 archive; nothing else of it is looked at, and nothing is run.
+    """Read the metadata in a .pt2 archive; nothing else of it is read, and nothing is run.
 
     Raises:
         ExportError: as `parse_metadata`, or it is no archive.
@@ -214,5 +215,5 @@ def read_package(package: Path) -> ExportMetadata:
 
 
 def _find_root(archive: zipfile.ZipFile) -> str:
-    """The folder in which all members of such an archive lie."""
+    """Find the folder in which all members of such an archive lie."""
     return archive.namelist()[0].split("/")[0]

@@ -49,7 +49,7 @@ class RealArithmetic(torch.nn.Module):
             self.register_buffer(f"matrix{edge_px}", matrix.float(), persistent=False)
 
     def forward(self, frames: Tensor, offset_px: Tensor, input_scale: Tensor, mask: Tensor) -> Any:
-        """What the traced network returns.
+        """Return what the traced network returns.
 
         Raises:
             ExportError: it uses an operator of complex numbers that is not known here.
@@ -59,7 +59,7 @@ class RealArithmetic(torch.nn.Module):
     def _transform(
         self, inverse: bool, values: Any, s: Any = None, dim: Any = (-2, -1), norm: str | None = None
     ) -> _Pair:
-        """A two-dimensional transform: F X F, F being the matrix of one axis."""
+        """Transform in two dimensions: F X F, F being the matrix of one axis."""
         if self._edges_px is None:
             if _is_pair(values):
                 # Not torch.complex, for which compiled code would come back to Python's dispatcher.
@@ -146,7 +146,7 @@ def _take_part(number: int, values: Any) -> Any:
 
 
 def _to_pair(value: Any) -> _Pair:
-    """With None for an imaginary part that is 0."""
+    """Split a value into real and imaginary part, None for one that is 0."""
     if isinstance(value, complex):
         return _Pair(value.real, value.imag)
     return value if _is_pair(value) else _Pair(value, None)
@@ -183,7 +183,7 @@ def _conjugate(a: _Pair) -> _Pair:
 
 
 def _matmul(a: Any, b: Any) -> _Pair:
-    """Of two matrices; of two complex ones by three real products instead of four."""
+    """Multiply two matrices; two complex ones by three real products instead of four."""
     if not _is_pair(a):
         return _Pair(a @ b.real, a @ b.imag)
     if not _is_pair(b):

@@ -54,7 +54,7 @@ def require_packages(packages: Sequence[str], source: str) -> None:
 
 
 def has_cuda() -> bool:
-    """Whether the installed ONNX Runtime computes on NVIDIA's GPUs."""
+    """Return whether the installed ONNX Runtime computes on NVIDIA's GPUs."""
     require_packages(["onnxruntime"], "onnxruntime")
     import onnxruntime
 
@@ -254,12 +254,12 @@ def check_options(config: ReconstructConfig, devices: int) -> None:
 
 
 def is_exported(path: str | Path) -> bool:
-    """Whether a file has the name of an exported network."""
+    """Return whether a file has the name of an exported network."""
     return Path(path).suffix.lower() in (_ONNX_SUFFIX, _PACKAGE_SUFFIX)
 
 
 def load_exported(path: str | Path, engine: EngineName | None = None, device: str = "cpu") -> ExportedNetwork:
-    """An exported network, ready to predict.
+    """Load an exported network, ready to predict.
 
     Arguments:
         path: what `export_network` wrote.

@@ -87,7 +87,7 @@ class Generator(nn.Module, abc.ABC):
 
 
 def find_generator(name: str) -> type[Generator]:
-    """The class that a configuration means by `name`.
+    """Find the class that a configuration means by `name`.
 
     Raises:
         ConfigError: no such generator, or it does not derive from `Generator`.

@@ -27,8 +27,8 @@ __all__ = ["plot_comparison"]
 
 
 def plot_comparison(comparison: Comparison, path: str | Path) -> Path:
-    """Amplitudes above phases, the differences from the reference (the truth, else the first) beside them, and below
-    the ring correlations with their figures."""
+    """Draw amplitudes above phases with the differences from the reference (the truth, else the first image), and below
+    them the Fourier ring correlations with a table."""
     names = list(comparison.images)
     mask = comparison.mask
     reference = names[2] if len(names) == 3 else names[0]
@@ -84,7 +84,7 @@ def _draw_curves(axis: Axes, metrics: dict[str, Metrics]) -> None:
 
 
 def _draw_table(axis: Axes, metrics: dict[str, Metrics]) -> None:
-    """The figures as text, aligned by hand: matplotlib's own tables draw every cell as a box."""
+    """Draw the table as text, aligned by hand: matplotlib's own tables draw every cell as a box."""
     axis.set_axis_off()
     rows = (
         "amplitude: mean abs. error", "phase: mean abs. error (rad)", "amplitude SSIM", "phase SSIM", "complex nRMSE",

@@ -25,7 +25,7 @@ __all__ = ["format_half_period", "group_by_quantity", "plot_frc", "plot_history"
 
 
 def plot_frc(metrics: Metrics, path: str | Path, *, halves: bool = False) -> Path:
-    """The Fourier ring correlation with its thresholds, and the resolutions where they cross.
+    """Draw the Fourier ring correlation with its thresholds, and the resolutions where they cross.
 
     Arguments:
         halves: the correlation is of two halves of the data, whose threshold is half a bit, not against a truth.
@@ -69,7 +69,7 @@ def plot_frc(metrics: Metrics, path: str | Path, *, halves: bool = False) -> Pat
 
 
 def plot_history(history: dict[str, list[tuple[int, float]]], path: str | Path) -> Path:
-    """Curves of training over optimiser steps, one panel for each quantity.
+    """Draw training curves over optimiser steps, one panel for each quantity.
 
     Arguments:
         history: (step, value) pairs by name. Names that differ only in a leading train, val or test share a panel.
@@ -103,7 +103,7 @@ def plot_history(history: dict[str, list[tuple[int, float]]], path: str | Path) 
 def group_by_quantity(
     history: dict[str, list[tuple[int, float]]],
 ) -> dict[str, list[tuple[str, list[tuple[int, float]]]]]:
-    """Curves by what they are of; each with its stage (train, val, test), or "" where its name has none."""
+    """Group curves by quantity; each has its stage (train, val, test), or "" where its name has none."""
     panels: dict[str, list[tuple[str, list[tuple[int, float]]]]] = {}
     for name, points in history.items():
         stage, _, rest = name.replace("/", "_").partition("_")

@@ -78,7 +78,7 @@ def _encode_png(picture: Image.Image) -> bytes:
 
 
 def _quantize_colours(plain: Image.Image, colour_maps: tuple[str, ...], more: np.ndarray) -> Image.Image:
-    """The picture in a palette of 240 steps of these colour maps and the colours of lines."""
+    """Reduce the image to a palette of 240 steps of these colour maps and the colours of lines."""
     steps = np.linspace(0, 1, (240 - len(more)) // len(colour_maps))
     colours = [to_rgb(name) for name in (NO_DATA, "white", "black", BLUE, ORANGE, GREEN, PURPLE)]
     rgb = np.rint(255 * np.concatenate([*(colormaps[name](steps)[:, :3] for name in colour_maps), colours, more]))

@@ -56,7 +56,7 @@ def style_panel(axis: Axes, title: str) -> None:
 
 
 def add_colour_bar(axis: Axes, drawn: AxesImage, unit: str = "", limits: Limits | None = None) -> None:
-    """A bar as tall as the image, beside it."""
+    """Add a bar as tall as the image next to it."""
     figure = axis.get_figure(root=True)
     assert figure is not None
     bar = figure.colorbar(drawn, cax=axis.inset_axes((1.025, 0.0, 0.045, 1.0)))
@@ -69,7 +69,7 @@ def add_colour_bar(axis: Axes, drawn: AxesImage, unit: str = "", limits: Limits 
 
 
 def draw_pattern(axis: Axes, counts: np.ndarray, good: np.ndarray, title: str, unit: str) -> None:
-    """A diffraction pattern on a logarithmic scale of at most six decades; no light has its lowest colour."""
+    """Draw a diffraction pattern on a logarithmic scale of at most six decades; zero counts have its lowest colour."""
     positive = counts[good & (counts > 0)]
     top = float(positive.max()) if positive.size else 1.0
     low = max(float(positive.min()), top * 1e-6) if positive.size else 0.1
@@ -92,7 +92,7 @@ def add_scale_bar(axis: Axes, width_px: int, pixel_m: float | None) -> None:
 
 
 def choose_scale_length(width_px: int, pixel_m: float | None) -> tuple[float, str]:
-    """The longest 1-2-5 length that is at most a quarter of the width: in pixels, and as it is written."""
+    """Choose the longest 1-2-5 length that is at most a quarter of the width: in pixels, and as it is written."""
     pixel = pixel_m or 1.0
     longest = 0.25 * width_px * pixel
     decade = 10.0 ** math.floor(math.log10(longest))

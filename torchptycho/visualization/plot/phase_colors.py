@@ -26,7 +26,7 @@ _RED_RAD = math.radians(29.0)  # where OKLab has red: phase 0
 
 
 def phase_to_rgb(phase_rad: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape 3"]:
-    """sRGB colour of each phase, 0 to 1: a circle of constant lightness and chroma in OKLab, red for phase 0.
+    """Convert each phase to sRGB, 0 to 1: a circle of constant lightness and chroma in OKLab, red for phase 0.
 
     Reference: B. Ottosson, A perceptual color space for image processing (2020), https://bottosson.github.io/posts/oklab.
     """
@@ -61,8 +61,8 @@ def complex_to_rgb(image: Complex[np.ndarray, "h w"], top: float | None = None) 
 
 
 def make_wheel_rgba(n_px: int = 96) -> UInt8[np.ndarray, "n n 4"]:
-    """The key to `complex_rgb`: a disc whose centre is 0 and whose rim is the largest amplitude; phase 0 to the right,
-    growing counterclockwise. Transparent outside."""
+    """Make the key to `complex_rgb`: a disc whose centre is 0 and whose rim is the largest amplitude; phase 0 to the
+    right, growing counterclockwise. Transparent outside."""
     y, x = (np.indices((n_px, n_px)) - (n_px - 1) / 2) / (n_px / 2)
     disc = x - 1j * y
     rgb = complex_to_rgb(disc, 1.0)
@@ -72,7 +72,7 @@ def make_wheel_rgba(n_px: int = 96) -> UInt8[np.ndarray, "n n 4"]:
 
 
 def sample_wheel_colours() -> UInt8[np.ndarray, "k 3"]:
-    """Some of the wheel's colours, for a palette."""
+    """Sample some of the wheel's colours, for a palette."""
     phase, bright = np.meshgrid(np.linspace(-math.pi, math.pi, 18, endpoint=False), np.linspace(0.2, 1, 5))
     return complex_to_rgb(bright * np.exp(1j * phase), 1.0).reshape(-1, 3)
 

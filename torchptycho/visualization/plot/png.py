@@ -38,8 +38,8 @@ def list_colour_stops(colour_map: str) -> list[str]:
 def downsample(
     values: Num[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"], largest_px: int
 ) -> tuple[Num[np.ndarray, "h2 w2"], Bool[np.ndarray, "h2 w2"]]:
-    """An image averaged over squares of its valid pixels until no side is above `largest_px`; what is left over at the
-    far edges is cut off."""
+    """Average an image over squares of its valid pixels until no side is above `largest_px`; the remainder at the far
+    edges is cut off."""
     k = -(-max(values.shape) // largest_px)
     if k == 1:
         return values, mask
@@ -50,7 +50,7 @@ def downsample(
 
 
 def _sum_blocks(array: Num[np.ndarray, "h w"], k_y: int, k_x: int) -> Num[np.ndarray, "h2 w2"]:
-    """Sums over blocks of k_y x k_x: by adding slices, which takes a tenth of a sum over short axes."""
+    """Sum over blocks of k_y x k_x by adding slices, which takes a tenth of a sum over short axes."""
     height, width = array.shape[0] // k_y, array.shape[1] // k_x
     rows = array[: height * k_y : k_y].copy()
     for i in range(1, k_y):

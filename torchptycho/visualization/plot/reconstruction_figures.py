@@ -93,7 +93,7 @@ def plot_reconstruction(
 
 
 def plot_overview(scan: Scan, images: Mapping[str, tuple[Reconstruction, Metrics]], path: str | Path) -> Path:
-    """One picture of a simulated experiment: what is measured, what comes out, what it should be.
+    """Draw one figure of a simulated experiment: what is measured, what is reconstructed, and the truth.
 
     Arguments:
         images: by what made them, with their metrics against the scan's truth.

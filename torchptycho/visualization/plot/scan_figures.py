@@ -28,7 +28,7 @@ _FRAMES_PER_CHUNK = 64
 
 
 def plot_scan(scan: Scan, path: str | Path, *, title: str | None = None, max_frames: int = 2000) -> Path:
-    """What was measured: diffraction, positions, dose, and the probe's first mode.
+    """Draw what was measured: diffraction, positions, dose, and the probe's first mode.
 
     Mean pattern and dose come from at most `max_frames` frames, evenly spaced over the scan, a few at a time.
     """

@@ -35,7 +35,7 @@ def encode_complex_png(values: Complex[np.ndarray, "h w"], mask: Bool[np.ndarray
 
 
 def encode_png(rgba: UInt8[np.ndarray, "h w 4"]) -> str:
-    """A picture as a data URL."""
+    """Encode an image as a data URL."""
     return _to_data_url(Image.fromarray(rgba))
 
 

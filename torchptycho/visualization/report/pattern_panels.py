@@ -47,7 +47,7 @@ def compare_patterns(
     n_frames: int = 4,
     detect: DetectorModel | None = None,
 ) -> ComparedPatterns:
-    """Some frames, evenly spaced over the scan, and the counts that image and probe predict for them.
+    """Compare some frames, evenly spaced over the scan, with the counts that image and probe predict for them.
 
     Arguments:
         probe: modes in sqrt(photons), in the image's gauge.
@@ -81,7 +81,7 @@ def compare_patterns(
 
 
 def _find_photons_per_frame(scan: Scan, image: Reconstruction) -> float | None:
-    """Photons that a mean frame of amplitudes stood for when the image was made."""
+    """Find how many photons a mean frame of amplitudes stood for when the image was made."""
     told = image.provenance
     configured = told.get("config", {}).get("prepare", {}).get("nphotons")
     dose = told.get("photons_per_frame") or configured or scan.photons_per_frame

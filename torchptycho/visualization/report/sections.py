@@ -96,7 +96,7 @@ def make_image_section(image: Reconstruction) -> Section:
 
 
 def make_truth_section(image: Reconstruction, scan: Scan) -> Section | None:
-    """How close it is to the object that the scan file brings."""
+    """Report how close the image is to the ground truth in the scan file."""
     if scan.truth is None:
         return None
     try:
@@ -125,7 +125,7 @@ def make_truth_section(image: Reconstruction, scan: Scan) -> Section | None:
 def make_patterns_section(
     scan: Scan, image: Reconstruction, probe: np.ndarray, detect: DetectorModel | None
 ) -> Section:
-    """A few frames, measured and predicted, and their difference in units of the photon noise."""
+    """Show a few frames, measured and predicted, and their difference in units of the photon noise."""
     found = compare_patterns(scan, image, probe, detect=detect)
     rows: list[tuple[Any, list[Block]]] = []
     good = scan.mask
@@ -182,7 +182,7 @@ def make_patterns_section(
 
 
 def make_curves_section(image: Reconstruction, history: dict[str, list[tuple[int, float]]]) -> Section | None:
-    """What training and refinement wrote down."""
+    """Show the curves that training and refinement logged."""
     charts: list[Block] = []
     if image.history.get("misfit"):
         misfit = np.array(image.history["misfit"])
@@ -207,7 +207,7 @@ def make_curves_section(image: Reconstruction, history: dict[str, list[tuple[int
 
 
 def make_resolution_section(metrics: Metrics) -> Section:
-    """Where two halves of the frames agree."""
+    """Show to which spatial frequency two halves of the frames agree."""
     chart = _make_frc_chart("Fourier ring correlation of the two halves", metrics, "½ bit", halves=True)
     return Section(
         id="resolution",
@@ -219,7 +219,7 @@ def make_resolution_section(metrics: Metrics) -> Section:
 
 
 def make_probe_section(probe: Complex[np.ndarray, "p n n"], pixel_m: float | None) -> Section:
-    """Every mode, in colour and with its part of the photons."""
+    """Show every probe mode, in colour and with its share of the photons."""
     power = (np.abs(probe) ** 2).sum(axis=(1, 2), dtype=np.float64)
     everywhere = np.ones(probe.shape[1:], dtype=bool)
     figures: list[Block] = [
@@ -239,7 +239,7 @@ def make_probe_section(probe: Complex[np.ndarray, "p n n"], pixel_m: float | Non
 
 
 def make_positions_section(scan: Scan, image: Reconstruction) -> Section:
-    """Where the frames were said to be, and where they were found."""
+    """Show where the scan positions were, and where they were refined to."""
     found = image.positions_px
     moved = found is not None and found.shape == scan.positions_px.shape and bool(np.any(found != scan.positions_px))
     svg, times = draw_positions_svg(scan.positions_px, found if moved else None, scan.n_px)
@@ -271,7 +271,7 @@ def make_positions_section(scan: Scan, image: Reconstruction) -> Section:
 
 
 def make_data_section(summary: ScanSummary) -> Section:
-    """What `inspect` says about the scan."""
+    """Show what `inspect` says about the scan."""
     apart = ("problems", "notes", "metadata", "left_out", "dead_pixels", "hot_pixels", "dim_frames", "bright_frames")
     rows = [
         (_format_label(name), _format_cell(value))
@@ -283,7 +283,7 @@ def make_data_section(summary: ScanSummary) -> Section:
 
 
 def make_configuration_section(image: Reconstruction) -> Section | None:
-    """Every option of the run, section by section."""
+    """Show every option of the run, section by section."""
     told: dict[str, Any] = dict(image.provenance.get("config") or {})
     refined = image.provenance.get("refinement", image.provenance)
     if "refine" in refined:
@@ -304,7 +304,7 @@ def make_configuration_section(image: Reconstruction) -> Section | None:
 
 
 def make_provenance_section(image: Reconstruction, report_seconds: float) -> Section:
-    """Where it comes from, what computed it, and how long that took."""
+    """Show where the image comes from, what computed it, and how long that took."""
     told = image.provenance
     refined = told.get("refinement", told)
     rows = [
@@ -333,13 +333,13 @@ def make_provenance_section(image: Reconstruction, report_seconds: float) -> Sec
 
 
 def format_resolution(metrics: Metrics) -> str:
-    """The half period at the half-bit threshold, in pixels and in metres where these are known."""
+    """Format the half period at the half-bit threshold, in pixels and in metres where these are known."""
     last = float(metrics.frc.frequency_cycles_per_px[-1])
     return format_half_period(metrics.frc_half_bit_cycles_per_px, last, metrics.object_pixel_m)
 
 
 def format_photons(photons: float) -> str:
-    """A number of photons as one reads it aloud, as long as that is short."""
+    """Format a number of photons as it is read aloud, while that is short."""
     return f"{photons:,.0f} photons" if 100 <= photons < 1e7 else f"{photons:.3g} photons"
 
 
@@ -371,7 +371,7 @@ def _format_length(length_px: float, pixel_m: float | None) -> str:
 
 
 def _format_label(name: str) -> str:
-    """The name of a field for people: n_dead_pixels is dead pixels, step_px is step (px)."""
+    """Format the name of a field for people: n_dead_pixels is dead pixels, step_px is step (px)."""
     if name == "n_px":
         return "frame edge (px)"
     words, _, unit = name.removeprefix("n_").replace("_", " ").rpartition(" ")

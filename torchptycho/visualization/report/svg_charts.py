@@ -45,7 +45,8 @@ class Series:
 def draw_curves_svg(
     series: list[Series], x_label: str, y_label: str, *, y_range: tuple[float, float] | None = None
 ) -> str:
-    """Curves over common axes; logarithmic upwards when all values are positive and span more than a decade.
+    """Draw curves over common axes; the vertical one is logarithmic when all values are positive and span more than a
+    decade.
 
     Arguments:
         y_range: of the axis, which is linear then.
@@ -117,7 +118,7 @@ def draw_positions_svg(
 
 
 def _find_range(values: np.ndarray, *, zero: bool = False) -> tuple[float, float]:
-    """Limits of a linear axis around the values."""
+    """Find limits of a linear axis around the values."""
     if not values.size:
         return 0.0, 1.0
     low, high = float(values.min()), float(values.max())

@@ -65,7 +65,8 @@ def print_table(results: dict[str, dict[str, int | None]]) -> list[str]:
             f"| {file} | {row['mutants']} | {row['unreached']} | {row['run']} | {_percent(row)} | {row['survived']} |"
         )
     print(
-        f"| all | {total['mutants']} | {total['unreached']} | {total['run']} | {_percent(total)} | {total['survived']} |"
+        f"| all | {total['mutants']} | {total['unreached']} | {total['run']} | {_percent(total)} | "
+        f"{total['survived']} |"
     )
     return survivors
 

@@ -33,7 +33,12 @@ BANNED = {
     r"\bcold (start|refinement|run)": "from a uniform start",
     r"\btold\b": "reported, given",
 }
-ALLOWED = re.compile(r"direct beam|cold cache|\bbeam[- ]?(line|time|stop|splitter)s?\b", re.IGNORECASE)
+# The direct beam and where it is on the detector, groups of HDF5 files, and a value of --report.
+ALLOWED = re.compile(
+    r"direct beam|cold cache|\bbeam[- ]?(line|time|stop|splitter|cent(er|re)|offset|threshold)s?\b|\bbeam \d/"
+    r"|\"beside\"",
+    re.IGNORECASE,
+)
 
 # First words that no sentence in the imperative mood begins with.
 NOT_IMPERATIVE = frozenset(

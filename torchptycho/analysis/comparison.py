@@ -1,4 +1,4 @@
-"""Reconstructions of any origin beside each other: on one grid, in one gauge, and how far they agree."""
+"""Reconstructions of any origin side by side: on one grid, in one gauge, and how far they agree."""
 
 from __future__ import annotations
 
@@ -130,9 +130,9 @@ def _resample_to_coarsest(
     coarsest = max(known.values())
     finest = min(known.values())
     if coarsest > _MAX_PIXEL_RATIO * finest:
-        told = ", ".join(f"{name} {size * 1e9:.4g} nm" for name, size in known.items())
+        sizes_text = ", ".join(f"{name} {size * 1e9:.4g} nm" for name, size in known.items())
         raise EvaluationError(
-            f"pixel sizes differ by more than {_MAX_PIXEL_RATIO:g} times: {told}. These are not images of one "
+            f"pixel sizes differ by more than {_MAX_PIXEL_RATIO:g} times: {sizes_text}. These are not images of one "
             "experiment, or a file states a wrong pixel size."
         )
     for name in (name for name in sizes if name not in known):

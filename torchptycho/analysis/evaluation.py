@@ -17,7 +17,7 @@ from torchptycho.core.reconstruction import Reconstruction
 __all__ = ["AlignedPair", "FrcCurve", "Metrics", "align_to_truth", "evaluate"]
 
 MIN_SQUARE_PX = 16
-"""Smallest square of comparable pixels from which a ring correlation means something."""
+"""Smallest square of comparable pixels from which a Fourier ring correlation is meaningful."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,13 +41,13 @@ class Metrics:
         amplitude_ssim, phase_ssim: structural similarity, data range from the truth; see `metrics.masked_ssim`.
         amplitude_correlation, phase_correlation: Pearson's coefficient.
         complex_nrmse: relative root-mean-square error of the complex image at its best complex factor.
-        frc: ring correlation on the largest square of compared pixels, its edge even.
+        frc: Fourier ring correlation on the largest square of compared pixels, its edge even.
         frc_half_cycles_per_px, frc_one_bit_cycles_per_px, frc_half_bit_cycles_per_px: where the curve first falls below
             0.5 and below the two thresholds; Nyquist (0.5) if never, 0 if it is never above.
         object_pixel_m: edge of a pixel, or None.
         n_pixels: pixels compared.
         region_px: their bounding box, (y start, y stop, x start, x stop) in object pixels.
-        frc_square_px: the square of the ring correlation, in the same way.
+        frc_square_px: that square, in the same way.
         shift_px, ramp_rad_per_px, amplitude_factor, phase_rad: what was applied to the reconstruction.
         registered: False when the best translation or phase plane lay beyond its bound; none was applied then.
     """

@@ -22,12 +22,12 @@ def read_history(run: str | Path) -> dict[str, list[tuple[int, float]]]:
     ):
         with log.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        told: dict[str, list[tuple[int, float]]] = {}
+        curves: dict[str, list[tuple[int, float]]] = {}
         for row in rows:
             for name, text in row.items():
                 if text and name not in ("step", "epoch"):
-                    told.setdefault(name, []).append((int(row["step"]), float(text)))
-        for name, values in told.items():
+                    curves.setdefault(name, []).append((int(row["step"]), float(text)))
+        for name, values in curves.items():
             earlier = [(step, value) for step, value in history.get(name, []) if step < values[0][0]]
             history[name] = earlier + values
     return history

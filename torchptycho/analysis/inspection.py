@@ -33,12 +33,12 @@ class ScanSummary:
 
     Arguments:
         step_px: median distance from a position to the nearest other one of the same scan.
-        beam_diameter_px: disc around the centre of |P|^2 that holds 90 % of it.
-        overlap: 1 - step / beam diameter, within [0, 1].
+        probe_diameter_px: disc around the centre of |P|^2 that holds 90 % of it.
+        overlap: 1 - step / probe diameter, within [0, 1].
         photons_mean: photons per frame over the good pixels, likewise min and max; None when the dose is unknown.
         dead_pixels: never count, although the median of the 24 pixels around them says they should have, 20 times.
         hot_pixels: isolated pixels, over 10 times the median and 3 times the second largest of their 8 neighbours.
-            A speckle is wider than a pixel wherever the beam is narrower than half the frame.
+            A speckle is wider than a pixel wherever the probe is narrower than half the frame.
         saturated_pixels: reach the largest value of the detector's integer type.
         beam_offset_px: centre of mass of the mean frame, relative to [N/2, N/2].
         notes: how the file was understood: its format and why, where everything was found, what was done to it.
@@ -177,7 +177,7 @@ def estimate_probe_diameter_px(probe: Complex64[np.ndarray, "p n n"]) -> float:
     radius = np.hypot(rows - y, columns - x).ravel()
     order = np.argsort(radius)
     held = np.cumsum(intensity.ravel()[order]) / intensity.sum()
-    # A beam of one pixel has radius 0, but it is as wide as its pixel.
+    # A probe of one pixel has radius 0, but it is as wide as its pixel.
     return max(1.0, 2 * float(radius[order][np.searchsorted(held, 0.9)]))
 
 
@@ -222,7 +222,7 @@ def _find_fatal_problems(summary: ScanSummary, summed: np.ndarray) -> Iterator[s
         yield f"No network takes frames of {summary.n_px} px, only of N = {sizes} px. {advice}"
     if summary.overlap == 0:
         yield (
-            f"Neighbouring frames do not overlap: the step is {summary.step_px:.3g} px, the beam "
+            f"Neighbouring frames do not overlap: the step is {summary.step_px:.3g} px, the probe "
             f"{summary.probe_diameter_px:.3g} px wide. Check that the positions are in object "
             "pixels; if they are, the scan is too coarse."
         )
@@ -241,14 +241,14 @@ def _find_fatal_problems(summary: ScanSummary, summed: np.ndarray) -> Iterator[s
 def _find_minor_problems(summary: ScanSummary) -> Iterator[str]:
     if 0 < summary.overlap < _MIN_OVERLAP:
         yield (
-            f"Neighbouring frames overlap by {summary.overlap:.0%} of the beam (step {summary.step_px:.3g} px, beam "
+            f"Neighbouring frames overlap by {summary.overlap:.0%} of the probe (step {summary.step_px:.3g} px, probe "
             f"{summary.probe_diameter_px:.3g} px); {_MIN_OVERLAP:.0%} or more is needed for a dependable image. "
             "Scan in finer steps."
         )
     if summary.probe_diameter_px > 0.8 * summary.n_px:
         yield (
-            f"The beam ({summary.probe_diameter_px:.3g} px) nearly fills the frame ({summary.n_px} px), so that its "
-            "diffraction is undersampled. Use larger frames, or a probe that is cut to the beam."
+            f"The probe ({summary.probe_diameter_px:.3g} px) nearly fills the frame ({summary.n_px} px), so that its "
+            "diffraction is undersampled. Use larger frames, or a probe that is cropped to its support."
         )
     if max(map(abs, summary.beam_offset_px)) > summary.n_px / 16:
         y, x = summary.beam_offset_px
@@ -275,7 +275,11 @@ def _find_minor_problems(summary: ScanSummary) -> Iterator[str]:
             "dose, not information on the positions. Check that the positions were read back."
         )
     for n, frames, what in (
-        (summary.n_dim_frames, summary.dim_frames, "hold less than a tenth of the median intensity (beam lost?)"),
+        (
+            summary.n_dim_frames,
+            summary.dim_frames,
+            "hold less than a tenth of the median intensity (direct beam lost?)",
+        ),
         (summary.n_bright_frames, summary.bright_frames, "hold more than ten times the median intensity"),
     ):
         if n:

@@ -139,7 +139,8 @@ def fourier_ring_correlation(
 
 
 def snr_threshold(pixels_per_ring: Int64[np.ndarray, " r"], bits: float = 1.0) -> Float64[np.ndarray, " r"]:
-    """Correlation at which a Fourier pixel carries so many bits, as a function of the pixels in the ring.
+    """Compute the correlation at which a Fourier pixel carries a number of bits, as a function of the pixels in the
+    ring.
 
     With snr = (2^bits - 1) / 2 for each of the two images and n pixels,
     T = (snr + (2 sqrt(snr) + 1) / sqrt(n)) / (snr + 1 + 2 sqrt(snr) / sqrt(n)).
@@ -157,7 +158,7 @@ def frc_crossing(
     curve: Float64[np.ndarray, " r"],
     threshold: float | Float64[np.ndarray, " r"],
 ) -> float:
-    """Frequency at which a ring correlation first falls below a threshold, between rings by straight lines.
+    """Find the frequency at which a Fourier ring correlation first falls below a threshold, linear between rings.
 
     The last ring's frequency where it never does. 0 where the lowest three rings are all below: nothing is resolved.
     (One of them alone may be low, since the slowest undulations of the phase are what diffraction fixes least.)

@@ -15,7 +15,7 @@ __all__ = ["NEXT_TO_RESULT", "Command", "NextToResult", "require_png"]
 
 NextToResult = Literal["beside"]
 NEXT_TO_RESULT: NextToResult = "beside"
-"""What an option for a file means that stands without a name: beside the result, with the result's name."""
+"""Value of an option for a file that is given without a name: next to the result, with the result's name."""
 
 
 def require_png(option: str, path: Path | None) -> None:

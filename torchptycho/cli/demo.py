@@ -1,4 +1,4 @@
-"""The whole way on a simulated experiment, as `make demo` shows it."""
+"""All steps on a simulated experiment, as `make demo` shows them."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def examine(path: str | Path = ".", *, disk_mb: int = 128) -> dict[str, Any]:
     if disk_mb < 0:
         raise ConfigError(f"--disk-mb: expected 0 or more; found {disk_mb}.")
     memory_GB, free_memory_GB = _measure_memory_GB()
-    told: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "versions": {"python": platform.python_version(), **collect_versions()},
         "platform": platform.platform(),
         "python": sys.executable,
@@ -74,27 +74,28 @@ def examine(path: str | Path = ".", *, disk_mb: int = 128) -> dict[str, Any]:
             for group in _ENTRY_POINTS
         },
     }
-    return told | {"problems": _find_problems(told)}
+    return summary | {"problems": _find_problems(summary)}
 
 
-def _find_problems(told: dict[str, Any]) -> list[str]:
+def _find_problems(summary: dict[str, Any]) -> list[str]:
     found = []
     missing = [
-        name for name, version in told["versions"].items() if version == "not installed" and name != "torchptycho"
+        name for name, version in summary["versions"].items() if version == "not installed" and name != "torchptycho"
     ]
     if missing:
         found.append(f"{', '.join(missing)}: not installed; pip install torchptycho brings them.")
-    if not told["gpus"]:
+    if not summary["gpus"]:
         found.append("no GPU that torch can use: everything computes on the CPU (--accelerator cpu, --device cpu).")
-    available = told["memory_available_GB"]
+    available = summary["memory_available_GB"]
     if available is not None and available < _MIN_MEMORY_GB:
         found.append(f"{available:.1f} GB of memory are available: use small batches (--batch-size).")
-    if told["disk"]["free_GB"] < _MIN_DISK_GB:
+    if summary["disk"]["free_GB"] < _MIN_DISK_GB:
         found.append(
-            f"{told['disk']['free_GB']:.1f} GB are free under {told['disk']['path']}: a run keeps a copy of all frames "
+            f"{summary['disk']['free_GB']:.1f} GB are free under {summary['disk']['path']}: a run keeps a "
+            "copy of all frames "
             "(--out elsewhere)."
         )
-    if told["optional"]["hdf5plugin"]["installed"] is None:
+    if summary["optional"]["hdf5plugin"]["installed"] is None:
         found.append("hdf5plugin is not installed: compressed detector files cannot be read. pip install hdf5plugin.")
     return found
 

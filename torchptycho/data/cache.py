@@ -1,4 +1,4 @@
-"""Whether a store is still that of its files and configuration, told without opening a scan."""
+"""Whether a store still matches its files and configuration, decided without opening a scan."""
 
 from __future__ import annotations
 
@@ -69,20 +69,20 @@ class StoreRequest:
 
 
 def write_request(folder: Path, request: StoreRequest, scans: Sequence[Scan]) -> None:
-    """Write beside the manifest in `folder` what the store was asked for and what its files were then."""
+    """Write next to the manifest in `folder` the request of the store and the state of its files."""
     files = {file.path: file for scan in scans for file in scan.files}
-    told = {
+    record = {
         "manifest_sha256": _sha256(folder / _MANIFEST),
         "request": dataclasses.asdict(request),
         "files": [dataclasses.asdict(file) for file in files.values()],
     }
-    (folder / _REQUEST).write_text(json.dumps(told, indent=1), encoding="utf-8")
+    (folder / _REQUEST).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
 def matches_request(path: Path, request: StoreRequest | None) -> bool:
     """Return whether the store at `path` was made by this very request, of files that have not changed since.
 
-    False where that cannot be told so: no store, one that was made or changed in another way. Sizes and times of the
+    False where that cannot be decided so: no store, one that was made or changed in another way. Sizes and times of the
     files are looked at, and nothing of them is read.
 
     Raises:
@@ -109,7 +109,7 @@ def refuse_differences(path: Path, was: Mapping[str, str], now: Mapping[str, str
     Raises:
         StoreError: naming every part that differs, and both values where they are short.
     """
-    # A scan that one of them does not have at all is told once, not by each of its parts.
+    # A scan that one of them does not have at all is reported once, not by each of its parts.
     gone, come = (
         sorted(_collect_scan_names(was) - _collect_scan_names(now)),
         sorted(_collect_scan_names(now) - _collect_scan_names(was)),
@@ -146,11 +146,11 @@ def _describe_difference(key: str, was: str | None, now: str | None) -> str:
 
 def _read_request(path: Path) -> tuple[StoreRequest, list[SourceFile]] | None:
     try:
-        told: dict[str, Any] = json.loads((path / _REQUEST).read_text(encoding="utf-8"))
-        if told["manifest_sha256"] != _sha256(path / _MANIFEST):
+        record: dict[str, Any] = json.loads((path / _REQUEST).read_text(encoding="utf-8"))
+        if record["manifest_sha256"] != _sha256(path / _MANIFEST):
             return None
-        request = StoreRequest(**{**told["request"], "paths": tuple(told["request"]["paths"])})
-        return request, [SourceFile(**file) for file in told["files"]]
+        request = StoreRequest(**{**record["request"], "paths": tuple(record["request"]["paths"])})
+        return request, [SourceFile(**file) for file in record["files"]]
     except (OSError, ValueError, KeyError, TypeError):
         # Not there, or not ours: the manifest has the last word.
         return None

@@ -26,7 +26,7 @@ class PtychoDataModule(L.LightningDataModule):
         batch_size: frames per batch and process in training; groups are batch_size / gridsize^2, at least 1.
         predict_batch_size: the same for validation and prediction.
         num_workers: threads that gather batches ahead of their use; 0 gathers in the training thread.
-        seed: of the order of the groups, which is drawn anew each epoch.
+        seed: of the order of the groups, which is drawn again each epoch.
         with_truth: add object patches (real-space losses).
         training_scan: whose probe and scale prediction uses; None takes each frame's own, for the training store.
     """
@@ -55,7 +55,7 @@ class PtychoDataModule(L.LightningDataModule):
         self._resume_state: dict[str, Any] | None = None
 
     def batches_per_epoch(self, ranks: int = 1) -> int:
-        """Training batches that each of so many processes gets in an epoch."""
+        """Return the number of training batches that each process gets in an epoch."""
         return max(1, batches_per_epoch(len(self._make_dataset("train")), self._groups_per_batch, ranks))
 
     def train_dataloader(self) -> DataLoader[GroupBatch]:

@@ -56,7 +56,7 @@ class _RawFrameFile:
     shape: tuple[int, int, int]
 
     def __getitem__(self, index: np.ndarray) -> np.ndarray:
-        # Mapped anew each time, so that what was read is not held.
+        # Mapped again each time, so that pages that were read are released.
         return np.asarray(np.memmap(self.path, self.dtype, "r", shape=self.shape)[index])
 
 
@@ -64,7 +64,7 @@ class _RawFrameFile:
 class InferenceDataset:
     """A scan that was looked through once and is now read group by group; frames are in memory one batch at a time.
 
-    With several passes each frame is predicted so many times, among other neighbours each time; `members` then counts
+    With several passes each frame is predicted in each of them, among other neighbours; `members` then counts
     on: frame f in pass p is number f + p * M.
 
     Arguments:

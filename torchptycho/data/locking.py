@@ -1,4 +1,4 @@
-"""Who may write a store: one process at a time, into a draft that nobody takes for the store."""
+"""Write access to a store: one process at a time, into a draft that no reader takes for the store."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def temporary_store(path: Path) -> Iterator[Path]:
 
 
 def remove_stale_drafts(path: Path) -> None:
-    """Remove what killed processes left beside a store, where there is something, nobody writes, and it is allowed."""
+    """Remove what killed processes left next to a store, where no process writes and permissions allow it."""
     path = _resolve_store_path(path)
     if not _lock_path(path).exists():
         return

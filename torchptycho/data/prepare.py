@@ -47,7 +47,7 @@ _log = logging.getLogger(__name__)
 def open_if_unchanged(path: str | Path, request: StoreRequest | None) -> Store | None:
     """Open the store at `path` when it was made by this request, of files that have not changed since; read no frames.
 
-    None when that cannot be told without opening the scans: `prepare` them then.
+    None when that cannot be decided without opening the scans: `prepare` them then.
 
     Raises:
         StoreError: it was made by such a request, and an option, the version or a file is another now.
@@ -208,9 +208,9 @@ def load_store_config(store: Store) -> RunConfig:
 
 
 def _rewrite_tables(now: Store, stored: Sequence[StoredScan], config: RunConfig) -> None:
-    told = [(one.scan.source, one.fingerprint, one.held_out) for one in stored]
+    stored_parts = [(one.scan.source, one.fingerprint, one.held_out) for one in stored]
     others = {key: part for key, part in now.fingerprint.items() if not key.startswith(("scan ", "held-out scan "))}
-    write_tables(now.path, stored, config, _build_fingerprint(told, others))
+    write_tables(now.path, stored, config, _build_fingerprint(stored_parts, others))
 
 
 def _find_scan_numbers(store: Store, asked: int | str | Path) -> list[int]:

@@ -1,4 +1,4 @@
-"""What is odd about frames that a store keeps: told in its report, so that nobody has to find it in the image."""
+"""Suspicious frames that a store keeps; its report lists them, so that they need not be found in the image."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ class FrameFindings:
 
     def describe(self) -> tuple[str, ...]:
         """Describe what was found and what can be done about it."""
-        told = []
+        sentences = []
         for frames, what in (
             (self.dark, "without a single count are kept (--bad-frames leave-out leaves them out)"),
             (self.saturated, "with saturated pixels are kept (--find-bad-pixels masks these pixels in all frames)"),
             (self.repeated, "at the position of an earlier one are kept"),
         ):
             if frames:
-                told.append(f"{len(frames)} frame(s) {what}: {format_first(frames, _MAX_LISTED)}")
-        return tuple(told)
+                sentences.append(f"{len(frames)} frame(s) {what}: {format_first(frames, _MAX_LISTED)}")
+        return tuple(sentences)
 
 
 def find_saturated_frames(chunk: np.ndarray) -> np.ndarray:

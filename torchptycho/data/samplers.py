@@ -37,7 +37,7 @@ class EpochBatchSampler(DistributedSampler[GroupBatch]):
         self._resume_point = (-1, 0)
 
     def resume(self, epoch: int, given: int) -> None:
-        """Begin this epoch after so many batches, and every other one from its start."""
+        """Begin this epoch after a number of batches, and every other one from its start."""
         self._resume_point = (epoch, given)
 
     @property
@@ -56,7 +56,7 @@ class EpochBatchSampler(DistributedSampler[GroupBatch]):
 
 
 def batches_per_epoch(groups: int, batch_groups: int, ranks: int = 1) -> int:
-    """Training batches that each of so many processes gets in an epoch."""
+    """Return the number of training batches that each process gets in an epoch."""
     return min(-(-groups // (ranks * batch_groups)), groups // ranks)
 
 
@@ -82,7 +82,7 @@ class ResumableLoader(ThreadedLoader):
     _batches_given = 0
 
     def __iter__(self) -> Iterator[GroupBatch]:  # type: ignore[override]
-        # A generator: nothing, not even a thread, looks at the order before Lightning has told the epoch.
+        # A generator: nothing, not even a thread, looks at the order before Lightning has set the epoch.
         assert isinstance(self.sampler, EpochBatchSampler)
         self._batches_given = self.sampler.start
         for batch in super().__iter__():

@@ -30,7 +30,7 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-# Part of its power that lies within the width of a beam.
+# Part of its power that lies within the width of a probe.
 _WIDTH_POWER_FRACTION = 0.95
 
 
@@ -132,7 +132,8 @@ def _split_by_region(scan: Scan, config: RunConfig) -> tuple[np.ndarray, np.ndar
 
 
 def probe_width_px(probe: Complex64[np.ndarray, "p n n"]) -> float:
-    """Diameter in object pixels of the circle about the beam's centre of mass that holds 95 % of its power."""
+    """Measure the diameter in object pixels of the circle about the probe's centre of mass that holds 95 % of its
+    power."""
     power: Float64[np.ndarray, "n n"] = np.square(np.abs(probe), dtype=np.float64).sum(axis=0)
     where = np.indices(power.shape).reshape(2, -1)
     weight = power.ravel() / power.sum()

@@ -182,9 +182,9 @@ class Store:
                 found = (path / name).stat().st_size if (path / name).is_file() else 0
                 if found != size:
                     raise StoreError(f"{path / name}: expected {size} bytes; found {found}. Prepare the store again.")
-            scans = tuple(_parse_entry(told) for told in manifest["scans"])
+            scans = tuple(_parse_entry(entry) for entry in manifest["scans"])
             folder = path / "tables" / manifest["tables"]
-            told = {name: manifest[name] for name in ("gridsize", "config", "fingerprint")}
+            fields = {name: manifest[name] for name in ("gridsize", "config", "fingerprint")}
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise StoreError(f"{path / MANIFEST}: incomplete ({error!r}). Prepare the store again.") from None
         parts = [open_memory_mapped(path / "scans" / entry.folder) for entry in scans]
@@ -193,7 +193,7 @@ class Store:
             for kind in _TRUTH_KEYS
         }
         tensors = TensorDict({**open_memory_mapped(folder), **truths}, batch_size=[])
-        return cls(path, FrameStack(tuple(part["frames"] for part in parts)), tensors, scans, **told)
+        return cls(path, FrameStack(tuple(part["frames"] for part in parts)), tensors, scans, **fields)
 
 
 def open_memory_mapped(folder: Path) -> TensorDict:
@@ -222,9 +222,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _parse_entry(told: dict[str, Any]) -> ScanEntry:
+def _parse_entry(entry: dict[str, Any]) -> ScanEntry:
     """Parse an entry of the manifest; JSON has lists for tuples and texts for the numbers of frames."""
-    left_out = {int(frame): str(why) for frame, why in told["left_out"].items()}
-    findings = FrameFindings(**{name: tuple(frames) for name, frames in told["findings"].items()})
-    nested = {"scaling": Scaling(**told["scaling"]), "left_out": left_out, "findings": findings}
-    return ScanEntry(**{**told, **nested, "notes": tuple(told["notes"])})
+    left_out = {int(frame): str(why) for frame, why in entry["left_out"].items()}
+    findings = FrameFindings(**{name: tuple(frames) for name, frames in entry["findings"].items()})
+    nested = {"scaling": Scaling(**entry["scaling"]), "left_out": left_out, "findings": findings}
+    return ScanEntry(**{**entry, **nested, "notes": tuple(entry["notes"])})

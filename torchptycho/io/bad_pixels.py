@@ -26,7 +26,7 @@ def find_dead_pixels(counts: Float64[np.ndarray, "h w"], good: Bool[np.ndarray, 
 def find_hot_pixels(counts: Float64[np.ndarray, "h w"], good: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     """Find isolated pixels: over 10 times the median and 3 times the second largest of the 8 neighbours.
 
-    A speckle is wider than a pixel wherever the beam is narrower than half the frame.
+    A speckle is wider than a pixel wherever the probe is narrower than half the frame.
     """
     from scipy.ndimage import median_filter, rank_filter
 

@@ -52,7 +52,8 @@ def advise_network_size(n_px: int) -> str | None:
     near = min(SUPPORTED_N_PX, key=lambda n: abs(n - n_px))
     verb = "Crop" if near < n_px else "Pad"
     return (
-        f"{verb} them with --crop-px {near} (and --beam-center-px Y X, where the beam is not in the middle): probe and "
+        f"{verb} them with --crop-px {near} (and --beam-center-px Y X, where the direct beam is not in the "
+        "middle): probe and "
         f"positions follow, as the object pixel becomes {n_px / near:.4g} times as large."
     )
 
@@ -105,7 +106,8 @@ def check_positions(
             both,
             expected="positions that differ",
             found=f"all {len(positions_px)} frames at (y, x) = ({positions_px[0, 0]:g}, {positions_px[0, 1]:g})",
-            remedy="Ptychography needs a beam that moves; save the positions of the scan in object pixels.",
+            remedy="Ptychography needs a probe that moves over the sample; "
+            "save the positions of the scan in object pixels.",
         )
     if extent < _MIN_EXTENT_PX:
         how = "wavelength * distance / (N * detector pixel)"

@@ -1,4 +1,4 @@
-"""What the frames themselves tell: bad frames and pixels, the centre of the beam, a first probe."""
+"""Estimates from the frames alone: bad frames and pixels, the centre of the direct beam, a first probe."""
 
 from __future__ import annotations
 
@@ -94,7 +94,8 @@ def compute_mean_pattern(frames: Frames, domain: Domain) -> Float64[np.ndarray, 
 
 
 def estimate_beam_center_px(pattern: Float64[np.ndarray, "h w"], bad: Bool[np.ndarray, "h w"]) -> tuple[float, float]:
-    """Centre of mass (y, x) of the beam in a mean pattern: of what exceeds 5 % of its median-filtered maximum."""
+    """Estimate the centre of mass (y, x) of the direct beam in a mean pattern: of what exceeds 5 % of its
+    median-filtered maximum."""
     from scipy.ndimage import median_filter
 
     smooth = median_filter(np.where(bad, 0.0, pattern), size=3, mode="nearest")

@@ -20,9 +20,9 @@ _SPECTRA_BYTES = 16 * 2**20
 _MAX_FRAMES, _MIN_PAIRS, _MAX_PAIRS = 200, 20, 300
 _MAX_CANDIDATES = 1000
 _NEIGHBOURS = 3
-# Frames whose movement is explained by the scan to this part, with so many pairs within 2 px of it.
+# Part of the frames' movement that the scan must explain, and number of pairs of frames within 2 px of it.
 _MIN_EXPLAINED, _MIN_INLIERS, _INLIER_PX, _MIN_SHIFT_PX = 0.9, 0.8, 2.0, 2.0
-# Estimated width of the beam, in frames, from which it is not believed to fit into one.
+# Estimated width of the probe, in frames, above which it does not fit into one.
 _MIN_WIDTH_FRAMES = 2.0
 
 
@@ -31,9 +31,9 @@ class NearFieldEvidence:
     """Evidence of near-field data.
 
     Arguments:
-        shift: detector pixels by which the frames move for each object pixel that the beam moves.
-        explained: part of all movement that is proportional to the beam's.
-        beam_px: width of the beam on the sample that follows, in object pixels.
+        shift: detector pixels by which the frames move for each object pixel that the probe moves.
+        explained: part of all movement that is proportional to the probe's.
+        probe_px: width of the probe that follows, in object pixels.
     """
 
     shift_per_px: float
@@ -51,9 +51,9 @@ class NearFieldEvidence:
 def detect_near_field(scan: Scan) -> NearFieldEvidence | None:
     """Evidence that the frames are shadow images, or None.
 
-    In a divergent beam neighbouring frames show the sample moved by the magnified step of the scan. The diameter of the
-    pattern over that magnification is the width of the beam on the sample; when this is more than twice the N object
-    pixels of a frame, a far-field model of N pixels cannot hold the beam, whatever the probe. Reads up to 200 frames.
+    Behind a focus, neighbouring frames show the sample moved by the magnified step of the scan. The diameter of the
+    pattern over that magnification is the width of the probe; when this is more than twice the N object
+    pixels of a frame, a far-field model of N pixels cannot hold the probe. Reads up to 200 frames.
     """
     rows = _select_neighbourhood(scan)
     if len(rows) < _NEIGHBOURS + 2:
@@ -122,10 +122,12 @@ def _compute_spectra(scan: Scan, rows: np.ndarray) -> tuple[Float64[np.ndarray, 
         start += len(chunk)
     frames[:, ~scan.mask] = 0
     pattern = frames.mean(axis=0, dtype=np.float64)
-    lit = pattern > 1e-2 * pattern.max()
+    has_counts = pattern > 1e-2 * pattern.max()
     # Where few photons are, the ratio is noise.
-    trust = np.where(lit, np.minimum(1.0, 3 * np.sqrt(pattern / max(pattern.max(), 1e-30))), 0.0).astype(np.float32)
-    frames /= np.where(lit, pattern, 1.0).astype(np.float32)
+    trust = np.where(has_counts, np.minimum(1.0, 3 * np.sqrt(pattern / max(pattern.max(), 1e-30))), 0.0).astype(
+        np.float32
+    )
+    frames /= np.where(has_counts, pattern, 1.0).astype(np.float32)
     deviation = (frames - 1) * trust
     deviation -= deviation.mean(axis=(1, 2), keepdims=True)
     return pattern, np.fft.rfft2(deviation).astype(np.complex64)
@@ -150,7 +152,7 @@ def _estimate_shift(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 def _measure_diameter(pattern: Float64[np.ndarray, "n n"]) -> float:
     """Measure the diameter of the disc around the centre of mass that holds 90 % of the intensity."""
-    # A single hot pixel can hold more light than the beam.
+    # A single hot pixel can hold more counts than the direct beam.
     pattern = median_filter(pattern, size=3)
     rows, columns = np.indices(pattern.shape)
     total = pattern.sum()

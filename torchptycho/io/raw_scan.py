@@ -26,7 +26,7 @@ class RawScan:
         format: what it was recognised as.
         frames: [M, H, W] of any size, in the detector's own dtype.
         rows: which frames of the file these are.
-        positions: [M, 2] of the beam on the sample as (y, x), along the axes of the frames; in pixels, patch pixel N/2
+        positions: [M, 2] of the probe on the sample as (y, x), along the axes of the frames; in pixels, patch pixel N/2
             sits on the position.
         unit: of the positions: object pixels, or metres.
         position_keys: where they came from, (y, x).
@@ -41,7 +41,7 @@ class RawScan:
         truth, truth_patches, nominal_positions_px, metadata, probe_is_calibrated: as in `Scan`.
         notes: how the file was understood, sentence by sentence.
         left_out: frames of the file without a place in the scan, and why.
-        beside: other files that something was read from; those of the frames need not be named.
+        companion_files: other files that something was read from; those of the frames need not be named.
     """
 
     path: Path

@@ -224,7 +224,7 @@ def _process_frames(
             found=f"{height}x{width} px",
             remedy="Choose a smaller crop_px or binning.",
         )
-    # The middle of pixel N/2 of the result lies on the beam, as far as whole detector pixels allow.
+    # The middle of pixel N/2 of the result lies on the direct beam, as far as whole detector pixels allow.
     back = (n_px * config.binning + config.binning - 1) / 2
     steps = Processing(
         shift=config.fftshift,

@@ -50,25 +50,25 @@ def list_other_files(recorded: RawScan, config: ReadConfig) -> list[Path]:
 
 def describe_changes(files: Iterable[SourceFile]) -> list[str]:
     """Describe what has changed about files since they were recorded, one clause each."""
-    told = []
+    changes = []
     for was in files:
         try:
             now = read_file_state(was.path)
         except ScanError as error:
-            told.append(f"{was.path} (gone: {error.found})")
+            changes.append(f"{was.path} (gone: {error.found})")
             continue
         if now.n_bytes != was.n_bytes:
-            told.append(f"{was.path} (size: {was.n_bytes} bytes then, {now.n_bytes} now)")
+            changes.append(f"{was.path} (size: {was.n_bytes} bytes then, {now.n_bytes} now)")
         elif now.modified_ns != was.modified_ns:
-            told.append(f"{was.path} (written again: {(now.modified_ns - was.modified_ns) / 1e9:+.3f} s)")
-    return told
+            changes.append(f"{was.path} (written again: {(now.modified_ns - was.modified_ns) / 1e9:+.3f} s)")
+    return changes
 
 
 @contextmanager
 def refuse_changes(scan: Scan) -> Iterator[None]:
     """Refuse a scan whose files change while its frames are read from them: it would be of no one moment.
 
-    The change is what is told, whatever reading has run into because of it.
+    The change is reported, whatever error reading has met because of it.
 
     Raises:
         ScanError: naming the first of these files.
@@ -83,9 +83,9 @@ def refuse_changes(scan: Scan) -> Iterator[None]:
 
 
 def _refuse_changed(files: Iterable[SourceFile]) -> None:
-    told = describe_changes(files)
-    if told:
-        path, _, what = told[0].partition(" (")
+    changes = describe_changes(files)
+    if changes:
+        path, _, what = changes[0].partition(" (")
         raise ScanError(
             path,
             None,

@@ -436,6 +436,7 @@ def _explain_resume(count: int, out: Path, waited_for: str | None = None) -> str
     if not count:
         return "stopped before the first frame came" + (f": {waited_for}" if waited_for else "")
     return (
-        f"stopped with {count} frames in {out / SPOOL_FOLDER}: the same command goes on after them, and with --idle-s 1 it "
+        f"stopped with {count} frames in {out / SPOOL_FOLDER}: the same command goes on after them, and with "
+        "--idle-s 1 it "
         "makes the image of those that are there"
     )

@@ -58,7 +58,7 @@ _MODULE_ARGUMENTS = ("n_px", "n_scans", "n_modes", "domain", "max_offset_px", "h
 _MAX_TEXT_BYTES = 1 << 20
 _MEMBER_DATE = (1980, 1, 1, 0, 0, 0)
 _ZIP_ERRORS = (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError, ValueError)
-# The manifest of the original, in either of its backends, and the models beside it.
+# The manifest of the original, in either of its backends, and the models next to it.
 _FOREIGN_MANIFEST = "manifest.dill"
 _KERAS_SUFFIXES = (".keras", ".h5", ".pb")
 _TORCH_SUFFIXES = (".pth", ".pt", ".ckpt")

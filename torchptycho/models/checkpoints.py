@@ -85,7 +85,8 @@ def _convert_load_errors(path: Path) -> Iterator[None]:
     except (OSError, RuntimeError, LookupError, EOFError, TypeError, AttributeError, ValueError, ConfigError) as error:
         reason = format_error(error, 300) or "it ends too early"
         raise StoreError(
-            f"{path}: expected a torchptycho checkpoint; it does not load ({reason}).{_describe_differences(path)} {_REMEDY}"
+            f"{path}: expected a torchptycho checkpoint; it does not load "
+            f"({reason}).{_describe_differences(path)} {_REMEDY}"
         ) from error
 
 
@@ -93,8 +94,8 @@ def _describe_differences(path: Path) -> str:
     """Describe how the program that wrote a checkpoint differs from this one."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        told = content["format"] if isinstance(content, dict) else {}
-        format_, written = told["version"], dict(told["written_with"])
+        written_format = content["format"] if isinstance(content, dict) else {}
+        format_, written = written_format["version"], dict(written_format["written_with"])
     except (OSError, pickle.UnpicklingError, RuntimeError, LookupError, EOFError, TypeError, ValueError):
         return ""
     here = collect_versions()

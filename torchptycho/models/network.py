@@ -210,7 +210,7 @@ class PtychoNetwork(nn.Module):
 
     @property
     def _intensity_per_count(self) -> Float[Tensor, " s"]:
-        """What one count is in the network's input, squared; with frames of counts also when that is scaled anew."""
+        """Compute the squared input amplitude of one count, also where the input is scaled to this scan."""
         if self.domain == "counts":
             return self.input_scale.square()
         return (self.n_px / 2) ** 2 / self.photons_per_frame

@@ -23,9 +23,9 @@ class PatchStitcher:
     """A canvas that takes groups of patches in any order.
 
     Patches are kept, in a temporary file or on a GPU with room for them, until the last has come; then each group is
-    turned by the phase with which it agrees with its neighbours (`phases.synchronize_phases`), and all are placed. Without
-    that, they are placed and forgotten. Either way memory depends on the canvas, not on the number of frames: writing a
-    patch and reading it takes a hundredth of the time of predicting it again.
+    turned by the phase with which it agrees with its neighbours (`phases.synchronize_phases`), and all are placed.
+    Without that, they are placed and forgotten. Either way memory depends on the canvas, not on the number of frames:
+    writing a patch and reading it takes a hundredth of the time of predicting it again.
 
     Several processes that each take a part of the groups share a `file`, and `finish` gives all of them the whole.
 

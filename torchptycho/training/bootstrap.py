@@ -1,4 +1,4 @@
-"""A probe made good by a short refinement, before a network is trained with it."""
+"""A probe refined for a few epochs, before a network is trained with it."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def refine_probe(scan: Scan, config: RunConfig, keep: Path, *, progress: bool = 
     asked = {"refine": to_dict(settings), "scan_sha256": fingerprint_scan(scan)}
     image = read_reconstruction(keep) if keep.is_file() else None
     if image is None or {name: image.provenance.get(name) for name in asked} != asked:
-        with EpochProgress("probe", epochs) if progress else contextlib.nullcontext() as told:
-            image = refine(scan, config=settings, on_epoch=told)
+        with EpochProgress("probe", epochs) if progress else contextlib.nullcontext() as bar:
+            image = refine(scan, config=settings, on_epoch=bar)
         if not image.provenance["complete"]:
             raise KeyboardInterrupt
         keep.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ __all__ = ["AtomicCheckpointIO", "build_checkpoint_callbacks"]
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and moves it there: a run that is killed leaves the old one or the new."""
+    """Writes a checkpoint under a temporary name and renames it: a run that is killed leaves the old one or the new."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         draft = f"{path}.part"

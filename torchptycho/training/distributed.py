@@ -37,7 +37,7 @@ class RankCoordinator:
     Arguments:
         rank: which of them this is; 0 is the first.
         size: how many there are.
-        channel: where they leave each other messages; None where there is nobody to talk to, or where the first has
+        channel: where they leave each other messages; None where there is no other process, or where the first has
             started the others, which it does after it has prepared.
     """
 
@@ -56,7 +56,7 @@ class RankCoordinator:
         if environment is None or started_by_first or environment.world_size() == 1:
             return cls(rank=rank_zero_only.rank)  # type: ignore[attr-defined]
         rank, size = environment.global_rank(), environment.world_size()
-        # torchrun answers itself, and keeps what was said before it started everything anew.
+        # torchrun answers itself, and keeps the messages from before it restarted all processes.
         agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         where = (environment.main_address, environment.main_port)
         try:

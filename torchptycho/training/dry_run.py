@@ -59,12 +59,12 @@ def _plan_from_scans(
     needed = estimate_store_bytes(opened, config)
     if not out.exists():
         check_new_folder(out, needed)
-    told, problems = [], []
+    planned_scans, problems = [], []
     for scan, held in zip(opened, held_out, strict=True):
         refuse_near_field(scan)
         summary = inspect_scan(scan)
         problems += [f"{scan.source}: {problem}" for problem in summary.problems]
-        told.append(
+        planned_scans.append(
             {
                 "source": scan.source,
                 "n_frames": scan.n_frames,
@@ -79,7 +79,7 @@ def _plan_from_scans(
     division = split_and_group(opened, held_out, config)
     return {
         "out": str(out),
-        "scans": told,
+        "scans": planned_scans,
         "frames": sum(scan.n_frames for scan in opened),
         "frames_held_out": len(division.split.held_out),
         "groups": len(division.train),

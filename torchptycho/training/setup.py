@@ -103,7 +103,7 @@ def prepare_run_store(
                 "diffraction",
                 expected=f"frames of N = {', '.join(map(str, sizes))} px for the generator '{config.model.generator}'",
                 found=f"N = {scan.n_px}",
-                remedy="Crop or pad the frames and the probe about the beam centre, or choose another --generator.",
+                remedy="Crop or pad the frames and the probe about the direct beam, or choose another --generator.",
             )
         if start is not None:
             check_frame_size(start, scan.n_px)

@@ -1,4 +1,4 @@
-"""The verb of a run: train. It writes what it did beside what it made."""
+"""Training of the physics-informed network; configuration, logs and checkpoints are written into one folder."""
 
 from __future__ import annotations
 

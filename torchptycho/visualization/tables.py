@@ -85,8 +85,8 @@ def make_doctor_table(found: dict[str, Any]) -> Table:
     if disk["write_MB_per_s"] is not None:
         speed = f", writes {disk['write_MB_per_s']:.0f} MB/s, reads {disk['read_MB_per_s']:.0f} MB/s"
     table.add_row(f"disk at {disk['path']}", f"{disk['free_GB']:.1f} GB free{speed}")
-    for name, told in found["optional"].items():
-        table.add_row(name, f"{told['installed'] or 'not installed: ' + told['get']} (for {told['for']})")
+    for name, package in found["optional"].items():
+        table.add_row(name, f"{package['installed'] or 'not installed: ' + package['get']} (for {package['for']})")
     for group, entries in found["plug_ins"].items():
         table.add_row(group, ", ".join(f"{name} ({value})" for name, value in entries.items()) or "none")
     return table

@@ -16,7 +16,7 @@ __all__ = ["Compare", "Evaluate", "RefinementCommand", "Resolution"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RefinementCommand(Command):
-    """What the commands that refine a scan are told."""
+    """Options of the commands that refine a scan."""
 
     scan: Positional[Path]
     """Scan file."""
@@ -38,7 +38,7 @@ class Resolution(RefinementCommand):
     """
 
     plot: Path | None = None
-    """Draw the ring correlation into this PNG."""
+    """Draw the Fourier ring correlation into this PNG."""
     json: bool = False
     """Print one JSON object instead of a sentence."""
 
@@ -55,9 +55,9 @@ class Resolution(RefinementCommand):
 
             plot_frc(found.metrics, self.plot, halves=True)
         metres = "" if found.half_period_m is None else f" ({found.half_period_m * 1e9:.3g} nm)"
-        told = {"half_period_px": found.half_period_px, "half_period_m": found.half_period_m}
+        values = {"half_period_px": found.half_period_px, "half_period_m": found.half_period_m}
         self.print_result(
-            told | {"metrics": found.metrics.to_dict()},
+            values | {"metrics": found.metrics.to_dict()},
             f"{self.scan}: half period {found.half_period_px:.3g} px{metres} at the 1/2-bit threshold, from two halves "
             f"of {scan.n_frames} frames",
             json=self.json,

@@ -57,18 +57,18 @@ class Inspect(Command):
             from torchptycho.visualization.plot import plot_scan
 
             plot_scan(scan, self.plot)
-        told = summary.to_dict()
+        report = summary.to_dict()
         if self.orientation:
             from torchptycho.reconstructors.orientation import rank_orientations
 
             with self.show_status("refining a part of the scan in eight orientations"):
                 ranked = rank_orientations(scan)
-            told["orientations"] = [dataclasses.asdict(one) for one in ranked]
+            report["orientations"] = [dataclasses.asdict(one) for one in ranked]
         if self.json:
-            self.print_result(told, json=True)
+            self.print_result(report, json=True)
             return
         table = Table(title=str(self.scan), show_header=False)
-        for name, value in told.items():
+        for name, value in report.items():
             if name not in ("problems", "metadata", "notes", "orientations", "left_out", "near_field"):
                 table.add_row(name, format_value(value))
         self.console.print(table)
@@ -90,7 +90,7 @@ class Inspect(Command):
         from torchptycho.data.store import Store
 
         if self.plot or self.orientation or self.reading != ReadConfig():
-            raise ConfigError(f"{self.scan}: is a store, of which only the scans are told. Leave out all but --json.")
+            raise ConfigError(f"{self.scan}: is a store, of which only the scans are listed. Leave out all but --json.")
         store = Store.open(self.scan)
         if self.json:
             self.print_result({"scans": make_store_rows(store)}, json=True)
@@ -112,7 +112,7 @@ class Convert(Command):
     scan: Positional[Path]
     """Scan file of any format that is read."""
     out: Positional[Path]
-    """File to write: .npz canonical NPZ; .h5 a Ptychodus product, its frames in NAME-diffraction.h5 beside it."""
+    """File to write: .npz canonical NPZ; .h5 a Ptychodus product, its frames in NAME-diffraction.h5 next to it."""
     format: ScanFormat | None = None
     """Format to write; None follows the name."""
     compressed: bool = True
@@ -131,5 +131,5 @@ class Convert(Command):
         scan = read_scan(self.scan, self.reading)
         with self.show_status(f"writing {self.out}"):
             write_scan(scan, self.out, format=self.format, compressed=self.compressed)
-        told = {"out": str(self.out), "n_frames": scan.n_frames, "n_px": scan.n_px, "notes": list(scan.notes)}
-        self.print_result(told, *(f"- {note}" for note in scan.notes), f"{self.out}: {scan!r}", json=self.json)
+        report = {"out": str(self.out), "n_frames": scan.n_frames, "n_px": scan.n_px, "notes": list(scan.notes)}
+        self.print_result(report, *(f"- {note}" for note in scan.notes), f"{self.out}: {scan!r}", json=self.json)

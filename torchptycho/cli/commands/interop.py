@@ -47,15 +47,15 @@ class Export(Command):
         network = load_network(self.checkpoint)
         (device,) = find_devices(self.accelerator, 1)
         with self.show_status("exporting"):
-            told = export_network(
+            metadata = export_network(
                 network.to(device), self.out, training_scan=self.training_scan, max_offset_px=self.max_offset_px
             )
-        values = json.loads(told.to_json())
+        values = json.loads(metadata.to_json())
         shown = {name: value for name, value in values.items() if name not in ("config", "tensors")}
         self.print_result(
             {"out": str(self.out)} | shown,
-            f"{self.out}: {values['generator']} for groups of {told.gridsize}x{told.gridsize} frames of "
-            f"{told.n_px}x{told.n_px} {told.domain}, within {told.error:.1e} of the network",
+            f"{self.out}: {values['generator']} for groups of {metadata.gridsize}x{metadata.gridsize} frames of "
+            f"{metadata.n_px}x{metadata.n_px} {metadata.domain}, within {metadata.error:.1e} of the network",
             json=self.json,
         )
 

@@ -89,13 +89,13 @@ class Watch(Command):
                 stop=stop,
             )
         status, image = found.status, found.image
-        told = dataclasses.asdict(status) | {
+        report = dataclasses.asdict(status) | {
             "out": None if image is None else str(self.out / "reconstruction.npz"),
             "picture": None if image is None else str(self.out / "reconstruction.png"),
             "spool": str(self.out / "spool") if (self.out / "spool").exists() else None,
         }
         if image is None:
-            self.print_result(told, f"{self.out}: {status.message}", json=self.json)
+            self.print_result(report, f"{self.out}: {status.message}", json=self.json)
             raise KeyboardInterrupt
         height_px, width_px = image.object.shape
         late = f"waited at most {status.longest_wait_s:.1f} s, {status.largest_backlog} at once"
@@ -105,7 +105,7 @@ class Watch(Command):
         )
         said = f"; {status.message}" if status.message else ""
         self.print_result(
-            told,
+            report,
             f"{self.out / 'reconstruction.npz'}, {self.out / 'reconstruction.png'}: {height_px}x{width_px} px from "
             f"{status.received} frames, which {late}{paused}{left}{said}",
             json=self.json,
@@ -152,9 +152,9 @@ class Replay(Command):
                 stop=stop,
                 on_progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
-        told = {"to": where, "hz": self.hz, **dataclasses.asdict(found)}
+        report = {"to": where, "hz": self.hz, **dataclasses.asdict(found)}
         self.print_result(
-            told,
+            report,
             f"{self.scan}: {found.played} of {found.frames} frames to {where} in {found.seconds:.1f} s",
             json=self.json,
         )

@@ -1,4 +1,4 @@
-"""The commands of the command line: what each is told, and the calls that it makes."""
+"""Commands around the network, and the table of all commands."""
 
 from __future__ import annotations
 
@@ -72,13 +72,13 @@ class Simulate(Command):
         with self.show_status("simulating"):
             scan = simulate(self.simulation)
             write_scan(scan, self.out)
-        told = {
+        report = {
             "out": str(self.out),
             "n_frames": scan.n_frames,
             "n_px": scan.n_px,
             "simulation": to_dict(self.simulation),
         }
-        self.print_result(told, f"{self.out}: {scan!r}", json=self.json)
+        self.print_result(report, f"{self.out}: {scan!r}", json=self.json)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,9 +146,9 @@ class Train(Command):
             return
         plot_history(read_history(self.out), self.out / "history.png")
         losses = {name: value for name, value in sorted(result.metrics.items()) if name in ("train/loss", "val/loss")}
-        told = {"checkpoint": str(result.checkpoint), "last": str(result.last), "seconds": result.seconds}
+        report = {"checkpoint": str(result.checkpoint), "last": str(result.last), "seconds": result.seconds}
         self.print_result(
-            told | {"metrics": result.metrics},
+            report | {"metrics": result.metrics},
             f"{result.checkpoint}: trained in {result.seconds:.0f} s, "
             + ", ".join(f"{name} {value:.4g}" for name, value in losses.items()),
             json=self.json,
@@ -171,8 +171,8 @@ class Reconstruct(Command):
     scans: Positional[tuple[Path, ...]]
     """Scan files."""
     out: Path | None = None
-    """Image file to write (NPZ), by default reconstruction.npz; a PNG of the same name is drawn beside it. With several
-    scans a folder, by default reconstructions, in which images have the names of their scans."""
+    """Image file to write (NPZ), by default reconstruction.npz; a PNG of the same name is drawn next to it. With
+    several scans a folder, by default reconstructions, in which images have the names of their scans."""
     accelerator: str = "auto"
     """Where to compute: auto, cpu, gpu."""
     engine: Literal["torch", "onnx", "aot"] | None = None
@@ -189,7 +189,7 @@ class Reconstruct(Command):
     agree_phases: bool | None = None
     """Turn each group's patches by the phase with which they agree with their neighbours; None as trained."""
     input_scale: Literal["training", "scan"] | None = None
-    """Scale the network's input as in training, or anew from this scan (when its dose differs); None as trained."""
+    """Scale the network's input as in training, or from this scan (when its dose differs); None as trained."""
     training_scan: int | None = None
     """Which training scan's probe and scale to use, when there were several; None as trained."""
     predict_batch_size: int | Literal["auto"] | None = None
@@ -206,7 +206,7 @@ class Reconstruct(Command):
     refine: int = 0
     """Epochs of refinement after it, with the options that the network was trained with in the section refine."""
     report: NextToResult | Path | None = None
-    """Write a page about the image into this HTML file; --report alone puts it beside the image."""
+    """Write a page about the image into this HTML file; --report alone puts it next to the image."""
     report_frc: bool = False
     """Show in it how fine an image the data allow, too, which takes two refinements."""
     json: bool = False
@@ -237,10 +237,10 @@ class Reconstruct(Command):
 
         # What comes after the network takes as long to import as a small scan to predict.
         threading.Thread(target=_import_ahead, daemon=True).start()
-        failed, told = [], []
+        failed, report = [], []
         for scan, image in images.items():
             try:
-                told.append(self._reconstruct(network, ready, config, scan, image))
+                report.append(self._reconstruct(network, ready, config, scan, image))
             except ExportError:
                 # It is no scan's fault.
                 raise
@@ -250,13 +250,13 @@ class Reconstruct(Command):
                 failed.append(scan)
                 sys.stderr.write(f"torchptycho: {format_error(error)}\n")
         if self.json:
-            self.print_result(told[0] if len(images) == 1 else {"images": told}, json=True)
+            self.print_result(report[0] if len(images) == 1 else {"images": report}, json=True)
         if failed:
             raise ScanError(
                 ", ".join(map(str, failed)),
                 None,
                 expected=f"{len(images)} scans that can be reconstructed",
-                found=f"{len(failed)} that cannot, as told above",
+                found=f"{len(failed)} that cannot, as reported above",
                 remedy="The images of the others are written.",
             )
 
@@ -268,7 +268,7 @@ class Reconstruct(Command):
             _choose_report_file(self.report, out, self.report_frc)
             return {self.scans[0]: out}
         if self.report not in (None, NEXT_TO_RESULT):
-            raise ConfigError("--report: expected no file with several scans; each page lies beside its image.")
+            raise ConfigError("--report: expected no file with several scans; each page lies next to its image.")
         folder = self.out or Path("reconstructions")
         if folder.suffix.lower() == ".npz" or folder.is_file():
             raise ConfigError(f"--out: expected a folder for the images of {len(self.scans)} scans; found {folder}.")
@@ -296,7 +296,7 @@ class Reconstruct(Command):
         scan = read_scan(path, make_read_config(network.config.prepare, self.domain, self.frames))
         check_fits(network, scan.source, scan.n_px, scan.domain)
         network = ready()
-        # Beside the image where its folder is there already: nothing is to be left after a bad file.
+        # Next to the image where its folder is there already: nothing is to be left after a bad file.
         room = out.parent if out.parent.is_dir() else None
         image = reconstruct(
             network,
@@ -317,13 +317,13 @@ class Reconstruct(Command):
 
             with self.show_status(f"writing {page}"):
                 write_network_report(image, scan, network, page, halves=self.report_frc, device=self.accelerator)
-        told = _summarize_image(image, out, picture, page)
+        report = _summarize_image(image, out, picture, page)
         if not self.json:
             self.console.print(
                 f"{_join_files(out, picture, page)}: {image.object.shape[0]}x{image.object.shape[1]} px from "
                 f"{scan.n_frames} frames in {image.provenance['seconds']:.1f} s"
             )
-        return told
+        return report
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -342,11 +342,11 @@ class Refine(RefinementCommand):
     start: Path | None = None
     """Image to begin with, as `reconstruct` or `refine` wrote it; None begins with nothing."""
     out: Path = Path("refined.npz")
-    """Image file to write (NPZ), with the refined probe and positions; a PNG of the same name is drawn beside it."""
+    """Image file to write (NPZ), with the refined probe and positions; a PNG of the same name is drawn next to it."""
     resume: bool = False
     """Go on from where an earlier refinement into this file ended, up to the epochs asked for."""
     report: NextToResult | Path | None = None
-    """Write a page about the image into this HTML file; --report alone puts it beside the image."""
+    """Write a page about the image into this HTML file; --report alone puts it next to the image."""
     report_frc: bool = False
     """Show in it how fine an image the data allow, too, which takes two refinements."""
     json: bool = False
@@ -385,9 +385,9 @@ class Refine(RefinementCommand):
                 write_refinement_report(image, scan, page, self.refine, halves=self.report_frc, device=self.device)
         misfit = image.history["misfit"]
         fit = f"misfit {misfit[-1]:.4g} (1 is the photon noise) " if misfit else ""
-        told = _summarize_image(image, self.out, picture, page)
+        report = _summarize_image(image, self.out, picture, page)
         self.print_result(
-            told | {"misfit": misfit[-1] if misfit else None, "epochs": len(misfit)},
+            report | {"misfit": misfit[-1] if misfit else None, "epochs": len(misfit)},
             f"{_join_files(self.out, picture, page)}: {image.object.shape[0]}x{image.object.shape[1]} px, "
             f"{fit}after {len(misfit)} epochs in {image.provenance['seconds']:.1f} s",
             json=self.json,
@@ -396,7 +396,7 @@ class Refine(RefinementCommand):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Demo(Command):
-    """Go the whole way on a simulated experiment.
+    """Run all steps on a simulated experiment.
 
     Simulate, inspect, train, reconstruct, refine, evaluate, draw.
 
@@ -415,9 +415,9 @@ class Demo(Command):
         from torchptycho.cli.demo import run_demo
 
         console = Console(stderr=True) if self.json else self.console
-        told = run_demo(self.out, self.simulation, steps=self.steps, console=console)
+        report = run_demo(self.out, self.simulation, steps=self.steps, console=console)
         if self.json:
-            self.print_result(told, json=True)
+            self.print_result(report, json=True)
 
 
 def _require_new_npz(out: Path, scan: Path) -> None:

@@ -82,7 +82,7 @@ class Append(Command):
     val_scans: tuple[str, ...] = ()
     """Scans that are not to be trained on; validation looks at every frame of them."""
     config: Path | None = None
-    """YAML or TOML file whose section refine says how probes are made good, when the store was prepared so."""
+    """YAML or TOML file whose section refine says how probes are refined, when the store was prepared so."""
     json: bool = False
     """Print one JSON object instead of a sentence."""
 
@@ -159,8 +159,8 @@ def describe_store(store: Store) -> str:
     """Describe what a store holds, in one sentence."""
     held = summarize_store(store)
     many = f" of {len(store.scans)} scans" if len(store.scans) > 1 else ""
-    told = f"{store.path}: {store.n_frames} frames{many}, {held['groups']} groups for training"
-    told += f", {held['held_out']} held out"
+    summary = f"{store.path}: {store.n_frames} frames{many}, {held['groups']} groups for training"
+    summary += f", {held['held_out']} held out"
     if held["left_out"]:
-        told += f"; {held['left_out']} frames left out, listed in {store.path / 'store.json'}"
-    return told
+        summary += f"; {held['left_out']} frames left out, listed in {store.path / 'store.json'}"
+    return summary

@@ -1,4 +1,4 @@
-"""Simulated experiments: an object, a beam, a scan and the counts that a detector would record."""
+"""Simulated experiments: an object, a probe, a scan and the counts that a detector would record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the beam goes: raster, Fermat spiral, random. A position's patch always lies within the object."""
+"""Scan positions: raster, Fermat spiral, random. A position's patch always lies within the object."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Beams: disk, Gaussian and defocused zone plate, in one or several incoherent modes.
+"""Probes: disk, Gaussian and defocused zone plate, in one or several incoherent modes.
 
-Every simulated beam passes a soft round aperture (1 within 0.3 N of the centre, 0 beyond 0.45 N), as a beam behind an
+Every simulated probe passes a soft round aperture (1 within 0.3 N of the centre, 0 beyond 0.45 N), as behind an
 order-sorting aperture would: what reaches the border of the frame would wrap around in the Fourier transform.
-The centre of the beam is pixel [N/2, N/2], the pixel that sits on the scan position.
+The centre of the probe is pixel [N/2, N/2], the pixel that sits on the scan position.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def make_probe(config: SimulateConfig) -> Complex64[np.ndarray, "p n n"]:
         config: `n_px`, the `probe_*` options (but `probe_file`) and `photons_per_frame` are used.
 
     Raises:
-        ConfigError: the beam does not fit into the frame, or is too fine for its pixels.
+        ConfigError: the probe does not fit into the frame, or is too fine for its pixels.
     """
     n_px = config.n_px
     diameter_px = config.probe_diameter_px or 0.4 * n_px
     if diameter_px > _MAX_DIAMETER * n_px:
         raise ConfigError(
-            f"probe_diameter_px: expected at most {_MAX_DIAMETER} N = {_MAX_DIAMETER * n_px:g} px, so that the beam "
+            f"probe_diameter_px: expected at most {_MAX_DIAMETER} N = {_MAX_DIAMETER * n_px:g} px, so that the probe "
             f"fits into a frame of {n_px} px; found {diameter_px:g}."
         )
     y, x = _centered_grid(n_px)
@@ -65,7 +65,7 @@ def disk(radius_px: np.ndarray, diameter_px: float) -> np.ndarray:
 
 
 def gaussian(radius_px: np.ndarray, diameter_px: float) -> np.ndarray:
-    """Gaussian beam in its waist; the intensity falls to a half at half the diameter."""
+    """Compute a Gaussian probe at its waist; the intensity falls to a half at half the diameter."""
     return np.asarray(np.exp(-2 * np.log(2) * (radius_px / diameter_px) ** 2))
 
 
@@ -81,7 +81,7 @@ def zone_plate(radius_px: np.ndarray, diameter_px: float, defocus_waves: float) 
     Raises:
         ConfigError: the pupil reaches beyond the Nyquist frequency of the pixels.
     """
-    # The power of a defocused beam fills its geometric shadow, 2 pi q r = 4 pi w u, so this much is certain already
+    # The power of a defocused probe fills its geometric shadow, 2 pi q r = 4 pi w u, so this much is certain already
     # and spares the integral from absurd values.
     cutoff = 2 * abs(defocus_waves) / diameter_px
     if cutoff <= _NYQUIST:
@@ -91,7 +91,7 @@ def zone_plate(radius_px: np.ndarray, diameter_px: float, defocus_waves: float) 
         cutoff = half_power_rho / (np.pi * diameter_px)
     if cutoff > _NYQUIST:
         raise ConfigError(
-            f"probe_defocus_waves: {defocus_waves:g} waves in a beam of {diameter_px:g} px need frequencies of "
+            f"probe_defocus_waves: {defocus_waves:g} waves in a probe of {diameter_px:g} px need frequencies of "
             f"{cutoff:.2g} per pixel, where {_NYQUIST} is the limit. Lower probe_defocus_waves or raise "
             "probe_diameter_px."
         )

@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 # Complex values of exit waves held at a time: 8 MiB in complex64, some ten times that with the intermediate results.
 _BATCH_ELEMENTS = 2**20
 
-# More than this part of the beam in the outer tenth of the frame is worth a word.
+# A larger part of the probe's power in the outer tenth of the frame is reported.
 _MAX_BORDER_FRACTION = 0.01
 
 
@@ -48,7 +48,8 @@ def simulate(
     Arguments:
         config: what to simulate; None takes the defaults.
         object: complex [H, W] that replaces the drawn object, taken as it is.
-        probe: complex [N, N] or [P, N, N] that replaces the beam, `config.probe_file` included; it is scaled to
+        probe: complex [N, N] or [P, N, N] that replaces the simulated probe, `config.probe_file` included; it is scaled
+        to
             `config.photons_per_frame`, as is the probe of such a file.
         positions_px: [M, 2] as (y, x) in object pixels that replace the drawn positions; each patch must lie within
             the object: N/2 <= y <= H - N/2, x alike.
@@ -79,8 +80,9 @@ def simulate(
     border = border_fraction(modes)
     if border > _MAX_BORDER_FRACTION:
         _log.warning(
-            "%.1f %% of the beam reach the outer tenth of the frame of %d px and would wrap around; take a smaller "
-            "beam or a larger frame.",
+            "%.1f %% of the probe's power reach the outer tenth of the frame of %d px and would wrap around; "
+            "take a smaller "
+            "probe or a larger frame.",
             100 * border,
             config.n_px,
         )
@@ -169,7 +171,7 @@ def _validate_probe(probe: ArrayLike, config: SimulateConfig) -> np.ndarray:
             "Set n_px to the probe's size, or crop the probe."
         )
     if not modes.any():
-        raise ConfigError("probe: expected a beam; found zeros only.")
+        raise ConfigError("probe: expected an illumination; found zeros only.")
     return scale_to_photons(modes.reshape(-1, config.n_px, config.n_px), config.photons_per_frame)
 
 

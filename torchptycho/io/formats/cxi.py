@@ -60,7 +60,7 @@ def sniff_cxi(path: Path, head: bytes) -> str | None:
 def read_cxi(path: Path, config: ReadConfig) -> RawScan:
     """Read the first entry of a CXI file.
 
-    Positions are `translation` in metres. It is the motion of the sample, so that the beam moves the other way
+    Positions are `translation` in metres. It is the motion of the sample, so that the probe moves the other way
     (`translation_sign` -1); its components along the axes of the detector, as `basis_vectors` has them, are the (y, x)
     of the frames. Without basis vectors the rows run along -y and the columns along -x, as the definition says.
 
@@ -188,18 +188,19 @@ def _read_translation(
             remedy="Correct it.",
         )
     moved = np.pad(moved.astype(np.float64), ((0, 0), (0, 3 - moved.shape[1])))
-    beam = config.translation_sign * moved
+    probe_path = config.translation_sign * moved
     how = (
-        "the sample moves, the beam goes the other way"
+        "the sample moves, the probe goes the other way"
         if config.translation_sign < 0
-        else "taken for the beam's motion"
+        else "taken for the probe's motion"
     )
     notes.append(f"positions from {key}: {how}")
-    return np.stack([beam @ slow, beam @ fast], axis=1), key
+    return np.stack([probe_path @ slow, probe_path @ fast], axis=1), key
 
 
 def _read_energy_eV(file: Any, path: Path, notes: list[str]) -> float | None:
-    """Photon energy: the beam's, else from a wavelength, else what CXI files keep under the source, in J or eV."""
+    """Read the photon energy: that of the beamline, else from a wavelength, else what CXI files keep under the source,
+    in J or eV."""
     found = {
         name: load_number(node, path, name)
         for name in (

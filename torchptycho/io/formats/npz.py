@@ -195,7 +195,7 @@ def _find_frame_axis(archive: NpzArchive, member: Member, metadata: dict[str, An
         raise ScanError(
             archive.path,
             member.key,
-            expected="a stack whose axes can be told apart",
+            expected="a stack whose axes can be distinguished",
             found=f"shape {member.shape}: as many frames as pixels along an edge, so (M, N, N) and the old order "
             "(N, N, M) look the same",
             remedy="Add the entry \"frames_axis\": 0 for (M, N, N), or 2 for (N, N, M), to the JSON in '_metadata'.",

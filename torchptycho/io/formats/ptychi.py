@@ -96,7 +96,7 @@ def _find_pair(path: Path) -> tuple[Path, Path]:
             None,
             expected=f"the other half of the pair, {partner.name if found else 'NAME_dp and NAME_para'}",
             found="no such file",
-            remedy=f"Put it beside this one, its name with '{other}' in the place of '{own}'.",
+            remedy=f"Put it into the same folder, its name with '{other}' in the place of '{own}'.",
         )
     if not read_head(partner).startswith(MAGIC):
         raise ScanError(partner, None, expected="HDF5", found="another format", remedy="Export it again.")

@@ -1,4 +1,5 @@
-"""Products of Ptychodus (HDF5 and NPZ): positions, probe and object in metres; the frames are in a file beside them."""
+"""Products of Ptychodus (HDF5 and NPZ): positions, probe and object in metres; the frames are in a file next to
+them."""
 
 from __future__ import annotations
 
@@ -98,7 +99,7 @@ def _open_content(path: Path) -> Iterator[_ProductContent]:
 def read_product(path: Path, config: ReadConfig) -> RawScan:
     """Read a product with the frames of its diffraction file, paired by index.
 
-    The file is `config.diffraction`, else STEM-diffraction.h5 or diffraction.h5 beside the product, else the product's
+    The file is `config.diffraction`, else STEM-diffraction.h5 or diffraction.h5 next to the product, else the product's
     own group `raw_data`. Positions that share an index are averaged; frames without a position, and positions without a
     frame, are left out and listed. Pixels are those of the product's object: px = (m - centre) / pixel + n / 2.
 
@@ -264,8 +265,8 @@ def _open_frames(
     path: Path, config: ReadConfig, notes: list[str]
 ) -> tuple[Hdf5Frames, np.ndarray, np.ndarray | None, float | None, str]:
     """Stack, index of each frame, bad pixels, detector pixel, and where the stack was."""
-    beside = [path.with_name(f"{path.stem}-{_DIFFRACTION_FILE}"), path.with_name(_DIFFRACTION_FILE)]
-    named = [Path(config.diffraction)] if config.diffraction else beside
+    neighbours = [path.with_name(f"{path.stem}-{_DIFFRACTION_FILE}"), path.with_name(_DIFFRACTION_FILE)]
+    named = [Path(config.diffraction)] if config.diffraction else neighbours
     file_path = next((file for file in named if file.is_file()), None)
     if file_path is not None:
         notes.append(f"frames in {file_path.name}")

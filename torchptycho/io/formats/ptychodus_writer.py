@@ -28,7 +28,7 @@ _NUMBERS = (
 
 
 def write_product(scan: Scan, path: Path, *, as_npz: bool, compressed: bool = True) -> None:
-    """Write a scan as a product, and its frames as NAME-diffraction.h5 beside it.
+    """Write a scan as a product, and its frames as NAME-diffraction.h5 next to it.
 
     The object is the scan's, else a transparent one of the size of the field. Frames are written in photon counts; the
     frames of an amplitude scan become float32 counts in its file's own unit, squared.

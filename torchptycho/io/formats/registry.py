@@ -1,4 +1,5 @@
-"""The formats that scans come in: one reader per file, told apart by content; packages add more by an entry point."""
+"""The formats that scans come in: one reader per file, distinguished by content; packages add more by an entry
+point."""
 
 from __future__ import annotations
 

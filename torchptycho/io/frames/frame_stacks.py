@@ -78,12 +78,12 @@ class StoredFrames(NpzFrames):
         # The sum of a chunk takes as long as reading it, and is taken while it is used.
         crc: Future[int] = Future()
         crc.set_result(self.member.header_crc)
-        with self._open_values() as stream, ThreadPoolExecutor(1) as beside:
+        with self._open_values() as stream, ThreadPoolExecutor(1) as checksum_thread:
             for start in range(0, m, frames_per_chunk):
                 chunk = np.empty((min(frames_per_chunk, m - start), height, width), self.dtype)
                 fill(stream, chunk)
                 chunk.flags.writeable = False
-                crc = beside.submit(zlib.crc32, chunk.data, crc.result())
+                crc = checksum_thread.submit(zlib.crc32, chunk.data, crc.result())
                 yield self._orient(chunk)
         if crc.result() != self.member.crc:
             raise ScanError(

@@ -42,7 +42,7 @@ class Processing:
         top, left: where the window begins, after the shift; it may reach beyond the detector.
         n_px: edge N of the result.
         binning: detector pixels along the edge of a pixel of the result.
-        dark: counts of each detector pixel without beam; None for none.
+        dark: counts of each detector pixel without X-rays; None for none.
         flat: response of each detector pixel, 1 for a perfect one; None for none.
         bad_pixels: [H, W], True where a detector pixel is not to be trusted.
         clip: set negative counts to 0; a dark sets them to 0 in any case.

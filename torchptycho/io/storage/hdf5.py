@@ -71,7 +71,7 @@ def find_writer(path: Path) -> Literal["none", "exclusive", "swmr"]:
     """Find who has a file open for writing, as far as the file says: a process, or one in SWMR mode, which others may
     read.
 
-    Only files of HDF5's latest format say so (superblock 3), which SWMR needs. What was killed is told for ever.
+    Only files of HDF5's latest format say so (superblock 3), which SWMR needs. The mark of a killed writer stays.
     """
     try:
         with path.open("rb") as file:
@@ -194,7 +194,9 @@ def _make_link_error(path: Path, name: str, link: Any) -> ScanError:
     file = getattr(link, "filename", None)
     target = f"'{getattr(link, 'path', '?')}'" + (f" in {file}" if file else "")
     where = path.parent / file if file else None
-    remedy = f"Put {file} beside {path.name}." if where is not None and not where.exists() else "Export the file again."
+    remedy = (
+        f"Put {file} next to {path.name}." if where is not None and not where.exists() else "Export the file again."
+    )
     return ScanError(path, name, expected="data", found=f"a link to {target}, which is not there", remedy=remedy)
 
 

@@ -254,7 +254,8 @@ def _validate_export(network: PtychoNetwork, metadata: ExportMetadata, run: Runn
             # NaN is no agreement.
             if not error <= MAX_RELATIVE_ERROR:
                 raise ExportError(
-                    f"export: expected patches within {MAX_RELATIVE_ERROR:g} of the network's (relative L2); the exported "
+                    f"export: expected patches within {MAX_RELATIVE_ERROR:g} of the network's (relative L2); "
+                    "the exported "
                     f"network is off by {error:.3g}, with {len(frames)} groups. Nothing was written."
                 )
             worst = max(worst, error)
@@ -265,8 +266,8 @@ def _validate_export(network: PtychoNetwork, metadata: ExportMetadata, run: Runn
 def _disable_tf32() -> Iterator[None]:
     """Disable TF32, whose three digits torch's convolutions use on a GPU by default."""
     now = torch.backends.cudnn
-    told = {"enabled": now.enabled, "benchmark": now.benchmark, "deterministic": now.deterministic}
-    with now.flags(**told, allow_tf32=False):
+    flags = {"enabled": now.enabled, "benchmark": now.benchmark, "deterministic": now.deterministic}
+    with now.flags(**flags, allow_tf32=False):
         yield
 
 

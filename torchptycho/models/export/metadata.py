@@ -86,7 +86,7 @@ class ExportMetadata:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         packed = safetensors.torch.save(self.tensors)
         values |= {"config": to_dict(self.config), "tensors": base64.b64encode(packed).decode()}
-        told = {
+        repeated = {
             "format": _FORMAT,
             "format_version": _VERSION,
             "versions": collect_versions(),
@@ -95,7 +95,7 @@ class ExportMetadata:
             "input_scale": float(self.tensors["input_scale"][0]),
             "photons_per_frame": float(self.tensors["photons_per_frame"][0]),
         }
-        return json.dumps(told | values, allow_nan=False)
+        return json.dumps(repeated | values, allow_nan=False)
 
 
 def extract_scan_state(network: PtychoNetwork, scan: int) -> dict[str, Tensor]:
@@ -160,22 +160,24 @@ def parse_metadata(text: str | bytes | None, path: Path) -> ExportMetadata:
     return metadata
 
 
-def _check(told: ExportMetadata) -> None:
-    whole = (told.n_px, told.gridsize, told.n_modes, told.canvas_px)
+def _check(metadata: ExportMetadata) -> None:
+    whole = (metadata.n_px, metadata.gridsize, metadata.n_modes, metadata.canvas_px)
     good = {
-        "engine": told.engine in ("onnx", "aot"),
-        "device": told.device in ("cpu", "cuda"),
-        "domain": told.domain in ("counts", "amplitude"),
+        "engine": metadata.engine in ("onnx", "aot"),
+        "device": metadata.device in ("cpu", "cuda"),
+        "domain": metadata.domain in ("counts", "amplitude"),
         "sizes": all(type(value) is int and 0 < value <= 1 << 14 for value in whole),
-        "gridsize": told.gridsize == told.config.group.gridsize,
-        "training_scan": told.training_scan == told.config.reconstruct.training_scan,
-        "patches_agree": isinstance(told.patches_agree, bool),
-        "checkpoint": isinstance(told.checkpoint, str | None) and isinstance(told.checkpoint_sha256, str | None),
-        "probe": told.tensors["probe_parts"].shape == (1, told.n_modes, told.n_px, told.n_px, 2),
-        "mask": told.tensors["masks"].shape == (1, told.n_px, told.n_px) and told.tensors["masks"].dtype == torch.bool,
-        "input_scale, photons_per_frame": all(_is_positive(told.tensors[name]) for name in _SCALAR_TENSORS),
-        "max_offset_px": told.max_offset_px == (told.canvas_px - told.n_px) / 2 - 1,
-        "values of the probe": bool(told.tensors["probe_parts"].isfinite().all()),
+        "gridsize": metadata.gridsize == metadata.config.group.gridsize,
+        "training_scan": metadata.training_scan == metadata.config.reconstruct.training_scan,
+        "patches_agree": isinstance(metadata.patches_agree, bool),
+        "checkpoint": isinstance(metadata.checkpoint, str | None)
+        and isinstance(metadata.checkpoint_sha256, str | None),
+        "probe": metadata.tensors["probe_parts"].shape == (1, metadata.n_modes, metadata.n_px, metadata.n_px, 2),
+        "mask": metadata.tensors["masks"].shape == (1, metadata.n_px, metadata.n_px)
+        and metadata.tensors["masks"].dtype == torch.bool,
+        "input_scale, photons_per_frame": all(_is_positive(metadata.tensors[name]) for name in _SCALAR_TENSORS),
+        "max_offset_px": metadata.max_offset_px == (metadata.canvas_px - metadata.n_px) / 2 - 1,
+        "values of the probe": bool(metadata.tensors["probe_parts"].isfinite().all()),
     }
     for name, fine in good.items():
         if not fine:

@@ -228,18 +228,18 @@ class ExportedNetwork(PtychoNetwork):
         return torch.view_as_complex(patches)
 
     def check_options(self, config: ReconstructConfig, devices: int) -> None:
-        """Raise ConfigError for what an exported network cannot be told."""
-        told = self.metadata
-        if config.training_scan != told.training_scan:
+        """Raise ConfigError for options that this exported network does not take."""
+        metadata = self.metadata
+        if config.training_scan != metadata.training_scan:
             raise ConfigError(
-                f"training_scan: expected {told.training_scan}, for which the network was exported; "
+                f"training_scan: expected {metadata.training_scan}, for which the network was exported; "
                 f"found {config.training_scan}."
             )
         check_options(config, devices)
 
 
 def check_options(config: ReconstructConfig, devices: int) -> None:
-    """Raise ConfigError for what no exported network can be told."""
+    """Raise ConfigError for options that no exported network takes."""
     for name, expected in (("predict_compile", False), ("predict_precision", "32-true")):
         if getattr(config, name) != expected:
             raise ConfigError(

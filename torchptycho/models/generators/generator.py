@@ -30,7 +30,7 @@ class GroupInput:
 
     Arguments:
         amplitude: diffraction amplitudes scaled so that a mean frame has sum A^2 = (N/2)^2, 0 under the mask.
-        probe: the beam in the same units; probe_b is 1 or b.
+        probe: in the same units; probe_b is 1 or b.
         offset_px: (y, x) of each frame from its group's centre.
         mask: good detector pixels.
         intensity_per_count: squared amplitude that one count makes.

@@ -25,7 +25,7 @@ def estimate_object(
 
     The far field of the probe gets the measured amplitudes, is propagated back, and the change is divided by the
     probe: sum_m conj(P_m) (psi_m' - P_m) / (sum_m |P_m|^2 + regularisation * its maximum). It needs no training, knows
-    the beam, and already shows edges where they are.
+    the probe, and already shows edges where they are.
     Reference: Maiden and Rodenburg, Ultramicroscopy 109, 1256 (2009), eqs. 2 to 5, of which it is the first step.
     """
     probe = probe[:, None]

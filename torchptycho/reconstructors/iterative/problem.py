@@ -118,7 +118,8 @@ def open_problem(
         mean_intensity = _copy(scan, frames) / scan.n_frames
         scaling = measure_scaling(mean_intensity, scan.n_px, scan.domain, scan.photons_per_frame)
         low = np.floor(scan.positions_px.min(0)).astype(int) - scan.n_px // 2 - margin_px
-        # By the arithmetic of `compute_corners_px`, or a position that is a whole number but for rounding falls off the edge.
+        # By the arithmetic of `compute_corners_px`, or a position that is a whole number but for rounding falls off the
+        # edge.
         corners = scan.positions_px - low.astype(np.float64) - scan.n_px // 2
         moved = margin_px + 1 if margin_px else 0
         high = low + np.floor(corners.max(0)).astype(int) + moved + scan.n_px + 1

@@ -103,7 +103,8 @@ def compute_frame_misfits(
     index: Int64[Tensor, " k"],
     positions_px: Float64[Tensor, "k 2"],
 ) -> Float64[Tensor, " k"]:
-    """How badly each of these frames fits at this position, as `PositionSteps.residual` counts it; nothing is updated."""
+    """How badly each of these frames fits at this position, as `PositionSteps.residual` counts it; nothing is
+    updated."""
     found = []
     for part, places in zip(
         torch.split(index, _MAX_BATCH_SIZE), torch.split(positions_px, _MAX_BATCH_SIZE), strict=True

@@ -39,7 +39,8 @@ class RefinementState:
         background: [N, N] counts that do not come from the sample, zero frequency at [0, 0].
         velocity, anchor: momentum of the object, and the object when it was last used.
         probe_velocity, probe_anchor: the same of the probe.
-        probe_photons, center_px: photons in all modes of the probe that it began with, and their centre of mass (y, x), which
+        probe_photons, center_px: photons in all modes of the probe that it began with, and their centre of mass (y, x),
+        which
             the probe keeps.
         epoch: finished passes over the frames.
         updates: updates since momentum was last used.

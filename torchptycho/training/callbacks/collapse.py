@@ -22,7 +22,7 @@ __all__ = ["CollapseMonitor", "CollapseStatistics"]
 
 _log = logging.getLogger(__name__)
 
-# Optimiser steps before which nobody is called flat: a good network begins at the transparent object, too.
+# Optimiser steps before which no network counts as collapsed: a good one begins at the transparent object, too.
 MIN_STEPS = 200
 # Validation batches that are looked at.
 _MAX_BATCHES = 4

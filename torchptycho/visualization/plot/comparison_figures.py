@@ -1,4 +1,4 @@
-"""The figure of a comparison: images beside each other, what differs, and to which detail they agree."""
+"""The figure of a comparison: images side by side, their differences, and to which spatial frequency they agree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of curves: the ring correlation and the history of a training."""
+"""Figures of curves: the Fourier ring correlation and the history of a training."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def plot_patches(
     """Amplitude above phase, one column for each patch; with a truth, that below them.
 
     Arguments:
-        weight: how much the beam tells of each pixel; those with less than a thousandth of the most are left blank.
+        weight: illumination of each pixel; those with less than a thousandth of the maximum are left blank.
     """
     mask = weight > MIN_COVERAGE * weight.max()
     shown = [np.where(np.isfinite(patches), patches, 0)]

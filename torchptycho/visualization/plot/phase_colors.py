@@ -83,7 +83,7 @@ def draw_complex(axis: Axes, image: Complex[np.ndarray, "h w"], title: str) -> N
 
 
 def add_colour_wheel(axis: Axes) -> None:
-    """Draw the key beside an image, where its colour bar would be."""
+    """Draw the key next to an image, where its colour bar would be."""
     wheel = axis.inset_axes((1.09, 0.38, 0.22, 0.24))
     wheel.imshow(make_wheel_rgba(160), interpolation="antialiased")
     wheel.set_axis_off()

@@ -31,7 +31,7 @@ def apply_colour_map(
 
 
 def list_colour_stops(colour_map: str) -> list[str]:
-    """Evenly spaced colours of a map, as CSS writes them, for a bar beside the picture."""
+    """Evenly spaced colours of a map, as CSS writes them, for a bar next to the image."""
     return [to_hex(colour) for colour in colormaps[colour_map](np.linspace(0, 1, 17))]
 
 

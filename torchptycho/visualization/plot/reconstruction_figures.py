@@ -1,4 +1,4 @@
-"""Figures of reconstructions, alone and beside the truth."""
+"""Figures of reconstructions, alone and next to the ground truth."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def write_report(
             no patterns are predicted.
         detect: background, scale and blur of the model that made the image, for the predicted patterns.
         history: curves of the training that it comes from, as `read_history` returns them.
-        halves: ring correlation of two halves of the scan, as `resolution` finds it.
+        halves: Fourier ring correlation of two halves of the scan, as `resolution` finds it.
         title: heading; None takes the name of the scan.
 
     Raises:
@@ -92,16 +92,16 @@ def _collect_key_figures(
     image: Reconstruction, scan: Scan, photons: float | None, halves: Metrics | None
 ) -> list[tuple[str, str]]:
     height, width = image.object.shape
-    told = [("Image", f"{height} × {width} px")]
+    facts = [("Image", f"{height} × {width} px")]
     if image.object_pixel_m:
         factor, unit = choose_length_unit(image.object_pixel_m)
-        told.append(("Pixel", f"{image.object_pixel_m / factor:.4g} {unit}"))
+        facts.append(("Pixel", f"{image.object_pixel_m / factor:.4g} {unit}"))
     if photons is not None:
-        told.append(("Photons per frame", sections.format_photons(photons).removesuffix(" photons")))
+        facts.append(("Photons per frame", sections.format_photons(photons).removesuffix(" photons")))
     if image.history.get("misfit"):
-        told.append(("Misfit (noise is 1)", f"{image.history['misfit'][-1]:.4g}"))
+        facts.append(("Misfit (noise is 1)", f"{image.history['misfit'][-1]:.4g}"))
     if halves is not None:
-        told.append(("Half period, ½ bit", sections.format_resolution(halves)))
+        facts.append(("Half period, ½ bit", sections.format_resolution(halves)))
     if "seconds" in image.provenance:
-        told.append(("Computed in", f"{image.provenance['seconds']:.1f} s"))
-    return told
+        facts.append(("Computed in", f"{image.provenance['seconds']:.1f} s"))
+    return facts

@@ -1,4 +1,4 @@
-"""What an image says that the detector should have seen, beside what it saw."""
+"""Diffraction patterns that an image and its probe predict, next to the measured ones."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def compare_patterns(
 
 def _find_photons_per_frame(scan: Scan, image: Reconstruction) -> float | None:
     """Find how many photons a mean frame of amplitudes stood for when the image was made."""
-    told = image.provenance
-    configured = told.get("config", {}).get("prepare", {}).get("nphotons")
-    dose = told.get("photons_per_frame") or configured or scan.photons_per_frame
+    origin = image.provenance
+    configured = origin.get("config", {}).get("prepare", {}).get("nphotons")
+    dose = origin.get("photons_per_frame") or configured or scan.photons_per_frame
     return None if dose is None else float(dose)

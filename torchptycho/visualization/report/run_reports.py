@@ -35,7 +35,7 @@ def write_network_report(
 
     Arguments:
         module: the network; when its file lies in a run, the run's curves are shown.
-        halves: refine two halves of the scan for their ring correlation.
+        halves: refine two halves of the scan for their Fourier ring correlation.
     """
     which = image.provenance["config"]["reconstruct"]["training_scan"]
     run = None if module.checkpoint is None else module.checkpoint.parent
@@ -75,7 +75,7 @@ def write_refinement_report(
     """`write_report` for an image by `refine`.
 
     Arguments:
-        config: how it was refined, and how the two halves are when their ring correlation is asked for.
+        config: how it was refined, and how the two halves are when their Fourier ring correlation is asked for.
     """
     return write_report(image, scan, path, halves=_correlate_halves(scan, config, device) if halves else None)
 
@@ -85,7 +85,7 @@ def _correlate_halves(scan: Scan, config: RefineConfig, device: str) -> Metrics:
 
 
 def _make_detector_model(module: PtychoNetwork, which: int, absolute: dict[str, float] | None) -> DetectorModel:
-    """Blur, scale and background of the module, for counts of a training scan's beam.
+    """Blur, scale and background of the module, for counts of a training scan's probe.
 
     Arguments:
         absolute: the scale that was fitted to the whole scan, whose background stands for the module's.

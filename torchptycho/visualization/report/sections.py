@@ -1,4 +1,4 @@
-"""The parts of the page about an image, each from what it is told about; None where there is nothing to tell."""
+"""The sections of the page about an image; None where there is nothing to show."""
 
 from __future__ import annotations
 
@@ -213,8 +213,8 @@ def make_resolution_section(metrics: Metrics) -> Section:
         id="resolution",
         title="Resolution",
         rows=[("wide", [chart])],
-        text=f"Two halves of the frames, refined apart, agree down to a half period of {format_resolution(metrics)} (½-bit "
-        "threshold). This bounds the detail that the data fix; a mistake that both halves share does not show.",
+        text="Two halves of the frames, refined separately, agree down to a half period of "
+        f"{format_resolution(metrics)} (½-bit threshold). This bounds the detail that the data fix; a mistake that both halves share does not show.",
     )
 
 
@@ -284,13 +284,13 @@ def make_data_section(summary: ScanSummary) -> Section:
 
 def make_configuration_section(image: Reconstruction) -> Section | None:
     """Show every option of the run, section by section."""
-    told: dict[str, Any] = dict(image.provenance.get("config") or {})
+    sections: dict[str, Any] = dict(image.provenance.get("config") or {})
     refined = image.provenance.get("refinement", image.provenance)
     if "refine" in refined:
-        told["refine"] = refined["refine"]
+        sections["refine"] = refined["refine"]
     tables = [
         (name, Table(rows=[(key, _format_cell(value)) for key, value in options.items()]))
-        for name, options in told.items()
+        for name, options in sections.items()
         if isinstance(options, dict)
     ]
     if not tables:
@@ -305,30 +305,30 @@ def make_configuration_section(image: Reconstruction) -> Section | None:
 
 def make_provenance_section(image: Reconstruction, report_seconds: float) -> Section:
     """Show where the image comes from, what computed it, and how long that took."""
-    told = image.provenance
-    refined = told.get("refinement", told)
+    provenance = image.provenance
+    refined = provenance.get("refinement", provenance)
     rows = [
         (label, str(source[key]))
         for source, key, label in (
-            (told, "source", "scan"),
+            (provenance, "source", "scan"),
             (refined, "scan_sha256", "scan, SHA-256"),
-            (told, "checkpoint", "checkpoint"),
-            (told, "checkpoint_sha256", "checkpoint, SHA-256"),
+            (provenance, "checkpoint", "checkpoint"),
+            (provenance, "checkpoint_sha256", "checkpoint, SHA-256"),
             (refined, "epochs", "epochs of refinement"),
         )
         if source.get(key) is not None
     ]
     if refined.get("complete") is False:
         rows.append(("refinement", "was interrupted; this is the image so far"))
-    network = told["seconds"] - refined["seconds"] if refined is not told else told.get("seconds")
+    network = provenance["seconds"] - refined["seconds"] if refined is not provenance else provenance.get("seconds")
     if "epochs" in refined:
         rows.append(("time, refinement", f"{refined['seconds']:.1f} s"))
         rows.append(("time per epoch", f"{refined['seconds'] / max(1, refined['epochs']):.3g} s"))
-        network = network if refined is not told else None
+        network = network if refined is not provenance else None
     if network is not None:
         rows.append(("time, network and stitching", f"{network:.1f} s"))
     rows.append(("time, this page", f"{report_seconds:.1f} s"))
-    rows += [(name, str(version)) for name, version in (told.get("versions") or {}).items()]
+    rows += [(name, str(version)) for name, version in (provenance.get("versions") or {}).items()]
     return Section(id="provenance", title="Provenance, versions and timings", rows=[("", [Table(rows=rows)])])
 
 

@@ -17,7 +17,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(Path(__file__).parent))
 
-import reference  # noqa: E402 -- beside this file, which is no package
+import reference  # noqa: E402 -- in the folder of this file, which is no package
 
 _OUTSIDE = (
     "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "specs/*.md", "benchmarks/*.py", "benchmarks/results/*.md",

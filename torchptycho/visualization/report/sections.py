@@ -214,7 +214,8 @@ def make_resolution_section(metrics: Metrics) -> Section:
         title="Resolution",
         rows=[("wide", [chart])],
         text="Two halves of the frames, refined separately, agree down to a half period of "
-        f"{format_resolution(metrics)} (½-bit threshold). This bounds the detail that the data fix; a mistake that both halves share does not show.",
+        f"{format_resolution(metrics)} (½-bit threshold). This bounds the detail that the data fix; an error that both "
+        "halves share does not show.",
     )
 
 

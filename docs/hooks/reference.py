@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 
 import torchptycho
 from torchptycho.cli.app import main
-from torchptycho.cli.commands.network import COMMANDS
+from torchptycho.cli.command_table import COMMANDS
 from torchptycho.core.config import MappingConfig, PrepareConfig, ReadConfig, RunConfig, SimulateConfig
 
 __all__ = ["PAGES", "api", "commands", "configuration", "documented", "sections"]

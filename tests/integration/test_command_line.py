@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tiny_run import TINY, TINY_FLAGS, Command
 
-from torchptycho.cli.commands.network import COMMANDS
+from torchptycho.cli.command_table import COMMANDS
 from torchptycho.core.config import load_config, save_config
 from torchptycho.data.store import Store
 from torchptycho.io import read_reconstruction, read_scan

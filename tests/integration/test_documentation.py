@@ -355,7 +355,7 @@ def test_docstrings_of_inherited_keys_are_found() -> None:
 @pytest.mark.contract("docs.configuration")
 def test_commands_and_python_are_complete() -> None:
     import torchptycho
-    from torchptycho.cli.commands.network import COMMANDS
+    from torchptycho.cli.command_table import COMMANDS
 
     told = reference.commands()
     for name in COMMANDS:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from tiny_run import TINY_FLAGS, Command
 
-from torchptycho.cli.commands.network import COMMANDS
+from torchptycho.cli.command_table import COMMANDS
 from torchptycho.core.config import RefineConfig
 from torchptycho.core.scan import Scan
 from torchptycho.reconstructors.resolution import Resolution

@@ -17,8 +17,8 @@ from typing import Any
 
 import tyro
 
-from torchptycho.cli.base import NEXT_TO_RESULT
-from torchptycho.cli.commands.network import COMMAND_GROUPS, COMMANDS, Command
+from torchptycho.cli.base import NEXT_TO_RESULT, Command
+from torchptycho.cli.command_table import COMMAND_GROUPS, COMMANDS
 from torchptycho.core.config import RunConfig, load_config
 from torchptycho.core.errors import ConfigError, TorchptychoError
 from torchptycho.core.text import format_error

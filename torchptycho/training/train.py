@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
@@ -83,7 +84,7 @@ def train(
         out: folder of the run.
         val_scans: scans that are not trained on and that validation looks at as a whole; with a prepared store, those
             that it was prepared with.
-        start: checkpoint or run whose network this one goes on from, on these scans.
+        start: checkpoint or run whose network this one starts from, on these scans.
         resume: continue from checkpoints/last.ckpt of this folder.
         progress: show a progress bar.
         callbacks: more Lightning callbacks.
@@ -92,79 +93,158 @@ def train(
         TrainingError: a number was not finite, or the network shows nothing; checkpoints until then are kept.
         TorchptychoError: scans, configuration or folder do not allow it; nothing was written then.
     """
-    config = config or RunConfig()
-    given = open_given_store(source)
-    if given is not None:
-        if val_scans:
-            raise ConfigError(f"val_scans: {given.path} is prepared already. Prepare the scans together.")
-        config = apply_store_config(config, given)
-    out, begun, started_from = Path(out), None, None if start is None else str(start)
-    last = out / "checkpoints" / "last.ckpt"
+    request = _resolve_request(source, config or RunConfig(), Path(out), val_scans, start, resume=resume)
+    config = request.config
     processes = RankCoordinator.from_environment(
         check_devices(config.train.accelerator, config.train.devices, config.train.nodes)
     )
-
-    def ready(first: bool) -> Store:
-        nonlocal begun, started_from
-        if first and last.exists() and not resume:
-            raise ConfigError(
-                f"{out}: holds a finished or interrupted run. Continue it with --resume, or choose another --out."
-            )
-        interrupted = load_interrupted(last, config, out / _CONFIG_FILE) if resume else None
-        check_start_options(config, start, interrupted)
-        if interrupted is not None:
-            started_from = interrupted.hparams["started_from"]
-        elif start is not None:
-            begun = load_start_network(start, config)
-        build_loggers(config.log.logger, out)
-        path = out / "store"
-        if given is not None:
-            store = given
-        elif first:
-            assert not isinstance(source, Store)
-            store = prepare_run_store(source, val_scans, config, path, progress=progress, start=begun)
-        else:
-            store = wait_for_store(path)
-            apply_store_config(config, store)
-        if interrupted is not None:
-            check_same_scans(last, interrupted, store)
-        return store
-
-    store = processes.rank_zero_first(ready)
-    first = processes.rank == 0
-    # Weights are drawn from torch's global generator, and a network may draw from it: seed it, and give it back.
+    inputs = processes.rank_zero_first(lambda is_first: _prepare_inputs(request, is_first, progress=progress))
+    # Weights are drawn from torch's global generator, and a network may draw from it: seed it, and restore it.
     with torch.random.fork_rng(devices=[]), silence_lightning(), restore_keyboard_interrupt():
         torch.manual_seed(config.train.seed)
-        module = PtychoPINN.for_store(store, config, started_from=started_from)
-        if begun is not None:
-            copy_network_weights(module, begun)
-        data = PtychoDataModule(
-            store,
-            batch_size=config.train.batch_size,
-            num_workers=config.train.num_workers,
-            seed=config.train.seed,
-            with_truth=module.loss.needs_truth,
-        )
-        if first:
-            out.mkdir(parents=True, exist_ok=True)
-            save_config(config, out / _CONFIG_FILE)
-        ranks = config.train.devices * config.train.nodes
-        beats = plan_epochs(config.train, data.batches_per_epoch(ranks))
-        trainer = build_trainer(config, module, store, out, beats, callbacks, progress=progress)
+        module = _build_module(inputs, config)
+        data = _build_data(inputs.store, config, module)
+        if processes.rank == 0:
+            request.out.mkdir(parents=True, exist_ok=True)
+            save_config(config, request.out / _CONFIG_FILE)
+        epochs = plan_epochs(config.train, data.batches_per_epoch(_count_ranks(config)))
+        trainer = build_trainer(config, module, inputs.store, request.out, epochs, callbacks, progress=progress)
         if config.train.compile:
-            groups = GroupDataset(store, "train", with_truth=module.loss.needs_truth)
-            some = range(-(-len(groups) // (data.batches_per_epoch(ranks) * ranks)))
-            compile_generator(module, groups.__getitems__(some), trainer.strategy.root_device)
-        begin = time.perf_counter()
-        try:
-            trainer.fit(module, data, ckpt_path=str(last) if resume else None, weights_only=True)
-        except TrainingError as error:
-            raise _locate_frames(error, store, last) from error
-    seconds = time.perf_counter() - begin
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            _compile_for_batches(module, data, inputs.store, config, trainer.strategy.root_device)
+        seconds = _fit(trainer, module, data, inputs.store, request)
     return TrainResult(
-        checkpoint=last.with_name("best.ckpt"), last=last, metrics=metrics, seconds=seconds, rank=trainer.global_rank
+        checkpoint=request.last.with_name("best.ckpt"),
+        last=request.last,
+        metrics={name: float(value) for name, value in trainer.callback_metrics.items()},
+        seconds=seconds,
+        rank=trainer.global_rank,
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Request:
+    """What `train` was asked for.
+
+    Arguments:
+        source: scans to prepare; None with a store.
+        store: a store that is prepared already.
+        config: with the store's own sections where there is one.
+    """
+
+    source: Sources | None
+    store: Store | None
+    config: RunConfig
+    out: Path
+    val_scans: Sources
+    start: str | Path | None
+    resume: bool
+
+    @property
+    def last(self) -> Path:
+        return self.out / "checkpoints" / "last.ckpt"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Inputs:
+    """What training begins with.
+
+    Arguments:
+        store: the frames and groups.
+        start: module whose network training starts from.
+        started_from: its name, for the checkpoint; that of the interrupted run when it is resumed.
+    """
+
+    store: Store
+    start: PtychoPINN | None
+    started_from: str | None
+
+
+def _resolve_request(
+    source: Store | Sources, config: RunConfig, out: Path, val_scans: Sources, start: str | Path | None, *, resume: bool
+) -> _Request:
+    store = open_given_store(source)
+    if store is not None:
+        if val_scans:
+            raise ConfigError(f"val_scans: {store.path} is prepared already. Prepare the scans together.")
+        config = apply_store_config(config, store)
+        return _Request(source=None, store=store, config=config, out=out, val_scans=(), start=start, resume=resume)
+    assert not isinstance(source, Store)
+    return _Request(source=source, store=None, config=config, out=out, val_scans=val_scans, start=start, resume=resume)
+
+
+def _prepare_inputs(request: _Request, is_first: bool, *, progress: bool) -> _Inputs:
+    """Validate the request against the folder and the start, and prepare the store or wait for it."""
+    config, start = request.config, None
+    if is_first and request.last.exists() and not request.resume:
+        raise ConfigError(
+            f"{request.out}: holds a finished or interrupted run. Continue it with --resume, or choose another --out."
+        )
+    interrupted = load_interrupted(request.last, config, request.out / _CONFIG_FILE) if request.resume else None
+    check_start_options(config, request.start, interrupted)
+    if interrupted is None and request.start is not None:
+        start = load_start_network(request.start, config)
+    # Only to find loggers that are not installed before anything is written.
+    build_loggers(config.log.logger, request.out)
+    store = _open_or_prepare_store(request, is_first, start, progress=progress)
+    if interrupted is not None:
+        check_same_scans(request.last, interrupted, store)
+        return _Inputs(store=store, start=None, started_from=interrupted.hparams["started_from"])
+    return _Inputs(store=store, start=start, started_from=None if request.start is None else str(request.start))
+
+
+def _open_or_prepare_store(request: _Request, is_first: bool, start: PtychoPINN | None, *, progress: bool) -> Store:
+    if request.store is not None:
+        return request.store
+    path = request.out / "store"
+    if is_first:
+        assert request.source is not None
+        return prepare_run_store(
+            request.source, request.val_scans, request.config, path, progress=progress, start=start
+        )
+    store = wait_for_store(path)
+    apply_store_config(request.config, store)
+    return store
+
+
+def _build_module(inputs: _Inputs, config: RunConfig) -> PtychoPINN:
+    module = PtychoPINN.for_store(inputs.store, config, started_from=inputs.started_from)
+    if inputs.start is not None:
+        copy_network_weights(module, inputs.start)
+    return module
+
+
+def _build_data(store: Store, config: RunConfig, module: PtychoPINN) -> PtychoDataModule:
+    return PtychoDataModule(
+        store,
+        batch_size=config.train.batch_size,
+        num_workers=config.train.num_workers,
+        seed=config.train.seed,
+        with_truth=module.loss.needs_truth,
+    )
+
+
+def _count_ranks(config: RunConfig) -> int:
+    return config.train.devices * config.train.nodes
+
+
+def _compile_for_batches(
+    module: PtychoPINN, data: PtychoDataModule, store: Store, config: RunConfig, device: torch.device
+) -> None:
+    """Compile the generator for the shape of the training batches."""
+    groups = GroupDataset(store, "train", with_truth=module.loss.needs_truth)
+    ranks = _count_ranks(config)
+    groups_per_batch = -(-len(groups) // (data.batches_per_epoch(ranks) * ranks))
+    compile_generator(module, groups.__getitems__(range(groups_per_batch)), device)
+
+
+def _fit(trainer: L.Trainer, module: PtychoPINN, data: PtychoDataModule, store: Store, request: _Request) -> float:
+    """Run the optimisation; return its seconds."""
+    begin = time.perf_counter()
+    try:
+        trainer.fit(module, data, ckpt_path=str(request.last) if request.resume else None, weights_only=True)
+    except TrainingError as error:
+        raise _locate_frames(error, store, request.last) from error
+    return time.perf_counter() - begin
 
 
 def _locate_frames(error: TrainingError, store: Store, last: Path) -> TrainingError:
@@ -172,10 +252,9 @@ def _locate_frames(error: TrainingError, store: Store, last: Path) -> TrainingEr
     kept = f" {last} is the last good checkpoint." if last.exists() else " No checkpoint was written yet."
     where = ""
     for entry in store.scans:
-        own = [f - entry.first_frame for f in error.frames if 0 <= f - entry.first_frame < entry.n_frames]
-        if own:
-            shown = format_first(own, 10)
-            where += f" {entry.source}: frames {shown}."
+        frames = [f - entry.first_frame for f in error.frames if 0 <= f - entry.first_frame < entry.n_frames]
+        if frames:
+            where += f" {entry.source}: frames {format_first(frames, 10)}."
     return TrainingError(f"{error}.{where}{kept}".replace("..", "."), error.frames)
 
 

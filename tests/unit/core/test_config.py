@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torchptycho.cli.app import _parse
-from torchptycho.cli.commands.network import COMMANDS, Train
+from torchptycho.cli.command_table import COMMANDS
+from torchptycho.cli.commands.network import Train
 from torchptycho.core.config import (
     GroupConfig,
     LossConfig,

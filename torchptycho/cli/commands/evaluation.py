@@ -8,60 +8,9 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from torchptycho.cli.base import Command, require_png
-from torchptycho.core.config import ReadConfig, RefineConfig
 from torchptycho.visualization.tables import make_comparison_table, make_metrics_table
 
-__all__ = ["Compare", "Evaluate", "RefinementCommand", "Resolution"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RefinementCommand(Command):
-    """Options of the commands that refine a scan."""
-
-    scan: Positional[Path]
-    """Scan file."""
-    device: str = "auto"
-    """Where to compute: auto, cpu, gpu."""
-    config: Path | None = None
-    """YAML or TOML file with the sections prepare and refine; flags override it."""
-    reading: ReadConfig = dataclasses.field(default_factory=ReadConfig)
-    refine: RefineConfig = dataclasses.field(default_factory=RefineConfig)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Resolution(RefinementCommand):
-    """Tell how fine an image the data allow, without a truth.
-
-    Two halves of the frames are refined and correlated.
-
-    torchptycho resolution scan.npz --plot frc.png
-    """
-
-    plot: Path | None = None
-    """Draw the Fourier ring correlation into this PNG."""
-    json: bool = False
-    """Print one JSON object instead of a sentence."""
-
-    def run(self) -> None:
-        require_png("--plot", self.plot)
-        from torchptycho.io import read_scan
-        from torchptycho.reconstructors.resolution import resolution
-
-        scan = read_scan(self.scan, self.reading)
-        with self.show_status("refining two halves of the frames"):
-            found = resolution(scan, config=self.refine, device=self.device)
-        if self.plot:
-            from torchptycho.visualization.plot import plot_frc
-
-            plot_frc(found.metrics, self.plot, halves=True)
-        metres = "" if found.half_period_m is None else f" ({found.half_period_m * 1e9:.3g} nm)"
-        values = {"half_period_px": found.half_period_px, "half_period_m": found.half_period_m}
-        self.print_result(
-            values | {"metrics": found.metrics.to_dict()},
-            f"{self.scan}: half period {found.half_period_px:.3g} px{metres} at the 1/2-bit threshold, from two halves "
-            f"of {scan.n_frames} frames",
-            json=self.json,
-        )
+__all__ = ["Compare", "Evaluate"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,12 +9,12 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from torchptycho.cli.base import Command, require_png
-from torchptycho.core.config import ReadConfig
+from torchptycho.core.config import ReadConfig, SimulateConfig, to_dict
 from torchptycho.core.config.read import ScanFormat
 from torchptycho.core.errors import ConfigError
 from torchptycho.visualization.tables import format_value, make_orientation_table, make_store_lines, make_store_rows
 
-__all__ = ["Convert", "Inspect"]
+__all__ = ["Convert", "Inspect", "Simulate"]
 
 # The second best orientation must leave this much more than the best for the answer to be clear.
 _MIN_MISFIT_RATIO = 1.2
@@ -133,3 +133,32 @@ class Convert(Command):
             write_scan(scan, self.out, format=self.format, compressed=self.compressed)
         report = {"out": str(self.out), "n_frames": scan.n_frames, "n_px": scan.n_px, "notes": list(scan.notes)}
         self.print_result(report, *(f"- {note}" for note in scan.notes), f"{self.out}: {scan!r}", json=self.json)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Simulate(Command):
+    """Simulate an experiment and write it as a scan file.
+
+    torchptycho simulate scan.npz --object-kind siemens_star --photons-per-frame 1e5
+    """
+
+    out: Positional[Path]
+    """Scan file to write (NPZ)."""
+    json: bool = False
+    """Print one JSON object instead of a sentence."""
+    simulation: SimulateConfig = dataclasses.field(default_factory=SimulateConfig)
+
+    def run(self) -> None:
+        from torchptycho.data.simulation import simulate
+        from torchptycho.io import write_scan
+
+        with self.show_status("simulating"):
+            scan = simulate(self.simulation)
+            write_scan(scan, self.out)
+        report = {
+            "out": str(self.out),
+            "n_frames": scan.n_frames,
+            "n_px": scan.n_px,
+            "simulation": to_dict(self.simulation),
+        }
+        self.print_result(report, f"{self.out}: {scan!r}", json=self.json)

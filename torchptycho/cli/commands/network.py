@@ -1,4 +1,4 @@
-"""Commands around the network, and the table of all commands."""
+"""Commands that train a network and reconstruct with it."""
 
 from __future__ import annotations
 
@@ -8,21 +8,15 @@ import functools
 import importlib
 import sys
 import threading
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from rich.console import Console
 from tyro.conf import Positional, arg
 
 from torchptycho.cli.base import NEXT_TO_RESULT, Command, NextToResult
-from torchptycho.cli.commands.evaluation import Compare, Evaluate, RefinementCommand, Resolution
-from torchptycho.cli.commands.files import Convert, Inspect
-from torchptycho.cli.commands.interop import Export, Ptychodus
-from torchptycho.cli.commands.live import Replay, Watch
-from torchptycho.cli.commands.stores import Append, Drop, Prepare, require_scans
-from torchptycho.cli.commands.system import Doctor
+from torchptycho.cli.commands.stores import require_scans
+from torchptycho.cli.image_outputs import choose_report_file, join_file_names, require_new_npz, summarize_image
 from torchptycho.core.config import (
     ExperimentConfig,
     GroupConfig,
@@ -32,7 +26,6 @@ from torchptycho.core.config import (
     PrepareConfig,
     ReconstructConfig,
     RunConfig,
-    SimulateConfig,
     TrainConfig,
     from_dict,
     load_config,
@@ -44,41 +37,11 @@ from torchptycho.core.text import format_error
 from torchptycho.visualization.tables import make_plan_lines
 
 if TYPE_CHECKING:
-    from torchptycho.core.reconstruction import Reconstruction
     from torchptycho.models.network import PtychoNetwork
 
-__all__ = ["COMMANDS", "COMMAND_GROUPS", "Command"]
+__all__ = ["Reconstruct", "Train"]
 
-# The package's heavy half (torch, lightning, matplotlib) is imported inside `run`: help and errors come at once.
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Simulate(Command):
-    """Simulate an experiment and write it as a scan file.
-
-    torchptycho simulate scan.npz --object-kind siemens_star --photons-per-frame 1e5
-    """
-
-    out: Positional[Path]
-    """Scan file to write (NPZ)."""
-    json: bool = False
-    """Print one JSON object instead of a sentence."""
-    simulation: SimulateConfig = dataclasses.field(default_factory=SimulateConfig)
-
-    def run(self) -> None:
-        from torchptycho.data.simulation import simulate
-        from torchptycho.io import write_scan
-
-        with self.show_status("simulating"):
-            scan = simulate(self.simulation)
-            write_scan(scan, self.out)
-        report = {
-            "out": str(self.out),
-            "n_frames": scan.n_frames,
-            "n_px": scan.n_px,
-            "simulation": to_dict(self.simulation),
-        }
-        self.print_result(report, f"{self.out}: {scan!r}", json=self.json)
+# torch, lightning and matplotlib are imported inside `run`: help and errors appear without delay.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -264,8 +227,8 @@ class Reconstruct(Command):
         """Choose the image file of each scan."""
         if len(self.scans) == 1:
             out = self.out or Path("reconstruction.npz")
-            _require_new_npz(out, self.scans[0])
-            _choose_report_file(self.report, out, self.report_frc)
+            require_new_npz(out, self.scans[0])
+            choose_report_file(self.report, out, self.report_frc)
             return {self.scans[0]: out}
         if self.report not in (None, NEXT_TO_RESULT):
             raise ConfigError("--report: expected no file with several scans; each page lies next to its image.")
@@ -274,7 +237,7 @@ class Reconstruct(Command):
             raise ConfigError(f"--out: expected a folder for the images of {len(self.scans)} scans; found {folder}.")
         images = {scan: folder / f"{scan.stem}.npz" for scan in self.scans}
         for scan, image in images.items():
-            _require_new_npz(image, scan)
+            require_new_npz(image, scan)
         if len(set(images.values())) < len(self.scans):
             raise ConfigError(
                 "expected scans of different names, after which their images are named; found some twice."
@@ -292,7 +255,7 @@ class Reconstruct(Command):
         from torchptycho.io import read_scan, write_reconstruction
         from torchptycho.reconstructors.network_reconstruction import check_fits, make_read_config, reconstruct
 
-        page = _choose_report_file(self.report, out, self.report_frc)
+        page = choose_report_file(self.report, out, self.report_frc)
         scan = read_scan(path, make_read_config(network.config.prepare, self.domain, self.frames))
         check_fits(network, scan.source, scan.n_px, scan.domain)
         network = ready()
@@ -317,177 +280,15 @@ class Reconstruct(Command):
 
             with self.show_status(f"writing {page}"):
                 write_network_report(image, scan, network, page, halves=self.report_frc, device=self.accelerator)
-        report = _summarize_image(image, out, picture, page)
+        report = summarize_image(image, out, picture, page)
         if not self.json:
             self.console.print(
-                f"{_join_files(out, picture, page)}: {image.object.shape[0]}x{image.object.shape[1]} px from "
+                f"{join_file_names(out, picture, page)}: {image.object.shape[0]}x{image.object.shape[1]} px from "
                 f"{scan.n_frames} frames in {image.provenance['seconds']:.1f} s"
             )
         return report
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Refine(RefinementCommand):
-    """Fit an image to the counts; no training is needed.
-
-    It begins with nothing or with an earlier image.
-
-    torchptycho refine scan.npz --out refined.npz
-    torchptycho refine scan.npz --start image.npz --out refined.npz --position-update frames
-    torchptycho refine scan.npz --out refined.npz --report --report-frc
-    """
-
-    OPTIONAL_FILE_SUFFIXES: ClassVar = {"--report": ".html"}
-
-    start: Path | None = None
-    """Image to begin with, as `reconstruct` or `refine` wrote it; None begins with nothing."""
-    out: Path = Path("refined.npz")
-    """Image file to write (NPZ), with the refined probe and positions; a PNG of the same name is drawn next to it."""
-    resume: bool = False
-    """Go on from where an earlier refinement into this file ended, up to the epochs asked for."""
-    report: NextToResult | Path | None = None
-    """Write a page about the image into this HTML file; --report alone puts it next to the image."""
-    report_frc: bool = False
-    """Show in it how fine an image the data allow, too, which takes two refinements."""
-    json: bool = False
-    """Print one JSON object instead of a sentence."""
-
-    def run(self) -> None:
-        _require_new_npz(self.out, self.scan)
-        page = _choose_report_file(self.report, self.out, self.report_frc)
-        from torchptycho.core.progress import EpochProgress
-        from torchptycho.io import read_reconstruction, read_scan, write_reconstruction
-        from torchptycho.reconstructors.iterative import refine
-        from torchptycho.visualization.plot import plot_reconstruction
-
-        scan = read_scan(self.scan, self.reading)
-        start = None if self.start is None else read_reconstruction(self.start)
-        if start is not None and self.reading.probe is not None:
-            start = dataclasses.replace(start, probe=None)
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        with EpochProgress("refining", self.refine.epochs) as bar:
-            image = refine(
-                scan,
-                start,
-                config=self.refine,
-                device=self.device,
-                resume=self.resume,
-                on_epoch=bar,
-                state_file=self.out.with_suffix(".state.npz"),
-                scratch=self.out.parent,
-            )
-        write_reconstruction(image, self.out)
-        picture = plot_reconstruction(image, self.out.with_suffix(".png"))
-        if page is not None:
-            from torchptycho.visualization.report import write_refinement_report
-
-            with self.show_status(f"writing {page}"):
-                write_refinement_report(image, scan, page, self.refine, halves=self.report_frc, device=self.device)
-        misfit = image.history["misfit"]
-        fit = f"misfit {misfit[-1]:.4g} (1 is the photon noise) " if misfit else ""
-        report = _summarize_image(image, self.out, picture, page)
-        self.print_result(
-            report | {"misfit": misfit[-1] if misfit else None, "epochs": len(misfit)},
-            f"{_join_files(self.out, picture, page)}: {image.object.shape[0]}x{image.object.shape[1]} px, "
-            f"{fit}after {len(misfit)} epochs in {image.provenance['seconds']:.1f} s",
-            json=self.json,
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Demo(Command):
-    """Run all steps on a simulated experiment.
-
-    Simulate, inspect, train, reconstruct, refine, evaluate, draw.
-
-    torchptycho demo --out demo
-    """
-
-    out: Path = Path("demo")
-    """Folder for everything that it makes."""
-    steps: int = 200
-    """Optimiser steps of the training."""
-    json: bool = False
-    """Print one JSON object, what demo.json holds, instead of sentences."""
-    simulation: SimulateConfig = dataclasses.field(default_factory=SimulateConfig)
-
-    def run(self) -> None:
-        from torchptycho.cli.demo import run_demo
-
-        console = Console(stderr=True) if self.json else self.console
-        report = run_demo(self.out, self.simulation, steps=self.steps, console=console)
-        if self.json:
-            self.print_result(report, json=True)
-
-
-def _require_new_npz(out: Path, scan: Path) -> None:
-    if out.suffix.lower() != ".npz" or out.resolve() == scan.resolve():
-        raise ConfigError(f"--out: expected a new file whose name ends in .npz; found {out}.")
-    from torchptycho.io.formats.npz import has_frames
-
-    if zipfile.is_zipfile(out) and has_frames(out):
-        raise ConfigError(f"--out: {out} is a scan. Choose another name, or move it away.")
-
-
-def _choose_report_file(asked: NextToResult | Path | None, out: Path, frc: bool) -> Path | None:
-    if asked is None:
-        if frc:
-            raise ConfigError("--report-frc: belongs to --report; add it, or leave this out.")
-        return None
-    page = out.with_suffix(".html") if asked == NEXT_TO_RESULT else Path(asked)
-    if page.suffix.lower() not in (".html", ".htm"):
-        raise ConfigError(f"--report: expected a file whose name ends in .html; found {page}.")
-    return page
-
-
-def _join_files(*files: Path | None) -> str:
-    return ", ".join(str(file) for file in files if file is not None)
-
-
 def _import_ahead() -> None:
     for module in ("torchptycho.reconstructors.phase_sync", "torchptycho.visualization.plot"):
         importlib.import_module(module)
-
-
-def _summarize_image(image: Reconstruction, out: Path, picture: Path, page: Path | None) -> dict[str, Any]:
-    return {
-        "out": str(out),
-        "picture": str(picture),
-        "report": None if page is None else str(page),
-        "shape_px": list(image.object.shape),
-        "origin_px": list(image.origin_px),
-        "object_pixel_m": image.object_pixel_m,
-        "n_frames": image.provenance["frames"],
-        "seconds": image.provenance["seconds"],
-    }
-
-
-COMMANDS: dict[str, type[Command]] = {
-    "inspect": Inspect,
-    "convert": Convert,
-    "simulate": Simulate,
-    "demo": Demo,
-    "refine": Refine,
-    "prepare": Prepare,
-    "append": Append,
-    "drop": Drop,
-    "train": Train,
-    "reconstruct": Reconstruct,
-    "export": Export,
-    "watch": Watch,
-    "replay": Replay,
-    "evaluate": Evaluate,
-    "compare": Compare,
-    "resolution": Resolution,
-    "doctor": Doctor,
-    "ptychodus": Ptychodus,
-}
-
-COMMAND_GROUPS: dict[str, tuple[str, ...]] = {
-    "scan files": ("inspect", "convert"),
-    "something to try": ("simulate", "demo", "replay"),
-    "an image without training": ("refine",),
-    "a network": ("prepare", "append", "drop", "train", "reconstruct", "watch", "export"),
-    "how good it is": ("evaluate", "compare", "resolution"),
-}
-"""What the commands are for, as the overview groups them; those that are in no group come last."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from rich.console import Console
 from tyro.conf import Positional
 
 from torchptycho.cli.base import Command
+from torchptycho.core.config import SimulateConfig
 from torchptycho.visualization.tables import make_doctor_table
 
-__all__ = ["Doctor"]
+__all__ = ["Demo", "Doctor"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,3 +38,29 @@ class Doctor(Command):
         self.print_result(
             found, make_doctor_table(found), *(f"! {problem}" for problem in found["problems"]), json=self.json
         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Demo(Command):
+    """Run all steps on a simulated experiment.
+
+    Simulate, inspect, train, reconstruct, refine, evaluate, draw.
+
+    torchptycho demo --out demo
+    """
+
+    out: Path = Path("demo")
+    """Folder for everything that it makes."""
+    steps: int = 200
+    """Optimiser steps of the training."""
+    json: bool = False
+    """Print one JSON object, what demo.json holds, instead of sentences."""
+    simulation: SimulateConfig = dataclasses.field(default_factory=SimulateConfig)
+
+    def run(self) -> None:
+        from torchptycho.cli.demo import run_demo
+
+        console = Console(stderr=True) if self.json else self.console
+        report = run_demo(self.out, self.simulation, steps=self.steps, console=console)
+        if self.json:
+            self.print_result(report, json=True)

@@ -1,0 +1,45 @@
+"""All commands by name."""
+
+from __future__ import annotations
+
+from torchptycho.cli.base import Command
+from torchptycho.cli.commands.evaluation import Compare, Evaluate
+from torchptycho.cli.commands.files import Convert, Inspect, Simulate
+from torchptycho.cli.commands.interop import Export, Ptychodus
+from torchptycho.cli.commands.iterative import Refine, Resolution
+from torchptycho.cli.commands.live import Replay, Watch
+from torchptycho.cli.commands.network import Reconstruct, Train
+from torchptycho.cli.commands.stores import Append, Drop, Prepare
+from torchptycho.cli.commands.system import Demo, Doctor
+
+__all__ = ["COMMANDS", "COMMAND_GROUPS"]
+
+COMMANDS: dict[str, type[Command]] = {
+    "inspect": Inspect,
+    "convert": Convert,
+    "simulate": Simulate,
+    "demo": Demo,
+    "refine": Refine,
+    "prepare": Prepare,
+    "append": Append,
+    "drop": Drop,
+    "train": Train,
+    "reconstruct": Reconstruct,
+    "export": Export,
+    "watch": Watch,
+    "replay": Replay,
+    "evaluate": Evaluate,
+    "compare": Compare,
+    "resolution": Resolution,
+    "doctor": Doctor,
+    "ptychodus": Ptychodus,
+}
+
+COMMAND_GROUPS: dict[str, tuple[str, ...]] = {
+    "scan files": ("inspect", "convert"),
+    "something to try": ("simulate", "demo", "replay"),
+    "an image without training": ("refine",),
+    "a network": ("prepare", "append", "drop", "train", "reconstruct", "watch", "export"),
+    "how good it is": ("evaluate", "compare", "resolution"),
+}
+"""Purpose of the commands, as the overview groups them; those in no group come last."""

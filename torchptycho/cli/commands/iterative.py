@@ -1,0 +1,133 @@
+"""Commands that refine a scan iteratively."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import ClassVar
+
+from tyro.conf import Positional
+
+from torchptycho.cli.base import Command, NextToResult, require_png
+from torchptycho.cli.image_outputs import choose_report_file, join_file_names, require_new_npz, summarize_image
+from torchptycho.core.config import ReadConfig, RefineConfig
+
+__all__ = ["Refine", "Resolution"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RefinementCommand(Command):
+    """Options of the commands that refine a scan."""
+
+    scan: Positional[Path]
+    """Scan file."""
+    device: str = "auto"
+    """Where to compute: auto, cpu, gpu."""
+    config: Path | None = None
+    """YAML or TOML file with the sections prepare and refine; flags override it."""
+    reading: ReadConfig = dataclasses.field(default_factory=ReadConfig)
+    refine: RefineConfig = dataclasses.field(default_factory=RefineConfig)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Refine(RefinementCommand):
+    """Fit an image to the counts; no training is needed.
+
+    It begins with nothing or with an earlier image.
+
+    torchptycho refine scan.npz --out refined.npz
+    torchptycho refine scan.npz --start image.npz --out refined.npz --position-update frames
+    torchptycho refine scan.npz --out refined.npz --report --report-frc
+    """
+
+    OPTIONAL_FILE_SUFFIXES: ClassVar = {"--report": ".html"}
+
+    start: Path | None = None
+    """Image to begin with, as `reconstruct` or `refine` wrote it; None begins with nothing."""
+    out: Path = Path("refined.npz")
+    """Image file to write (NPZ), with the refined probe and positions; a PNG of the same name is drawn next to it."""
+    resume: bool = False
+    """Go on from where an earlier refinement into this file ended, up to the epochs asked for."""
+    report: NextToResult | Path | None = None
+    """Write a page about the image into this HTML file; --report alone puts it next to the image."""
+    report_frc: bool = False
+    """Show in it how fine an image the data allow, too, which takes two refinements."""
+    json: bool = False
+    """Print one JSON object instead of a sentence."""
+
+    def run(self) -> None:
+        require_new_npz(self.out, self.scan)
+        page = choose_report_file(self.report, self.out, self.report_frc)
+        from torchptycho.core.progress import EpochProgress
+        from torchptycho.io import read_reconstruction, read_scan, write_reconstruction
+        from torchptycho.reconstructors.iterative import refine
+        from torchptycho.visualization.plot import plot_reconstruction
+
+        scan = read_scan(self.scan, self.reading)
+        start = None if self.start is None else read_reconstruction(self.start)
+        if start is not None and self.reading.probe is not None:
+            start = dataclasses.replace(start, probe=None)
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        with EpochProgress("refining", self.refine.epochs) as bar:
+            image = refine(
+                scan,
+                start,
+                config=self.refine,
+                device=self.device,
+                resume=self.resume,
+                on_epoch=bar,
+                state_file=self.out.with_suffix(".state.npz"),
+                scratch=self.out.parent,
+            )
+        write_reconstruction(image, self.out)
+        picture = plot_reconstruction(image, self.out.with_suffix(".png"))
+        if page is not None:
+            from torchptycho.visualization.report import write_refinement_report
+
+            with self.show_status(f"writing {page}"):
+                write_refinement_report(image, scan, page, self.refine, halves=self.report_frc, device=self.device)
+        misfit = image.history["misfit"]
+        fit = f"misfit {misfit[-1]:.4g} (1 is the photon noise) " if misfit else ""
+        report = summarize_image(image, self.out, picture, page)
+        self.print_result(
+            report | {"misfit": misfit[-1] if misfit else None, "epochs": len(misfit)},
+            f"{join_file_names(self.out, picture, page)}: {image.object.shape[0]}x{image.object.shape[1]} px, "
+            f"{fit}after {len(misfit)} epochs in {image.provenance['seconds']:.1f} s",
+            json=self.json,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Resolution(RefinementCommand):
+    """Tell how fine an image the data allow, without a truth.
+
+    Two halves of the frames are refined and correlated.
+
+    torchptycho resolution scan.npz --plot frc.png
+    """
+
+    plot: Path | None = None
+    """Draw the Fourier ring correlation into this PNG."""
+    json: bool = False
+    """Print one JSON object instead of a sentence."""
+
+    def run(self) -> None:
+        require_png("--plot", self.plot)
+        from torchptycho.io import read_scan
+        from torchptycho.reconstructors.resolution import resolution
+
+        scan = read_scan(self.scan, self.reading)
+        with self.show_status("refining two halves of the frames"):
+            found = resolution(scan, config=self.refine, device=self.device)
+        if self.plot:
+            from torchptycho.visualization.plot import plot_frc
+
+            plot_frc(found.metrics, self.plot, halves=True)
+        metres = "" if found.half_period_m is None else f" ({found.half_period_m * 1e9:.3g} nm)"
+        values = {"half_period_px": found.half_period_px, "half_period_m": found.half_period_m}
+        self.print_result(
+            values | {"metrics": found.metrics.to_dict()},
+            f"{self.scan}: half period {found.half_period_px:.3g} px{metres} at the 1/2-bit threshold, from two halves "
+            f"of {scan.n_frames} frames",
+            json=self.json,
+        )

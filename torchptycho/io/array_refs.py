@@ -18,7 +18,8 @@ from torchptycho.io.frames.frame_stacks import ViewFrames, open_stack
 from torchptycho.io.frames.hdf5_frames import open_hdf5_stack
 from torchptycho.io.storage.archive import Member, NpzArchive, convert_zip_errors, is_zip, read_array_header
 from torchptycho.io.storage.file_access import read_head
-from torchptycho.io.storage.hdf5 import MAGIC, find_dataset, load_array, open_hdf5
+from torchptycho.io.storage.hdf5 import MAGIC, find_dataset, open_hdf5
+from torchptycho.io.storage.hdf5_datasets import load_array
 
 __all__ = ["NPY_MAGIC", "ArrayRef", "map_npy", "parse_array_ref"]
 

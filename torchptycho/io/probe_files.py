@@ -11,7 +11,8 @@ from torchptycho.core.errors import ScanError
 from torchptycho.io.checks import advise_crop
 from torchptycho.io.storage.archive import Member, NpzArchive
 from torchptycho.io.storage.file_access import read_head
-from torchptycho.io.storage.hdf5 import MAGIC, load_complex, locate_dataset, open_hdf5
+from torchptycho.io.storage.hdf5 import MAGIC, locate_dataset, open_hdf5
+from torchptycho.io.storage.hdf5_datasets import load_complex
 
 __all__ = ["PROBE_REMEDY", "load_probe", "read_probe", "read_probe_and_key", "to_probe_modes"]
 

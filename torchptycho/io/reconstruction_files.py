@@ -13,15 +13,8 @@ from torchptycho.core.reconstruction import MIN_COVERAGE, Reconstruction
 from torchptycho.io.probe_files import load_probe
 from torchptycho.io.storage.archive import NpzArchive, write_array
 from torchptycho.io.storage.file_access import dump_json, read_head, replace_atomically
-from torchptycho.io.storage.hdf5 import (
-    MAGIC,
-    list_names,
-    load_array,
-    load_complex,
-    locate_dataset,
-    open_hdf5,
-    read_attribute,
-)
+from torchptycho.io.storage.hdf5 import MAGIC, list_names, locate_dataset, open_hdf5, read_attribute
+from torchptycho.io.storage.hdf5_datasets import load_array, load_complex
 
 __all__ = ["read_reconstruction", "write_reconstruction"]
 

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64
 
 from torchptycho.core.config.base import Domain
 from torchptycho.core.config.read import ReadConfig
 from torchptycho.core.errors import ScanError
-from torchptycho.core.geometry import Geometry
 from torchptycho.core.scan import DEFAULT_PHOTONS_PER_FRAME, Frames, Scan
 from torchptycho.core.text import format_first
 from torchptycho.io.checks import check_frame_shape, check_positions
@@ -25,13 +23,12 @@ from torchptycho.io.frames.views import PickedFrames
 from torchptycho.io.guesses import compute_mean_pattern, estimate_beam_center_px, estimate_probe, survey_frames
 from torchptycho.io.probe_files import PROBE_REMEDY, read_probe_and_key
 from torchptycho.io.raw_scan import RawScan
+from torchptycho.io.scan_geometry import build_geometry, convert_to_pixels, find_reference_edge, orient_positions
 
-__all__ = ["build_scan", "convert_positions"]
+__all__ = ["build_scan"]
 
 _log = logging.getLogger(__name__)
 
-# No ptychographic scan is wider; positions beyond are not in metres.
-_MAX_EXTENT_M = 0.5
 _MAX_LISTED = 20
 
 
@@ -57,9 +54,9 @@ def build_scan(recorded: RawScan, why: str, config: ReadConfig) -> Scan:
     recorded, bad, left_out = _leave_out_bad_frames(recorded, config, domain, notes)
     frames, steps = _process_frames(recorded, bad, config, domain, notes)
     n_px = frames.shape[1]
-    scale = 1.0 if steps is None else n_px * steps.binning / _find_reference_edge(recorded)
-    geometry = _build_geometry(recorded, config, n_px, scale, 1 if steps is None else steps.binning)
-    positions_px = _orient_positions(_convert_to_pixels(recorded, geometry, scale), config, notes)
+    scale = 1.0 if steps is None else n_px * steps.binning / find_reference_edge(recorded)
+    geometry = build_geometry(recorded, config, n_px, scale, 1 if steps is None else steps.binning)
+    positions_px = orient_positions(convert_to_pixels(recorded, geometry, scale), config, notes)
     if recorded.truth is not None and recorded.truth_is_centered:
         middle = (positions_px.min(axis=0) + positions_px.max(axis=0)) / 2
         positions_px = positions_px + np.array(recorded.truth.shape) / 2 - middle
@@ -81,7 +78,7 @@ def build_scan(recorded: RawScan, why: str, config: ReadConfig) -> Scan:
         source=str(recorded.path),
         truth=recorded.truth if same_pixels else None,
         truth_patches=recorded.truth_patches if same_pixels and steps is None else None,
-        nominal_positions_px=None if nominal is None else _orient_positions(nominal * scale, config, []),
+        nominal_positions_px=None if nominal is None else orient_positions(nominal * scale, config, []),
         metadata=recorded.metadata,
         probe_is_calibrated=recorded.probe_is_calibrated and probe_is_own and steps is None,
         reading=config,
@@ -96,21 +93,6 @@ def build_scan(recorded: RawScan, why: str, config: ReadConfig) -> Scan:
             remedy="Check what the mask means, and where the beam centre is.",
         )
     return dataclasses.replace(scan, probe=_build_probe(recorded, scan, steps, config, notes), notes=tuple(notes))
-
-
-def convert_positions(recorded: RawScan, scan: Scan) -> Float64[np.ndarray, "m 2"]:
-    """Convert positions, in object pixels, for other frames of the file that a scan was made from.
-
-    Arguments:
-        recorded: what its reader gave for those frames.
-        scan: made of some frames of the file, without a true object.
-
-    Raises:
-        ScanError: they are no lengths.
-    """
-    config = scan.reading
-    scale = scan.n_px * config.binning / _find_reference_edge(recorded) if config.changes_frames else 1.0
-    return _orient_positions(_convert_to_pixels(recorded, scan.geometry, scale), config, [])
 
 
 def _infer_domain(frames: Frames) -> Domain:
@@ -248,82 +230,10 @@ def _process_frames(
     return ProcessedFrames(recorded.frames, steps, domain), steps
 
 
-def _find_reference_edge(recorded: RawScan) -> int:
-    """Frame edge that the file's object pixel and its probe refer to."""
-    if recorded.positions_n_px is not None:
-        return recorded.positions_n_px
-    height, width = recorded.frames.shape[1:]
-    return height if height == width or recorded.probe is None else recorded.probe.shape[-1]
-
-
-def _build_geometry(recorded: RawScan, config: ReadConfig, n_px: int, scale: float, binning: int) -> Geometry:
-    """Build the geometry of the scan: options override the file; the detector pixel is that after binning."""
-    given = {
-        name: value
-        for name in ("energy_eV", "distance_m", "detector_pixel_m")
-        if (value := getattr(config, name)) is not None
-    }
-    own = recorded.geometry
-    changed = dataclasses.replace(own, object_pixel_m=None if given else own.object_pixel_m, **given)
-    if changed.detector_pixel_m is not None:
-        changed = dataclasses.replace(changed, detector_pixel_m=changed.detector_pixel_m * binning)
-    if changed.object_pixel_m is not None:
-        changed = dataclasses.replace(changed, object_pixel_m=changed.object_pixel_m / scale)
-    try:
-        return changed.with_object_pixel(n_px) if recorded.unit == "m" or given else changed
-    except (ValueError, OverflowError, ZeroDivisionError):
-        raise ScanError(
-            recorded.path,
-            None,
-            expected="lengths of an experiment",
-            found=f"{changed}",
-            remedy="Correct --energy-eV, --distance-m or --detector-pixel-m.",
-        ) from None
-
-
-def _convert_to_pixels(recorded: RawScan, geometry: Geometry, scale: float) -> np.ndarray:
-    if recorded.unit == "px":
-        return recorded.positions * scale
-    key = "', '".join(reversed(recorded.position_keys))
-    extent = float(np.ptp(recorded.positions, axis=0).max()) if np.isfinite(recorded.positions).all() else 0.0
-    if extent > _MAX_EXTENT_M:
-        raise ScanError(
-            recorded.path,
-            key,
-            expected="positions in metres",
-            found=f"positions that span {extent:.3g} m",
-            remedy="They look like micrometres or pixels: name their unit in a mapping, or repair the file.",
-        )
-    if geometry.object_pixel_m is None:
-        missing = [
-            f"--{name.replace('_', '-')}"
-            for name in ("energy_eV", "distance_m", "detector_pixel_m")
-            if getattr(geometry, name) is None
-        ]
-        raise ScanError(
-            recorded.path,
-            key,
-            expected="lengths that turn metres into object pixels",
-            found=f"no {', no '.join(name.strip('-') for name in missing)}",
-            remedy=f"Give them with {' '.join(missing)}.",
-        )
-    return recorded.positions / geometry.object_pixel_m
-
-
-def _orient_positions(positions_px: np.ndarray, config: ReadConfig, notes: list[str]) -> np.ndarray:
-    turned = positions_px[:, ::-1] if config.swap_xy else positions_px
-    sign = np.array([-1.0 if config.flip_y else 1.0, -1.0 if config.flip_x else 1.0])
-    done = [name for name in ("swap_xy", "flip_y", "flip_x") if getattr(config, name)]
-    if done:
-        notes.append(f"positions turned: {', '.join(done)}")
-    # + 0.0, because -0.0 is written differently.
-    return np.ascontiguousarray(turned * sign + 0.0, dtype=np.float64)
-
-
 def _build_probe(
     recorded: RawScan, scan: Scan, steps: Processing | None, config: ReadConfig, notes: list[str]
 ) -> np.ndarray:
-    n_px, edge = scan.n_px, _find_reference_edge(recorded)
+    n_px, edge = scan.n_px, find_reference_edge(recorded)
     probe, where, key = recorded.probe, recorded.path, "probe"
     if config.probe is not None:
         where = Path(config.probe)

@@ -7,7 +7,7 @@ from pathlib import Path
 from torchptycho.core.config.read import ScanFormat
 from torchptycho.core.errors import ConfigError
 from torchptycho.core.scan import Scan
-from torchptycho.io.formats.npz import write_npz
+from torchptycho.io.formats.npz_writer import write_npz
 
 __all__ = ["FORMATS", "choose_format", "write_scan"]
 

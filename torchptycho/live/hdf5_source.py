@@ -24,7 +24,8 @@ from torchptycho.io.frames.hdf5_frames import Hdf5Frames
 from torchptycho.io.frames.processing import ProcessedFrames
 from torchptycho.io.frames.views import PickedFrames
 from torchptycho.io.raw_scan import RawScan
-from torchptycho.io.scan_builder import build_scan, convert_positions
+from torchptycho.io.scan_builder import build_scan
+from torchptycho.io.scan_geometry import convert_positions
 from torchptycho.io.storage.hdf5 import MAGIC, convert_hdf5_errors, find_dataset, find_writer, open_hdf5
 from torchptycho.live.scan_header import Chunk, ScanLayout
 

@@ -15,16 +15,8 @@ from torchptycho.io.frames.frame_stacks import select_frames
 from torchptycho.io.frames.hdf5_frames import open_hdf5_stack
 from torchptycho.io.probe_files import to_probe_modes
 from torchptycho.io.raw_scan import RawScan, build_geometry, check_count, resolve_rows
-from torchptycho.io.storage.hdf5 import (
-    MAGIC,
-    find_dataset,
-    list_names,
-    load_array,
-    load_complex,
-    load_number,
-    locate_dataset,
-    open_hdf5,
-)
+from torchptycho.io.storage.hdf5 import MAGIC, find_dataset, list_names, locate_dataset, open_hdf5
+from torchptycho.io.storage.hdf5_datasets import load_array, load_complex, load_number
 
 __all__ = ["read_cxi", "sniff_cxi"]
 

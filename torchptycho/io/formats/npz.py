@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import logging
-import zipfile
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,20 +13,19 @@ from torchptycho.core.config.base import Domain
 from torchptycho.core.config.read import ReadConfig, parse_frame_slice
 from torchptycho.core.errors import ScanError
 from torchptycho.core.geometry import Geometry
-from torchptycho.core.scan import Frames, Scan
-from torchptycho.io.checks import check_frame_shape, check_positions, iter_raw_chunks
-from torchptycho.io.frames.frame_stacks import open_stack, select_frames, working_dtype
+from torchptycho.core.scan import Frames
+from torchptycho.io.checks import check_frame_shape, check_positions
+from torchptycho.io.frames.frame_stacks import open_stack, select_frames
 from torchptycho.io.probe_files import PROBE_REMEDY, load_probe
 from torchptycho.io.raw_scan import RawScan, check_count, resolve_rows
-from torchptycho.io.storage.archive import Member, NpzArchive, is_zip, write_array, write_header
-from torchptycho.io.storage.file_access import dump_json, replace_atomically
+from torchptycho.io.storage.archive import Member, NpzArchive, is_zip
 
-__all__ = ["read_npz", "sniff_npz", "write_npz"]
+__all__ = ["FORMAT", "FORMAT_VERSION", "LENGTHS", "RESERVED", "has_frames", "read_npz", "sniff_npz"]
 
-_FORMAT, _FORMAT_VERSION = "torchptycho-scan", 1
-_LENGTHS = tuple(field.name for field in dataclasses.fields(Geometry))
+FORMAT, FORMAT_VERSION = "torchptycho-scan", 1
+LENGTHS = tuple(field.name for field in dataclasses.fields(Geometry))
 # Entries of `_metadata` that become fields of the scan, so that they cannot contradict them later.
-_RESERVED = ("domain", "probe_is_calibrated", "frames_axis", "format", "format_version", *_LENGTHS)
+RESERVED = ("domain", "probe_is_calibrated", "frames_axis", "format", "format_version", *LENGTHS)
 _FRAMES_KEYS = ("diffraction", "diff3d")
 _SAMPLED_PX = 2**20
 _log = logging.getLogger(__name__)
@@ -89,7 +86,7 @@ def read_npz(path: Path, config: ReadConfig) -> RawScan:
         truth=_load_truth(archive),
         truth_patches=_load_truth_patches(archive, n_in_file, height, axis, rows, cut=cut) if height == width else None,
         nominal_positions_px=_load_nominal_positions(archive, rows, n_in_file, cut=cut),
-        metadata={key: value for key, value in metadata.items() if key not in _RESERVED},
+        metadata={key: value for key, value in metadata.items() if key not in RESERVED},
         probe_is_calibrated=config.probe is None and metadata.get("probe_is_calibrated") is True,
         notes=(
             f"frames in '{member.key}', axis {axis} counts them",
@@ -99,66 +96,13 @@ def read_npz(path: Path, config: ReadConfig) -> RawScan:
     )
 
 
-def write_npz(scan: Scan, path: Path, *, compressed: bool = True) -> None:
-    """Write a scan as canonical NPZ, streaming its frames; the file appears only when it is whole.
-
-    Arguments:
-        compressed: deflate the arrays. Without it the file is larger, and its frames can be memory-mapped.
-
-    Raises:
-        ScanError: the frames fail `checked_chunks`, the metadata is not plain, or the place cannot be written to.
-    """
-    known = {key: value for key in _LENGTHS if (value := getattr(scan.geometry, key)) is not None}
-    metadata = (
-        {key: value for key, value in scan.metadata.items() if key not in _RESERVED}
-        | known
-        | {
-            "domain": scan.domain,
-            "probe_is_calibrated": scan.probe_is_calibrated,
-            "frames_axis": 0,
-            "format": _FORMAT,
-            "format_version": _FORMAT_VERSION,
-        }
-    )
-    text = dump_json(metadata, scan.source, "_metadata")
-    small = {
-        "xcoords": scan.positions_px[:, 1],
-        "ycoords": scan.positions_px[:, 0],
-        "probeGuess": scan.probe,
-        "scan_index": scan.scan_id,
-        "objectGuess": scan.truth,
-        "Y": scan.truth_patches,
-        "mask": None if scan.mask.all() else scan.mask,
-        "_metadata": np.array(text),
-    }
-    if scan.nominal_positions_px is not None:
-        small |= {"xcoords_start": scan.nominal_positions_px[:, 1], "ycoords_start": scan.nominal_positions_px[:, 0]}
-    method = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
-    with replace_atomically(path) as target, zipfile.ZipFile(target, "w", method) as archive:
-        for key, array in small.items():
-            if array is not None:
-                write_array(archive, key, np.asarray(array))
-        info = zipfile.ZipInfo("diffraction.npy")
-        info.compress_type = method
-        with archive.open(info, "w", force_zip64=True) as stream:
-            assert isinstance(stream, io.BufferedIOBase)
-            _stream_frames(scan, stream)
-
-
-def _stream_frames(scan: Scan, stream: io.BufferedIOBase) -> None:
-    dtype = working_dtype(scan.frames.dtype)
-    write_header(stream, dtype, scan.frames.shape)
-    for chunk in iter_raw_chunks(scan):
-        stream.write(np.ascontiguousarray(chunk, dtype=dtype).data)
-
-
 def _refuse_newer_format(path: Path, metadata: dict[str, Any]) -> None:
     version = metadata.get("format_version", 0)
-    if metadata.get("format") == _FORMAT and not (isinstance(version, int) and version <= _FORMAT_VERSION):
+    if metadata.get("format") == FORMAT and not (isinstance(version, int) and version <= FORMAT_VERSION):
         raise ScanError(
             path,
             "_metadata",
-            expected=f"{_FORMAT} version {_FORMAT_VERSION} or older",
+            expected=f"{FORMAT} version {FORMAT_VERSION} or older",
             found=f"version {version}",
             remedy="Update torchptycho.",
         )
@@ -321,7 +265,7 @@ def _load_truth_patches(
 
 def _parse_geometry(path: Path, metadata: dict[str, Any]) -> Geometry:
     """Parse lengths from the metadata; the photon numbers that stay there are checked along with them."""
-    known = {key: metadata[key] for key in _LENGTHS if metadata.get(key) is not None}
+    known = {key: metadata[key] for key in LENGTHS if metadata.get(key) is not None}
     doses = {key: metadata[key] for key in ("nphotons", "photons_per_frame") if metadata.get(key) is not None}
     for key, value in (known | doses).items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):

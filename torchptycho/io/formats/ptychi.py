@@ -14,15 +14,8 @@ from torchptycho.io.frames.hdf5_frames import open_hdf5_stack
 from torchptycho.io.probe_files import to_probe_modes
 from torchptycho.io.raw_scan import RawScan, build_geometry, check_count, resolve_rows
 from torchptycho.io.storage.file_access import read_head
-from torchptycho.io.storage.hdf5 import (
-    MAGIC,
-    find_dataset,
-    list_names,
-    load_array,
-    load_complex,
-    open_hdf5,
-    read_attribute,
-)
+from torchptycho.io.storage.hdf5 import MAGIC, find_dataset, list_names, open_hdf5, read_attribute
+from torchptycho.io.storage.hdf5_datasets import load_array, load_complex
 
 __all__ = ["read_ptychi", "sniff_ptychi"]
 

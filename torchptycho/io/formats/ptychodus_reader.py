@@ -3,9 +3,7 @@ them."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,16 @@ import numpy as np
 from torchptycho.core.config.read import ReadConfig, parse_frame_slice
 from torchptycho.core.errors import ScanError
 from torchptycho.core.scan import Frames
+from torchptycho.io.formats.ptychodus_content import (
+    NUMBERS,
+    POSITIONS,
+    open_content,
+    read_number,
+    read_object,
+    read_pixel_size,
+    read_positions,
+    to_complex,
+)
 from torchptycho.io.frames.frame_stacks import CastFrames, random_access_is_slow, working_dtype
 from torchptycho.io.frames.hdf5_frames import Hdf5Frames, open_hdf5_stack
 from torchptycho.io.frames.views import PickedFrames
@@ -22,78 +30,23 @@ from torchptycho.io.probe_files import to_probe_modes
 from torchptycho.io.raw_scan import RawScan, build_geometry, resolve_rows
 from torchptycho.io.storage.archive import NpzArchive, is_zip
 from torchptycho.io.storage.file_access import read_head
-from torchptycho.io.storage.hdf5 import MAGIC, find_dataset, list_names, load_array, open_hdf5, read_attribute
+from torchptycho.io.storage.hdf5 import MAGIC, find_dataset, list_names, open_hdf5, read_attribute
+from torchptycho.io.storage.hdf5_datasets import load_array
 
 __all__ = ["read_product", "sniff_product"]
 
-_POSITIONS = ("probe_position_indexes", "probe_position_x_m", "probe_position_y_m")
-_NUMBERS = (
-    "focus_object_distance_m", "probe_photon_count", "exposure_time_s", "mass_attenuation_m2_per_kg",
-    "tomography_angle_deg", "tilt_angle_deg",
-)  # fmt: skip
 _DIFFRACTION_FILE = "diffraction.h5"
-
-ReadValue = Callable[..., float | str | None]
 
 
 def sniff_product(path: Path, head: bytes) -> str | None:
     """Return why this is a product, or None."""
     if head.startswith(MAGIC):
         with open_hdf5(path) as file:
-            there = set(_POSITIONS) <= set(list_names(file, path))
-        return f"HDF5 with {_POSITIONS[0]} and positions in metres" if there else None
-    if is_zip(head) and set(_POSITIONS) <= set(NpzArchive(path).keys):
-        return f"a zip archive with {_POSITIONS[0]} and positions in metres"
+            there = set(POSITIONS) <= set(list_names(file, path))
+        return f"HDF5 with {POSITIONS[0]} and positions in metres" if there else None
+    if is_zip(head) and set(POSITIONS) <= set(NpzArchive(path).keys):
+        return f"a zip archive with {POSITIONS[0]} and positions in metres"
     return None
-
-
-@dataclasses.dataclass(frozen=True)
-class _ProductContent:
-    """The arrays of a product, and its single values by the names of its NPZ form; None for what is empty."""
-
-    path: Path
-    array: Callable[[str], np.ndarray | None]
-    value: ReadValue
-
-
-@contextmanager
-def _open_content(path: Path) -> Iterator[_ProductContent]:
-    if is_zip(read_head(path)):
-        archive = NpzArchive(path)
-
-        def from_archive(*names: str) -> float | str | None:
-            for name in names:
-                if name in archive and name not in ("name", "comments"):
-                    values = archive.load(name)
-                    if values.size != 1 or not np.isfinite(values).all():
-                        found = f"{values.dtype} {values.shape}"
-                        raise ScanError(path, name, expected="one finite number", found=found, remedy="Correct it.")
-                    return float(values.reshape(-1)[0])
-            return None
-
-        def array(name: str) -> np.ndarray | None:
-            return archive.load(name) if name in archive and not archive.is_empty(name) else None
-
-        yield _ProductContent(path, array, from_archive)
-        return
-    with open_hdf5(path) as file:
-
-        def dataset(name: str) -> np.ndarray | None:
-            node = find_dataset(file, path, name)
-            return None if node is None or 0 in (node.shape or (0,)) else load_array(node, path, name)
-
-        def from_attributes(*names: str) -> float | str | None:
-            for name in names:
-                node: Any = file
-                for owner in ("object", "probe"):
-                    if name.startswith(f"{owner}_pixel") or name.startswith(f"{owner}_center"):
-                        node, name = find_dataset(file, path, owner), name.removeprefix(f"{owner}_")
-                found = None if node is None else read_attribute(node, path, name)
-                if found is not None:
-                    return found
-            return None
-
-        yield _ProductContent(path, dataset, from_attributes)
 
 
 def read_product(path: Path, config: ReadConfig) -> RawScan:
@@ -107,23 +60,23 @@ def read_product(path: Path, config: ReadConfig) -> RawScan:
         ScanError: no frames, or values that a product cannot have.
     """
     notes: list[str] = []
-    with _open_content(path) as content:
-        indexes, positions_m = _read_positions(content, notes)
-        pixel_m = _read_pixel_size(content, "object")
-        truth, shape = _read_object(content, notes)
-        center = tuple(_read_number(content, f"object_center_{axis}_m", default=0.0) for axis in "yx")
+    with open_content(path) as content:
+        indexes, positions_m = read_positions(content, notes)
+        pixel_m = read_pixel_size(content, "object")
+        truth, shape = read_object(content, notes)
+        center = tuple(read_number(content, f"object_center_{axis}_m", default=0.0) for axis in "yx")
         positions_px = (positions_m - np.array(center)) / pixel_m + np.array(shape) / 2
         probe = None
         if config.probe is None and (array := content.array("probe")) is not None:
-            probe = to_probe_modes(path, "probe", _to_complex(path, "probe", array))
+            probe = to_probe_modes(path, "probe", to_complex(path, "probe", array))
             if array.ndim == 4 and len(array) > 1:
                 notes.append(f"{len(array)} probes of variable shape: the first is taken")
         known = {
-            "energy_eV": _read_number(content, "photon_energy_eV", "probe_energy_eV", default=0.0),
-            "distance_m": abs(_read_number(content, "detector_object_distance_m", default=0.0)),
+            "energy_eV": read_number(content, "photon_energy_eV", "probe_energy_eV", default=0.0),
+            "distance_m": abs(read_number(content, "detector_object_distance_m", default=0.0)),
             "object_pixel_m": pixel_m,
         }
-        metadata: dict[str, Any] = {name: value for name in _NUMBERS if (value := content.value(name)) is not None}
+        metadata: dict[str, Any] = {name: value for name in NUMBERS if (value := content.value(name)) is not None}
         if (
             "mass_attenuation_m2_per_kg" not in metadata
             and (old := content.value("mass_attenuation_m2_kg")) is not None
@@ -172,93 +125,6 @@ def read_product(path: Path, config: ReadConfig) -> RawScan:
 def _cast(frames: Frames) -> Frames:
     dtype = working_dtype(frames.dtype)
     return frames if dtype == frames.dtype else CastFrames(frames, dtype)
-
-
-def _read_number(content: _ProductContent, *names: str, default: float | None = None) -> float:
-    value = content.value(*names)
-    if isinstance(value, str) or (value is None and default is None):
-        raise ScanError(
-            content.path,
-            names[0],
-            expected="a number",
-            found="none" if value is None else repr(value),
-            remedy="Export the product again.",
-        )
-    return float(default if value is None and default is not None else value)  # type: ignore[arg-type]
-
-
-def _read_pixel_size(content: _ProductContent, owner: str) -> float:
-    height, width = (_read_number(content, f"{owner}_pixel_{name}_m") for name in ("height", "width"))
-    if not (height > 0 and math.isclose(height, width, rel_tol=1e-3)):
-        raise ScanError(
-            content.path,
-            f"{owner}_pixel_height_m",
-            expected="square pixels",
-            found=f"{height:g} m x {width:g} m",
-            remedy="Resample the product; oblong pixels are not modelled.",
-        )
-    return height
-
-
-def _read_positions(content: _ProductContent, notes: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct indexes, ascending, and their positions (y, x) in metres."""
-    arrays = [content.array(name) for name in _POSITIONS]
-    for name, array in zip(_POSITIONS, arrays, strict=True):
-        if array is None or array.ndim != 1 or array.dtype.kind not in "iuf" or array.shape != arrays[0].shape:  # type: ignore[union-attr]
-            found = "none" if array is None else f"{array.dtype} {array.shape}"
-            raise ScanError(
-                content.path,
-                name,
-                expected="one number per position, as many as indexes",
-                found=found,
-                remedy="Export the product again.",
-            )
-    raw, x, y = (np.asarray(array) for array in arrays)
-    if raw.dtype.kind == "f":
-        raise ScanError(
-            content.path, _POSITIONS[0], expected="integers", found=f"{raw.dtype}", remedy="Export the product again."
-        )
-    indexes, where, counts = np.unique(raw.astype(np.int64), return_inverse=True, return_counts=True)
-    positions = np.zeros((len(indexes), 2))
-    np.add.at(positions, where, np.stack([y, x], axis=1).astype(np.float64))
-    if (counts > 1).any():
-        notes.append(f"{int((counts > 1).sum())} index(es) with several positions: averaged")
-    return indexes, positions / counts[:, None]
-
-
-def _read_object(content: _ProductContent, notes: list[str]) -> tuple[np.ndarray | None, tuple[int, int]]:
-    """Read the object of one layer, and its size; products of several layers have no object for a scan."""
-    array = content.array("object")
-    if array is None or array.ndim not in (2, 3):
-        found = "none" if array is None else f"{array.shape}"
-        raise ScanError(
-            content.path,
-            "object",
-            expected="an object (layers, H, W)",
-            found=found,
-            remedy="Its size says where the positions are; export the product again.",
-        )
-    shape = (int(array.shape[-2]), int(array.shape[-1]))
-    if array.ndim == 3 and len(array) > 1:
-        notes.append(f"an object of {len(array)} layers is left out")
-        return None, shape
-    return _to_complex(content.path, "object", array).reshape(shape), shape
-
-
-def _to_complex(path: Path, key: str, array: np.ndarray) -> np.ndarray:
-    if array.dtype.kind not in "fc":
-        raise ScanError(
-            path,
-            key,
-            expected="complex numbers",
-            found=f"{array.dtype} {array.shape}",
-            remedy="Export the product again.",
-        )
-    with np.errstate(over="ignore"):
-        values = array.astype(np.complex64)
-    if not np.isfinite(values).all():
-        raise ScanError(path, key, expected="finite values", found="NaN or infinity", remedy="Export it again.")
-    return values
 
 
 def _open_frames(
@@ -363,7 +229,7 @@ def _pair_frames(
     if known.sum() < 2:
         raise ScanError(
             path,
-            _POSITIONS[0],
+            POSITIONS[0],
             expected="frames and positions that share indexes",
             found=f"{int(known.sum())} of {len(rows)} frames with a position",
             remedy="Is the diffraction file of another scan? Name the right one with --diffraction FILE.",

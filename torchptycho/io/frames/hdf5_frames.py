@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from torchptycho.core.errors import ScanError
-from torchptycho.io.storage.hdf5 import check_dataset, convert_hdf5_errors, open_hdf5
+from torchptycho.io.storage.hdf5 import convert_hdf5_errors, open_hdf5
+from torchptycho.io.storage.hdf5_datasets import check_dataset
 
 __all__ = ["Hdf5Frames", "open_hdf5_stack"]
 

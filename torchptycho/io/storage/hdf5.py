@@ -13,19 +13,14 @@ import numpy as np
 
 from torchptycho.core.errors import ScanError
 from torchptycho.core.text import format_error
-from torchptycho.io.storage.hdf5_chunks import find_chunk_fault
 
 __all__ = [
     "MAGIC",
-    "check_dataset",
     "convert_hdf5_errors",
     "find_dataset",
     "find_writer",
     "is_dataset",
     "list_names",
-    "load_array",
-    "load_complex",
-    "load_number",
     "locate_dataset",
     "open_hdf5",
     "read_attribute",
@@ -33,10 +28,6 @@ __all__ = [
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 
-# Deflate does not get beyond 1032:1; other filters may, so that small arrays are let through whatever they claim.
-_MAX_RATIO = 1032
-_SMALL_BYTES = 64 * 2**20
-_MAX_VIRTUAL_DEPTH = 4
 _DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, EOFError, OverflowError, MemoryError)
 
 
@@ -198,174 +189,3 @@ def _make_link_error(path: Path, name: str, link: Any) -> ScanError:
         f"Put {file} next to {path.name}." if where is not None and not where.exists() else "Export the file again."
     )
     return ScanError(path, name, expected="data", found=f"a link to {target}, which is not there", remedy=remedy)
-
-
-def check_dataset(dataset: Any, path: Path, key: str, depth: int = 0) -> list[Path]:
-    """Refuse a dataset that cannot hold what it claims.
-
-    Returns:
-        the files that its values come from.
-
-    Raises:
-        ScanError: no numbers, empty, never written, larger than its file allows, or from files that are missing.
-    """
-    with convert_hdf5_errors(path, key):
-        shape = dataset.shape
-        if dataset.dtype.kind not in "biufc":
-            found = "text or objects" if dataset.dtype.kind in "OSUV" else f"{dataset.dtype}"
-            raise ScanError(path, key, expected="numbers", found=found, remedy="Save it as a numeric array.")
-        if shape is None or 0 in shape:
-            raise ScanError(
-                path, key, expected="values", found=f"an empty dataset of shape {shape}", remedy="Export it again."
-            )
-        if dataset.external:
-            raise ScanError(
-                path,
-                key,
-                expected="values in HDF5 files",
-                found=f"values in the raw file {dataset.external[0][0]}",
-                remedy="Export it with the values inside, or with a virtual dataset.",
-            )
-        own = Path(dataset.file.filename)
-        if dataset.is_virtual:
-            return [own, *_check_virtual(dataset, own, path, key, depth)]
-        stored, claimed = dataset.id.get_storage_size(), math.prod(shape) * dataset.dtype.itemsize
-        on_disk = own.stat().st_size
-        if stored > on_disk:
-            raise _make_size_error(path, key, f"a file with room for {stored} bytes of data", f"{on_disk} bytes")
-        if dataset.chunks is None:
-            if stored < claimed:
-                raise _make_unwritten_error(path, key, f"{stored} of {claimed} bytes")
-            return [own]
-        _check_chunks(dataset, path, key, stored, on_disk, own)
-        return [own]
-
-
-def _check_chunks(dataset: Any, path: Path, key: str, stored: int, on_disk: int, own: Path) -> None:
-    counts = [-(-length // chunk) for length, chunk in zip(dataset.shape, dataset.chunks, strict=True)]
-    wanted, written = math.prod(counts), dataset.id.get_num_chunks()
-    if written < wanted:
-        raise _make_unwritten_error(path, key, f"{written} of {wanted} pieces")
-    chunk_bytes = math.prod(dataset.chunks) * dataset.dtype.itemsize
-    if chunk_bytes > max(_SMALL_BYTES, _MAX_RATIO * on_disk):
-        raise _make_size_error(path, key, f"a file that warrants pieces of {chunk_bytes} bytes", f"{on_disk} bytes")
-    fault = find_chunk_fault(dataset, own, chunk_bytes)
-    if fault is not None:
-        raise _make_size_error(path, key, "whole pieces", fault)
-    if not dataset.id.get_create_plist().get_nfilters() and stored < wanted * chunk_bytes:
-        raise _make_size_error(path, key, f"{wanted * chunk_bytes} bytes", f"{stored}")
-
-
-def _check_virtual(dataset: Any, own: Path, path: Path, key: str, depth: int) -> list[Path]:
-    if depth >= _MAX_VIRTUAL_DEPTH:
-        raise ScanError(
-            path,
-            key,
-            expected=f"virtual datasets at most {_MAX_VIRTUAL_DEPTH} deep",
-            found="more of them",
-            remedy="Copy the frames into one dataset.",
-        )
-    files: list[Path] = []
-    covered = 0
-    for source in dataset.virtual_sources():
-        n_points = source.vspace.get_select_npoints()
-        covered = covered + n_points if covered >= 0 and n_points >= 0 else -1
-        name = source.file_name
-        if "%b" in name or "%b" in source.dset_name:
-            covered = -1
-            continue
-        file = own if name == "." else own.parent / name
-        if not file.is_file():
-            raise ScanError(
-                path,
-                key,
-                expected=f"frames from {name}",
-                found="no such file",
-                remedy=f"Put it where {own.name} looks for it: {file}. HDF5 would give zeros in its place.",
-            )
-        if file not in files:
-            files.append(file)
-            if file == own:
-                _check_source(dataset.file, source.dset_name, path, key, depth)
-            else:
-                with open_hdf5(file) as opened:
-                    _check_source(opened, source.dset_name, path, key, depth)
-    if 0 <= covered < math.prod(dataset.shape):
-        raise _make_unwritten_error(path, key, f"sources for {covered} of {math.prod(dataset.shape)} values")
-    return files
-
-
-def _check_source(file: Any, name: str, path: Path, key: str, depth: int) -> None:
-    source = find_dataset(file, Path(file.filename), name)
-    if source is None:
-        raise ScanError(
-            path, key, expected=f"'{name}' in {file.filename}", found="no such dataset", remedy="Export the file again."
-        )
-    check_dataset(source, path, key, depth + 1)
-
-
-def _make_size_error(path: Path, key: str, claim: str, found: str) -> ScanError:
-    return ScanError(
-        path,
-        key,
-        expected=f"{claim}",
-        found=found,
-        remedy="The file is damaged or forged; copy or export it again.",
-    )
-
-
-def _make_unwritten_error(path: Path, key: str, what: str) -> ScanError:
-    return ScanError(
-        path,
-        key,
-        expected="all of the data",
-        found=f"{what}: the rest was never written",
-        remedy="Wait until the scan is complete, or export the part that is there.",
-    )
-
-
-def load_array(dataset: Any, path: Path, key: str) -> np.ndarray:
-    """Load a whole dataset, C-ordered and in native byte order.
-
-    Raises:
-        ScanError: see `check_dataset`; also when it is larger than its file warrants.
-    """
-    with convert_hdf5_errors(path, key):
-        files = check_dataset(dataset, path, key)
-        claimed = math.prod(dataset.shape) * dataset.dtype.itemsize
-        on_disk = sum(file.stat().st_size for file in files)
-        if claimed > max(_SMALL_BYTES, _MAX_RATIO * on_disk):
-            raise _make_size_error(path, key, f"a file that warrants {claimed} bytes", f"{on_disk} bytes")
-        values = dataset[()]
-        return np.asarray(values, dtype=values.dtype.newbyteorder("="), order="C")
-
-
-def load_complex(dataset: Any, path: Path, key: str) -> np.ndarray:
-    """Load a dataset of complex (or real) numbers as complex64.
-
-    Raises:
-        ScanError: of another kind, or not finite.
-    """
-    values = load_array(dataset, path, key)
-    if values.dtype.kind not in "cf":
-        found = f"{values.dtype} {values.shape}"
-        raise ScanError(path, key, expected="complex numbers", found=found, remedy="Save the wave, not an image of it.")
-    with np.errstate(over="ignore"):
-        values = values.astype(np.complex64)
-    if not np.isfinite(values).all():
-        raise ScanError(path, key, expected="finite values", found="NaN or infinity", remedy="Export it again.")
-    return values
-
-
-def load_number(dataset: Any, path: Path, key: str) -> float:
-    """Load one number; of one per frame, their mean.
-
-    Raises:
-        ScanError: not a real number.
-    """
-    values = load_array(dataset, path, key)
-    number = float(values.astype(np.float64).mean()) if values.dtype.kind in "iuf" else math.nan
-    if not math.isfinite(number):
-        found = f"{values.dtype} {values.shape}"
-        raise ScanError(path, key, expected="a finite number", found=found, remedy="Correct it, or leave it out.")
-    return number

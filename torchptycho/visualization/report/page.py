@@ -17,7 +17,7 @@ from torchptycho.core.scan import Scan
 from torchptycho.core.versions import collect_versions
 from torchptycho.io.storage.file_access import replace_atomically
 from torchptycho.visualization.plot.panels import choose_length_unit
-from torchptycho.visualization.report import sections
+from torchptycho.visualization.report import run_sections, sections
 from torchptycho.visualization.report.pattern_panels import DetectorModel
 
 __all__ = ["write_report"]
@@ -61,9 +61,9 @@ def write_report(
         None if halves is None else sections.make_resolution_section(halves),
         None if probe is None else sections.make_probe_section(probe, image.object_pixel_m),
         sections.make_positions_section(scan, image),
-        sections.make_data_section(summary),
-        sections.make_configuration_section(image),
-        sections.make_provenance_section(image, round(time.perf_counter() - start, 2)),
+        run_sections.make_data_section(summary),
+        run_sections.make_configuration_section(image),
+        run_sections.make_provenance_section(image, round(time.perf_counter() - start, 2)),
     ]
     here = collect_versions()
     now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")

@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Complex, Float32
 
 from torchptycho.analysis.evaluation import Metrics, evaluate
-from torchptycho.analysis.inspection import ScanSummary
 from torchptycho.analysis.registration import flatten_phase
 from torchptycho.core.errors import EvaluationError
 from torchptycho.core.reconstruction import Reconstruction
@@ -24,7 +23,6 @@ from torchptycho.visualization.plot.panels import (
 from torchptycho.visualization.report.html_blocks import (
     Block,
     Chart,
-    Details,
     Section,
     Table,
     make_complex_figure,
@@ -33,22 +31,18 @@ from torchptycho.visualization.report.html_blocks import (
 )
 from torchptycho.visualization.report.pattern_panels import DetectorModel, compare_patterns
 from torchptycho.visualization.report.svg_charts import Series, draw_curves_svg, draw_positions_svg
-from torchptycho.visualization.tables import format_value
 
 __all__ = [
     "format_photons",
     "format_resolution",
-    "make_configuration_section",
     "make_curves_section",
-    "make_data_section",
     "make_image_section",
     "make_patterns_section",
     "make_positions_section",
     "make_probe_section",
-    "make_provenance_section",
     "make_resolution_section",
     "make_truth_section",
-]  # fmt: skip
+]
 
 _DECADES = 5
 _STAGE_COLOURS = {"train": 1, "val": 2, "test": 3, "": 4}
@@ -271,68 +265,6 @@ def make_positions_section(scan: Scan, image: Reconstruction) -> Section:
     )
 
 
-def make_data_section(summary: ScanSummary) -> Section:
-    """Show what `inspect` says about the scan."""
-    apart = ("problems", "notes", "metadata", "left_out", "dead_pixels", "hot_pixels", "dim_frames", "bright_frames")
-    rows = [
-        (_format_label(name), _format_cell(value))
-        for name, value in summary.to_dict().items()
-        if name not in (*apart, "usable", "near_field")
-    ]
-    rows += [("how it was read" if number == 0 else "", note) for number, note in enumerate(summary.notes)]
-    return Section(id="data", title="Data", rows=[("", [Table(rows=rows)])], warnings=list(summary.problems))
-
-
-def make_configuration_section(image: Reconstruction) -> Section | None:
-    """Show every option of the run, section by section."""
-    sections: dict[str, Any] = dict(image.provenance.get("config") or {})
-    refined = image.provenance.get("refinement", image.provenance)
-    if "refine" in refined:
-        sections["refine"] = refined["refine"]
-    tables = [
-        (name, Table(rows=[(key, _format_cell(value)) for key, value in options.items()]))
-        for name, options in sections.items()
-        if isinstance(options, dict)
-    ]
-    if not tables:
-        return None
-    return Section(
-        id="configuration",
-        title="Configuration",
-        rows=[("", [Details(tables=tables)])],
-        text="All options, with those that were not given as they were by default.",
-    )
-
-
-def make_provenance_section(image: Reconstruction, report_seconds: float) -> Section:
-    """Show where the image comes from, what computed it, and how long that took."""
-    provenance = image.provenance
-    refined = provenance.get("refinement", provenance)
-    rows = [
-        (label, str(source[key]))
-        for source, key, label in (
-            (provenance, "source", "scan"),
-            (refined, "scan_sha256", "scan, SHA-256"),
-            (provenance, "checkpoint", "checkpoint"),
-            (provenance, "checkpoint_sha256", "checkpoint, SHA-256"),
-            (refined, "epochs", "epochs of refinement"),
-        )
-        if source.get(key) is not None
-    ]
-    if refined.get("complete") is False:
-        rows.append(("refinement", "was interrupted; this is the image so far"))
-    network = provenance["seconds"] - refined["seconds"] if refined is not provenance else provenance.get("seconds")
-    if "epochs" in refined:
-        rows.append(("time, refinement", f"{refined['seconds']:.1f} s"))
-        rows.append(("time per epoch", f"{refined['seconds'] / max(1, refined['epochs']):.3g} s"))
-        network = network if refined is not provenance else None
-    if network is not None:
-        rows.append(("time, network and stitching", f"{network:.1f} s"))
-    rows.append(("time, this page", f"{report_seconds:.1f} s"))
-    rows += [(name, str(version)) for name, version in (provenance.get("versions") or {}).items()]
-    return Section(id="provenance", title="Provenance, versions and timings", rows=[("", [Table(rows=rows)])])
-
-
 def format_resolution(metrics: Metrics) -> str:
     """Format the half period at the half-bit threshold, in pixels and in metres where these are known."""
     last = float(metrics.frc.frequency_cycles_per_px[-1])
@@ -369,19 +301,3 @@ def _format_length(length_px: float, pixel_m: float | None) -> str:
         return f"{length_px:.3g} px"
     factor, unit = choose_length_unit(length_px * pixel_m)
     return f"{length_px:.3g} px = {length_px * pixel_m / factor:.3g} {unit}"
-
-
-def _format_label(name: str) -> str:
-    """Format the name of a field for people: n_dead_pixels is dead pixels, step_px is step (px)."""
-    if name == "n_px":
-        return "frame edge (px)"
-    words, _, unit = name.removeprefix("n_").replace("_", " ").rpartition(" ")
-    return f"{words} ({unit})" if unit in ("px", "m") else f"{words} {unit}".strip()
-
-
-def _format_cell(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if value is None or value in ([], (), {}):
-        return "—"
-    return format_value(value)

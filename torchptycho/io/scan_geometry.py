@@ -1,0 +1,107 @@
+"""Geometry and positions of a scan in object pixels, from what its file states and what the options ask for."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float64
+
+from torchptycho.core.config.read import ReadConfig
+from torchptycho.core.errors import ScanError
+from torchptycho.core.geometry import Geometry
+from torchptycho.core.scan import Scan
+from torchptycho.io.raw_scan import RawScan
+
+__all__ = ["build_geometry", "convert_positions", "convert_to_pixels", "find_reference_edge", "orient_positions"]
+
+
+# No ptychographic scan is wider; positions beyond are not in metres.
+_MAX_EXTENT_M = 0.5
+
+
+def convert_positions(recorded: RawScan, scan: Scan) -> Float64[np.ndarray, "m 2"]:
+    """Convert positions, in object pixels, for other frames of the file that a scan was made from.
+
+    Arguments:
+        recorded: what its reader gave for those frames.
+        scan: made of some frames of the file, without a true object.
+
+    Raises:
+        ScanError: they are no lengths.
+    """
+    config = scan.reading
+    scale = scan.n_px * config.binning / find_reference_edge(recorded) if config.changes_frames else 1.0
+    return orient_positions(convert_to_pixels(recorded, scan.geometry, scale), config, [])
+
+
+def find_reference_edge(recorded: RawScan) -> int:
+    """Frame edge that the file's object pixel and its probe refer to."""
+    if recorded.positions_n_px is not None:
+        return recorded.positions_n_px
+    height, width = recorded.frames.shape[1:]
+    return height if height == width or recorded.probe is None else recorded.probe.shape[-1]
+
+
+def build_geometry(recorded: RawScan, config: ReadConfig, n_px: int, scale: float, binning: int) -> Geometry:
+    """Build the geometry of the scan: options override the file; the detector pixel is that after binning."""
+    given = {
+        name: value
+        for name in ("energy_eV", "distance_m", "detector_pixel_m")
+        if (value := getattr(config, name)) is not None
+    }
+    own = recorded.geometry
+    changed = dataclasses.replace(own, object_pixel_m=None if given else own.object_pixel_m, **given)
+    if changed.detector_pixel_m is not None:
+        changed = dataclasses.replace(changed, detector_pixel_m=changed.detector_pixel_m * binning)
+    if changed.object_pixel_m is not None:
+        changed = dataclasses.replace(changed, object_pixel_m=changed.object_pixel_m / scale)
+    try:
+        return changed.with_object_pixel(n_px) if recorded.unit == "m" or given else changed
+    except (ValueError, OverflowError, ZeroDivisionError):
+        raise ScanError(
+            recorded.path,
+            None,
+            expected="lengths of an experiment",
+            found=f"{changed}",
+            remedy="Correct --energy-eV, --distance-m or --detector-pixel-m.",
+        ) from None
+
+
+def convert_to_pixels(recorded: RawScan, geometry: Geometry, scale: float) -> np.ndarray:
+    if recorded.unit == "px":
+        return recorded.positions * scale
+    key = "', '".join(reversed(recorded.position_keys))
+    extent = float(np.ptp(recorded.positions, axis=0).max()) if np.isfinite(recorded.positions).all() else 0.0
+    if extent > _MAX_EXTENT_M:
+        raise ScanError(
+            recorded.path,
+            key,
+            expected="positions in metres",
+            found=f"positions that span {extent:.3g} m",
+            remedy="They look like micrometres or pixels: name their unit in a mapping, or repair the file.",
+        )
+    if geometry.object_pixel_m is None:
+        missing = [
+            f"--{name.replace('_', '-')}"
+            for name in ("energy_eV", "distance_m", "detector_pixel_m")
+            if getattr(geometry, name) is None
+        ]
+        raise ScanError(
+            recorded.path,
+            key,
+            expected="lengths that turn metres into object pixels",
+            found=f"no {', no '.join(name.strip('-') for name in missing)}",
+            remedy=f"Give them with {' '.join(missing)}.",
+        )
+    return recorded.positions / geometry.object_pixel_m
+
+
+def orient_positions(positions_px: np.ndarray, config: ReadConfig, notes: list[str]) -> np.ndarray:
+    turned = positions_px[:, ::-1] if config.swap_xy else positions_px
+    sign = np.array([-1.0 if config.flip_y else 1.0, -1.0 if config.flip_x else 1.0])
+    done = [name for name in ("swap_xy", "flip_y", "flip_x") if getattr(config, name)]
+    if done:
+        notes.append(f"positions turned: {', '.join(done)}")
+    # + 0.0, because -0.0 is written differently.
+    return np.ascontiguousarray(turned * sign + 0.0, dtype=np.float64)

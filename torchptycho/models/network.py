@@ -17,6 +17,7 @@ from torchptycho.core.errors import StoreError
 from torchptycho.models.generators import Generator, GroupInput, build_generator
 from torchptycho.models.measurement import MeasurementModel
 from torchptycho.physics.diffraction import expected_counts
+from torchptycho.physics.group_patches import GATHER_SCATTER, PatchOperators
 from torchptycho.physics.overlap import central_weight, merge, merge_canvas_px, probe_weight
 from torchptycho.physics.scaling import counts_per_squared_amplitude, to_intensity
 
@@ -138,7 +139,9 @@ class PtychoNetwork(nn.Module):
         canvas_px = None if max_offset_px is None else merge_canvas_px(self.n_px, max_offset_px)
         self._inference_canvas_px = None if canvas_px is None else max(self._canvas_px, canvas_px)
 
-    def forward(self, batch: FrameBatch) -> Complex[Tensor, "b c n n"]:
+    def forward(
+        self, batch: FrameBatch, patch_operators: PatchOperators = GATHER_SCATTER
+    ) -> Complex[Tensor, "b c n n"]:
         """Object patches of the frames of each group, as the generator sees them, before any merging."""
         amplitude = self._compute_intensity(batch).sqrt() * self._expand_per_group(self.input_scale, batch)
         intensity_per_count = self._intensity_per_count[batch.scan].float()
@@ -153,6 +156,7 @@ class PtychoNetwork(nn.Module):
                 background=intensity_per_count
                 * (background[batch.scan] if isinstance(background, Tensor) else background),
                 canvas_px=self._choose_canvas_px(batch),
+                patch_operators=patch_operators,
             )
         )
 

@@ -8,15 +8,14 @@ import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
-from torchptycho.physics.group_patches import WholePixelBlocks, extract_groups
+from torchptycho.physics.group_patches import GATHER_SCATTER, PatchOperators
 from torchptycho.physics.patches import locate_corner
+from torchptycho.physics.wave_correction import PoissonWaveCorrection
 
 __all__ = ["GroupProjection", "extrapolate", "shift_probe", "upsample_2x"]
 
 _REGULARISATION = 0.03
 _MOMENTUM = 0.85
-# Where far more was counted than is expected, the wave grows by so many times itself in one step, and no more.
-_MAX_GROWTH = 4.0
 # Turns of the object that are slower than so many cycles per frame go twice as far, and what is faster less and less.
 _ROLL_OFF_CYCLES = 3.0
 # Beyond so many cycles per frame nothing worth the name is left of that.
@@ -43,7 +42,8 @@ class GroupProjection:
         mask: good detector pixels.
         intensity_per_count: squared amplitude that one count makes.
         background: squared amplitude that does not come from the sample.
-        canvas_px: edge S of the canvases; they must hold every patch, see `merging.merge_canvas_px`.
+        canvas_px: edge S of the canvases; they must hold every patch, see `overlap.merge_canvas_px`.
+        operators: how patches are read and placed.
     """
 
     def __init__(
@@ -55,18 +55,20 @@ class GroupProjection:
         intensity_per_count: Float[Tensor, " b"],
         background: Float[Tensor, " b"],
         canvas_px: int,
+        operators: PatchOperators = GATHER_SCATTER,
     ) -> None:
         self._n_px = n_px = amplitude.shape[-1]
         self._corner_px = locate_corner(offset_px, n_px, (-(canvas_px // 2), -(canvas_px // 2)))
         whole = self._corner_px.round()
-        self._blocks = WholePixelBlocks(whole.long(), n_px, canvas_px)
+        self._operators = operators
+        self._blocks = operators.build_blocks(whole.long(), n_px, canvas_px)
         intensity_per_count = intensity_per_count.to(amplitude.dtype)[:, None, None, None]
-        # (y - I) / 2 (I + 1) = (y + 1) / 2 (I + 1) - 1/2, and 0 under the mask: what of it does not change.
-        self._half_mask = 0.5 * torch.fft.ifftshift(mask, dim=(-2, -1)).to(amplitude.dtype)
-        self._half_counts = (
-            torch.fft.ifftshift(amplitude.square(), dim=(-2, -1)) + intensity_per_count
-        ) * self._half_mask
-        self._offset = intensity_per_count + background.to(amplitude.dtype)[:, None, None, None]
+        self._correction = PoissonWaveCorrection(
+            torch.fft.ifftshift(amplitude.square(), dim=(-2, -1)),
+            torch.fft.ifftshift(mask, dim=(-2, -1)).to(amplitude.dtype),
+            intensity_per_count,
+            background.to(amplitude.dtype)[:, None, None, None],
+        )
         self._probe = shift_probe(probe, (self._corner_px - whole).to(amplitude.dtype))
         self._conjugate = self._probe.conj().resolve_conj()
         illumination = self._blocks.place(_sum_modes(self._probe.real.square() + self._probe.imag.square()))
@@ -88,6 +90,7 @@ class GroupProjection:
         intensity_per_count: Float[Tensor, " b"],
         background: Float[Tensor, " b"],
         canvas_px: int,
+        operators: PatchOperators = GATHER_SCATTER,
     ) -> GroupProjection:
         """The same at half the resolution, from the middle of the detector: a quarter of the pixels.
 
@@ -96,7 +99,7 @@ class GroupProjection:
         the middle of the detector is left out, which costs accuracy and does no other harm.
 
         Arguments:
-            canvas_px: edge of the full canvases, a multiple of 4.
+            canvas_px: edge S of the canvases at full resolution, a multiple of 4.
         """
         n_px = amplitude.shape[-1] // 2
         far = torch.fft.fftshift(torch.fft.fft2(probe, norm="ortho"), dim=(-2, -1))
@@ -109,6 +112,7 @@ class GroupProjection:
             intensity_per_count,
             background,
             canvas_px // 2,
+            operators,
         )
 
     def make_transparent_objects(self) -> Complex[Tensor, "b s s"]:
@@ -117,14 +121,13 @@ class GroupProjection:
 
     def extract_patches(self, canvas: Complex[Tensor, "b s s"]) -> Complex[Tensor, "b c n n"]:
         """What each frame sees of its group's object, interpolated bilinearly: pixel N/2 is on the frame's position."""
-        return extract_groups(canvas, self._corner_px, self._n_px)
+        return self._operators.extract(canvas, self._corner_px, self._n_px)
 
     def gradient_step(self, canvas: Complex[Tensor, "b s s"]) -> Complex[Tensor, "b s s"]:
         """What the counts would have these objects change by."""
         far = torch.fft.fft2(self._blocks.extract(canvas)[:, :, None] * self._probe, norm="ortho")
         squares = torch.view_as_real(far).square()
-        expected = _sum_modes(squares[..., 0] + squares[..., 1]) + self._offset
-        ratio = (self._half_counts / expected).sub_(self._half_mask).clamp_max_(_MAX_GROWTH)
+        ratio = self._correction.compute(_sum_modes(squares[..., 0] + squares[..., 1]))
         backprojection = _sum_modes(torch.fft.ifft2(far * ratio[:, :, None], norm="ortho") * self._conjugate)
         placed = self._blocks.place(backprojection)
         return torch.view_as_complex(torch.view_as_real(placed) * self._inverse)

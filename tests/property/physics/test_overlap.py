@@ -10,8 +10,8 @@ from strategies import make_asymmetric_probe, normal, offsets, probes, seeds
 from tolerances import assert_close, relative_l2, tolerance
 from torch import Tensor
 
-from torchptycho.physics.group_patches import extract_groups, place_groups
-from torchptycho.physics.matrix_patches import extract_by_matrices, place_by_matrices
+from torchptycho.models.export.matrix_patches import MatrixPatches
+from torchptycho.physics.group_patches import GATHER_SCATTER, extract_groups, place_groups
 from torchptycho.physics.overlap import central_weight, merge, merge_canvas_px, probe_weight
 from torchptycho.physics.patches import extract, locate_corner
 
@@ -162,5 +162,12 @@ def test_matrices_read_and_place_as_groups_do(offset: Tensor, seed: int) -> None
     canvases, patches = normal((2, size, size), seed), normal((2, 3, N, N), seed + 1)
     for complex_ in (True, False):
         field, part = (canvases, patches) if complex_ else (canvases.real, patches.real)
-        assert_close(extract_by_matrices(field, place_px, N), extract_groups(field, place_px, N), "double")
-        assert_close(place_by_matrices(part, place_px, size), place_groups(part, place_px, size), "double")
+        assert_close(MatrixPatches().extract(field, place_px, N), extract_groups(field, place_px, N), "double")
+        assert_close(MatrixPatches().place(part, place_px, size), place_groups(part, place_px, size), "double")
+        blocks = [
+            operators.build_blocks(place_px.floor().long(), N, size) for operators in (MatrixPatches(), GATHER_SCATTER)
+        ]
+        first, second = (each.extract(field.to(torch.complex64).real) for each in blocks)
+        assert_close(first, second, "devices")
+        first, second = (each.place(part.to(torch.complex64).real) for each in blocks)
+        assert_close(first, second, "devices")

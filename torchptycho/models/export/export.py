@@ -32,6 +32,7 @@ from torchptycho.core.errors import ConfigError, ExportError
 from torchptycho.core.text import format_error
 from torchptycho.data.inference_dataset import InferenceBatch
 from torchptycho.io.storage.file_access import replace_atomically
+from torchptycho.models.export.matrix_patches import MatrixPatches
 from torchptycho.models.export.metadata import (
     METADATA_KEY,
     ExportMetadata,
@@ -42,7 +43,6 @@ from torchptycho.models.export.metadata import (
 from torchptycho.models.export.real_arithmetic import RealArithmetic
 from torchptycho.models.export.runtimes import AotEngine, OnnxEngine, Runner, require_packages
 from torchptycho.models.network import PtychoNetwork
-from torchptycho.physics.matrix_patches import use_matrix_patches
 from torchptycho.physics.overlap import merge_canvas_px
 from torchptycho.physics.scaling import counts_per_squared_amplitude
 
@@ -130,7 +130,7 @@ class _FunctionalNetwork(nn.Module):
         mask: Bool[Tensor, "n n"],
     ) -> Float[Tensor, "b c n n 2"]:
         own = {"input_scale": input_scale.reshape(1).double(), "masks": mask[None]}
-        patches = torch.func.functional_call(self.network, own, (_make_batch(frames, offset_px),))
+        patches = torch.func.functional_call(self.network, own, (_make_batch(frames, offset_px), MatrixPatches()))
         return torch.view_as_real(patches)
 
 
@@ -178,8 +178,7 @@ def _trace_real(network: PtychoNetwork, metadata: ExportMetadata, *, matrices: b
     free = {0: torch.export.Dim("groups", min=1, max=1 << 20)}
     shapes = {"frames": free, "offset_px": free, "input_scale": None, "mask": None}
     try:
-        with use_matrix_patches():
-            traced = torch.export.export(_FunctionalNetwork(network), arguments, dynamic_shapes=shapes, strict=False)
+        traced = torch.export.export(_FunctionalNetwork(network), arguments, dynamic_shapes=shapes, strict=False)
         # Of frames, and of their middle.
         edges_px = (network.n_px, network.n_px // 2) if matrices else None
         plain = RealArithmetic(traced.module(check_guards=False), edges_px)

@@ -21,6 +21,7 @@ from torchptycho.core.text import format_error
 from torchptycho.models.export.metadata import METADATA_KEY, ExportMetadata, parse_metadata, read_package
 from torchptycho.models.generators import Generator, GroupInput
 from torchptycho.models.network import FrameBatch, PtychoNetwork
+from torchptycho.physics.group_patches import GATHER_SCATTER, PatchOperators
 
 __all__ = [
     "AotEngine",
@@ -220,7 +221,9 @@ class ExportedNetwork(PtychoNetwork):
                 f"`torchptycho export CKPT FILE --max-offset-px {math.ceil(max_offset_px)}`."
             )
 
-    def forward(self, batch: FrameBatch) -> Complex[Tensor, "b c n n"]:
+    def forward(
+        self, batch: FrameBatch, patch_operators: PatchOperators = GATHER_SCATTER
+    ) -> Complex[Tensor, "b c n n"]:
         self.expect_offsets(float(batch.offset_px.abs().max()))
         patches = self._runner(
             batch.frames.float(), batch.offset_px.float(), self.input_scale[0].float(), self.masks[0]

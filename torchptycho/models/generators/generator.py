@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from torchptycho.core.config import ModelConfig
 from torchptycho.core.errors import ConfigError
+from torchptycho.physics.group_patches import GATHER_SCATTER, PatchOperators
 
 __all__ = ["Generator", "GroupInput", "build_generator", "find_generator"]
 
@@ -36,6 +37,7 @@ class GroupInput:
         intensity_per_count: squared amplitude that one count makes.
         background: squared amplitude that does not come from the sample.
         canvas_px: even edge of a canvas around the group's centre that holds all its patches.
+        patch_operators: how patches are read from canvases and placed there.
     """
 
     amplitude: Float[Tensor, "b c n n"]
@@ -45,6 +47,7 @@ class GroupInput:
     intensity_per_count: Float[Tensor, " b"]
     background: Float[Tensor, " b"]
     canvas_px: int
+    patch_operators: PatchOperators = GATHER_SCATTER
 
 
 class Generator(nn.Module, abc.ABC):

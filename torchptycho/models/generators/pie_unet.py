@@ -67,6 +67,7 @@ class PieUNet(UNetGenerator):
             group.intensity_per_count,
             group.background,
             edge_px,
+            group.patch_operators,
         )
         # No half-precision FFT exists for every backend, and complex numbers have no bf16.
         with torch.autocast(device_type=group.amplitude.device.type, enabled=False):

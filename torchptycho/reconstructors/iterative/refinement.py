@@ -24,17 +24,26 @@ from torchptycho.core.versions import collect_versions
 from torchptycho.io import read_scan
 from torchptycho.io.fingerprint import fingerprint_scan
 from torchptycho.physics.patches import place_inside
-from torchptycho.physics.scaling import compute_probe_factor
 from torchptycho.reconstructors.iterative.autodiff import AutodiffSolver
+from torchptycho.reconstructors.iterative.initial_state import (
+    compute_start_margin_px,
+    initialize_state,
+    limit_positions,
+)
 from torchptycho.reconstructors.iterative.position_correction import (
     PositionSteps,
     add_momentum,
     fit_linear_part,
     random_search,
 )
-from torchptycho.reconstructors.iterative.probe_modes import orthogonalize_modes, set_mode_count
+from torchptycho.reconstructors.iterative.probe_modes import orthogonalize_modes
 from torchptycho.reconstructors.iterative.problem import Problem, open_problem
-from torchptycho.reconstructors.iterative.rpie import choose_batch_size, compute_frame_misfits, run_epoch
+from torchptycho.reconstructors.iterative.rpie import compute_frame_misfits, run_epoch
+from torchptycho.reconstructors.iterative.schedule import (
+    advance_polishing,
+    compute_polishing_progress,
+    plan_frames_per_update,
+)
 from torchptycho.reconstructors.iterative.state import RefinementState
 
 __all__ = ["refine"]
@@ -43,8 +52,6 @@ _log = logging.getLogger(__name__)
 
 # A misfit that grew by more than this in an epoch means that momentum carries the estimate away.
 _DIVERGENCE_RATIO = 1.3
-# Light that a background begins with, relative to the mean count.
-_INITIAL_BACKGROUND = 1e-3
 _SAVE_EVERY_S = 30.0
 
 EpochCallback = Callable[[int, float], None]
@@ -95,14 +102,14 @@ def refine(
         raise ConfigError("resume: expected the state_file of an earlier refinement; found none.")
     (place,) = find_devices(device, option="device")
     moves = config.position_update != "none"
-    margin_px = math.ceil(config.position_limit_px) if moves else _compute_start_margin_px(scan, start)
+    margin_px = math.ceil(config.position_limit_px) if moves else compute_start_margin_px(scan, start)
     with torch.no_grad(), open_problem(scan, margin_px=margin_px, device=place, scratch=scratch) as problem:
         fingerprint = _build_fingerprint(scan, config)
         if resume:
             assert state_file is not None
             state = RefinementState.load(state_file, fingerprint, place)
         else:
-            state = _initialize_state(problem, scan, start, probe, config)
+            state = initialize_state(problem, scan, start, probe, config)
 
         def report_epoch(epoch: int, misfit: float) -> None:
             if on_epoch is not None:
@@ -112,72 +119,6 @@ def refine(
 
         complete = _run_epochs(problem, scan, state, config, report_epoch, state_file, fingerprint)
         return _build_reconstruction(problem, scan, state, config, complete, fingerprint["scan"])
-
-
-def _compute_start_margin_px(scan: Scan, start: Reconstruction | None) -> int:
-    """Room for the positions that an earlier refinement has found."""
-    if start is None or start.positions_px is None or start.positions_px.shape != scan.positions_px.shape:
-        return 0
-    return math.ceil(float(np.abs(start.positions_px - scan.positions_px).max()))
-
-
-def _initialize_state(
-    problem: Problem, scan: Scan, start: Reconstruction | None, probe: np.ndarray | None, config: RefineConfig
-) -> RefinementState:
-    if probe is None and start is not None and start.probe is not None:
-        probe = start.probe
-    if probe is None:
-        modes = torch.from_numpy(scan.probe) * compute_probe_factor(scan, problem.scaling)
-    else:
-        modes = torch.from_numpy(np.ascontiguousarray(probe))
-    if modes.shape[-2:] != (problem.n_px, problem.n_px):
-        raise ConfigError(
-            f"probe: expected {problem.n_px}x{problem.n_px} px, as the frames; found {tuple(modes.shape)}."
-        )
-    modes = set_mode_count(modes.to(problem.device, problem.dtype), config.n_modes or len(modes))
-    positions_px = torch.from_numpy(scan.positions_px).to(problem.device)
-    moves = config.position_update != "none"
-    if start is not None and start.positions_px is not None and (moves or len(start.positions_px) == scan.n_frames):
-        if start.positions_px.shape != scan.positions_px.shape:
-            raise ConfigError(
-                f"start: its positions are of {len(start.positions_px)} frames; the scan has {scan.n_frames}."
-            )
-        found_px = torch.from_numpy(start.positions_px).to(problem.device)
-        positions_px = _limit_positions(found_px, positions_px, config) if moves else found_px
-    object = _make_uniform_object(problem, modes) if start is None else _crop_start_to_canvas(problem, start)
-    state = RefinementState.begin(object, modes, positions_px)
-    if config.background:
-        state.background += _INITIAL_BACKGROUND * problem.scaling.photons_per_frame / problem.n_px**2
-    return state
-
-
-def _make_uniform_object(problem: Problem, probe: Tensor) -> Tensor:
-    """The constant object through which the good pixels count as many photons as they did."""
-    pattern = torch.fft.fft2(probe, norm="ortho").abs().square().sum(0)
-    seen = float(pattern[problem.mask].sum())
-    value = math.sqrt(problem.scaling.photons_per_frame / seen) if seen > 0 else 1.0
-    return torch.full(problem.shape, value, dtype=problem.dtype, device=problem.device)
-
-
-def _crop_start_to_canvas(problem: Problem, start: Reconstruction) -> Tensor:
-    """The start where it is valid, and around it what it is on average."""
-    values = torch.from_numpy(start.object).to(problem.device, problem.dtype)
-    valid = torch.from_numpy(start.valid)
-    top, left = (mine - its for mine, its in zip(problem.origin_px, start.origin_px, strict=True))
-    rows = torch.arange(problem.shape[0]) + top
-    columns = torch.arange(problem.shape[1]) + left
-    inside = ((rows >= 0) & (rows < len(valid)))[:, None] & ((columns >= 0) & (columns < valid.shape[1]))
-    take = (rows.clamp(0, len(valid) - 1)[:, None], columns.clamp(0, valid.shape[1] - 1))
-    known = (inside & valid[take]).to(problem.device)
-    if not bool(known.any()):
-        raise ConfigError(
-            f"start: its {len(valid)}x{valid.shape[1]} px at {start.origin_px} (y, x) hold nothing valid where the "
-            f"scan is ({problem.shape[0]}x{problem.shape[1]} px at {problem.origin_px}). Is it an image of this scan?"
-        )
-    found = values[take]
-    mean = found[known].mean()
-    mean = mean / mean.abs().clamp_min(1e-6) * found[known].abs().mean()
-    return torch.where(known, found, mean)
 
 
 def _run_epochs(
@@ -194,7 +135,7 @@ def _run_epochs(
     given_px = torch.from_numpy(scan.positions_px).to(problem.device)
     saved = time.perf_counter()
     try:
-        while state.epoch < config.epochs and not _has_stalled(state, config):
+        while state.epoch < config.epochs and advance_polishing(state, config):
             begun = time.perf_counter()
             misfit = _advance_epoch(problem, state, config, solver, given_px)
             if len(state.probe) > 1:
@@ -233,18 +174,26 @@ def _advance_epoch(
     order = torch.randperm(problem.n_frames, generator=generator).to(problem.device)
     probe = config.probe_update and state.epoch >= config.probe_start_epoch
     positions = config.position_update != "none" and state.epoch >= config.position_start_epoch
-    per_update, part = _plan_updates(problem, state, config)
+    polished = compute_polishing_progress(state, config)
     if solver is not None:
         before = state.positions_px
-        misfit = solver.run_epoch(state, order, rate=1 - 0.9 * part, update_probe=probe, update_positions=positions)
+        misfit = solver.run_epoch(state, order, rate=1 - 0.9 * polished, update_probe=probe, update_positions=positions)
         if config.position_update == "affine":
             state.positions_px = before + fit_linear_part(state.positions_px - before, before)
-        state.positions_px = _limit_positions(state.positions_px, given_px, config)
+        state.positions_px = limit_positions(state.positions_px, given_px, config)
         return misfit
     shifts = PositionSteps(problem.n_frames, problem.device) if positions else None
-    misfit = run_epoch(problem, state, config, order, shifts, frames_per_update=per_update, update_probe=probe)
+    misfit = run_epoch(
+        problem,
+        state,
+        config,
+        order,
+        shifts,
+        frames_per_update=plan_frames_per_update(problem.n_frames, state, config),
+        update_probe=probe,
+    )
     if shifts is not None:
-        _update_positions(problem, state, config, shifts, given_px, part, generator)
+        _update_positions(problem, state, config, shifts, given_px, polished, generator)
     return misfit
 
 
@@ -265,51 +214,21 @@ def _update_positions(
         step = step + shifts.solve_per_frame()
     longest_px = config.position_step_px * (1 - 0.9 * polished)
     state.drift_px = add_momentum(step, state.drift_px, state.positions_px, longest_px)
-    state.positions_px = _limit_positions(state.positions_px + state.drift_px, given_px, config)
+    state.positions_px = limit_positions(state.positions_px + state.drift_px, given_px, config)
     if config.position_update == "affine" or state.polishing_since is not None:
         return
 
     def measure_misfits(index: Tensor, positions_px: Tensor) -> Tensor:
         return compute_frame_misfits(
-            problem, state, config, index, _limit_positions(positions_px, given_px[index], config)
+            problem, state, config, index, limit_positions(positions_px, given_px[index], config)
         )
 
     found, places = random_search(
         measure_misfits, state.positions_px, given_px, shifts.residual, config.position_limit_px, generator
     )
     if len(found):
-        state.positions_px[found] = _limit_positions(places, given_px[found], config)
+        state.positions_px[found] = limit_positions(places, given_px[found], config)
         state.drift_px[found] = 0
-
-
-def _plan_updates(problem: Problem, state: RefinementState, config: RefineConfig) -> tuple[int, float]:
-    """Frames of an update, and how much of the polishing is done (0 to 1)."""
-    planned = config.epochs - round(config.polish * config.epochs)
-    if state.polishing_since is None and state.epoch >= planned:
-        state.polishing_since = state.epoch
-    first = choose_batch_size(config, problem.n_frames)
-    if state.polishing_since is None:
-        return first, 0.0
-    done = state.epoch - state.polishing_since + 1
-    length = max(1, round(config.polish * config.epochs))
-    # All frames from half of it on.
-    growth = min(1.0, 2 * done / length)
-    return round(first * (problem.n_frames / first) ** growth), min(1.0, done / length)
-
-
-def _has_stalled(state: RefinementState, config: RefineConfig) -> bool:
-    """Whether nothing became better for `patience` epochs; the first time this begins the polishing."""
-    misfit = state.history["misfit"]
-    since = state.polishing_since or 0
-    if config.patience is None or len(misfit) - since <= config.patience:
-        return False
-    recent, before = misfit[-config.patience :], misfit[since : -config.patience]
-    if min(recent) < min(before) * (1 - config.min_improvement):
-        return False
-    if state.polishing_since is None and config.polish > 0:
-        state.polishing_since = state.epoch
-        return False
-    return True
 
 
 def _back_off_momentum(state: RefinementState) -> None:
@@ -318,11 +237,6 @@ def _back_off_momentum(state: RefinementState) -> None:
     if len(misfit) > 3 and misfit[-1] > _DIVERGENCE_RATIO * misfit[-2]:
         state.momentum_backoffs += 1
         state.reset_momentum()
-
-
-def _limit_positions(positions_px: Tensor, given_px: Tensor, config: RefineConfig) -> Tensor:
-    limit = config.position_limit_px
-    return given_px + (positions_px - given_px).clamp(-limit, limit)
 
 
 def _build_reconstruction(

@@ -1,0 +1,100 @@
+"""The estimate that a refinement begins with: a uniform object, or an earlier image."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchptycho.core.config import RefineConfig
+from torchptycho.core.errors import ConfigError
+from torchptycho.core.reconstruction import Reconstruction
+from torchptycho.core.scan import Scan
+from torchptycho.physics.scaling import compute_probe_factor
+from torchptycho.reconstructors.iterative.probe_modes import set_mode_count
+from torchptycho.reconstructors.iterative.problem import Problem
+from torchptycho.reconstructors.iterative.state import RefinementState
+
+__all__ = ["compute_start_margin_px", "initialize_state", "limit_positions"]
+
+# Counts that a background begins with, relative to the mean count.
+_INITIAL_BACKGROUND = 1e-3
+
+
+def compute_start_margin_px(scan: Scan, start: Reconstruction | None) -> int:
+    """Return the room around the canvas for positions that an earlier refinement found, in pixels."""
+    if start is None or start.positions_px is None or start.positions_px.shape != scan.positions_px.shape:
+        return 0
+    return math.ceil(float(np.abs(start.positions_px - scan.positions_px).max()))
+
+
+def initialize_state(
+    problem: Problem, scan: Scan, start: Reconstruction | None, probe: np.ndarray | None, config: RefineConfig
+) -> RefinementState:
+    """Return the state before the first epoch.
+
+    Raises:
+        ConfigError: the start or the probe does not fit the scan.
+    """
+    if probe is None and start is not None and start.probe is not None:
+        probe = start.probe
+    if probe is None:
+        modes = torch.from_numpy(scan.probe) * compute_probe_factor(scan, problem.scaling)
+    else:
+        modes = torch.from_numpy(np.ascontiguousarray(probe))
+    if modes.shape[-2:] != (problem.n_px, problem.n_px):
+        raise ConfigError(
+            f"probe: expected {problem.n_px}x{problem.n_px} px, as the frames; found {tuple(modes.shape)}."
+        )
+    modes = set_mode_count(modes.to(problem.device, problem.dtype), config.n_modes or len(modes))
+    positions_px = torch.from_numpy(scan.positions_px).to(problem.device)
+    moves = config.position_update != "none"
+    if start is not None and start.positions_px is not None and (moves or len(start.positions_px) == scan.n_frames):
+        if start.positions_px.shape != scan.positions_px.shape:
+            raise ConfigError(
+                f"start: its positions are of {len(start.positions_px)} frames; the scan has {scan.n_frames}."
+            )
+        start_px = torch.from_numpy(start.positions_px).to(problem.device)
+        positions_px = limit_positions(start_px, positions_px, config) if moves else start_px
+    object = _make_uniform_object(problem, modes) if start is None else _crop_start_to_canvas(problem, start)
+    state = RefinementState.begin(object, modes, positions_px)
+    if config.background:
+        state.background += _INITIAL_BACKGROUND * problem.scaling.photons_per_frame / problem.n_px**2
+    return state
+
+
+def _make_uniform_object(problem: Problem, probe: Tensor) -> Tensor:
+    """Return the constant object through which the good pixels would count the photons that they counted."""
+    pattern = torch.fft.fft2(probe, norm="ortho").abs().square().sum(0)
+    seen = float(pattern[problem.mask].sum())
+    value = math.sqrt(problem.scaling.photons_per_frame / seen) if seen > 0 else 1.0
+    return torch.full(problem.shape, value, dtype=problem.dtype, device=problem.device)
+
+
+def _crop_start_to_canvas(problem: Problem, start: Reconstruction) -> Tensor:
+    """Return the start where it is valid, and its mean elsewhere."""
+    values = torch.from_numpy(start.object).to(problem.device, problem.dtype)
+    valid = torch.from_numpy(start.valid)
+    top, left = (mine - its for mine, its in zip(problem.origin_px, start.origin_px, strict=True))
+    rows = torch.arange(problem.shape[0]) + top
+    columns = torch.arange(problem.shape[1]) + left
+    inside = ((rows >= 0) & (rows < len(valid)))[:, None] & ((columns >= 0) & (columns < valid.shape[1]))
+    take = (rows.clamp(0, len(valid) - 1)[:, None], columns.clamp(0, valid.shape[1] - 1))
+    known = (inside & valid[take]).to(problem.device)
+    if not bool(known.any()):
+        raise ConfigError(
+            f"start: its {len(valid)}x{valid.shape[1]} px at {start.origin_px} (y, x) hold nothing valid where the "
+            f"scan is ({problem.shape[0]}x{problem.shape[1]} px at {problem.origin_px}). Is it an image of this scan?"
+        )
+    taken = values[take]
+    mean = taken[known].mean()
+    mean = mean / mean.abs().clamp_min(1e-6) * taken[known].abs().mean()
+    return torch.where(known, taken, mean)
+
+
+def limit_positions(positions_px: Tensor, given_px: Tensor, config: RefineConfig) -> Tensor:
+    """Return the positions, at most `position_limit_px` from the given ones along each axis."""
+    limit = config.position_limit_px
+    return given_px + (positions_px - given_px).clamp(-limit, limit)

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import h5py
@@ -40,12 +41,12 @@ from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.core.scan import ArrayFrames, Scan
 from torchptycho.data.simulation import simulate
 from torchptycho.io import read_reconstruction, read_scan, write_scan
-from torchptycho.live import WatchResult, replay, watch
+from torchptycho.live import WatchResult, replay, status_reporter, watch, watch_session
 from torchptycho.live.preview import LivePreview
 from torchptycho.live.replay import ReplayResult, make_layout
 from torchptycho.live.scan_header import Chunk, ScanLayout
 from torchptycho.live.status import WatchStatus
-from torchptycho.live.watcher import open_source
+from torchptycho.live.sources import open_source
 from torchptycho.models.checkpoints import load_network
 from torchptycho.reconstructors.inference import predict_patches
 from torchptycho.reconstructors.network_reconstruction import reconstruct
@@ -202,7 +203,7 @@ def test_frames_that_lack_a_group_wait_for_it_and_all_are_in_the_image_once(
 
     monkeypatch.setattr(LivePreview, "add", add)
     # Frames that lack a group wait until the end, however slow this computer is.
-    monkeypatch.setattr("torchptycho.live.watcher._GROUP_TIMEOUT_S", 60.0)
+    monkeypatch.setattr("torchptycho.live.watch_session._GROUP_TIMEOUT_S", 60.0)
     scan = read_scan(recorded, frames=slice(None, 303))
     where = address()
     with playing(scan, where, 2000):
@@ -235,7 +236,7 @@ def test_a_killed_and_a_stopped_watch_go_on_from_their_spool(single: Path, recor
         assert errors.endswith("torchptycho: interrupted\n")
         answer = json.loads(printed)
         assert (answer["state"], answer["out"]) == ("stopped", None)
-        assert "the same command goes on" in answer["message"]
+        assert "the same command continues" in answer["message"]
         assert SIMULATION.n_frames > answer["received"] >= kept + 40
         assert json.loads((out / "status.json").read_text())["state"] == "stopped"
         enough.set()
@@ -443,7 +444,10 @@ def test_a_folder_takes_one_scan_and_one_watch(
     # It is complete, and its image is made again without its source.
     monkeypatch.setattr("torchptycho.live.receiver._SOURCE_TIMEOUT_S", 0.3)
     again = watched(where, single, out).status
-    assert (again.received, again.message) == (100, "all 100 frames were here already; the source was not asked")
+    assert (again.received, again.message) == (
+        100,
+        "all 100 frames were in the spool already; the source was not asked",
+    )
     with pytest.raises(StoreError, match="'source': expected tcp"):
         watched("tcp://127.0.0.1:9", single, out)
     from torchptycho.live.spool import exclusive_receiver
@@ -533,7 +537,7 @@ def test_a_scan_that_ended_early_is_told_as_such_and_is_over_when_it_is_gone_on_
 
     told: list[dict[str, Any]] = []
     with monkeypatch.context() as patch:
-        patch.setattr("torchptycho.live.watcher.reconstruct", killed)
+        patch.setattr("torchptycho.live.watch_session.reconstruct", killed)
         with pytest.raises(SystemExit):
             watched(InMemory(scan, end_at=60), single, out)
     assert (told[0]["state"], told[0]["message"]) == ("finishing", None)
@@ -541,7 +545,7 @@ def test_a_scan_that_ended_early_is_told_as_such_and_is_over_when_it_is_gone_on_
     missing = "40 of 100 expected frames did not come"
     for answers, message in (
         (True, missing),
-        (False, f"all 60 frames were here already; the source was not asked; {missing}"),
+        (False, f"all 60 frames were in the spool already; the source was not asked; {missing}"),
     ):
         again = watched(InMemory(scan, end_at=60, answers=answers), single, out)
         assert (again.status.state, again.status.message) == ("done", message)
@@ -572,7 +576,7 @@ def test_a_watch_is_stopped_while_the_final_image_is_made(
         return reconstruct(*arguments, **options)
 
     out, where = tmp_path / "live", address()
-    monkeypatch.setattr("torchptycho.live.watcher.reconstruct", stopped)
+    monkeypatch.setattr("torchptycho.live.watch_session.reconstruct", stopped)
     with playing(read_scan(recorded, frames=slice(None, 100)), where, 1e5):
         answer = command("watch", where, "--model", single, "--out", out, "--accelerator", "cpu")
     assert (answer.code, answer.err.endswith("torchptycho: interrupted\n")) == (130, True), answer.err
@@ -583,25 +587,33 @@ def test_a_watch_is_stopped_while_the_final_image_is_made(
 
 
 @pytest.mark.contract("live.stop.files")
-@pytest.mark.parametrize("at", ["write_reconstruction", "write_live_images"])
+@pytest.mark.parametrize(
+    "module, name", [(watch_session, "write_reconstruction"), (status_reporter, "write_live_images")]
+)
 def test_a_stop_while_the_last_files_are_written_comes_after_them(
-    at: str, command: Command, single: Path, recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    module: ModuleType,
+    name: str,
+    command: Command,
+    single: Path,
+    recorded: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    inner = getattr(watching, at)
+    inner = getattr(module, name)
 
     def stopped(*arguments: Any) -> None:
         # The picture on the way is drawn before.
-        if at != "write_live_images" or (out / "reconstruction.npz").exists():
+        if name != "write_live_images" or (out / "reconstruction.npz").exists():
             os.kill(os.getpid(), signal.SIGTERM)
         inner(*arguments)
 
     out, scan = tmp_path / "live", read_scan(recorded, frames=slice(None, 100))
-    monkeypatch.setattr(watching, at, stopped)
+    monkeypatch.setattr(module, name, stopped)
     where = address()
     with playing(scan, where, 1e5):
         answer = command("watch", where, "--model", single, "--out", out, "--accelerator", "cpu", "--drop-spool")
     assert (answer.code, answer.err.endswith("torchptycho: interrupted\n")) == (130, True), answer.err
-    assert "told to stop when the image was there already: it is whole, and the spool is kept" in answer.out
+    assert "stopped when the image was already complete: it is written, and the spool is kept" in answer.out
     assert json.loads((out / "status.json").read_text())["state"] == "done"
     assert same(read_reconstruction(out / "reconstruction.npz"), reconstruct(single, scan, **OFFLINE))
     assert (out / "reconstruction.png").read_bytes().endswith(b"IEND\xaeB`\x82")
@@ -678,7 +690,7 @@ def test_a_status_or_a_picture_that_cannot_be_written_is_written_the_next_time(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(WatchStatus, "write", write)
-    monkeypatch.setattr("torchptycho.live.watcher.write_live_images", draw)
+    monkeypatch.setattr("torchptycho.live.status_reporter.write_live_images", draw)
     found = watched(InMemory(read_scan(recorded, frames=slice(None, 100))), single, out)
     assert (found.status.state, found.status.image, len(failed)) == ("done", None, 2)
     assert json.loads((out / "status.json").read_text())["state"] == "done"
@@ -699,10 +711,10 @@ def test_what_is_done_to_a_file_and_not_to_a_stream_is_told(
     prepare = dataclasses.replace(network.config.prepare, crop_px=32, swap_xy=True)
     network.config = dataclasses.replace(network.config, prepare=prepare)
     open_source("tcp://127.0.0.1:9", network, None).close(0)
-    assert "were read with swap_xy, crop_px; a stream has to send frames" in caplog.text
+    assert "were read with swap_xy, crop_px; these options are not applied to a stream" in caplog.text
     open_source(tmp_path / "x.cxi", network, ReadConfig(frames=":5", drop_frames=(1,)))
-    assert "frames is not followed while the scan grows" in caplog.text
-    assert "drop_frames is not followed" in caplog.text
+    assert "frames is ignored while the scan grows" in caplog.text
+    assert "drop_frames is ignored" in caplog.text
     save_config(RunConfig(prepare=PrepareConfig(flip_x=True)), tmp_path / "x.yaml")
     answer = command(
         "watch", "tcp://127.0.0.1:9", "--model", single, "--out", tmp_path / "none", "--config", tmp_path / "x.yaml"
@@ -837,7 +849,7 @@ def test_the_commands_tell_what_they_did(command: Command, single: Path, recorde
         answer = command("watch", source, "--model", single, "--out", tmp_path / "none")
         assert (answer.code, words in answer.err) == (1, True), answer.err
     answer = command("watch", where, "--model", single, "--out", "/dev/null/live")
-    assert (answer.code, "out: expected a folder that can be made; found /dev/null/live" in answer.err) == (1, True)
+    assert (answer.code, "out: expected a folder that can be created; found /dev/null/live" in answer.err) == (1, True)
     answer = command("replay", recorded, "--hz", "0")
     assert "--hz: expected frames per second" in answer.err
     answer = command("replay", recorded, "--swmr", tmp_path / "none" / "x.cxi")

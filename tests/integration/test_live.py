@@ -588,7 +588,7 @@ def test_a_watch_is_stopped_while_the_final_image_is_made(
 
 @pytest.mark.contract("live.stop.files")
 @pytest.mark.parametrize(
-    "module, name", [(watch_session, "write_reconstruction"), (status_reporter, "write_live_images")]
+    ("module", "name"), [(watch_session, "write_reconstruction"), (status_reporter, "write_live_images")]
 )
 def test_a_stop_while_the_last_files_are_written_comes_after_them(
     module: ModuleType,
@@ -628,7 +628,7 @@ def test_a_watch_that_is_stopped_before_the_first_frame_says_what_it_waited_for(
     stop, where = threading.Event(), address()
     threading.Timer(1, stop.set).start()
     status = watch(where, single, tmp_path / "live", accelerator="cpu", progress=False, stop=stop).status
-    assert status.message == f"stopped before the first frame came: nobody answers at {where}"
+    assert status.message == f"stopped before the first frame came: no answer from {where}"
 
 
 @pytest.mark.contract("live.spool.other")

@@ -336,7 +336,7 @@ class TestSpool:
         np.testing.assert_array_equal(scan.frames[:], chunk(6).frames[kept])
         np.testing.assert_array_equal(scan.positions_px, chunk(6).positions_px[kept])
         assert (scan.photons_per_frame, scan.left_out, scan.geometry) == (3.0, {2: "why", 4: "why"}, layout.geometry)
-        with pytest.raises(StoreError, match="found 6 of which 6"):
+        with pytest.raises(StoreError, match="found 6, of which 6"):
             spool.make_scan(probe, dict.fromkeys(range(6), "why"))
         spool.close()
         again = Spool.open_existing(tmp_path / "spool")
@@ -701,7 +701,7 @@ class TestStream:
                     if "is no source of frames" in (source.explain_wait() or ""):
                         break
                 assert source.explain_wait() is not None
-                assert "is no source of frames: look at the address" in source.explain_wait()
+                assert "is no source of frames: check the address" in source.explain_wait()
             with context.socket(zmq.ROUTER) as router:
                 router.setsockopt(zmq.LINGER, 0)
                 # The other one is closed in the background.

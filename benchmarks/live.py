@@ -82,16 +82,16 @@ def time_receiving(scan: Path, frames: int, folder: Path) -> float:
 def time_reconstruction(scan: Path, checkpoint: Path, folder: Path, accelerator: str) -> dict[str, float]:
     """Seconds from the first frame until the last is in the image, and of the final image."""
     from torchptycho.live import watch
-    from torchptycho.live.watcher import _WatchSession
+    from torchptycho.live.status_reporter import StatusReporter
 
     times: dict[str, float] = {}
-    inner = _WatchSession._report_status
+    inner = StatusReporter.report
 
     def record_state(self: Any, state: Any, *more: Any) -> None:
         times.setdefault(state, time.perf_counter())
         inner(self, state, *more)
 
-    _WatchSession._report_status = record_state  # type: ignore[method-assign]
+    StatusReporter.report = record_state  # type: ignore[method-assign, assignment]
     process, address = start_replay(scan)
     try:
         found = watch(
@@ -105,7 +105,7 @@ def time_reconstruction(scan: Path, checkpoint: Path, folder: Path, accelerator:
             stop=threading.Event(),
         )
     finally:
-        _WatchSession._report_status = inner  # type: ignore[method-assign]
+        StatusReporter.report = inner  # type: ignore[method-assign]
     process.wait()
     return {
         "whole": times["finishing"] - times["receiving"],

@@ -428,7 +428,7 @@ def test_another_ptycho_torch_is_left_alone(
     assert "its reconstructors are listed, those of torchptycho are not" in caplog.text
     file = installation.read_status().file
     before = file.exists()
-    with pytest.raises(ConfigError, match="Uninstall it, or go on with it"):
+    with pytest.raises(ConfigError, match="Uninstall it, or continue to use it"):
         installation.enable()
     assert file.exists() == before
 

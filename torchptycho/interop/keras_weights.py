@@ -1,22 +1,22 @@
 """Weights of the original PtychoPINN's Keras network, for `torchptycho.models.generators.cnn.CNN` and back.
 
-Keras and torch agree on what a convolution is (a correlation, zero-padded) and differ in how its kernel is held:
-(height, width, inputs, outputs) there, (outputs, inputs, height, width) here. The original's list is in the order of
-Keras' `model.trainable_weights`, kernel and bias of each convolution in turn:
+Keras and torch define convolution in the same way (a zero-padded correlation) and differ in the layout of its kernel:
+(height, width, inputs, outputs) in Keras, (outputs, inputs, height, width) in torch. The original's list is in the
+order of Keras' `model.trainable_weights`, kernel and bias of each convolution:
 
 1. the encoder,
-2. the stages of both decoders, one of the amplitude's and one of the phase's in turn,
-3. with `probe_big`, the border blocks in the same way, and the last convolutions of the borders,
+2. the stages of both decoders, alternately one of the amplitude and one of the phase,
+3. with `probe_big`, the border blocks in the same order, and the last convolutions of the borders,
 4. the convolutions that predict the central half, amplitude and phase.
 
     weights = [variable.numpy() for variable in keras_model.trainable_weights]
     network = CNN(n_px=64, channels=4, n_filters_scale=2, amplitude_activation="sigmoid", probe_big=True)
     network.load_state_dict(state_dict_from_keras(weights, network))
 
-Not in the list are the amplitude's activation, which has to be named, the intensity scale and the beam. Where a list
-holds them all the same, as a scalar (the logarithm of the scale) and a complex array (the beam), they are passed over.
-Networks of the original that predict one patch for a group (object_big False) or the whole patch by one head
-(pad_object False) have no counterpart here.
+The list does not contain the amplitude's activation, which you have to name, the intensity scale or the probe. If it
+holds the scale, as a scalar (its logarithm), or the probe, as a complex array, they are skipped. Networks of the
+original that predict one patch for a group (object_big False) or the whole patch by one head (pad_object False) have no
+counterpart here.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _REMEDY_STATE = "Take the generator's own state dict, and build the network with
 
 
 def list_keras_entries(network: CNN) -> tuple[str, ...]:
-    """Names of the state dict's entries in the order of the Keras list."""
+    """List the names of the state dict's entries in the order of the Keras list."""
     amplitude, phase = network.amplitude, network.phase
     convolutions = _list_convolutions(network.encoder, "encoder")
     for part in ("stages", "border"):
@@ -56,12 +56,11 @@ def list_keras_entries(network: CNN) -> tuple[str, ...]:
 
 
 def state_dict_from_keras(weights: Sequence[np.ndarray | np.generic], network: CNN) -> dict[str, Tensor]:
-    """The original's weights as a state dict for `network`, in their own dtype. The round trip is exact.
+    """Convert the original's weights to a state dict for `network`, without a change of dtype. The round trip is exact.
 
     Arguments:
-        weights: kernels and biases in the order of Keras' `trainable_weights`; scalars and complex arrays among them
-            are passed over.
-        network: says which shapes are expected; it is not changed.
+        weights: kernels and biases in the order of Keras' `trainable_weights`; scalars and complex arrays are skipped.
+        network: defines the expected shapes; it is not changed.
 
     Raises:
         ConfigError: too few or too many weights, or one of another shape.
@@ -84,11 +83,11 @@ def state_dict_from_keras(weights: Sequence[np.ndarray | np.generic], network: C
 
 
 def keras_from_state_dict(state: Mapping[str, Tensor], network: CNN) -> list[Float[np.ndarray, "..."]]:
-    """The entries of a state dict as the original's list of weights, copied, in their own dtype.
+    """Copy the entries of a state dict into the original's list of weights, without a change of dtype.
 
     Arguments:
         state: of a network like `network`, on any device.
-        network: says which entries and shapes are expected; it is not changed.
+        network: defines the expected entries and shapes; it is not changed.
 
     Raises:
         ConfigError: an entry is missing, unknown, or of another shape.
@@ -101,8 +100,8 @@ def keras_from_state_dict(state: Mapping[str, Tensor], network: CNN) -> list[Flo
     arrays = []
     for name in list_keras_entries(network):
         if state[name].shape != expected[name].shape:
-            found, wanted = tuple(state[name].shape), tuple(expected[name].shape)
-            raise ConfigError(f"state dict: '{name}': expected shape {wanted}; found {found}. {_REMEDY_STATE}")
+            shape, expected_shape = tuple(state[name].shape), tuple(expected[name].shape)
+            raise ConfigError(f"state dict: '{name}': expected shape {expected_shape}; found {shape}. {_REMEDY_STATE}")
         arrays.append(np.array(_to_hwio(state[name].detach().cpu().numpy()), order="C"))
     return arrays
 

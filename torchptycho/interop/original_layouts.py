@@ -26,40 +26,40 @@ __all__ = [
 
 
 def channels_last(images: Shaped[np.ndarray, "b c h w"]) -> Shaped[np.ndarray, "b h w c"]:
-    """Images as the original holds them, contiguous."""
+    """Move the channels of images last, as in the original; contiguous."""
     return np.ascontiguousarray(np.moveaxis(images, 1, -1))
 
 
 def channels_first(images: Shaped[np.ndarray, "b h w c"]) -> Shaped[np.ndarray, "b c h w"]:
-    """Images as this package holds them, contiguous."""
+    """Move the channels of images first, as in this package; contiguous."""
     return np.ascontiguousarray(np.moveaxis(images, -1, 1))
 
 
 def coords_from_positions(positions_px: Float[np.ndarray, "g c 2"]) -> Float[np.ndarray, "g 1 2 c"]:
-    """Positions (y, x) as the original's grouped coordinates."""
+    """Convert positions (y, x) to the original's grouped coordinates."""
     return np.ascontiguousarray(np.swapaxes(positions_px[..., ::-1], 1, 2)[:, None])
 
 
 def positions_from_coords(coords: Float[np.ndarray, "g 1 2 c"]) -> Float[np.ndarray, "g c 2"]:
-    """The original's grouped coordinates as positions (y, x)."""
+    """Convert the original's grouped coordinates to positions (y, x)."""
     return np.ascontiguousarray(np.swapaxes(coords[:, 0], 1, 2)[..., ::-1])
 
 
 def relative_from_offsets(offset_px: Float[np.ndarray, "g c 2"]) -> Float[np.ndarray, "g 1 2 c"]:
-    """`coords_relative` of offsets (y, x) from the center of a group."""
+    """Convert offsets (y, x) from the center of a group to `coords_relative`."""
     return -coords_from_positions(offset_px)
 
 
 def offsets_from_relative(coords_relative: Float[np.ndarray, "g 1 2 c"]) -> Float[np.ndarray, "g c 2"]:
-    """Offsets (y, x) from the center of a group, of `coords_relative`."""
+    """Convert `coords_relative` to offsets (y, x) from the center of a group."""
     return -positions_from_coords(coords_relative)
 
 
 def offsets_from_centers(center_px: Float[np.ndarray, "g 2"]) -> Float[np.ndarray, "g 1 2 1"]:
-    """`coords_offsets` of centers (y, x)."""
+    """Convert centers (y, x) to `coords_offsets`."""
     return coords_from_positions(center_px[:, None])
 
 
 def centers_from_offsets(coords_offsets: Float[np.ndarray, "g 1 2 1"]) -> Float[np.ndarray, "g 2"]:
-    """Centers (y, x) of `coords_offsets`."""
+    """Convert `coords_offsets` to centers (y, x)."""
     return positions_from_coords(coords_offsets)[:, 0]

@@ -33,31 +33,31 @@ __all__ = ["GrowingFile"]
 
 _log = logging.getLogger(__name__)
 
-# A writer may be between two steps that belong together; what stays wrong for so long is wrong.
+# A file that is being written may be inconsistent for a moment; an error that lasts this long is raised.
 _ERROR_TIMEOUT_S = 10.0
 _FIRST_FRAMES = 64
 _POLL_INTERVAL_S = 0.05
 
 
 class _ScanReplacedError(ScanError):
-    """Which does not go by itself."""
+    """Another scan has taken the file's name; waiting does not help."""
 
 
 class GrowingFile:
-    """Frames of a CXI or NXcxi_ptycho file, or of any HDF5 file with a mapping, as they come; see `read_scan`.
+    """Source of the frames of a CXI or NXcxi_ptycho file, or of any HDF5 file with a mapping, while it is written.
 
-    The file is opened anew at each look, in SWMR mode when it is written so. A frame is taken when its position is
-    there. The scan is over when a file that was written in SWMR mode has been closed, or when it does not grow any more
-    for `idle_s`. Frames that are taken are those of the scan that was described: its first two are compared each time.
-    Stacks must be extended as frames come, (M, H, W) along their first axis: in one that has its full size from the
-    beginning, what is missing cannot be told from frames without a count.
+    The file is opened for each poll, in SWMR mode if it is written in SWMR mode. A frame is read when its position
+    exists too. The scan is over when a file that was written in SWMR mode is closed, or when the file has not grown for
+    `idle_s`. The first two frames are compared at each poll, so that no frames of another scan are read. The stack of
+    frames, (M, H, W), has to be extended along its first axis as frames come: in a stack that has its full size from
+    the beginning, missing frames and frames without counts look the same.
 
     Arguments:
-        path: need not be there yet.
-        reading: as for the finished file; what needs all frames, `find_bad_pixels`, is left out with a warning.
+        path: the file; it may be created later.
+        reading: as for the finished file; `find_bad_pixels`, which needs all frames, is ignored with a warning.
 
     Raises:
-        ConfigError: the beam centre is to be estimated.
+        ConfigError: the centre of the diffraction patterns is to be estimated.
     """
 
     idle_s: float | None = 30.0
@@ -65,14 +65,14 @@ class GrowingFile:
     def __init__(self, path: Path, reading: ReadConfig) -> None:
         if reading.beam_center_px == "estimated":
             raise ConfigError(
-                "beam_center_px: expected a pixel (y, x), as a mean pattern of all frames is not there yet; found "
-                "'estimated'. Train or reconstruct with the pixel that `inspect` tells."
+                "beam_center_px: expected a pixel (y, x), because the mean pattern of all frames does not exist yet; "
+                "found 'estimated'. Train or reconstruct with the pixel that `inspect` reports."
             )
         if reading.find_bad_pixels:
-            _log.warning("%s: find_bad_pixels needs all frames, and is left out while the scan grows", path)
+            _log.warning("%s: find_bad_pixels needs all frames and is ignored while the scan grows", path)
         self.name = os.path.abspath(path)
         self._path = path
-        # No probe is needed, and which frames are used is the watch's affair.
+        # No probe is needed, and the watch selects the frames.
         self._reading = dataclasses.replace(
             reading,
             find_bad_pixels=False,
@@ -94,8 +94,14 @@ class GrowingFile:
         self._wait_reason: str | None = None
 
     def describe(self) -> ScanLayout | None:
-        if self._throttle():
+        """Read the layout from the first frames; return None until they exist.
+
+        Raises:
+            ScanError: the path is a folder, or the file has not become a scan in 10 s.
+        """
+        if not self._is_poll_due():
             return None
+        self._last_poll_s = time.monotonic()
         if not self._path.exists():
             self._wait_reason, self._last_success_s = f"there is no {self._path} yet", time.monotonic()
             return None
@@ -106,16 +112,16 @@ class GrowingFile:
         try:
             inode = self._read_inode()
             scan = self._read_first_frames()
-            word = self._digest_scan(scan)
+            digest = self._digest_scan(scan)
         except ScanError as error:
-            # Before the first frames there is nothing wrong with a file that somebody writes.
+            # A file that is being written may have no frames yet.
             if find_writer(self._path) != "none":
                 self._last_success_s = time.monotonic()
             self._tolerate(error)
             return None
-        self._scan, self._scan_digest, self._inode, self._wait_reason = scan, word, inode, None
+        self._scan, self._scan_digest, self._inode, self._wait_reason = scan, digest, inode, None
         return ScanLayout(
-            scan=f"{self.name} {word}",
+            scan=f"{self.name} {digest}",
             n_px=scan.n_px,
             dtype=scan.frames.dtype,
             domain=scan.domain,
@@ -125,13 +131,20 @@ class GrowingFile:
         )
 
     def fetch(self, start: int, at_most: int) -> Chunk:
+        """Read the frames from number `start` on that have a position, `at_most` of them.
+
+        Raises:
+            ScanError: another scan has taken the file's name, or the file has been unreadable for 10 s.
+        """
         assert self._scan is not None
         empty = np.zeros((0, *self._scan.frames.shape[1:]), self._scan.frames.dtype)
         nothing = Chunk(frames=empty, positions_px=np.zeros((0, 2)), end=False)
-        if start >= len(self._positions_px) and self._throttle():
-            return nothing
-        # Asked before the frames are counted: what was written until it was closed is there then. An earlier count says
-        # nothing about a file that has been closed since.
+        if start >= len(self._positions_px):
+            if not self._is_poll_due():
+                return nothing
+            self._last_poll_s = time.monotonic()
+        # Before the frames are counted: a file that is closed by now has all of its frames. An earlier count is of no
+        # use for a file that has been closed since.
         writing = find_writer(self._path) != "none"
         self._had_writer |= writing
         closed = self._had_writer and not writing
@@ -155,7 +168,7 @@ class GrowingFile:
             stop = max(start, min(n, start + at_most))
             stack = dataclasses.replace(self._stack, stored_shape=shape)
             frames = _replace_stack(self._scan.frames, stack)[start:stop] if stop > start else empty
-            # After all was read: then it was all of the same scan.
+            # After reading, so that all of the chunk is known to belong to the same scan.
             if stop > start or closed or self._read_inode() != self._inode:
                 self._require_same()
         except _ScanReplacedError:
@@ -172,28 +185,24 @@ class GrowingFile:
         return self._wait_reason
 
     def close(self, received: int) -> None:
-        """Nothing is open between two looks."""
+        """Do nothing: the file is open only during a poll."""
 
-    def _throttle(self) -> bool:
-        now = time.monotonic()
-        if now < self._last_poll_s + _POLL_INTERVAL_S:
-            return True
-        self._last_poll_s = now
-        return False
+    def _is_poll_due(self) -> bool:
+        return time.monotonic() >= self._last_poll_s + _POLL_INTERVAL_S
 
     def _tolerate(self, error: ScanError) -> None:
-        """An error that may go by itself, until it has not for too long."""
+        """Record an error that may be temporary; raise it when it has lasted for `_ERROR_TIMEOUT_S`."""
         if not self._path.exists():
             error = ScanError(
                 self._path,
                 None,
                 expected="the file that is watched",
                 found="that it is gone",
-                remedy="Put it back and go on with the same command; what was received is safe.",
+                remedy="Put it back and repeat the same command; the received frames are safe.",
             )
         now = time.monotonic()
         if self._wait_reason is None:
-            # Nobody may have looked for long, as when there was no room for more frames.
+            # The first error after a success; the last poll may be long ago if the spool was full.
             self._last_success_s = now
         self._wait_reason = str(error)
         if now >= self._last_success_s + _ERROR_TIMEOUT_S:
@@ -201,13 +210,13 @@ class GrowingFile:
 
     def _read_inode(self) -> tuple[int, int] | None:
         try:
-            found = self._path.stat()
+            stat = self._path.stat()
         except OSError:
             return None
-        return found.st_dev, found.st_ino
+        return stat.st_dev, stat.st_ino
 
     def _digest_scan(self, scan: Scan) -> str:
-        """What tells the scan in the file from another one of the same name."""
+        """Compute a digest of the first two frames and positions, which identifies the scan in the file."""
         positions_px = convert_positions(self._read(2), scan)[:2]
         stack = dataclasses.replace(self._stack, stored_shape=self._read_shape())
         return _hash_frames(positions_px, _replace_stack(scan.frames, stack)[:2])
@@ -217,7 +226,7 @@ class GrowingFile:
         inode = self._read_inode()
         if self._digest_scan(self._scan) != self._scan_digest:
             raise self._make_replaced_error()
-        # A file that was copied anew is another one, with the same scan.
+        # A new copy of the file has another inode and holds the same scan.
         self._inode = inode
 
     def _make_replaced_error(self) -> ScanError:
@@ -226,7 +235,7 @@ class GrowingFile:
             None,
             expected="more frames of the scan that is watched",
             found="the first frames of another one, which has begun under this name",
-            remedy="Watch it with another --out; what was received is safe.",
+            remedy="Watch it with another --out; the received frames are safe.",
         )
 
     def _read_first_frames(self) -> Scan:
@@ -236,23 +245,23 @@ class GrowingFile:
             raise ScanError(
                 self._path,
                 None,
-                expected="an HDF5 file, as one that grows",
+                expected="an HDF5 file, the format that can be watched",
                 found=f"another, beginning with {head!r}",
-                remedy="A scan that is complete is for `reconstruct`; `replay` plays it to a watch.",
+                remedy="Use `reconstruct` for a complete scan, or `replay` to play it to a watch.",
             )
         self._raw_scan = self._read(2)
         n = min(self._count_frames(), _FIRST_FRAMES)
         recorded = self._read(n)
         edge = min(recorded.frames.shape[1:])
-        # No probe is needed and no object, which could move the positions.
-        own = recorded.probe if recorded.probe is not None else np.ones((1, edge, edge), np.complex64)
-        bare = dataclasses.replace(recorded, probe=own, truth=None, truth_patches=None, nominal_positions_px=None)
+        # A scan needs a probe, which is not used here. An object could move the positions and is left out.
+        probe = recorded.probe if recorded.probe is not None else np.ones((1, edge, edge), np.complex64)
+        bare = dataclasses.replace(recorded, probe=probe, truth=None, truth_patches=None, nominal_positions_px=None)
         scan = build_scan(bare, "it grows", self._reading)
         self._raw_scan = recorded
         return scan
 
     def _read(self, n: int) -> RawScan:
-        """The first n frames and positions."""
+        """Read the first n frames and positions."""
         config = dataclasses.replace(self._reading, frames=f":{n}")
         if config.mapping is not None:
             recorded = read_mapped(self._path, config, config.mapping)
@@ -286,19 +295,19 @@ class GrowingFile:
         return shape
 
     def _count_frames(self) -> int:
-        """Frames whose positions are there."""
+        """Count the frames that have a position."""
         assert self._raw_scan is not None
         counts = [self._read_shape()[0]]
         for text in set(self._raw_scan.position_keys):
-            place = parse_array_ref(text, self._path.parent, self._path)
-            if place.path != self._path:
-                counts.append(place.load().size)
+            ref = parse_array_ref(text, self._path.parent, self._path)
+            if ref.path != self._path:
+                counts.append(ref.load().size)
                 continue
             with open_hdf5(self._path) as file:
-                dataset = find_dataset(file, self._path, place.key)
+                dataset = find_dataset(file, self._path, ref.key)
                 shape = (0,) if dataset is None else dataset.shape
             # One column of several, or a vector; in CXI the components lie along the last axis.
-            columns = len(shape) > 1 and (place.entry is not None or self._reading.mapping is None)
+            columns = len(shape) > 1 and (ref.entry is not None or self._reading.mapping is None)
             counts.append(math.prod(shape[:-1] if columns else shape))
         return min(counts)
 
@@ -310,7 +319,7 @@ def _find_hdf5_stack(frames: Frames) -> Hdf5Frames | None:
 
 
 def _replace_stack(frames: Frames, stack: Hdf5Frames) -> Frames:
-    """All frames of a stack, as some of them were made into those of a scan."""
+    """Apply the processing of `frames` to another stack, such as the same dataset after it has grown."""
     if isinstance(frames, ProcessedFrames):
         return dataclasses.replace(frames, inner=_replace_stack(frames.inner, stack))
     if isinstance(frames, CastFrames):

@@ -1,4 +1,4 @@
-"""The pictures of the live page, drawn many times while a scan is recorded: without a figure, in tenths of a second."""
+"""The images of the live page, drawn repeatedly during a scan: without matplotlib figures, in tenths of a second."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ __all__ = ["IMAGE_FILES", "LEGEND_FILE", "write_live_images"]
 IMAGE_FILES = ("amplitude.png", "phase.png", "coverage.png")
 LEGEND_FILE = "legend.json"
 
-# More is not seen on a screen, and takes its time to encode and to send.
+# A larger image shows no more on a screen and takes longer to encode and to send.
 _MAX_EDGE_PX = 1500
-# Limits and the phase plane are found on an image of this size: what is drawn does not depend on every pixel.
+# Colour limits and the phase ramp are measured on an image subsampled to this size.
 _STATISTICS_EDGE_PX = 300
 
 
@@ -33,17 +33,18 @@ def write_live_images(
     object_pixel_m: float | None,
     folder: Path,
 ) -> None:
-    """Write `PICTURES` into the folder, and `LEGEND`, which says what their colours and lengths are.
+    """Write `IMAGE_FILES` into the folder, and `LEGEND_FILE` with their colour scales and scale bar.
 
-    Each file is replaced as a whole. Amplitude and phase are transparent where the coverage is below `MIN_COVERAGE` of
-    the largest or the object is not finite, the coverage where it is 0. A constant phase and a phase plane, which
-    ptychography leaves free, are removed. Colours are those of `plot_reconstruction`; what exceeds 1500 px is averaged.
+    Each file is replaced atomically. Amplitude and phase are transparent where the coverage is below `MIN_COVERAGE` of
+    its maximum or the object is not finite; the coverage is transparent where it is 0. The global phase and the phase
+    ramp, which ptychography does not determine, are removed. Colours are those of `plot_reconstruction`. Images larger
+    than 1500 px are averaged down to that size.
 
     Arguments:
-        coverage: sum of the weights that met at a pixel, in any unit.
+        coverage: sum of the weights at each pixel, in any unit.
 
     Raises:
-        ScanError: the folder is not there or cannot be written to.
+        ScanError: the folder does not exist or cannot be written to.
     """
     width = object.shape[1]
     known = np.isfinite(coverage) & (coverage > 0)
@@ -73,10 +74,10 @@ def write_live_images(
 def _write_image(
     values: Float[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"], colour_map: str, limits: Limits, path: Path
 ) -> dict[str, Any]:
-    """Writes the picture; returns what its colours stand for."""
-    picture = apply_colour_map(values, mask, colour_map, limits)
+    """Write one image and return its entry of the legend."""
+    image = apply_colour_map(values, mask, colour_map, limits)
     with replace_atomically(path) as file:
-        # Twice the bytes of the best compression in a tenth of its time; the page is beside the file.
-        picture.save(file, format="png", compress_level=1, transparency=TRANSPARENT_INDEX)
+        # Twice the bytes of the best compression in a tenth of its time; the browser is usually on this machine.
+        image.save(file, format="png", compress_level=1, transparency=TRANSPARENT_INDEX)
     low, high = ("−π", "π") if limits == (-math.pi, math.pi) else (f"{v:.3g}".replace("-", "−") for v in limits)
     return {"low": low, "high": high, "stops": list_colour_stops(colour_map)}

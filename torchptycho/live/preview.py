@@ -1,4 +1,4 @@
-"""The image of the frames that have come so far."""
+"""The live image: a reconstruction of the frames received so far."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ from torchptycho.reconstructors.phase_sync import synchronize_phases
 
 __all__ = ["LivePreview", "require_frames"]
 
-# Patches that are compared with the image to find the phase of the chunk that they are of.
+# The most patches of a chunk that are compared with the image to find the chunk's global phase.
 _MAX_COMPARED_PATCHES = 64
 
 
 class LivePreview:
-    """Takes frames as they come and stitches them at once: a context, in which the network is adapted to the scan.
+    """Stitches frames as they come. A context, in which the network is adapted to the scan.
 
-    The final image is `reconstruct`'s, which knows all frames: their phases agree with all neighbours, where here each
-    chunk is turned as a whole to what is there already.
+    The global phase of each chunk of frames is aligned to the current image. The final image is made by `reconstruct`,
+    which knows all frames and aligns the phase of each group with all of its neighbours.
 
     Arguments:
-        network: trained on frames of this kind; afterwards it is as it was.
+        network: trained on frames of this size and domain; it is restored when the context ends.
         config: the section `reconstruct`.
         layout: of the scan.
         source: named in errors.
-        device: where to compute.
+        device: device to compute on.
 
     Raises:
-        ScanError: the frames are of another kind.
+        ScanError: the frames have another size or domain than the network's.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class LivePreview:
         self.unplaced: dict[int, str] = {}
 
     def __enter__(self) -> LivePreview:
-        # Not in inference mode: its tensors, the network's then, can only be written to within it.
+        # Not in inference mode: the network's tensors would become inference tensors, read-only outside of that mode.
         self._network.to(self._device)
         return self
 
@@ -81,24 +81,24 @@ class LivePreview:
         first: int,
         n_placed: int = 0,
     ) -> None:
-        """Predict frames and place them.
+        """Predict the patches of frames and add them to the image.
 
-        Frames that are unfit for any image are named in `unfit`, and those that only this one has no place for, as it
-        does not know all frames, in `unplaced`; they change nothing.
+        Frames that no image can use are recorded in `unfit`. Frames that cannot be added to this image, which does not
+        know all frames, are recorded in `unplaced`; the final image may use them.
 
         Arguments:
             frames: numbers `first`, `first` + 1, ...
             positions_px: (y, x) of each.
-            n_placed: the frames before this one of them have been placed already and only fill a group.
+            n_placed: how many frames at the beginning were added before; they only complete a group.
         """
         masked = ~self._layout.mask
         if masked.any():
             frames = frames.copy()
             frames[:, masked] = 0
         numbers = np.arange(first, first + len(frames))
-        for number, why in zip(numbers, _find_faults(frames, positions_px), strict=True):
-            if why is not None:
-                self.unfit[int(number)] = why
+        for number, fault in zip(numbers, _find_faults(frames, positions_px), strict=True):
+            if fault is not None:
+                self.unfit[int(number)] = fault
         good = ~np.isin(numbers, [*self.unfit, *self.unplaced])
         frames, positions_px, numbers = frames[good], positions_px[good], numbers[good]
         if len(frames) < self._network.gridsize**2:
@@ -108,23 +108,23 @@ class LivePreview:
             self._context.enter_context(adapt_to_scan(self._network, stream, self._config))
             self._groups_per_batch = batch_size_for(self._network, stream, self._config, self._device)
         self._network.expect_offsets(None)
-        found = torch.zeros(len(frames), *frames.shape[1:], dtype=torch.complex64, device=self._device)
+        frame_patches = torch.zeros(len(frames), *frames.shape[1:], dtype=torch.complex64, device=self._device)
         group = torch.zeros(len(frames), dtype=torch.int64)
         cuts = [
             (start, min(start + self._groups_per_batch, len(stream)))
             for start in range(0, len(stream), self._groups_per_batch)
         ]
-        in_turn = iterate_predictions(self._network, stream, self._config, cuts, self._device)
-        with contextlib.closing(in_turn):
-            for (start, _), (batch, _, patches) in zip(cuts, in_turn, strict=True):
-                mine, numbered = batch.members[batch.is_first], torch.arange(start, start + len(batch.members))
-                found[mine.to(self._device)] = patches[batch.is_first.to(self._device)]
-                group[mine] = numbered[:, None].expand(batch.members.shape)[batch.is_first]
+        predictions = iterate_predictions(self._network, stream, self._config, cuts, self._device)
+        with contextlib.closing(predictions):
+            for (start, _), (batch, _, patches) in zip(cuts, predictions, strict=True):
+                rows, group_numbers = batch.members[batch.is_first], torch.arange(start, start + len(batch.members))
+                frame_patches[rows.to(self._device)] = patches[batch.is_first.to(self._device)]
+                group[rows] = group_numbers[:, None].expand(batch.members.shape)[batch.is_first]
         new = torch.from_numpy(numbers >= first + n_placed)
-        self._place(found, stream.positions_px, group, new, numbers)
+        self._place(frame_patches, stream.positions_px, group, new, numbers)
 
     def make_image(self) -> Reconstruction | None:
-        """What is there; None where nothing is."""
+        """Return the image of the frames so far; None if it is empty."""
         if self._canvas.used_px is None:
             return None
         try:
@@ -134,7 +134,7 @@ class LivePreview:
 
     def _group_frames(self, frames: np.ndarray, positions_px: np.ndarray) -> InferenceDataset:
         if self._scaling is None:
-            # Of what came first; only a network that follows the scan's own scale looks at it.
+            # Measured on the first frames; used only by a network that is scaled to each scan.
             mean = float(sum_frames(frames, self._layout.domain).mean())
             self._scaling = measure_scaling(
                 mean or 1.0,
@@ -165,29 +165,29 @@ class LivePreview:
             patches = patches * synchronize_phases(patches, positions_px, self._weight, group)[:, None, None]
             patches = patches * self._find_phase_factor(patches, positions_px)
         chosen = new.to(self._device) & finite
-        there = positions_px.to(self._device)
+        positions_px = positions_px.to(self._device)
         placed = torch.zeros_like(finite)
-        placed[chosen] = self._canvas.add(patches[chosen], there[chosen], self._weight)
+        placed[chosen] = self._canvas.add(patches[chosen], positions_px[chosen], self._weight)
         for number in numbers[(new & ~finite.cpu()).numpy()].tolist():
             self.unplaced[number] = "the network's patch is not finite"
         for number in numbers[(chosen & ~placed).cpu().numpy()].tolist():
             self.unplaced[number] = "its position is too far from the others"
 
     def _find_phase_factor(self, patches: Tensor, positions_px: Tensor) -> Tensor:
-        """The phase with which a chunk agrees with what is there."""
-        few = slice(0, None, max(1, len(patches) // _MAX_COMPARED_PATCHES))
-        some, n_px = patches[few], patches.shape[-1]
+        """Compute the phase factor that aligns a chunk with the current image, from a sample of its patches."""
+        selection = slice(0, None, max(1, len(patches) // _MAX_COMPARED_PATCHES))
+        compared, n_px = patches[selection], patches.shape[-1]
         if self._canvas.used_px is None:
-            return some.new_ones(())
-        corners = locate_corner(positions_px[few], n_px, self._canvas.origin_px).to(self._device)
-        there = extract(self._canvas.numerator, corners, n_px)
-        overlap = (there * some.conj() * self._weight).sum()
-        size = overlap.abs()
-        return (overlap / size if float(size) > 0 else torch.ones_like(overlap)).to(patches.dtype)
+            return compared.new_ones(())
+        corners = locate_corner(positions_px[selection], n_px, self._canvas.origin_px).to(self._device)
+        current = extract(self._canvas.numerator, corners, n_px)
+        overlap = (current * compared.conj() * self._weight).sum()
+        modulus = overlap.abs()
+        return (overlap / modulus if float(modulus) > 0 else torch.ones_like(overlap)).to(patches.dtype)
 
 
 def _find_faults(frames: np.ndarray, positions_px: np.ndarray) -> list[str | None]:
-    """Why a frame cannot be used, for each."""
+    """Find the reason for which each frame cannot be used; None for a usable frame."""
     placed = np.isfinite(positions_px).all(axis=1)
     finite = positive = np.ones(len(frames), bool)
     if frames.dtype.kind != "u" and len(frames):
@@ -197,18 +197,18 @@ def _find_faults(frames: np.ndarray, positions_px: np.ndarray) -> list[str | Non
                 positive = np.all(frames >= 0, axis=(1, 2))
     return [
         "its position is not a number"
-        if not at
+        if not has_position
         else "NaN or infinity"
-        if not number
+        if not is_finite
         else "negative values"
-        if not sign
+        if not is_positive
         else None
-        for at, number, sign in zip(placed, finite, positive, strict=True)
+        for has_position, is_finite, is_positive in zip(placed, finite, positive, strict=True)
     ]
 
 
 def require_frames(source: str, n: int, gridsize: int) -> None:
-    """Refuse to make an image of fewer frames than a group needs.
+    """Raise an error if there are fewer frames than a group needs.
 
     Raises:
         ScanError: there are too few.

@@ -1,18 +1,19 @@
-"""What a stream and the one who reads it say to each other, over ZeroMQ: JSON and raw numbers.
+"""Messages between a source of frames and its reader over ZeroMQ: JSON headers and raw arrays.
 
-The source is bound (ROUTER), its reader connects (DEALER, or REQ). The reader asks `{"torchptycho": 1, "ask": "scan"}`,
-and the source answers with a `layout.Description`. Then the reader asks for frames,
+The source binds a ROUTER socket; the reader connects a DEALER or REQ socket. The reader requests
+`{"torchptycho": 1, "ask": "scan"}`, and the source answers with a `StreamHeader`. Then the reader requests frames,
 
     {"torchptycho": 1, "from": 512, "at_most": 256}
 
-which also says that all frames before these are safe on its side. The source answers in three parts:
+which also acknowledges that all earlier frames are stored. The source answers in three parts: a header,
 
     {"torchptycho": 1, "from": 512, "count": 200, "end": false}
 
-the frames, `count` times N * N numbers of the dtype in the description, row by row; and the positions (y, x), `count`
-times two float64, little-endian. Without new frames `count` is 0, at once, and the reader asks again. `end` says that
-no frame comes after these. A source that goes on to another scan adds `"scan"`, as in its description, so that frames
-of two scans are not mixed. What cannot be answered is answered by `{"torchptycho": 1, "error": "why"}`.
+the frames, `count` times N * N numbers of the dtype in the `StreamHeader`, row by row; and the positions (y, x),
+`count` times two float64, little-endian. If there are no new frames the source answers immediately with `count` 0, and
+the reader asks again. `end` is true when no frame follows these. A source that continues with another scan adds
+`"scan"`, as in its `StreamHeader`, so that frames of two scans are not mixed. The answer to a request that cannot be
+answered is `{"torchptycho": 1, "error": "reason"}`.
 """
 
 from __future__ import annotations
@@ -48,17 +49,17 @@ __all__ = [
 ]
 
 MAX_FRAME_BYTES = 64 << 20
-"""Of a frame that is taken."""
+"""The largest frame that is accepted."""
 MAX_REQUESTED_BYTES = 8 << 20
-"""Of a part that is taken, unless a single frame has more: no more is asked for, and no description has as many."""
+"""The largest part of a message that is accepted, unless a single frame is larger; requests and headers stay below."""
 MAX_PARTS = 3
-"""Of an answer: header, frames, positions."""
+"""Parts of an answer: header, frames, positions."""
 _FrameNumber = Annotated[int, Field(ge=0, lt=1 << 53)]
 
 
 @validated_dataclass
 class StreamRequest:
-    """What a reader asks for: the scan, or frames."""
+    """A request of a reader: for the scan, or for frames."""
 
     torchptycho: Literal[1]
     ask: Literal["scan", "frames"] = "frames"
@@ -82,15 +83,17 @@ class _ErrorAnswer:
 
 
 def make_scan_request() -> bytes:
+    """Write the request for the scan's `StreamHeader`."""
     return json.dumps({"torchptycho": 1, "ask": "scan"}).encode()
 
 
 def make_frames_request(start: int, at_most: int) -> bytes:
+    """Write the request for frames from number `start` on, which acknowledges the frames before it."""
     return json.dumps({"torchptycho": 1, "from": start, "at_most": at_most}).encode()
 
 
 def make_frames_answer(start: int, chunk: Chunk, scan: str) -> list[bytes]:
-    """The three parts."""
+    """Write the three parts of an answer: header, frames, positions."""
     header = {"torchptycho": 1, "from": start, "count": len(chunk.frames), "end": chunk.end, "scan": scan}
     frames = np.ascontiguousarray(chunk.frames, chunk.frames.dtype.newbyteorder("<"))
     positions = np.ascontiguousarray(chunk.positions_px, "<f8")
@@ -98,35 +101,35 @@ def make_frames_answer(start: int, chunk: Chunk, scan: str) -> list[bytes]:
 
 
 def parse_scan_answer(parts: list[bytes], source: str) -> tuple[StreamHeader, ScanLayout] | None:
-    """The description in an answer; None for an answer to something else.
+    """Parse the header and layout of the scan in an answer; return None for an answer to another request.
 
     Raises:
-        ScanError: it is not one, or the source refuses.
+        ScanError: the answer is invalid, or the source reports an error.
     """
     if len(parts) == MAX_PARTS:
         return None
     _parse_single_part(parts, source)
-    told: StreamHeader = parse_json(StreamHeader, parts[0], source, "a description of a scan")
-    layout = ScanLayout.from_header(told, source)
+    header: StreamHeader = parse_json(StreamHeader, parts[0], source, "a description of a scan")
+    layout = ScanLayout.from_header(header, source)
     if layout.frame_bytes > MAX_FRAME_BYTES:
         raise ScanError(
             source,
             "n_px",
             expected=f"frames of at most {MAX_FRAME_BYTES} bytes",
             found=f"{layout.frame_bytes}",
-            remedy="Cut or bin them before they are sent.",
+            remedy="Crop or bin them before they are sent.",
         )
-    convert_to_pixels(np.zeros((0, 2)), told.positions_unit, layout.geometry, layout.n_px, source)
-    return told, dataclasses.replace(layout, geometry=add_object_pixel(layout.geometry, layout.n_px, source))
+    convert_to_pixels(np.zeros((0, 2)), header.positions_unit, layout.geometry, layout.n_px, source)
+    return header, dataclasses.replace(layout, geometry=add_object_pixel(layout.geometry, layout.n_px, source))
 
 
 def parse_frames_answer(
-    parts: list[bytes], told: StreamHeader, layout: ScanLayout, start: int, at_most: int, source: str
+    parts: list[bytes], scan_header: StreamHeader, layout: ScanLayout, start: int, at_most: int, source: str
 ) -> Chunk | None:
-    """The frames in an answer; None for an answer to something else.
+    """Parse the frames in an answer; return None for an answer to another request.
 
     Raises:
-        ScanError: sizes do not fit, or the source refuses; the frames at fault are named.
+        ScanError: sizes do not match (the frames are named), or the source reports an error.
     """
     if len(parts) != MAX_PARTS:
         if "scan" in _parse_single_part(parts, source):
@@ -150,7 +153,7 @@ def parse_frames_answer(
             remedy="Another scan has begun: watch it in a folder of its own.",
         )
     count = header.count
-    which = f"frames {start} to {start + count - 1}" if count else f"no frames at {start}"
+    frame_range = f"frames {start} to {start + count - 1}" if count else f"no frames at {start}"
     if count > at_most:
         raise ScanError(
             source,
@@ -164,18 +167,22 @@ def parse_frames_answer(
             raise ScanError(
                 source,
                 name,
-                expected=f"{count * size} bytes for {which}",
+                expected=f"{count * size} bytes for {frame_range}",
                 found=f"{len(part)}",
                 remedy=f"Send N * N numbers {layout.dtype.str} for each frame, and two float64 (y, x).",
             )
     frames = np.frombuffer(parts[1], layout.dtype).reshape(count, layout.n_px, layout.n_px)
     positions = np.frombuffer(parts[2], "<f8").reshape(count, 2).astype(np.float64)
-    placed = convert_to_pixels(positions, told.positions_unit, layout.geometry, layout.n_px, source)
-    return Chunk(frames=frames, positions_px=placed, end=header.end)
+    positions_px = convert_to_pixels(positions, scan_header.positions_unit, layout.geometry, layout.n_px, source)
+    return Chunk(frames=frames, positions_px=positions_px, end=header.end)
 
 
 def _parse_single_part(parts: list[bytes], source: str) -> dict[str, object]:
-    """Raise what a source answers that refuses, or an answer that is none; what it says otherwise."""
+    """Parse an answer of one part.
+
+    Raises:
+        ScanError: the answer is not one JSON object, or the source reports an error.
+    """
     if len(parts) != 1:
         raise ScanError(
             source,
@@ -184,10 +191,10 @@ def _parse_single_part(parts: list[bytes], source: str) -> dict[str, object]:
             found=f"{len(parts)}",
             remedy="The format is described in docs/live.md.",
         )
-    said: dict[str, object] = parse_json(dict, parts[0], source, "an answer in JSON")
-    if "error" in said:
-        refusal: _ErrorAnswer = parse_json(_ErrorAnswer, parts[0], source, "why something is refused")
+    answer: dict[str, object] = parse_json(dict, parts[0], source, "an answer in JSON")
+    if "error" in answer:
+        refusal: _ErrorAnswer = parse_json(_ErrorAnswer, parts[0], source, "an error message")
         raise ScanError(
             source, None, expected="frames", found=f"a refusal: {refusal.error}", remedy="Look at the source."
         )
-    return said
+    return answer

@@ -1,4 +1,4 @@
-"""The thread that takes frames from a source and puts them onto the disk, no faster than they can wait there."""
+"""The thread that receives frames from a source and writes them to the spool, up to a maximum backlog."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ __all__ = ["Receiver"]
 
 _CHUNK_BYTES = 8 << 20
 _POLL_S = 0.02
-# A source that has its say about frames that are here already has it within this.
+# How long a source has to confirm that the frames of an existing spool are its own.
 _SOURCE_TIMEOUT_S = 3.0
 
 
 class Receiver:
-    """A context; inside it frames are received.
+    """A context in which frames are received.
 
     Arguments:
-        source: used by this thread alone, and closed by it.
-        folder: of the spool; one that is there is gone on with.
-        room: frames that may be on the disk and not reconstructed; beyond it the source is not asked for more.
+        source: used and closed by the receiving thread alone.
+        folder: of the spool; an existing spool is continued.
+        max_backlog: the most frames that may be in the spool and not yet reconstructed; above it the source is not
+            asked for more.
         expected: frames after which the scan is over; None follows the source.
-        idle_s: seconds without a new frame after which it is over, too; None for never.
+        idle_s: seconds without a new frame after which the scan is also over; None for never.
 
-    `changed` is notified when something happens; hold it to look at several of the others at once. `compared` says
-    that frames of an earlier watch may be used: the source has been asked whether they are its own, or does not answer.
-    `unasked` says that it ended so.
+    `changed` is notified after every change; hold it to read several attributes consistently. `source_checked`: frames
+    of an earlier watch may be used, because the source has confirmed them or does not answer. `source_skipped`: the
+    scan was complete in the spool, and the source did not answer.
     """
 
     def __init__(
@@ -66,16 +67,17 @@ class Receiver:
             self.spool.close()
 
     def raise_if_failed(self) -> None:
-        """Raise what has ended the thread, when it has ended by an error."""
+        """Raise the error that has ended the thread, if there was one."""
         if self._receiving is not None and self.ended:
             self._receiving.result()
 
     @property
     def wait_reason(self) -> str | None:
+        """Why no frames come, if the source knows."""
         return self._source.explain_wait()
 
     def mark_reconstructed(self, count: int) -> float | None:
-        """Tell that so many frames are in the image; the longest that one of the new ones has waited for it, if any."""
+        """Record that `count` frames are in the image; return the longest wait of the new ones in seconds, if any."""
         now, wait_s = time.monotonic(), None
         with self.changed:
             self._n_reconstructed = count
@@ -106,8 +108,8 @@ class Receiver:
             if self.paused:
                 quiet_since = time.monotonic()
                 continue
-            left = room if self.expected is None else min(room, self.expected - spool.count)
-            chunk = self._source.fetch(spool.count, max(1, min(left, _CHUNK_BYTES // layout.frame_bytes)))
+            most = room if self.expected is None else min(room, self.expected - spool.count)
+            chunk = self._source.fetch(spool.count, max(1, min(most, _CHUNK_BYTES // layout.frame_bytes)))
             if len(chunk.frames):
                 self._append_chunk(spool, chunk)
                 quiet_since = time.monotonic()
@@ -120,16 +122,15 @@ class Receiver:
                 self._stopped.wait(_POLL_S)
 
     def _await_layout(self) -> ScanLayout | None:
-        """What the source tells of its scan; None when there is enough without it."""
+        """Wait for the layout of the source's scan; return None when the spool suffices without it."""
         began = time.monotonic()
+        timeout_s = _SOURCE_TIMEOUT_S if self._idle_s is None else min(_SOURCE_TIMEOUT_S, self._idle_s)
         while not self._stopped.is_set():
-            asked = time.monotonic() > began + (
-                _SOURCE_TIMEOUT_S if self._idle_s is None else min(_SOURCE_TIMEOUT_S, self._idle_s)
-            )
+            timed_out = time.monotonic() > began + timeout_s
             layout = self._source.describe()
             if layout is not None:
                 return layout
-            if self.spool is not None and self.spool.count and asked:
+            if self.spool is not None and self.spool.count and timed_out:
                 self.source_skipped = self._is_over()
                 if self.source_skipped or self._is_idle(began):
                     self.spool.require_same_scan(None, self._source.name)
@@ -140,7 +141,7 @@ class Receiver:
         return None
 
     def _wait_for_room(self, spool: Spool) -> int:
-        """Frames that may come; 0, and `paused`, when there was no room for a moment."""
+        """Return how many frames the spool has room for; if it is full, set `paused` and wait for a moment."""
         began = time.monotonic()
         with self.changed:
             room = self._max_backlog - (spool.count - self._n_reconstructed)
@@ -160,7 +161,7 @@ class Receiver:
             self.changed.notify_all()
 
     def _open_spool(self, layout: ScanLayout) -> Spool:
-        """The spool of this scan, which may be new."""
+        """Open the spool of this scan, or create it."""
         if self.spool is not None:
             self.spool.require_same_scan(layout, self._source.name)
         spool = self.spool or Spool.create(self._folder, layout, self._source.name)
@@ -179,5 +180,5 @@ class Receiver:
         return self.spool.ended or (self.expected is not None and self.spool.count >= self.expected)
 
     def _is_idle(self, since: float) -> bool:
-        some = self.spool is not None and self.spool.count > 0
-        return some and self._idle_s is not None and time.monotonic() > since + self._idle_s
+        has_frames = self.spool is not None and self.spool.count > 0
+        return has_frames and self._idle_s is not None and time.monotonic() > since + self._idle_s

@@ -1,4 +1,4 @@
-"""A scan that was recorded, played as if it were being recorded now: for trying a watch, and for tests."""
+"""Replay of a recorded scan as if it were being recorded now: to try a watch, and for tests."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _READ_BYTES = 16 << 20
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReplayResult:
-    """What was played: frames in all, those that were fetched or written, and the seconds that it took."""
+    """Frames of the scan, frames that were fetched or written, and the duration in seconds."""
 
     frames: int
     played: int
@@ -53,21 +53,23 @@ def replay(
     stop: threading.Event | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> ReplayResult:
-    """Play a scan at a rate: over ZeroMQ, from when somebody asks first until all frames were fetched, or into a file.
+    """Replay a scan at a frame rate, over ZeroMQ or into a file in SWMR mode.
+
+    Over ZeroMQ the replay begins with the first request and ends when all frames have been fetched.
 
     Arguments:
-        scan: any scan file, or a scan. Frames go out as the scan has them, cut and turned by the options of reading.
-        hz: frames per second that come into being; those that nobody has fetched yet wait.
-        address: that the source is bound to, see `messages`; tcp://127.0.0.1:* takes any free port.
-        swmr: CXI file that is written in SWMR mode instead, and closed after the last frame; there must be none yet. It
-            needs counts, and lengths that turn pixels into metres.
+        scan: a scan, or a scan file of any format. Frames are sent after the options of `reading` are applied.
+        hz: frames per second that become available; they wait until they are fetched.
+        address: that the source binds, see `protocol`; tcp://127.0.0.1:* takes any free port.
+        swmr: name of a new CXI file to write in SWMR mode instead; it is closed after the last frame. The scan needs
+            counts, energy, distance and detector pixel.
         reading: how the scan file is read.
-        stop: set it to end before all frames were fetched.
-        on_progress: told the frames fetched or written, and all, now and then.
+        stop: set it to end before all frames are fetched.
+        on_progress: called repeatedly with the number of frames fetched or written, and of all frames.
 
     Raises:
-        ScanError: the scan cannot be read, or not be played so.
-        ConfigError: a rate that is none, an address that does not work, or pyzmq is not installed.
+        ScanError: the scan cannot be read or replayed.
+        ConfigError: the rate or the address is invalid, or pyzmq is not installed.
     """
     if not 0 < hz < float("inf"):
         raise ConfigError(f"--hz: expected frames per second, more than 0; found {hz}.")
@@ -77,22 +79,22 @@ def replay(
         raise ScanError(
             scan.source,
             None,
-            expected="one scan, which alone can be played",
+            expected="one scan, as only one can be replayed",
             found=f"{len(np.unique(scan.scan_id))} in one file",
-            remedy="Cut one out with --frames START:STOP.",
+            remedy="Select one with --frames START:STOP.",
         )
-    stop, told = stop or threading.Event(), on_progress or (lambda done, total: None)
+    stop, on_progress = stop or threading.Event(), on_progress or (lambda done, total: None)
     with _open_random_access(scan.frames) as frames:
         if swmr is not None:
-            return _write_swmr_file(scan, frames, hz, Path(swmr), stop, told)
-        return _serve_frames(scan, frames, hz, address, stop, told)
+            return _write_swmr_file(scan, frames, hz, Path(swmr), stop, on_progress)
+        return _serve_frames(scan, frames, hz, address, stop, on_progress)
 
 
 def make_layout(scan: Scan) -> ScanLayout:
-    """What a source tells of a scan."""
-    word = hashlib.sha256(np.ascontiguousarray(scan.positions_px).tobytes()).hexdigest()[:16]
+    """Make the layout that a source of this scan sends."""
+    digest = hashlib.sha256(np.ascontiguousarray(scan.positions_px).tobytes()).hexdigest()[:16]
     return ScanLayout(
-        scan=f"{scan.source[-900:]} {word}",
+        scan=f"{scan.source[-900:]} {digest}",
         n_px=scan.n_px,
         dtype=np.dtype(scan.frames.dtype).newbyteorder("="),
         domain=scan.domain,
@@ -104,28 +106,28 @@ def make_layout(scan: Scan) -> ScanLayout:
 
 
 def answer_request(
-    request: bytes, layout: ScanLayout, frames: Frames, positions_px: np.ndarray, there: int
+    request: bytes, layout: ScanLayout, frames: Frames, positions_px: np.ndarray, n_available: int
 ) -> list[bytes]:
-    """What a source of these frames, of which so many are there, answers to anything that it is asked."""
+    """Answer any request to a source of these frames, of which the first `n_available` can be fetched."""
     try:
-        asked: StreamRequest = parse_json(StreamRequest, request, "request", "a request")
+        parsed: StreamRequest = parse_json(StreamRequest, request, "request", "a request")
     except ScanError as error:
         return [json.dumps({"torchptycho": 1, "error": format_error(error, 2000)}).encode()]
-    if asked.ask == "scan":
+    if parsed.ask == "scan":
         return [json.dumps(layout.to_dict()).encode()]
     most = MAX_FRAME_BYTES // max(layout.frame_bytes, 16)
-    start = min(asked.start, there)
-    stop = min(start + min(asked.at_most, most), there)
+    start = min(parsed.start, n_available)
+    stop = min(start + min(parsed.at_most, most), n_available)
     chunk = Chunk(
         frames=frames[start:stop] if stop > start else Chunk.empty(layout).frames,
         positions_px=positions_px[start:stop],
         end=layout.total is not None and stop >= layout.total,
     )
-    return make_frames_answer(asked.start, chunk, layout.scan)
+    return make_frames_answer(parsed.start, chunk, layout.scan)
 
 
 def _serve_frames(
-    scan: Scan, frames: Frames, hz: float, address: str, stop: threading.Event, told: Callable[[int, int], None]
+    scan: Scan, frames: Frames, hz: float, address: str, stop: threading.Event, on_progress: Callable[[int, int], None]
 ) -> ReplayResult:
     zmq = import_zmq()
     layout, n = make_layout(scan), scan.n_frames
@@ -134,36 +136,38 @@ def _serve_frames(
     socket.setsockopt(zmq.LINGER, 2000)
     socket.setsockopt(zmq.MAXMSGSIZE, 1 << 16)
     began: float | None = None
-    safe = 0
+    acknowledged = 0
     try:
         try:
             socket.bind(address)
         except zmq.ZMQError as error:
             raise ConfigError(
                 f"--address: expected one that is free, such as tcp://127.0.0.1:5555; found {address} ({error}). "
-                "Take another port, or tcp://127.0.0.1:* for any."
+                "Choose another port, or tcp://127.0.0.1:* for any free one."
             ) from None
         _log.info("%s: served at %s", scan.source, socket.getsockopt_string(zmq.LAST_ENDPOINT))
-        while not stop.is_set() and safe < n:
+        while not stop.is_set() and acknowledged < n:
             if not socket.poll(int(_POLL_S * 1000)):
                 continue
             parts: list[bytes] = socket.recv_multipart()
             began = time.monotonic() if began is None else began
-            there = min(n, int((time.monotonic() - began) * hz))
-            socket.send_multipart([*parts[:-1], *answer_request(parts[-1], layout, frames, scan.positions_px, there)])
+            available = min(n, int((time.monotonic() - began) * hz))
+            answer = answer_request(parts[-1], layout, frames, scan.positions_px, available)
+            socket.send_multipart([*parts[:-1], *answer])
             with contextlib.suppress(ScanError):
-                safe = max(safe, min(parse_json(StreamRequest, parts[-1], "request", "a request").start, there))
-            told(safe, n)
+                start = parse_json(StreamRequest, parts[-1], "request", "a request").start
+                acknowledged = max(acknowledged, min(start, available))
+            on_progress(acknowledged, n)
     finally:
         socket.close()
         context.term()
-    return ReplayResult(frames=n, played=safe, seconds=0.0 if began is None else time.monotonic() - began)
+    return ReplayResult(frames=n, played=acknowledged, seconds=0.0 if began is None else time.monotonic() - began)
 
 
 def _write_swmr_file(
-    scan: Scan, frames: Frames, hz: float, path: Path, stop: threading.Event, told: Callable[[int, int], None]
+    scan: Scan, frames: Frames, hz: float, path: Path, stop: threading.Event, on_progress: Callable[[int, int], None]
 ) -> ReplayResult:
-    """A CXI file that grows: frames, then their positions, so that a frame with a position is whole."""
+    """Write a growing CXI file: frames first, then their positions, so that every frame with a position is complete."""
     import h5py
 
     n, n_px = scan.n_frames, scan.n_px
@@ -175,17 +179,17 @@ def _write_swmr_file(
             None,
             expected="counts, and energy, distance and detector pixel, for a CXI file",
             found=f"{scan.domain}, {scan.geometry}",
-            remedy="Give --energy-eV, --distance-m and --detector-pixel-m, or play it over ZeroMQ.",
+            remedy="Give --energy-eV, --distance-m and --detector-pixel-m, or replay it over ZeroMQ.",
         )
     if path.exists():
-        raise ConfigError(f"--swmr: expected the name of a new file; found {path}, which is there. Name another one.")
+        raise ConfigError(f"--swmr: expected the name of a new file; found {path}, which exists. Name another one.")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise ConfigError(
-            f"--swmr: expected a file in a folder that can be written to; found {path}. Make the folder, "
+            f"--swmr: expected a file in a folder that can be written to; found {path}. Create the folder "
             "or name another one."
         )
     energy_eV, distance_m, pixel_m, object_pixel_m = (float(value or 0) for value in lengths)
-    at_once = count_frames_in(_READ_BYTES, frames)
+    max_frames = count_frames_in(_READ_BYTES, frames)
     with h5py.File(path, "w", libver="latest") as file:
         file["cxi_version"] = 160
         detector = file.create_group("entry_1/instrument_1/detector_1")
@@ -193,7 +197,7 @@ def _write_swmr_file(
         data = detector.create_dataset(
             "data", (0, n_px, n_px), dtype, maxshape=(None, n_px, n_px), chunks=(1, n_px, n_px)
         )
-        moved = file.create_dataset(
+        translation = file.create_dataset(
             "entry_1/sample_1/geometry_1/translation", (0, 3), "f8", maxshape=(None, 3), chunks=(1024, 3)
         )
         detector["mask"] = (~scan.mask).astype(np.uint32)
@@ -202,24 +206,25 @@ def _write_swmr_file(
         file.swmr_mode = True
         began, done = time.monotonic(), 0
         while done < n and not stop.is_set():
-            there = min(n, int((time.monotonic() - began) * hz), done + at_once)
-            if there > done:
-                data.resize(there, axis=0)
-                data[done:there] = frames[done:there]
+            available = min(n, int((time.monotonic() - began) * hz), done + max_frames)
+            if available > done:
+                data.resize(available, axis=0)
+                data[done:available] = frames[done:available]
                 data.flush()
-                # The sample moves the other way than the beam, along axes that CXI has the other way round, too.
-                moved.resize(there, axis=0)
-                moved[done:there] = np.pad(scan.positions_px[done:there, ::-1] * object_pixel_m, ((0, 0), (0, 1)))
-                moved.flush()
-                done = there
-                told(done, n)
+                # CXI's translation is that of the sample, opposite to the probe's, along axes that are also opposite.
+                positions_m = scan.positions_px[done:available, ::-1] * object_pixel_m
+                translation.resize(available, axis=0)
+                translation[done:available] = np.pad(positions_m, ((0, 0), (0, 1)))
+                translation.flush()
+                done = available
+                on_progress(done, n)
             stop.wait(min(_POLL_S, 1 / hz))
         return ReplayResult(frames=n, played=done, seconds=time.monotonic() - began)
 
 
 @contextlib.contextmanager
 def _open_random_access(frames: Frames) -> Iterator[Frames]:
-    """The frames, or a copy of them on the disk where single ones are dear."""
+    """Yield the frames, or a copy of them in a temporary file if reading single frames is slow."""
     if not random_access_is_slow(frames):
         yield frames
         return

@@ -1,4 +1,4 @@
-"""A scan that is being recorded: what it needs beside its frames, and where both come from."""
+"""A scan that is being recorded: its layout, its frames in chunks, and the protocol of their source."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["Chunk", "FrameSource", "ScanLayout", "StreamHeader", "add_object_pix
 
 @validated_dataclass
 class GeometryHeader:
-    """As in `Geometry`."""
+    """The lengths of a `Geometry` as JSON."""
 
     energy_eV: Positive | None = None
     distance_m: Positive | None = None
@@ -31,42 +31,42 @@ class GeometryHeader:
 
 @validated_dataclass
 class StreamHeader:
-    """A `Layout` as JSON: what a stream answers when it is asked for its scan, and what a spool keeps."""
+    """A `ScanLayout` as JSON: a stream's answer to the request for its scan, and part of a spool's manifest."""
 
     torchptycho: Literal[1]
     """Version of the format."""
     scan: Annotated[str, Field(min_length=1, max_length=1000)]
-    """What tells this scan from the others of the same source."""
+    """Identifies this scan among those of the same source."""
     n_px: Annotated[int, Field(ge=2, le=4096, multiple_of=2)]
     """Frame edge N."""
     dtype: Literal["|u1", "|i1", "<u2", "<i2", "<u4", "<i4", "<u8", "<i8", "<f4"]
-    """Of the frames, as NumPy writes it."""
+    """NumPy's name for the dtype of the frames."""
     domain: Domain
-    """What the frames hold."""
+    """Whether frames are counts or amplitudes."""
     positions_unit: Literal["px", "m"] = "px"
-    """Object pixels, or metres, which need the object pixel or the three other lengths."""
+    """Object pixels, or metres; metres require the object pixel or the three other lengths."""
     geometry: GeometryHeader = Field(default_factory=GeometryHeader)
     photons_per_frame: Positive | None = None
-    """That frames of amplitudes stand for."""
+    """Photons of a mean frame, for frames of amplitudes."""
     total: Count | None = None
-    """Frames that the scan will have, where that is known."""
+    """Number of frames of the whole scan, if known."""
     mask: Annotated[str, Field(max_length=1 << 22)] | None = None
     """Good pixels (1), row by row, eight to a byte with the first in the highest bit, in base64; None for all."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ScanLayout:
-    """What is the same for all frames of a scan.
+    """The properties that all frames of a scan share.
 
     Arguments:
-        scan: what tells it from other scans of the same source.
+        scan: identifies it among the scans of the same source.
         n_px: frame edge N.
         dtype: of the frames: integers, or float32.
-        domain: what the frames hold.
-        mask: True where the detector pixel can be trusted.
-        geometry: lengths, as far as they are known.
-        photons_per_frame: that frames of amplitudes stand for; None where nobody says.
-        total: frames that there will be; None where nobody knows.
+        domain: whether frames are counts or amplitudes.
+        mask: True for good detector pixels.
+        geometry: the known lengths.
+        photons_per_frame: photons of a mean frame, for frames of amplitudes; None if unknown.
+        total: number of frames of the whole scan; None if unknown.
     """
 
     scan: str
@@ -80,10 +80,11 @@ class ScanLayout:
 
     @property
     def frame_bytes(self) -> int:
+        """Bytes of one frame."""
         return self.n_px**2 * self.dtype.itemsize
 
     def to_dict(self) -> dict[str, Any]:
-        """As `Description` has it, with positions in pixels."""
+        """Convert to the fields of a `StreamHeader`, with positions in pixels."""
         mask = None if self.mask.all() else base64.b64encode(np.packbits(self.mask).tobytes()).decode()
         return {
             "torchptycho": 1,
@@ -99,17 +100,17 @@ class ScanLayout:
         }
 
     @classmethod
-    def from_header(cls, told: StreamHeader, source: str) -> ScanLayout:
-        """What a description says.
+    def from_header(cls, header: StreamHeader, source: str) -> ScanLayout:
+        """Make the layout that a header describes.
 
         Raises:
-            ScanError: its mask is of another size, or masks everything.
+            ScanError: the mask has another size, or masks all pixels.
         """
-        n_px = told.n_px
+        n_px = header.n_px
         mask = np.ones((n_px, n_px), bool)
-        if told.mask is not None:
+        if header.mask is not None:
             try:
-                packed = np.frombuffer(base64.b64decode(told.mask, validate=True), np.uint8)
+                packed = np.frombuffer(base64.b64decode(header.mask, validate=True), np.uint8)
             except (binascii.Error, ValueError):
                 packed = np.zeros(0, np.uint8)
             if len(packed) != -(-(n_px**2) // 8):
@@ -127,36 +128,36 @@ class ScanLayout:
                     "mask",
                     expected="some good pixels (1)",
                     found="none",
-                    remedy="Perhaps the mask is inverted.",
+                    remedy="Check whether the mask is inverted.",
                 )
         return cls(
-            scan=told.scan,
+            scan=header.scan,
             n_px=n_px,
-            dtype=np.dtype(told.dtype),
-            domain=told.domain,
+            dtype=np.dtype(header.dtype),
+            domain=header.domain,
             mask=mask,
-            geometry=Geometry(**dataclasses.asdict(told.geometry)),
-            photons_per_frame=told.photons_per_frame,
-            total=told.total,
+            geometry=Geometry(**dataclasses.asdict(header.geometry)),
+            photons_per_frame=header.photons_per_frame,
+            total=header.total,
         )
 
     def find_difference(self, other: ScanLayout) -> tuple[str, str, str] | None:
-        """The first thing in which a scan is not this one: its name, what it is here, and what it is there."""
-        mine, theirs = self.to_dict(), other.to_dict()
-        for name, value in mine.items():
-            if name != "total" and value != theirs[name]:
-                return ("mask", "another one", "one") if name == "mask" else (name, str(value), str(theirs[name]))
+        """Find the first field in which two scans differ: its name, and its value here and in the other."""
+        fields, other_fields = self.to_dict(), other.to_dict()
+        for name, value in fields.items():
+            if name != "total" and value != other_fields[name]:
+                return ("mask", "another one", "one") if name == "mask" else (name, str(value), str(other_fields[name]))
         return None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Chunk:
-    """Frames that follow each other.
+    """Consecutive frames.
 
     Arguments:
-        frames: as `Layout` says.
-        positions_px: (y, x) of each in object pixels; not always finite.
-        end: no frame comes after these.
+        frames: in the dtype and size of the `ScanLayout`.
+        positions_px: (y, x) of each in object pixels; may be infinite or NaN.
+        end: whether these are the last frames of the scan.
     """
 
     frames: Shaped[np.ndarray, "k n n"]
@@ -165,53 +166,54 @@ class Chunk:
 
     @classmethod
     def empty(cls, layout: ScanLayout, *, end: bool = False) -> Chunk:
+        """Make a chunk without frames."""
         return cls(frames=np.zeros((0, layout.n_px, layout.n_px), layout.dtype), positions_px=np.zeros((0, 2)), end=end)
 
 
 @runtime_checkable
 class FrameSource(Protocol):
-    """Where frames come from. All of it is called by one thread, and nothing of it waits for longer than a moment."""
+    """A source of frames. All methods are called by one thread and return within a fraction of a second."""
 
     @property
     def name(self) -> str:
-        """A file, or an address."""
+        """The path of the file, or the address."""
         ...
 
     @property
     def idle_s(self) -> float | None:
-        """Seconds without a new frame after which its scan is over, unless somebody says otherwise; None for never."""
+        """Default for the seconds without a new frame after which the scan is over; None for never."""
         ...
 
     def describe(self) -> ScanLayout | None:
-        """What the scan is; None as long as that is not known.
+        """Return the layout of the scan; None as long as it is not known.
 
         Raises:
-            ScanError: it cannot be used.
+            ScanError: the scan cannot be used.
         """
         ...
 
     def fetch(self, start: int, at_most: int) -> Chunk:
-        """Frames from number `start` on, those that there are; the frames before it are safe and will not be asked for.
+        """Return the available frames from number `start` on; earlier frames are stored and not requested again.
 
         Raises:
-            ScanError: what came is no frames of this scan.
+            ScanError: the frames received do not belong to this scan, or are invalid.
         """
         ...
 
     def explain_wait(self) -> str | None:
-        """Why nothing comes, where that is known."""
+        """Explain why no frames come, if the reason is known."""
         ...
 
     def close(self, received: int) -> None:
-        """Nothing more is wanted; `received` frames are safe."""
+        """Release the source; `received` frames are stored."""
         ...
 
 
 def parse_json(kind: type, text: bytes | str, source: str, what: str) -> Any:
-    """JSON as an object of a `strict` class.
+    """Parse JSON into an object of a `validated_dataclass` or a built-in type.
 
     Raises:
-        ScanError: it is no JSON, or not of that kind.
+        ScanError: the text is not JSON, or does not match the type.
     """
     try:
         return TypeAdapter(kind).validate_json(text)
@@ -228,10 +230,10 @@ def parse_json(kind: type, text: bytes | str, source: str, what: str) -> Any:
 
 
 def add_object_pixel(geometry: Geometry, n_px: int, source: str) -> Geometry:
-    """Lengths of a description, with the object pixel where it follows from them.
+    """Add the object pixel to the lengths if it follows from the others.
 
     Raises:
-        ScanError: no number can be what follows.
+        ScanError: the object pixel that follows is not a number.
     """
     try:
         return geometry.with_object_pixel(n_px)
@@ -248,10 +250,10 @@ def add_object_pixel(geometry: Geometry, n_px: int, source: str) -> Geometry:
 def convert_to_pixels(
     positions: Float64[np.ndarray, "k 2"], unit: Literal["px", "m"], geometry: Geometry, n_px: int, source: str
 ) -> Float64[np.ndarray, "k 2"]:
-    """Positions of a description's unit in object pixels.
+    """Convert positions from the unit of a header to object pixels.
 
     Raises:
-        ScanError: they are in metres, and nobody says how large an object pixel is, or what is said cannot be.
+        ScanError: they are in metres, and the object pixel is unknown or not finite.
     """
     if unit == "px":
         return positions
@@ -264,6 +266,6 @@ def convert_to_pixels(
             found=f"{geometry}",
             remedy="Send them, or positions in object pixels.",
         )
-    # What becomes infinite is no position, and is told of that frame.
+    # A frame whose position overflows to infinity is left out later, with that reason.
     with np.errstate(over="ignore"):
         return positions / pixel_m

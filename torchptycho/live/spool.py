@@ -1,4 +1,4 @@
-"""Frames that have been received, on the disk: a process that is killed leaves whole ones, and the next one goes on."""
+"""The spool: received frames on the disk. A killed process leaves whole frames; the next one continues after them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Spool", "exclusive_receiver"]
 
 _MANIFEST, _FRAMES, _POSITIONS = "spool.json", "frames.raw", "positions.raw"
 _POSITION_BYTES = 16
-# Left free beside what is written, for images and what tells how far it is.
+# Disk space that is kept free for images and status.json.
 _SPARE_BYTES = 64 << 20
 
 
@@ -37,22 +37,22 @@ class _Manifest:
 
 @contextlib.contextmanager
 def exclusive_receiver(folder: Path) -> Iterator[None]:
-    """Be the only process that receives into a folder.
+    """Hold the lock that allows one process to receive into a folder.
 
     Raises:
-        StoreError: another process does.
-        OSError: it cannot be written to.
+        StoreError: another process holds it.
+        OSError: the folder cannot be written to.
     """
     file = folder / ".watch.lock"
-    # filelock takes some refusals to make the file for another process, and asks for ever.
+    # If the file cannot be created, filelock may retry for ever; touch raises the error.
     file.touch()
     lock = FileLock(file)
     try:
         lock.acquire(blocking=False)
     except Timeout:
         raise StoreError(
-            f"{folder}: expected a folder that nobody else receives into; found another watch at work. Choose another "
-            "--out, or end that one."
+            f"{folder}: expected a folder that no other process receives into; found another watch at work. Choose "
+            "another --out, or end the other watch."
         ) from None
     try:
         yield
@@ -61,10 +61,10 @@ def exclusive_receiver(folder: Path) -> Iterator[None]:
 
 
 class Spool:
-    """A folder with frames and positions one after the other, and what all of them share.
+    """A folder with frames and positions in the order of arrival, and a manifest with the layout of their scan.
 
-    Appended by one thread, read by others. A frame counts when all of it and its position are there, so that whatever
-    byte a process was killed at, whole frames are found again. (Of a computer that loses its power that is not said.)
+    One thread appends, others read. A frame counts when all of it and its position are written, so that a process that
+    is killed at any byte leaves whole frames. (This does not hold after a loss of power.)
 
     Arguments:
         folder: that `create` made; see `open_existing`.
@@ -79,9 +79,9 @@ class Spool:
             text = path.read_bytes()
         except OSError as error:
             raise StoreError(f"{path}: expected a readable file; found {error.strerror}.") from None
-        told: _Manifest = parse_json(_Manifest, text, str(path), "what a spool holds")
-        self.source, self.ended = told.source, told.ended
-        self.layout = ScanLayout.from_header(told.scan, str(path))
+        manifest: _Manifest = parse_json(_Manifest, text, str(path), "the manifest of a spool")
+        self.source, self.ended = manifest.source, manifest.ended
+        self.layout = ScanLayout.from_header(manifest.scan, str(path))
         self._frames = (folder / _FRAMES).open("ab", buffering=0)
         self._positions = (folder / _POSITIONS).open("ab", buffering=0)
         sizes = [os.fstat(file.fileno()).st_size for file in (self._frames, self._positions)]
@@ -90,10 +90,10 @@ class Spool:
 
     @classmethod
     def create(cls, folder: Path, layout: ScanLayout, source: str) -> Spool:
-        """An empty one.
+        """Create an empty spool.
 
         Raises:
-            StoreError: there is one already.
+            StoreError: the folder holds a spool already.
             OSError: the folder cannot be written to.
         """
         if (folder / _MANIFEST).exists():
@@ -106,15 +106,16 @@ class Spool:
 
     @classmethod
     def open_existing(cls, folder: Path) -> Spool | None:
-        """The one in a folder; None where there is none.
+        """Open the spool in a folder; return None if there is none.
 
         Raises:
             StoreError: it cannot be read.
-            ScanError: it is none.
+            ScanError: its manifest is invalid.
         """
         return cls(folder) if (folder / _MANIFEST).exists() else None
 
     def close(self) -> None:
+        """Close its files."""
         self._frames.close()
         self._positions.close()
 
@@ -124,37 +125,37 @@ class Spool:
         shutil.rmtree(self.folder)
 
     def require_same_scan(self, layout: ScanLayout | None, source: str) -> None:
-        """Refuse frames of another scan, and remember under which name the source of this one is found now.
+        """Raise an error for another scan; record the present name of the source for the same scan.
 
         Arguments:
-            layout: what the source tells of its scan; None when it does not answer, and its name alone has to do.
+            layout: as the source describes its scan; None if the source does not answer, and only its name is compared.
 
         Raises:
-            StoreError: what differs is named.
+            StoreError: the scans differ; the message names the first difference.
         """
         if layout is None:
             if source != self.source:
                 raise StoreError(
-                    f"{self.folder}: 'source': expected {self.source}, of which the {self.count} frames are that are "
-                    f"there; found {source}, which does not answer. Name the former, or another --out."
+                    f"{self.folder}: 'source': expected {self.source}, from which the {self.count} frames in the spool "
+                    f"came; found {source}, which does not answer. Name that source, or another --out."
                 )
             return
-        found = layout.find_difference(self.layout)
-        if found is not None:
-            name, theirs, mine = found
+        difference = layout.find_difference(self.layout)
+        if difference is not None:
+            name, source_value, spool_value = difference
             raise StoreError(
-                f"{self.folder}: '{name}': expected {mine}, as the {self.count} frames that are there; found {theirs}. "
-                "It is another scan: name another --out, or move this one away."
+                f"{self.folder}: '{name}': expected {spool_value}, as for the {self.count} frames in the spool; found "
+                f"{source_value}. It is another scan: name another --out, or move this one away."
             )
         if source != self.source:
             _write_manifest(self.folder, self.layout, source, ended=self.ended)
             self.source = source
 
     def append(self, chunk: Chunk) -> None:
-        """Write frames; they count when all of them are there, and none of them otherwise.
+        """Write all frames of a chunk, or none of them if writing fails.
 
         Raises:
-            StoreError: the disk is full, or cannot be written to.
+            StoreError: the disk is full or cannot be written to.
         """
         needed = chunk.frames.nbytes + chunk.positions_px.nbytes
         free = shutil.disk_usage(self.folder).free
@@ -170,30 +171,31 @@ class Spool:
         self.count += len(chunk.frames)
 
     def record_end(self, *, ended: bool = True) -> None:
-        """Remember whether the source has said that no frame comes any more."""
+        """Record in the manifest whether the source has reported the end of the scan."""
         _write_manifest(self.folder, self.layout, self.source, ended=ended)
         self.ended = ended
 
     def read_rows(self, start: int, stop: int) -> tuple[Shaped[np.ndarray, "k n n"], Float64[np.ndarray, "k 2"]]:
-        """Frames and positions, in memory."""
+        """Read frames and positions [start, stop) into memory."""
         n_px, dtype = self.layout.n_px, self.layout.dtype
         frames = np.fromfile(self._frames.name, dtype, (stop - start) * n_px**2, offset=start * self.layout.frame_bytes)
         positions = np.fromfile(self._positions.name, "<f8", 2 * (stop - start), offset=start * _POSITION_BYTES)
         return frames.reshape(stop - start, n_px, n_px), positions.reshape(stop - start, 2).astype(np.float64)
 
     def make_scan(self, probe: Complex64[np.ndarray, "p n n"], left_out: dict[int, str]) -> Scan:
-        """All frames but those that are left out, and why, as a scan; frames stay where they are.
+        """Make a scan of all frames except `left_out`; the frames stay on the disk as a memory map.
 
         Arguments:
-            probe: that the scan gets, as none was received.
+            probe: of the scan, because none was received.
+            left_out: numbers of the frames to leave out, and the reasons.
 
         Raises:
-            StoreError: there are none.
+            StoreError: no frame is left.
         """
         n_px = self.layout.n_px
         if self.count <= len(left_out):
             raise StoreError(
-                f"{self.folder}: expected frames; found {self.count} of which {len(left_out)} cannot be used."
+                f"{self.folder}: expected frames; found {self.count}, of which {len(left_out)} cannot be used."
             )
         stack = np.memmap(self._frames.name, self.layout.dtype, "r", shape=(self.count, n_px, n_px))
         positions_px = np.fromfile(self._positions.name, "<f8", 2 * self.count).reshape(self.count, 2)
@@ -217,14 +219,14 @@ class Spool:
         )
 
     def _truncate(self) -> None:
-        """Down to whole frames."""
+        """Cut both files to whole frames."""
         os.truncate(self._frames.fileno(), self.count * self.layout.frame_bytes)
         os.truncate(self._positions.fileno(), self.count * _POSITION_BYTES)
 
     def _explain_full_disk(self, needed: int, found: str) -> str:
         return (
             f"{self.folder}: expected room for {needed} bytes, with {_SPARE_BYTES} to spare; found {found}. Free some: "
-            f"the {self.count} frames that are there are whole, and the same command goes on after them."
+            f"the {self.count} frames in the spool are whole, and the same command continues after them."
         )
 
 

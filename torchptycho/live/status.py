@@ -1,4 +1,4 @@
-"""What a watch tells of itself while it runs, in a file that others read."""
+"""The status of a watch, which status.json holds while it runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WINDOW_S = 5.0
 
 @dataclasses.dataclass(kw_only=True)
 class ImageStatus:
-    """The picture in the folder: which version of it, its size, and whether frames are still missing in it."""
+    """The live image in the folder: its version and size, and whether it is provisional, without all frames."""
 
     version: int
     height_px: int
@@ -30,22 +30,23 @@ class ImageStatus:
 
 @dataclasses.dataclass(kw_only=True)
 class WatchStatus:
-    """How far a watch is; `write` puts it into status.json.
+    """Progress of a watch; `write` puts it into status.json.
 
     Arguments:
-        state: waiting for the first frame, receiving, making the final image, and how it ended.
-        source, model: as they were given.
-        received, reconstructed: frames on the disk, and those that have been through the network.
-        expected: frames that there will be, where that is known.
-        backlog, largest_backlog: frames that are received and not reconstructed, now and at most.
-        paused_s: seconds for which nothing was received because the spool was full.
-        latest_wait_s, longest_wait_s: seconds from a frame's arrival until it was in the image.
-        received_per_s, reconstructed_per_s: frames in the last seconds.
-        left_out: frames that are not in the image, and why.
-        refresh_s: seconds between two pictures, and between two words of this.
-        started, updated: in UTC.
-        image: the picture beside it; None before the first.
-        message: what else there is to say.
+        state: "waiting" for the first frame, "receiving", "finishing" while the final image is made, then "done",
+            "stopped" or "failed".
+        source, model: names of the source and of the network.
+        received, reconstructed: frames in the spool, and frames that the network has processed.
+        expected: number of frames of the whole scan, if known.
+        backlog, largest_backlog: frames that are received and not yet reconstructed, now and at most.
+        paused_s: seconds during which nothing was received because the spool was full.
+        latest_wait_s, longest_wait_s: seconds from the arrival of a frame until it was in the image.
+        received_per_s, reconstructed_per_s: frames per second during the last seconds.
+        left_out: numbers of the frames that are not in the image, and the reasons.
+        refresh_s: seconds between two live images, and between two updates of the status.
+        started, updated: times in UTC.
+        image: the live image next to it; None before the first.
+        message: further information for the user.
     """
 
     source: str
@@ -69,33 +70,34 @@ class WatchStatus:
     message: str | None = None
 
     def write(self, folder: Path) -> None:
-        """Replace status.json, whole at any moment.
+        """Replace status.json atomically.
 
         Raises:
             OSError: the folder cannot be written to.
         """
         self.updated = _format_now()
-        # Not brought to the disk each time, which the file need not survive.
+        # Without fsync: the file need not survive a loss of power.
         temporary = folder / ".status.json.tmp"
         temporary.write_text(json.dumps(dataclasses.asdict(self), allow_nan=False), encoding="utf-8")
         os.replace(temporary, folder / "status.json")
 
 
 class FrameRates:
-    """Frames per second over the last seconds, of numbers that only grow."""
+    """Frames per second during the last 5 s, from two counters."""
 
     def __init__(self) -> None:
         self._samples: deque[tuple[float, int, int]] = deque()
 
     def update(self, now_s: float, received: int, reconstructed: int) -> tuple[float, float]:
+        """Add a sample of both counters; return the rates of received and reconstructed frames per second."""
         self._samples.append((now_s, received, reconstructed))
         while len(self._samples) > 2 and now_s - self._samples[1][0] >= _WINDOW_S:
             self._samples.popleft()
-        then_s, first, second = self._samples[0]
-        passed_s = max(now_s - then_s, 1e-9)
+        first_s, first_received, first_reconstructed = self._samples[0]
+        elapsed_s = max(now_s - first_s, 1e-9)
         if len(self._samples) == 1:
             return 0.0, 0.0
-        return (received - first) / passed_s, (reconstructed - second) / passed_s
+        return (received - first_received) / elapsed_s, (reconstructed - first_reconstructed) / elapsed_s
 
 
 def _format_now() -> str:

@@ -1,4 +1,4 @@
-"""The live page: one self-contained HTML and the files of one folder, for browsers on this machine."""
+"""The server of the live page: one HTML page and the files of one folder, for browsers on this machine."""
 
 from __future__ import annotations
 
@@ -31,32 +31,32 @@ _log = logging.getLogger(__name__)
 _CONTENT_TYPES = {f"/{STATUS_FILE}": "application/json", f"/{LEGEND_FILE}": "application/json"} | {
     f"/{name}": "image/png" for name in IMAGE_FILES
 }
-_REQUEST_TIMEOUT_S = 10.0  # with a browser that has connected and says nothing
+_REQUEST_TIMEOUT_S = 10.0  # for a browser that has connected and sends nothing
 
 
 @contextlib.contextmanager
 def serve(folder: Path, host: str = "127.0.0.1", port: int = 8765) -> Iterator[str]:
-    """Serve the page about a watched scan while the block runs; yields its address.
+    """Serve the page of a watched scan while the block runs; yield its address.
 
-    Served are the page itself, `status.json`, `legend.json` and the pictures of the folder as they are at that moment,
-    to be looked at only, and nothing else. On a loopback address only requests that name this machine are answered, so
-    that a page from elsewhere cannot read the image through the user's browser.
+    The server answers with the page, `status.json`, `legend.json` and the live images of the folder, read-only, and
+    with nothing else. On a loopback address it answers only requests that name this machine as their host, so that a
+    page from another site cannot read the image through the user's browser.
 
     Arguments:
-        host: address to listen on; one that other machines reach lets everyone there look.
-        port: 0 takes any that is free.
+        host: address to listen on; if other machines can reach it, everyone there can see the image.
+        port: 0 takes any free port.
 
     Raises:
-        ConfigError: the port is taken or not allowed, or the address is not one of this machine.
+        ConfigError: the port is in use or not allowed, or the address does not belong to this machine.
     """
     if not 0 <= port <= 65535:
-        raise ConfigError(f"port: expected 0 to 65535; found {port}. 0 takes any that is free.")
+        raise ConfigError(f"port: expected 0 to 65535; found {port}. 0 takes any free port.")
     try:
         server = _Server((host, port), folder)
     except OSError as error:
         raise ConfigError(_explain_bind_error(error, host, port)) from None
     if not server.loopback:
-        _log.warning("The live page listens on %s: whoever reaches this machine can see the image.", host)
+        _log.warning("The live page listens on %s: everyone who can reach this machine can see the image.", host)
     thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="live page", daemon=True)
     thread.start()
     try:
@@ -70,14 +70,14 @@ def serve(folder: Path, host: str = "127.0.0.1", port: int = 8765) -> Iterator[s
 def _explain_bind_error(error: OSError, host: str, port: int) -> str:
     if error.errno == errno.EADDRINUSE:
         return (
-            f"port {port} of {host} is in use, perhaps by another watch. Take another (--page-port), or 0 for any that "
-            "is free; 'ss -ltnp' names the program."
+            f"port {port} of {host} is in use, perhaps by another watch. Choose another (--page-port), or 0 for any "
+            "free port; 'ss -ltnp' names the program."
         )
     if error.errno == errno.EACCES:
-        return f"port {port} of {host}: only root may listen there. Take one above 1023, or 0 for any that is free."
+        return f"port {port} of {host}: only root may listen there. Choose one above 1023, or 0 for any free port."
     return (
         f"host '{host}': expected an address of this machine; found {error.strerror or error}. "
-        f"127.0.0.1 is for browsers on this machine alone, 0.0.0.0 for all that reach it."
+        "127.0.0.1 is for browsers on this machine only, 0.0.0.0 for all machines that can reach it."
     )
 
 
@@ -86,23 +86,23 @@ class _Server(ThreadingHTTPServer):
         self.folder = folder
         self.page, self.policy = _read_page_and_policy()
         host = address[0]
-        # Names are looked up here, once, as the base class takes the kind of the address from its class.
-        family, _, _, _, found = socket.getaddrinfo(host, address[1], type=socket.SOCK_STREAM)[0]
+        # The name is resolved here because the base class needs the address family (IPv4 or IPv6) in advance.
+        family, _, _, _, socket_address = socket.getaddrinfo(host, address[1], type=socket.SOCK_STREAM)[0]
         self.address_family = family
-        ip = ipaddress.ip_address(found[0])
+        ip = ipaddress.ip_address(socket_address[0])
         self.loopback = ip.is_loopback
-        super().__init__((str(found[0]), address[1]), _Handler)
-        # An address that stands for all of them leads nowhere in a browser; the machine's name does.
+        super().__init__((str(socket_address[0]), address[1]), _Handler)
+        # A browser cannot open an unspecified address such as 0.0.0.0; it can open the machine's name.
         shown = socket.gethostname() if ip.is_unspecified else f"[{host}]" if ":" in host else host
         self.url = f"http://{shown}:{self.server_port}/"
 
     def server_bind(self) -> None:
-        # The base class would ask for the name of the address, which takes seconds where no name server answers.
+        # The base class would look up the name of the address, which takes seconds if no name server answers.
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        # A browser that has gone away; standard error belongs to the watcher.
+        # For example a browser that has disconnected; standard error belongs to the watch.
         _log.debug("request of %s was broken off", client_address, exc_info=True)
 
 
@@ -113,7 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = _REQUEST_TIMEOUT_S
 
     def do_GET(self) -> None:
-        # As a whole, before the headers: the next picture may take the file's place at any time.
+        # The file is read completely before the headers are sent: the next image may replace it at any time.
         status, content, kind = self._answer()
         self.send_response(status)
         self.send_header("Content-Type", kind)
@@ -161,7 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _is_loopback_host(host: str) -> bool:
-    """Whether a Host header means this machine; any port, as a tunnel may begin at another one."""
+    """Check whether a Host header names this machine; with any port, because a tunnel may begin at another one."""
     name = re.sub(r":\d*$", "", host.strip().lower())
     if name == "localhost":
         return True
@@ -172,7 +172,7 @@ def _is_loopback_host(host: str) -> bool:
 
 
 def _read_page_and_policy() -> tuple[bytes, str]:
-    """The page, and the policy under which nothing but its own style and script is obeyed."""
+    """Read the page and compute the content security policy that allows only its own style and script."""
     text = (importlib.resources.files("torchptycho.live") / "page.html").read_text(encoding="utf-8")
     sources = {}
     for tag in ("style", "script"):

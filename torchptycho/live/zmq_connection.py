@@ -1,4 +1,4 @@
-"""A connection over ZeroMQ that takes no more than it was made for, and that knows when ZeroMQ has given it up."""
+"""A ZeroMQ connection with bounded memory that detects when ZeroMQ has closed it for good."""
 
 from __future__ import annotations
 
@@ -11,27 +11,29 @@ from typing import Any, Literal
 __all__ = ["Connection", "ConnectionState"]
 
 ConnectionState = Literal["absent", "connected", "foreign", "rejected"]
-"""Nobody listens; somebody does; what listens does not speak as a source; a source sent what is not taken."""
+"""State of the other side: "absent", nothing listens at the address; "connected", a ZeroMQ peer is connected;
+"foreign", what listens does not complete the handshake; "rejected", ZeroMQ has closed the connection because of a part
+that is too large or unreadable."""
 
-# What ZeroMQ connects to again it says at once.
+# If ZeroMQ reconnects after a disconnection, it says so within this time.
 _RECONNECT_S = 0.3
-# Messages of which two wait to be read, one arrives, and parts of others lie with the kernel.
+# Two messages wait to be read, one arrives, and parts of others are in the kernel's buffers.
 _MAX_UNREAD_PARTS = 8
-# Of Linux' tcp_info: bytes that have come.
+# Size of Linux' struct tcp_info that is read, and the offset of tcpi_bytes_received in it.
 _TCP_INFO_BYTES, _BYTES_RECEIVED_OFFSET = 256, 128
 
 
 class Connection:
-    """A socket that asks at an address, and what is known about the other side.
+    """A requesting socket at an address, and the state of the other side.
 
-    A part that is too large has ZeroMQ close the connection: it says nothing of it, and does not connect again. The
-    number of parts is not limited by ZeroMQ, which keeps all of a message until its last one is there; where the kernel
-    counts what comes (TCP on Linux), `unread_bytes` tells how much that is.
+    When a part is too large, ZeroMQ closes the connection without an error and does not reconnect. ZeroMQ does not
+    limit the number of parts and keeps a message in memory until its last part has arrived; `count_unread_bytes`
+    returns how much that is, where the kernel counts received bytes (TCP on Linux).
 
     Arguments:
         zmq: the module.
-        max_part_bytes: bytes of a part that is taken.
-        max_waiting: messages that wait here to be read; the others wait where they come from.
+        max_part_bytes: largest part that is accepted.
+        max_waiting: messages that are queued here; the others wait at their sender.
 
     Raises:
         zmq.ZMQError: the address does not work.
@@ -55,7 +57,7 @@ class Connection:
             (zmq.LINGER, 500),
             (zmq.MAXMSGSIZE, max_part_bytes),
             (zmq.RCVHWM, self._max_waiting),
-            # Nothing is queued for a source that is not there.
+            # Nothing is queued for a source that is not connected.
             (zmq.IMMEDIATE, 1),
         ):
             self.socket.setsockopt(option, value)
@@ -73,70 +75,67 @@ class Connection:
         self.socket.connect(self._address)
 
     def reconnect(self, max_part_bytes: int | None = None) -> None:
-        """Connect again, as another reader to the other side; what was on its way is lost."""
+        """Connect again, under a new identity for the other side; messages on their way are lost."""
         self._close_socket(linger_ms=0)
         self._open(max_part_bytes or self.max_part_bytes)
 
     def close(self) -> None:
-        """What was sent goes out, if it does within a moment."""
+        """Close the connection; messages that were sent get 0.5 s to go out."""
         self._close_socket(linger_ms=None)
         self._context.term()
 
     def poll_state(self) -> ConnectionState:
-        """How the other side stands to this one now."""
+        """Process the events of the connection and return the state of the other side."""
         from zmq.utils.monitor import parse_monitor_message
 
         zmq = self._zmq
         while self._events.poll(0):
-            told = parse_monitor_message(self._events.recv_multipart())
-            if told["event"] == zmq.EVENT_CONNECTED:
-                self._handle, self._handshake_done, self._disconnected_at, self._read_bytes = (
-                    told["value"],
-                    False,
-                    None,
-                    0,
-                )
-            elif told["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            message = parse_monitor_message(self._events.recv_multipart())
+            event = message["event"]
+            if event == zmq.EVENT_CONNECTED:
+                self._handle, self._handshake_done = message["value"], False
+                self._disconnected_at, self._read_bytes = None, 0
+            elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._handshake_done, self._is_foreign = True, False
-            elif told["event"] == zmq.EVENT_DISCONNECTED:
+            elif event == zmq.EVENT_DISCONNECTED:
                 self._handle, self._disconnected_at, self._is_foreign = None, time.monotonic(), not self._handshake_done
-            elif told["event"] == zmq.EVENT_CLOSED:
+            elif event == zmq.EVENT_CLOSED:
                 self._is_foreign = False
             else:
                 self._disconnected_at = None
         if self._disconnected_at is not None and time.monotonic() > self._disconnected_at + _RECONNECT_S:
             if self._handshake_done:
                 return "rejected"
-            # A source may take its place.
+            # A source may listen there later.
             self.reconnect()
         if self._is_foreign:
             return "foreign"
         return "absent" if self._handle is None else "connected"
 
     def mark_read(self) -> None:
-        """A whole message has been."""
+        """Record that a whole message has been read."""
         self._read_bytes = self._count_received_bytes()
 
     def count_unread_bytes(self) -> int:
-        """What has come since the last whole message was read; 0 where nobody counts it."""
+        """Return the bytes received since the last whole message was read; 0 where the kernel does not count them."""
         return self._count_received_bytes() - self._read_bytes
 
     @property
     def max_unread_bytes(self) -> int:
-        """Beyond this a message is larger than any that was asked for."""
+        """Limit of the unread bytes; above it a message is larger than any that was requested."""
         return _MAX_UNREAD_PARTS * self.max_part_bytes
 
     def _count_received_bytes(self) -> int:
         if self._handle is None or not self._address.startswith("tcp:"):
             return 0
-        # It belongs to ZeroMQ, which may have closed it meanwhile.
+        # The handle belongs to ZeroMQ, which may have closed it in the meantime.
         with contextlib.suppress(OSError, AttributeError, struct.error):
             borrowed = socket.socket(fileno=self._handle)
             try:
-                told = borrowed.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+                info = borrowed.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
             finally:
                 borrowed.detach()
-            return int(struct.unpack_from("=Q", told, _BYTES_RECEIVED_OFFSET)[0])
+            return int(struct.unpack_from("=Q", info, _BYTES_RECEIVED_OFFSET)[0])
         return self._read_bytes
 
     def _close_socket(self, linger_ms: int | None) -> None:

@@ -1,4 +1,4 @@
-"""A scan that comes over ZeroMQ."""
+"""Source of frames over ZeroMQ."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ __all__ = ["StreamSource", "import_zmq", "is_stream_address"]
 T = TypeVar("T")
 
 _POLL_S, _RETRY_S = 0.1, 2.0
-# A source that is known to answer late is asked again later, up to so many times.
+# The retry interval doubles for a source that answers late, up to this factor.
 _MAX_RETRY_FACTOR = 32
-# Answers that wait here to be read: the one that was asked for, and one to what was asked twice.
+# Answers that are queued here: the requested one, and one to a repeated request.
 _MAX_WAITING_ANSWERS = 2
-# Bytes of a position, which may be more than those of its frame.
+# Bytes of a position, which may be more than the bytes of its frame.
 _POSITION_BYTES = 16
 
 
 def is_stream_address(text: str) -> bool:
-    """Whether a text is a ZeroMQ address and not a file."""
+    """Check whether a text is a ZeroMQ address and not a file."""
     return text.startswith(("tcp://", "ipc://"))
 
 
 def import_zmq() -> Any:
-    """pyzmq.
+    """Import and return pyzmq.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: pyzmq is not installed.
     """
     try:
         import zmq
@@ -51,12 +51,15 @@ def import_zmq() -> Any:
 
 
 class StreamSource:
-    """Frames from the address to which a source is bound; see `messages`.
+    """Frames from an address that a source has bound; see `protocol`.
 
-    The source may start later than its reader, end and start again: what was asked for is asked for again. Of what it
-    sends unasked two messages wait here, and the others with it. A part that is larger than what was asked for, or over
-    TCP a message that has no end, is an error. (A file's address, ipc://, is one of this machine's; over it the parts
-    of a message are not counted.)
+    The source may start later than its reader, and may end and start again: requests are repeated. At most two messages
+    that were not requested are queued here; the others wait at the source. A part that is larger than what was
+    requested is an error, and so is an endless message over TCP. (Over ipc://, which connects processes of one machine,
+    the bytes of a message are not counted.)
+
+    Raises:
+        ConfigError: the address does not work, or pyzmq is not installed.
     """
 
     idle_s: float | None = None
@@ -64,7 +67,7 @@ class StreamSource:
     def __init__(self, address: str) -> None:
         zmq = import_zmq()
         port = address.rpartition(":")[2]
-        # ZeroMQ takes it, and never connects.
+        # ZeroMQ accepts such a port and never connects.
         if address.startswith("tcp:") and port.isdecimal() and not 0 < int(port) < 1 << 16:
             raise ConfigError(f"{address}: expected a port from 1 to 65535; found {port}.")
         self.name = address
@@ -86,6 +89,11 @@ class StreamSource:
             ) from None
 
     def describe(self) -> ScanLayout | None:
+        """Request the layout of the scan; return None if the source has not answered within 0.1 s.
+
+        Raises:
+            ScanError: the answer is invalid, or the source reports an error.
+        """
         self._header_and_layout = self._request_answer(
             make_scan_request(), lambda parts: parse_scan_answer(parts, self.name)
         )
@@ -97,15 +105,21 @@ class StreamSource:
         return layout
 
     def fetch(self, start: int, at_most: int) -> Chunk:
+        """Request frames from number `start` on; return an empty chunk if the source has not answered within 0.1 s.
+
+        Raises:
+            ScanError: the answer is invalid or belongs to another scan, or the source reports an error.
+        """
         assert self._header_and_layout is not None
-        told, layout = self._header_and_layout
-        # What is on its way already is waited for, though more might be asked for now.
+        header, layout = self._header_and_layout
+        # A request that is on its way is not replaced, although a larger one may be possible now.
         if self._requested_range[0] != start:
             most = MAX_REQUESTED_BYTES // max(layout.frame_bytes, _POSITION_BYTES)
             self._requested_range = (start, max(1, min(at_most, most)))
-        asked = self._requested_range
+        requested = self._requested_range
         chunk = self._request_answer(
-            make_frames_request(*asked), lambda parts: parse_frames_answer(parts, told, layout, *asked, self.name)
+            make_frames_request(*requested),
+            lambda parts: parse_frames_answer(parts, header, layout, *requested, self.name),
         )
         if chunk is None:
             return Chunk.empty(layout)
@@ -114,26 +128,28 @@ class StreamSource:
         return chunk
 
     def explain_wait(self) -> str | None:
+        """Explain why no answer comes; None while answers come."""
         quiet_s = time.monotonic() - self._last_answer_at
         if quiet_s <= _RETRY_S:
             return None
         if self._state == "foreign":
-            return f"what listens at {self.name} is no source of frames: look at the address, and at what is there"
+            return f"what listens at {self.name} is no source of frames: check the address, and the program there"
         if self._state == "connected":
             return f"what listens at {self.name} has not answered for {quiet_s:.0f} s"
-        return f"nobody answers at {self.name}"
+        return f"no answer from {self.name}"
 
     def close(self, received: int) -> None:
+        """Acknowledge the received frames and close the connection."""
         with contextlib.suppress(self._zmq.ZMQError):
-            # That all are safe; the answer is not waited for.
+            # A request for frames acknowledges the earlier ones; its answer is not awaited.
             self._connection.socket.send(make_frames_request(received, 0), self._zmq.DONTWAIT)
         self._connection.close()
 
-    def _request_answer(self, request: bytes, read: Callable[[list[bytes]], T | None]) -> T | None:
-        """The answer to what is asked, or None when it has not come within a moment; to ask the same again waits on.
+    def _request_answer(self, request: bytes, parse: Callable[[list[bytes]], T | None]) -> T | None:
+        """Send a request and return its answer, or None after 0.1 s; a call with the same request continues to wait.
 
         Arguments:
-            read: an answer; None where it is one to something else.
+            parse: turns the parts of an answer into a value; None for an answer to another request.
         """
         now = time.monotonic()
         self._check_connection()
@@ -149,34 +165,34 @@ class StreamSource:
             return None
         parts = self._receive_parts()
         self._connection.mark_read()
-        found = read(parts)
+        answer = parse(parts)
         self._last_answer_at = time.monotonic()
-        if found is None:
-            # A late answer to what was asked twice: the source is slow, and what is asked now is on its way.
+        if answer is None:
+            # A late answer to a repeated request: the source is slow, and the present request is on its way.
             self._retry_factor = min(2 * self._retry_factor, _MAX_RETRY_FACTOR)
         else:
             self._pending_request = None
-        return found
+        return answer
 
     def _check_connection(self) -> None:
-        """Take notice of a connection that ZeroMQ has given up, and of a message that does not end."""
-        line = self._connection
-        self._state = line.poll_state()
+        """Raise an error if ZeroMQ has closed the connection for good, or if a message does not end."""
+        connection = self._connection
+        self._state = connection.poll_state()
         if self._state == "rejected":
             raise ScanError(
                 self.name,
                 None,
-                expected=f"parts of at most {line.max_part_bytes} bytes, which hold what was asked for",
+                expected=f"parts of at most {connection.max_part_bytes} bytes, which hold what was requested",
                 found="a larger one, or one that ZeroMQ cannot read, so that it closed the connection",
-                remedy="Answer with at most as many frames as are asked for ('at_most').",
+                remedy="Answer with at most as many frames as are requested ('at_most').",
             )
-        if line.count_unread_bytes() > line.max_unread_bytes:
+        if connection.count_unread_bytes() > connection.max_unread_bytes:
             raise ScanError(
                 self.name,
                 None,
-                expected=f"answers of {MAX_PARTS} parts of at most {line.max_part_bytes} bytes",
-                found=f"{line.count_unread_bytes()} bytes without the end of one",
-                remedy="Look at what is bound there; the format is described in docs/live.md.",
+                expected=f"answers of {MAX_PARTS} parts of at most {connection.max_part_bytes} bytes",
+                found=f"{connection.count_unread_bytes()} bytes without the end of one",
+                remedy="Check the program at that address; the format is described in docs/live.md.",
             )
 
     def _receive_parts(self) -> list[bytes]:

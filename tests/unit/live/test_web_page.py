@@ -186,7 +186,7 @@ class TestLocal:
             port = urlsplit(url).port
             answer, _ = ask(f"http://127.0.0.1:{port}/", "/status.json", headers={"Host": "beamline7.example.org"})
         assert answer.status == 200
-        assert "whoever reaches this machine" in caplog.text
+        assert "everyone who can reach this machine" in caplog.text
 
 
 class TestPort:
@@ -194,9 +194,7 @@ class TestPort:
     def test_a_port_in_use_is_told_in_one_line(self, folder: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as other:
             port = other.getsockname()[1]
-            with pytest.raises(
-                ConfigError, match=f"port {port} of 127.0.0.1 is in use.*0 for any that is free"
-            ) as told:
+            with pytest.raises(ConfigError, match=f"port {port} of 127.0.0.1 is in use.*0 for any free port") as told:
                 serve(folder, port=port).__enter__()
         assert "\n" not in str(told.value)
 

@@ -1,4 +1,4 @@
-"""Switching the reconstructors on and off in an installed Ptychodus, by one file among its plugins."""
+"""The plugin file that lists the reconstructors in an installed Ptychodus: `enable`, `disable`, `read_status`."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ __all__ = ["register_plugins"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PluginStatus:
-    """How things are.
+    """Whether the reconstructors are enabled in the installed Ptychodus.
 
     Arguments:
         version: of the installed Ptychodus.
-        file: the plugin, whether it is there or not.
-        enabled: whether it is.
-        others: where another `ptycho_torch` is installed, whose reconstructors Ptychodus lists in the same place.
+        file: path of the plugin file, which may not exist.
+        enabled: whether the plugin file exists.
+        other_package: location of an installed `ptycho_torch`, whose reconstructors Ptychodus lists in the same place.
     """
 
     version: str
@@ -49,7 +49,7 @@ class PluginStatus:
 
 
 def read_status() -> PluginStatus:
-    """Whether the reconstructors are switched on; nothing of Ptychodus is imported.
+    """Read whether the reconstructors are enabled, without importing Ptychodus.
 
     Raises:
         ConfigError: Ptychodus is not installed.
@@ -58,26 +58,26 @@ def read_status() -> PluginStatus:
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError(
             f"Ptychodus: expected it in this Python ({sys.executable}); found none. "
-            f"Install it with pip install 'torchptycho[ptychodus]'."
+            "Install it with pip install 'torchptycho[ptychodus]'."
         )
     try:
         version = importlib.metadata.version("ptychodus")
     except importlib.metadata.PackageNotFoundError:
         version = "of unknown version"
     file = Path(spec.submodule_search_locations[0]) / "plugins" / _FILE
-    found = find_spec("ptycho_torch")
+    other = find_spec("ptycho_torch")
     other_package = (
-        None if found is None else str(found.origin or next(iter(found.submodule_search_locations or ["?"])))
+        None if other is None else str(other.origin or next(iter(other.submodule_search_locations or ["?"])))
     )
     return PluginStatus(version=version, file=file, enabled=_is_own_plugin(file), other_package=other_package)
 
 
 def enable() -> PluginStatus:
-    """Put the file there; where it is already, it is written anew.
+    """Write the plugin file, or overwrite an earlier one.
 
     Raises:
-        ConfigError: Ptychodus is not installed, of another version, or not writable; another package `ptycho_torch` is
-            installed, which would be hidden or hide these; or another file has this name.
+        ConfigError: Ptychodus is not installed, has another version or is not writable; a package `ptycho_torch` is
+            installed, whose reconstructors would conflict with these; or a foreign file has the plugin's name.
     """
     now = read_status()
     if now.version.split(".")[:2] != _SUPPORTED.split("."):
@@ -88,23 +88,23 @@ def enable() -> PluginStatus:
     if now.other_package is not None:
         raise ConfigError(
             f"ptycho_torch: expected none, because Ptychodus lists it in the same place; found {now.other_package}. "
-            "Uninstall it, or go on with it."
+            "Uninstall it, or continue to use it."
         )
     _refuse_foreign(now.file)
     try:
         now.file.write_text(_CONTENT, encoding="utf-8")
     except OSError as error:
         raise ConfigError(
-            f"{now.file}: cannot be written ({error.strerror}). Run this as who installed Ptychodus."
+            f"{now.file}: cannot be written ({error.strerror}). Run this as the user who installed Ptychodus."
         ) from None
     return dataclasses.replace(now, enabled=True)
 
 
 def disable() -> PluginStatus:
-    """Remove the file, where it is.
+    """Remove the plugin file, if it exists.
 
     Raises:
-        ConfigError: Ptychodus is not installed, the file cannot be removed, or is another's.
+        ConfigError: Ptychodus is not installed, the file cannot be removed, or torchptycho did not write it.
     """
     now = read_status()
     _refuse_foreign(now.file)
@@ -114,7 +114,7 @@ def disable() -> PluginStatus:
             compiled.unlink()
     except OSError as error:
         raise ConfigError(
-            f"{error.filename}: cannot be removed ({error.strerror}). Run this as who installed Ptychodus."
+            f"{error.filename}: cannot be removed ({error.strerror}). Run this as the user who installed Ptychodus."
         ) from None
     return dataclasses.replace(now, enabled=False)
 
@@ -125,4 +125,4 @@ def _is_own_plugin(file: Path) -> bool:
 
 def _refuse_foreign(file: Path) -> None:
     if file.exists() and not _is_own_plugin(file):
-        raise ConfigError(f"{file}: expected none, or one that torchptycho wrote; found another's. Move it away.")
+        raise ConfigError(f"{file}: expected no file, or one that torchptycho wrote; found another. Move it away.")

@@ -1,4 +1,4 @@
-"""What the parent process sends to the one that computes; without torch, which the parent does not load."""
+"""Jobs that Ptychodus' process sends to the computing process; without torch, which the former does not import."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ __all__ = ["ReconstructJob", "RefineJob", "TrainJob"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainJob:
-    """A training.
+    """A training run.
 
     Arguments:
         mode: "PINN" or "Supervised".
-        config: of the run, as plain data.
+        config: `RunConfig` as plain data.
         input_path: folder (or file) with the training data.
-        output_path: folder in which the folder of the run is made.
-        subtract_mean_phase: of the labels.
-        visible_gpus: indexes for CUDA_VISIBLE_DEVICES, or nothing.
+        output_path: folder in which the folder of the run is created.
+        subtract_mean_phase: remove the mean phase of the labels.
+        visible_gpus: indices for CUDA_VISIBLE_DEVICES; an empty text changes nothing.
     """
 
     mode: str
@@ -34,15 +34,15 @@ class TrainJob:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReconstructJob:
-    """A pass of a trained network.
+    """A reconstruction by a trained network.
 
     Arguments:
         mode: "PINN" or "Supervised".
-        config: of the run, as plain data; of it the sections train (where to compute) and reconstruct count.
+        config: `RunConfig` as plain data; only `train.accelerator` and the section reconstruct are used.
         checkpoint: the trained network.
-        parameters: what Ptychodus hands over.
-        goal: progress at the end.
-        visible_gpus: indexes for CUDA_VISIBLE_DEVICES, or nothing.
+        parameters: Ptychodus' patterns, bad pixels and product.
+        goal: progress to report at the end.
+        visible_gpus: indices for CUDA_VISIBLE_DEVICES; an empty text changes nothing.
     """
 
     mode: str
@@ -58,11 +58,11 @@ class RefineJob:
     """A refinement.
 
     Arguments:
-        config: of the run, as plain data; of it the sections train (where to compute) and refine count.
-        parameters: what Ptychodus hands over.
-        from_product: begin with the product's object.
-        image_every_epochs: how often the product is sent back on the way.
-        visible_gpus: indexes for CUDA_VISIBLE_DEVICES, or nothing.
+        config: `RunConfig` as plain data; only `train.accelerator` and the section refine are used.
+        parameters: Ptychodus' patterns, bad pixels and product.
+        from_product: start from the product's object, else from a uniform object.
+        image_every_epochs: epochs between two intermediate products.
+        visible_gpus: indices for CUDA_VISIBLE_DEVICES; an empty text changes nothing.
     """
 
     config: dict[str, Any]

@@ -1,4 +1,7 @@
-"""What Ptychodus calls when it starts and finds the file that `torchptycho ptychodus enable` put among its plugins."""
+"""The entry point that Ptychodus calls at its start through the plugin file of `torchptycho ptychodus enable`.
+
+The file of every enabled Ptychodus imports `torchptycho.interop.ptychodus.plugin`: this module must keep its name.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,10 @@ _CORE, _LIBRARY = "ptychodus.model.core", "PtychoPINNTorchReconstructorLibrary"
 
 
 def register_plugins(registry: PluginRegistry) -> None:
-    """Have Ptychodus' core, which knows its libraries by name, build this package's in the place of its empty one.
+    """Replace Ptychodus' empty library of this network by torchptycho's.
 
-    Plugins are loaded before the libraries are built. Programs that load plugins without the core are left alone.
+    Ptychodus' core looks its libraries up by name, and loads plugins before it builds the libraries. Nothing is done in
+    a program that loads plugins without the core.
     """
     core = sys.modules.get(_CORE)
     if core is None:
@@ -25,7 +29,7 @@ def register_plugins(registry: PluginRegistry) -> None:
     if not hasattr(core, _LIBRARY):
         _log.warning("torchptycho is not listed: expected Ptychodus 1.7, whose %s has %s", _CORE, _LIBRARY)
         return
-    # Not above: it brings the core along, which programs without it have reasons not to load.
+    # Imported here because it imports the core, which some programs must not load.
     from torchptycho.interop.ptychodus.reconstructor_library import TorchptychoReconstructorLibrary
 
     setattr(core, _LIBRARY, TorchptychoReconstructorLibrary)

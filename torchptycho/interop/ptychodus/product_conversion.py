@@ -1,4 +1,4 @@
-"""What a reconstructor of Ptychodus is given, as a scan; and an image, as the product that it hands back."""
+"""Conversion between Ptychodus' data and this package's: patterns and product to a scan, an image to a product."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _log = logging.getLogger(__name__)
 
 
 def make_scan_from_input(parameters: ReconstructInput) -> Scan:
-    """Patterns, bad pixels and product as a scan, in the pixels of the product's object.
+    """Make a scan of the patterns, bad pixels and product, in the pixels of the product's object.
 
     Raises:
-        ScanError: near field, several layers, oblong pixels, or arrays that are no scan.
+        ScanError: the data are near-field, the object has several layers or oblong pixels, or the arrays are invalid.
     """
     product = parameters.product
     name = Path(product.metadata.name or "product")
@@ -85,23 +85,23 @@ def make_scan_from_input(parameters: ReconstructInput) -> Scan:
 
 
 def make_start_image(product: Product) -> Reconstruction | None:
-    """The product's object as an image to begin with; None when there is nothing in it."""
+    """Convert the product's object to a start image; return None if it has no finite value other than 0."""
     values = product.object_.get_layer(0).astype(np.complex64)
-    there = np.isfinite(values) & (values != 0)
-    if not there.any():
+    valid = np.isfinite(values) & (values != 0)
+    if not valid.any():
         return None
     return Reconstruction(
-        object=np.where(there, values, 0).astype(np.complex64),
-        coverage=there.astype(np.float32),
-        valid=there,
+        object=np.where(valid, values, 0).astype(np.complex64),
+        coverage=valid.astype(np.float32),
+        valid=valid,
         origin_px=(0, 0),
     )
 
 
 def place_on_canvas(image: Reconstruction, shape: tuple[int, int]) -> Complex64[np.ndarray, "h w"]:
-    """The image on pixels [0, H) x [0, W) of its frame of reference; 0 where it is not valid.
+    """Copy the image onto pixels [0, H) x [0, W) of the object's grid; 0 where it is not valid.
 
-    What lies outside is cut off, with a warning.
+    Pixels outside are cut off, with a warning.
     """
     canvas = np.zeros(shape, np.complex64)
     known = np.where(image.valid, image.object, 0)
@@ -117,15 +117,15 @@ def place_on_canvas(image: Reconstruction, shape: tuple[int, int]) -> Complex64[
     else:
         lost = int(image.valid.sum())
     if lost:
-        _log.warning("%d px of the image lie outside the product's object of %dx%d px, and are cut off", lost, *shape)
+        _log.warning("%d px of the image lie outside the product's object of %dx%d px and are cut off", lost, *shape)
     return canvas
 
 
 def make_product(parameters: ReconstructInput, image: Reconstruction, *, moved: bool = False) -> Product:
-    """The input's product with the image on its object's canvas, and with what else was refined.
+    """Make a product of the image, on the grid of the input's object, with the refined probe and losses.
 
     Arguments:
-        moved: take the positions of the image over.
+        moved: use the positions of the image.
     """
     product = parameters.product
     given = product.object_

@@ -79,7 +79,7 @@ class TorchptychoReconstructorLibrary(PtychoPINNTorchReconstructorLibrary):
         }
 
     def _build_config(self, mode: Literal["PINN", "Supervised", "Refine"]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The settings, and the configuration that follows from them, as plain data."""
+        """Read the settings and convert them to a configuration; return both as plain data."""
         values = self._read_values()
         return values, to_dict(convert_settings(values, mode))
 
@@ -87,7 +87,7 @@ class TorchptychoReconstructorLibrary(PtychoPINNTorchReconstructorLibrary):
         return int(self.training_settings.epochs.get_value())
 
     def _make_network_reconstructor(self, mode: Literal["PINN", "Supervised"]) -> SubprocessReconstructor:
-        def reconstruction(parameters: ReconstructInput, model: Path | None) -> ReconstructJob:
+        def make_reconstruct_job(parameters: ReconstructInput, model: Path | None) -> ReconstructJob:
             if model is None:
                 raise ConfigError(
                     f"{mode}: expected a trained network; found none. Train one, or load a model (.ckpt)."
@@ -102,7 +102,7 @@ class TorchptychoReconstructorLibrary(PtychoPINNTorchReconstructorLibrary):
                 visible_gpus=values["Training.visible_gpu_indices"],
             )
 
-        def training(input_path: Path, output_path: Path) -> TrainJob:
+        def make_train_job(input_path: Path, output_path: Path) -> TrainJob:
             values, config = self._build_config(mode)
             warn_without_effect({k: value for k, value in values.items() if value != self._defaults[k]}, mode)
             return TrainJob(
@@ -118,10 +118,10 @@ class TorchptychoReconstructorLibrary(PtychoPINNTorchReconstructorLibrary):
             name=mode,
             reconstruct_entry_point=f"{_WORKER_MODULE}:reconstruct_product",
             progress_goal_fn=self._read_epochs,
-            build_reconstruct_payload=reconstruction,
+            build_reconstruct_payload=make_reconstruct_job,
             is_trainable=True,
             train_entry_point=f"{_WORKER_MODULE}:train_network",
-            build_train_payload=training,
+            build_train_payload=make_train_job,
             model_file_filter="torchptycho Checkpoints (*.ckpt)",
             model_file_extension=".ckpt",
             training_data_file_filter="NumPy Zipped Archive (*.npz)",
@@ -129,7 +129,7 @@ class TorchptychoReconstructorLibrary(PtychoPINNTorchReconstructorLibrary):
         )
 
     def _make_refinement_reconstructor(self) -> SubprocessReconstructor:
-        def reconstruction(parameters: ReconstructInput, model: Path | None) -> RefineJob:
+        def make_refine_job(parameters: ReconstructInput, model: Path | None) -> RefineJob:
             values, config = self._build_config("Refine")
             start = values["Torchptycho.refine_start"]
             if start not in ("product", "nothing"):
@@ -146,5 +146,5 @@ class TorchptychoReconstructorLibrary(PtychoPINNTorchReconstructorLibrary):
             name="Refine",
             reconstruct_entry_point=f"{_WORKER_MODULE}:refine_product",
             progress_goal_fn=self._read_epochs,
-            build_reconstruct_payload=reconstruction,
+            build_reconstruct_payload=make_refine_job,
         )

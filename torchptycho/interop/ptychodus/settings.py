@@ -1,7 +1,7 @@
-"""What Ptychodus' settings for this network mean here: one table, and the configuration that follows from it.
+"""Conversion of Ptychodus' settings for this network to a `RunConfig`, by one table.
 
-A setting is named as in a settings file of Ptychodus, GROUP.NAME without the beginning "PtychoPINNTorch" of its groups.
-Its values come from the panel "PtychoPINN-Torch" or such a file; the group Torchptycho is this package's own.
+A setting is named as in a settings file of Ptychodus, GROUP.NAME, without the prefix "PtychoPINNTorch" of its groups.
+Its value comes from the panel "PtychoPINN-Torch" or from such a file. The group Torchptycho belongs to this package.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SINGLE_FIELDS: dict[str, str] = {
     "Torchptycho.refine_probe_update": "refine.probe_update",
     "Torchptycho.refine_position_update": "refine.position_update",
 }
-"""Settings that are one field each."""
+"""Settings that correspond to one field each."""
 
 CHOICES: dict[str, tuple[str, dict[str, str]]] = {
     "Training.device": ("train.accelerator", {"cuda": "auto", "auto": "auto", "gpu": "gpu", "cpu": "cpu"}),
@@ -49,7 +49,7 @@ CHOICES: dict[str, tuple[str, dict[str, str]]] = {
     "Model.amplitude_activation_function": ("model.amplitude_activation", {"silu": "swish", "sigmoid": "sigmoid"}),
     "Inference.patch_weighting_method": ("reconstruct.stitch_weight", {"probe": "probe", "uniform": "central"}),
 }
-"""Settings whose values have other names here."""
+"""Settings whose values are renamed."""
 
 COMBINED: dict[str, str] = {
     "Training.epochs": "train.epochs and refine.epochs",
@@ -68,20 +68,20 @@ COMBINED: dict[str, str] = {
     "Data.num_nearest_neighbors_for_quadrant_lookup": "group.neighbor_count, with 4_quadrant",
     "Model.loss_function": "loss.nll_weight (Poisson), mae_weight (MAE)",
     "Training.use_negative_log_likelihood_loss": "loss.nll_weight, else mae_weight",
-    "Data.subtract_mean_phase": "Supervised: the label's mean phase is taken out",
+    "Data.subtract_mean_phase": "Supervised: the label's mean phase is removed",
     "Inference.batch_size": "reconstruct.predict_batch_size, 256 frames at most",
     "Training.visible_gpu_indices": "CUDA_VISIBLE_DEVICES of the process that computes",
     "Training.n_devices": "1: see `torchptycho train` for more",
-    "Torchptycho.refine_start": "Refine: begin with the product's object, or with nothing",
-    "Torchptycho.refine_image_every_epochs": "Refine: how often the product is shown on the way",
+    "Torchptycho.refine_start": "Refine: start from the product's object, or from a uniform object",
+    "Torchptycho.refine_image_every_epochs": "Refine: epochs between two intermediate products",
 }
-"""Settings that mean something together, or only with one reconstructor, and what."""
+"""Settings that act together or only for one reconstructor, and their meaning."""
 
 _OTHER_NETWORK = "of another network's layers"
 _OTHER_UNITS = "one convention of units holds here, see specs/physics.md"
 _STAGES = "the whole network is trained at once"
 WITHOUT_EFFECT: dict[str, str] = {
-    "Data.model_size": "the frames say it",
+    "Data.model_size": "the size of the frames is used",
     "Data.data_normalization_mode": _OTHER_UNITS,
     "Data.normalize_probe": _OTHER_UNITS,
     "Data.probe_scale": _OTHER_UNITS,
@@ -89,10 +89,10 @@ WITHOUT_EFFECT: dict[str, str] = {
     "Model.intensity_scale": _OTHER_UNITS,
     "Data.scan_pattern": "any positions are taken",
     "Data.coordinate_subsampling_factor": "every frame is in one group of an epoch",
-    "Data.probe_ramp_removal": "the probe is taken as it is",
+    "Data.probe_ramp_removal": "the probe is used unchanged",
     "Model.object_big": "patches of a group always share one object",
-    "Model.max_position_jitter": "positions are taken as they are",
-    "Model.num_datasets": "the files say it",
+    "Model.max_position_jitter": "positions are used unchanged",
+    "Model.num_datasets": "the number of files is used",
     "Model.probe_reference_loss_coeff": "the probe is free, or fixed",
     **{
         f"Model.{name}": "the likelihood alone decides"
@@ -147,15 +147,15 @@ WITHOUT_EFFECT: dict[str, str] = {
     "Training.num_dataloader_workers": "frames come from a memory map, in one process",
     "Training.distributed_strategy": "one device is used",
     "Training.learning_rate_warmup_epochs": "the rate rises over the first 100 steps",
-    "Training.minimum_learning_rate_ratio": "the schedule says it",
+    "Training.minimum_learning_rate_ratio": "the schedule defines it",
     "Training.notes": "not kept",
     "Training.model_name": "not kept",
     "Inference.middle_trim": "patches are weighted, not trimmed",
     "Inference.pad_eval": "the canvas holds every patch",
-    "Inference.window": "what no frame reached is 0",
+    "Inference.window": "pixels that no frame illuminated are 0",
     "Inference.experiment_number": "one product is reconstructed",
 }
-"""Settings that change nothing here, and why."""
+"""Settings without effect, and the reasons."""
 
 OWN_SETTINGS: dict[str, Any] = {
     "generator": "pie_unet",
@@ -172,21 +172,21 @@ _MAX_BATCH_FRAMES = 256
 
 
 def convert_settings(values: Mapping[str, Any], mode: Mode) -> RunConfig:
-    """The configuration that settings of Ptychodus mean.
+    """Convert settings of Ptychodus to a configuration.
 
     Arguments:
         values: every setting of the table by its name.
-        mode: what they are for; "Supervised" trains on the product's object as a label, without diffraction, and
-            "Refine" groups no frames.
+        mode: name of the reconstructor; "Supervised" trains on the product's object as a label, without diffraction,
+            and "Refine" does not group frames.
 
     Raises:
         ConfigError: a value has no counterpart, or settings contradict each other.
     """
-    found: dict[str, dict[str, Any]] = {}
+    sections: dict[str, dict[str, Any]] = {}
 
     def put(field: str, value: Any) -> None:
         section, _, name = field.partition(".")
-        found.setdefault(section, {})[name] = value
+        sections.setdefault(section, {})[name] = value
 
     for setting, field in SINGLE_FIELDS.items():
         put(field, values[setting])
@@ -197,24 +197,24 @@ def convert_settings(values: Mapping[str, Any], mode: Mode) -> RunConfig:
     if mode != "Refine":
         for name, value in _convert_grouping(values).items():
             put(f"group.{name}", value)
-        put("train.batch_size", values["Training.batch_size"] * found["group"]["gridsize"] ** 2)
+        put("train.batch_size", values["Training.batch_size"] * sections["group"]["gridsize"] ** 2)
     put("reconstruct.predict_batch_size", min(values["Inference.batch_size"], _MAX_BATCH_FRAMES))
     if mode == "Supervised":
-        found["loss"] = {"nll_weight": 0.0, "realspace_weight": 1.0}
+        sections["loss"] = {"nll_weight": 0.0, "realspace_weight": 1.0}
     elif _uses_likelihood(values):
-        found["loss"] = {"nll_weight": 1.0}
+        sections["loss"] = {"nll_weight": 1.0}
     else:
-        found["loss"] = {"nll_weight": 0.0, "mae_weight": 1.0}
-    return from_dict(RunConfig, found, source="settings of Ptychodus")
+        sections["loss"] = {"nll_weight": 0.0, "mae_weight": 1.0}
+    return from_dict(RunConfig, sections, source="settings of Ptychodus")
 
 
 def warn_without_effect(changed: Mapping[str, Any], mode: Mode) -> None:
-    """Warn of settings that were changed in vain."""
-    vain = [f"{name} ({WITHOUT_EFFECT[name]})" for name in changed if name in WITHOUT_EFFECT]
+    """Warn of changed settings that have no effect."""
+    without_effect = [f"{name} ({WITHOUT_EFFECT[name]})" for name in changed if name in WITHOUT_EFFECT]
     if changed.get("Training.n_devices", 1) > 1:
-        vain.append("Training.n_devices (`torchptycho train --devices N` trains on several)")
-    if vain:
-        _log.warning("%s: settings without effect here: %s", mode, "; ".join(vain))
+        without_effect.append("Training.n_devices (`torchptycho train --devices N` trains on several)")
+    if without_effect:
+        _log.warning("%s: settings without effect here: %s", mode, "; ".join(without_effect))
 
 
 def _choose(setting: str, value: str, names: Mapping[str, str]) -> str:
@@ -225,8 +225,8 @@ def _choose(setting: str, value: str, names: Mapping[str, str]) -> str:
 
 def _uses_likelihood(values: Mapping[str, Any]) -> bool:
     setting = "Model.loss_function"
-    asked = _choose(setting, values[setting], {"Poisson": "poisson", "MAE": "mae"})
-    return asked == "poisson" and bool(values["Training.use_negative_log_likelihood_loss"])
+    loss = _choose(setting, values[setting], {"Poisson": "poisson", "MAE": "mae"})
+    return loss == "poisson" and bool(values["Training.use_negative_log_likelihood_loss"])
 
 
 def _convert_grouping(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Training data as Ptychodus exports them."""
+"""Training data that Ptychodus has exported."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from torchptycho.io.storage.file_access import read_head
 __all__ = ["PATCH_CENTRE_OFFSET_PX", "find_training_files", "read_training_scan"]
 
 PATCH_CENTRE_OFFSET_PX = 0.5
-"""Ptychodus puts the middle of a patch, (N - 1) / 2, on the position; here it is pixel N / 2."""
+"""Ptychodus places the middle of a patch, (N - 1) / 2, at the position; this package places pixel N / 2 there."""
 
 
 def find_training_files(path: Path) -> tuple[list[Path], list[Path]]:
-    """Files to train on, and files that validation looks at.
+    """Find the files to train on, and the files for validation.
 
-    In a folder these are train_data.npz and, where it is there, test_data.npz; else every NPZ in it; else product.h5,
-    which has its frames in diffraction.h5 beside it.
+    In a folder these are train_data.npz and, if it exists, test_data.npz; else every NPZ file; else product.h5, whose
+    frames are in diffraction.h5 next to it.
 
     Raises:
         ScanError: the folder has none of them.
@@ -46,10 +46,11 @@ def find_training_files(path: Path) -> tuple[list[Path], list[Path]]:
 
 
 def read_training_scan(path: Path, *, subtract_mean_phase: bool) -> Scan:
-    """A scan to train on; the frames of Ptychodus' own NPZ are counts, whatever their dtype.
+    """Read a scan to train on; the frames of an NPZ file of Ptychodus are counts, whatever their dtype.
 
     Arguments:
-        subtract_mean_phase: turn the object, which is a label in supervised training, so that its mean is real.
+        subtract_mean_phase: multiply the object, the label of supervised training, by a phase factor that makes its
+            mean real.
 
     Raises:
         ScanError: the file is not a scan.
@@ -64,6 +65,6 @@ def read_training_scan(path: Path, *, subtract_mean_phase: bool) -> Scan:
             nominal_positions_px=None if nominal is None else nominal + PATCH_CENTRE_OFFSET_PX,
         )
     if subtract_mean_phase and scan.truth is not None:
-        turn = np.exp(-1j * np.angle(scan.truth.sum(dtype=np.complex128)))
-        scan = dataclasses.replace(scan, truth=(scan.truth * turn).astype(np.complex64))
+        phase_factor = np.exp(-1j * np.angle(scan.truth.sum(dtype=np.complex128)))
+        scan = dataclasses.replace(scan, truth=(scan.truth * phase_factor).astype(np.complex64))
     return scan

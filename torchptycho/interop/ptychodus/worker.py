@@ -1,7 +1,7 @@
-"""What runs in the process that Ptychodus starts for each training and each reconstruction.
+"""Entry points of the process that Ptychodus starts for each training and each reconstruction.
 
-Messages go back over its queue: (tag, pickled output), as its `SubprocessReconstructor` takes them. No file is read as
-a pickle; the job arrives as one, from the parent process.
+They send messages (tag, pickled output) over its queue, as its `SubprocessReconstructor` expects. No file is read as a
+pickle; only the job arrives as one, from the parent process.
 """
 
 from __future__ import annotations
@@ -39,13 +39,15 @@ _log = logging.getLogger(__name__)
 
 @runtime_checkable
 class MessageQueue(Protocol):
-    """Where messages go: the queue to the parent."""
+    """The queue of messages to the parent process."""
 
-    def put(self, item: tuple[str, Any]) -> None: ...
+    def put(self, item: tuple[str, Any]) -> None:
+        """Send a message."""
+        ...
 
 
 def train_network(job: TrainJob, queue: MessageQueue) -> None:
-    """Train on what was exported; losses go back after every epoch, the checkpoint's place at the end."""
+    """Train on exported data; send the losses after each epoch and the path of the checkpoint at the end."""
     _set_visible_gpus(job.visible_gpus)
     config = from_dict(RunConfig, job.config)
     files, held_out = find_training_files(job.input_path)
@@ -65,7 +67,7 @@ def train_network(job: TrainJob, queue: MessageQueue) -> None:
 
 
 def reconstruct_product(job: ReconstructJob, queue: MessageQueue) -> None:
-    """One pass of a trained network over the patterns."""
+    """Reconstruct the patterns with a trained network; send the product."""
     _set_visible_gpus(job.visible_gpus)
     config = from_dict(RunConfig, job.config)
     module = load_checkpoint(job.checkpoint)
@@ -85,7 +87,7 @@ def reconstruct_product(job: ReconstructJob, queue: MessageQueue) -> None:
 
 
 def refine_product(job: RefineJob, queue: MessageQueue) -> None:
-    """Fit object and probe to the counts; the product goes back on the way and at the end."""
+    """Fit object and probe to the counts; send intermediate products and the final one."""
     _set_visible_gpus(job.visible_gpus)
     config = from_dict(RunConfig, job.config)
     start = make_start_image(job.parameters.product) if job.from_product else None
@@ -110,7 +112,7 @@ def refine_product(job: RefineJob, queue: MessageQueue) -> None:
 
 
 class _LossSender(Callback):
-    """Sends the losses of all epochs so far, after each."""
+    """Sends the losses of all epochs so far after each epoch."""
 
     def __init__(self, queue: MessageQueue) -> None:
         self._queue = queue
@@ -126,7 +128,7 @@ class _LossSender(Callback):
         self._batches += 1
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Not after every epoch; the metric of an earlier one stays.
+        # Validation does not follow every epoch, and Lightning keeps the metric of an earlier one.
         self._validation.append(LossValue(trainer.current_epoch, float(trainer.callback_metrics["val/loss"])))
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -139,7 +141,7 @@ class _LossSender(Callback):
 
 
 def _set_visible_gpus(indexes: str) -> None:
-    """Let this process see these GPUs alone, before anything touches one; an empty text changes nothing."""
+    """Restrict this process to these GPUs; call it before CUDA is used. An empty text changes nothing."""
     if indexes.strip():
         os.environ["CUDA_VISIBLE_DEVICES"] = indexes.strip()
 

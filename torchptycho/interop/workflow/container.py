@@ -14,7 +14,8 @@ from torch import Tensor
 from torchptycho.core.errors import ScanError
 from torchptycho.core.scan import DEFAULT_PHOTONS_PER_FRAME, Scan
 from torchptycho.interop import original_layouts
-from torchptycho.interop.workflow.raw_data import Grouping, RawData
+from torchptycho.interop.workflow.original_groups import Grouping
+from torchptycho.interop.workflow.raw_data import RawData
 from torchptycho.io.frames.frame_stacks import random_access_is_slow
 from torchptycho.io.frames.views import PickedFrames
 from torchptycho.physics.scaling import Scaling
@@ -27,8 +28,9 @@ ArraySource = np.ndarray | Callable[[], np.ndarray]
 class PtychoDataContainer:
     """B groups of C frames of N x N pixels, and their probe.
 
-    Built from arrays in the original's layouts, images (B, N, N, C). Given back as torch tensors, images (B, C, N, N),
-    coordinates (B, 1, 2, C) with (x, y) on axis 2, as there. A tensor is made when it is first asked for, and stays.
+    The constructor takes arrays in the original's layouts, images (B, N, N, C). The properties are torch tensors:
+    images (B, C, N, N), coordinates (B, 1, 2, C) with (x, y) on axis 2, as in the original. A tensor is made on first
+    access and kept.
 
     Arguments:
         X: amplitudes, as `RawData.generate_grouped_data` scales them.
@@ -42,7 +44,7 @@ class PtychoDataContainer:
         probeGuess: (N, N) or (P, N, N).
 
     Raises:
-        ScanError: the arrays do not count the same groups and frames.
+        ScanError: the arrays differ in the number of groups or frames.
     """
 
     def __init__(
@@ -71,9 +73,9 @@ class PtychoDataContainer:
                 raise ScanError(
                     "PtychoDataContainer",
                     name,
-                    expected=f"shape {expected}, as X of {X.shape} asks",
+                    expected=f"shape {expected}, to match X of {X.shape}",
                     found=f"{array.shape}",
-                    remedy="Cut all arrays alike.",
+                    remedy="Select the same groups and frames from all arrays.",
                 )
         sources: dict[str, ArraySource] = {
             "X": lambda: original_layouts.channels_first(X),
@@ -91,31 +93,31 @@ class PtychoDataContainer:
 
     @classmethod
     def from_raw_data(cls, raw: RawData, *, nphotons: float | None = None, **options: Any) -> PtychoDataContainer:
-        """Group the frames of a scan; images are gathered when they are asked for.
+        """Group the frames of a scan; images are gathered on first access.
 
         Arguments:
-            nphotons: photons of a mean frame; None takes counts as they are, and for amplitudes follows the scan's
-                metadata, then 1e9.
-            options: those of `RawData.generate_grouped_data`; N is the scan's by default. And `n_subsample` and
-                `subsample_seed`: frames that are drawn before, and the seed of that draw.
+            nphotons: photons of a mean frame; None measures them for counts, and for amplitudes takes them from the
+                scan's metadata, else 1e9.
+            options: those of `RawData.generate_grouped_data`, where N is the scan's by default; `n_subsample` and
+                `subsample_seed`: number of frames that are drawn before the groups, and the seed of that draw.
         """
         scan = raw.scan
-        grouping = Grouping(raw, options.pop("N", scan.n_px), **options)
+        grouping = Grouping(scan, lambda: raw.diff3d, options.pop("N", scan.n_px), **options)
 
-        def scaled() -> np.ndarray:
+        def gather_scaled() -> np.ndarray:
             return np.asarray(np.multiply(grouping.gather_frames(), grouping.input_scale, dtype=np.float32))
 
-        def part(of: Callable[[np.ndarray], np.ndarray], without: float) -> Callable[[], np.ndarray]:
-            def patches() -> np.ndarray:
-                known = grouping.cut_patches()
-                return np.full(shape, without, np.float32) if known is None else of(known)
+        def make_part(convert: Callable[[np.ndarray], np.ndarray], default: float) -> Callable[[], np.ndarray]:
+            def cut_part() -> np.ndarray:
+                patches = grouping.cut_patches()
+                return np.full(shape, default, np.float32) if patches is None else convert(patches)
 
-            return patches
+            return cut_part
 
-        def norm() -> np.ndarray:
+        def compute_norm() -> np.ndarray:
             scale = grouping.input_scale
-            told = (scan.n_px / 2 / scale) ** 2 if scan.domain == "counts" else scan.photons_per_frame
-            photons = nphotons or told or DEFAULT_PHOTONS_PER_FRAME
+            scan_photons = (scan.n_px / 2 / scale) ** 2 if scan.domain == "counts" else scan.photons_per_frame
+            photons = nphotons or scan_photons or DEFAULT_PHOTONS_PER_FRAME
             scaling = Scaling(domain="amplitude", input_scale=scale, photons_per_frame=photons, n_px=scan.n_px)
             return np.asarray(scaling.intensity_scale)
 
@@ -123,10 +125,10 @@ class PtychoDataContainer:
         container = cls.__new__(cls)
         container._initialize(
             {
-                "X": scaled,
-                "Y_I": part(np.abs, 1.0),
-                "Y_phi": part(np.angle, 0.0),
-                "norm_Y_I": norm,
+                "X": gather_scaled,
+                "Y_I": make_part(np.abs, 1.0),
+                "Y_phi": make_part(np.angle, 0.0),
+                "norm_Y_I": compute_norm,
                 "coords_nominal": grouping.relative,
                 "coords_true": grouping.relative,
                 "probe": raw.probeGuess,
@@ -151,7 +153,7 @@ class PtychoDataContainer:
         objectGuess: Num[np.ndarray, "h w"] | None = None,
         **options: Any,
     ) -> PtychoDataContainer:
-        """The same from arrays; see `RawData.from_coords_without_pc` and `from_raw_data`."""
+        """Group the frames of arrays; see `RawData.from_coords_without_pc` and `from_raw_data`."""
         raw = RawData.from_coords_without_pc(xcoords, ycoords, diff3d, probeGuess, scan_index, objectGuess)
         return cls.from_raw_data(raw, **options)
 
@@ -174,7 +176,7 @@ class PtychoDataContainer:
 
     @property
     def X(self) -> Float32[Tensor, "b c n n"]:
-        """Amplitudes, sum X^2 = (N/2)^2 in the mean."""
+        """Amplitudes, scaled so that the mean of sum X^2 over frames is (N/2)^2."""
         return self._materialize("X", torch.float32)
 
     @property
@@ -257,13 +259,13 @@ class PtychoDataContainer:
         return np.unique(self.nn_indices.numpy()).astype(np.int64)
 
     def as_scan(self) -> Scan:
-        """The frames in these groups, each once, in the order of their numbers.
+        """Make a scan of the frames in these groups, each once, in the order of their numbers.
 
-        They are those of the scan that the container was made from, counts where that has counts; or, made from
-        arrays, amplitudes in the unit of X.
+        Its frames are those of the scan that the container was made from, counts or amplitudes; for a container made
+        from arrays they are amplitudes in the unit of X.
 
         Raises:
-            ScanError: they are fewer than two, or all at one place.
+            ScanError: there are fewer than two frames, or all have the same position.
         """
         rows = self.frames_used
         if len(rows) < 2:

@@ -1,4 +1,4 @@
-"""The original PtychoPINN's names of configuration, and what each becomes here: one table.
+"""Conversion of the original PtychoPINN's configuration names to this package's, by one table.
 
 Names and meanings are those of its `ModelConfig`, `TrainingConfig`, `InferenceConfig` and, for how to compute, its
 `PyTorchExecutionConfig`.
@@ -24,17 +24,18 @@ _log = logging.getLogger(__name__)
 
 Values = Mapping[str, Any]
 Change = dict[str, Any]
-"""What is set here, by "section.field"."""
+"""Values that are set in this package's configuration, by "section.field"."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptionMapping:
-    """What becomes of one name of the original.
+    """Conversion of one name of the original.
 
     Arguments:
-        note: it in words, for people.
-        change: what it sets here, of its value and of all values that were given.
-        back: field that holds the value unchanged, from which the name can be told again; None for the others.
+        note: description of the conversion, for users.
+        change: returns what the name sets, given its value and all values.
+        unchanged_field: field that holds the value unchanged, from which it can be converted back; None if there is
+            none.
     """
 
     note: str
@@ -44,12 +45,12 @@ class OptionMapping:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OriginalSettings:
-    """A configuration of the original, understood.
+    """A parsed configuration of the original.
 
     Arguments:
-        run: what has a place in this package's configuration.
+        run: this package's configuration.
         n_px: edge of the frames that it was written for, or None.
-        output_dir: where results are to go, or None.
+        output_dir: folder for results, or None.
     """
 
     run: RunConfig
@@ -75,7 +76,7 @@ def _require_value(name: str, *allowed: Any, why: str) -> OptionMapping:
 
 
 def _count_members(given: Values) -> int:
-    """Frames of a group."""
+    """Count the frames of a group."""
     gridsize = given.get("gridsize")
     return (gridsize if isinstance(gridsize, int) else GroupConfig().gridsize) ** 2
 
@@ -230,7 +231,7 @@ TABLE: dict[str, OptionMapping] = {
         note="`supervised`: `loss.nll_weight` 0 and `loss.realspace_weight` 1", change=_convert_model_type
     ),
 }
-"""Every name that is understood, in the order in which they act. None leaves what this package does by default."""
+"""Every supported name, in the order in which they are applied. A value of None keeps this package's default."""
 
 ALIASES = {
     "object.big": "object_big",
@@ -247,21 +248,21 @@ ALIASES = {
 
 
 def run_config(config: object) -> RunConfig:
-    """This package's configuration from one of the original's.
+    """Convert a configuration of the original to this package's.
 
     Arguments:
         config: its `TrainingConfig`, `InferenceConfig` or `ModelConfig`, or any mapping with their names, a nested
-            `model` included; a `RunConfig` is returned as it is.
+            `model` included; a `RunConfig` is returned unchanged.
 
     Raises:
-        ConfigError: a name is unknown (the nearest known one is named), or a value has no place here.
+        ConfigError: a name is unknown (the message suggests the nearest known one), or a value is not supported.
         TypeError: neither a dataclass nor a mapping.
     """
     return read_settings(config).run
 
 
 def read_settings(config: object) -> OriginalSettings:
-    """The same, with what has no place in `RunConfig`."""
+    """Convert a configuration as `run_config` does; return it with the values that have no field in `RunConfig`."""
     if isinstance(config, RunConfig):
         return OriginalSettings(run=config)
     given = _flatten(config)
@@ -281,19 +282,19 @@ def read_settings(config: object) -> OriginalSettings:
 
 
 def to_original_names(module: PtychoPINN) -> dict[str, Any]:
-    """What a trained module was made with, under the original's names.
+    """Convert the configuration of a trained module to the original's names.
 
-    Those whose value is held here unchanged, and N, `batch_size` (groups), `nphotons` as measured in the first training
-    scan, `intensity_scale` = sqrt(nphotons) / (N/2), `model_type` and `backend`.
+    The names are those whose value is kept unchanged, and N, `batch_size` (in groups), `nphotons` as measured in the
+    first training scan, `intensity_scale` = sqrt(nphotons) / (N/2), `model_type` and `backend`.
     """
     plain = to_dict(module.config)
-    told: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name, row in TABLE.items():
         if row.unchanged_field is not None:
             section, key = row.unchanged_field.split(".")
-            told[name] = plain[section][key]
+            values[name] = plain[section][key]
     photons, loss = float(module.photons_per_frame[0]), module.config.loss
-    return told | {
+    return values | {
         "N": module.n_px,
         "amp_activation": plain["model"]["amplitude_activation"],
         "architecture": plain["model"]["generator"],
@@ -307,7 +308,7 @@ def to_original_names(module: PtychoPINN) -> dict[str, Any]:
 
 
 def _flatten(config: object) -> dict[str, Any]:
-    """Names and values of a configuration and of the model's inside it, under their newer names."""
+    """Collect the names and values of a configuration and of the `model` nested in it; replace old names."""
     if isinstance(config, Mapping):
         fields, defaults = {str(name): value for name, value in config.items()}, {}
     elif dataclasses.is_dataclass(config) and not isinstance(config, type):
@@ -321,10 +322,10 @@ def _flatten(config: object) -> dict[str, Any]:
     model = fields.pop("model", None)
     given = {} if model is None else _flatten(model)
     for name, value in fields.items():
-        own = ALIASES.get(name, name)
-        if own in TABLE:
-            given[own] = value
-        # A dataclass has all its fields; those that nobody touched say nothing.
+        current_name = ALIASES.get(name, name)
+        if current_name in TABLE:
+            given[current_name] = value
+        # A dataclass has all of its fields; an unknown one is accepted if it has its default value.
         elif name not in defaults or value != defaults[name]:
             near = difflib.get_close_matches(name, [*TABLE, *ALIASES], n=1)
             hint = f" Did you mean '{near[0]}'?" if near else f" Known names: {', '.join(sorted(TABLE))}."

@@ -7,42 +7,37 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Complex64, Float, Float64, Int64, Num, Shaped
+from jaxtyping import Complex64, Float64, Int64, Num, Shaped
 
-from torchptycho.core.config import GroupConfig, ReadConfig
-from torchptycho.core.errors import ConfigError, ScanError
+from torchptycho.core.config import ReadConfig
+from torchptycho.core.errors import ScanError
 from torchptycho.core.scan import ArrayFrames, Scan
-from torchptycho.data.grouping import group
 from torchptycho.interop import original_layouts
+from torchptycho.interop.workflow.original_groups import Grouping
 from torchptycho.io import RawScan, read_scan
 from torchptycho.io.checks import check_frame_shape
 from torchptycho.io.probe_files import to_probe_modes
 from torchptycho.io.raw_scan import check_count
 from torchptycho.io.scan_builder import build_scan
-from torchptycho.physics.patches import extract, locate_corner
-from torchptycho.physics.scaling import measure_scaling, sum_frames
 
-__all__ = ["Grouping", "RawData"]
-
-_PATCHES_PER_BATCH = 256
+__all__ = ["RawData"]
 
 
 class RawData:
-    """A scan, with the attributes that scripts of the original read. It is checked as `read_scan` checks a file.
+    """A scan with the attributes that scripts of the original read. It is checked as `read_scan` checks a file.
 
     Arguments:
         xcoords, ycoords: [M] positions in object pixels.
-        xcoords_start, ycoords_start: [M] positions as they were asked for.
-        diff3d: [M, N, N] amplitudes, zero frequency at [N/2, N/2]; whole numbers are counts, whose roots are taken.
+        xcoords_start, ycoords_start: [M] nominal positions in object pixels.
+        diff3d: [M, N, N] amplitudes, zero frequency at [N/2, N/2]; integers are counts, whose square roots are taken.
         probeGuess: [N, N] or [P, N, N] complex.
-        scan_index: [M] which of several scans a frame belongs to; None for one.
-        objectGuess: [H, W] complex object, where it is known.
-        Y: [M, N, N] complex patches of the object, where they are known.
-        metadata: plain data; "nphotons" says what amplitudes stand for, "domain" what the frames hold.
+        scan_index: [M] number of the scan that a frame belongs to; None for one scan.
+        objectGuess: [H, W] complex object, if known.
+        Y: [M, N, N] complex patches of the object, if known.
+        metadata: plain data; "nphotons" is the number of photons of a mean frame, "domain" "counts" or "amplitude".
 
     Raises:
-        ScanError: an array breaks the contract.
+        ScanError: an array has a wrong shape, dtype or value.
     """
 
     def __init__(
@@ -58,9 +53,9 @@ class RawData:
         Y: Num[np.ndarray, "frames_y c d"] | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> None:
-        here = Path("RawData")
+        label = Path("RawData")
         m, rows = len(diff3d), range(len(diff3d))
-        check_frame_shape(here, "diff3d", *diff3d.shape[1:])
+        check_frame_shape(label, "diff3d", *diff3d.shape[1:])
         columns = {
             "xcoords": xcoords,
             "ycoords": ycoords,
@@ -70,19 +65,19 @@ class RawData:
         if scan_index is not None:
             columns["scan_index"] = scan_index
         for name, values in columns.items():
-            check_count(here, name, len(values), m, rows, cut=False)
-        probe = to_probe_modes(here, "probeGuess", probeGuess.astype(np.complex64), (diff3d.shape[1],))
+            check_count(label, name, len(values), m, rows, cut=False)
+        probe = to_probe_modes(label, "probeGuess", probeGuess.astype(np.complex64), (diff3d.shape[1],))
         domain = (metadata or {}).get("domain")
         if domain not in (None, "counts", "amplitude"):
             raise ScanError(
-                here,
+                label,
                 "metadata",
                 expected="'domain' to be 'counts' or 'amplitude'",
                 found=f"{domain!r}",
                 remedy="Correct it or leave it out.",
             )
         recorded = RawScan(
-            path=here,
+            path=label,
             format="arrays",
             frames=ArrayFrames(diff3d),
             rows=rows,
@@ -101,21 +96,21 @@ class RawData:
 
     @classmethod
     def from_scan(cls, scan: Scan) -> RawData:
-        """The same scan under the original's names; its frames stay where they are until they are asked for."""
+        """Wrap a scan; its frames are read on first access."""
         raw = cls.__new__(cls)
         raw._scan = scan
         return raw
 
     @classmethod
     def from_file(cls, train_data_file_path: str | Path, reading: ReadConfig | None = None) -> RawData:
-        """A scan file of any format that this package reads; `reading` says how, see `read_scan`."""
+        """Read a scan file of any format that this package reads, with the options of `reading`; see `read_scan`."""
         return cls.from_scan(read_scan(train_data_file_path, reading))
 
     @classmethod
     def from_files(
         cls, train_data_file_path: str | Path, test_data_file_path: str | Path, reading: ReadConfig | None = None
     ) -> tuple[RawData, RawData]:
-        """A training and a test scan."""
+        """Read a training and a test scan."""
         return cls.from_file(train_data_file_path, reading), cls.from_file(test_data_file_path, reading)
 
     @classmethod
@@ -128,7 +123,7 @@ class RawData:
         scan_index: Num[np.ndarray, " ms"] | None,
         objectGuess: Num[np.ndarray, "h w"] | None = None,
     ) -> RawData:
-        """A scan from arrays whose positions were never corrected: the start positions are the positions."""
+        """Make a scan of arrays without position correction: the nominal positions are the positions."""
         return cls(xcoords, ycoords, xcoords, ycoords, diff3d, probeGuess, scan_index, objectGuess)
 
     @property
@@ -154,7 +149,7 @@ class RawData:
 
     @functools.cached_property
     def diff3d(self) -> Num[np.ndarray, "m n n"]:
-        """Amplitudes [M, N, N]: as given, or the float32 roots of counts; 0 under the mask. Read on first access."""
+        """Amplitudes [M, N, N]: as given, or the float32 roots of counts; 0 at bad pixels. Read on first access."""
         frames = self._scan.frames[:]
         values = frames if self._scan.domain == "amplitude" else np.sqrt(frames, dtype=np.float32)
         return values if self._scan.mask.all() else np.where(self._scan.mask, values, values.dtype.type(0))
@@ -198,16 +193,16 @@ class RawData:
         enable_oversampling: bool = False,
         neighbor_pool_size: int | None = None,
     ) -> dict[str, np.ndarray | None]:
-        """Groups by the original's own draws, in its dictionary and layouts.
+        """Group the frames by the original's draws, and return its dictionary in its layouts.
 
         Arguments:
             N: edge of the frames.
             K: nearest frames of a seed among which C = gridsize^2 are chosen.
-            nsamples: groups wanted; with gridsize 1 at most the number of frames.
+            nsamples: number of groups; with gridsize 1 at most the number of frames.
             seed: of the draws; None for 0.
-            sequential_sampling: take the first frames in order as seeds.
+            sequential_sampling: use the first frames in order as seeds.
             enable_oversampling: allow more groups than frames.
-            neighbor_pool_size: what stands for K when there are more groups than frames; None for K.
+            neighbor_pool_size: replaces K if there are more groups than frames; None for K.
 
         Returns:
             `diffraction` [B, N, N, C] amplitudes as given, `X_full` f32 the same times one factor, so that the mean of
@@ -216,14 +211,15 @@ class RawData:
             [B, 1, 2, 1], `coords_relative` [B, 1, 2, C] = mean - position, the same three of the start positions as
             `coords_start_...`; `objectGuess`.
 
-            As the original cuts them, the patches `Y` of an object lie at 2 mean - position, mirrored about the middle
-            of their group; those of `Scan.truth_patches` belong to their frames.
+            As in the original, the patches `Y` of an object are cut at 2 mean - position, mirrored about the middle of
+            their group; the patches of `Scan.truth_patches` belong to their frames.
 
         Raises:
             GroupingError: the groups cannot be formed.
         """
         grouping = Grouping(
-            self,
+            self._scan,
+            lambda: self.diff3d,
             N,
             K=K,
             nsamples=nsamples,
@@ -253,104 +249,6 @@ class RawData:
     def _start(self) -> Float64[np.ndarray, "m 2"]:
         nominal = self._scan.nominal_positions_px
         return self._scan.positions_px if nominal is None else nominal
-
-
-class Grouping:
-    """Which frames of a `RawData` make groups, and where; images are gathered when they are asked for.
-
-    Arguments are those of `RawData.generate_grouped_data`, and how many frames are drawn before all else, and by which
-    seed; None draws none.
-    """
-
-    def __init__(
-        self,
-        raw: RawData,
-        N: int,
-        *,
-        K: int = 4,
-        nsamples: int = 1,
-        seed: int | None = None,
-        sequential_sampling: bool = False,
-        gridsize: int = 1,
-        enable_oversampling: bool = False,
-        neighbor_pool_size: int | None = None,
-        n_subsample: int | None = None,
-        subsample_seed: int = 0,
-    ) -> None:
-        scan = raw.scan
-        if scan.n_px != N:
-            raise ScanError(
-                scan.source,
-                "diff3d",
-                expected=f"frames of N = {N} px, as asked for",
-                found=f"N = {scan.n_px}",
-                remedy="Give the edge of the frames, or crop them as they are read: ReadConfig(crop_px=...).",
-            )
-        if nsamples < 1 or K < 1 or gridsize < 1:
-            raise ConfigError(f"nsamples, K, gridsize: expected at least 1; found {nsamples}, {K}, {gridsize}.")
-        more = gridsize > 1 and nsamples > (n_subsample or scan.n_frames)
-        config = GroupConfig(
-            gridsize=gridsize,
-            n_groups=nsamples,
-            sequential=sequential_sampling,
-            oversample=enable_oversampling,
-            neighbor_count=neighbor_pool_size if more and neighbor_pool_size is not None else K,
-            group_seed=0 if seed is None else seed,
-            sampler="oracle",
-            n_subsample=n_subsample,
-            subsample_seed=subsample_seed,
-        )
-        self._raw, self._scan = raw, scan
-        self._members = group(scan.positions_px, config).members
-        self._has_int32_indices = gridsize > 1 and not more
-        self.coords, self.offsets, self.relative = self._make_coords(scan.positions_px)
-        self.start_coords, self.start_offsets, self.start_relative = self._make_coords(raw._start)
-
-    def __len__(self) -> int:
-        return len(self._members)
-
-    @property
-    def members_per_group(self) -> int:
-        """C."""
-        return int(self._members.shape[1])
-
-    @property
-    def nn_indices(self) -> Shaped[np.ndarray, "b c"]:
-        """Frames of each group, in the original's dtype: int32 for plain groups of several frames, else int64."""
-        return self._members.astype(np.int32) if self._has_int32_indices else self._members
-
-    @functools.cached_property
-    def input_scale(self) -> float:
-        """Factor from amplitudes to X, measured over all groups, a frame as often as groups hold it."""
-        sums = sum_frames(self._raw.diff3d, "amplitude")
-        return measure_scaling(float(sums[self._members].mean()), self._scan.n_px, "amplitude").input_scale
-
-    def gather_frames(self) -> Num[np.ndarray, "b c n n"]:
-        """Amplitudes of each group."""
-        return np.asarray(self._raw.diff3d[self._members])
-
-    def cut_patches(self) -> Complex64[np.ndarray, "b c n n"] | None:
-        """Patches of the object as the original cuts them, or those that the scan brings."""
-        n_px, truth = self._scan.n_px, self._scan.truth
-        if truth is None:
-            known = self._scan.truth_patches
-            return None if known is None else np.asarray(known[self._members])
-        # Not -relative: so the original has it.
-        where = torch.from_numpy(original_layouts.positions_from_coords(self.offsets + self.relative)).reshape(-1, 2)
-        field = torch.from_numpy(truth)
-        parts = [extract(field, locate_corner(some, n_px), n_px) for some in torch.split(where, _PATCHES_PER_BATCH)]
-        return np.asarray(torch.cat(parts).reshape(*self._members.shape, n_px, n_px).numpy())
-
-    def _make_coords(
-        self, positions_px: Float64[np.ndarray, "m 2"]
-    ) -> tuple[Float[np.ndarray, "b 1 2 c"], Float[np.ndarray, "b 1 2 1"], Float[np.ndarray, "b 1 2 c"]]:
-        where = positions_px[self._members]
-        center = where.mean(axis=1)
-        return (
-            original_layouts.coords_from_positions(where),
-            original_layouts.offsets_from_centers(center),
-            original_layouts.relative_from_offsets(where - center[:, None]),
-        )
 
 
 def _stack_yx(y: np.ndarray, x: np.ndarray) -> Float64[np.ndarray, "m 2"]:

@@ -1,4 +1,4 @@
-"""Training and reconstruction in the calls that scripts of the original make."""
+"""Training and reconstruction by the functions that scripts of the original call."""
 
 from __future__ import annotations
 
@@ -11,25 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Float32, Float64
-from torch import Tensor
+from jaxtyping import Float32
 
 from torchptycho.core.config import RunConfig
-from torchptycho.core.errors import ConfigError, ScanError
-from torchptycho.core.reconstruction import Reconstruction
+from torchptycho.core.errors import ScanError
 from torchptycho.core.scan import Scan
 from torchptycho.data.grouping.neighbours import neighbor_count
-from torchptycho.data.inference_dataset import InferenceBatch
-from torchptycho.interop import original_layouts
 from torchptycho.interop.workflow.container import PtychoDataContainer
 from torchptycho.interop.workflow.original_config import OriginalSettings, read_settings, to_original_names
+from torchptycho.interop.workflow.prediction import PatchPlacement, Results, predict_patches
 from torchptycho.interop.workflow.raw_data import RawData
 from torchptycho.models.bundles import BUNDLE, load_bundle, save_bundle
 from torchptycho.models.checkpoints import load_checkpoint
 from torchptycho.models.lightning_module import PtychoPINN
-from torchptycho.reconstructors.network_reconstruction import reconstruct
-from torchptycho.reconstructors.stitcher import PatchStitcher
 from torchptycho.training.train import read_history, train
 
 __all__ = [
@@ -45,9 +39,8 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 Data = Scan | RawData | PtychoDataContainer
-"""What these functions take."""
-Results = dict[str, Any]
-# Names under which a history is told, and those of the metrics here.
+"""Scans that these functions accept."""
+# The original's names in a history, and this package's names of the metrics.
 _HISTORY = {"train_loss": "train/loss_epoch", "val_loss": "val/loss"}
 
 
@@ -68,26 +61,26 @@ def run_cdi_example(
 
     Arguments:
         test_data: None predicts nothing.
-        config: a `RunConfig`, or a configuration of the original, see `run_config`.
+        config: a `RunConfig`, or a configuration of the original; see `run_config`.
         flip_x, flip_y, transpose, M: of the stitching, see `reassemble_cdi_image`.
         do_stitching: without it amplitude and phase are None.
         out, progress: see `train_cdi_model`.
 
     Returns:
-        Amplitude and phase in radians of the stitched image, and what `train_cdi_model` returns with, after stitching,
-        what `reassemble_cdi_image` returns.
+        Amplitude and phase in radians of the stitched image, and the results of `train_cdi_model`; with stitching also
+        those of `reassemble_cdi_image`.
 
     Raises:
-        TypeError: the data or the configuration are of another kind.
-        TorchptychoError: scans, configuration or folder do not allow it, or training has gone wrong.
+        TypeError: the data or the configuration have a wrong type.
+        TorchptychoError: a scan, the configuration or the folder cannot be used, or training has failed.
     """
     tested = None if test_data is None else _get_scan_and_numbers(test_data)
     results = _train(as_scan(train_data), read_settings(config), out, progress)
     results |= dict.fromkeys(("obj_tensor_full", "global_offsets", "coords_nominal", "nn_indices"))
     if tested is None:
         return None, None, results
-    placement = _PatchPlacement(flip_x=flip_x, flip_y=flip_y, transpose=transpose, M=M)
-    predicted = _predict(
+    placement = PatchPlacement(flip_x=flip_x, flip_y=flip_y, transpose=transpose, M=M)
+    predicted = predict_patches(
         results["models"]["diffraction_to_obj"], tested, config, placement, progress, stitch=do_stitching
     )
     results |= predicted
@@ -102,25 +95,25 @@ def train_cdi_model(
     out: str | Path | None = None,
     progress: bool = True,
 ) -> Results:
-    """Train on one scan, and predict another. The second is not looked at in training.
+    """Train on one scan and predict another, which is not used in training.
 
     Arguments:
-        config: a `RunConfig`, or a configuration of the original, see `run_config`.
-        out: folder for the run, under the name `run` with a number behind it where that is taken, and for the bundle
-            wts.h5.zip; None takes the configuration's `output_dir`, and without that nothing is kept.
+        config: a `RunConfig`, or a configuration of the original; see `run_config`.
+        out: folder for the run (its subfolder `run`, or `run_2` and so on if that exists) and for the bundle
+            wts.h5.zip; None uses the configuration's `output_dir`, and without it nothing is kept.
         progress: show a progress bar.
 
     Returns:
         `history`: loss of each epoch as `train_loss`, and of each validation as `val_loss`; `models`: the trained
-        `PtychoPINN` as `diffraction_to_obj` (called, it predicts patches of the object) and as `autoencoder` (its
-        `expected_counts` goes on to the detector); `backend`: "pytorch"; `bundle`: the file, or None. Of the test
-        scan, None without one: `obj_tensor_full` c64 (B, C, N, N) patches of all its frames in groups, `nn_indices`
-        (B, C) which frames these are, `global_offsets` f64 (B, 1, 2, 1) means of their positions, `coords_nominal` f32
+        `PtychoPINN` as `diffraction_to_obj` (calling it predicts patches of the object) and as `autoencoder` (its
+        `expected_counts` predicts the detector's counts); `backend`: "pytorch"; `bundle`: the file, or None. For the
+        test scan, or None without one: `obj_tensor_full` c64 (B, C, N, N) patches of all frames in groups, `nn_indices`
+        (B, C) numbers of these frames, `global_offsets` f64 (B, 1, 2, 1) means of their positions, `coords_nominal` f32
         (B, 1, 2, C) mean - position, with (x, y) on axis 2.
 
     Raises:
-        TypeError: the data or the configuration are of another kind.
-        TorchptychoError: scans, configuration or folder do not allow it, or training has gone wrong.
+        TypeError: the data or the configuration have a wrong type.
+        TorchptychoError: a scan, the configuration or the folder cannot be used, or training has failed.
     """
     return run_cdi_example(train_data, test_data, config, out=out, progress=progress)[2]
 
@@ -139,124 +132,79 @@ def reassemble_cdi_image(
 ) -> tuple[Float32[np.ndarray, "h w"], Float32[np.ndarray, "h w"], Results]:
     """Predict the patches of a scan and stitch them.
 
-    The flips and the scale change the places at which patches are laid, not what is predicted; positions whose axes
-    run the other way are put right as they are read, with `ReadConfig`.
+    The flips and the scale change where patches are placed, not the prediction. If the axes of the positions are
+    reversed, correct them on reading, with `ReadConfig`.
 
     Arguments:
-        config: whose section `reconstruct` says how; None takes what the module was trained with.
+        config: whose section `reconstruct` is used; None uses the module's configuration.
         flip_x, flip_y: reverse x or y of the positions.
         transpose: exchange rows and columns of each patch.
-        M: edge in pixels of the square in the middle of each patch that is used; None uses all of it, weighted as
-            `reconstruct` does.
+        M: edge in pixels of the central square of each patch that is used; None uses whole patches, weighted as in
+            `reconstruct`.
         coord_scale: factor of the positions.
-        model: the trained module; there is no other that it could be.
+        model: the trained module; there is no global one as in the original.
 
     Returns:
-        Amplitude and phase in radians, 0 where no patch lies; and, beside what `train_cdi_model` tells of a test scan,
-        `recon_amp`, `recon_phase`, and `reconstruction` with the place of the image. All coordinates are those at
-        which patches were laid, patches as they were laid.
+        Amplitude and phase in radians, 0 where there is no patch; and the results that `train_cdi_model` returns for a
+        test scan, with `recon_amp`, `recon_phase`, and `reconstruction`, which has the position of the image. All
+        coordinates and patches are those after flips, scale and transposition.
 
     Raises:
-        TypeError: the data or the configuration are of another kind.
-        TorchptychoError: the scan is unusable, or does not fit the module.
+        TypeError: the data or the configuration have a wrong type.
+        TorchptychoError: the scan cannot be used or does not fit the module.
     """
-    placement = _PatchPlacement(flip_x=flip_x, flip_y=flip_y, transpose=transpose, M=M, scale=coord_scale)
-    results = _predict(model, _get_scan_and_numbers(test_data), config, placement, progress, stitch=True)
+    placement = PatchPlacement(flip_x=flip_x, flip_y=flip_y, transpose=transpose, M=M, scale=coord_scale)
+    results = predict_patches(model, _get_scan_and_numbers(test_data), config, placement, progress, stitch=True)
     return results["recon_amp"], results["recon_phase"], results
 
 
 def load_inference_bundle(path: str | Path) -> tuple[PtychoPINN, dict[str, Any]]:
-    """The trained module in a bundle, and what it was made with under the original's names.
+    """Load the trained module of a bundle, and its configuration under the original's names.
 
     Arguments:
         path: the file, or the folder that holds wts.h5.zip.
 
     Raises:
-        StoreError: not there, damaged, of another version, or written by another program.
+        StoreError: the file does not exist, is damaged, has another version, or was written by another program.
     """
     module = load_bundle(path)
     return module, to_original_names(module)
 
 
 def as_scan(data: object) -> Scan:
-    """The scan in any of `Data`.
+    """Convert any of `Data` to a scan.
 
     Raises:
-        TypeError: it is something else.
+        TypeError: the data have another type.
     """
     return _get_scan_and_numbers(data)[0]
 
 
 def create_ptycho_data_container(data: Data, config: object) -> PtychoDataContainer:
-    """The groups of a scan as the configuration asks for them, by the original's draws; a container as it is.
+    """Group the frames of a scan by the original's draws, as configured; return a container unchanged.
 
     Raises:
-        TypeError: the data or the configuration are of another kind.
-        TorchptychoError: the configuration has a mistake, or the groups cannot be formed.
+        TypeError: the data or the configuration have a wrong type.
+        TorchptychoError: the configuration is invalid, or the groups cannot be formed.
     """
     if isinstance(data, PtychoDataContainer):
         return data
     scan, run = as_scan(data), read_settings(config).run
     group = run.group
-    kept = min(group.n_subsample or scan.n_frames, scan.n_frames)
-    wanted = group.n_groups or kept
+    n_frames = min(group.n_subsample or scan.n_frames, scan.n_frames)
+    n_groups = group.n_groups or n_frames
     return PtychoDataContainer.from_raw_data(
         data if isinstance(data, RawData) else RawData.from_scan(scan),
         nphotons=run.prepare.nphotons if scan.domain == "amplitude" else None,
         gridsize=group.gridsize,
         K=neighbor_count(group),
-        nsamples=wanted if group.oversample else min(wanted, kept),
+        nsamples=n_groups if group.oversample else min(n_groups, n_frames),
         seed=group.group_seed,
         sequential_sampling=group.sequential,
         enable_oversampling=group.oversample,
-        n_subsample=kept,
+        n_subsample=n_frames,
         subsample_seed=group.subsample_seed,
     )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _PatchPlacement:
-    """How patches are laid; see `reassemble_cdi_image`."""
-
-    flip_x: bool
-    flip_y: bool
-    transpose: bool
-    M: int | None
-    scale: float = 1.0
-
-    def transform_positions(self, positions_px: np.ndarray) -> Float64[np.ndarray, "*lead 2"]:
-        """Where positions (y, x) come to lie."""
-        signs = np.array([-1.0 if self.flip_y else 1.0, -1.0 if self.flip_x else 1.0])
-        return np.asarray(positions_px * signs * self.scale)
-
-    def transform_patches(self, patches: Tensor) -> Tensor:
-        return patches.mT.contiguous() if self.transpose else patches
-
-    @property
-    def is_identity(self) -> bool:
-        return not (self.flip_x or self.flip_y or self.transpose) and self.scale == 1 and self.M is None
-
-    def make_window(self, n_px: int) -> Tensor:
-        """[N, N], 1 on the central M x M."""
-        assert self.M is not None
-        if not 2 <= self.M <= n_px or self.M % 2:
-            raise ConfigError(f"M: expected an even number from 2 to N = {n_px}, or None; found {self.M}.")
-        return torch.nn.functional.pad(torch.ones(self.M, self.M), ((n_px - self.M) // 2,) * 4)
-
-
-class _PatchCollector:
-    """Keeps what is predicted, and the groups that it was predicted for."""
-
-    def __init__(self) -> None:
-        self.patches: list[Tensor] = []
-        self.members: list[Tensor] = []
-        self.is_first: list[Tensor] = []
-
-    def __call__(self, batch: InferenceBatch, patches: Tensor) -> None:
-        # By NumPy: what inference mode has made takes no part in anything later.
-        self.patches.append(torch.from_numpy(patches.cpu().numpy().copy()))
-        self.members.append(batch.members.cpu())
-        self.is_first.append(batch.is_first.cpu())
 
 
 def _train(scan: Scan, settings: OriginalSettings, out: str | Path | None, progress: bool) -> Results:
@@ -266,55 +214,55 @@ def _train(scan: Scan, settings: OriginalSettings, out: str | Path | None, progr
             "diff3d",
             expected=f"frames of N = {settings.n_px} px, as configured",
             found=f"N = {scan.n_px}",
-            remedy="Correct N, or crop the frames as they are read: ReadConfig(crop_px=...).",
+            remedy="Correct N, or crop the frames on reading: ReadConfig(crop_px=...).",
         )
     run = _limit_to_scan(settings.run, scan)
     folder = settings.output_dir if out is None else Path(out)
-    with _open_run_folder(folder) as place:
-        trained = train(scan, run, place, progress=progress)
+    with _open_run_folder(folder) as run_folder:
+        trained = train(scan, run, run_folder, progress=progress)
         module = load_checkpoint(trained.checkpoint)
-        told = read_history(place)
+        metrics = read_history(run_folder)
     bundle = None if folder is None else save_bundle(module, folder / BUNDLE)
-    history = {name: [value for _, value in told[metric]] for name, metric in _HISTORY.items() if metric in told}
+    history = {name: [value for _, value in metrics[metric]] for name, metric in _HISTORY.items() if metric in metrics}
     models = {"autoencoder": module, "diffraction_to_obj": module}
     return {"history": history, "models": models, "backend": "pytorch", "bundle": bundle}
 
 
 @contextlib.contextmanager
 def _open_run_folder(folder: Path | None) -> Iterator[Path]:
-    """A folder of its own for a run: kept inside `folder`, or for the time of the block."""
+    """Choose an unused name for a run inside `folder`, or inside a temporary folder that the block's end removes."""
     if folder is None:
-        with tempfile.TemporaryDirectory(prefix=".torchptycho-") as place:
-            yield Path(place) / "run"
+        with tempfile.TemporaryDirectory(prefix=".torchptycho-") as temporary:
+            yield Path(temporary) / "run"
         return
     names = (f"run{'' if number == 1 else f'_{number}'}" for number in range(1, 1_000_000))
     yield next(folder / name for name in names if not (folder / name).exists())
 
 
 def _limit_to_scan(run: RunConfig, scan: Scan) -> RunConfig:
-    """Numbers of frames and groups beyond what is left for training take all of them, as they do in the original."""
+    """Replace numbers of frames and groups above the number of training frames by all of them, as the original does."""
     group = run.group
     held_out = min(round(run.prepare.val_fraction * scan.n_frames), max(0, scan.n_frames - group.gridsize**2))
-    left = scan.n_frames - held_out
+    n_training = scan.n_frames - held_out
     changes: dict[str, Any] = {}
-    if group.n_subsample is not None and group.n_subsample >= left:
+    if group.n_subsample is not None and group.n_subsample >= n_training:
         changes["n_subsample"] = None
     else:
-        left = group.n_subsample or left
-    if group.n_groups is not None and group.n_groups > left and not group.oversample:
+        n_training = group.n_subsample or n_training
+    if group.n_groups is not None and group.n_groups > n_training and not group.oversample:
         changes["n_groups"] = None
     if changes:
         _log.warning(
-            "%s: more wanted than the %d frames for training: %s; all are taken",
+            "%s: more requested than the %d frames for training: %s; all are used",
             scan.source,
-            left,
+            n_training,
             ", ".join(f"{name} {getattr(group, name)}" for name in changes),
         )
     return dataclasses.replace(run, group=dataclasses.replace(group, **changes))
 
 
 def _get_scan_and_numbers(data: object) -> tuple[Scan, np.ndarray | None]:
-    """The scan, and the number of each of its frames where a container has some of them only."""
+    """Return the scan, and the numbers of its frames in the original scan if a container holds only some of them."""
     if isinstance(data, Scan):
         return data, None
     if isinstance(data, RawData):
@@ -322,55 +270,3 @@ def _get_scan_and_numbers(data: object) -> tuple[Scan, np.ndarray | None]:
     if isinstance(data, PtychoDataContainer):
         return data.as_scan(), data.frames_used
     raise TypeError(f"data: expected a Scan, a RawData or a PtychoDataContainer; found {type(data).__name__}")
-
-
-def _predict(
-    module: PtychoPINN,
-    data: tuple[Scan, np.ndarray | None],
-    config: object | None,
-    placement: _PatchPlacement,
-    progress: bool,
-    *,
-    stitch: bool,
-) -> Results:
-    """What a module predicts for a scan, in the original's names; the image too, if wanted."""
-    scan, numbers = data
-    run = module.config if config is None else read_settings(config).run
-    if run.group.gridsize != module.gridsize:
-        raise ConfigError(f"gridsize: expected {module.gridsize}, as trained; found {run.group.gridsize}.")
-    again = stitch and not placement.is_identity
-    window = placement.make_window(module.n_px) if again and placement.M is not None else None
-    # An image that is laid anew, or that nobody wants, need not be a good one.
-    how = run.reconstruct if stitch and not again else dataclasses.replace(run.reconstruct, agree_phases=False)
-    # The original predicts each group once.
-    how = dataclasses.replace(how, predict_passes=1)
-    keeper = _PatchCollector()
-    image = reconstruct(
-        module, scan, how, accelerator=module.config.train.accelerator, progress=progress, on_batch=keeper
-    )
-    members, patches = torch.cat(keeper.members), placement.transform_patches(torch.cat(keeper.patches))
-    patches = patches * image.provenance.get("absolute_scale", {}).get("object_factor", 1.0)
-    positions_px = placement.transform_positions(scan.positions_px)
-    if again:
-        weight = module.compute_stitch_weight(how.stitch_weight, how.training_scan).cpu() if window is None else window
-        mosaic = PatchStitcher(
-            torch.from_numpy(positions_px),
-            placement.transform_patches(weight) if window is None else weight,
-            agree_phases=run.reconstruct.agree_phases,
-        )
-        mosaic.add(patches, members, torch.cat(keeper.is_first))
-        pixel_m = image.object_pixel_m if placement.scale == 1 else None
-        image = mosaic.finish().finish(pixel_m, image.provenance)
-    where = positions_px[members.numpy()]
-    center = where.mean(axis=1)
-    results: Results = {
-        "obj_tensor_full": patches.numpy(),
-        "global_offsets": original_layouts.offsets_from_centers(center),
-        "coords_nominal": original_layouts.relative_from_offsets(where - center[:, None]).astype(np.float32),
-        "nn_indices": members.numpy() if numbers is None else numbers[members.numpy()],
-    }
-    return results | (_make_image_results(image) if stitch else {})
-
-
-def _make_image_results(image: Reconstruction) -> Results:
-    return {"recon_amp": np.abs(image.object), "recon_phase": np.angle(image.object), "reconstruction": image}

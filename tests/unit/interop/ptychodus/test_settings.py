@@ -267,6 +267,6 @@ def test_a_file_of_others_stays(elsewhere: dict[str, Any], capsys: pytest.Captur
     elsewhere["file"].write_text("theirs")
     for action in ("enable", "disable"):
         assert main(["ptychodus", action]) == 1
-        assert "found another's. Move it away." in capsys.readouterr().err
+        assert "found another. Move it away." in capsys.readouterr().err
     assert elsewhere["file"].read_text() == "theirs"
     assert not installation.read_status().enabled

@@ -1,0 +1,101 @@
+"""The commands `watch` and `replay`."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+from live_scans import (
+    ROOT,
+    address,
+    playing,
+)
+from tiny_run import Command
+
+
+@pytest.mark.contract("live.command")
+def test_the_commands_tell_what_they_did(command: Command, single: Path, recorded: Path, tmp_path: Path) -> None:
+    where = address()
+    with playing(recorded, where, 1e5):
+        answer = command(
+            "watch",
+            where,
+            "--model",
+            single,
+            "--out",
+            tmp_path / "live",
+            "--page",
+            "--page-port",
+            "0",
+            "--accelerator",
+            "cpu",
+            "--refresh-s",
+            "20",
+        )
+    assert answer.code == 0, answer.err
+    assert "http://127.0.0.1:" in answer.err
+    assert "reconstruction.npz" in answer.out
+    assert "from 900 frames" in answer.out
+    for name in ("reconstruction.npz", "reconstruction.png", "status.json", "amplitude.png", "spool/spool.json"):
+        assert (tmp_path / "live" / name).is_file()
+    # By it the page knows when to expect the next word.
+    assert json.loads((tmp_path / "live" / "status.json").read_text())["refresh_s"] == 20
+    assert "status.refresh_s" in (ROOT / "torchptycho" / "live" / "page.html").read_text(encoding="utf-8")
+    answer = command(
+        "watch",
+        where,
+        "--model",
+        single,
+        "--out",
+        tmp_path / "live",
+        "--frames",
+        "901",
+        "--idle-s",
+        "0.2",
+        "--accelerator",
+        "cpu",
+    )
+    assert answer.out.endswith("; 1 of 901 expected frames did not come\n"), answer.out
+    for wrong, words in (
+        (["--spool-frames", "3"], "spool_frames: expected at least 16"),
+        (["--refresh-s", "0"], "refresh_s: expected 0.05"),
+        (["--page-port", "99999"], "--page-port: expected 0 to 65535"),
+    ):
+        answer = command("watch", where, "--model", single, "--out", tmp_path / "none", *wrong)
+        assert (answer.code, words in answer.err) == (1, True), answer.err
+        assert not (tmp_path / "none").exists()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        answer = command(
+            "watch",
+            where,
+            "--model",
+            single,
+            "--out",
+            tmp_path / "none",
+            "--page",
+            "--page-port",
+            str(taken.getsockname()[1]),
+        )
+    assert (answer.code, "is in use" in answer.err) == (1, True), answer.err
+    assert not (tmp_path / "none").exists()
+    answer = command("watch", where, "--model", single, "--out", recorded)
+    assert (answer.code, "out: expected a folder" in answer.err) == (1, True), answer.err
+    for source, words in (
+        ("http://x", "expected an HDF5 file, or an address"),
+        ("tcp:/127.0.0.1:5555", "expected an HDF5 file, or an address"),
+        ("tcp://127.0.0.1:70000", "expected a port from 1 to 65535; found 70000"),
+    ):
+        answer = command("watch", source, "--model", single, "--out", tmp_path / "none")
+        assert (answer.code, words in answer.err) == (1, True), answer.err
+    answer = command("watch", where, "--model", single, "--out", "/dev/null/live")
+    assert (answer.code, "out: expected a folder that can be created; found /dev/null/live" in answer.err) == (1, True)
+    answer = command("replay", recorded, "--hz", "0")
+    assert "--hz: expected frames per second" in answer.err
+    answer = command("replay", recorded, "--swmr", tmp_path / "none" / "x.cxi")
+    assert (answer.code, "--swmr: expected a file in a folder that can be written to" in answer.err) == (1, True)
+    answer = command("replay", recorded, "--address", "tcp://nowhere")
+    assert "--address: expected one that is free" in answer.err

@@ -44,7 +44,7 @@ class MatrixPatches:
         return _MatrixBlocks(self, first_px.float(), n_px, size)
 
     def _build_matrices(self, corner_px: Tensor, n_px: int, size: int) -> tuple[Tensor, Tensor]:
-        """Return [b, c, n, size] for rows and for columns: bilinear interpolation has a triangular kernel of width 2."""
+        """Return [b, c, n, size] for rows and for columns; the kernel of bilinear interpolation is a triangle."""
         key = (id(corner_px), n_px, size)
         if key not in self._matrices:
             patch = torch.arange(n_px, device=corner_px.device, dtype=corner_px.dtype)

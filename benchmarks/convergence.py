@@ -1,13 +1,13 @@
-"""Does training converge, every time? Many seeds, each with another object, beam of its own dose, and weights.
+"""Does training converge, every time? Many seeds, each with another object, dose and weights.
 
     python benchmarks/convergence.py --n-px 64 128 --seeds 10 --steps 100 --out benchmarks/results
 
 Seed s is an object of kind s mod 4 (dead leaves, lines, Siemens star, natural) at 10^(3 + s mod 7) photons per frame.
-The network is trained on one scan and judged on another object under the same beam at the same dose, every `--every`
+The network is trained on one scan and judged on another object with the same probe at the same dose, every `--every`
 steps. A run has converged when the structural similarity of amplitude and of phase both reach 0.55 or, where the
 photons do not allow that, nine tenths of what 40 epochs of refinement reach on the same scan. A run that the watch for
-flat networks ended has not. Frames of more than 64 px are predicted twice, among other neighbours. Beside it stand the
-same network untrained, and `--beside` another generator trained for as long.
+flat networks ended has not. Frames of more than 64 px are predicted twice, among other neighbours. Next to it are the
+same network untrained, and `--compare-with` another generator trained for as long.
 
 Writes convergence.csv.
 """
@@ -51,7 +51,7 @@ REFINED_FRACTION = 0.9
 
 
 def simulate_pair(n_px: int, seed: int, photons: float | None = None) -> tuple[Scan, Scan]:
-    """What is trained on, and what is judged: the same beam and dose, another object and other places."""
+    """What is trained on, and what is judged: the same probe and dose, another object and other places."""
     config = SimulateConfig(
         n_px=n_px,
         object_px=4 * n_px,
@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=900, help="of training, for one seed at most")
     parser.add_argument("--predict-passes", type=int, help="None takes 1 for N = 64, and 2 for larger frames")
     parser.add_argument("--generator", default="pie_unet")
-    parser.add_argument("--beside", help="another generator, trained for as long")
+    parser.add_argument("--compare-with", help="another generator, trained for as long")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
@@ -148,19 +148,19 @@ def main() -> None:
                 "refined_amplitude_ssim": best[0],
                 "refined_phase_ssim": best[1],
             }
-            if options.beside:
+            if options.compare_with:
                 other = dataclasses.replace(
                     config,
-                    model=ModelConfig(generator=options.beside),
+                    model=ModelConfig(generator=options.compare_with),
                     train=dataclasses.replace(config.train, steps=100 * options.steps),
                 )
                 image = train_until(scan, judged, other, options.every, spent, wanted)[0]
-                row["beside_amplitude_ssim"], row["beside_phase_ssim"] = compute_ssim(image, judged)
+                row["other_amplitude_ssim"], row["other_phase_ssim"] = compute_ssim(image, judged)
             rows.append(row)
-            told = [
+            columns = [
                 f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()
             ]
-            print(", ".join(told), flush=True)
+            print(", ".join(columns), flush=True)
         here = [row for row in rows if row["n_px"] == n_px]
         amplitude, phase = ([float(row[f"{part}_ssim"]) for row in here] for part in ("amplitude", "phase"))  # type: ignore[arg-type]
         times = [float(row["seconds_to_threshold"]) for row in here if row["converged"]]  # type: ignore[arg-type]

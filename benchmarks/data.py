@@ -1,13 +1,13 @@
-"""How fast scans become groups, a store and batches, each beside what no program can do without.
+"""How fast scans become groups, a store and batches, each compared with the work that no program avoids.
 
     python benchmarks/data.py                                    all of it, into benchmarks/results/data.csv
     python benchmarks/data.py --parts grouping --positions 10000 --no-oracle
 
-grouping: `group` beside the neighbour search alone (tree and query of K + 1 neighbours, in the order of the tree's
-leaves) and the oracle's `group_indices`, both with gridsize 2 and K = 7, every frame a seed.
-prepare: `prepare` of a file beside a plain copy of it; both end when the bytes are on the disk.
-batches: an epoch of random groups, 64 frames at a time, beside reading as many frames one after the other; warm, and
-cold (the pages of the file dropped from the cache before, as far as a user may ask for it).
+grouping: `group` compared with the neighbour search alone (tree and query of K + 1 neighbours, in the order of the
+tree's leaves) and the oracle's `group_indices`, both with gridsize 2 and K = 7, every frame a seed. prepare: `prepare`
+of a file compared with a plain copy of it; both end when the bytes are on the disk. batches: an epoch of random groups,
+64 frames at a time, compared with reading as many frames one after the other; warm, and cold (the pages of the file
+dropped from the cache before, as far as a user may ask for it).
 
 Every figure is the best of several runs that alternate with what they are compared with. `ratio` is the time of what a
 part is compared with over that of the row by the clock, `cpu_ratio` by the time that the process had of the processor:
@@ -171,7 +171,7 @@ def measure_preparation(folder: Path, frames: int, n_px: int, repeats: int) -> I
 
 
 def drop_from_cache(file: Path) -> None:
-    """Ask that the file be read from the disk next time; nobody may have it mapped."""
+    """Ask that the file be read from the disk next time; no process may have it mapped."""
     gc.collect()
     _sync(file)
     descriptor = os.open(file, os.O_RDONLY)

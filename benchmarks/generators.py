@@ -131,12 +131,12 @@ def draw(judged: list[Scan], images: dict[str, list[tuple[Reconstruction | None,
                 known = pair.truth[pair.mask] * turn
                 for part, values in (("amplitude", np.abs(known)), ("phase", np.angle(known))):
                     limits[part] = tuple(np.percentile(values, [1, 99]))
-            for place, (told, field) in shown.items():
+            for place, (label, field) in shown.items():
                 for number, (part, of) in enumerate((("amplitude", np.abs), ("phase", np.angle))):
                     axes = grid[row, 2 * place + number]
                     values = np.where(pair.mask, of(field * turn), np.nan)
                     axes.imshow(values, cmap="gray", vmin=limits[part][0], vmax=limits[part][1])
-                    axes.set_title(f"{told}: {part}", fontsize=8)
+                    axes.set_title(f"{label}: {part}", fontsize=8)
     figure.savefig(out, dpi=90)
 
 

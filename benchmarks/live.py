@@ -1,4 +1,5 @@
-"""Frames per second of a watch: onto the disk alone, and through the network, beside a plain write of the same bytes.
+"""Frames per second of a watch: onto the disk alone, and through the network, compared with a plain write of the same
+bytes.
 
     python benchmarks/live.py --n-px 64 128 --frames 2000 500 --received 32000 8000 --out benchmarks/results
 

@@ -2,11 +2,11 @@
 
     python benchmarks/network_or_iteration.py --out benchmarks/results
 
-For each scan a network is trained on another object under the same beam, with the same steps of the stage and the same
-dose; its time is told apart, because it is spent once for many scans. Then the scan itself: the network's image, that
-image refined for a few epochs, and cold refinement. Seconds are whole calls, reading the frames counted. The error is
-the complex nRMSE over what the beam covered well, after shift, phase plane and scale.
-Writes network_or_iteration.csv and network_or_iteration.png.
+For each scan a network is trained on another object with the same probe, with the same steps of the stage and the same
+dose; its time is listed separately, because it is spent once for many scans. Then the scan itself: the network's image,
+that image refined for a few epochs, and refinement from a uniform object. Seconds are whole calls, reading the frames
+counted. The error is the complex nRMSE over the well illuminated area, after shift, phase plane and scale. Writes
+network_or_iteration.csv and network_or_iteration.png.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PROBE_PX = 0.4 * N_PX
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One scan: linear overlap of neighbouring beams, photons per frame, edge of the scanned field."""
+    """One scan: linear overlap of neighbouring probe positions, photons per frame, edge of the scanned field."""
 
     overlap: float
     photons: float

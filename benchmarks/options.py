@@ -3,7 +3,7 @@
     python benchmarks/options.py --steps 60
 
 Scans and judgement are those of `convergence.py` (N = 64, 1e6 photons per frame): trained on one object, judged on
-another under the same beam, without the option and with it, from the same seed: on data that do not need it (`as it
+another with the same probe, without the option and with it, from the same seed: on data that do not need it (`as it
 is`), and on data that are spoilt in the way that the option is for (a probe guess out of focus, a background).
 Writes options.csv.
 """
@@ -36,7 +36,7 @@ def out_of_focus(scan: Scan) -> Scan:
     return dataclasses.replace(scan, probe=defocus(scan.probe, 0.5))
 
 
-def lit(scan: Scan) -> Scan:
+def with_background(scan: Scan) -> Scan:
     frames = scan.frames[:]
     mean = 0.2 * float(frames.mean())
     noise = np.random.default_rng(0).poisson(mean, frames.shape).astype(frames.dtype)
@@ -48,7 +48,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any], Callable[[Scan], Scan] 
     "probe_trainable, probe_power fixed": ({"probe_trainable": True}, {"probe_power": "fixed"}, out_of_focus),
     "probe_trainable, probe_support_px": ({"probe_trainable": True}, {"probe_support_px": 44.0}, out_of_focus),
     "scale_trainable": ({}, {"scale_trainable": True}, None),
-    "background_trainable": ({}, {"background_trainable": True}, lit),
+    "background_trainable": ({}, {"background_trainable": True}, with_background),
     "exit_smoothing_px": ({}, {"exit_smoothing_px": 0.5}, None),
 }
 """By name: fields of the model, fields of the experiment, and what spoils a scan so that the option is needed."""

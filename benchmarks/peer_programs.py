@@ -53,7 +53,7 @@ class Task:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ProgramResult:
-    """An image after so many epochs; `expected` gives the counts that it predicts for frames by their index."""
+    """An image after a number of epochs; `expected` gives the counts that it predicts for frames by their index."""
 
     epochs: int
     seconds: float

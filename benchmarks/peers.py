@@ -1,4 +1,4 @@
-"""Refinement beside its peers: quality against time on the same scans, in one run.
+"""Refinement compared with other programs: quality against time on the same scans, in one run.
 
     python benchmarks/peers.py                     # all scans and programs, into benchmarks/results
     python benchmarks/peers.py --scans defocused --programs "torchptycho rpie" "PtyLab mPIE" --out /tmp/peers
@@ -221,14 +221,14 @@ def summarize_best(case: Case, rows: list[dict[str, Any]]) -> str:
         return "no peer is installed"
     best = min(peers, key=lambda row: get_error(case, row))
     ours = [row for row in rows if row["program"].startswith(OURS) and get_error(case, row) <= get_error(case, best)]
-    told = (
+    text = (
         f"best peer {best['program']}, {best['epochs']} epochs: {get_error(case, best):.4f} in {best['seconds']:.1f} s"
     )
     if not ours:
-        return f"{told}; {OURS} does not reach it"
+        return f"{text}; {OURS} does not reach it"
     first = min(ours, key=lambda row: row["seconds"])
     return (
-        f"{told}; {first['program']}, {first['epochs']} epochs: {get_error(case, first):.4f} in "
+        f"{text}; {first['program']}, {first['epochs']} epochs: {get_error(case, first):.4f} in "
         f"{first['seconds']:.1f} s, ratio {first['seconds'] / best['seconds']:.2f}"
     )
 
@@ -293,10 +293,10 @@ def draw_phases(results: dict[str, tuple[Case, list[dict[str, Any]]]], out: Path
             field = field[seen_rows[0] : seen_rows[-1] + 1, seen_columns[0] : seen_columns[-1] + 1]
             limits = limits or tuple(np.nanpercentile(field, [1, 99]))
             axes.imshow(field, cmap="gray", vmin=limits[0], vmax=limits[1], interpolation="nearest")
-            told = "reference" if case.measured else "truth"
+            text = "reference" if case.measured else "truth"
             if row is not None:
-                told = f"{row['program']}\n{row['epochs']} epochs, {row['seconds']:.1f} s: {get_error(case, row):.3f}"
-            axes.set_title(f"{name}: {told}" if row is None else told, fontsize=8)
+                text = f"{row['program']}\n{row['epochs']} epochs, {row['seconds']:.1f} s: {get_error(case, row):.3f}"
+            axes.set_title(f"{name}: {text}" if row is None else text, fontsize=8)
     figure.savefig(out, dpi=110)
 
 
@@ -360,18 +360,18 @@ def main() -> None:
         writer.writerow(COLUMNS)
         for name, (_, rows) in results.items():
             for row in rows:
-                told = [
+                text = [
                     f"{row[column]:.6g}" if isinstance(row[column], float) else row[column] for column in COLUMNS[1:]
                 ]
-                writer.writerow([name, *("" if value == "nan" else value for value in told)])
+                writer.writerow([name, *("" if value == "nan" else value for value in text)])
     machine = (
         f"{os.cpu_count()} cores {platform.machine()}, {options.threads} threads, load {load:.1f} at the beginning"
     )
-    told = ", ".join(f"{name} {version}" for name, version in (collect_versions() | get_peer_versions()).items())
+    text = ", ".join(f"{name} {version}" for name, version in (collect_versions() | get_peer_versions()).items())
     if results:
-        draw_errors(results, f"{machine}; {told}", options.out / "peers.png")
+        draw_errors(results, f"{machine}; {text}", options.out / "peers.png")
         draw_phases(results, options.out / "peers_phase.png")
-    print(f"\n{machine}; {told}; {time.perf_counter() - begun:.0f} s in all, load {os.getloadavg()[0]:.1f} at the end")
+    print(f"\n{machine}; {text}; {time.perf_counter() - begun:.0f} s in all, load {os.getloadavg()[0]:.1f} at the end")
 
 
 if __name__ == "__main__":

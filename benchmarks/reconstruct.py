@@ -1,4 +1,4 @@
-"""Frames per second of `reconstruct`, end to end and by stage, and the whole command from a cold start.
+"""Frames per second of `reconstruct`, end to end and by stage, and the whole command from its start.
 
     python benchmarks/reconstruct.py --n-px 64 128 256 --frames 1000 500 100 --threads 1 --out benchmarks/results
 
@@ -218,7 +218,7 @@ def main() -> None:
     parser.add_argument("--engine", nargs="+", default=["torch"], choices=["torch", "onnx", "aot"])
     parser.add_argument("--no-oracle", action="store_true")
     parser.add_argument(
-        "--clock", choices=sorted(CLOCKS), default="wall", help="processor: with one thread, beside other work"
+        "--clock", choices=sorted(CLOCKS), default="wall", help="processor: with one thread, while other programs run"
     )
     parser.add_argument("--out", default="benchmarks/results")
     parser.add_argument("--stages", nargs=6, help=argparse.SUPPRESS)

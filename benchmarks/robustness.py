@@ -27,7 +27,7 @@ from torchptycho.reconstructors.iterative import refine
 
 
 def defocus(probe: np.ndarray, turns: float) -> np.ndarray:
-    """The probe farther along the beam: a quadratic phase over its spectrum, so many turns at the edge."""
+    """The probe farther along the optical axis: a quadratic phase over its spectrum, a number of waves at the edge."""
     f = np.fft.fftfreq(probe.shape[-1])
     phase = np.exp(2j * np.pi * turns * 4 * (f[:, None] ** 2 + f**2))
     return np.fft.ifft2(np.fft.fft2(probe) * phase).astype(np.complex64)
@@ -59,7 +59,7 @@ def make_faults(scan: Scan) -> dict[str, tuple[Scan, dict[str, Any]]]:
     module = np.ones((n_px, n_px), bool)
     module[: n_px // 2, : n_px // 4] = False
     stop = np.hypot(*(np.indices((n_px, n_px)) - n_px // 2)) >= 3
-    lit = frames + rng.poisson(0.002 * frames.max(), frames.shape).astype(frames.dtype)
+    with_background = frames + rng.poisson(0.002 * frames.max(), frames.shape).astype(frames.dtype)
     free = {"probe_update": True}
     return {
         "nothing": (scan, free),
@@ -93,7 +93,7 @@ def make_faults(scan: Scan) -> dict[str, tuple[Scan, dict[str, Any]]]:
         "1 % hot pixels (remedy: masked)": (replace_frames(hot), {}),
         "dead module, masked": (replace_frames(frames * module, module), {}),
         "beam stop, masked": (replace_frames(frames * stop, stop), {}),
-        "background of 0.2 % of the peak": (replace_frames(lit), {"background": True}),
+        "background of 0.2 % of the peak": (replace_frames(with_background), {"background": True}),
     }
 
 

@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="of the CPU, for both; 0 as the libraries choose")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument(
-        "--clock", choices=sorted(CLOCKS), default="wall", help="processor: with one thread, beside other work"
+        "--clock", choices=sorted(CLOCKS), default="wall", help="processor: with one thread, while other programs run"
     )
     parser.add_argument("--no-oracle", action="store_true")
     parser.add_argument("--out", default="benchmarks/results")

@@ -46,9 +46,9 @@ def main() -> None:
         address = f"ipc://{folder}/frames"
         threading.Thread(target=replay, args=(scan,), kwargs={"hz": given.hz, "address": address}, daemon=True).start()
         watched = watch(address, network, out, refresh_s=1.0)
-    told = watched.status
-    print(f"{out / 'reconstruction.png'}: {told.received} frames; the longest waited {told.longest_wait_s:.1f} s")
-    print(f"lost: {scan.n_frames - told.received}")
+    status = watched.status
+    print(f"{out / 'reconstruction.png'}: {status.received} frames; the longest waited {status.longest_wait_s:.1f} s")
+    print(f"lost: {scan.n_frames - status.received}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ _MAX_THREADS = 8
 def ordered_map(
     run: Callable[[Item], Result], pieces: Sequence[Item], *, serial: bool = False
 ) -> contextlib.closing[Generator[Result, None, None]]:
-    """What `run` returns for each piece, in their order, while the cores compute the next ones.
+    """Yield what `run` returns for each item, in order, while the cores compute the next ones.
 
     Each core has pieces of its own. Threads that share every operation wait for each other at the end of each, by
     spinning: where one of them is kept off its core by another program, the whole takes five times as long.

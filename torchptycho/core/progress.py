@@ -9,7 +9,7 @@ __all__ = ["EpochProgress", "create_progress_bar"]
 
 
 def create_progress_bar() -> Progress:
-    """On standard error, and only where that is a terminal."""
+    """Create a progress bar on standard error, visible only where that is a terminal."""
     console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),

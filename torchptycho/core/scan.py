@@ -30,11 +30,11 @@ class Frames(Protocol):
     def dtype(self) -> np.dtype[Any]: ...
 
     def chunks(self, frames_per_chunk: int) -> Iterator[np.ndarray]:
-        """The stack in order, in arrays of at most `frames_per_chunk` frames."""
+        """Iterate over the stack in order, in arrays of at most `frames_per_chunk` frames."""
         ...
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        """Frames by a slice or by an array of indices, as an array in memory."""
+        """Return frames by a slice or by an array of indices, as an array in memory."""
         ...
 
 

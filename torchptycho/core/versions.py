@@ -13,7 +13,7 @@ def get_package_version() -> str:
 
 
 def collect_versions() -> dict[str, str]:
-    """Versions of this package and of those under it, as installed."""
+    """Collect the installed versions of this package and of its dependencies."""
     return {name: _find_version(name) for name in ("torchptycho", "torch", "lightning", "tensordict", "numpy")}
 
 

@@ -14,7 +14,7 @@ def illuminate(
 ) -> Complex[Tensor, "*batch p n n"]:
     """Exit waves of P incoherent probe modes behind a thin object: psi_m = P_m O.
 
-    The probe has no batch axes (one beam for all), or those of the patches.
+    The probe has no batch axes (one probe for all), or those of the patches.
     """
     return patch[..., None, :, :] * probe
 
@@ -30,7 +30,7 @@ def far_field(exit_wave: Complex[Tensor, "*batch n n"]) -> Complex[Tensor, "*bat
 
 
 def measurement(wave: Complex[Tensor, "*batch p n n"]) -> Float[Tensor, "*batch n n"]:
-    """Expected intensity of incoherent modes: I = sum_m |F_m|^2.
+    """Compute the expected intensity of incoherent modes: I = sum_m |F_m|^2.
 
     From real and imaginary parts, because the gradient of |F| at 0 does not exist.
     """

@@ -25,7 +25,7 @@ _ROUNDING_OFFSET = 1.5 * 2**52 * QUANTUM
 
 
 def round_to_quanta(values: Float[Tensor, "*any"]) -> Float64[Tensor, "*any"]:
-    """The nearest whole quanta; float64 is rounded in place."""
+    """Round to the nearest whole quanta; float64 is rounded in place."""
     return values.double().add_(_ROUNDING_OFFSET).sub_(_ROUNDING_OFFSET)
 
 

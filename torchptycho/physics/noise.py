@@ -15,7 +15,7 @@ _TINY = 1e-30
 
 
 def poisson_sample(expected: Float[Tensor, "*shape"], generator: torch.Generator) -> Float[Tensor, "*shape"]:
-    """Counts drawn from a Poisson distribution with the given mean, in the dtype of the mean."""
+    """Draw counts from a Poisson distribution with the given mean, in the dtype of the mean."""
     return torch.poisson(expected, generator=generator)
 
 

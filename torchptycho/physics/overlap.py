@@ -18,7 +18,7 @@ _MIN_RELATIVE_WEIGHT = 1e-6
 
 
 def probe_weight(probe: Complex[Tensor, "*batch p n n"]) -> Float[Tensor, "*batch n n"]:
-    """sum_m |P_m|^2, the photons that told us about each pixel, scaled to a maximum of 1."""
+    """Compute sum_m |P_m|^2, the illumination of each pixel, scaled to a maximum of 1."""
     power = (probe.real.square() + probe.imag.square()).sum(dim=-3)
     peak = power.amax(dim=(-2, -1), keepdim=True)
     return power / peak.clamp_min(torch.finfo(power.dtype).tiny)

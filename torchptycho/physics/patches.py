@@ -90,7 +90,7 @@ def extract_inside(field: Shaped[Tensor, "h w"], corner_px: Float[Tensor, "k 2"]
 def extract_derivatives(
     field: Complex[Tensor, "h w"], corner_px: Float[Tensor, "k 2"], n_px: int
 ) -> tuple[Complex[Tensor, "k n n"], Complex[Tensor, "k n n"]]:
-    """Derivatives of `extract_inside` with respect to the corner's y and x, under the same condition."""
+    """Compute derivatives of `extract_inside` with respect to the corner's y and x, under the same condition."""
     block, fraction = _gather_blocks(field, corner_px, n_px)
     wy, wx = _split_weights(fraction, field)
     down, right = block[:, 1:] - block[:, :-1], block[..., 1:] - block[..., :-1]
@@ -119,7 +119,7 @@ def shift_bilinear(
 
 
 def _gather_blocks(field: Tensor, corner_px: Tensor, n_px: int) -> tuple[Tensor, Tensor]:
-    """The n_px + 1 pixels each way that a patch is interpolated from, and its fraction of a pixel."""
+    """Gather the n_px + 1 pixels each way that a patch is interpolated from, and its fraction of a pixel."""
     base, fraction = _split(corner_px)
     # All blocks as one view of the field: what is copied are whole rows, and there is no table of indices.
     every = field.unfold(0, n_px + 1, 1).unfold(1, n_px + 1, 1)
@@ -127,7 +127,7 @@ def _gather_blocks(field: Tensor, corner_px: Tensor, n_px: int) -> tuple[Tensor,
 
 
 def _interpolate(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
-    """a (1 - w) + b w in one pass, which torch does with a real weight for real values only."""
+    """Compute a (1 - w) + b w in one pass, which torch does with a real weight for real values only."""
     if not a.is_complex():
         return torch.lerp(a, b, weight)
     return torch.view_as_complex(torch.lerp(torch.view_as_real(a), torch.view_as_real(b), weight[..., None]))

@@ -16,9 +16,9 @@ __all__ = ["GroupProjection", "extrapolate", "shift_probe", "upsample_2x"]
 
 _REGULARISATION = 0.03
 _MOMENTUM = 0.85
-# Turns of the object that are slower than so many cycles per frame go twice as far, and what is faster less and less.
+# Phase changes below this number of cycles per frame are doubled; the gain falls off towards higher frequencies.
 _ROLL_OFF_CYCLES = 3.0
-# Beyond so many cycles per frame nothing worth the name is left of that.
+# Cycles per frame beyond which the remaining gain is neglected.
 _MAX_CYCLES = 8.0
 
 
@@ -26,12 +26,11 @@ class GroupProjection:
     """The frames of B groups, ready to correct B small objects in parallel.
 
     The waves on the detector change by (y - I) / 2 (I + 1), in counts: the gradient of the Poisson likelihood, and to
-    first order the projection onto the measured amplitudes, which at few counts would make the object too dark. What
-    the exit waves change by is divided by the light that the group's frames shed on each pixel. Masked pixels ask for
-    nothing.
+    first order the projection onto the measured amplitudes, which at few counts would make the object too dark. The
+    backprojected change is normalised by the total illumination of each pixel. Masked pixels do not contribute.
 
-    Each frame lies on whole pixels of the canvas, and its beam is shifted, once and by Fourier, to where it was between
-    them: what a wave looks like on the detector does not depend on where it is, and no step interpolates.
+    Each frame lies on whole pixels of the canvas, and its probe is shifted once, by Fourier transform, by the remaining
+    fraction of a pixel: the detector intensity does not depend on the position of the wave, and no step interpolates.
     Reference: Maiden, Johnson, Li, Optica 4, 736 (2017), with all frames of a group at once and heavy-ball momentum;
     Thibault, Guizar-Sicairos, New J. Phys. 14, 063004 (2012).
 
@@ -74,7 +73,7 @@ class GroupProjection:
         illumination = self._blocks.place(_sum_modes(self._probe.real.square() + self._probe.imag.square()))
         peak = illumination.amax((-2, -1), keepdim=True)
         self.illumination = illumination / peak
-        """[b, S, S] where the beams were, at most 1."""
+        """[b, S, S] total illumination of each group, at most 1."""
         # For real and imaginary part: a complex number over a real one is a division of two complex ones otherwise.
         inverse = 1 / ((1 - _REGULARISATION) * illumination + _REGULARISATION * peak)
         self._inverse = torch.stack([inverse, inverse], -1)
@@ -92,10 +91,10 @@ class GroupProjection:
         canvas_px: int,
         operators: PatchOperators = GATHER_SCATTER,
     ) -> GroupProjection:
-        """The same at half the resolution, from the middle of the detector: a quarter of the pixels.
+        """Build the same projection at half the resolution, from the middle of the detector: a quarter of the pixels.
 
         Its canvases have every second pixel of the others, [0, 0] among them; `upsample_2x` gives the rest. What turns
-        slowly takes as many steps here as there, and fine structure takes few. What light the beam itself has beyond
+        slowly takes as many steps here as there, and fine structure takes few. What the probe has beyond
         the middle of the detector is left out, which costs accuracy and does no other harm.
 
         Arguments:
@@ -103,10 +102,10 @@ class GroupProjection:
         """
         n_px = amplitude.shape[-1] // 2
         far = torch.fft.fftshift(torch.fft.fft2(probe, norm="ortho"), dim=(-2, -1))
-        beam = torch.fft.ifft2(torch.fft.ifftshift(_crop_center(far, n_px), dim=(-2, -1)), norm="ortho")
+        coarse_probe = torch.fft.ifft2(torch.fft.ifftshift(_crop_center(far, n_px), dim=(-2, -1)), norm="ortho")
         return cls(
             _crop_center(amplitude, n_px),
-            beam,
+            coarse_probe,
             offset_px / 2,
             _crop_center(mask, n_px),
             intensity_per_count,
@@ -116,15 +115,16 @@ class GroupProjection:
         )
 
     def make_transparent_objects(self) -> Complex[Tensor, "b s s"]:
-        """Where one begins: O = 1."""
+        """Return uniform objects of amplitude 1 and phase 0."""
         return torch.ones_like(self.illumination, dtype=self._probe.dtype)
 
     def extract_patches(self, canvas: Complex[Tensor, "b s s"]) -> Complex[Tensor, "b c n n"]:
-        """What each frame sees of its group's object, interpolated bilinearly: pixel N/2 is on the frame's position."""
+        """Extract each frame's patch of its group's object, interpolated bilinearly: pixel N/2 is on the frame's
+        position."""
         return self._operators.extract(canvas, self._corner_px, self._n_px)
 
     def gradient_step(self, canvas: Complex[Tensor, "b s s"]) -> Complex[Tensor, "b s s"]:
-        """What the counts would have these objects change by."""
+        """Compute the preconditioned gradient step of these objects."""
         far = torch.fft.fft2(self._blocks.extract(canvas)[:, :, None] * self._probe, norm="ortho")
         squares = torch.view_as_real(far).square()
         ratio = self._correction.compute(_sum_modes(squares[..., 0] + squares[..., 1]))
@@ -133,10 +133,10 @@ class GroupProjection:
         return torch.view_as_complex(torch.view_as_real(placed) * self._inverse)
 
     def preconditioned_step(self, canvas: Complex[Tensor, "b s s"]) -> Complex[Tensor, "b s s"]:
-        """What a step changes these objects by.
+        """Compute the gradient step with low spatial frequencies of the phase accelerated.
 
-        Where a phase turns slowly across the object the counts ask for little of what is missing, so that slow turns
-        are made up to twice as large as in `gradient_step`.
+        The counts say little about low spatial frequencies of the phase, so that their change is made up to twice as
+        large as in `gradient_step`.
         """
         gradient_step = self.gradient_step(canvas)
         power = canvas.real.square() + canvas.imag.square()
@@ -149,7 +149,7 @@ class GroupProjection:
     def run(
         self, canvas: Complex[Tensor, "b s s"], steps: int, velocity: Complex[Tensor, "b s s"] | None = None
     ) -> tuple[Complex[Tensor, "b s s"], Complex[Tensor, "b s s"] | None]:
-        """So many corrections, one after the other, each going on in the direction of the last.
+        """Run a number of corrections with momentum.
 
         Arguments:
             canvas: the objects.
@@ -168,7 +168,7 @@ class GroupProjection:
 def extrapolate(
     canvas: Complex[Tensor, "b s s"], velocity: Complex[Tensor, "b s s"] | None
 ) -> Complex[Tensor, "b s s"]:
-    """Objects where their movement takes them before they are corrected."""
+    """Extrapolate objects along their last change, before they are corrected."""
     return canvas if velocity is None else canvas.add(velocity, alpha=_MOMENTUM)
 
 
@@ -184,24 +184,25 @@ def upsample_2x(coarse: Complex[Tensor, "b s s"]) -> Complex[Tensor, "b 2*s 2*s"
 def shift_probe(
     probe: Complex[Tensor, "probe_b p n n"], shift_px: Float[Tensor, "b c 2"]
 ) -> Complex[Tensor, "b c p n n"]:
-    """The beam of each frame, moved by a part of a pixel towards larger indices, by Fourier."""
+    """Shift the probe of each frame by a fraction of a pixel towards larger indices, by Fourier transform."""
     n_px = probe.shape[-1]
     # Not fftfreq, which ONNX does not have.
     cycles = torch.fft.ifftshift(torch.arange(n_px, dtype=shift_px.dtype, device=probe.device) - n_px // 2) / n_px
     angle = -2 * math.pi * (shift_px[..., 0, None, None] * cycles[:, None] + shift_px[..., 1, None, None] * cycles)
     phase_factor = torch.complex(angle.cos(), angle.sin())
-    beams: Tensor = torch.fft.ifft2(torch.fft.fft2(probe)[:, None] * phase_factor[:, :, None])
-    return beams
+    probes: Tensor = torch.fft.ifft2(torch.fft.fft2(probe)[:, None] * phase_factor[:, :, None])
+    return probes
 
 
 def _crop_center(values: Tensor, n_px: int) -> Tensor:
-    """The n_px x n_px pixels about [n//2, n//2]."""
+    """Crop the n_px x n_px pixels about [n//2, n//2]."""
     first = values.shape[-1] // 2 - n_px // 2
     return values[..., first : first + n_px, first : first + n_px]
 
 
 def _build_cosine_filter(size: int, n_px: int, like: Tensor) -> tuple[Float[Tensor, "s k"], Float[Tensor, "k k"]]:
-    """Cosines along an axis of the canvas, orthonormal, and what products of two count for: 1 at 0, then less."""
+    """Build orthonormal cosines along an axis of the canvas, and the weight of the product of two: 1 at frequency 0,
+    then less."""
     count = min(size, math.ceil(2 * size / n_px * _MAX_CYCLES))
     order, place = (torch.arange(n, device=like.device, dtype=torch.float64) for n in (count, size))
     waves = (2 / size) ** 0.5 * torch.cos(math.pi / size * (place[:, None] + 0.5) * order)
@@ -212,5 +213,5 @@ def _build_cosine_filter(size: int, n_px: int, like: Tensor) -> tuple[Float[Tens
 
 
 def _sum_modes(values: Tensor) -> Tensor:
-    """The sum over axis 2, which costs nothing where there is one mode."""
+    """Sum over axis 2, which costs nothing where there is one mode."""
     return values[:, :, 0] if values.shape[2] == 1 else values.sum(2)

@@ -1,4 +1,4 @@
-"""What confines a beam, and what blurs the wave behind the sample."""
+"""Support and power of the probe, and the blur of the exit wave."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def soft_disc(n_px: int, diameter_px: float, edge_px: float) -> Float[Tensor, "n
 def scale_probe_power(
     probe: Complex[Tensor, "*batch p n n"], photons: Float[Tensor, "*batch"]
 ) -> Complex[Tensor, "*batch p n n"]:
-    """The probe times the positive number that makes sum |P|^2, over all modes, so many photons."""
+    """Scale the probe so that the sum of |P|^2 over all modes is a given number of photons."""
     power = (probe.real.square() + probe.imag.square()).sum(dim=(-3, -2, -1))
     factor = (photons.to(power.dtype) / power.clamp_min(torch.finfo(power.dtype).tiny)).sqrt()
     return probe * factor[..., None, None, None]
 
 
 def smoothing_envelope(n_px: int, sigma_px: float) -> Float[Tensor, "n n"]:
-    """What a Gaussian blur of the exit wave multiplies the intensity at the detector by.
+    """Compute the factor by which a Gaussian blur of the exit wave multiplies the intensity at the detector.
 
     A convolution of the wave with a Gaussian of standard deviation sigma (periodic over the patch, of sum 1) is a
     product of the far field with exp(-2 pi^2 sigma^2 q^2), q in cycles per pixel; intensities get its square.

@@ -89,7 +89,8 @@ def measure_scaling(mean_intensity: float, n_px: int, domain: Domain, nphotons: 
 
 
 def to_intensity(frames: Shaped[Tensor, "*shape"], domain: Domain) -> Float[Tensor, "*shape"]:
-    """Frames of any dtype as float32 intensity in file units. The cast comes first: uint16 squared overflows."""
+    """Convert frames of any dtype to float32 intensity in file units. The cast comes first: uint16 squared
+    overflows."""
     values = frames.to(torch.float32)
     return values if domain == "counts" else values.square()
 
@@ -130,7 +131,7 @@ def compute_gauge_factor(
 
 
 def compute_probe_factor(scan: Scan, scaling: Scaling) -> float:
-    """What a scan's probe is multiplied by to reach the counts gauge at this scaling.
+    """Compute the factor that brings a scan's probe to the counts gauge at this scaling.
 
     Raises:
         ScanError: the probe's far field misses the good pixels.

@@ -57,7 +57,7 @@ class ScaleStatistics:
         self._right = self._right + right.cpu()
 
     def solve(self) -> AbsoluteScale:
-        """The best scale; a background that would be negative is 0.
+        """Solve for the best scale; a background that would be negative is 0.
 
         Raises:
             StoreError: no positive scale fits, because the model sees no light or its pattern is not in the counts.
@@ -93,12 +93,12 @@ class ScaleStatistics:
         self._normal, self._right = both[:4].cpu().reshape(2, 2), both[4:].cpu()
 
     def to_sums(self) -> dict[str, Tensor]:
-        """All that it holds, as plain tensors."""
+        """Return the sums as plain tensors."""
         return {"normal": self._normal, "right": self._right}
 
     @classmethod
     def from_sums(cls, sums: dict[str, Tensor]) -> ScaleStatistics:
-        """What `to_sums` told."""
+        """Build the statistics from what `to_sums` returned."""
         statistics = cls()
         statistics._normal, statistics._right = sums["normal"], sums["right"]
         return statistics

@@ -64,7 +64,7 @@ class Canvas:
         *,
         with_spread: bool = True,
     ) -> Canvas:
-        """An empty canvas that holds every patch of n_px pixels at these positions."""
+        """Create an empty canvas that holds every patch of n_px pixels at these positions."""
         low, high = compute_extent(positions_px.double(), n_px)
         return cls((high[0] - low[0], high[1] - low[1]), low, device, with_spread=with_spread)
 
@@ -157,7 +157,7 @@ class Canvas:
             yield self._squares
 
     def __add__(self, other: Canvas) -> Canvas:
-        """The canvas of both sets of patches.
+        """Add the canvases of two sets of patches.
 
         Raises:
             ValueError: the two differ in place or size, or only one of them has a spread.
@@ -191,14 +191,14 @@ class Canvas:
             sums[to] += theirs[source]
 
     def to_sums(self) -> dict[str, Tensor]:
-        """All that it holds, as plain tensors on the CPU, which can be saved and `from_sums` takes."""
+        """Return the sums as plain tensors on the CPU, which can be saved and which `from_sums` takes."""
         names = ("numerator", "weight", "squares")
-        told = {name: sums[: self._height].cpu() for name, sums in zip(names, self._sums, strict=False)}
-        return told | {"origin_px": torch.tensor(self.origin_px)}
+        tensors = {name: sums[: self._height].cpu() for name, sums in zip(names, self._sums, strict=False)}
+        return tensors | {"origin_px": torch.tensor(self.origin_px)}
 
     @classmethod
     def from_sums(cls, sums: dict[str, Tensor], device: torch.device | str | None = None) -> Canvas:
-        """The canvas that told these."""
+        """Build a canvas from what `to_sums` returned."""
         height, width = sums["weight"].shape
         top, left = sums["origin_px"].tolist()
         canvas = cls((height, width), (top, left), device, with_spread="squares" in sums)

@@ -51,11 +51,11 @@ class GrowingCanvas(Canvas):
         positions_px: Float[Tensor, "k 2"],
         weight: Float[Tensor, "*weight_k n n"],
     ) -> Bool[Tensor, " k"]:
-        """As `Canvas.add`, but makes room where there is none.
+        """Add patches as `Canvas.add` does, and grow where there is no space.
 
         Returns:
-            Which patches were placed. Left out are, beside those that are not finite, patches at positions that are not
-            finite or lie farther than half of `largest_px` from the middle of those that came first.
+            Which patches were placed. Left out are, besides those that are not finite, patches at positions that are
+            not finite or lie farther than half of `largest_px` from the middle of those that came first.
         """
         placed = torch.zeros(len(patches), dtype=torch.bool, device=patches.device)
         # What is not finite must not make it grow: its place may be as wrong as its values.
@@ -68,7 +68,7 @@ class GrowingCanvas(Canvas):
         return placed
 
     def __add__(self, other: Canvas) -> GrowingCanvas:
-        """The canvas of both sets of patches, wherever they are.
+        """Add the canvases of two sets of patches, wherever they are.
 
         Raises:
             ValueError: the other one does not grow, or only one of them has a spread.
@@ -100,7 +100,7 @@ class GrowingCanvas(Canvas):
         super().all_reduce(group)
 
     def _select_within_reach(self, positions_px: Tensor, n_px: int) -> Bool[Tensor, " k"]:
-        """Positions in reach of those that came first."""
+        """Select positions in reach of those that came first."""
         finite = positions_px.isfinite().all(-1)
         if self._center_px is None and bool(finite.any()):
             # The median, for which CUDA has no deterministic algorithm.
@@ -125,7 +125,7 @@ class GrowingCanvas(Canvas):
             self._take_over(larger)
 
     def finish(self, object_pixel_m: float | None = None, provenance: dict[str, Any] | None = None) -> Reconstruction:
-        """The image of what has come so far, without the empty parts of its tiles.
+        """Return the image of all patches so far, without the empty parts of its tiles.
 
         Raises:
             ValueError: nothing was placed.
@@ -133,7 +133,7 @@ class GrowingCanvas(Canvas):
         return self.crop().finish(object_pixel_m, provenance)
 
     def crop(self) -> Canvas:
-        """A copy without the empty parts of its tiles: the canvas that is made for the positions placed.
+        """Return a copy without the empty parts of its tiles: the canvas of the positions that were placed.
 
         Raises:
             ValueError: nothing was placed.

@@ -49,7 +49,7 @@ class InferenceJob:
         config: the section `reconstruct`.
         folder: for temporary files; all processes see it.
         progress: show a bar.
-        on_batch: told every batch of groups with its patches; of one process only.
+        on_batch: called with every batch of groups with its patches; of one process only.
     """
 
     dataset: InferenceDataset
@@ -98,7 +98,7 @@ def predict(network: PtychoNetwork, task: InferenceJob, devices: list[torch.devi
 
 
 def _run_worker(rank: int, network: PtychoNetwork, task: InferenceJob, devices: list[torch.device]) -> None:
-    """One of several processes: predicts its share, and the first writes what all of them found."""
+    """Predict the share of one of several processes; the first writes the result of all."""
     device = devices[rank]
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -113,10 +113,10 @@ def _run_worker(rank: int, network: PtychoNetwork, task: InferenceJob, devices: 
     try:
         found = _predict_share(network.to(device), task, device, rank, len(devices))
         if rank == 0:
-            told = {"canvas": found.canvas.to_sums(), "n_placed": found.n_placed, "left_out": found.left_out}
+            sums = {"canvas": found.canvas.to_sums(), "n_placed": found.n_placed, "left_out": found.left_out}
             if found.scale is not None:
-                told["scale"] = found.scale.to_sums()
-            torch.save(told, task.folder / "predicted.pt")
+                sums["scale"] = found.scale.to_sums()
+            torch.save(sums, task.folder / "predicted.pt")
     finally:
         distributed.destroy_process_group()
 
@@ -145,7 +145,7 @@ def _predict_share(
     own = cuts[rank::ranks]
     bar = create_progress_bar() if task.progress and rank == 0 else None
     with torch.inference_mode(), bar or contextlib.nullcontext(), contextlib.ExitStack() as stack:
-        told = bar.add_task("reconstructing", total=len(own), note="") if bar else None
+        task_id = bar.add_task("reconstructing", total=len(own), note="") if bar else None
         predicted = stack.enter_context(contextlib.closing(iterate_predictions(network, dataset, config, own, device)))
         for number, (batch, here, patches) in enumerate(predicted):
             mosaic.add(patches, batch.members, batch.is_first, own[number][0])
@@ -153,8 +153,8 @@ def _predict_share(
                 task.on_batch(batch, patches)
             if scale is not None:
                 scale.add_batch(network, patches, here)
-            if bar is not None and told is not None:
-                bar.update(told, completed=number + 1)
+            if bar is not None and task_id is not None:
+                bar.update(task_id, completed=number + 1)
         canvas = mosaic.finish()
     if ranks > 1 and scale is not None:
         scale.all_reduce(device)
@@ -168,7 +168,7 @@ def iterate_predictions(
     cuts: list[tuple[int, int]],
     device: torch.device,
 ) -> Generator[tuple[InferenceBatch, InferenceBatch, Complex[Tensor, "b c n n"]], None, None]:
-    """Batches as they were read and as they are on the device, with their patches, in the order of `cuts`.
+    """Iterate over batches as they were read and as they are on the device, with their patches, in the order of `cuts`.
 
     Until it is closed, torch has fewer threads where it is called.
 
@@ -194,7 +194,7 @@ def iterate_predictions(
 def predict_patches(
     network: PtychoNetwork, batch: InferenceBatch, config: ReconstructConfig
 ) -> Complex[Tensor, "b c n n"]:
-    """Patches of a batch of groups, in the arithmetic that is asked for."""
+    """Predict the patches of a batch of groups, in the configured arithmetic."""
     half = config.predict_precision == "bf16-mixed"
     with torch.autocast(batch.frames.device.type, torch.bfloat16, enabled=half):
         patches: Tensor = network(batch)
@@ -204,7 +204,7 @@ def predict_patches(
 def batch_size_for(
     network: PtychoNetwork, dataset: InferenceDataset, config: ReconstructConfig, device: torch.device
 ) -> int:
-    """Groups in a batch: as asked for, or as many as there is memory for on a GPU and as fill the caches of a CPU."""
+    """Choose the groups in a batch: the configured number, or as many as a GPU's memory or a CPU's caches hold."""
     members, n_px = network.gridsize**2, network.n_px
     frames = config.predict_batch_size
     if isinstance(frames, int):

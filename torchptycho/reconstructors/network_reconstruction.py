@@ -41,7 +41,7 @@ _DOSE_TOLERANCE = 1.2
 
 
 def make_read_config(config: PrepareConfig, domain: Domain | None = None, frames: str | None = None) -> ReadConfig:
-    """How a scan is opened for a module that was trained with `config`: as then, but whole, and with any probe.
+    """Make the reading options for a module trained with `config`: the same, but for all frames and with any probe.
 
     The module has its own probe, so that one from the mean pattern does where the file has none.
     """
@@ -62,7 +62,7 @@ def reconstruct(
     engine: EngineName | None = None,
     on_batch: Callable[[InferenceBatch, Tensor], None] | None = None,
 ) -> Reconstruction:
-    """One forward pass over every frame of a scan, stitched; and refined, when epochs are given for it.
+    """Reconstruct a scan by one forward pass over every frame, stitched, and refined when epochs are given for it.
 
     Memory depends on the batch and on the image, not on the number of frames.
 
@@ -71,7 +71,8 @@ def reconstruct(
         scan: what to reconstruct; it need not be the training scan.
         config: None takes what the network was trained with.
         accelerator: where to compute: auto, cpu, gpu.
-        devices: processes, each with a GPU of its own or a part of the CPU, that share the frames. They start anew, so
+        devices: processes, each with a GPU of its own or a part of the CPU, that share the frames. They are new
+        processes, so
             a script that asks for several must begin under `if __name__ == "__main__":`.
         progress: show a progress bar.
         scratch: folder with room for an uncompressed copy of the frames, and of as many patches, while it runs; None
@@ -79,7 +80,7 @@ def reconstruct(
         refine_epochs: epochs of `refine` that follow, from this image and with the network's probe, by the section
             `refine` of its configuration.
         engine: what computes the patches: `torch`, `onnx` or `aot`, see `open_network`.
-        on_batch: told every batch of groups and its patches complex64 [B, C, N, N], where they were computed.
+        on_batch: called with every batch of groups and its patches complex64 [B, C, N, N], where they were computed.
 
     Raises:
         TorchptychoError: the scan is unusable, or does not fit the network.
@@ -155,7 +156,7 @@ def reconstruct(
 
 
 def _collect_left_out(predicted: InferenceResult, scan: Scan, passes: int) -> dict[str, str]:
-    """Frames that are not in the image, as the scan's file counts them, and why."""
+    """Collect the frames that are not in the image, by the numbers of the scan's file, and why."""
     named = {str(frame): why for frame, why in scan.left_out.items()}
     numbers, times = np.unique(np.asarray(predicted.left_out, np.int64) % scan.n_frames, return_counts=True)
     never = to_file_rows(scan.frames, numbers[times == passes].tolist())
@@ -171,7 +172,7 @@ def _collect_left_out(predicted: InferenceResult, scan: Scan, passes: int) -> di
 
 @contextlib.contextmanager
 def adapt_to_scan(network: PtychoNetwork, dataset: InferenceDataset, config: ReconstructConfig) -> Iterator[None]:
-    """The network with this scan's mask and, on request, scale; afterwards it is as it was."""
+    """Give the network this scan's mask and, on request, scale; restore it afterwards."""
     which = dataset.training_scan
     scale, masks, training = network.input_scale.clone(), network.masks.clone(), network.training
     try:
@@ -199,16 +200,16 @@ def _refine_image(
     progress: bool,
     scratch: str | Path | None,
 ) -> Reconstruction:
-    """The network's image, fitted to the counts with the probe of the training scan."""
+    """Refine the network's image with the probe of the training scan."""
     from torchptycho.reconstructors.iterative import refine
 
     settings = dataclasses.replace(network.config.refine, epochs=epochs)
     probe = network.probe[training_scan].detach() * image.provenance["probe_factor"]
     if network.experiment.scale is not None:
         probe = probe * network.experiment.scale[training_scan].detach().sqrt().to(probe.real.dtype)
-    with EpochProgress("refining", epochs) if progress else contextlib.nullcontext() as told:
+    with EpochProgress("refining", epochs) if progress else contextlib.nullcontext() as bar:
         refined = refine(
-            scan, image, probe=probe.cpu().numpy(), config=settings, device=accelerator, on_epoch=told, scratch=scratch
+            scan, image, probe=probe.cpu().numpy(), config=settings, device=accelerator, on_epoch=bar, scratch=scratch
         )
     # What the pass of the network alone was like is no longer so.
     stale = ("absolute_scale", "frames_per_second")
@@ -263,7 +264,7 @@ def _compare_dose(trained_scale: float, found_scale: float, source: str) -> None
     if not 1 / _DOSE_TOLERANCE < ratio < _DOSE_TOLERANCE:
         _log.warning(
             "%s: its frames are %.3g times as bright as those that the network was trained on. "
-            "If the beam differs and not the sample, use --input-scale scan.",
+            "If the illumination differs and not the sample, use --input-scale scan.",
             source,
             ratio,
         )

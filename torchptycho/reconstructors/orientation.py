@@ -38,7 +38,7 @@ class Orientation:
 
 
 def rank_orientations(scan: Scan, *, frames: int = _DEFAULT_FRAMES, epochs: int = _DEFAULT_EPOCHS) -> list[Orientation]:
-    """The eight orientations of the positions, best first.
+    """Rank the eight orientations of the positions, best first.
 
     Each is judged by the misfit after a few epochs of refinement of a compact part of the scan, object and probe free.
     With a guessed probe that has no shape of its own, an orientation and its reverse (both flips) explain the counts
@@ -66,7 +66,7 @@ def rank_orientations(scan: Scan, *, frames: int = _DEFAULT_FRAMES, epochs: int 
 
 
 def _select_central_frames(scan: Scan, most: int) -> Scan:
-    """The frames nearest to the middle of the field, in memory."""
+    """Load the frames nearest to the middle of the field."""
     members = np.flatnonzero(scan.scan_id == scan.scan_id[0])
     places = scan.positions_px[members]
     middle = (places.min(axis=0) + places.max(axis=0)) / 2

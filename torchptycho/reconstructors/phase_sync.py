@@ -18,7 +18,7 @@ __all__ = ["synchronize_phases"]
 _MAX_NEIGHBOURS = 10
 # Few enough for a CPU's caches; on a GPU, where each piece has to be waited for, as many as fill it.
 _CPU_CHUNK_PAIRS, _GPU_CHUNK_PIXELS = 64, 1 << 24
-# Patches are compared at about so many pixels each way, which is plenty for one number.
+# Pixels each way at which patches are compared: enough to determine one phase.
 _SAMPLES_PER_AXIS = 32
 _ITERATIONS = 5
 # Ties the phase of a part that nothing else ties, relative to the mean weight.
@@ -31,7 +31,7 @@ def synchronize_phases(
     weight: Float[Tensor, "*weight_m n n"],
     group: Int64[Tensor, " m"],
 ) -> Complex[Tensor, " m"]:
-    """Factors of modulus 1, the same for all patches of a group, after which overlapping patches agree.
+    """Find the phase factors, one for all patches of a group, after which overlapping patches agree.
 
     Diffraction does not tell the phase of a group's object: each comes out with its own, and their average loses what
     changes slowly across the image. The overlaps tell all but one phase. The differences of phase between neighbours
@@ -67,7 +67,7 @@ def synchronize_phases(
 
 
 def _find_neighbours(positions_px: np.ndarray, group_of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of nearby patches of different groups, each once."""
+    """Find pairs of nearby patches of different groups, each once."""
     count = min(_MAX_NEIGHBOURS + 1, len(positions_px))
     _, near = cKDTree(positions_px).query(positions_px, k=count)
     own = np.repeat(np.arange(len(positions_px)), count)
@@ -80,7 +80,7 @@ def _find_neighbours(positions_px: np.ndarray, group_of: np.ndarray) -> tuple[np
 def _compute_overlaps(
     patches: Tensor, positions_px: Tensor, weight: Tensor, first: np.ndarray, second: np.ndarray
 ) -> np.ndarray:
-    """sum over the common pixels of w_a O_a conj(w_b O_b), at whole pixels."""
+    """Compute sum over the common pixels of w_a O_a conj(w_b O_b), at whole pixels."""
     n_px = patches.shape[-1]
     sample = torch.arange(0, n_px, max(1, n_px // _SAMPLES_PER_AXIS), device=patches.device)
     at_once = max(_CPU_CHUNK_PAIRS, _GPU_CHUNK_PIXELS // n_px**2) if patches.is_cuda else _CPU_CHUNK_PAIRS
@@ -111,7 +111,7 @@ def _compute_overlaps(
 
 
 def _fit_phases(edges: np.ndarray, overlap: np.ndarray, n_groups: int) -> np.ndarray:
-    """Phases t that make sum |h| cos(t_a + arg h - t_b) largest."""
+    """Fit the phases t that make sum |h| cos(t_a + arg h - t_b) largest."""
     one, other = edges
     weight = np.abs(overlap)
     weight = weight / weight.mean() + _REGULARIZATION
@@ -131,7 +131,7 @@ def _fit_phases(edges: np.ndarray, overlap: np.ndarray, n_groups: int) -> np.nda
 def _solve_least_squares(
     one: np.ndarray, other: np.ndarray, weight: np.ndarray, angle: np.ndarray, n_groups: int
 ) -> np.ndarray:
-    """The t that make sum w (t_a - t_b + angle)^2 smallest."""
+    """Solve for the t that make sum w (t_a - t_b + angle)^2 smallest."""
     number = np.arange(len(one))
     difference = scipy.sparse.coo_matrix(
         (np.r_[np.ones(len(one)), -np.ones(len(one))], (np.r_[number, number], np.r_[one, other])),

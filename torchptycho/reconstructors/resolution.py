@@ -1,4 +1,4 @@
-"""How fine an image is, told by the data alone: two halves of the frames, refined apart, and where they agree."""
+"""Resolution without a reference: two halves of the frames, refined separately, and their Fourier ring correlation."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Resolution:
 def split_into_halves(
     positions_px: Float64[np.ndarray, "m 2"],
 ) -> tuple[Int64[np.ndarray, " a"], Int64[np.ndarray, " b"]]:
-    """Frames of each half, in order: neighbours in space go to different halves, so that both cover the field."""
+    """Split the frames into two halves: neighbours in space go to different halves, so that both cover the field."""
     along = cKDTree(positions_px, leafsize=2).indices
     return np.sort(along[0::2]).astype(np.int64), np.sort(along[1::2]).astype(np.int64)
 

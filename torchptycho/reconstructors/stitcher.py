@@ -95,7 +95,7 @@ class PatchStitcher:
         self._n_groups = begin + len(members)
 
     def finish(self) -> Canvas:
-        """The canvas with every patch that came, of whatever process, and is finite.
+        """Return the canvas with every finite patch, of whatever process.
 
         Raises:
             ValueError: patches are kept until their phases agree, and some have not come.
@@ -147,7 +147,8 @@ class PatchStitcher:
 def _allocate_patches(
     shape: tuple[int, ...], device: torch.device, scratch: str | Path | None, shared: Path | None
 ) -> Tensor:
-    """Uninitialised complex64 room: on the GPU when a quarter of what is free there suffices, else in a file."""
+    """Allocate uninitialised complex64 memory: on the GPU when a quarter of its free memory suffices, else in a
+    file."""
     size = int(np.prod(shape)) * 8
     if shared is not None:
         return torch.from_numpy(np.memmap(shared, np.complex64, "r+", shape=shape))

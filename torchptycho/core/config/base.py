@@ -23,7 +23,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def validated_dataclass(kind: type[T]) -> type[T]:
-    """A frozen, validated dataclass that refuses unknown fields, NaN and infinity."""
+    """Turn a class into a frozen, validated dataclass that refuses unknown fields, NaN and infinity."""
     rules = ConfigDict(extra="forbid", allow_inf_nan=False)
     built = pydantic_dataclass(frozen=True, kw_only=True, config=rules)(kind)
     construct = built.__init__
@@ -40,7 +40,7 @@ def validated_dataclass(kind: type[T]) -> type[T]:
 
 
 def to_config_error(error: ValidationError, source: str) -> ConfigError:
-    """The first thing that was wrong."""
+    """Convert the first validation error to a ConfigError of one line."""
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"])
     return ConfigError(f"{source}: '{name}': {first['msg']}; found {first['input']!r}.")

@@ -70,13 +70,13 @@ class PrepareConfig(ReadConfig):
     """Region of each scan to hold out: y start, y stop, x start, x stop as fractions of its extent, in place of
     `val_fraction`; None takes what lies beyond a straight line in a random direction."""
     val_gap_px: NonNegative | None = None
-    """How far from a held-out region training begins; frames between are not used. None takes the width of the beam
+    """How far from a held-out region training begins; frames between are not used. None takes the width of the probe
     (95 % of its power)."""
     split_seed: int = 0
     """Seed of the choice of held-out frames, regions or scans."""
     bootstrap_probe: Annotated[int, Field(ge=0)] = 0
     """Epochs of refinement that make the probe good before anything else is done with it; 0 takes it as it is.
-    The image found on the way is kept beside the store."""
+    The resulting image is kept next to the store."""
     bootstrap_positions: bool = False
     """Take over the positions that this refinement found, too."""
 

@@ -24,7 +24,7 @@ FRAMES_PATTERN = r"^-?\d*:-?\d*(:-?\d+)?$"
 
 
 def parse_frame_slice(text: str | None) -> slice | None:
-    """The frames that `ReadConfig.frames` means."""
+    """Parse the frames that `ReadConfig.frames` names."""
     if text is None:
         return None
     return slice(*(int(part) if part else None for part in text.split(":")))
@@ -34,7 +34,7 @@ def parse_frame_slice(text: str | None) -> slice | None:
 class MappingConfig:
     """Where a file of no known format keeps what: a place is `/path/in/the/file` or `other_file:/path`.
 
-    The other file is looked for beside the scan; `{stem}` in its name is the scan's name without its ending. A NumPy
+    The other file is looked for next to the scan; `{stem}` in its name is the scan's name without its ending. A NumPy
     file (.npy) needs no path, a path of an NPZ is the name of an array, and the path in a CSV file is the name of a
     column or its number from 0. `[k]` at the end takes entry k along the last axis: `/entry/positions[1]`.
     """
@@ -97,9 +97,9 @@ class ReadConfig:
     flip_x: bool = False
     """Reverse the sign of x."""
     translation_sign: Literal[-1, 1] = -1
-    """CXI files: -1 takes `translation` for the sample's motion, as the format says; 1 for the beam's."""
+    """CXI files: -1 takes `translation` for the sample's motion, as the format says; 1 for the probe's."""
     diffraction: str | None = None
-    """Ptychodus products: the file with the frames, when it is not beside the product."""
+    """Ptychodus products: the file with the frames, when it is not next to the product."""
     fftshift: bool = False
     """Frames have the zero frequency in the corner [0, 0]: move it to the centre."""
     beam_center_px: tuple[float, float] | Literal["estimated"] | None = None
@@ -116,7 +116,8 @@ class ReadConfig:
     clip_negative: bool = False
     """Set negative counts, as an earlier dark subtraction leaves them, to 0."""
     mask: str | None = None
-    """FILE:KEY of good pixels (True = good), beside those that the file itself names; key `bad_pixels`: True = bad."""
+    """FILE:KEY of good pixels (True = good), in addition to those that the file itself names; key `bad_pixels`: True =
+    bad."""
     find_bad_pixels: bool = False
     """Read all frames once and mask pixels that are hot or dead, or that reach the largest value of their dtype."""
     mapping: Annotated[MappingConfig | None, tyro.conf.Suppress] = None
@@ -139,6 +140,6 @@ class ReadConfig:
 
 
 def extract_read_config(config: ReadConfig) -> ReadConfig:
-    """Only the options of reading, from a configuration that has more."""
+    """Extract the reading options from a configuration that has more."""
     own: dict[str, Any] = {field.name: getattr(config, field.name) for field in dataclasses.fields(ReadConfig)}
     return ReadConfig(**own)

@@ -20,7 +20,7 @@ class ReconstructConfig:
     agree_phases: bool = True
     """Turn each group's patches by the phase with which they agree with their neighbours, before they are averaged."""
     input_scale: Literal["training", "scan"] = "training"
-    """Scale the network's input as in training, or anew from this scan (when its dose differs)."""
+    """Scale the network's input as in training, or from this scan (when its dose differs)."""
     training_scan: Annotated[int, Field(ge=0)] = 0
     """Which training scan's probe and scale to use, when there were several."""
     predict_batch_size: Count | Literal["auto"] = "auto"

@@ -28,7 +28,7 @@ class RefineConfig:
     likelihood: Literal["poisson", "amplitude"] = "poisson"
     """Noise of the counts: Poisson's, or the same at every pixel of the amplitude."""
     alpha: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """How much weakly lit pixels are held back, 0 not at all, 1 as the gradient does (rpie, lsqml)."""
+    """Regularisation of weakly illuminated pixels: 0 is none, 1 that of a plain gradient step (rpie, lsqml)."""
     step: Annotated[float, Field(gt=0, lt=2)] = 1.0
     """Length of the updates (rpie), or what the best length is multiplied by (lsqml)."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9

@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @validated_dataclass
 class RunConfig:
-    """Everything that a run from scan to image can be told."""
+    """All options of a run from scan to image."""
 
     prepare: PrepareConfig = Field(default_factory=PrepareConfig)
     group: GroupConfig = Field(default_factory=GroupConfig)
@@ -61,7 +61,7 @@ _SECTIONS: dict[str, type] = {
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A configuration as plain str/int/float/bool/None/list/dict, for checkpoints and files."""
+    """Convert a configuration to plain str/int/float/bool/None/list/dict, for checkpoints and files."""
     plain = TypeAdapter(type(config)).dump_python(config, mode="json")
     assert isinstance(plain, dict)
     return plain

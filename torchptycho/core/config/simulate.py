@@ -26,17 +26,17 @@ class SimulateConfig:
     phase_range_rad: NonNegative = 1.6
     """Difference between the largest and the smallest phase of the object."""
     probe_kind: Literal["disk", "gaussian", "zone_plate"] = "zone_plate"
-    """Shape of the beam."""
+    """Shape of the probe."""
     probe_diameter_px: Positive | None = None
-    """Width of the beam (disk: diameter; gaussian, zone plate: full width at half maximum); None takes 0.4 N."""
+    """Width of the probe (disk: diameter; gaussian, zone plate: full width at half maximum); None takes 0.4 N."""
     probe_defocus_waves: float = 2.0
     """Zone plate only: defocus phase at the edge of the aperture, in waves."""
     probe_modes: Count = 1
     """Number of incoherent modes."""
     probe_file: str | None = None
-    """NPZ whose `probeGuess` (or `probe`) replaces the simulated beam."""
+    """NPZ whose `probeGuess` (or `probe`) replaces the simulated probe."""
     position_kind: Literal["raster", "fermat", "random"] = "fermat"
-    """How the beam is moved over the object."""
+    """Pattern of the scan positions."""
     n_frames: Count = 1000
     """Number of frames (raster: at least this many)."""
     position_jitter_px: NonNegative = 1.0

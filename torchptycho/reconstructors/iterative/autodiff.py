@@ -49,7 +49,7 @@ def compute_objective(
 class AutodiffSolver:
     """Holds the parameters in units in which 1 is much, and the optimiser with its memory, over all epochs.
 
-    The optimiser's memory is not part of the state: a resumed run starts it anew.
+    The optimiser's memory is not part of the state: a resumed run starts without it.
     """
 
     def __init__(self, problem: Problem, state: RefinementState, config: RefineConfig) -> None:
@@ -93,7 +93,8 @@ class AutodiffSolver:
         update_probe: bool,
         update_positions: bool,
     ) -> float:
-        """One pass over the frames, and its misfit: a step for each batch (Adam), or one for all of them (L-BFGS).
+        """Run one pass over the frames and return its misfit: a step for each batch (Adam), or one for all of them
+        (L-BFGS).
 
         Arguments:
             rate: factor of the learning rate.
@@ -150,7 +151,7 @@ class AutodiffSolver:
         return loss.detach()
 
     def _get_physical_values(self) -> dict[str, Tensor]:
-        """In their own units."""
+        """Return the variables in their physical units."""
         values = {name: tensor * self._units[name] for name, tensor in self._parameters.items()}
         return values | {name: torch.view_as_complex(values[name]) for name in ("object", "probe")}
 

@@ -17,13 +17,13 @@ __all__ = ["PositionSteps", "add_momentum", "fit_linear_part", "random_search"]
 _MOMENTUM = 0.9
 # A linear map moves the frames at the edge of the field most, and by more than one frame by itself should.
 _AFFINE_STEP_FACTOR = 4.0
-# Frames that fit so many times worse than the median are lost; they take a place that fits so much better.
+# Misfit relative to the median above which a frame counts as lost, and the improvement that a new position needs.
 _LOST_RATIO, _ACCEPT_RATIO = 3.0, 0.8
 _N_TRIALS = 8
 
 
 def fit_linear_part(shift_px: Float64[Tensor, "m 2"], positions_px: Float64[Tensor, "m 2"]) -> Float64[Tensor, "m 2"]:
-    """What of these shifts is one linear map of all positions about their centre, in least squares."""
+    """Fit one linear map of all positions about their centre to these shifts, in least squares."""
     away = positions_px - positions_px.mean(0)
     # By the pseudoinverse: frames on a line, or at one place, leave a part of the map open.
     part: Tensor = away @ (torch.linalg.pinv(away.T @ away, hermitian=True) @ (away.T @ (shift_px - shift_px.mean(0))))
@@ -36,7 +36,7 @@ def add_momentum(
     positions_px: Float64[Tensor, "m 2"],
     longest_px: float,
 ) -> Float64[Tensor, "m 2"]:
-    """The step and what is left of those before it: no frame goes farther than this, the whole scan four times as far.
+    """Add momentum to a step: no frame moves farther than `longest_px`, the whole scan at most four times as far.
 
     Without it a scale that is off by a few percent needs hundreds of epochs: the object that was fitted to the wrong
     positions agrees with most of the error.
@@ -71,7 +71,7 @@ class PositionSteps:
         corners_px: Float[Tensor, "k 2"],
         exit_change: Complex[Tensor, "k p n n"],
     ) -> None:
-        """One batch of frames, at the estimate that `exit_change` was computed for."""
+        """Add one batch of frames, at the estimate that `exit_change` was computed for."""
         power = (probe.real.square() + probe.imag.square()).sum(0)
         backprojection = (exit_change * probe.conj()).sum(1)
         dy, dx = extract_derivatives(object, corners_px, probe.shape[-1])
@@ -83,12 +83,12 @@ class PositionSteps:
         self._slope[index] = (plain @ torch.view_as_real(backprojection).flatten(1)[..., None])[..., 0].double()
 
     def solve_per_frame(self) -> Float64[Tensor, "m 2"]:
-        """Each frame's own shift."""
+        """Solve for each frame's own shift."""
         shift: Tensor = torch.linalg.solve(self._regularize_curvature(), self._slope)
         return shift
 
     def solve_affine(self, positions_px: Float64[Tensor, "m 2"]) -> Float64[Tensor, "m 2"]:
-        """The shifts of one linear map of all positions about their centre: scale, rotation, shear.
+        """Solve for the shifts of one linear map of all positions about their centre: scale, rotation, shear.
 
         The least squares of all frames at once: sum_j X_j^T C_j X_j a = sum_j X_j^T s_j, with shift_j = X_j a.
         """
@@ -113,7 +113,7 @@ def random_search(
     reach_px: float,
     generator: torch.Generator,
 ) -> tuple[Int64[Tensor, " found"], Float64[Tensor, "found 2"]]:
-    """Frames too far off for any derivative to know the way, and better places for them.
+    """Find better positions for frames that are too far off for derivatives to lead them back.
 
     Those that fit far worse than the median frame are tried at a few random places around where they are and where they
     were said to be; the best is theirs when it is clearly better.

@@ -13,7 +13,7 @@ _NEW_MODE_POWER = 0.02
 
 
 def compute_power(probe: Complex[Tensor, "*p n n"]) -> Float[Tensor, ""]:
-    """Photons in all modes."""
+    """Compute the photons in all modes."""
     return probe.abs().square().sum()
 
 
@@ -26,7 +26,7 @@ def find_center_of_mass(probe: Complex[Tensor, "p n n"]) -> tuple[float, float]:
 
 
 def orthogonalize_modes(probe: Complex[Tensor, "p n n"]) -> Complex[Tensor, "p n n"]:
-    """The same mutual intensity as orthogonal modes, brightest first.
+    """Convert modes to orthogonal ones of the same mutual intensity, brightest first.
 
     The rows of S V^H of the singular value decomposition; no intensity changes.
     Reference: Thibault, Menzel, Nature 494, 68 (2013).
@@ -43,7 +43,8 @@ def orthogonalize_modes(probe: Complex[Tensor, "p n n"]) -> Complex[Tensor, "p n
 
 
 def set_mode_count(probe: Complex[Tensor, "p n n"], count: int) -> Complex[Tensor, "count n n"]:
-    """So many modes: the brightest ones, or these and weak new ones, the first times x, y, x y, x^2 ...; same power."""
+    """Return a number of modes: the brightest ones, or these and weak new ones, the first times x, y, x y, x^2 ...;
+    same power."""
     if count <= len(probe):
         kept = orthogonalize_modes(probe)[:count]
     else:

@@ -63,7 +63,7 @@ class Problem:
 
     @functools.cached_property
     def _origin_px(self) -> Float64[Tensor, " 2"]:
-        # Made once: numbers of the host's are brought to a GPU only when it has done all that it was told to.
+        # Made once: numbers of the host's are copied to a GPU only after its queued work.
         return torch.tensor(self.origin_px, dtype=torch.float64, device=self.device)
 
     @property
@@ -81,7 +81,7 @@ class Problem:
         return values if self.scaling.domain == "counts" else values.square() * self.scaling.counts_per_intensity
 
     def compute_corners_px(self, positions_px: Float[Tensor, "k 2"]) -> Float[Tensor, "k 2"]:
-        """Where on the canvas the patches at these positions begin."""
+        """Compute where on the canvas the patches at these positions begin."""
         return positions_px - self._origin_px - self.n_px // 2
 
 

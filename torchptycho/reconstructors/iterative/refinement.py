@@ -81,11 +81,11 @@ def refine(
         start: an image of it to begin with, such as a trained network's, in the scan's object pixels; its probe and
             positions are taken over when it has them. None begins with a transparent object.
         probe: modes in sqrt(photons) that replace the scan's (and the start's) own.
-        config: method, epochs, and what may change beside the object.
+        config: method, epochs, and what may change besides the object.
         device: "auto" takes a GPU when there is one; "gpu", "cpu", or another name that torch knows.
         state_file: where to write the state from time to time and at the end, for `resume`.
         resume: go on from that file, up to the configured epochs.
-        on_epoch: told the number of each finished epoch and its misfit.
+        on_epoch: called with the number of each finished epoch and its misfit.
         on_image: shown the image so far, every `image_every_epochs` epochs before the last.
         scratch: folder for a temporary copy of frames that do not fit into memory.
 
@@ -130,7 +130,7 @@ def _run_epochs(
     state_file: str | Path | None,
     fingerprint: dict[str, Any],
 ) -> bool:
-    """Epochs until there are enough or nothing becomes better; False when interrupted."""
+    """Run epochs until there are enough or nothing improves; return False when interrupted."""
     solver = AutodiffSolver(problem, state, config) if config.method == "gradient" else None
     given_px = torch.from_numpy(scan.positions_px).to(problem.device)
     saved = time.perf_counter()
@@ -276,6 +276,6 @@ def _build_reconstruction(
 
 
 def _build_fingerprint(scan: Scan, config: RefineConfig) -> dict[str, Any]:
-    """What a state depends on: it may go on with more epochs, and not with another scan or method."""
-    told = dataclasses.replace(config, epochs=1, patience=None)
-    return {"scan": fingerprint_scan(scan)} | {f"refine.{name}": value for name, value in to_dict(told).items()}
+    """Build the fingerprint of a state: it may continue with more epochs, but not with another scan or method."""
+    fixed = dataclasses.replace(config, epochs=1, patience=None)
+    return {"scan": fingerprint_scan(scan)} | {f"refine.{name}": value for name, value in to_dict(fixed).items()}

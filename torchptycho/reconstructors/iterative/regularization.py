@@ -1,4 +1,4 @@
-"""What is asked of the object beside the counts: that it be smooth, or piecewise smooth."""
+"""Penalties on the object: smoothness and total variation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _TV_SMOOTHING = 0.01
 
 
 def apply_penalty_step(object: Complex[Tensor, "h w"], smoothness: float, tv: float) -> Complex[Tensor, "h w"]:
-    """One explicit step down the gradients of both penalties, short enough not to overshoot."""
+    """Take one explicit step down the gradients of both penalties, short enough not to overshoot."""
     down, right = _compute_differences(object)
     weight_down, weight_right = (smoothness + tv / (d.abs().square() + _TV_SMOOTHING**2).sqrt() for d in (down, right))
     flow_down, flow_right = (torch.clamp(w, max=0.125) * d for w, d in ((weight_down, down), (weight_right, right)))
@@ -26,7 +26,7 @@ def apply_penalty_step(object: Complex[Tensor, "h w"], smoothness: float, tv: fl
 
 
 def compute_penalty(object: Complex[Tensor, "h w"], smoothness: float, tv: float) -> Float[Tensor, ""]:
-    """The penalties themselves, mean over the pixels: smoothness |d|^2 / 2 + tv (sqrt(|d|^2 + s^2) - s)."""
+    """Compute the penalties, mean over the pixels: smoothness |d|^2 / 2 + tv (sqrt(|d|^2 + s^2) - s)."""
     total = object.real.new_zeros(())
     for d in _compute_differences(object):
         square = d.real.square() + d.imag.square()

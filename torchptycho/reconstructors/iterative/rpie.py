@@ -29,7 +29,7 @@ _STEP_DAMPING = 0.01
 _MAX_STEP = 2.0
 # Few frames want small batches, so that an epoch has updates enough; more than these at once save no time.
 _UPDATES_PER_EPOCH, _MIN_BATCH_SIZE, _MAX_BATCH_SIZE = 25, 8, 64
-# Part of the frames from which on an update hears so many of them that object and probe must not both take the scale.
+# Part of the frames above which the scale is left to the object alone, because both would follow it in full.
 _SCALE_FREE_FRACTION = 0.25
 
 
@@ -63,11 +63,11 @@ def run_epoch(
     frames_per_update: int,
     update_probe: bool,
 ) -> float:
-    """One pass over the frames in this order, and its misfit; object and probe (and background) are updated on the way.
+    """Run one pass over the frames in this order and return its misfit; update object, probe and background on the way.
 
     Arguments:
         shifts: collects where each frame would rather be; None leaves positions alone.
-        frames_per_update: about so many frames' wishes are added up before object and probe follow them.
+        frames_per_update: about this number of frames are accumulated before object and probe are updated.
     """
     misfit = ReducedChiSquared(state.background)
     background = _BackgroundEstimator(state, problem.mask) if config.background else None
@@ -103,7 +103,7 @@ def compute_frame_misfits(
     index: Int64[Tensor, " k"],
     positions_px: Float64[Tensor, "k 2"],
 ) -> Float64[Tensor, " k"]:
-    """How badly each of these frames fits at this position, as `PositionSteps.residual` counts it; nothing is
+    """Compute the misfit of each of these frames at this position, as `PositionSteps.residual` does; nothing is
     updated."""
     found = []
     for part, places in zip(
@@ -124,13 +124,14 @@ def compute_frame_misfits(
 
 
 def choose_batch_size(config: RefineConfig, n_frames: int) -> int:
-    """The batch size asked for, or the one that suits so many frames."""
+    """Return the configured batch size, or one that suits the number of frames."""
     wanted = config.batch_size or min(_MAX_BATCH_SIZE, max(_MIN_BATCH_SIZE, round(n_frames / _UPDATES_PER_EPOCH)))
     return min(wanted, n_frames)
 
 
 def split_into_batches(order: Int64[Tensor, " m"], batch_size: int) -> tuple[Tensor, ...]:
-    """Batches that differ by one frame at most: a last one of few frames would pull the object like a full one."""
+    """Split into batches that differ by one frame at most: a last one of few frames would have the weight of a full
+    one."""
     return order.tensor_split(math.ceil(len(order) / batch_size))
 
 
@@ -191,7 +192,7 @@ def _regularize(curvature: Tensor, alpha: float) -> Tensor:
 
 
 def _remove_scale(update: Complex[Tensor, "p n n"], probe: Complex[Tensor, "p n n"]) -> Complex[Tensor, "p n n"]:
-    """What of a change of the probe is not the probe itself times a factor: the scale is left to the object.
+    """Remove from a change of the probe its component along the probe itself: the scale is left to the object.
 
     When many frames speak at once, both would follow in full, the counts be corrected twice over, and momentum make the
     brightness swing more and more. Batches of few frames need the probe to follow at once.

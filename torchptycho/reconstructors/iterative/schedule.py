@@ -48,4 +48,4 @@ def plan_frames_per_update(n_frames: int, state: RefinementState, config: Refine
         return first
     done = state.epoch - state.polishing_since + 1
     growth = min(1.0, 2 * done / max(1, round(config.polish * config.epochs)))
-    return round(first * (n_frames / first) ** growth)
+    return round(float(first * (n_frames / first) ** growth))

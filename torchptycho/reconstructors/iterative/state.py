@@ -70,7 +70,7 @@ class RefinementState:
 
     @classmethod
     def begin(cls, object: Tensor, probe: Tensor, positions_px: Tensor) -> RefinementState:
-        """At rest, without background."""
+        """Create a state without momentum and background."""
         return cls(
             object=object,
             probe=probe,
@@ -118,12 +118,12 @@ class RefinementState:
     def save(self, path: str | Path, fingerprint: dict[str, Any]) -> None:
         """Write everything, with what it belongs to; the file appears only when it is whole."""
         path = Path(path)
-        told = {
+        numbers = {
             _KEYS.get(f.name, f.name): getattr(self, f.name)
             for f in dataclasses.fields(self)
             if f.name not in _TENSOR_FIELDS
         }
-        metadata = {"format": _FORMAT, "format_version": _FORMAT_VERSION, "fingerprint": fingerprint, **told}
+        metadata = {"format": _FORMAT, "format_version": _FORMAT_VERSION, "fingerprint": fingerprint, **numbers}
         with replace_atomically(path) as target, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
             for name in _TENSOR_FIELDS:
                 write_array(archive, name, getattr(self, name).cpu().numpy())
@@ -147,7 +147,8 @@ class RefinementState:
         differs = sorted(key for key in fingerprint.keys() | before if fingerprint.get(key) != before.get(key))
         if differs:
             raise StoreError(
-                f"{path}: belongs to another refinement: {', '.join(differs)} differ. Refine as it was, or anew."
+                f"{path}: belongs to another refinement: {', '.join(differs)} differ. Use the same options "
+                "and scan, or start again."
             )
         names = [field.name for field in dataclasses.fields(cls) if field.name not in _TENSOR_FIELDS]
         missing = [name for name in _TENSOR_FIELDS if name not in archive.keys] + [
@@ -156,6 +157,6 @@ class RefinementState:
         if missing:
             raise StoreError(f"{path}: expected {', '.join(missing)} in the state; found none. Refine from the start.")
         tensors: dict[str, Any] = {name: torch.from_numpy(archive.load(name)).to(device) for name in _TENSOR_FIELDS}
-        told = {name: metadata[_KEYS.get(name, name)] for name in names}
-        told["center_px"] = tuple(told["center_px"])
-        return cls(**tensors, **told)
+        numbers = {name: metadata[_KEYS.get(name, name)] for name in names}
+        numbers["center_px"] = tuple(numbers["center_px"])
+        return cls(**tensors, **numbers)

@@ -80,7 +80,7 @@ CASES: dict[str, tuple[bytes, str | None, list[str]]] = {
     "frames all equal": (npz(diffraction=0 * FRAMES + FRAMES[0]), "diffraction", ["all equal", "record it again"]),
     "frames all zero": (npz(diffraction=0 * FRAMES), "diffraction", ["all zero", "record it again"]),
     "positions all equal": (
-        npz(xcoords=np.ones(M), ycoords=np.ones(M)), "xcoords", ["all 12 frames", "beam that moves"],
+        npz(xcoords=np.ones(M), ycoords=np.ones(M)), "xcoords", ["all 12 frames", "probe that moves"],
     ),
     "positions in metres": (
         npz(xcoords=GOOD["xcoords"] * 1e-8, ycoords=GOOD["ycoords"] * 1e-8), "xcoords", ["look like metres", "divide"],

@@ -22,6 +22,7 @@ from torchptycho.core.devices import find_devices
 from torchptycho.core.errors import ConfigError
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.data.inference_dataset import InferenceBatch, InferenceDataset
+from torchptycho.data.simulation import simulate
 from torchptycho.io import read_reconstruction, write_scan
 from torchptycho.models.checkpoints import load_checkpoint, load_network
 from torchptycho.reconstructors.inference import iterate_predictions

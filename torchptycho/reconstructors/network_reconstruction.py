@@ -30,6 +30,7 @@ from torchptycho.io.frames.frame_stacks import to_file_rows
 from torchptycho.models.export.runtimes import EngineName, ExportedNetwork, check_options
 from torchptycho.models.loading import export_for_engine, load_for_inference
 from torchptycho.models.network import PtychoNetwork
+from torchptycho.reconstructors.absolute_scale import ScaleStatistics
 from torchptycho.reconstructors.inference import InferenceJob, InferenceResult, predict
 
 __all__ = ["adapt_to_scan", "check_fits", "check_network_options", "make_read_config", "reconstruct"]
@@ -71,8 +72,7 @@ def reconstruct(
         scan: what to reconstruct; it need not be the training scan.
         config: None takes what the network was trained with.
         accelerator: where to compute: auto, cpu, gpu.
-        devices: processes, each with a GPU of its own or a part of the CPU, that share the frames. They are new
-        processes, so
+        devices: processes that share the frames, each with its own GPU or a part of the CPU. They are spawned, so that
             a script that asks for several must begin under `if __name__ == "__main__":`.
         progress: show a progress bar.
         scratch: folder with room for an uncompressed copy of the frames, and of as many patches, while it runs; None
@@ -90,69 +90,97 @@ def reconstruct(
     network.require_statistics()
     config = config or network.config.reconstruct
     scan = scan if isinstance(scan, Scan) else read_scan(scan, make_read_config(network.config.prepare))
-    check_network_options(network, config, devices, engine)
-    if on_batch is not None and devices > 1:
-        raise ConfigError(f"devices: expected 1 with on_batch, which other processes cannot call; found {devices}.")
-    check_fits(network, scan.source, scan.n_px, scan.domain)
-    # To export takes a minute or more: all that may be refused has been by now, but for wider groups.
+    _check_request(network, scan, config, devices, engine, calls_back=on_batch is not None)
+    # Exporting takes a minute or more: everything that may be refused has been by now, but for wider groups.
     network = export_for_engine(network, engine, training_scan=config.training_scan, accelerator=accelerator)
-    which, by = config.training_scan, "torch"
     if isinstance(network, ExportedNetwork):
-        # It knows one training scan only.
-        which, by = 0, network.metadata.engine
-    where = [network.execution_device] if isinstance(network, ExportedNetwork) else find_devices(accelerator, devices)
-    if len(np.unique(scan.scan_id)) > 1:
-        _log.warning("%s: holds %d scans; they are placed onto one image.", scan.source, len(np.unique(scan.scan_id)))
+        # It knows one training scan only, and stays where it was opened.
+        training_scan, torch_devices = 0, [network.execution_device]
+    else:
+        training_scan, torch_devices = config.training_scan, find_devices(accelerator, devices)
     with tempfile.TemporaryDirectory(prefix=".torchptycho-", dir=scratch) as folder:
         dataset = InferenceDataset.from_scan(
             scan,
             Path(folder),
             gridsize=network.gridsize,
             nphotons=network.config.prepare.nphotons,
-            training_scan=which,
+            training_scan=training_scan,
             passes=config.predict_passes,
             copy=devices > 1,
         )
         if config.input_scale == "training":
-            _compare_dose(float(network.input_scale[which]), dataset.scaling.input_scale, scan.source)
+            _compare_dose(float(network.input_scale[training_scan]), dataset.scaling.input_scale, scan.source)
         with adapt_to_scan(network, dataset, config):
-            task = InferenceJob(
+            job = InferenceJob(
                 dataset=dataset, config=config, folder=Path(folder), progress=progress, on_batch=on_batch
             )
-            predicted = predict(network, task, where)
+            predicted = predict(network, job, torch_devices)
+    if not predicted.n_placed:
+        raise StoreError(f"{scan.source}: the network's patches are not finite, none of {scan.n_frames}. Train again.")
+    provenance = _collect_provenance(network, scan, config, dataset, predicted, time.perf_counter() - start)
+    image = predicted.canvas.finish(scan.geometry.with_object_pixel(scan.n_px).object_pixel_m, provenance)
+    if predicted.scale is not None:
+        image = _apply_absolute_scale(image, predicted.scale)
+    if not refine_epochs:
+        return image
+    return _refine_image(image, network, scan, training_scan, refine_epochs, accelerator, progress, scratch)
+
+
+def _check_request(
+    network: PtychoNetwork,
+    scan: Scan,
+    config: ReconstructConfig,
+    devices: int,
+    engine: EngineName | None,
+    *,
+    calls_back: bool,
+) -> None:
+    """Refuse options and scans that do not go with the network."""
+    check_network_options(network, config, devices, engine)
+    if calls_back and devices > 1:
+        raise ConfigError(f"devices: expected 1 with on_batch, which other processes cannot call; found {devices}.")
+    check_fits(network, scan.source, scan.n_px, scan.domain)
+    n_scans = len(np.unique(scan.scan_id))
+    if n_scans > 1:
+        _log.warning("%s: holds %d scans; they are placed onto one image.", scan.source, n_scans)
+
+
+def _collect_provenance(
+    network: PtychoNetwork,
+    scan: Scan,
+    config: ReconstructConfig,
+    dataset: InferenceDataset,
+    predicted: InferenceResult,
+    seconds: float,
+) -> dict[str, Any]:
     # The network's probe is that of its training scan; with this scan's own scale its photons are this scan's.
-    photons = dataset.scaling.photons_per_frame / float(network.photons_per_frame[which])
-    probe_factor = math.sqrt(photons) if config.input_scale == "scan" else 1.0
-    object_pixel_m = scan.geometry.with_object_pixel(scan.n_px).object_pixel_m
-    left_out = _collect_left_out(predicted, scan, config.predict_passes)
-    seconds = time.perf_counter() - start
-    provenance: dict[str, Any] = {
+    photons = dataset.scaling.photons_per_frame / float(network.photons_per_frame[dataset.training_scan])
+    return {
         "source": scan.source,
         "frames": scan.n_frames,
-        "left_out": left_out,
-        "probe_factor": probe_factor,
+        "left_out": _collect_left_out(predicted, scan, config.predict_passes),
+        "probe_factor": math.sqrt(photons) if config.input_scale == "scan" else 1.0,
         "checkpoint": None if network.checkpoint is None else str(network.checkpoint),
         "checkpoint_sha256": network.checkpoint_sha256,
-        "engine": by,
+        "engine": network.metadata.engine if isinstance(network, ExportedNetwork) else "torch",
         "config": to_dict(network.config) | {"reconstruct": to_dict(config)},
         "versions": collect_versions(),
         "seconds": round(seconds, 3),
         "frames_per_second": round(scan.n_frames / seconds, 1),
     }
-    if not predicted.n_placed:
-        raise StoreError(f"{scan.source}: the network's patches are not finite, none of {scan.n_frames}. Train again.")
-    image = predicted.canvas.finish(object_pixel_m, provenance)
-    if predicted.scale is not None:
-        found = predicted.scale.solve()
-        provenance["absolute_scale"] = dataclasses.asdict(found)
-        factor = np.float32(found.object_factor)
-        assert image.spread is not None
-        image = dataclasses.replace(
-            image, object=image.object * factor, spread=image.spread * factor, provenance=provenance
-        )
-    if not refine_epochs:
-        return image
-    return _refine_image(image, network, scan, which, refine_epochs, accelerator, progress, scratch)
+
+
+def _apply_absolute_scale(image: Reconstruction, statistics: ScaleStatistics) -> Reconstruction:
+    """Scale the object so that object and background fit the counts best."""
+    scale = statistics.solve()
+    factor = np.float32(scale.object_factor)
+    assert image.spread is not None
+    return dataclasses.replace(
+        image,
+        object=image.object * factor,
+        spread=image.spread * factor,
+        provenance=image.provenance | {"absolute_scale": dataclasses.asdict(scale)},
+    )
 
 
 def _collect_left_out(predicted: InferenceResult, scan: Scan, passes: int) -> dict[str, str]:

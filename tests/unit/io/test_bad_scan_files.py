@@ -93,7 +93,7 @@ CASES: dict[str, tuple[dict[str, Any], str, list[str]]] = {
     "positions all equal": (
         without(xcoords=np.full(M, 3.5), ycoords=np.full(M, 2)),
         "xcoords', 'ycoords",
-        ["all 6 frames at (y, x) = (2, 3.5)", "beam that moves"],
+        ["all 6 frames at (y, x) = (2, 3.5)", "probe that moves"],
     ),
     "positions in metres": (
         metres(), "xcoords', 'ycoords", ["span 3.2e-06", "look like metres", "divide", "wavelength"],

@@ -300,7 +300,7 @@ def test_missing_source_of_a_virtual_or_linked_dataset_is_named(tmp_path: Path) 
     assert "part.h5" in message
     assert "zeros in its place" in message
     path = write_cxi(tmp_path / "s.cxi", instrument_1__detector_1__data=h5py.ExternalLink("data_1.h5", "/entry/data"))
-    assert "a link to '/entry/data' in data_1.h5, which is not there. Put data_1.h5 beside s.cxi" in refusal(path)
+    assert "a link to '/entry/data' in data_1.h5, which is not there. Put data_1.h5 next to s.cxi" in refusal(path)
     with h5py.File(tmp_path / "data_1.h5", "w") as file:
         file["entry/data"] = FRAMES
     scan = read_scan(path)

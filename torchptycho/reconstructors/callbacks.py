@@ -25,7 +25,8 @@ class CanvasWriter(Callback):
         weight: how overlapping patches are averaged.
         training_scan: whose probe gives the weight.
         agree_phases: turn each group so that it agrees with its neighbours, see `PatchStitcher`; False needs less
-        memory. scratch: folder for patches that are too many for the memory; None takes the system's.
+            memory.
+        scratch: folder for patches that are too many for the memory; None takes the system's.
     """
 
     def __init__(

@@ -49,8 +49,7 @@ def simulate(
         config: what to simulate; None takes the defaults.
         object: complex [H, W] that replaces the drawn object, taken as it is.
         probe: complex [N, N] or [P, N, N] that replaces the simulated probe, `config.probe_file` included; it is scaled
-        to
-            `config.photons_per_frame`, as is the probe of such a file.
+            to `config.photons_per_frame`, as is the probe of such a file.
         positions_px: [M, 2] as (y, x) in object pixels that replace the drawn positions; each patch must lie within
             the object: N/2 <= y <= H - N/2, x alike.
 

@@ -40,8 +40,7 @@ class RefinementState:
         velocity, anchor: momentum of the object, and the object when it was last used.
         probe_velocity, probe_anchor: the same of the probe.
         probe_photons, center_px: photons in all modes of the probe that it began with, and their centre of mass (y, x),
-        which
-            the probe keeps.
+            which the probe keeps.
         epoch: finished passes over the frames.
         updates: updates since momentum was last used.
         polishing_since: epoch in which updates began to gather more frames, or None.

@@ -20,9 +20,19 @@ sys.path.insert(0, str(Path(__file__).parent))
 import reference  # noqa: E402 -- in the folder of this file, which is no package
 
 _OUTSIDE = (
-    "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "CITATION.cff", "specs/*.md", "benchmarks/*.py", "benchmarks/results/*.md",
-    "benchmarks/results/*.png", "examples/*.png", "examples/*.py", "examples/*.ipynb",
-)  # fmt: skip
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "SECURITY.md",
+    "CITATION.cff",
+    "specs/*.md",
+    "benchmarks/*.py",
+    "benchmarks/results/*.md",
+    "benchmarks/results/*.png",
+    "examples/*.png",
+    "examples/*.py",
+    "examples/*.ipynb",
+)
 """What of the repository outside docs/ is shown, or can be fetched, on the site."""
 _PLACES = {
     "README.md": "index.md",

@@ -244,7 +244,7 @@ def test_a_provisional_image_is_the_same_on_cpu_and_gpu(cuda: torch.device, tmp_
             for start in (0, 12, 20):
                 some = slice(max(0, start - 4), start + 12)
                 image.add(frames[some], scan.positions_px[some], some.start, start - some.start)
-            found.append(image.image())
+            found.append(image.make_image())
         assert list(image.unfit) == [5]
         assert not image.unplaced
         assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())

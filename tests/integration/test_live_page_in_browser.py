@@ -18,7 +18,7 @@ import pytest
 from browser import NO_BROWSER, Tab, find_browser, open_tab
 
 from torchptycho.io.storage.file_access import replace_atomically
-from torchptycho.live.live_images import draw
+from torchptycho.live.live_images import write_live_images
 from torchptycho.live.web_page import serve
 
 BEGUN: dict[str, Any] = {
@@ -61,7 +61,7 @@ class Folder:
     def draw(self, contrast: float) -> None:
         y, x = np.indices((60, 90)) / 60
         image = (0.6 + contrast * np.sin(9 * x)) * np.exp(1j * np.cos(7 * y))
-        draw(image.astype(np.complex64), np.ones(image.shape, np.float32), 8e-9, self.path)
+        write_live_images(image.astype(np.complex64), np.ones(image.shape, np.float32), 8e-9, self.path)
 
 
 @pytest.fixture(scope="module")

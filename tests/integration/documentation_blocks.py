@@ -23,7 +23,7 @@ from torchptycho.cli.base import Command
 from torchptycho.core.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
-LANGUAGES = ("sh", "python", "yaml", "toml", "ini", "text")
+LANGUAGES = ("sh", "python", "yaml", "toml", "ini", "text", "mermaid")
 _MARKER = re.compile(r"^<!-- not run: (?P<reason>.*?) *-->$")
 _FENCE = re.compile(r"^```(?P<language>[a-z]*)(?: title=\"(?P<title>[^\"]+)\")?\s*$")
 _ASSIGNMENT = re.compile(r"^[A-Z_]+=")

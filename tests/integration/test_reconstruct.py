@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -231,9 +232,16 @@ def test_without_a_compiler_the_network_runs_as_it_is(
 
 
 @pytest.mark.contract("predict.machine")
-@pytest.mark.parametrize(("accelerator", "count"), [("abacus", 1), ("gpu", 99), ("cpu", 0)])
-def test_devices_that_are_not_there_are_refused(accelerator: str, count: int) -> None:
-    with pytest.raises(ConfigError, match="devices"):
+@pytest.mark.parametrize(
+    ("accelerator", "count", "message"),
+    [
+        ("abacus", 1, "accelerator 'abacus': not on this machine (expected auto, cpu, gpu"),
+        ("gpu", 99, "accelerator 'gpu', devices 99: not on this machine (it has "),
+        ("cpu", 0, "devices: expected at least 1; found 0."),
+    ],
+)
+def test_devices_that_are_not_there_are_refused(accelerator: str, count: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
         find_devices(accelerator, count)
 
 

@@ -258,7 +258,7 @@ def test_the_snippets_of_the_migration_page_run(
     for line in shell[0].splitlines():
         answer = command(*shlex.split(line)[1:], "--accelerator", "cpu")
         assert answer.code == 0, answer.err
-    made = re.search(r"`(torchptycho\.save_bundle\(.*?\))` makes", page)
+    made = re.search(r"`(torchptycho\.save_bundle\(.*?\))`", page)
     assert made is not None
     assert eval(made[1], {"torchptycho": torchptycho}).is_file()
 

@@ -88,8 +88,8 @@ def _convert_architecture(value: Any, _: Values) -> Change:
     )  # fmt: skip
     if value in others:
         raise ConfigError(
-            f"architecture: expected 'cnn' or a generator of torchptycho; found {value!r}, which is the "
-            "original's alone. Leave it out for the default."
+            f"architecture: expected 'cnn' or a generator of torchptycho; found {value!r}, which only the "
+            "original has. Omit it for the default."
         )
     return {"model.generator": value}
 
@@ -97,8 +97,8 @@ def _convert_architecture(value: Any, _: Values) -> Change:
 def _convert_object_big(value: Any, given: Values) -> Change:
     if not value and _count_members(given) > 1:
         raise ConfigError(
-            "object_big: expected True with gridsize above 1; found False. A patch is predicted for each "
-            "frame of a group here, not one for all: use gridsize 1."
+            "object_big: expected True with gridsize above 1; found False. torchptycho predicts one patch for each "
+            "frame of a group, not one for all: use gridsize 1."
         )
     return {}
 
@@ -107,7 +107,7 @@ def _convert_probe_mask(value: Any, given: Values) -> Change:
     if not value:
         return {}
     if not isinstance(given.get("N"), int):
-        raise ConfigError("probe_mask: its disc has half the edge of a frame as its diameter; say which with N.")
+        raise ConfigError("probe_mask: the diameter of the mask is N/2; expected an integer N; found none. Give N.")
     return {"experiment.probe_support_px": given["N"] / 2}
 
 
@@ -116,7 +116,7 @@ def _convert_neighbor_pool(value: Any, given: Values) -> Change:
 
 
 def _convert_n_images(value: Any, given: Values) -> Change:
-    warnings.warn("n_images: use n_groups, which has meant the same at any gridsize", DeprecationWarning, stacklevel=2)
+    warnings.warn("n_images: use n_groups, which means the same at any gridsize", DeprecationWarning, stacklevel=2)
     return {} if given.get("n_groups") is not None else {"group.n_groups": value}
 
 
@@ -139,11 +139,11 @@ def _convert_model_type(value: Any, _: Values) -> Change:
     return {"loss.nll_weight": 0.0, "loss.realspace_weight": 1.0} if value == "supervised" else {}
 
 
-_DATA = "data are arguments of the functions"
+_DATA = "pass the data to the functions"
 
 TABLE: dict[str, OptionMapping] = {
     # ModelConfig
-    "N": _ignore("frames say how large they are; another size is refused."),
+    "N": _ignore("the frame size is taken from the data; another N is an error."),
     "gridsize": _map_to("group.gridsize"),
     "n_filters_scale": _map_to("model.n_filters_scale"),
     "architecture": OptionMapping(
@@ -154,23 +154,23 @@ TABLE: dict[str, OptionMapping] = {
         change=lambda value, _: {"model.amplitude_activation": "swish" if value == "silu" else value},
     ),
     "object_big": OptionMapping(
-        note="`True`, or gridsize 1: a patch is predicted for each frame", change=_convert_object_big
+        note="`True`, or `False` with gridsize 1: one patch is predicted for each frame", change=_convert_object_big
     ),
     "probe_big": _map_to("model.probe_big"),
     "probe_mask": OptionMapping(note="`True`: `experiment.probe_support_px` = N/2", change=_convert_probe_mask),
     "pad_object": _require_value(
-        "pad_object", True, why="A network that predicts the whole patch by one head has no place here."
+        "pad_object", True, why="A network that predicts the whole patch with one head is not supported."
     ),
     "probe_scale": _ignore("the probe carries the photons, and a transparent object is 1."),
     "gaussian_smoothing_sigma": _map_to("experiment.exit_smoothing_px"),
     # TrainingConfig and InferenceConfig
     "train_data_file": _ignore(_DATA + "."),
     "test_data_file": _ignore(_DATA + "."),
-    "model_path": _ignore("the module is an argument; `load_inference_bundle` finds it."),
-    "output_dir": _ignore("it is where `train_cdi_model` leaves its run and its bundle."),
-    "debug": _ignore("logging is the application's."),
+    "model_path": _ignore("pass the module to the functions; `load_inference_bundle` loads it."),
+    "output_dir": _ignore("`train_cdi_model` saves its run and its bundle in this folder."),
+    "debug": _ignore("configure logging in your application."),
     "batch_size": OptionMapping(
-        note="groups there, frames here: `train.batch_size` = batch_size * gridsize^2",
+        note="counts groups there, frames here: `train.batch_size` = batch_size * gridsize^2",
         change=lambda value, given: {"train.batch_size": value * _count_members(given)},
     ),
     "nepochs": _map_to("train.epochs"),
@@ -178,7 +178,7 @@ TABLE: dict[str, OptionMapping] = {
     "nll_weight": _map_to("loss.nll_weight"),
     "realspace_mae_weight": _map_to("loss.realspace_mae_weight"),
     "realspace_weight": _map_to("loss.realspace_weight"),
-    "nphotons": _map_to("prepare.nphotons", "`prepare.nphotons`, for amplitudes; counts say it themselves"),
+    "nphotons": _map_to("prepare.nphotons", "`prepare.nphotons`, for amplitudes; the dose of counts is measured"),
     "n_groups": _map_to("group.n_groups"),
     "n_images": OptionMapping(note="deprecated: `n_groups`", change=_convert_n_images),
     "n_subsample": _map_to("group.n_subsample"),
@@ -189,18 +189,18 @@ TABLE: dict[str, OptionMapping] = {
     "neighbor_count": _map_to("group.neighbor_count"),
     "enable_oversampling": _map_to("group.oversample"),
     "neighbor_pool_size": OptionMapping(
-        note="`group.neighbor_count`, when oversampling", change=_convert_neighbor_pool
+        note="`group.neighbor_count`, with `enable_oversampling`", change=_convert_neighbor_pool
     ),
     "sequential_sampling": _map_to("group.sequential"),
-    "positions_provided": _require_value("positions_provided", True, why="Positions are needed."),
+    "positions_provided": _require_value("positions_provided", True, why="Positions are required."),
     "probe_trainable": _map_to("model.probe_trainable"),
     "intensity_scale_trainable": _ignore(
-        "the original does not learn it either; photons are measured. `experiment.scale_trainable` learns a factor."
+        "the original does not train it either; the photons are measured. `experiment.scale_trainable` trains a factor."
     ),
-    "intensity_scale": _ignore("it follows from the photons."),
-    "offset": _ignore("positions say how far frames are apart."),
-    "max_position_jitter": _ignore("the canvas of a group holds its frames, wherever they are."),
-    "backend": _require_value("backend", "pytorch", "tensorflow", why="Either is computed by PyTorch."),
+    "intensity_scale": _ignore("it is computed from the photons."),
+    "offset": _ignore("distances between frames follow from their positions."),
+    "max_position_jitter": _ignore("the canvas of a group is large enough for all of its frames."),
+    "backend": _require_value("backend", "pytorch", "tensorflow", why="Both use PyTorch here."),
     # How to compute
     "learning_rate": _map_to("train.learning_rate"),
     "scheduler": OptionMapping(
@@ -220,7 +220,7 @@ TABLE: dict[str, OptionMapping] = {
     ),
     "early_stop_patience": _map_to("train.early_stop"),
     "inference_batch_size": OptionMapping(
-        note="groups there, frames here: `reconstruct.predict_batch_size` = inference_batch_size * gridsize^2",
+        note="counts groups there, frames here: `reconstruct.predict_batch_size` = inference_batch_size * gridsize^2",
         change=lambda value, given: {"reconstruct.predict_batch_size": value * _count_members(given)},
     ),
     # After the weights that they replace

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from jaxtyping import Bool, Complex
 
 from torchptycho.analysis.evaluation import AlignedPair, Metrics, align_to_truth, evaluate
 from torchptycho.analysis.registration import MAX_SHIFT_PX
+from torchptycho.analysis.resampling import resample_image
 from torchptycho.core.errors import EvaluationError
 from torchptycho.core.reconstruction import Reconstruction
 
@@ -144,44 +144,8 @@ def _resample_to_coarsest(
             out.append(dataclasses.replace(image, object_pixel_m=coarsest))
             continue
         notes.append(f"{name}: resampled from {coarsest / factor * 1e9:.4g} nm to {coarsest * 1e9:.4g} nm pixels.")
-        out.append(_resample(image, factor, coarsest))
+        out.append(resample_image(image, factor, coarsest))
     return out, notes
-
-
-def _resample(image: Reconstruction, factor: float, pixel_m: float) -> Reconstruction:
-    """Resample the image to pixels that are `factor` (1 or more) times as large, about the same position 0."""
-    starts = [math.ceil(origin / factor) for origin in image.origin_px]
-    stops = [
-        math.floor((origin + n - 1) / factor) + 1 for origin, n in zip(image.origin_px, image.object.shape, strict=True)
-    ]
-    axes = [
-        np.arange(start, stop) * factor - origin
-        for start, stop, origin in zip(starts, stops, image.origin_px, strict=True)
-    ]
-    if min(len(axis) for axis in axes) < 4:
-        raise EvaluationError(f"{factor:.3g} times larger pixels leave nothing of {image.object.shape} px to compare.")
-    at = np.meshgrid(*axes, indexing="ij")
-    # What is finer than the new pixels is averaged, over valid pixels only, by a Gaussian that leaves about as much of
-    # their finest period as a pixel of their size does.
-    sigma = 0.4 * math.sqrt(max(factor**2 - 1, 0))
-    known = (image.valid & np.isfinite(image.object)).astype(np.float64)
-    blurred_weight = scipy.ndimage.gaussian_filter(known, sigma)
-    values = np.where(known > 0, image.object, 0).astype(np.complex128)
-    parts = []
-    for part in (values.real, values.imag):
-        blurred = scipy.ndimage.gaussian_filter(part, sigma) / np.maximum(blurred_weight, 1e-6)
-        parts.append(scipy.ndimage.map_coordinates(np.where(known > 0, blurred, 0), at, order=3, mode="nearest"))
-    real, imag = parts
-    valid = scipy.ndimage.map_coordinates(known, at, order=1) > 0.999
-    coverage = scipy.ndimage.map_coordinates(image.coverage.astype(np.float64), at, order=1)
-    return Reconstruction(
-        object=np.where(valid, real + 1j * imag, 0).astype(np.complex64),
-        coverage=coverage.astype(np.float32),
-        valid=valid,
-        origin_px=(starts[0], starts[1]),
-        object_pixel_m=pixel_m,
-        provenance=image.provenance,
-    )
 
 
 def _place_on_reference(image: Reconstruction, reference: Reconstruction) -> tuple[Reconstruction, str]:

@@ -27,8 +27,10 @@ class Reconstruction:
         provenance: plain data: configuration, checkpoint hash, source, versions, timings.
         spread: [H, W] standard deviation, by their weights, of the values that patches brought to a pixel: how far they
             disagree, in the object's unit; 0 where there was one patch alone. Of stitched images only.
-        probe: [P, N, N] refined modes in sqrt(photons); refinement only, as all that follows.
+        probe: [P, N, N] refined modes in sqrt(photons); refinement only, as all that follows but `given_positions_px`.
         positions_px: [M, 2] (y, x) where the frames were found to be.
+        given_positions_px: [M, 2] (y, x) where the scan said that they were, by which a later start from this image
+            sees that the scan is read otherwise.
         background: [N, N] counts that do not come from the sample, zero frequency at [N//2, N//2]; when it was fitted.
         history: figures of each epoch, by name.
     """
@@ -42,5 +44,6 @@ class Reconstruction:
     spread: Float32[np.ndarray, "h w"] | None = None
     probe: Complex64[np.ndarray, "p n n"] | None = None
     positions_px: Float64[np.ndarray, "m 2"] | None = None
+    given_positions_px: Float64[np.ndarray, "m 2"] | None = None
     background: Float32[np.ndarray, "n n"] | None = None
     history: dict[str, list[float]] = dataclasses.field(default_factory=dict)

@@ -28,7 +28,7 @@ def write_reconstruction(reconstruction: Reconstruction, path: str | Path) -> No
 
     Arrays: `object`, `coverage`, `valid`, `origin_px`, `object_pixel_m` (when known), `_metadata` (JSON: provenance and
     history), of a stitched image `spread`, and of a refinement `probe`, `ycoords` and `xcoords` (refined positions),
-    `background`.
+    `background`; `ycoords_given` and `xcoords_given` (positions as the scan gave them).
 
     Raises:
         ScanError: the provenance is not plain data, or the place cannot be written to.
@@ -55,6 +55,8 @@ def write_reconstruction(reconstruction: Reconstruction, path: str | Path) -> No
         arrays["probe"] = reconstruction.probe.astype(np.complex64, copy=False)
     if reconstruction.positions_px is not None:
         arrays["ycoords"], arrays["xcoords"] = reconstruction.positions_px.astype(np.float64).T
+    if reconstruction.given_positions_px is not None:
+        arrays["ycoords_given"], arrays["xcoords_given"] = reconstruction.given_positions_px.astype(np.float64).T
     if reconstruction.background is not None:
         arrays["background"] = reconstruction.background.astype(np.float32, copy=False)
     with replace_atomically(path) as target, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -111,6 +113,7 @@ def read_reconstruction(path: str | Path) -> Reconstruction:
         spread=_load_spread(archive, values.shape) if refined and "spread" in archive else None,
         probe=_load_probe(archive) if refined and "probe" in archive else None,
         positions_px=_load_positions(archive) if refined and "ycoords" in archive else None,
+        given_positions_px=_load_positions(archive, "_given") if refined and "ycoords_given" in archive else None,
         background=archive.load("background").astype(np.float32) if refined and "background" in archive else None,
         history=history,
     )
@@ -200,12 +203,13 @@ def _load_probe(archive: NpzArchive) -> np.ndarray:
     return load_probe(archive, "probe", member.shape[1])
 
 
-def _load_positions(archive: NpzArchive) -> np.ndarray:
-    columns = [archive.load(key).astype(np.float64) for key in ("ycoords", "xcoords")]
+def _load_positions(archive: NpzArchive, suffix: str = "") -> np.ndarray:
+    keys = (f"ycoords{suffix}", f"xcoords{suffix}")
+    columns = [archive.load(key).astype(np.float64) for key in keys]
     if columns[0].ndim != 1 or columns[0].shape != columns[1].shape:
         found = f"{columns[0].shape} and {columns[1].shape}"
         remedy = "Save one number per frame under each key, or leave both out."
-        raise ScanError(archive.path, "ycoords, xcoords", expected="two arrays (M,)", found=found, remedy=remedy)
+        raise ScanError(archive.path, ", ".join(keys), expected="two arrays (M,)", found=found, remedy=remedy)
     return np.stack(columns, axis=-1)
 
 

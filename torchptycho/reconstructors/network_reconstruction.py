@@ -119,6 +119,7 @@ def reconstruct(
         raise StoreError(f"{scan.source}: the network's patches are not finite, none of {scan.n_frames}. Train again.")
     provenance = _collect_provenance(network, scan, config, dataset, predicted, time.perf_counter() - start)
     image = predicted.canvas.finish(scan.geometry.with_object_pixel(scan.n_px).object_pixel_m, provenance)
+    image = dataclasses.replace(image, given_positions_px=scan.positions_px)
     if predicted.scale is not None:
         image = _apply_absolute_scale(image, predicted.scale)
     if not refine_epochs:

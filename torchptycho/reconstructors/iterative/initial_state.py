@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 import numpy as np
@@ -16,6 +17,8 @@ from torchptycho.physics.scaling import compute_probe_factor
 from torchptycho.reconstructors.iterative.probe_modes import set_mode_count
 from torchptycho.reconstructors.iterative.problem import Problem
 from torchptycho.reconstructors.iterative.state import RefinementState
+
+_log = logging.getLogger(__name__)
 
 __all__ = ["compute_start_margin_px", "initialize_state", "limit_positions"]
 
@@ -51,6 +54,13 @@ def initialize_state(
     modes = set_mode_count(modes.to(problem.device, problem.dtype), config.n_modes or len(modes))
     positions_px = torch.from_numpy(scan.positions_px).to(problem.device)
     moves = config.position_update != "none"
+    if start is not None and start.positions_px is not None and len(start.positions_px) != scan.n_frames and not moves:
+        _log.warning(
+            "%s: the start's positions are of %d frames and are left out; the scan has %d.",
+            scan.source,
+            len(start.positions_px),
+            scan.n_frames,
+        )
     if start is not None and start.positions_px is not None and (moves or len(start.positions_px) == scan.n_frames):
         if start.positions_px.shape != scan.positions_px.shape:
             raise ConfigError(

@@ -44,6 +44,7 @@ from torchptycho.reconstructors.iterative.schedule import (
     compute_polishing_progress,
     plan_frames_per_update,
 )
+from torchptycho.reconstructors.iterative.start_matching import match_start
 from torchptycho.reconstructors.iterative.state import RefinementState
 
 __all__ = ["refine"]
@@ -78,8 +79,9 @@ def refine(
 
     Arguments:
         scan: what was measured, or its file.
-        start: an image of it to begin with, such as a trained network's, in the scan's object pixels; its probe and
-            positions are taken over when it has them. None begins with a transparent object.
+        start: an image of it to begin with, such as a trained network's; its probe and positions are taken over when
+            it has them, resampled when energy, distance or detector were corrected since. None begins with a
+            transparent object.
         probe: modes in sqrt(photons) that replace the scan's (and the start's) own.
         config: method, epochs, and what may change besides the object.
         device: "auto" takes a GPU when there is one; "gpu", "cpu", or another name that torch knows.
@@ -101,6 +103,7 @@ def refine(
     if resume and state_file is None:
         raise ConfigError("resume: expected the state_file of an earlier refinement; found none.")
     (place,) = find_devices(device, option="device")
+    start = None if start is None else match_start(start, scan)
     moves = config.position_update != "none"
     margin_px = math.ceil(config.position_limit_px) if moves else compute_start_margin_px(scan, start)
     with torch.no_grad(), open_problem(scan, margin_px=margin_px, device=place, scratch=scratch) as problem:
@@ -270,6 +273,7 @@ def _build_reconstruction(
         provenance=provenance,
         probe=state.probe.to(torch.complex64).cpu().numpy(),
         positions_px=state.positions_px.cpu().numpy(),
+        given_positions_px=scan.positions_px,
         background=background if config.background else None,
         history={name: list(values) for name, values in state.history.items()},
     )

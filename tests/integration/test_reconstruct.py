@@ -18,6 +18,7 @@ import torch
 from tiny_run import TINY_SIMULATION, Command
 from tolerances import relative_l2
 
+from torchptycho.analysis.evaluation import evaluate
 from torchptycho.core.config import ReconstructConfig
 from torchptycho.core.devices import find_devices
 from torchptycho.core.errors import ConfigError
@@ -25,7 +26,7 @@ from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.data.inference_dataset import InferenceBatch, InferenceDataset
 from torchptycho.data.simulation import simulate
 from torchptycho.io import read_reconstruction, write_scan
-from torchptycho.models.checkpoints import load_checkpoint, load_network
+from torchptycho.models.checkpoints import load_checkpoint, load_network, names_network
 from torchptycho.reconstructors.inference import iterate_predictions
 from torchptycho.reconstructors.network_reconstruction import reconstruct
 from torchptycho.training.train import TrainResult, train
@@ -291,6 +292,7 @@ import json, sys
 from pathlib import Path
 import numpy as np, torch
 torch.set_num_threads(1)
+from torchptycho.analysis.evaluation import evaluate
 from torchptycho.core.config import ReconstructConfig
 from torchptycho.models.checkpoints import load_network
 from torchptycho.reconstructors.network_reconstruction import reconstruct
@@ -410,3 +412,63 @@ def test_a_picture_does_not_take_the_place_of_an_image(command: Command, paired:
         answer = command(*asked)
         assert (answer.code, ".png" in answer.err) == (1, True)
     assert image.read_bytes() == before
+
+
+@pytest.mark.contract("cli.reconstruct.untrained")
+def test_scan_is_reconstructed_without_a_checkpoint(command: Command, tmp_path: Path, tiny_scan: Path) -> None:
+    out = tmp_path / "image.npz"
+    done = command("reconstruct", tiny_scan, "--out", out, "--report", "--accelerator", "cpu")
+    assert done.code == 0, done.err
+    image = read_reconstruction(out)
+    assert same(image, reconstruct(None, tiny_scan, **QUIET))
+    assert image.provenance["checkpoint"] is None
+    assert out.with_suffix(".html").is_file()
+    both = command("reconstruct", tiny_scan, tiny_scan, "--out", tmp_path / "both", "--accelerator", "cpu")
+    assert "expected scans of different names" in both.err
+
+
+@pytest.mark.contract("cli.reconstruct.untrained")
+def test_image_without_training_resembles_the_object() -> None:
+    scan = simulate(dataclasses.replace(TINY_SIMULATION, photons_per_frame=1e6))
+    assert scan.truth is not None
+    assert evaluate(reconstruct(None, scan, **QUIET), scan.truth).phase_correlation > 0.8
+
+
+@pytest.mark.contract("cli.reconstruct.untrained")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--engine", "onnx"], "--engine: expected torch without a checkpoint"),
+        (["--training-scan", "1"], "--training-scan: belongs to a checkpoint"),
+        (["--crop-px", "20"], "found N = 20"),
+    ],
+)
+def test_options_of_a_trained_network_are_refused_without_one(
+    command: Command, tmp_path: Path, tiny_scan: Path, arguments: list[str], message: str
+) -> None:
+    done = command("reconstruct", tiny_scan, "--out", tmp_path / "image.npz", *arguments)
+    assert done.code == 1
+    assert message in done.err
+    assert not (tmp_path / "image.npz").exists()
+
+
+@pytest.mark.contract("cli.reading")
+def test_reading_options_replace_those_of_training(
+    command: Command, tmp_path: Path, tiny_run: Path, tiny_scan: Path
+) -> None:
+    plain, flipped = tmp_path / "plain.npz", tmp_path / "flipped.npz"
+    assert command("reconstruct", tiny_run, tiny_scan, "--out", plain, "--accelerator", "cpu").code == 0
+    assert command("reconstruct", tiny_run, tiny_scan, "--out", flipped, "--flip-x", "--accelerator", "cpu").code == 0
+    assert not same(read_reconstruction(plain), read_reconstruction(flipped))
+    done = command("reconstruct", tiny_run, tiny_scan, "--out", flipped, "--probe", tiny_scan)
+    assert done.code == 1
+    assert "a trained network has the probe of its training scan" in done.err
+
+
+@pytest.mark.contract("cli.reconstruct.untrained")
+def test_files_that_are_networks_are_told_from_scans(tmp_path: Path, tiny_run: Path, tiny_scan: Path) -> None:
+    assert names_network(tiny_run)
+    assert names_network(tiny_run / "checkpoints" / "last.ckpt")
+    assert names_network(tmp_path / "network.onnx")
+    assert not names_network(tiny_scan)
+    assert not names_network(tmp_path)

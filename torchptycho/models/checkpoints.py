@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,8 +20,9 @@ from torchptycho.models.network import CHECKPOINT_FORMAT, TRAINING_ARGUMENTS, Pt
 if TYPE_CHECKING:
     from torchptycho.models.lightning_module import PtychoPINN
 
-__all__ = ["find_checkpoint", "load_checkpoint", "load_network"]
+__all__ = ["find_checkpoint", "load_checkpoint", "load_network", "names_network"]
 
+_NETWORK_SUFFIXES = (".ckpt", ".onnx", ".pt2", ".pt", ".pth")
 _REMEDY = "The checkpoint comes before the scans; if this is one, train again."
 
 
@@ -120,3 +122,23 @@ def find_checkpoint(path: str | Path) -> Path:
     raise StoreError(
         f"{path}: expected a run with checkpoints/best.ckpt, or {BUNDLE}; found none. Train first, or name a file."
     )
+
+
+def names_network(path: str | Path) -> bool:
+    """Return whether a path stands for a network: a run's folder, or a file that is or was meant to be a network."""
+    path = Path(path)
+    if path.is_dir():
+        try:
+            find_checkpoint(path)
+        except StoreError:
+            return False
+        return True
+    return path.suffix.lower() in _NETWORK_SUFFIXES or (zipfile.is_zipfile(path) and _holds_network(path))
+
+
+def _holds_network(path: Path) -> bool:
+    if is_bundle(path):
+        return True
+    with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/data.pkl") for name in archive.namelist())
+    return False

@@ -27,6 +27,7 @@ from torchptycho.core.versions import collect_versions
 from torchptycho.data.inference_dataset import InferenceBatch, InferenceDataset
 from torchptycho.io import read_scan
 from torchptycho.io.frames.frame_stacks import to_file_rows
+from torchptycho.models.default_network import build_default_network
 from torchptycho.models.export.runtimes import EngineName, ExportedNetwork, check_options
 from torchptycho.models.loading import export_for_engine, load_for_inference
 from torchptycho.models.network import PtychoNetwork
@@ -41,17 +42,36 @@ _log = logging.getLogger(__name__)
 _DOSE_TOLERANCE = 1.2
 
 
-def make_read_config(config: PrepareConfig, domain: Domain | None = None, frames: str | None = None) -> ReadConfig:
+def make_read_config(config: PrepareConfig, asked: ReadConfig = ReadConfig()) -> ReadConfig:  # noqa: B008 -- frozen
     """Make the reading options for a module trained with `config`: the same, but for all frames and with any probe.
 
     The module has its own probe, so that one from the mean pattern does where the file has none.
+
+    Arguments:
+        asked: those of its options that are not the defaults replace the ones of training.
+
+    Raises:
+        ConfigError: a probe is asked for.
     """
-    guess = dataclasses.replace(extract_read_config(config), guess_probe=True)
-    return dataclasses.replace(guess, domain=domain, frames=frames, probe=None, drop_frames=())
+    if asked.probe is not None:
+        raise ConfigError(
+            f"probe: a trained network has the probe of its training scan; found {asked.probe}. Leave it out, or name "
+            "no checkpoint: the scan is then reconstructed with its own probe."
+        )
+    trained = dataclasses.replace(
+        extract_read_config(config), guess_probe=True, domain=None, frames=None, probe=None, drop_frames=()
+    )
+    default = ReadConfig()
+    given = {
+        field.name: value
+        for field in dataclasses.fields(ReadConfig)
+        if (value := getattr(asked, field.name)) != getattr(default, field.name)
+    }
+    return dataclasses.replace(trained, **given)
 
 
 def reconstruct(
-    checkpoint: str | Path | PtychoNetwork,
+    checkpoint: str | Path | PtychoNetwork | None,
     scan: Scan | str | Path,
     config: ReconstructConfig | None = None,
     *,
@@ -68,7 +88,8 @@ def reconstruct(
     Memory depends on the batch and on the image, not on the number of frames.
 
     Arguments:
-        checkpoint: a trained network (`load_network`, `load_checkpoint`), its file, or an exported file.
+        checkpoint: a trained network (`load_network`, `load_checkpoint`), its file, or an exported file. None takes the
+            default network, which needs no training, with the scan's own probe.
         scan: what to reconstruct; it need not be the training scan.
         config: None takes what the network was trained with.
         accelerator: where to compute: auto, cpu, gpu.
@@ -86,6 +107,9 @@ def reconstruct(
         TorchptychoError: the scan is unusable, or does not fit the network.
     """
     start = time.perf_counter()
+    if checkpoint is None:
+        scan = scan if isinstance(scan, Scan) else read_scan(scan)
+        checkpoint = build_default_network(scan)
     network = load_for_inference(checkpoint, engine, accelerator=accelerator)
     network.require_statistics()
     config = config or network.config.reconstruct

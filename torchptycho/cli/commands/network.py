@@ -24,6 +24,7 @@ from torchptycho.core.config import (
     LossConfig,
     ModelConfig,
     PrepareConfig,
+    ReadConfig,
     ReconstructConfig,
     RunConfig,
     TrainConfig,
@@ -31,13 +32,15 @@ from torchptycho.core.config import (
     load_config,
     to_dict,
 )
-from torchptycho.core.config.base import Domain
 from torchptycho.core.errors import ConfigError, ExportError, ScanError, TorchptychoError
 from torchptycho.core.text import format_error
 from torchptycho.visualization.tables import make_plan_lines
 
 if TYPE_CHECKING:
+    from torchptycho.core.scan import Scan
     from torchptycho.models.network import PtychoNetwork
+
+    OpenScan = Callable[[Path], tuple[Scan, PtychoNetwork, ReconstructConfig]]
 
 __all__ = ["Reconstruct", "Train"]
 
@@ -120,8 +123,11 @@ class Train(Command):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reconstruct(Command):
-    """Reconstruct scans with a trained network, an image of each.
+    """Reconstruct scans in one pass of a network, an image of each.
 
+    Without a checkpoint the default network, which needs no training, takes the scan's own probe.
+
+    torchptycho reconstruct scan.npz --out image.npz
     torchptycho reconstruct run scan.npz --out image.npz
     torchptycho reconstruct run scan.npz --out image.npz --refine 50 --report
     torchptycho reconstruct run night/*.npz --out images
@@ -129,10 +135,9 @@ class Reconstruct(Command):
 
     OPTIONAL_FILE_SUFFIXES: ClassVar = {"--report": ".html"}
 
-    checkpoint: Positional[Path]
-    """Checkpoint or bundle, the folder of a run (its best checkpoint), or an exported file (.onnx, .pt2)."""
-    scans: Positional[tuple[Path, ...]]
-    """Scan files."""
+    inputs: Annotated[Positional[tuple[Path, ...]], arg(metavar="[CHECKPOINT] SCAN [SCAN ...]")]
+    """A checkpoint or bundle, the folder of a run (its best checkpoint), or an exported file (.onnx, .pt2), and scan
+    files; without a checkpoint only scan files."""
     out: Path | None = None
     """Image file to write (NPZ), by default reconstruction.npz; a PNG of the same name is drawn next to it. With
     several scans a folder, by default reconstructions, in which images have the names of their scans."""
@@ -143,10 +148,9 @@ class Reconstruct(Command):
     otherwise torch. A .pt2 file is machine code, which runs as it is loaded: it needs --engine aot."""
     devices: int = 1
     """Processes that share the frames of a scan, each with a GPU or a part of the CPU."""
-    domain: Domain | None = None
-    """What the frames hold, when the file does not say."""
-    frames: str | None = None
-    """Frames to use, as start:stop."""
+    config: Path | None = None
+    """YAML or TOML file with the section prepare; flags override it."""
+    reading: ReadConfig = dataclasses.field(default_factory=ReadConfig)
     stitch_weight: Literal["probe", "central"] | None = None
     """How overlapping patches are averaged: by |P|^2, or evenly over the central half; None as trained."""
     agree_phases: bool | None = None
@@ -176,34 +180,19 @@ class Reconstruct(Command):
     """Print one JSON object instead of a sentence."""
 
     def run(self) -> None:
-        require_scans(tuple(map(str, self.scans)))
-        images = self._choose_image_files()
+        checkpoint, scans = self._split_inputs()
+        if not scans:
+            raise ConfigError(f"expected at least one scan file after {checkpoint}; found none.")
+        images = self._choose_image_files(scans)
         if self.refine < 0:
             raise ConfigError(f"--refine: expected a number of epochs, 0 for none; found {self.refine}.")
-        from torchptycho.models.loading import export_for_engine, load_for_inference
-        from torchptycho.reconstructors.network_reconstruction import check_network_options
-
-        with self.show_status("opening the network"):
-            network = load_for_inference(self.checkpoint, self.engine, accelerator=self.accelerator)
-        trained = to_dict(network.config.reconstruct)
-        asked = {name: getattr(self, name) for name in trained if getattr(self, name) is not None}
-        config = from_dict(ReconstructConfig, trained | asked, source="reconstruct")
-        check_network_options(network, config, self.devices, self.engine)
-
-        @functools.cache
-        def ready() -> PtychoNetwork:
-            """Export the network where that is asked for, once a scan is there for it."""
-            with self.show_status("exporting the network") if self.engine else contextlib.nullcontext():
-                return export_for_engine(
-                    network, self.engine, training_scan=config.training_scan, accelerator=self.accelerator
-                )
-
+        open_scan_and_network = self._use_default_network() if checkpoint is None else self._use_checkpoint(checkpoint)
         # What comes after the network takes as long to import as a small scan to predict.
         threading.Thread(target=_import_ahead, daemon=True).start()
         failed, report = [], []
         for scan, image in images.items():
             try:
-                report.append(self._reconstruct(network, ready, config, scan, image))
+                report.append(self._reconstruct(open_scan_and_network, scan, image))
             except ExportError:
                 # It is no scan's fault.
                 raise
@@ -223,42 +212,100 @@ class Reconstruct(Command):
                 remedy="The images of the others are written.",
             )
 
-    def _choose_image_files(self) -> dict[Path, Path]:
+    def _split_inputs(self) -> tuple[Path | None, tuple[Path, ...]]:
+        """Split the arguments into the checkpoint, None where none is named, and the scans."""
+        from torchptycho.models.checkpoints import names_network
+
+        if not self.inputs:
+            raise ConfigError("expected a scan file, after a checkpoint if there is one; found nothing.")
+        first, *rest = self.inputs
+        if names_network(first) or (rest and not first.is_file()):
+            return first, tuple(rest)
+        return None, self.inputs
+
+    def _use_checkpoint(self, checkpoint: Path) -> OpenScan:
+        """Load a trained network, and return a function that opens a scan and the network for it."""
+        from torchptycho.models.loading import export_for_engine, load_for_inference
+        from torchptycho.reconstructors.network_reconstruction import (
+            check_fits,
+            check_network_options,
+            make_read_config,
+        )
+
+        with self.show_status("opening the network"):
+            network = load_for_inference(checkpoint, self.engine, accelerator=self.accelerator)
+        config = self._complete_config(network.config.reconstruct)
+        check_network_options(network, config, self.devices, self.engine)
+        reading = make_read_config(network.config.prepare, self.reading)
+
+        @functools.cache
+        def export_once() -> PtychoNetwork:
+            with self.show_status("exporting the network") if self.engine else contextlib.nullcontext():
+                return export_for_engine(
+                    network, self.engine, training_scan=config.training_scan, accelerator=self.accelerator
+                )
+
+        def open_scan(path: Path) -> tuple[Scan, PtychoNetwork, ReconstructConfig]:
+            from torchptycho.io import read_scan
+
+            scan = read_scan(path, reading)
+            check_fits(network, scan.source, scan.n_px, scan.domain)
+            return scan, export_once(), config
+
+        return open_scan
+
+    def _use_default_network(self) -> OpenScan:
+        """Return a function that opens a scan and the default network around its probe."""
+        if self.engine not in (None, "torch"):
+            raise ConfigError(
+                f"--engine: expected torch without a checkpoint; found {self.engine}. Train a network and name it."
+            )
+        if self.training_scan:
+            raise ConfigError("--training-scan: belongs to a checkpoint; name one before the scans, or leave it out.")
+        config = self._complete_config(ReconstructConfig())
+
+        def open_scan(path: Path) -> tuple[Scan, PtychoNetwork, ReconstructConfig]:
+            from torchptycho.io import read_scan
+            from torchptycho.models.default_network import build_default_network
+
+            scan = read_scan(path, self.reading)
+            return scan, build_default_network(scan), config
+
+        return open_scan
+
+    def _complete_config(self, trained: ReconstructConfig) -> ReconstructConfig:
+        """Complete the options that are asked for with those of training."""
+        values = to_dict(trained)
+        asked = {name: getattr(self, name) for name in values if getattr(self, name) is not None}
+        return from_dict(ReconstructConfig, values | asked, source="reconstruct")
+
+    def _choose_image_files(self, scans: tuple[Path, ...]) -> dict[Path, Path]:
         """Choose the image file of each scan."""
-        if len(self.scans) == 1:
+        if len(scans) == 1:
             out = self.out or Path("reconstruction.npz")
-            require_new_npz(out, self.scans[0])
+            require_new_npz(out, scans[0])
             choose_report_file(self.report, out, self.report_frc)
-            return {self.scans[0]: out}
+            return {scans[0]: out}
         if self.report not in (None, NEXT_TO_RESULT):
             raise ConfigError("--report: expected no file with several scans; each page lies next to its image.")
         folder = self.out or Path("reconstructions")
         if folder.suffix.lower() == ".npz" or folder.is_file():
-            raise ConfigError(f"--out: expected a folder for the images of {len(self.scans)} scans; found {folder}.")
-        images = {scan: folder / f"{scan.stem}.npz" for scan in self.scans}
+            raise ConfigError(f"--out: expected a folder for the images of {len(scans)} scans; found {folder}.")
+        images = {scan: folder / f"{scan.stem}.npz" for scan in scans}
         for scan, image in images.items():
             require_new_npz(image, scan)
-        if len(set(images.values())) < len(self.scans):
+        if len(set(images.values())) < len(scans):
             raise ConfigError(
                 "expected scans of different names, after which their images are named; found some twice."
             )
         return images
 
-    def _reconstruct(
-        self,
-        network: PtychoNetwork,
-        ready: Callable[[], PtychoNetwork],
-        config: ReconstructConfig,
-        path: Path,
-        out: Path,
-    ) -> dict[str, Any]:
-        from torchptycho.io import read_scan, write_reconstruction
-        from torchptycho.reconstructors.network_reconstruction import check_fits, make_read_config, reconstruct
+    def _reconstruct(self, open_scan: OpenScan, path: Path, out: Path) -> dict[str, Any]:
+        from torchptycho.io import write_reconstruction
+        from torchptycho.reconstructors.network_reconstruction import reconstruct
 
         page = choose_report_file(self.report, out, self.report_frc)
-        scan = read_scan(path, make_read_config(network.config.prepare, self.domain, self.frames))
-        check_fits(network, scan.source, scan.n_px, scan.domain)
-        network = ready()
+        scan, network, config = open_scan(path)
         # Next to the image where its folder is there already: nothing is to be left after a bad file.
         room = out.parent if out.parent.is_dir() else None
         image = reconstruct(

@@ -380,6 +380,25 @@ class TestEvaluate:
         told = json.loads(command("evaluate", tiny_scan, tiny_scan, "--json").out)
         assert told["complex_nrmse"] < 1e-6
 
+    @pytest.mark.contract("compare.truth")
+    @pytest.mark.contract("files.reconstruction.unmeasured")
+    def test_the_same_image_with_and_without_coverage_is_judged_alike(
+        self, command: Command, tiny_image: Path, tiny_scan: Path, tmp_path: Path
+    ) -> None:
+        image = read_reconstruction(tiny_image)
+        covered = image.valid & (image.coverage > 0.1)
+        np.savez(tmp_path / "theirs.npz", object=np.where(covered, image.object, 0), origin_px=image.origin_px)
+        own = json.loads(command("evaluate", tiny_image, tiny_scan, "--json").out)
+        found = json.loads(command("evaluate", tmp_path / "theirs.npz", tiny_scan, "--json").out)
+        assert found["n_pixels"] == own["n_pixels"]
+        assert found["complex_nrmse"] == pytest.approx(own["complex_nrmse"], rel=0.02)
+        assert f"{int((~covered).sum())} of {covered.size} pixels are not valid" in found["notes"][0]
+        arguments = ["--truth", tiny_scan, "--out", tmp_path / "c.png", "--json"]
+        both = json.loads(command("compare", tiny_image, tmp_path / "theirs.npz", *arguments).out)["metrics"]
+        judged = [values for name, values in both.items() if name.endswith("against truth")]
+        assert judged[0]["n_pixels"] == judged[1]["n_pixels"]
+        assert judged[1]["complex_nrmse"] == pytest.approx(judged[0]["complex_nrmse"], rel=0.02)
+
 
 class TestDemo:
     @pytest.mark.contract("cli.demo")

@@ -10,7 +10,7 @@ import scipy.fft
 import scipy.ndimage
 from jaxtyping import Bool, Complex
 
-from torchptycho.analysis.evaluation import AlignedPair, Metrics, align_to_truth, evaluate
+from torchptycho.analysis.evaluation import AlignedPair, Metrics, align_to_truth, evaluate, measure
 from torchptycho.analysis.registration import MAX_SHIFT_PX
 from torchptycho.analysis.resampling import resample_image
 from torchptycho.core.errors import EvaluationError
@@ -76,6 +76,8 @@ def compare(
         names: of the two and the truth, for `metrics`.
         min_coverage: pixels with less coverage, in either image, are left out.
 
+    With a truth both images are judged on the pixels that both of them cover.
+
     Raises:
         EvaluationError: pixel sizes that have nothing to do with each other, no overlap, or too little of it.
     """
@@ -86,20 +88,30 @@ def compare(
         if image is not reference:
             images[i], moved = _place_on_reference(image, reference)
             notes += [f"{names[i]}: {moved}"] if moved else []
-    known = _blank_unreliable(reference, min_coverage)
-
-    def figures(image: Reconstruction, other: Reconstruction) -> Metrics:
-        target = known if other is reference else _blank_unreliable(other, min_coverage)
-        return evaluate(image, target, truth_origin_px=other.origin_px, min_coverage=min_coverage)
-
-    metrics = {f"{names[1]} against {names[0]}": figures(images[1], images[0])}
+    for name, image in zip(names, images, strict=False):
+        unmeasured = int((~image.valid).sum())
+        if unmeasured and not image.has_coverage:
+            notes.append(
+                f"{name}: {unmeasured} of {image.valid.size} pixels are not valid and are not compared (exactly 0, the "
+                "value of an untouched start, or marked so)."
+            )
+    reliable = [_find_reliable(image, min_coverage) for image in images]
+    metrics = {f"{names[1]} against {names[0]}": _compare_pair(images[1], images[0], reliable[0], min_coverage)}
+    known = np.where(reliable[-1] if truth is not None else reliable[0], reference.object, np.nan)
     if truth is not None:
-        metrics |= {f"{names[i]} against {names[2]}": figures(images[i], reference) for i in range(2)}
+        # Both are judged on the same pixels: a smaller or easier part of the field is no better image.
+        for image, good in zip(images[:2], reliable[:2], strict=True):
+            known[~_place_on_grid(good, image.origin_px, reference.origin_px, known.shape)] = np.nan
     pairs = {
         name: align_to_truth(image, known, truth_origin_px=reference.origin_px, min_coverage=min_coverage)
         for name, image in zip(names, images, strict=False)
         if image is not reference
     }
+    if truth is not None:
+        pairs = _share_mask(pairs, reference.origin_px, known.shape)
+        metrics |= {
+            f"{name} against {names[2]}": measure(pair, reference.object_pixel_m) for name, pair in pairs.items()
+        }
     shown, mask, origin_px = _crop_to_common(pairs, names[2] if truth is not None else names[0])
     order = [name for name in names if name in shown]
     return Comparison(
@@ -112,10 +124,48 @@ def compare(
     )
 
 
-def _blank_unreliable(image: Reconstruction, min_coverage: float) -> Complex[np.ndarray, "h w"]:
-    """Set the image to NaN where it is not valid."""
-    good = image.valid & (image.coverage > min_coverage) & np.isfinite(image.object)
-    return np.where(good, image.object, np.nan).astype(np.complex64)
+def _find_reliable(image: Reconstruction, min_coverage: float) -> Bool[np.ndarray, "h w"]:
+    """Find the pixels of an image that can be compared."""
+    good: np.ndarray = image.valid & (image.coverage > min_coverage) & np.isfinite(image.object)
+    if not image.has_coverage:
+        good &= image.object != 0
+    return good
+
+
+def _compare_pair(
+    image: Reconstruction, other: Reconstruction, reliable: Bool[np.ndarray, "h w"], min_coverage: float
+) -> Metrics:
+    """Compare an image with the reliable pixels of another one."""
+    known = np.where(reliable, other.object, np.nan)
+    return evaluate(image, known, truth_origin_px=other.origin_px, min_coverage=min_coverage)
+
+
+def _place_on_grid(
+    mask: Bool[np.ndarray, "h w"], origin_px: tuple[int, int], grid_origin_px: tuple[int, int], shape: tuple[int, ...]
+) -> Bool[np.ndarray, "y x"]:
+    """Place a mask on another grid of the same pixels; what lies outside of the mask is False."""
+    placed = np.zeros(shape, bool)
+    ours, its = [], []
+    for origin, start, n, size in zip(origin_px, grid_origin_px, shape, mask.shape, strict=True):
+        first = origin - start
+        ours.append(slice(max(first, 0), max(min(first + size, n), 0)))
+        its.append(slice(max(-first, 0), max(min(size, n - first), 0)))
+    placed[tuple(ours)] = mask[tuple(its)]
+    return placed
+
+
+def _share_mask(
+    pairs: dict[str, AlignedPair], origin_px: tuple[int, int], shape: tuple[int, ...]
+) -> dict[str, AlignedPair]:
+    """Give all pairs the mask of the pixels that are in each of their masks."""
+    masks = [_place_on_grid(pair.mask, pair.origin_px, origin_px, shape) for pair in pairs.values()]
+    common = np.logical_and.reduce(masks)
+    if not common.any():
+        raise EvaluationError("no pixel is covered by both reconstructions.")
+    return {
+        name: dataclasses.replace(pair, mask=_place_on_grid(common, origin_px, pair.origin_px, pair.mask.shape))
+        for name, pair in pairs.items()
+    }
 
 
 def _resample_to_coarsest(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from typing import Any
 
@@ -11,10 +12,13 @@ from jaxtyping import Bool, Complex, Float64, Int64
 
 from torchptycho.analysis import metrics as m
 from torchptycho.analysis.registration import MAX_SHIFT_PX, align
+from torchptycho.core.coverage import find_outside_zeros
 from torchptycho.core.errors import EvaluationError
 from torchptycho.core.reconstruction import Reconstruction
 
-__all__ = ["AlignedPair", "FrcCurve", "Metrics", "align_to_truth", "evaluate"]
+__all__ = ["AlignedPair", "FrcCurve", "Metrics", "align_to_truth", "evaluate", "measure"]
+
+_log = logging.getLogger(__name__)
 
 MIN_SQUARE_PX = 16
 """Smallest square of comparable pixels from which a Fourier ring correlation is meaningful."""
@@ -167,7 +171,14 @@ def align_to_truth(
     )
     target = cut(truth, truth_origin_px).astype(np.complex128)
     known = known & np.isfinite(image)
+    if not reconstruction.has_coverage:
+        # What a frame has reached is never exactly 0.
+        known = known & (image != 0)
     mask = known & (coverage > min_coverage) & np.isfinite(target)
+    outside = mask & cut(find_outside_zeros(truth), truth_origin_px)
+    if outside.any():
+        _log.warning("truth: %d covered pixels are 0 out to its edge and are not judged.", int(outside.sum()))
+        mask &= ~outside
     if region_px is not None:
         inside = np.zeros_like(mask)
         rows, columns = (
@@ -231,6 +242,15 @@ def evaluate(
         region_px=region_px,
         max_shift_px=max_shift_px,
     )
+    return measure(pair, reconstruction.object_pixel_m)
+
+
+def measure(pair: AlignedPair, object_pixel_m: float | None = None) -> Metrics:
+    """Measure how far the reconstruction of a pair is from its truth, over the mask of the pair.
+
+    Raises:
+        EvaluationError: too few pixels lie together for a resolution.
+    """
     mask = pair.mask
     square = m.largest_square(mask)
     edge = (square[0].stop - square[0].start) // 2 * 2
@@ -238,7 +258,7 @@ def evaluate(
     if edge < MIN_SQUARE_PX:
         raise EvaluationError(
             f"too little to compare: the largest square of covered pixels is {edge} px, {MIN_SQUARE_PX} px are needed. "
-            f"Lower min_coverage ({min_coverage}), widen the region, or scan a larger field."
+            "Lower min_coverage, widen the region, or scan a larger field."
         )
     # Phases around the truth's mean: a truth that lies at +-pi would otherwise jump there.
     truth_phase = np.angle(pair.truth * np.exp(-1j * np.angle(pair.truth[mask].sum())))
@@ -270,7 +290,7 @@ def evaluate(
         frc_half_cycles_per_px=m.frc_crossing(frequency, curve, 0.5),
         frc_one_bit_cycles_per_px=m.frc_crossing(frequency, curve, one_bit),
         frc_half_bit_cycles_per_px=m.frc_crossing(frequency, curve, half_bit),
-        object_pixel_m=reconstruction.object_pixel_m,
+        object_pixel_m=object_pixel_m,
         n_pixels=int(mask.sum()),
         region_px=(int(rows[0]) + y, int(rows[-1]) + 1 + y, int(columns[0]) + x, int(columns[-1]) + 1 + x),
         frc_square_px=(square[0].start + y, square[0].stop + y, square[1].start + x, square[1].stop + x),

@@ -47,3 +47,8 @@ class Reconstruction:
     given_positions_px: Float64[np.ndarray, "m 2"] | None = None
     background: Float32[np.ndarray, "n n"] | None = None
     history: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def has_coverage(self) -> bool:
+        """Whether the coverage says anything; that of a file without one is 1 everywhere."""
+        return bool(self.coverage.size) and float(self.coverage.min()) != float(self.coverage.max())

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from torchptycho.core.coverage import find_outside_zeros, find_unmeasured
 from torchptycho.core.errors import ScanError
 from torchptycho.core.reconstruction import MIN_COVERAGE, Reconstruction
 from torchptycho.io.probe_files import load_probe
@@ -70,7 +71,9 @@ def read_reconstruction(path: str | Path) -> Reconstruction:
     Of HDF5 files the object of a Ptychodus product, of a pty-chi pair, of a CXI file (`image_2`) and of a PtyPy
     reconstruction (`.ptyr`) are read.
 
-    What a foreign file lacks is filled in: coverage 1 everywhere, valid where it reaches `MIN_COVERAGE`, origin (0, 0).
+    What a foreign file lacks is filled in: coverage 1 everywhere, origin (0, 0), and as valid what reaches
+    `MIN_COVERAGE`. An `object` without `coverage` and `valid` is valid where a frame changed it, and
+    the truth of a scan wherever it is not 0 out to the edge.
 
     Raises:
         ScanError: no object, or arrays that do not fit it.
@@ -85,9 +88,14 @@ def read_reconstruction(path: str | Path) -> Reconstruction:
     height, width = values.shape
     # A scan's own arrays of these names would describe the scan, not its object.
     own = key == "object"
-    coverage = _load_like_object(archive, "coverage", values.shape, "f") if own and "coverage" in archive else None
-    coverage = np.ones((height, width), np.float32) if coverage is None else coverage.astype(np.float32)
-    valid = _load_like_object(archive, "valid", values.shape, "b") if own and "valid" in archive else None
+    coverage = np.ones((height, width), np.float32)
+    if own and "coverage" in archive:
+        coverage = _load_like_object(archive, "coverage", values.shape, "f").astype(np.float32)
+        valid = coverage >= MIN_COVERAGE
+    else:
+        valid = ~(find_unmeasured(values) if own else find_outside_zeros(values))
+    if own and "valid" in archive:
+        valid = _load_like_object(archive, "valid", values.shape, "b")
     metadata = archive.load_metadata()
     history: dict[str, list[float]] = {}
     refined = False
@@ -106,7 +114,7 @@ def read_reconstruction(path: str | Path) -> Reconstruction:
     return Reconstruction(
         object=values,
         coverage=coverage,
-        valid=coverage >= MIN_COVERAGE if valid is None else valid,
+        valid=valid,
         origin_px=_load_origin(archive) if own and "origin_px" in archive else (0, 0),
         object_pixel_m=next((_load_pixel_size(archive, name) for name in _PIXEL_KEYS if name in archive), None),
         provenance=metadata,
@@ -151,7 +159,7 @@ def _read_hdf5(path: Path) -> Reconstruction:
     return Reconstruction(
         object=values.reshape(shape),
         coverage=np.ones(shape, np.float32),
-        valid=np.ones(shape, bool),
+        valid=~find_unmeasured(values.reshape(shape)),
         origin_px=origin_px,
         object_pixel_m=float(pixel_m) if isinstance(pixel_m, int | float) and pixel_m > 0 else None,
     )

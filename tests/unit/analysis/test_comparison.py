@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from torchptycho.analysis.comparison import compare
+from torchptycho.analysis.evaluation import evaluate
 from torchptycho.core.errors import EvaluationError, ScanError
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.io import read_reconstruction
@@ -168,6 +170,77 @@ def test_what_one_of_them_does_not_cover_is_not_compared() -> None:
     found = compare(first, image_of(spoilt))
     assert not found.mask[30:60, 40:80].any()
     assert found.metrics[NAME].complex_nrmse < 1e-3
+
+
+def disc(shape: tuple[int, int], radius: float, middle: tuple[float, float]) -> np.ndarray:
+    y, x = np.indices(shape)
+    return np.hypot(y - middle[0], x - middle[1]) < radius
+
+
+@pytest.mark.contract("compare.mask")
+@pytest.mark.contract("files.reconstruction.unmeasured")
+@pytest.mark.parametrize("start", [0, 1])
+def test_what_a_file_without_coverage_left_untouched_is_not_compared(tmp_path: Path, start: int) -> None:
+    truth = make_object()
+    covered = disc(truth.shape, 45, (60, 66))
+    image = np.where(covered, turned(truth, factor=1), start).astype(np.complex64)
+    np.savez(tmp_path / "ours.npz", object=image, coverage=covered.astype(np.float32), valid=covered)
+    np.savez(tmp_path / "product.npz", object=image[None])
+    with h5py.File(tmp_path / "product.h5", "w") as file:
+        file["object"] = image[None]
+    ours, *products = (read_reconstruction(tmp_path / name) for name in ("ours.npz", "product.npz", "product.h5"))
+    own = evaluate(ours, truth)
+    assert own.complex_nrmse < 0.01
+    for product in products:
+        np.testing.assert_array_equal(product.valid, covered)
+        found = compare(ours, product, image_of(truth), names=("ours", "theirs", "truth"))
+        assert found.metrics["theirs against truth"].complex_nrmse < 0.01
+        assert found.metrics["theirs against truth"].n_pixels == own.n_pixels
+        assert evaluate(product, truth).n_pixels == own.n_pixels
+        n_unmeasured = int((~covered).sum())
+        assert found.notes[0].startswith(f"theirs: {n_unmeasured} of {covered.size} pixels are not valid")
+
+
+@pytest.mark.contract("files.reconstruction.unmeasured")
+def test_zeros_of_an_image_made_in_memory_are_not_judged(caplog: pytest.LogCaptureFixture) -> None:
+    truth = make_object()
+    covered = disc(truth.shape, 45, (60, 66))
+    assert evaluate(image_of(np.where(covered, truth, 0)), truth).complex_nrmse < 1e-3
+    assert evaluate(image_of(np.where(covered, truth, 0)), truth).n_pixels == int(covered.sum())
+    with caplog.at_level(logging.WARNING):
+        found = evaluate(image_of(truth), np.where(covered, truth, 0))
+    assert found.complex_nrmse < 1e-3
+    assert f"truth: {int((~covered).sum())} covered pixels are 0 out to its edge and are not judged" in caplog.text
+
+
+@pytest.mark.contract("compare.truth")
+def test_with_a_truth_both_are_judged_on_the_pixels_that_both_cover() -> None:
+    truth = make_object()
+    left, right = (disc(truth.shape, 42, (60, column)) for column in (50, 80))
+    noise = np.random.default_rng(4).normal(size=truth.shape)
+    # The noise is where the first alone looks.
+    noisy = truth * np.exp(1j * np.where(right, 0, noise))
+    images = [
+        dataclasses.replace(image_of(one, (3, -2)), coverage=mask.astype(np.float32), valid=mask)
+        for one, mask in ((noisy, left), (truth, right))
+    ]
+    metrics = compare(*images, image_of(truth, (3, -2))).metrics
+    assert evaluate(images[0], truth, truth_origin_px=(3, -2)).complex_nrmse > 0.2
+    n_both = int((left & right).sum())
+    for name in ("A against truth", "B against truth"):
+        assert metrics[name].complex_nrmse < 0.02
+        assert metrics[name].n_pixels == metrics["A against truth"].n_pixels
+        assert 0.95 * n_both < metrics[name].n_pixels <= n_both
+
+
+def test_images_of_different_parts_of_a_truth_cannot_be_judged_together() -> None:
+    truth = make_object()
+    halves = [
+        dataclasses.replace(image_of(truth), coverage=mask.astype(np.float32), valid=mask)
+        for mask in (np.indices(truth.shape)[1] < 60, np.indices(truth.shape)[1] >= 60)
+    ]
+    with pytest.raises(EvaluationError, match="no pixel to compare"):
+        compare(*halves, image_of(truth))
 
 
 def test_nothing_in_common_is_an_error() -> None:

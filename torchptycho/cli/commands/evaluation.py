@@ -46,7 +46,12 @@ class Evaluate(Command):
             from torchptycho.visualization.plot import plot_reconstruction
 
             plot_reconstruction(image, self.plot, truth=known, truth_origin_px=truth.origin_px, metrics=metrics)
-        self.print_result(metrics.to_dict(), make_metrics_table(metrics), json=self.json)
+        notes = [
+            f"- {path}: {int((~found.valid).sum())} of {found.valid.size} pixels are not valid and are not compared."
+            for path, found in ((self.reconstruction, image), (self.truth, truth))
+            if not found.has_coverage and not found.valid.all()
+        ]
+        self.print_result({**metrics.to_dict(), "notes": notes}, *notes, make_metrics_table(metrics), json=self.json)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

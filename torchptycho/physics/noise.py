@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-__all__ = ["poisson_deviance", "poisson_nll", "poisson_sample"]
+__all__ = ["poisson_deviance", "poisson_log_ratio", "poisson_nll", "poisson_sample"]
 
 # Expected counts below this are taken as this: log(0) at a pixel that did count would be infinite.
 MIN_EXPECTED = 1e-8
@@ -27,6 +27,22 @@ def poisson_nll(
     """Negative log-likelihood I - y log I, mean over the good pixels; the constant log y! is left out."""
     expected = expected.clamp_min(MIN_EXPECTED)
     return _mean(expected - torch.xlogy(counts, expected), mask)
+
+
+def poisson_log_ratio(
+    expected: Float[Tensor, "*batch n n"],
+    reference: Float[Tensor, "*reference_batch n n"],
+    counts: Float[Tensor, "*batch n n"],
+    mask: Bool[Tensor, "*mask_batch n n"] | None = None,
+) -> Float64[Tensor, ""]:
+    """Log-likelihood of the counts under `expected` less that under `reference`, sum over the good pixels.
+
+    y log(I / R) - (I - R): the constant log y! cancels. In float64, because the sum over a scan is far larger than the
+    differences that matter.
+    """
+    expected, reference = (values.double().clamp_min(MIN_EXPECTED) for values in (expected, reference))
+    ratio = counts.double() * (expected / reference).log() - (expected - reference)
+    return (ratio if mask is None else ratio * mask).sum()
 
 
 def poisson_deviance(

@@ -12,7 +12,8 @@ from torchptycho.analysis.evaluation import Metrics, evaluate
 from torchptycho.core.config import RefineConfig
 from torchptycho.core.errors import EvaluationError
 from torchptycho.core.reconstruction import Reconstruction
-from torchptycho.core.scan import ArrayFrames, Scan
+from torchptycho.core.scan import Scan
+from torchptycho.io.frames.selection import pick_frames
 from torchptycho.reconstructors.iterative import refine
 
 __all__ = ["Resolution", "resolution", "split_into_halves"]
@@ -77,21 +78,10 @@ def resolution(
         )
     images = []
     for rows in split_into_halves(scan.positions_px):
-        images.append(refine(_select_frames(scan, rows), config=config, device=device))
+        images.append(refine(pick_frames(scan, rows), config=config, device=device))
         if not images[-1].provenance["complete"]:
             raise KeyboardInterrupt
     first, second = images
     known = np.where(second.valid, second.object, np.nan).astype(np.complex64)
     metrics = evaluate(first, known, truth_origin_px=second.origin_px)
     return Resolution(metrics=metrics, halves=(first, second))
-
-
-def _select_frames(scan: Scan, rows: np.ndarray) -> Scan:
-    return dataclasses.replace(
-        scan,
-        frames=ArrayFrames(scan.frames[rows]),
-        positions_px=scan.positions_px[rows],
-        scan_id=scan.scan_id[rows],
-        truth_patches=None if scan.truth_patches is None else scan.truth_patches[rows],
-        nominal_positions_px=None if scan.nominal_positions_px is None else scan.nominal_positions_px[rows],
-    )

@@ -11,7 +11,7 @@ from strategies import normal
 from tolerances import assert_close, tolerance
 from torch import Tensor
 
-from torchptycho.physics.noise import poisson_deviance, poisson_nll, poisson_sample
+from torchptycho.physics.noise import poisson_deviance, poisson_log_ratio, poisson_nll, poisson_sample
 
 
 def some_counts(seed: int, mean: float = 5.0, shape: tuple[int, ...] = (3, 8, 8)) -> Tensor:
@@ -126,3 +126,15 @@ class TestDeviance:
         counts, expected = some_counts(12), some_means(13)
         scaled = poisson_deviance(unit * expected, unit * counts, offset=unit * 0.5)
         assert_close(scaled, unit * poisson_deviance(expected, counts), "double")
+
+
+class TestLogRatio:
+    @pytest.mark.contract("physics.log-ratio")
+    def test_is_the_difference_of_the_likelihoods(self) -> None:
+        counts, first, second = some_counts(1), some_means(2), some_means(3)
+        mask = torch.arange(64).reshape(8, 8) % 3 > 0
+        n = 3 * int(mask.sum())
+        expected = n * (poisson_nll(second, counts, mask) - poisson_nll(first, counts, mask))
+        assert_close(poisson_log_ratio(first, second, counts, mask), expected, "double")
+        assert float(poisson_log_ratio(first, first, counts)) == 0
+        assert bool(torch.isfinite(poisson_log_ratio(torch.zeros_like(first), second, counts)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +15,7 @@ from torchptycho.core.scan import DEFAULT_PHOTONS_PER_FRAME, Scan
 from torchptycho.interop import original_layouts
 from torchptycho.interop.workflow.original_groups import Grouping
 from torchptycho.interop.workflow.raw_data import RawData
-from torchptycho.io.frames.frame_stacks import random_access_is_slow
-from torchptycho.io.frames.views import PickedFrames
+from torchptycho.io.frames.selection import pick_frames
 from torchptycho.physics.scaling import Scaling
 
 __all__ = ["PtychoDataContainer"]
@@ -276,7 +274,7 @@ class PtychoDataContainer:
                 found=f"{len(rows)}",
                 remedy="Ask for more groups.",
             )
-        return self._make_scan_from_groups() if self._scan is None else _select_frames(self._scan, rows)
+        return self._make_scan_from_groups() if self._scan is None else pick_frames(self._scan, rows)
 
     def _make_scan_from_groups(self) -> Scan:
         first = np.unique(self.nn_indices.numpy().reshape(-1), return_index=True)[1]
@@ -287,15 +285,3 @@ class PtychoDataContainer:
         metadata = {"nphotons": photons, "domain": "amplitude"}
         frames = self.X.reshape(-1, n, n).numpy()[first]
         return RawData(x, y, x, y, frames, self.probe.numpy(), None, self._truth, metadata=metadata).scan
-
-
-def _select_frames(scan: Scan, rows: np.ndarray) -> Scan:
-    patches, nominal = scan.truth_patches, scan.nominal_positions_px
-    return dataclasses.replace(
-        scan,
-        frames=PickedFrames(scan.frames, rows, streamed=random_access_is_slow(scan.frames)),
-        positions_px=scan.positions_px[rows],
-        scan_id=scan.scan_id[rows],
-        truth_patches=None if patches is None else patches[rows],
-        nominal_positions_px=None if nominal is None else nominal[rows],
-    )

@@ -19,6 +19,7 @@ from torchptycho.core.errors import ScanError
 from torchptycho.core.scan import ArrayFrames, Frames
 from torchptycho.io.frames.hdf5_frames import Hdf5Frames
 from torchptycho.io.frames.processing import ProcessedFrames
+from torchptycho.io.frames.thinning import ThinnedFrames
 from torchptycho.io.frames.views import JoinedFrames, PickedFrames
 from torchptycho.io.storage.archive import Member, NpzArchive, convert_zip_errors, fill
 
@@ -214,7 +215,7 @@ def find_backing_files(frames: Frames) -> tuple[tuple[Path, ...], str] | None:
         if any(part is None for part in parts):
             return None
         return tuple(file for part in parts if part for file in part[0]), ";".join(part[1] for part in parts if part)
-    if isinstance(frames, CastFrames | PickedFrames | ProcessedFrames):
+    if isinstance(frames, CastFrames | PickedFrames | ProcessedFrames | ThinnedFrames):
         inner = find_backing_files(frames.inner)
         if inner is None:
             return None
@@ -237,14 +238,14 @@ def random_access_is_slow(frames: Frames) -> bool:
     """Return whether reading single frames means reading all those before."""
     if isinstance(frames, JoinedFrames):
         return any(random_access_is_slow(part) for part in frames.parts)
-    if isinstance(frames, CastFrames | PickedFrames | ProcessedFrames):
+    if isinstance(frames, CastFrames | PickedFrames | ProcessedFrames | ThinnedFrames):
         return random_access_is_slow(frames.inner)
     return isinstance(frames, ZippedFrames)
 
 
 def to_file_rows(frames: Frames, indices: list[int]) -> list[int]:
     """Convert frame numbers to those of the file."""
-    if isinstance(frames, CastFrames | ProcessedFrames):
+    if isinstance(frames, CastFrames | ProcessedFrames | ThinnedFrames):
         return to_file_rows(frames.inner, indices)
     if isinstance(frames, PickedFrames):
         return to_file_rows(frames.inner, [int(frames.rows[i]) for i in indices])

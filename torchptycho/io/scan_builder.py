@@ -6,7 +6,6 @@ import dataclasses
 import logging
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,12 +16,11 @@ from torchptycho.core.scan import DEFAULT_PHOTONS_PER_FRAME, Frames, Scan
 from torchptycho.core.text import format_first
 from torchptycho.io.checks import check_frame_shape, check_positions
 from torchptycho.io.detector_images import load_detector_image, load_detector_mask
-from torchptycho.io.frames.frame_stacks import random_access_is_slow
 from torchptycho.io.frames.processing import ProcessedFrames, Processing, resample_probe
-from torchptycho.io.frames.views import PickedFrames
 from torchptycho.io.guesses import compute_mean_pattern, estimate_beam_center_px, estimate_probe, survey_frames
 from torchptycho.io.probe_files import PROBE_REMEDY, read_probe_and_key
 from torchptycho.io.raw_scan import RawScan
+from torchptycho.io.scan_choice import choose_scan, describe_scans, pick_frames
 from torchptycho.io.scan_geometry import build_geometry, convert_to_pixels, find_reference_edge, orient_positions
 
 __all__ = ["build_scan"]
@@ -51,7 +49,9 @@ def build_scan(recorded: RawScan, why: str, config: ReadConfig) -> Scan:
         )
     notes = [f"recognised as {recorded.format}: {why}", *recorded.notes]
     domain = config.domain or recorded.domain or _infer_domain(recorded.frames)
-    recorded, bad, left_out = _leave_out_bad_frames(recorded, config, domain, notes)
+    in_file = np.asarray(recorded.rows)
+    recorded = _choose_frames(recorded, config, notes)
+    recorded, bad, left_out = _leave_out_bad_frames(recorded, config, domain, in_file, notes)
     frames, steps = _process_frames(recorded, bad, config, domain, notes)
     n_px = frames.shape[1]
     scale = 1.0 if steps is None else n_px * steps.binning / find_reference_edge(recorded)
@@ -99,11 +99,26 @@ def _infer_domain(frames: Frames) -> Domain:
     return "counts" if frames.dtype.kind in "iu" else "amplitude"
 
 
+def _choose_frames(recorded: RawScan, config: ReadConfig, notes: list[str]) -> RawScan:
+    """Return the scan of the file that is asked for; several are kept, and listed."""
+    if config.scan is not None:
+        n_in_file = recorded.frames.shape[0]
+        recorded = choose_scan(recorded, config.scan)
+        notes.append(f"scan {config.scan} chosen: {recorded.frames.shape[0]} of {n_in_file} frames")
+    elif recorded.scan_id is not None and (recorded.scan_id != recorded.scan_id[0]).any():
+        notes.append(f"{len(np.unique(recorded.scan_id))} scans in the file: {describe_scans(recorded.scan_id)}")
+    return recorded
+
+
 def _leave_out_bad_frames(
-    recorded: RawScan, config: ReadConfig, domain: Domain, notes: list[str]
+    recorded: RawScan, config: ReadConfig, domain: Domain, in_file: np.ndarray, notes: list[str]
 ) -> tuple[RawScan, np.ndarray, dict[int, str]]:
     """Remove the frames that are to be left out; return the rest, the bad pixels, and what was left out by the file's
-    numbers."""
+    numbers.
+
+    Arguments:
+        in_file: numbers of the frames that may be dropped, those of other scans in the file among them.
+    """
     height, width = recorded.frames.shape[1:]
     if recorded.bad_pixels is not None and recorded.bad_pixels.shape != (height, width):
         found = f"{recorded.bad_pixels.shape}"
@@ -118,7 +133,7 @@ def _leave_out_bad_frames(
     if config.mask is not None:
         bad |= ~load_detector_mask(config.mask, (height, width))
         notes.append(f"mask of {config.mask} applied")
-    in_file = np.asarray(recorded.rows)
+    rows = np.asarray(recorded.rows)
     left_out = dict(recorded.left_out)
     for frame in config.drop_frames:
         if not (in_file == frame).any() and frame not in left_out:
@@ -129,39 +144,24 @@ def _leave_out_bad_frames(
                 found=f"frames {in_file[0]} to {in_file[-1]}",
                 remedy="Count frames from 0.",
             )
-        left_out[frame] = "asked for by drop_frames"
+        if (rows == frame).any() or frame in left_out:
+            left_out[frame] = "asked for by drop_frames"
     if config.find_bad_pixels or config.bad_frames == "leave-out":
         photons = recorded.metadata.get("nphotons", recorded.metadata.get("photons_per_frame"))
         clip = config.clip_negative or config.dark is not None
         seen = survey_frames(recorded.frames, bad, domain, photons or DEFAULT_PHOTONS_PER_FRAME, clip=clip)
         if config.bad_frames == "leave-out":
-            left_out |= {int(in_file[row]): fault for row, fault in seen.bad_frames.items()}
+            left_out |= {int(rows[row]): fault for row, fault in seen.bad_frames.items()}
         if config.find_bad_pixels:
             for name, pixels in (("hot", seen.hot), ("dead", seen.dead), ("saturated", seen.saturated)):
                 notes.append(f"{int(pixels.sum())} {name} pixel(s) masked")
             bad |= seen.hot | seen.dead | seen.saturated
-    keep = ~np.isin(in_file, list(left_out))
+    keep = ~np.isin(rows, list(left_out))
     if left_out:
         reasons = format_first((f"{frame} ({why})" for frame, why in sorted(left_out.items())), _MAX_LISTED)
         notes.append(f"{len(left_out)} frame(s) left out: {reasons}")
         _log.warning("%s: %s", recorded.path, notes[-1])
-    if keep.all():
-        return recorded, bad, left_out
-    rows = np.flatnonzero(keep)
-    if len(rows) < 2:
-        raise ScanError(
-            recorded.path,
-            None,
-            expected="at least 2 overlapping frames",
-            found=f"{len(rows)} after {len(left_out)} were left out",
-            remedy="Record the scan again.",
-        )
-    per_frame = ("positions", "scan_id", "truth_patches", "nominal_positions_px")
-    picked: dict[str, Any] = {
-        name: None if getattr(recorded, name) is None else getattr(recorded, name)[rows] for name in per_frame
-    }
-    frames = PickedFrames(recorded.frames, rows, streamed=random_access_is_slow(recorded.frames))
-    return dataclasses.replace(recorded, frames=frames, rows=in_file[rows], **picked), bad, left_out
+    return pick_frames(recorded, np.flatnonzero(keep)), bad, left_out
 
 
 def _process_frames(

@@ -22,6 +22,7 @@ from torchptycho.core.scan import ArrayFrames, Frames, Scan
 from torchptycho.core.text import format_error
 from torchptycho.io import read_scan
 from torchptycho.io.frames.frame_stacks import count_frames_in, random_access_is_slow
+from torchptycho.io.scan_choice import refuse_several_scans
 from torchptycho.live.protocol import MAX_FRAME_BYTES, StreamRequest, make_frames_answer
 from torchptycho.live.scan_header import Chunk, ScanLayout, parse_json
 from torchptycho.live.zmq_source import import_zmq
@@ -75,14 +76,7 @@ def replay(
         raise ConfigError(f"--hz: expected frames per second, more than 0; found {hz}.")
     options = dataclasses.replace(reading or ReadConfig(), guess_probe=True)
     scan = scan if isinstance(scan, Scan) else read_scan(scan, options)
-    if len(np.unique(scan.scan_id)) > 1:
-        raise ScanError(
-            scan.source,
-            None,
-            expected="one scan, as only one can be replayed",
-            found=f"{len(np.unique(scan.scan_id))} in one file",
-            remedy="Select one with --frames START:STOP.",
-        )
+    refuse_several_scans(scan, "a replay")
     stop, on_progress = stop or threading.Event(), on_progress or (lambda done, total: None)
     with _open_random_access(scan.frames) as frames:
         if swmr is not None:

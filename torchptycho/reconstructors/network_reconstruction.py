@@ -27,6 +27,7 @@ from torchptycho.core.versions import collect_versions
 from torchptycho.data.inference_dataset import InferenceBatch, InferenceDataset
 from torchptycho.io import read_scan
 from torchptycho.io.frames.frame_stacks import to_file_rows
+from torchptycho.io.scan_choice import refuse_several_scans
 from torchptycho.models.default_network import build_default_network
 from torchptycho.models.export.runtimes import EngineName, ExportedNetwork, check_options
 from torchptycho.models.loading import export_for_engine, load_for_inference
@@ -58,9 +59,9 @@ def make_read_config(config: PrepareConfig, asked: ReadConfig = ReadConfig()) ->
             f"probe: a trained network has the probe of its training scan; found {asked.probe}. Leave it out, or name "
             "no checkpoint: the scan is then reconstructed with its own probe."
         )
-    trained = dataclasses.replace(
-        extract_read_config(config), guess_probe=True, domain=None, frames=None, probe=None, drop_frames=()
-    )
+    # What names a part of the training scan's file means nothing in another file.
+    of_file: dict[str, Any] = dict.fromkeys(("domain", "frames", "probe", "scan", "entry", "energy_index"))
+    trained = dataclasses.replace(extract_read_config(config), guess_probe=True, drop_frames=(), **of_file)
     default = ReadConfig()
     given = {
         field.name: value
@@ -165,9 +166,7 @@ def _check_request(
     if calls_back and devices > 1:
         raise ConfigError(f"devices: expected 1 with on_batch, which other processes cannot call; found {devices}.")
     check_fits(network, scan.source, scan.n_px, scan.domain)
-    n_scans = len(np.unique(scan.scan_id))
-    if n_scans > 1:
-        _log.warning("%s: holds %d scans; they are placed onto one image.", scan.source, n_scans)
+    refuse_several_scans(scan, "one image")
 
 
 def _collect_provenance(

@@ -14,6 +14,7 @@ from torchptycho.core.errors import EvaluationError
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.core.scan import Scan
 from torchptycho.io.frames.selection import pick_frames
+from torchptycho.io.scan_choice import refuse_several_scans
 from torchptycho.reconstructors.iterative import refine
 
 __all__ = ["Resolution", "resolution", "split_into_halves"]
@@ -72,6 +73,7 @@ def resolution(
         EvaluationError: too few frames, or the halves have too little in common.
         KeyboardInterrupt: it was interrupted.
     """
+    refuse_several_scans(scan, "two images of its halves")
     if scan.n_frames < 2 * _MIN_FRAMES_PER_HALF:
         raise EvaluationError(
             f"{scan.source}: expected {2 * _MIN_FRAMES_PER_HALF} frames or more; found {scan.n_frames}."

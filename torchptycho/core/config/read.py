@@ -77,6 +77,12 @@ class ReadConfig:
     """Where there is no probe, begin with one from the mean pattern, focused on the sample."""
     probe_defocus_m: float = 0.0
     """Distance from the focus to the sample for `guess_probe`, positive when the focus comes first."""
+    scan: int | None = None
+    """Number of the scan to take from a file that holds several (`scan_index`)."""
+    entry: str | None = None
+    """Entry to take from a CXI or NeXus file that holds several, by its name, like entry_2."""
+    energy_index: Annotated[int | None, Field(ge=0)] = None
+    """Energy to take, counted from 0, from a stack that holds the scan at several, (E, M, H, W)."""
     frames: Annotated[str | None, Field(pattern=FRAMES_PATTERN)] = None
     """Frames to keep, as start:stop or start:stop:step, like :721 for the first 721; None keeps all."""
     drop_frames: tuple[Annotated[int, Field(ge=0)], ...] = ()

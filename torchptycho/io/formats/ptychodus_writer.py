@@ -15,6 +15,7 @@ from torchptycho.core.errors import ScanError
 from torchptycho.core.scan import Scan
 from torchptycho.io.checks import iter_raw_chunks
 from torchptycho.io.frames.frame_stacks import count_frames_in, working_dtype
+from torchptycho.io.scan_choice import refuse_several_scans
 from torchptycho.io.storage.archive import write_array
 from torchptycho.io.storage.file_access import replace_atomically
 
@@ -34,9 +35,10 @@ def write_product(scan: Scan, path: Path, *, as_npz: bool, compressed: bool = Tr
     frames of an amplitude scan become float32 counts in its file's own unit, squared.
 
     Raises:
-        ScanError: energy, distance, detector pixel or object pixel are not known, the frames fail `checked_chunks`, or
-            the place cannot be written to. Neither file appears then.
+        ScanError: it holds several scans, energy, distance, detector pixel or object pixel are not known, the frames
+            fail `checked_chunks`, or the place cannot be written to. Neither file appears then.
     """
+    refuse_several_scans(scan, "a product, which has no scan_index")
     geometry = scan.geometry.with_object_pixel(scan.n_px)
     missing = [name for name in ("energy_eV", "distance_m", "detector_pixel_m") if getattr(geometry, name) is None]
     if missing or geometry.object_pixel_m is None:

@@ -23,6 +23,7 @@ from torchptycho.core.scan import Scan
 from torchptycho.core.versions import collect_versions
 from torchptycho.io import read_scan
 from torchptycho.io.fingerprint import fingerprint_scan
+from torchptycho.io.scan_choice import refuse_several_scans
 from torchptycho.physics.patches import place_inside
 from torchptycho.reconstructors.iterative.autodiff import AutodiffSolver
 from torchptycho.reconstructors.iterative.initial_state import (
@@ -102,6 +103,7 @@ def refine(
     scan = scan if isinstance(scan, Scan) else read_scan(scan)
     if resume and state_file is None:
         raise ConfigError("resume: expected the state_file of an earlier refinement; found none.")
+    refuse_several_scans(scan, "a refinement")
     (place,) = find_devices(device, option="device")
     start = None if start is None else match_start(start, scan)
     moves = config.position_update != "none"

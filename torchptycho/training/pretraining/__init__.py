@@ -1,0 +1,1 @@
+"""Training of the prior on simulated scans."""

@@ -9,7 +9,7 @@ Runs on the CPU and, where there is one, on the GPU. Each row is one network, fr
 - physics backward, network backward: the gradient down to the patches, and from there to the weights
 - optimiser: Adam, with the norm of the gradient
 - step: all of it in one go, what the parts need not add up to exactly
-- bound: the bytes that the physics has to move at least (`bytes_of_physics`) over the bandwidth of a copy
+- bound: the bytes that the physics has to move at least (`count_physics_bytes`) over the bandwidth of a copy
 - bf16-mixed computes the network in bfloat16 and the physics, as ever, in float32
 - oracle: the same step of tf_reference in float32, as a graph and as it stands, in a process of its own with as many
   threads
@@ -169,7 +169,7 @@ def measure_oracle_step(n_px: int, gridsize: int, frames: int, threads: int, rep
 
 
 def run_in_process(*arguments: object) -> dict[str, float]:
-    """`oracle_step` where TensorFlow has not met torch's threads; nothing when it is not installed."""
+    """Run `measure_oracle_step` in a process in which torch has started no threads; return nothing without TensorFlow."""
     command = [sys.executable, __file__, "--oracle", *(str(argument) for argument in arguments)]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     if answer.returncode:

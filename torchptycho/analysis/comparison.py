@@ -48,7 +48,7 @@ class Comparison:
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Convert to plain data for JSON."""
         return {
             "metrics": {name: metrics.to_dict() for name, metrics in self.metrics.items()},
             "object_pixel_m": self.object_pixel_m,

@@ -100,7 +100,7 @@ class Metrics:
         return None if self.object_pixel_m is None else self.resolution_one_bit_px * self.object_pixel_m
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: arrays as lists, what is not finite as None."""
+        """Convert to plain data for JSON: arrays as lists, non-finite values as None."""
         names = ("resolution_half_px", "resolution_one_bit_px", "resolution_half_m", "resolution_one_bit_m")
         values = dataclasses.asdict(self) | {name: getattr(self, name) for name in names}
         plain = _to_plain(values)

@@ -100,10 +100,10 @@ class ScanSummary:
 
 
 def inspect_scan(scan: Scan) -> ScanSummary:
-    """Look a scan over in one pass, with memory for a few frames.
+    """Inspect a scan in one pass, with memory for a few frames.
 
     Raises:
-        ScanError: the frames fail `checked_chunks`.
+        ScanError: the frames fail `iter_checked_chunks`.
     """
     totals, summed, saturated = _accumulate_statistics(scan)
     mean_total = float(totals.mean())
@@ -170,7 +170,7 @@ def inspect_scan(scan: Scan) -> ScanSummary:
 
 
 def estimate_probe_diameter_px(probe: Complex64[np.ndarray, "p n n"]) -> float:
-    """Diameter of the disc, around the centre of mass of sum_p |P|^2, that holds 90 % of it."""
+    """Compute the diameter of the disc about the centre of mass of sum_p |P|^2 that contains 90 % of it."""
     intensity = (np.abs(probe.astype(np.complex128)) ** 2).sum(axis=0)
     y, x = _centre_of_mass(intensity)
     rows, columns = np.indices(intensity.shape)
@@ -182,7 +182,7 @@ def estimate_probe_diameter_px(probe: Complex64[np.ndarray, "p n n"]) -> float:
 
 
 def _accumulate_statistics(scan: Scan) -> tuple[Float64[np.ndarray, " m"], Float64[np.ndarray, "n n"], int]:
-    """Intensity of each frame, of each pixel summed over the frames, and how many pixels reach the dtype's limit."""
+    """Sum the intensity of each frame and of each pixel; count the pixels at the dtype's maximum."""
     integer = scan.frames.dtype.kind in "iu"
     limit = np.iinfo(scan.frames.dtype).max if integer else math.inf
     totals = np.zeros(scan.n_frames)
@@ -200,7 +200,7 @@ def _accumulate_statistics(scan: Scan) -> tuple[Float64[np.ndarray, " m"], Float
 
 
 def _measure_steps(scan: Scan) -> tuple[float, int]:
-    """Median distance to the nearest other position in object pixels, and the number of repeated positions."""
+    """Return the median distance (px) to the nearest other position, and the number of repeated positions."""
     from scipy.spatial import cKDTree
 
     nearest: list[np.ndarray] = []
@@ -298,7 +298,7 @@ def _centre_of_mass(image: np.ndarray) -> Float64[np.ndarray, "2"]:
 
 
 def _mean_square_radius(image: np.ndarray) -> float:
-    """Mean squared distance of the intensity from [N/2, N/2] in pixels."""
+    """Compute the mean squared distance of the intensity from [N/2, N/2], in pixels squared."""
     rows, columns = np.indices(image.shape) - image.shape[0] // 2
     return float((image * (rows**2 + columns**2)).sum() / image.sum())
 

@@ -33,12 +33,12 @@ def wrap_rad(angle_rad: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
 
 
 def psnr_db(mean_square_error: float) -> float:
-    """Peak signal-to-noise ratio for a peak of 1: -10 log10(MSE); infinite for no error."""
+    """Compute the peak signal-to-noise ratio for a peak of 1: -10 log10(MSE); infinite for no error."""
     return float("inf") if mean_square_error == 0 else float(-10 * np.log10(mean_square_error))
 
 
 def correlation(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float:
-    """Pearson's correlation coefficient; 0 where one of the two is constant, which tells nothing of the other."""
+    """Compute Pearson's correlation coefficient; 0 if one of the two is constant."""
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     da, db = a - a.mean(), b - b.mean()
     norm = float(np.linalg.norm(da) * np.linalg.norm(db))
@@ -47,7 +47,7 @@ def correlation(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"]) -> float
 
 
 def complex_nrmse(image: Complex[np.ndarray, " n"], truth: Complex[np.ndarray, " n"]) -> float:
-    """Root-mean-square error over that of the truth, at the best complex factor: min_c |truth - c image| / |truth|.
+    """Compute the relative RMS error at the best complex factor: min_c |truth - c image| / |truth|.
 
     Equal to sqrt(1 - |<image, truth>|^2 / (|image|^2 |truth|^2)), and so between 0 and 1.
     Reference: Fienup, Appl. Opt. 36, 8352 (1997).
@@ -66,7 +66,7 @@ def masked_ssim(
     truth: Float[np.ndarray, "h w"],
     mask: Bool[np.ndarray, "h w"],
 ) -> float:
-    """Structural similarity, averaged over the pixels whose whole 7x7 window lies in the mask.
+    """Compute the structural similarity, averaged over the pixels whose whole 7x7 window lies in the mask.
 
     The data range is max - min of the truth over the mask (1 for a flat truth).
     Reference: Wang, Bovik, Sheikh, Simoncelli, IEEE Trans. Image Process. 13, 600 (2004), with a uniform window.
@@ -95,17 +95,17 @@ def fourier_ring_correlation(
     *,
     taper: float = 0.25,
 ) -> tuple[Float64[np.ndarray, " r"], Float64[np.ndarray, " r"], Int64[np.ndarray, " r"]]:
-    """Fourier ring correlation of two complex images, from the lowest ring to Nyquist.
+    """Compute the Fourier ring correlation of two complex images, from the lowest ring to Nyquist.
 
     FRC = Re(sum A conj(B)) / sqrt(sum |A|^2 sum |B|^2), so that a wrong phase counts against it. Ring k of k = 1 .. n/2
     holds the frequencies within half a ring of k / n cycles per pixel, n the shorter edge; the zero frequency is in no
-    ring. The mean is taken out and the edges are tapered by a Tukey window, because the jump between opposite edges is
+    ring. The mean is removed and the edges are tapered by a Tukey window, because the jump between opposite edges is
     the same in both images and would correlate at every frequency. A ring without power has correlation 0.
     Reference: Saxton, Baumeister, J. Microsc. 127, 127 (1982); van Heel, Schatz, J. Struct. Biol. 151, 250 (2005).
 
     Arguments:
         a, b: [H, W] images of the same field, in the same gauge.
-        taper: part of each edge length over which the window falls, both sides together; 0 is no window.
+        taper: fraction of each edge length over which the window falls, both sides together; 0 is no window.
 
     Returns:
         frequency in cycles per pixel, correlation, and number of Fourier pixels, for each ring.

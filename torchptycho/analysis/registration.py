@@ -133,9 +133,9 @@ def align(
 
 
 def flatten_phase(object: Complex[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"]) -> Complex[np.ndarray, "h w"]:
-    """Remove constant phase and phase plane without a truth, for display: the object at its most constant.
+    """Remove constant phase and phase plane without a ground truth, for display, so that the object is most uniform.
 
-    A plane of more than four turns over the field stays, so that a periodic object does not lose its own period.
+    A plane of more than four turns over the field is kept, because it may be the period of a periodic object.
     """
     if not np.any(object[mask]):
         return object
@@ -143,7 +143,7 @@ def flatten_phase(object: Complex[np.ndarray, "h w"], mask: Bool[np.ndarray, "h 
 
 
 def estimate_display_ramp(object: Complex[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "2"]:
-    """Slope (y, x) in rad per pixel of the plane that `flatten` removes."""
+    """Estimate the slope (y, x) in rad per pixel of the phase plane that `flatten_phase` removes."""
     if not np.any(object[mask]):
         return np.zeros(2)
     slope = _estimate_ramp_rad_per_px(object, np.ones_like(object), mask)
@@ -197,7 +197,7 @@ def _estimate_shift_px(image: np.ndarray, truth: np.ndarray, mask: np.ndarray) -
 def _estimate_ramp_rad_per_px(
     image: np.ndarray, truth: np.ndarray, mask: np.ndarray, parts: int = _UPSAMPLING
 ) -> np.ndarray:
-    """Slope of the phase plane by which `image` differs from `truth`: a translation of the spectrum."""
+    """Estimate the slope of the phase plane by which `image` differs from `truth`: a translation of the spectrum."""
     # Pixels are counted from the centre, as frequencies are.
     fields = (scipy.fft.ifftshift(np.where(mask, array, 0)) for array in (truth, image))
     return np.asarray(2 * np.pi * _cross_correlate_px(*fields, space="fourier", parts=parts) / np.array(image.shape))

@@ -11,7 +11,7 @@ _HC_EV_M = 1.239841984332002e-06
 
 
 def wavelength_to_energy_eV(wavelength_m: float) -> float:
-    """E = h c / lambda."""
+    """Convert a wavelength to a photon energy, E = h c / lambda."""
     return _HC_EV_M / wavelength_m
 
 

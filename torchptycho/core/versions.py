@@ -8,7 +8,7 @@ __all__ = ["collect_versions", "get_package_version"]
 
 
 def get_package_version() -> str:
-    """Version of this package, as installed."""
+    """Return the version of this package, as installed."""
     return _find_version("torchptycho")
 
 

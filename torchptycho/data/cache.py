@@ -42,12 +42,12 @@ def fingerprint_config(config: RunConfig) -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StoreRequest:
-    """What a store is asked for: files and options.
+    """Request for a store: files and options.
 
     Arguments:
-        paths: the files that are given or found, absolute, those of scans that are held out as a whole last.
-        n_trained: how many of them are not.
-        parts: see `config_parts`.
+        paths: absolute paths of the given or found files, those of held-out scans last.
+        n_trained: number of files of training scans.
+        parts: see `fingerprint_config`.
     """
 
     paths: tuple[str, ...]

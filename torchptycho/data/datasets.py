@@ -102,7 +102,7 @@ class GroupDataset(Dataset[GroupBatch]):
 
 
 def collate_unchanged(batch: Any) -> Any:
-    """Collate function: `__getitems__` has collated already. A module's function, so that workers can import it."""
+    """Return the batch, which `__getitems__` has collated; a module-level function, so that workers can import it."""
     return batch
 
 

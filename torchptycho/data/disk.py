@@ -44,7 +44,7 @@ _MEMBER_BYTES, _GROUP_BYTES = 8 + 8, 16
 
 
 def estimate_store_bytes(scans: Sequence[Scan], config: RunConfig) -> int:
-    """Size of a store of these scans, a little more than it will be."""
+    """Estimate the size of a store of these scans, slightly too large."""
     n_frames, n_px = sum(scan.n_frames for scan in scans), scans[0].n_px
     truths = (array for scan in scans for array in (scan.truth, scan.truth_patches) if array is not None)
     # Each held-out frame has a group of its own, besides those that are asked for.
@@ -60,7 +60,7 @@ def estimate_store_bytes(scans: Sequence[Scan], config: RunConfig) -> int:
 
 
 def check_space(path: Path, needed: int) -> None:
-    """Refuse to begin what the disk cannot hold.
+    """Refuse to write if the disk has too little space.
 
     Raises:
         StoreError: with the bytes that are needed and those that are free.
@@ -74,10 +74,10 @@ def check_space(path: Path, needed: int) -> None:
 
 
 def check_new_folder(path: Path, needed: int) -> None:
-    """Check as `check_folder` does a folder that does not exist yet, nor perhaps its parents; nothing is made.
+    """Check the space for a folder that does not exist yet, as `check_space` does, without creating it or its parents.
 
     Raises:
-        StoreError: there cannot be a folder, or there is too little space.
+        StoreError: the folder cannot be created, or there is too little space.
     """
     first = next(folder for folder in path.absolute().parents if folder.exists())
     if not first.is_dir() or not os.access(first, os.W_OK | os.X_OK):

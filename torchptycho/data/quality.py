@@ -54,7 +54,7 @@ def collect_findings(scan: Scan, sums: np.ndarray, saturated: np.ndarray) -> Fra
 
     Arguments:
         sums: [M] intensity of each frame over its good pixels.
-        saturated: [M] see `saturated_frames`.
+        saturated: [M] see `find_saturated_frames`.
     """
 
     def named(at_fault: np.ndarray) -> tuple[int, ...]:

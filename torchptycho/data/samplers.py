@@ -77,12 +77,12 @@ class InOrderSampler(DistributedSampler[GroupBatch]):
 
 
 class ResumableLoader(ThreadedLoader):
-    """A loader of the batches of an `EpochOrder`; Lightning saves it in the middle of an epoch, to go on from there."""
+    """A loader of the batches of an `EpochBatchSampler` whose position within an epoch Lightning saves and resumes."""
 
     _batches_given = 0
 
     def __iter__(self) -> Iterator[GroupBatch]:  # type: ignore[override]
-        # A generator: nothing, not even a thread, looks at the order before Lightning has set the epoch.
+        # A generator, so that no thread reads the order before Lightning has set the epoch.
         assert isinstance(self.sampler, EpochBatchSampler)
         self._batches_given = self.sampler.start
         for batch in super().__iter__():

@@ -32,7 +32,7 @@ class EpochMean:
         return mean
 
     def state_dict(self) -> list[float]:
-        """Plain data for a checkpoint."""
+        """Return plain data for a checkpoint."""
         return [float(self._sum), self._weight]
 
     def load_state_dict(self, state: list[float]) -> None:

@@ -293,7 +293,7 @@ class PtychoPINN(PtychoNetwork, L.LightningModule):
 
 
 def build_learning_rate_schedule(schedule: str, warmup: int, steps: int) -> Callable[[int], float]:
-    """Learning rate after `step` optimiser steps relative to its peak; what a plateau takes off comes on top."""
+    """Return the learning rate as a function of the step, relative to its peak, without the reductions on a plateau."""
 
     def shape(step: int) -> float:
         rise = min(1.0, (step + 1) / max(1, warmup))

@@ -86,7 +86,7 @@ class PtychoNetwork(nn.Module):
         self.probe_parts = nn.Parameter(
             torch.zeros(n_scans, n_modes, n_px, n_px, 2), requires_grad=self.config.model.probe_trainable
         )
-        # NaN until `set_statistics` or a checkpoint fills them in: a module without its statistics must not guess.
+        # NaN until statistics are set or a checkpoint is loaded, so that a module without them cannot be used.
         self.register_buffer("input_scale", torch.full((n_scans,), math.nan, dtype=torch.float64))
         self.register_buffer("photons_per_frame", torch.full((n_scans,), math.nan, dtype=torch.float64))
         self.register_buffer("masks", torch.ones(n_scans, n_px, n_px, dtype=torch.bool))
@@ -142,7 +142,7 @@ class PtychoNetwork(nn.Module):
     def forward(
         self, batch: FrameBatch, patch_operators: PatchOperators = GATHER_SCATTER
     ) -> Complex[Tensor, "b c n n"]:
-        """Object patches of the frames of each group, as the generator sees them, before any merging."""
+        """Predict the object patches of the frames of each group, before any merging."""
         amplitude = self._compute_intensity(batch).sqrt() * self._expand_per_group(self.input_scale, batch)
         intensity_per_count = self._intensity_per_count[batch.scan].float()
         background = self.experiment.background
@@ -163,7 +163,7 @@ class PtychoNetwork(nn.Module):
     def compute_expected_counts(
         self, patches: Complex[Tensor, "b c n n"], batch: FrameBatch, *, background: bool = True
     ) -> Float[Tensor, "b c n n"]:
-        """Photon counts that the detector is expected to see, after the patches of a group agreed on one object."""
+        """Compute the expected photon counts from the merged object of each group."""
         probe = self.select_probe(batch)
         with torch.autocast(device_type=self.probe_parts.device.type, enabled=False):
             if self.gridsize > 1 and not self.generator.patches_agree:
@@ -228,7 +228,7 @@ class PtychoNetwork(nn.Module):
         return self.masks[batch.scan][:, None]
 
     def compute_stitch_weight(self, kind: Literal["probe", "central"], scan: int = 0) -> Float[Tensor, "n n"]:
-        """Weight of each pixel of a patch in the stitched image: |P|^2 of a training scan, or its central half."""
+        """Compute the weight of the pixels of a patch in stitching: |P|^2 of a training scan, or the central half."""
         if kind == "probe":
             return probe_weight(self.probe[scan].detach())
         return central_weight(self.n_px, self.probe_parts)

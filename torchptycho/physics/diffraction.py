@@ -12,7 +12,7 @@ __all__ = ["expected_counts", "far_field", "illuminate", "measurement"]
 def illuminate(
     patch: Complex[Tensor, "*batch n n"], probe: Complex[Tensor, "*probe_batch p n n"]
 ) -> Complex[Tensor, "*batch p n n"]:
-    """Exit waves of P incoherent probe modes behind a thin object: psi_m = P_m O.
+    """Compute the exit waves of P incoherent probe modes behind a thin object: psi_m = P_m O.
 
     The probe has no batch axes (one probe for all), or those of the patches.
     """
@@ -20,7 +20,7 @@ def illuminate(
 
 
 def far_field(exit_wave: Complex[Tensor, "*batch n n"]) -> Complex[Tensor, "*batch n n"]:
-    """Fraunhofer propagation to the detector, zero frequency at [n//2, n//2].
+    """Propagate to the detector in the far field (Fraunhofer), zero frequency at [n//2, n//2].
 
     Orthonormal, so photons are conserved: sum |far_field(w)|^2 == sum |w|^2.
     Reference: Goodman, Introduction to Fourier Optics, eq. 4-25.
@@ -40,5 +40,5 @@ def measurement(wave: Complex[Tensor, "*batch p n n"]) -> Float[Tensor, "*batch 
 def expected_counts(
     patch: Complex[Tensor, "*batch n n"], probe: Complex[Tensor, "*probe_batch p n n"]
 ) -> Float[Tensor, "*batch n n"]:
-    """Photon counts that the detector is expected to see, for a probe in sqrt(photons)."""
+    """Compute the expected photon counts on the detector, for a probe in sqrt(photons)."""
     return measurement(far_field(illuminate(patch, probe)))

@@ -24,7 +24,7 @@ def poisson_nll(
     counts: Float[Tensor, "*batch n n"],
     mask: Bool[Tensor, "*mask_batch n n"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Negative log-likelihood I - y log I, mean over the good pixels; the constant log y! is left out."""
+    """Compute the negative log-likelihood I - y log I, mean over the good pixels, without the constant log y!."""
     expected = expected.clamp_min(MIN_EXPECTED)
     return _mean(expected - torch.xlogy(counts, expected), mask)
 
@@ -51,11 +51,11 @@ def poisson_deviance(
     mask: Bool[Tensor, "*mask_batch n n"] | None = None,
     offset: float | Float[Tensor, "*offset_batch 1 1"] = 0.5,
 ) -> Float[Tensor, ""]:
-    """Twice the excess of the negative log-likelihood over that of a perfect fit, mean over the good pixels.
+    """Compute twice the excess of the negative log-likelihood over that of a perfect fit, mean over the good pixels.
 
-    `offset` counts are added to both sides: without them a pixel that counted nothing pulls on the logarithm of
-    vanishing expectations, and training chases the dark part of the detector. Counts may be given in any unit, the
-    offset then in the same: the result scales with the unit.
+    `offset` counts are added to expected and measured counts. Without them the gradient of dark pixels, where almost
+    nothing is expected, would dominate training. Counts and offset may have any common unit, with which the result
+    scales.
     Reference: McCullagh and Nelder, Generalized Linear Models, sec. 2.3.
     """
     measured, model = counts + offset, expected + offset

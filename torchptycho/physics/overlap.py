@@ -25,14 +25,14 @@ def probe_weight(probe: Complex[Tensor, "*batch p n n"]) -> Float[Tensor, "*batc
 
 
 def central_weight(n_px: int, like: Tensor) -> Float[Tensor, "n n"]:
-    """1 on the central N/2 x N/2 pixels, 0 elsewhere."""
+    """Return a weight of 1 on the central N/2 x N/2 pixels and 0 elsewhere."""
     weight = like.new_zeros(n_px, n_px, dtype=like.real.dtype)
     weight[n_px // 4 : n_px - n_px // 4, n_px // 4 : n_px - n_px // 4] = 1
     return weight
 
 
 def merge_canvas_px(n_px: int, max_offset_px: float) -> int:
-    """Edge of the smallest even canvas that holds every patch whose offset is at most `max_offset_px` each way."""
+    """Compute the edge of the smallest even canvas for patches with offsets up to `max_offset_px` on each axis."""
     return n_px + 2 * (math.ceil(max_offset_px) + 1)
 
 

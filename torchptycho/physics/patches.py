@@ -1,7 +1,7 @@
-"""Patches of an object at sub-pixel places: `extract` and its adjoint `place`.
+"""Patches of an object at sub-pixel positions: `extract` and its adjoint `place`.
 
-Both are bilinear, written as four weighted integer shifts, which unlike `grid_sample` is linear with an exact adjoint,
-takes complex values and has a deterministic backward pass on the CPU.
+Both are bilinear, as four weighted integer shifts. Unlike `torch.nn.functional.grid_sample`, this has an exact adjoint,
+accepts complex values and has a deterministic backward pass on the CPU.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = [
 def locate_corner(
     position_px: Float[Tensor, "*lead 2"], n_px: int, origin_px: tuple[int, int] = (0, 0)
 ) -> Float[Tensor, "*lead 2"]:
-    """Place of patch pixel [0, 0] on a canvas that begins at `origin_px`: patch pixel N/2 sits on the position."""
+    """Compute the canvas position of patch pixel [0, 0]; patch pixel N/2 is at the scan position."""
     # Number by number: a tensor of the two would have to be brought to a GPU, which waits for it.
     y, x = position_px.unbind(-1)
     return torch.stack([y - (origin_px[0] + n_px // 2), x - (origin_px[1] + n_px // 2)], dim=-1)
@@ -65,7 +65,7 @@ def place(
 def place_into(
     field: Shaped[Tensor, "*lead h w"], patches: Shaped[Tensor, "*lead k n n"], corner_px: Float[Tensor, "*lead k 2"]
 ) -> Shaped[Tensor, "*lead h w"]:
-    """`place` on top of what the contiguous `field` holds, in place, touching the patches' pixels only."""
+    """Add to the contiguous `field`, in place, what `place` returns, changing only the pixels of the patches."""
     height, width = field.shape[-2:]
     base, fraction = _split(corner_px)
     block = shift_bilinear(patches, fraction)
@@ -77,9 +77,9 @@ def place_into(
 
 
 def extract_inside(field: Shaped[Tensor, "h w"], corner_px: Float[Tensor, "k 2"], n_px: int) -> Shaped[Tensor, "k n n"]:
-    """`extract` for patches that lie inside the field, every corner within [0, size - n_px): several times faster.
+    """Extract patches that lie inside the field, every corner in [0, size - n_px), several times faster than `extract`.
 
-    Whether they do is not looked at.
+    The corners are not checked.
     """
     block, fraction = _gather_blocks(field, corner_px, n_px)
     wy, wx = _split_weights(fraction, field)
@@ -134,7 +134,7 @@ def _interpolate(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
 
 
 def _split(corner_px: Tensor) -> tuple[Tensor, Tensor]:
-    """Whole and fractional part. Positions come in float64: a float32 at 10,000 px resolves a thousandth only."""
+    """Split into whole and fractional part. Positions are float64: float32 at 10,000 px resolves only a thousandth."""
     base = corner_px.floor()
     return base.to(torch.int64), corner_px - base
 
@@ -147,7 +147,7 @@ def _split_weights(fraction: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
 def _index_blocks(
     base: Int64[Tensor, "*lead k 2"], n_px: int, height: int, width: int
 ) -> tuple[Int64[Tensor, "*lead k n n"], Shaped[Tensor, "*lead k n n"]]:
-    """Flat indices of n_px x n_px blocks, clamped into the field, and where they were inside."""
+    """Return flat indices of n_px x n_px blocks, clamped to the field, and a mask of those inside."""
     span = torch.arange(n_px, device=base.device)
     rows, columns = base[..., 0, None] + span, base[..., 1, None] + span
     inside = ((rows >= 0) & (rows < height))[..., :, None] & ((columns >= 0) & (columns < width))[..., None, :]

@@ -173,7 +173,7 @@ def extrapolate(
 
 
 def upsample_2x(coarse: Complex[Tensor, "b s s"]) -> Complex[Tensor, "b 2*s 2*s"]:
-    """Twice as many pixels each way, bilinearly; pixel [2 y, 2 x] is [y, x], and there is none beyond the last."""
+    """Double the number of pixels on each axis, bilinearly; pixel [2 y, 2 x] is [y, x], the last ones are repeated."""
     size = coarse.shape[-1]
     there = torch.arange(2 * size, device=coarse.device, dtype=coarse.real.dtype)[:, None] / 2
     here = torch.arange(size, device=coarse.device, dtype=coarse.real.dtype)

@@ -12,7 +12,7 @@ __all__ = ["scale_probe_power", "smoothing_envelope", "soft_disc"]
 
 
 def soft_disc(n_px: int, diameter_px: float, edge_px: float) -> Float[Tensor, "n n"]:
-    """1 inside a disc about pixel [N//2, N//2], 0 outside, and half a cosine wave over `edge_px` pixels of radius.
+    """Make a disc about pixel [N//2, N//2]: 1 inside, 0 outside, with a cosine edge over `edge_px` pixels of radius.
 
     The value is 1/2 at the radius diameter_px / 2.
     """

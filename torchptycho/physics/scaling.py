@@ -67,18 +67,18 @@ class Scaling:
 
 
 def counts_per_squared_amplitude(photons_per_frame: Number, input_scale: Number, n_px: int) -> Number:
-    """(s a)^2, for one scan or for a tensor of several."""
+    """Compute (s a)^2, for one scan or for a tensor of several."""
     return photons_per_frame * (input_scale / (n_px / 2)) ** 2
 
 
 def measure_scaling(mean_intensity: float, n_px: int, domain: Domain, nphotons: float | None = None) -> Scaling:
-    """Scaling of a scan from the mean over its training frames of the summed intensity, in float64.
+    """Compute the scaling of a scan from the summed intensity of its mean training frame, in float64.
 
     a = sqrt((N/2)^2 / mean_frames(sum_pixels A^2)).
 
     Arguments:
         mean_intensity: mean of the sum over good pixels of A^2 (of the counts, for counts).
-        nphotons: photons that a mean frame of amplitudes stands for; counts say it themselves.
+        nphotons: photons of a mean frame, for amplitudes; not used for counts.
     """
     if not 0 < mean_intensity < math.inf:
         raise ValueError(f"mean_intensity: expected a positive number; found {mean_intensity}")
@@ -96,7 +96,7 @@ def to_intensity(frames: Shaped[Tensor, "*shape"], domain: Domain) -> Float[Tens
 
 
 def sum_frames(frames: Shaped[np.ndarray, "k n n"], domain: Domain) -> Float64[np.ndarray, " k"]:
-    """Intensity of each frame in file units, summed in float64 without a float64 copy of the frames."""
+    """Sum the intensity of each frame in file units, in float64 without a float64 copy of the frames."""
     if domain == "counts":
         # Integers add up twice as fast, and exactly, as long as no sum can overflow.
         small = frames.dtype.kind == "u" and int(np.iinfo(frames.dtype).max) * frames.shape[1] ** 2 < 2**32
@@ -107,9 +107,9 @@ def sum_frames(frames: Shaped[np.ndarray, "k n n"], domain: Domain) -> Float64[n
 def compute_gauge_factor(
     probe: Complex[Tensor, "p n n"], photons_per_frame: float, mask: Bool[Tensor, "n n"] | None = None
 ) -> float:
-    """Factor f that brings a probe of unknown power into the counts gauge.
+    """Compute the factor f that scales a probe of unknown power to the counts gauge.
 
-    Through a transparent object f P gives the good pixels the photons that they counted:
+    With a transparent object, f P predicts the photons that the good pixels measured:
     sum_good sum_m |F(f P_m)|^2 = photons per frame. When all pixels are good this is sum |f P|^2, by Parseval.
 
     Arguments:
@@ -117,8 +117,7 @@ def compute_gauge_factor(
         mask: True where the detector pixel can be trusted; None for everywhere.
 
     Raises:
-        ValueError: hardly any of the probe's light (a part below 1e-6) reaches a good pixel, so that they cannot tell
-            its power.
+        ValueError: less than 1e-6 of the probe's power reaches the good pixels, which therefore do not determine it.
     """
     wide = probe.to(torch.complex128)
     power = float(wide.abs().square().sum())

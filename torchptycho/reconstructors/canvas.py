@@ -251,7 +251,7 @@ class Canvas:
 
 
 def compute_extent(positions_px: Float64[Tensor, "m 2"], n_px: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """First object pixel under any of the patches, and the one after the last, a spare one included."""
+    """Return the first object pixel under any patch, and the end of the range, one spare pixel included."""
     # Rounded down before anything is subtracted: -1e-20 - 32 is -32, and the canvas would begin too late.
     low = positions_px.amin(0).floor() - n_px // 2
     high = positions_px.amax(0).floor() - n_px // 2 + n_px + 1

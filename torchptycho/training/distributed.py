@@ -77,10 +77,10 @@ class RankCoordinator:
         return cls(rank=rank, size=size, channel=PrefixStore(f"torchptycho/{attempt}", channel))
 
     def rank_zero_first(self, work: Callable[[bool], T]) -> T:
-        """`work(True)` in the first process, and when it has ended well `work(False)` in the others.
+        """Call `work(True)` in the first process, and after it has succeeded `work(False)` in the others.
 
         Raises:
-            StoreError: in the others, what went wrong in the first; there the error itself is raised.
+            StoreError: in the others, with the error of the first; the first raises the error itself.
         """
         channel = self.channel
         if channel is None:

@@ -48,7 +48,7 @@ def check_devices(accelerator: str, devices: int, nodes: int = 1) -> ClusterEnvi
 
 @contextlib.contextmanager
 def restore_keyboard_interrupt() -> Iterator[None]:
-    """Lightning answers Ctrl+C with sys.exit and leaves the signal ignored; the caller gets its KeyboardInterrupt."""
+    """Raise KeyboardInterrupt on Ctrl+C, for which Lightning calls sys.exit and leaves the signal ignored."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield

@@ -22,7 +22,7 @@ class EpochPlan(NamedTuple):
 
 
 def plan_epochs(config: TrainConfig, batches_per_epoch: int) -> EpochPlan:
-    """Whole epochs, validations about every 100 steps, the last one at the end."""
+    """Plan whole epochs with validations about every 100 steps, the last one at the end."""
     if config.epochs:
         steps, epochs = math.ceil(batches_per_epoch / config.accumulate), config.epochs
         wanted = max(1, round(VALIDATE_EVERY_STEPS / steps))

@@ -29,7 +29,7 @@ __all__ = [
 
 
 def to_json(values: dict[str, Any]) -> str:
-    """Plain data as JSON; not-a-number and infinity, which JSON does not know, as null."""
+    """Convert plain data to JSON; NaN and infinity, which JSON does not have, become null."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):

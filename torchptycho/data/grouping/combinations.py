@@ -42,7 +42,7 @@ def choose_neighbours(near: Neighbours, n: int, rng: np.random.Generator) -> np.
 def draw_oversampled(
     near: Neighbours, n_groups: int, n: int, sequential: bool, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Several combinations for each seed: row of the seed [G], columns of its neighbours [G, n]."""
+    """Draw several combinations for each seed: row of the seed [G], columns of its neighbours [G, n]."""
     available = _count_combinations(near, n, n_groups)
     passes, rest = divmod(n_groups, int(available.sum()))
     quota = _distribute_groups(available, rest, sequential, rng)
@@ -62,7 +62,7 @@ def draw_oversampled(
 
 
 def _count_combinations(near: Neighbours, n: int, at_most: int) -> np.ndarray:
-    """Different choices of n neighbours for each seed, [S], no more than `at_most`."""
+    """Count the different choices of n neighbours for each seed, [S], up to `at_most`."""
     k = near.index.shape[1]
     binomial = np.array([[math.comb(a, b) for b in range(n + 1)] for a in range(k + 1)], dtype=np.float64)
     if near.quadrant is None:
@@ -96,10 +96,10 @@ def _distribute_groups(available: np.ndarray, wanted: int, sequential: bool, rng
 def _draw_distinct(
     near: Neighbours, quota: np.ndarray, available: np.ndarray, n: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`quota` different combinations for each seed; needs quota <= available."""
+    """Draw `quota` different combinations for each seed; needs quota <= available."""
     n_allowed = near.allowed.sum(axis=1)
     total = np.array([math.comb(a, n) for a in range(near.index.shape[1] + 1)], dtype=np.float64)[n_allowed]
-    # Drawing again is quick while few combinations are taken; near exhaustion they are enumerated instead.
+    # Rejection is fast while few combinations are used; near exhaustion they are enumerated instead.
     enumerated = (4 * quota > available) & (total <= _MAX_ENUMERATED)
     drawn = np.flatnonzero(~enumerated)
     parts = [_draw_by_rejection(near, drawn, quota[drawn], n, rng)]
@@ -130,8 +130,7 @@ def _draw_by_rejection(
 def _draw_by_enumeration(
     near: Neighbours, rows: np.ndarray, quota: np.ndarray, table: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw as `_redraw` does, for seeds that all have the number of allowed neighbours that `table` [T, n] is written
-    for."""
+    """Draw as `_draw_by_rejection` does, for seeds that all have the number of allowed neighbours of `table` [T, n]."""
     columns = np.argsort(~near.allowed, axis=1, kind="stable")
     keys = rng.random((len(rows), len(table)), dtype=np.float32)
     if near.quadrant is not None:

@@ -35,14 +35,14 @@ class Neighbours:
         return np.stack([(self.allowed & (self.quadrant == q)).sum(axis=1) for q in range(4)], axis=1)
 
     def count_usable(self) -> np.ndarray:
-        """Most neighbours that one group can take, [S]."""
+        """Count the neighbours that one group can use at most, [S]."""
         if self.quadrant is None:
             return np.asarray(self.allowed.sum(axis=1))
         return np.asarray(np.minimum(self.count_per_quadrant(), self.max_per_quadrant).sum(axis=1))
 
 
 def neighbor_count(config: GroupConfig) -> int:
-    """K: as configured, else 7, or C + 3 when that is more, so that any gridsize has neighbours to choose from."""
+    """Return K: as configured, else 7, or C + 3 if larger, so that any gridsize has neighbours to choose from."""
     if config.neighbor_count is not None:
         return config.neighbor_count
     return max(_DEFAULT_NEIGHBOURS, config.gridsize**2 + _EXTRA_NEIGHBOURS)

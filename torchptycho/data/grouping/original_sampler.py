@@ -52,7 +52,7 @@ def draw_original_groups(positions_px: np.ndarray, config: GroupConfig) -> np.nd
 def _draw_from_combinations(
     positions_px: np.ndarray, wanted: int, config: GroupConfig, rng: np.random.RandomState
 ) -> np.ndarray:
-    """More groups than frames, drawn from all the combinations of the neighbours of as many seeds as are needed."""
+    """Draw more groups than frames, from all combinations of the neighbours of as many seeds as necessary."""
     m, size, k = len(positions_px), config.gridsize**2, neighbor_count(config)
     per_seed = math.comb(k, size)
     listed = min(2 * wanted, m * per_seed)
@@ -73,7 +73,7 @@ def _draw_seeds(rng: np.random.RandomState, m: int, wanted: int, sequential: boo
 
 
 def _find_nearest(positions_px: np.ndarray, config: GroupConfig) -> np.ndarray:
-    """K nearest frames of each frame, [M, K]; the first one found is left out, be it the frame itself or not."""
+    """Find the K nearest frames of each frame, [M, K], without the first hit, even if that is not the frame itself."""
     _, index = cKDTree(positions_px[:, ::-1]).query(positions_px[:, ::-1], k=neighbor_count(config) + 1)
     return np.asarray(index[:, 1:])
 

@@ -15,9 +15,9 @@ __all__ = ["partition"]
 def partition(
     positions_px: Float64[np.ndarray, "m 2"], gridsize: int, scan_id: Int64[np.ndarray, " m"] | None = None
 ) -> tuple[Groups, Bool[np.ndarray, "g c"]]:
-    """Disjoint groups of nearby frames that cover every frame, for prediction.
+    """Divide the frames into groups of nearby frames, each frame in one group, for prediction.
 
-    Each scan is halved again and again along its longer side. A last group that lacks frames borrows the nearest ones.
+    Each scan is bisected repeatedly along its longer side. A last, incomplete group borrows the nearest frames.
 
     Arguments:
         positions_px: [M, 2] (y, x) in object pixels.

@@ -68,7 +68,7 @@ def make_object(config: SimulateConfig, rng: np.random.Generator) -> Complex64[n
 
 
 def draw_dead_leaves(size_px: int, rng: np.random.Generator) -> Maps:
-    """Opaque discs of random greys that cover one another: edges and areas at all scales, as in natural images.
+    """Draw overlapping opaque discs of random greys, with edges and areas at all scales, as in natural images.
 
     Radii follow a power law p(r) ~ r^-3 from 2 px to an eighth of the edge; there are enough discs to cover six times.
     Reference: Lee, Mumford, Huang, Int. J. Comput. Vision 41, 35 (2001).
@@ -91,7 +91,7 @@ def draw_dead_leaves(size_px: int, rng: np.random.Generator) -> Maps:
 
 
 def draw_lines(size_px: int, rng: np.random.Generator) -> Maps:
-    """Straight wires, 1 to 10 px wide, in all directions, one per 5 px of edge; where they cross, thicknesses add."""
+    """Draw straight wires, 1 to 10 px wide, in all directions, one per 5 px of edge; thicknesses add at crossings."""
     y, x = np.meshgrid(*[np.arange(size_px) - size_px / 2] * 2, indexing="ij")
     thickness, absorption = np.zeros((size_px, size_px)), np.zeros((size_px, size_px))
     for _ in range(math.ceil(size_px / 5)):
@@ -115,7 +115,7 @@ def draw_gaussian_field(size_px: int, rng: np.random.Generator) -> Maps:
 
 
 def draw_siemens_star(size_px: int, rng: np.random.Generator) -> Maps:
-    """36 spokes around the centre, broken by rings, turned by a random angle; what is metal delays and absorbs.
+    """Draw 36 metal spokes around the centre, broken by rings, rotated by a random angle.
 
     Edges are anti-aliased analytically: a pixel's value is its signed distance to the edge, cut to one pixel, so that
     the spokes run into grey where they get finer than the pixels.
@@ -159,12 +159,12 @@ def _load_photograph(name: str, size_px: int, rng: np.random.Generator) -> Map:
 
 
 def _mix(thickness: np.ndarray | float, other: np.ndarray | float) -> np.ndarray:
-    """Absorption that follows the thickness by half: materials differ."""
+    """Mix the absorption, half of it following the thickness: materials differ."""
     return np.asarray(0.5 * thickness + 0.5 * other)
 
 
 def _cover_pixel(distance_px: np.ndarray) -> np.ndarray:
-    """Coverage of a pixel whose centre lies this far inside an edge."""
+    """Compute the coverage of a pixel whose centre lies this far inside an edge."""
     return np.clip(distance_px + 0.5, 0, 1)
 
 
@@ -175,7 +175,7 @@ def _stretch(values: np.ndarray) -> Map:
 
 
 def _blur_and_stretch(values: np.ndarray) -> Map:
-    """Band-limit, then stretch: after the blur, so that the asked-for range is the range that comes out."""
+    """Band-limit, then stretch, so that the result has the requested range."""
     return _stretch(ndimage.gaussian_filter(values, BLUR_SIGMA_PX, mode="reflect"))
 
 

@@ -67,9 +67,9 @@ def make_raster(count: int, span_px: np.ndarray, jitter_px: float, rng: np.rando
 
 
 def make_fermat_spiral(count: int, span_px: np.ndarray, rng: np.random.Generator) -> Positions:
-    """`count` points of Vogel's spiral r = c sqrt(n), golden angle apart, that fill the rectangle (0, 0) ... `span_px`.
+    """Place `count` points on Vogel's spiral r = c sqrt(n), golden angle apart, in the rectangle (0, 0) ... `span_px`.
 
-    The spiral begins in the middle at a random angle; c is the largest for which `count` of its points fall inside.
+    The spiral starts at the centre at a random angle; c is the largest for which `count` of its points lie inside.
     Reference: Vogel, Math. Biosci. 44, 179 (1979).
     """
     height, width = np.maximum(span_px, 1.0)
@@ -85,7 +85,7 @@ def make_fermat_spiral(count: int, span_px: np.ndarray, rng: np.random.Generator
 
 
 def make_random(count: int, span_px: np.ndarray, rng: np.random.Generator) -> Positions:
-    """`count` independent points, evenly distributed over (0, 0) ... `span_px`."""
+    """Draw `count` independent points, uniformly distributed over (0, 0) ... `span_px`."""
     return np.asarray(rng.random((count, 2)) * span_px)
 
 

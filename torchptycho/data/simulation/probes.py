@@ -59,7 +59,7 @@ def make_probe(config: SimulateConfig) -> Complex64[np.ndarray, "p n n"]:
 
 
 def disk(radius_px: np.ndarray, diameter_px: float) -> np.ndarray:
-    """Flat disc with a soft edge (raised cosine, a fifth of the diameter wide, at least 2 px), half way at its rim."""
+    """Make a flat disc, 1/2 at its radius, with a raised-cosine edge a fifth of the diameter wide, at least 2 px."""
     edge_px = max(0.2 * diameter_px, 2.0)
     return _raised_cosine((radius_px - diameter_px / 2) / edge_px + 0.5)
 
@@ -70,7 +70,7 @@ def gaussian(radius_px: np.ndarray, diameter_px: float) -> np.ndarray:
 
 
 def zone_plate(radius_px: np.ndarray, diameter_px: float, defocus_waves: float) -> np.ndarray:
-    """Field of an annular lens out of its focus: rings within a curved phase.
+    """Compute the field of a defocused annular lens: rings with a curved phase.
 
     P(r) = integral of T(u) exp(2 pi i w u^2) J0(2 pi q r u) u du over the pupil 0 <= u <= 1, with w waves of defocus
     at the rim; T is 0 behind the central stop (u < 0.3), 1 beyond, with soft edges. The pupil's radius q (cycles
@@ -108,14 +108,14 @@ def scale_to_photons(probe: np.ndarray, photons_per_frame: float) -> Complex64[n
 
 
 def border_fraction(probe: np.ndarray, width: float = 0.1) -> float:
-    """Part of a probe's power in the outermost rows and columns, `width` times N deep on each side."""
+    """Compute the fraction of a probe's power in the outermost rows and columns, `width` times N on each side."""
     power = np.sum(np.abs(probe.astype(np.complex128)) ** 2, axis=0)
     edge = max(1, round(width * power.shape[0]))
     return 1 - float(power[edge:-edge, edge:-edge].sum() / power.sum())
 
 
 def _pupil_transform(rho: np.ndarray, defocus_waves: float) -> np.ndarray:
-    """Fourier-Bessel transform of the pupil at rho = 2 pi q r."""
+    """Compute the Fourier-Bessel transform of the pupil at rho = 2 pi q r."""
     # The integrand turns by less than half a radian from sample to sample.
     u = np.linspace(0, 1, 513 + int(2 * float(rho.max())) + int(80 * abs(defocus_waves)))
     pupil = _raised_cosine((u - 1) / _SOFT_RIM + 1) * (1 - _raised_cosine((u - _CENTRAL_STOP) / _SOFT_RIM + 0.5))

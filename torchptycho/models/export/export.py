@@ -1,14 +1,14 @@
-"""A trained network as one file that runs without it: ONNX, or machine code by AOTInductor.
+"""Export of a trained network as one file: ONNX, or machine code by AOTInductor.
 
-What is exported maps what a batch holds to object patches, normalisation included:
+The exported graph maps the content of a batch to object patches, normalisation included:
 
     frames     float32 [B, C, N, N]     counts or amplitudes, as they were recorded; B is free
     offset_px  float32 [B, C, 2]        (y, x) of each frame from its group's centre
-    input_scale, mask                   of the training scan; in ONNX they may be left out
+    input_scale, mask                   of the training scan; optional in ONNX
     patches    float32 [B, C, N, N, 2]  real and imaginary part
 
-Complex numbers become pairs of real ones (`real_graph`) and transforms products with matrices: ONNX has neither complex
-arithmetic nor, in its runtimes, a fast transform.
+Complex numbers become pairs of real ones (`RealArithmetic`) and Fourier transforms products with matrices: ONNX has no
+complex arithmetic, and its runtimes no fast Fourier transform.
 """
 
 from __future__ import annotations

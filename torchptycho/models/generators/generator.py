@@ -71,7 +71,7 @@ class Generator(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def forward(self, group: GroupInput) -> Complex[Tensor, "b c n n"]:
-        """Complex object patches, complex64 also under autocast."""
+        """Return the complex object patches, complex64 also under autocast."""
 
     def freeze_encoder(self) -> None:
         """Leave the parts before the decoder, those named in `encoder_parts`, out of training.

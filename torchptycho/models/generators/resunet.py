@@ -21,11 +21,11 @@ _GRID = 32
 def estimate_object(
     amplitude: Float[Tensor, "b c n n"], probe: Complex[Tensor, "probe_b p n n"], regularisation: float = 0.1
 ) -> Complex[Tensor, "b c n n"]:
-    """O - 1 after one amplitude projection of the transparent object O = 1.
+    """Estimate O - 1 by one amplitude projection of the transparent object O = 1.
 
-    The far field of the probe gets the measured amplitudes, is propagated back, and the change is divided by the
-    probe: sum_m conj(P_m) (psi_m' - P_m) / (sum_m |P_m|^2 + regularisation * its maximum). It needs no training, knows
-    the probe, and already shows edges where they are.
+    The far field of the probe gets the measured amplitudes and is propagated back, and the change is divided by the
+    probe: sum_m conj(P_m) (psi_m' - P_m) / (sum_m |P_m|^2 + regularisation * its maximum). Without training, it already
+    shows the edges of the object at their positions.
     Reference: Maiden and Rodenburg, Ultramicroscopy 109, 1256 (2009), eqs. 2 to 5, of which it is the first step.
     """
     probe = probe[:, None]

@@ -67,7 +67,7 @@ class UNetGenerator(Generator):
         return self.fold * int(2 ** len(self.down))
 
     def apply_unet(self, planes: Tensor) -> Tensor:
-        """[B, outputs, H, W] in float32 from [B, inputs, H, W]."""
+        """Apply the U-Net to [B, inputs, H, W]; return [B, outputs, H, W] in float32."""
         x = self.stem(functional.pixel_unshuffle(planes, self.fold))
         fine = []
         for encode, down in zip(self.encoder, self.down, strict=False):

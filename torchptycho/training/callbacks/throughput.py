@@ -16,7 +16,7 @@ __all__ = ["ThroughputMonitor", "peak_memory_GB"]
 
 
 def peak_memory_GB(device: torch.device) -> float:
-    """Most memory held so far: of a GPU by tensors, of the CPU by the process, mapped files included."""
+    """Return the peak memory so far: of a GPU by tensors, of the CPU by the process, mapped files included."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     try:

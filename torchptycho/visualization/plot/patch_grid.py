@@ -21,7 +21,7 @@ def plot_patches(
     weight: Float[np.ndarray, "n n"],
     truth: Complex[np.ndarray, "k n n"] | None = None,
 ) -> Path:
-    """Amplitude above phase, one column for each patch; with a truth, that below them.
+    """Plot amplitude above phase, one column for each patch, and the ground truth below them if it is given.
 
     Arguments:
         weight: illumination of each pixel; those with less than a thousandth of the maximum are left blank.

@@ -52,7 +52,7 @@ def phase_to_rgb(phase_rad: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*
 
 
 def complex_to_rgb(image: Complex[np.ndarray, "h w"], top: float | None = None) -> UInt8[np.ndarray, "h w 3"]:
-    """Hue by phase, brightness by amplitude: black is 0, `top` (by default the largest) the full colour."""
+    """Convert to RGB: hue by phase, brightness by amplitude; 0 is black, `top` (default: maximum) the full colour."""
     amplitude = np.abs(image)
     top = float(amplitude.max(initial=0)) if top is None else top
     bright = np.clip(amplitude / (top or 1.0), 0, 1)
@@ -61,7 +61,7 @@ def complex_to_rgb(image: Complex[np.ndarray, "h w"], top: float | None = None) 
 
 
 def make_wheel_rgba(n_px: int = 96) -> UInt8[np.ndarray, "n n 4"]:
-    """Make the key to `complex_rgb`: a disc whose centre is 0 and whose rim is the largest amplitude; phase 0 to the
+    """Make the key to `complex_to_rgb`: a disc whose centre is 0 and whose rim is the largest amplitude; phase 0 to the
     right, growing counterclockwise. Transparent outside."""
     y, x = (np.indices((n_px, n_px)) - (n_px - 1) / 2) / (n_px / 2)
     disc = x - 1j * y

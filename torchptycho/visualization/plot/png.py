@@ -13,14 +13,14 @@ from torchptycho.visualization.plot.panels import Limits
 __all__ = ["TRANSPARENT_INDEX", "apply_colour_map", "downsample", "list_colour_stops"]
 
 TRANSPARENT_INDEX = 0
-"""The colour, by its place in the palette of `mapped_picture`, that is to be saved as transparent."""
+"""Index in the palette of `apply_colour_map` of the transparent colour."""
 _N_COLOURS = 255
 
 
 def apply_colour_map(
     values: Float[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"], colour_map: str, limits: Limits
 ) -> Image.Image:
-    """Real values through a colour map, as a picture in a palette; pixels outside the mask have `TRANSPARENT`."""
+    """Apply a colour map to real values; return a palette image in which pixels outside the mask are transparent."""
     low, high = limits
     part = np.clip((np.where(mask, values, low) - low) / max(high - low, 1e-300), 0, 1)
     index = np.where(mask, 1 + np.rint(part * (_N_COLOURS - 1)), TRANSPARENT_INDEX).astype(np.uint8)
@@ -31,7 +31,7 @@ def apply_colour_map(
 
 
 def list_colour_stops(colour_map: str) -> list[str]:
-    """Evenly spaced colours of a map, as CSS writes them, for a bar next to the image."""
+    """List evenly spaced colours of a map in CSS notation, for a colour bar next to the image."""
     return [to_hex(colour) for colour in colormaps[colour_map](np.linspace(0, 1, 17))]
 
 

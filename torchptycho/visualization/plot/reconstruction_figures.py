@@ -30,10 +30,10 @@ def plot_reconstruction(
     metrics: Metrics | None = None,
     title: str | None = None,
 ) -> Path:
-    """Amplitude, phase and coverage; with a truth, that below them, and where the phase is wrong.
+    """Plot amplitude, phase and coverage; with a ground truth also this and the phase error below them.
 
-    Without a truth the constant phase and the phase plane, which ptychography leaves free, are removed for display;
-    with one, the reconstruction is shown in its gauge, after registration.
+    Without a ground truth, the constant phase and the phase plane, which ptychography does not determine, are removed
+    for display; with one, the reconstruction is shown in its gauge, after registration.
 
     Arguments:
         truth: [H, W] object whose pixel [0, 0] lies at `truth_origin_px`.

@@ -62,7 +62,7 @@ def plot_scan(scan: Scan, path: str | Path, *, title: str | None = None, max_fra
 
 
 def draw_positions(axis: Axes, scan: Scan) -> None:
-    """Scan positions, over the truth where there is one, with the size of a frame for comparison."""
+    """Draw the scan positions, over the ground truth if there is one, with the size of a frame for comparison."""
     y, x = scan.positions_px[:, 0], scan.positions_px[:, 1]
     half = scan.n_px / 2
     if scan.truth is not None:
@@ -100,7 +100,7 @@ def to_counts(scan: Scan, frames: np.ndarray) -> np.ndarray:
 def average_counts(
     scan: Scan, max_frames: int, shown: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Frame indices, their mean pattern, their sums over good pixels, and the frame `shown`, in one pass.
+    """Return frame indices, their mean pattern, their sums over good pixels, and the frame `shown`, in one pass.
 
     One pass, because a compressed file can only be read from its beginning.
     """

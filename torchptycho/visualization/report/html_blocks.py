@@ -143,7 +143,7 @@ def make_mapped_figure(
     scale: ScaleBar | None = None,
     note: str = "",
 ) -> Figure:
-    """Real values through a colour map, with a bar whose ends are the limits, or `ends` where these say more."""
+    """Make a figure of real values with a colour bar, labelled by its limits or by `ends`."""
     low, high = ends or tuple(f"{value:.3g}".replace("-", "−") for value in limits)
     if limits == (-math.pi, math.pi):
         low, high = "−π", "π"
@@ -168,10 +168,10 @@ def make_complex_figure(
     note: str = "",
     wheel: bool = True,
 ) -> Figure:
-    """Complex values, phase as hue; all but the brightest half percent keep their brightness.
+    """Make a figure of complex values, phase as hue; the brightest half percent are clipped.
 
     Arguments:
-        wheel: show the key; of several such figures one is enough.
+        wheel: show the colour wheel as the key; one is enough for several such figures.
     """
     top = float(np.percentile(np.abs(values[mask]), 99.5)) if mask.any() else 1.0
     return Figure(

@@ -22,13 +22,13 @@ _MAX_EDGE_PX = 1200
 def encode_mapped_png(
     values: Float[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"], colour_map: str, limits: Limits
 ) -> str:
-    """Real values through a colour map, as a data URL; pixels outside the mask are transparent."""
+    """Encode real values with a colour map as a data URL; pixels outside the mask are transparent."""
     values, mask = downsample(values, mask, _MAX_EDGE_PX)
     return _to_data_url(apply_colour_map(values, mask, colour_map, limits), transparency=TRANSPARENT_INDEX)
 
 
 def encode_complex_png(values: Complex[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"], top: float) -> str:
-    """Complex values in the colours of `complex_rgb`, as a data URL; pixels outside the mask are transparent."""
+    """Encode complex values by `complex_to_rgb` as a data URL; pixels outside the mask are transparent."""
     values, mask = downsample(values, mask, _MAX_EDGE_PX)
     alpha = np.where(mask, 255, 0).astype(np.uint8)[..., None]
     return encode_png(np.concatenate([complex_to_rgb(np.where(mask, values, 0), top), alpha], axis=-1))

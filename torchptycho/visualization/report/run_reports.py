@@ -31,10 +31,10 @@ def write_network_report(
     halves: bool = False,
     device: str = "auto",
 ) -> Path:
-    """`write_report` for an image by `reconstruct`, with the probe of its module and the curves of its run.
+    """Write the report on an image by `reconstruct`, with the probe of its module and the curves of its run.
 
     Arguments:
-        module: the network; when its file lies in a run, the run's curves are shown.
+        module: the network; if its file is part of a run, the run's curves are shown.
         halves: refine two halves of the scan for their Fourier ring correlation.
     """
     which = image.provenance["config"]["reconstruct"]["training_scan"]
@@ -72,10 +72,10 @@ def write_refinement_report(
     halves: bool = False,
     device: str = "auto",
 ) -> Path:
-    """`write_report` for an image by `refine`.
+    """Write the report on an image by `refine`.
 
     Arguments:
-        config: how it was refined, and how the two halves are when their Fourier ring correlation is asked for.
+        config: of the refinement, and for the two halves if their Fourier ring correlation is requested.
     """
     return write_report(image, scan, path, halves=_correlate_halves(scan, config, device) if halves else None)
 
@@ -85,10 +85,10 @@ def _correlate_halves(scan: Scan, config: RefineConfig, device: str) -> Metrics:
 
 
 def _make_detector_model(module: PtychoNetwork, which: int, absolute: dict[str, float] | None) -> DetectorModel:
-    """Blur, scale and background of the module, for counts of a training scan's probe.
+    """Make the detector model of the module (blur, scale, background), for counts of a training scan's probe.
 
     Arguments:
-        absolute: the scale that was fitted to the whole scan, whose background stands for the module's.
+        absolute: the scale that was fitted to the whole scan, whose background replaces the module's.
     """
 
     def detect(counts: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ _HIDDEN_QUANTITIES = ("plateau", "frames_per_s", "peak_memory_GB")
 
 
 def make_image_section(image: Reconstruction) -> Section:
-    """Amplitude, phase, both in colour, coverage, and where it is known how much overlapping patches disagree."""
+    """Make the figures of amplitude, phase, both in colour, coverage, and, if known, the disagreement of patches."""
     everything = image.valid & np.isfinite(image.object)
     box = find_bounding_box(everything)
     mask, coverage = everything[box], image.coverage[box]

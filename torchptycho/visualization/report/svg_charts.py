@@ -85,10 +85,10 @@ def draw_curves_svg(
 def draw_positions_svg(
     given_px: Float64[np.ndarray, "m 2"], found_px: Float64[np.ndarray, "m 2"] | None, n_px: int
 ) -> tuple[str, float]:
-    """Scan positions (y down, as the image has it), the square of one frame, and how far each position was moved.
+    """Draw the scan positions (y down, as in the image), the square of one frame, and the correction of each position.
 
     Returns:
-        the drawing, and how many times as long as they are the corrections are drawn.
+        the drawing, and the factor by which the corrections are magnified.
     """
     low, high = given_px.min(axis=0) - n_px / 2, given_px.max(axis=0) + n_px / 2
     height, width = np.maximum(high - low, 1.0)

@@ -169,7 +169,7 @@ def measure_oracle_step(n_px: int, gridsize: int, frames: int, threads: int, rep
 
 
 def run_in_process(*arguments: object) -> dict[str, float]:
-    """Run `measure_oracle_step` in a process in which torch has started no threads; return nothing without TensorFlow."""
+    """Run `measure_oracle_step` in a process without torch threads; return nothing if TensorFlow is missing."""
     command = [sys.executable, __file__, "--oracle", *(str(argument) for argument in arguments)]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     if answer.returncode:

@@ -18,10 +18,10 @@ from torchptycho.core.reconstruction import Reconstruction
 
 __all__ = ["Comparison", "compare"]
 
-# Pixel sizes that differ by more are of different experiments.
+# Images whose pixel sizes differ by more than this factor are not comparable.
 _MAX_PIXEL_RATIO = 8.0
-# A place is believed against what the files state when it matches so much better than every other: two images of
-# different objects, and periodic ones, have many places that match about equally.
+# Images are moved from their stated positions only if the best match is better than every other by this factor: images
+# of different objects and periodic ones have many similar matches.
 _MIN_PEAK_RATIO = 2.0
 _PEAK_PX = 8
 _MAX_RELATIVE_AMPLITUDE = 1.5
@@ -206,9 +206,10 @@ def _place_on_reference(image: Reconstruction, reference: Reconstruction) -> tup
     match = np.zeros(size)
     for a, b in zip(*fields, strict=True):
         spectrum = scipy.fft.fft2(a, size) * scipy.fft.fft2(b, size).conj()
-        # Squared moduli: a phase plane between the two turns the whole sum, and the two slopes by different angles.
+        # Squared moduli of the sums of each axis: a phase plane between the images multiplies each sum by its own phase
+        # factor.
         match += np.abs(scipy.fft.ifft2(spectrum)) ** 2
-    # match[d] is for image pixel [0, 0] on reference pixel d.
+    # match[d] is the match with image pixel [0, 0] at reference pixel d.
     stated = np.array(image.origin_px) - np.array(reference.origin_px)
     peak = np.unravel_index(int(match.argmax()), match.shape)
     best = np.array([p if p < n else p - k for p, n, k in zip(peak, reference.object.shape, size, strict=True)])
@@ -228,12 +229,12 @@ def _multiply_neighbours(image: Reconstruction) -> list[np.ndarray]:
     values = np.where(mask, image.object, 0).astype(np.complex128)
     size = np.abs(values)
     usual = float(np.median(size[mask])) if mask.any() else 1.0
-    # What runs away where no frame reached, and is called valid all the same, must not outweigh the rest.
+    # Diverged pixels outside the scanned area, if they are marked valid, must not dominate.
     values *= np.minimum(1, _MAX_RELATIVE_AMPLITUDE * usual / np.maximum(size, 1e-30)) / max(usual, 1e-30)
     out = []
     for axis in (0, 1):
         moved, known = np.roll(values, -1, axis), mask & np.roll(mask, -1, axis)
-        # The last has no neighbour; `roll` took the first of the other side.
+        # The last pixel has no neighbour: `roll` is periodic.
         np.moveaxis(known, axis, 0)[-1] = False
         product = values * moved.conj()
         out.append(np.where(known, product - (product[known].mean() if known.any() else 0), 0))

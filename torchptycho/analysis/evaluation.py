@@ -260,7 +260,7 @@ def measure(pair: AlignedPair, object_pixel_m: float | None = None) -> Metrics:
             f"too little to compare: the largest square of covered pixels is {edge} px, {MIN_SQUARE_PX} px are needed. "
             "Lower min_coverage, widen the region, or scan a larger field."
         )
-    # Phases around the truth's mean: a truth that lies at +-pi would otherwise jump there.
+    # Phases are taken relative to the mean of the truth, so that a truth near +-pi does not wrap.
     truth_phase = np.angle(pair.truth * np.exp(-1j * np.angle(pair.truth[mask].sum())))
     phase_error = m.wrap_rad(np.angle(pair.object * pair.truth.conj()))
     phase = truth_phase + phase_error

@@ -111,7 +111,8 @@ def inspect_scan(scan: Scan) -> ScanSummary:
     median_total = float(np.median(totals))
     dim = np.flatnonzero(totals < _DIM_RATIO * median_total)
     bright = np.flatnonzero(totals > _BRIGHT_RATIO * median_total)
-    # Without a known dose the numbers stand for themselves; normalised frames then hide bad pixels, never invent them.
+    # If the dose is unknown, frame values are used as counts; normalised frames may hide bad pixels but cannot cause
+    # false ones.
     dead = _list_pixels(find_dead_pixels(summed * (dose or 1.0), scan.mask))
     hot = _list_pixels(find_hot_pixels(summed * (dose or 1.0), scan.mask))
     step_px, n_duplicates = _measure_steps(scan)
@@ -177,7 +178,7 @@ def estimate_probe_diameter_px(probe: Complex64[np.ndarray, "p n n"]) -> float:
     radius = np.hypot(rows - y, columns - x).ravel()
     order = np.argsort(radius)
     held = np.cumsum(intensity.ravel()[order]) / intensity.sum()
-    # A probe of one pixel has radius 0, but it is as wide as its pixel.
+    # A probe of one pixel has radius 0 but the width of the pixel.
     return max(1.0, 2 * float(radius[order][np.searchsorted(held, 0.9)]))
 
 

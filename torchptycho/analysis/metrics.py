@@ -57,7 +57,7 @@ def complex_nrmse(image: Complex[np.ndarray, " n"], truth: Complex[np.ndarray, "
     power = float(np.vdot(image, image).real)
     if norm == 0 or power == 0:
         return 0.0 if norm == power else 1.0
-    # The residual itself, not one minus the overlap: that would lose half the digits of a small error.
+    # Computed from the residual: one minus the overlap would lose half the digits of a small error.
     return float(np.linalg.norm(truth - np.vdot(image, truth) / power * image) / norm)
 
 
@@ -83,7 +83,7 @@ def masked_ssim(
     rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     data_range = float(np.ptp(truth[mask])) or 1.0
-    # Pixels outside never enter a whole window; zero keeps what may stand there out of the arithmetic.
+    # Pixels outside the mask are in no complete window; they are set to zero so that NaN there cannot spread.
     inside = [np.where(mask, array, 0).astype(np.float64)[box] for array in (image, truth)]
     _, full = structural_similarity(*inside, win_size=SSIM_WINDOW_PX, data_range=data_range, full=True)  # type: ignore[no-untyped-call]
     return float(full[whole[box]].mean())
@@ -114,7 +114,7 @@ def fourier_ring_correlation(
         raise ValueError(f"fourier_ring_correlation: expected two images of one shape; found {a.shape}, {b.shape}.")
     from scipy.signal.windows import tukey
 
-    # Sampled between the pixels, so that no pixel is weighted with zero.
+    # The window is sampled between the pixels, so that no pixel has weight zero.
     window = np.outer(*(tukey(n + 2, taper)[1:-1] if taper else np.ones(n) for n in a.shape))
     spectra = []
     for image in (a, b):
@@ -131,7 +131,7 @@ def fourier_ring_correlation(
 
     cross = over_rings((spectra[0] * spectra[1].conj()).real)
     powers = [over_rings(np.abs(spectrum) ** 2) for spectrum in spectra]
-    # An image without contrast leaves rounding errors of its mean; they are no signal.
+    # After subtraction of the mean, an image without contrast consists of rounding errors, which are no signal.
     floors = [1e-24 * window.size * np.sum(np.abs(window * np.asarray(image)) ** 2) for image in (a, b)]
     signal = (powers[0] > floors[0]) & (powers[1] > floors[1])
     curve = np.where(signal, cross / np.sqrt(np.where(signal, powers[0] * powers[1], 1)), 0.0)

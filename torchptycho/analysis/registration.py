@@ -89,8 +89,8 @@ def align(
     """
     truth = np.asarray(truth, dtype=np.complex128)
     known = mask if known is None else known | mask
-    # Continued over what is not known: a step at its rim would ring in a Fourier shift. The plane is removed where a
-    # value was measured, not where it was copied to.
+    # Unknown pixels are filled from the nearest known ones, because a step at their edge would ring in a Fourier shift.
+    # The phase plane is removed at the source position of each value.
     y, x = scipy.ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
     original = np.asarray(reconstruction, dtype=np.complex128)[y, x]
 

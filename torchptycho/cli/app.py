@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"torchptycho: {format_error(error)}\n")
         return 1
     except (MemoryError, RuntimeError) as error:
-        # torch's own is not imported for this alone.
+        # torch.OutOfMemoryError is recognised by name, to avoid the import.
         if debug or not (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"):
             raise
         sys.stderr.write("torchptycho: there is not enough memory for this; try smaller batches, or fewer devices.\n")
@@ -94,7 +94,7 @@ def _print_completion(rest: Sequence[str]) -> int:
         sys.stderr.write(f"torchptycho: --completion: expected one of {', '.join(_SHELLS)}; found {' '.join(rest)}.\n")
         return 1
     script = io.StringIO()
-    # "-" is standard output; it leaves by SystemExit.
+    # "-" is standard output; tyro then raises SystemExit.
     with contextlib.redirect_stdout(script), contextlib.suppress(SystemExit):
         tyro.extras.subcommand_cli_from_dict(
             dict(COMMANDS),
@@ -143,11 +143,11 @@ def _insert_file_names(arguments: Sequence[str], optional: dict[str, str]) -> li
 
 def _apply_config(kind: type[Command], config: RunConfig) -> Command:
     """Build the command with the sections of a configuration file; its other fields keep their defaults."""
-    # Not by the initialiser, whose types have no room for tyro's placeholder.
+    # Set after construction, because the field types do not allow tyro's placeholder.
     command = object.__new__(kind)
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]
         value: Any = tyro.MISSING
-        # Not `watch --model`, which is a file and only has the name of a section.
+        # Except `watch --model`, which is a file and only has the name of a section.
         section = field.default_factory is not dataclasses.MISSING
         if section and hasattr(config, field.name):
             value = getattr(config, field.name)

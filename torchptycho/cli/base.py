@@ -38,7 +38,7 @@ class Command:
 
     @property
     def console(self) -> Console:
-        # Without markup: [3, 4] is a pixel and torchptycho[wandb] a package, not a style.
+        # Markup is disabled: [3, 4] is a pixel and torchptycho[wandb] a package, not a style.
         return Console(highlight=False, soft_wrap=True, markup=False)
 
     def print_result(self, values: dict[str, Any], *lines: RenderableType, json: bool) -> None:

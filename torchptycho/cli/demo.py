@@ -72,7 +72,7 @@ def run_demo(out: Path, simulation: SimulateConfig, *, steps: int, console: Cons
         from torchptycho.visualization.report import write_report
     with timed.step("simulate"):
         simulated = simulate(simulation)
-        # Not before: what cannot be simulated leaves an earlier demo as it was.
+        # Only now: if the simulation fails, an earlier demo stays unchanged.
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
         (out / _MARKER_FILE).write_text("{}", encoding="utf-8")

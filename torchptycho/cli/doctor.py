@@ -120,7 +120,7 @@ def _measure_memory_GB() -> tuple[float | None, float | None]:
     except (ValueError, OSError, AttributeError):
         return None, None
     try:
-        # Counts the cache that the system would give up, which SC_AVPHYS_PAGES does not.
+        # Includes the cache that the system would release, unlike SC_AVPHYS_PAGES.
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
                 return total, int(line.split()[1]) * 1024 / 1e9

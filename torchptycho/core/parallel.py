@@ -15,7 +15,7 @@ __all__ = ["ordered_map"]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Threads beyond this would wait for Python's lock.
+# More threads would only wait for Python's global lock.
 _MAX_THREADS = 8
 
 
@@ -54,7 +54,7 @@ def _map_in_threads(run: Callable[[Item], Result], pieces: Sequence[Item]) -> Ge
         with torch.inference_mode(inference), torch.set_grad_enabled(grad):
             return run(piece)
 
-    # It holds for this thread, which would disturb the others, and for threads to come.
+    # The setting applies to this thread and to threads created later.
     torch.set_num_threads(each)
     pool = ThreadPoolExecutor(at_once)
     try:

@@ -109,7 +109,7 @@ def refuse_differences(path: Path, was: Mapping[str, str], now: Mapping[str, str
     Raises:
         StoreError: naming every part that differs, and both values where they are short.
     """
-    # A scan that one of them does not have at all is reported once, not by each of its parts.
+    # A scan that only one of them has is reported once, not for each of its fields.
     gone, come = (
         sorted(_collect_scan_names(was) - _collect_scan_names(now)),
         sorted(_collect_scan_names(now) - _collect_scan_names(was)),
@@ -152,7 +152,7 @@ def _read_request(path: Path) -> tuple[StoreRequest, list[SourceFile]] | None:
         request = StoreRequest(**{**record["request"], "paths": tuple(record["request"]["paths"])})
         return request, [SourceFile(**file) for file in record["files"]]
     except (OSError, ValueError, KeyError, TypeError):
-        # Not there, or not ours: the manifest has the last word.
+        # Missing or of another program: the fingerprint in the manifest decides.
         return None
 
 

@@ -13,7 +13,7 @@ from torchptycho.data.batch import GroupBatch
 
 __all__ = ["ThreadedLoader"]
 
-# Batches that wait for each thread, so that none of them waits for the training.
+# Number of prefetched batches per thread, so that no thread waits for training.
 _QUEUED_PER_THREAD = 2
 
 
@@ -39,7 +39,7 @@ class ThreadedLoader(DataLoader[GroupBatch]):
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="torchptycho-batches")
         pending: deque[Future[GroupBatch]] = deque()
         try:
-            # Without a batch size the sampler itself gives whole batches.
+            # No batch size, because the sampler yields whole batches.
             for indices in self.sampler if self.batch_sampler is None else self.batch_sampler:
                 pending.append(pool.submit(gather, indices))
                 if len(pending) > _QUEUED_PER_THREAD * self.threads:

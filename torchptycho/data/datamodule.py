@@ -66,7 +66,7 @@ class PtychoDataModule(L.LightningDataModule):
                 f"devices, nodes: expected at most {len(dataset)} processes for {len(dataset)} groups; "
                 f"found {order.num_replicas}."
             )
-        # Without a batch size: the order gives whole batches.
+        # No batch size, because the sampler yields whole batches.
         self._loader = ResumableLoader(dataset, batch_size=None, sampler=order, **self._loader_options())
         if self._resume_state is not None:
             self._loader.load_state_dict(self._resume_state)
@@ -108,7 +108,8 @@ class PtychoDataModule(L.LightningDataModule):
     def _loader_options(self) -> dict[str, Any]:
         return {
             "threads": self._num_workers,
-            # A loader draws a seed even where nothing is random; without a generator it would draw from torch's own.
+            # A loader draws a seed even if nothing is random; without its own generator it would advance torch's global
+            # one.
             "generator": torch.Generator().manual_seed(self._seed),
             "collate_fn": collate_unchanged,
         }

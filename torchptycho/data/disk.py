@@ -35,11 +35,11 @@ __all__ = [
 _DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _BLOCK_BYTES = 1 << 20
 _SYNC_BYTES = 32 << 20
-# Arrays that may wait to be written.
+# Largest number of arrays that wait to be written.
 _MAX_PENDING_WRITES = 2
-# Bytes of a frame besides its pixels: position, scan, and its part in the lists of frames that groups were formed from.
+# Bytes per frame in addition to its pixels: position, scan, and its entries in the lists of groups.
 _FRAME_BYTES = 16 + 8 + 8 + 8
-# Of a member of a group: its index and its offset; of a group: its centre.
+# Bytes of a member of a group (index and offset), and of a group (centre).
 _MEMBER_BYTES, _GROUP_BYTES = 8 + 8, 16
 
 
@@ -47,7 +47,7 @@ def estimate_store_bytes(scans: Sequence[Scan], config: RunConfig) -> int:
     """Estimate the size of a store of these scans, slightly too large."""
     n_frames, n_px = sum(scan.n_frames for scan in scans), scans[0].n_px
     truths = (array for scan in scans for array in (scan.truth, scan.truth_patches) if array is not None)
-    # Each held-out frame has a group of its own, besides those that are asked for.
+    # Each held-out frame has its own group, in addition to the requested ones.
     n_groups = max(n_frames, config.group.n_groups or 0) + n_frames
     modes = max(len(scan.probe) for scan in scans)
     return int(

@@ -40,7 +40,7 @@ class FrameStack:
 
     def __getitem__(self, members: Int64[Tensor, "*b"]) -> Shaped[Tensor, "*b n n"]:
         """Copy the frames of these indices, in one dtype."""
-        # index_select copies whole frames; indexing with a matrix goes pixel by pixel and takes five times as long.
+        # index_select copies whole frames; indexing with a matrix copies pixel by pixel and takes five times as long.
         wanted = members.flatten()
         if len(self.parts) == 1:
             of_one = self.parts[0].index_select(0, wanted)
@@ -48,7 +48,7 @@ class FrameStack:
         which = torch.bucketize(wanted, self.starts, right=True) - 1
         rows = wanted - self.starts.index_select(0, which)
         frames = torch.empty(len(wanted), *self.shape[1:], dtype=self.dtype)
-        # Put by NumPy, because torch does not put into tensors of uint16 (2.13).
+        # By NumPy, because torch 2.13 cannot assign to tensors of uint16.
         filled = frames.numpy()
         for scan in np.unique(which.numpy()):
             here = which == int(scan)

@@ -23,7 +23,7 @@ from torchptycho.physics.scaling import Scaling, measure_scaling, sum_frames
 
 __all__ = ["InferenceBatch", "InferenceDataset"]
 
-# Angles by which positions are turned before they are halved into groups: each pass finds other neighbours.
+# Rotation angles of the positions before bisection into groups: each pass gets other neighbours.
 _ROTATION_RAD = 0.6
 
 
@@ -56,7 +56,7 @@ class _RawFrameFile:
     shape: tuple[int, int, int]
 
     def __getitem__(self, index: np.ndarray) -> np.ndarray:
-        # Mapped again each time, so that pages that were read are released.
+        # Mapped again for each batch, so that pages that were read are released.
         return np.asarray(np.memmap(self.path, self.dtype, "r", shape=self.shape)[index])
 
 
@@ -111,7 +111,8 @@ class InferenceDataset:
             GroupingError: there are fewer frames than a group needs.
         """
         refuse_near_field(scan)
-        # In memory, or mapped: anything else, a chunk of compressed frames say, would be read again for each of them.
+        # Frames in memory or memory-mapped are used directly. Others are copied, because a chunk of compressed frames
+        # would be read again for each batch.
         copy = copy or not isinstance(scan.frames, ArrayFrames | StoredFrames) or not scan.frames.dtype.isnative
         sums = []
         file, dtype = folder / "frames.raw", scan.frames.dtype.newbyteorder("=")

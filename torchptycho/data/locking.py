@@ -45,7 +45,7 @@ def exclusive_writer(path: Path) -> Iterator[None]:
         OSError: the folder cannot be written to.
     """
     path = _resolve_store_path(path)
-    # filelock takes some refusals to make the file for another process that has just removed it, and asks for ever.
+    # If the file cannot be created, filelock may retry for ever, as if another process had just removed it.
     _lock_path(path).touch()
     lock = FileLock(_lock_path(path))
     try:
@@ -90,8 +90,8 @@ def remove_stale_drafts(path: Path) -> None:
 
 
 def _release(lock: FileLock) -> None:
-    # While the lock is held: whoever waits for the file that is gone then makes a new one and asks again. Where a file
-    # system knows no locks, filelock has put another class in this one's place, which removes its file itself.
+    # The file is removed while the lock is held: a process that waits for it then creates a new one. On file systems
+    # without locks, filelock uses another class, which removes its file itself.
     if type(lock) is FileLock:
         with contextlib.suppress(OSError):
             os.unlink(lock.lock_file)

@@ -107,7 +107,7 @@ def prepare(
     needed = estimate_store_bytes(opened, config)
     with convert_os_errors(path, needed), _create_parent_folders(path), exclusive_writer(path):
         if path.exists():
-            # Another process was faster.
+            # Another process has prepared the store in the meantime.
             return _reopen(path, fingerprint)
         check_space(path, needed)
         with temporary_store(path) as draft:

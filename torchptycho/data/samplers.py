@@ -66,7 +66,7 @@ class InOrderSampler(DistributedSampler[GroupBatch]):
     def __init__(self, dataset: GroupDataset, ranks: int = 1, rank: int = 0) -> None:
         super().__init__(dataset, num_replicas=ranks, rank=rank, shuffle=False)
         groups = range(len(dataset))
-        # A process without any would leave the others waiting; it repeats one where there are not enough.
+        # A process without groups would make the others wait; if there are too few groups, it repeats the first.
         self._indices = list(groups[rank::ranks]) or list(groups[:1])
 
     def __len__(self) -> int:

@@ -30,7 +30,7 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-# Part of its power that lies within the width of a probe.
+# Fraction of the probe's power within its width.
 _WIDTH_POWER_FRACTION = 0.95
 
 
@@ -106,7 +106,7 @@ def _split_by_region(scan: Scan, config: RunConfig) -> tuple[np.ndarray, np.ndar
                 f"{scan.source}: val_region {prepare.val_region} (y0, y1, x0, x1) contains no frame. Widen it."
             )
     else:
-        # Beyond a straight line: the shortest border, and so the fewest frames that are lost along it.
+        # The region is bounded by a straight line, the shortest border, so that the fewest frames are lost in the gap.
         angle = np.random.default_rng(prepare.split_seed).uniform(0, 2 * math.pi)
         along = positions_px @ np.array([math.sin(angle), math.cos(angle)])
         count = round(prepare.val_fraction * scan.n_frames)

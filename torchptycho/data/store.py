@@ -70,7 +70,7 @@ class ScanEntry:
     stated_photons: float | None
 
 
-# Frames that the mean one is taken of, and the part of its pixels that are its darkest.
+# Number of frames for the mean frame, and 1 / the fraction of its pixels that are the darkest.
 _FLOOR_FRAMES, _FLOOR_FRACTION = 256, 64
 
 
@@ -171,7 +171,8 @@ class Store:
                 if _read_manifest(path) == manifest:
                     raise
                 continue
-            # Folders go only after another manifest is there: what was opened under one and the same is whole.
+            # Folders are removed only after a new manifest is written: if the manifest is the same as before, the store
+            # is complete.
             if _read_manifest(path) == manifest:
                 return store
 
@@ -198,7 +199,7 @@ class Store:
 
 def open_memory_mapped(folder: Path) -> TensorDict:
     """Open the tensors of a folder as memory maps that nothing can be written through."""
-    # mode "r": the store is shared by runs, and a memory map is otherwise writable in place.
+    # mode "r": runs share the store, and torch would otherwise map it writable.
     tensors = TensorDict.load_memmap(folder, mode="r", allow_pickle=False)
     assert isinstance(tensors, TensorDict)
     return tensors

@@ -32,7 +32,7 @@ __all__ = ["StoredScan", "load_stored_scans", "open_for_update", "write_scan", "
 
 _log = logging.getLogger(__name__)
 
-# What stays in the cache of a core between the looks that are taken at it.
+# Chunk size that stays in a core's cache between the passes over it.
 _CHUNK_BYTES = 2 << 20
 
 
@@ -134,7 +134,7 @@ def write_tables(root: Path, stored: Sequence[StoredScan], config: RunConfig, fi
     entries, probes = [], []
     modes = max(scan.probe.shape[0] for scan in scans)
     for index, (one, scan) in enumerate(zip(stored, scans, strict=True)):
-        # A scan that is held out as a whole is scaled by itself, as one that comes to be reconstructed is.
+        # The scale of a held-out scan is measured on its own frames, as in a reconstruction.
         of_training = split.held_out if one.held_out else split.training
         of_training = of_training[frame_scan[of_training] == index]
         if not one.held_out and not (frame_scan[train.members[:, 0]] == index).any():
@@ -234,7 +234,7 @@ def _write_frames(file: Path, scan: Scan) -> tuple[MemoryMappedTensor, np.ndarra
     """Stream the frames into a file; also the intensity [M] of each over its good pixels, and which are saturated."""
     sums, saturated = np.empty(scan.n_frames, np.float64), np.zeros(scan.n_frames, bool)
     start = 0
-    # Written, not mapped: a full disk is then an error, and not the end of the process.
+    # Written instead of mapped: a full disk is then an error, and does not kill the process.
     with file.open("xb", buffering=0) as stream, BackgroundWriter(stream) as target:
         for chunk in iter_checked_chunks(scan, max(1, _CHUNK_BYTES // (scan.n_px**2 * scan.frames.dtype.itemsize))):
             stop = start + len(chunk)

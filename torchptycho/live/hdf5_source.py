@@ -143,8 +143,8 @@ class GrowingFile:
             if not self._is_poll_due():
                 return nothing
             self._last_poll_s = time.monotonic()
-        # Before the frames are counted: a file that is closed by now has all of its frames. An earlier count is of no
-        # use for a file that has been closed since.
+        # Checked before the frames are counted, so that a closed file has all of its frames. A count from before the
+        # file was closed would be too small.
         writing = find_writer(self._path) != "none"
         self._had_writer |= writing
         closed = self._had_writer and not writing

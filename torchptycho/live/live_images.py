@@ -21,7 +21,7 @@ __all__ = ["IMAGE_FILES", "LEGEND_FILE", "write_live_images"]
 IMAGE_FILES = ("amplitude.png", "phase.png", "coverage.png")
 LEGEND_FILE = "legend.json"
 
-# A larger image shows no more on a screen and takes longer to encode and to send.
+# A larger image shows no more detail on a screen and takes longer to encode and to send.
 _MAX_EDGE_PX = 1500
 # Colour limits and the phase ramp are measured on an image subsampled to this size.
 _STATISTICS_EDGE_PX = 300

@@ -129,7 +129,7 @@ class LivePreview:
             return None
         try:
             return self._canvas.finish(self._layout.geometry.with_object_pixel(self._layout.n_px).object_pixel_m)
-        except ValueError:  # weights of 0 alone
+        except ValueError:  # all weights are 0
             return None
 
     def _group_frames(self, frames: np.ndarray, positions_px: np.ndarray) -> InferenceDataset:

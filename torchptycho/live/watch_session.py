@@ -196,7 +196,8 @@ class WatchSession:
         self._raise_if_stopped()
         self._status.message = None
         self._reporter.report("finishing", self._n_reconstructed)
-        # Frames that the live image had no place for (`unplaced`) are used: this image knows the whole scan.
+        # Frames that had no place in the live image (`unplaced`) are included, because this image covers the whole
+        # scan.
         self._require_frames(spool, spool.count - len(self._unfit))
         probe = self._network.probe[self._config.training_scan].detach().cpu().numpy().astype(np.complex64)
         scan = spool.make_scan(probe, self._unfit)

@@ -83,7 +83,7 @@ def save_bundle(module: PtychoPINN, path: str | Path) -> Path:
     path = _complete_path(Path(path))
     parts: dict[str, dict[str, Tensor]] = {name: {} for name in _TENSOR_MEMBERS}
     for name, tensor in module.state_dict().items():
-        # A copy of its own: safetensors takes neither channels-last tensors nor two that share memory.
+        # Copied, because safetensors accepts neither channels-last tensors nor tensors that share memory.
         plain = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         parts[_MEMBER_BY_TENSOR.get(name, _WEIGHTS)][name] = plain
     manifest = {
@@ -118,7 +118,7 @@ def load_bundle(path: str | Path) -> PtychoPINN:
     Raises:
         StoreError: not there, damaged, of another version, or written by another program.
     """
-    # Lightning takes as long to import as all the rest together, and prediction does without.
+    # Lightning takes as long to import as everything else, and prediction does not need it.
     from torchptycho.models.lightning_module import PtychoPINN
 
     path = find_bundle(path)
@@ -154,7 +154,7 @@ def _load(path: str | Path, build: Callable[[dict[str, Any], dict[str, Any]], _N
             state |= safetensors.torch.load(content[name])
         except (safetensors.SafetensorError, LookupError, ValueError, TypeError) as error:
             raise _make_damage_error(path, name, error) from None
-    # Before anything of that size is made.
+    # Checked before memory of that size is allocated.
     sizes = tuple(arguments[name] for name in ("n_scans", "n_modes", "n_px", "n_px"))
     found = tuple(state["probe_parts"].shape) if "probe_parts" in state else "nothing"
     if found != (*sizes, 2):

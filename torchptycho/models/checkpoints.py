@@ -32,7 +32,7 @@ def load_checkpoint(path: str | Path) -> PtychoPINN:
     Raises:
         StoreError: not there, neither of the two, or not one of this package.
     """
-    # Lightning takes as long to import as all the rest together, and prediction does without.
+    # Lightning takes as long to import as everything else, and prediction does not need it.
     from torchptycho.models.lightning_module import PtychoPINN
 
     path = _require_file(path)
@@ -81,7 +81,7 @@ def _convert_load_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except pickle.UnpicklingError as error:
-        # torch's own message recommends to load it unsafely.
+        # torch's own message recommends loading the file unsafely.
         reason = "it is another kind of file, or holds Python objects, which are never unpickled because they run code"
         raise StoreError(f"{path}: expected a torchptycho checkpoint; {reason}. {_REMEDY}") from error
     except (OSError, RuntimeError, LookupError, EOFError, TypeError, AttributeError, ValueError, ConfigError) as error:

@@ -25,8 +25,8 @@ from torchptycho.physics.overlap import central_weight
 
 __all__ = ["PtychoPINN", "build_learning_rate_schedule"]
 
-# With the usual 0.999 the step size lags behind a sudden rise of the gradient by a thousand steps, and training on a
-# measured scan once jumped from a nearly finished image to a flat one, from which it did not return.
+# With the default of 0.999 the second moment lags behind a sudden rise of the gradient by a thousand steps; training on
+# a measured scan then once collapsed from a nearly converged image to a flat one.
 _BETAS = (0.9, 0.95)
 # Steps without a better validation loss after which the plateau schedule halves the learning rate.
 _PLATEAU_STEPS = 300
@@ -78,7 +78,7 @@ class PtychoPINN(PtychoNetwork, L.LightningModule):
         )
         self.has_validation = has_validation
         self.loss = Loss.from_config(self.config)
-        # Brings each scan's truth to the phase that a transparent object has; used in training only.
+        # Phase factor that gives each scan's truth the phase of a transparent object; used in training only.
         self.register_buffer("truth_phase_factor", torch.ones(n_scans, dtype=torch.complex64), persistent=False)
         self._train_mean = EpochMean()
         self._val_means: dict[str, EpochMean] = {}
@@ -116,7 +116,7 @@ class PtychoPINN(PtychoNetwork, L.LightningModule):
         module.photons_per_frame = torch.tensor([s.photons_per_frame for s in scalings], dtype=torch.float64)
         module.masks = store.tensors["masks"].clone()
         mean_counts = module.photons_per_frame / module.masks.sum(dim=(-2, -1))
-        # Frames are read only for the one who asks.
+        # Frames are read only when this is used.
         floor_counts = store.estimate_floor_counts() if config.experiment.background_trainable else 0 * mean_counts
         module.experiment.initialize(probes, mean_counts, floor_counts)
         if module.loss.needs_truth:
@@ -164,7 +164,7 @@ class PtychoPINN(PtychoNetwork, L.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        # In half precision an overflow is expected now and then: the scaler leaves the step out and goes on.
+        # In half precision occasional overflows are expected: the gradient scaler skips the step.
         if self.last_batch is not None and self.trainer.precision != "16-mixed":
             self._require_finite("the gradient", norm, self.last_batch)
         self.log("train/gradient_norm", norm)
@@ -178,7 +178,7 @@ class PtychoPINN(PtychoNetwork, L.LightningModule):
         if patches is not None:
             per_frame = self._compute_intensity(batch).isfinite().flatten(2).all(-1)
             per_frame &= torch.view_as_real(patches.detach()).isfinite().flatten(2).all(-1)
-            # All of them when it is not one frame's own fault.
+            # All frames of the batch if no single frame is the cause.
             faulty = faulty if bool(per_frame.all()) else ~per_frame
         frames = tuple(batch.members[faulty].tolist())
         scans = sorted(set(batch.scan[faulty.any(1)].tolist()))
@@ -203,7 +203,7 @@ class PtychoPINN(PtychoNetwork, L.LightningModule):
             self._step_plateau_scheduler(mean)
 
     def on_validation_epoch_end(self) -> None:
-        # Not Lightning's mean, which is wrong where processes have different numbers of groups (2.6).
+        # Lightning's mean (2.6) is wrong if processes have different numbers of groups.
         means = {name: mean.compute_and_reset(self.trainer.strategy) for name, mean in self._val_means.items()}
         for name, mean in means.items():
             if mean is not None:
@@ -213,7 +213,7 @@ class PtychoPINN(PtychoNetwork, L.LightningModule):
             self._step_plateau_scheduler(monitored)
 
     def _step_plateau_scheduler(self, mean: Tensor) -> None:
-        # Not left to Lightning, which steps it after the checkpoint is written: a resumed run would know one loss less.
+        # Stepped here, because Lightning steps it after the checkpoint is written, which would then lack the last loss.
         for entry in self.trainer.lr_scheduler_configs:
             if entry.reduce_on_plateau:
                 entry.scheduler.step(float(mean))  # type: ignore[arg-type]
@@ -239,11 +239,11 @@ class PtychoPINN(PtychoNetwork, L.LightningModule):
         if (found := checkpoint["format"]["version"]) != CHECKPOINT_FORMAT:
             raise ValueError(f"it is of format {found}, and format {CHECKPOINT_FORMAT} is read")
         self._train_mean.load_state_dict(checkpoint["epoch_so_far"])
-        # A module that is only loaded leaves torch's generator alone; a run that goes on takes it up.
+        # Loading a module does not change torch's generator; only a resumed run restores it.
         self._random_state = checkpoint["random_state"] if self._trainer is not None else None
 
     def on_predict_start(self) -> None:
-        # One canvas for all batches: what a network makes of a group depends a little on the edge around it.
+        # One canvas size for all batches, because the network's output depends slightly on the margin around a group.
         dataset = getattr(self.trainer.predict_dataloaders, "dataset", None)
         if isinstance(dataset, GroupDataset):
             self.expect_offsets(dataset.max_offset_px)
@@ -276,11 +276,11 @@ class PtychoPINN(PtychoNetwork, L.LightningModule):
         for group in groups:
             group["lr"] *= config.learning_rate_factor * shape(0)
         optimizer = kind(groups, betas=_BETAS)
-        # Multiplicative, because a schedule that sets the rate outright would undo what the plateau took off.
+        # Multiplicative, because a schedule that sets the rate would reverse the reductions on a plateau.
         follow = torch.optim.lr_scheduler.MultiplicativeLR(optimizer, lambda step: shape(step) / shape(step - 1))
         schedulers: list[dict[str, Any]] = [{"scheduler": follow, "interval": "step", "name": "learning_rate"}]
         if config.schedule == "plateau":
-            # Asking for the number of steps has made Lightning count the batches.
+            # Reading the number of steps has made Lightning count the batches.
             every = self.trainer.check_val_every_n_epoch or 1
             batches = int(self.trainer.num_training_batches)
             steps_between = every * math.ceil(batches / self.trainer.accumulate_grad_batches)

@@ -46,8 +46,8 @@ def _require_counts(batch: LossInputs) -> tuple[Tensor, Tensor]:
 
 
 def _nll(batch: LossInputs) -> Tensor:
-    # Half the deviance is the NLL less its smallest possible value: the gradient is the same, and 0 is a perfect fit.
-    # Dividing counts by their mean gives the learning rate the same meaning at any dose.
+    # Half the deviance is the NLL minus its smallest possible value: the gradient is the same, and 0 is a perfect fit.
+    # Division by the mean count gives the learning rate the same meaning at any dose.
     expected, counts = _require_counts(batch)
     scale = batch.mean_count[:, None, None, None]
     return 0.5 * poisson_deviance(expected / scale, counts / scale, batch.mask, offset=0.5 / scale)

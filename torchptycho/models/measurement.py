@@ -13,7 +13,7 @@ from torchptycho.physics.probe_constraints import scale_probe_power, smoothing_e
 
 __all__ = ["MeasurementModel"]
 
-# Part of the mean count at which a background begins at least that is learnt: its logarithm needs a start.
+# Smallest initial value of a trained background, relative to the mean count: its logarithm needs a finite start.
 _MIN_INITIAL_BACKGROUND = 1e-3
 
 
@@ -40,7 +40,7 @@ class MeasurementModel(nn.Module):
         self.register_buffer("envelope", smoothing_envelope(n_px, sigma_px) if sigma_px else None, persistent=False)
         fixed = config.probe_power == "fixed"
         self.register_buffer("power", torch.full((n_scans,), math.nan, dtype=torch.float64) if fixed else None)
-        # Logarithms: scale and background stay positive, and a step is relative to their size.
+        # Logarithms keep scale and background positive, and make steps relative to their size.
         self.log_scale = nn.Parameter(torch.zeros(n_scans)) if config.scale_trainable else None
         self.log_background = nn.Parameter(torch.zeros(n_scans)) if config.background_trainable else None
 

@@ -77,12 +77,13 @@ class PtychoNetwork(nn.Module):
         self.n_px = n_px
         self.domain: Domain = domain
         self.generator = self._build_generator()
-        # Convolutions are up to 1.3 times as fast on a CPU, and on a GPU in half precision.
+        # Channels-last memory makes convolutions up to 1.3 times as fast on a CPU, and on a GPU in half precision.
         nn.Module.to(self.generator, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.experiment = MeasurementModel(self.config.experiment, n_px, n_scans)
         self._canvas_px = merge_canvas_px(n_px, max_offset_px)
         self._inference_canvas_px: int | None = None
-        # Real and imaginary part apart: DDP, GradScaler and fused optimisers do not take complex parameters.
+        # Stored as real and imaginary part, because DDP, GradScaler and fused optimisers do not support complex
+        # parameters.
         self.probe_parts = nn.Parameter(
             torch.zeros(n_scans, n_modes, n_px, n_px, 2), requires_grad=self.config.model.probe_trainable
         )
@@ -176,7 +177,7 @@ class PtychoNetwork(nn.Module):
             return self.experiment.apply_to_counts(counts, batch.scan, background=background)
 
     def _choose_canvas_px(self, batch: FrameBatch) -> int:
-        # In training every offset is known.
+        # In training the largest offset of the store is known.
         if torch.is_grad_enabled():
             return self._canvas_px
         if self._inference_canvas_px is not None:
@@ -192,7 +193,7 @@ class PtychoNetwork(nn.Module):
         return counts * self._expand_per_group(factor, batch)
 
     def _compute_intensity(self, batch: FrameBatch) -> Float[Tensor, "b c n n"]:
-        # Not a product: what lies under the mask may be NaN.
+        # `where` instead of a product, because masked pixels may be NaN.
         return torch.where(self._select_mask(batch), to_intensity(batch.frames, self.domain), 0.0)
 
     def _expand_per_group(self, values: Tensor, batch: FrameBatch) -> Float[Tensor, "b 1 1 1"]:
@@ -205,7 +206,7 @@ class PtychoNetwork(nn.Module):
 
     def _scale_probe_to_input(self, batch: FrameBatch) -> Complex[Tensor, "probe_b p n n"]:
         """Scale the probe to the units of the network's input; the network does not train it."""
-        # By the scan's photons and not by the probe's own power: some of its light may fall on masked pixels.
+        # Scaled by the scan's photons, not by the probe's own power, a part of which may fall on masked pixels.
         factor = self.n_px / 2 / self.photons_per_frame.sqrt()
         if self.experiment.scale is not None:
             factor = factor * self.experiment.scale.sqrt()

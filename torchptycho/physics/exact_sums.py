@@ -20,7 +20,7 @@ __all__ = ["QUANTUM", "add_blocks", "round_to_quanta", "shift_blocks"]
 QUANTUM = 2.0**-40
 """What every term is a multiple of."""
 
-# Above it the last digit of a float64 is one quantum, up to twice as much.
+# Above this value the last digit of a float64 is one quantum, up to twice as much.
 _ROUNDING_OFFSET = 1.5 * 2**52 * QUANTUM
 
 
@@ -59,7 +59,7 @@ def add_blocks(
         table = span[:edge, None] * row + span
         field.view(-1).scatter_add_(0, (first[:, None, None] + table).view(-1), blocks.view(-1))
         return
-    # Whole rows are added at a time, and no table of pixels is made and read: three times as fast on a CPU.
+    # Whole rows are added at a time, without a table of pixel indices: three times as fast on a CPU.
     places = field.view(-1).unfold(0, edge * step, 1)
     for start, block in zip(first.tolist(), blocks.view(count, edge, edge * step).unbind(), strict=True):
         places[start : start + (edge - 1) * row + 1 : row].add_(block)

@@ -8,9 +8,9 @@ from torch import Tensor
 
 __all__ = ["poisson_deviance", "poisson_log_ratio", "poisson_nll", "poisson_sample"]
 
-# Expected counts below this are taken as this: log(0) at a pixel that did count would be infinite.
+# Lower bound of expected counts: log(0) would be infinite at a pixel with counts.
 MIN_EXPECTED = 1e-8
-# Far below any count in any unit, and its quotients are still normal float32 numbers.
+# Far below any count in any unit, and quotients with it are still normal float32 numbers.
 _TINY = 1e-30
 
 
@@ -59,7 +59,7 @@ def poisson_deviance(
     Reference: McCullagh and Nelder, Generalized Linear Models, sec. 2.3.
     """
     measured, model = counts + offset, expected + offset
-    # Not xlogy, whose gradient is 0/0 where nothing was counted and the offset is 0.
+    # xlogy is avoided: its gradient is 0/0 where no counts were measured and the offset is 0.
     ratio = measured.clamp_min(_TINY) / model.clamp_min(_TINY)
     return _mean(2 * (model - measured + measured * ratio.log()), mask)
 

@@ -13,7 +13,7 @@ from torchptycho.physics.patches import locate_corner
 
 __all__ = ["central_weight", "merge", "merge_canvas_px", "probe_weight"]
 
-# Relative to the largest weight: where less than this was placed there is no information, and 0/0 must not arise.
+# Lower bound of the summed weight, relative to its maximum: below it there is no information, and 0/0 must not occur.
 _MIN_RELATIVE_WEIGHT = 1e-6
 
 

@@ -26,7 +26,7 @@ def locate_corner(
     position_px: Float[Tensor, "*lead 2"], n_px: int, origin_px: tuple[int, int] = (0, 0)
 ) -> Float[Tensor, "*lead 2"]:
     """Compute the canvas position of patch pixel [0, 0]; patch pixel N/2 is at the scan position."""
-    # Number by number: a tensor of the two would have to be brought to a GPU, which waits for it.
+    # Subtracted number by number, because copying a tensor of the two to a GPU would synchronise with it.
     y, x = position_px.unbind(-1)
     return torch.stack([y - (origin_px[0] + n_px // 2), x - (origin_px[1] + n_px // 2)], dim=-1)
 
@@ -121,7 +121,7 @@ def shift_bilinear(
 def _gather_blocks(field: Tensor, corner_px: Tensor, n_px: int) -> tuple[Tensor, Tensor]:
     """Gather the n_px + 1 pixels each way that a patch is interpolated from, and its fraction of a pixel."""
     base, fraction = _split(corner_px)
-    # All blocks as one view of the field: what is copied are whole rows, and there is no table of indices.
+    # All blocks are one view of the field, so that whole rows are copied without a table of indices.
     every = field.unfold(0, n_px + 1, 1).unfold(1, n_px + 1, 1)
     return every[base[:, 0], base[:, 1]], fraction
 

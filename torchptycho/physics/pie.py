@@ -74,7 +74,8 @@ class GroupProjection:
         peak = illumination.amax((-2, -1), keepdim=True)
         self.illumination = illumination / peak
         """[b, S, S] total illumination of each group, at most 1."""
-        # For real and imaginary part: a complex number over a real one is a division of two complex ones otherwise.
+        # Stored twice, for real and imaginary part, because dividing complex by real values is otherwise computed as a
+        # complex division.
         inverse = 1 / ((1 - _REGULARISATION) * illumination + _REGULARISATION * peak)
         self._inverse = torch.stack([inverse, inverse], -1)
         self._cosines, self._gains = _build_cosine_filter(canvas_px, n_px, amplitude)
@@ -141,7 +142,7 @@ class GroupProjection:
         gradient_step = self.gradient_step(canvas)
         power = canvas.real.square() + canvas.imag.square()
         mean = (power * self.illumination).sum((-2, -1), keepdim=True) / self.illumination.sum((-2, -1), keepdim=True)
-        # In radians, but where the object lets little through, whose phase says nothing.
+        # In radians; reduced where the object transmits little and its phase is not determined.
         phase_change = (gradient_step * canvas.conj()).imag / torch.maximum(power, mean)
         slow = self._cosines @ ((self._cosines.mT @ phase_change @ self._cosines) * self._gains) @ self._cosines.mT
         return gradient_step + canvas * (slow * 1j)
@@ -186,7 +187,7 @@ def shift_probe(
 ) -> Complex[Tensor, "b c p n n"]:
     """Shift the probe of each frame by a fraction of a pixel towards larger indices, by Fourier transform."""
     n_px = probe.shape[-1]
-    # Not fftfreq, which ONNX does not have.
+    # fftfreq is avoided because ONNX lacks it.
     cycles = torch.fft.ifftshift(torch.arange(n_px, dtype=shift_px.dtype, device=probe.device) - n_px // 2) / n_px
     angle = -2 * math.pi * (shift_px[..., 0, None, None] * cycles[:, None] + shift_px[..., 1, None, None] * cycles)
     phase_factor = torch.complex(angle.cos(), angle.sin())

@@ -98,7 +98,7 @@ def to_intensity(frames: Shaped[Tensor, "*shape"], domain: Domain) -> Float[Tens
 def sum_frames(frames: Shaped[np.ndarray, "k n n"], domain: Domain) -> Float64[np.ndarray, " k"]:
     """Sum the intensity of each frame in file units, in float64 without a float64 copy of the frames."""
     if domain == "counts":
-        # Integers add up twice as fast, and exactly, as long as no sum can overflow.
+        # Integer sums are twice as fast and exact, as long as no sum can overflow.
         small = frames.dtype.kind == "u" and int(np.iinfo(frames.dtype).max) * frames.shape[1] ** 2 < 2**32
         return np.asarray(frames.sum(axis=(1, 2), dtype=np.uint32 if small else np.float64), dtype=np.float64)
     return np.array([np.square(frame, dtype=np.float64).sum() for frame in frames])
@@ -150,5 +150,5 @@ def compute_probe_factor(scan: Scan, scaling: Scaling) -> float:
             ) from None
     if scan.domain == "counts":
         return 1.0
-    # Its power belongs to the dose that its own file states.
+    # The power of a calibrated probe corresponds to the dose stated in its file.
     return math.sqrt(scaling.photons_per_frame / (scan.photons_per_frame or DEFAULT_PHOTONS_PER_FRAME))

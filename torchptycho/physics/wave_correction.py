@@ -13,9 +13,10 @@ from torch import Tensor
 
 __all__ = ["PoissonWaveCorrection", "compute_residuals", "limit_poisson_change", "project_amplitude"]
 
-# Counts added to the expected ones where something is divided by them.
+# Added to the expected counts in denominators.
 _COUNT_OFFSET = 1.0
-# Where far more was counted than is expected, one step adds at most this multiple of the wave to the wave.
+# Largest correction of a wave in one step, as a multiple of the wave, where measured counts far exceed the expected
+# ones.
 _MAX_RELATIVE_CHANGE = 4.0
 
 

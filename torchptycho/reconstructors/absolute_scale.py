@@ -14,7 +14,7 @@ from torchptycho.models.network import FrameBatch, PtychoNetwork
 
 __all__ = ["AbsoluteScale", "ScaleStatistics"]
 
-# Counts added to the variance of a pixel: one that expects nothing must not weigh infinitely.
+# Added to the variance of a pixel, so that pixels without expected counts have a finite weight.
 _MIN_VARIANCE = 0.5
 
 
@@ -64,7 +64,8 @@ class ScaleStatistics:
         """
         (ii, i1), (_, ones) = self._normal.tolist()
         iy, y = self._right.tolist()
-        # Divided by what it is at most: 0 for patterns without structure, which tell scale from background by nothing.
+        # The determinant relative to its maximum: 0 for patterns without structure, which cannot distinguish scale and
+        # background.
         independent = 1 - i1 * i1 / (ii * ones) if ii > 0 and ones > 0 else 0.0
         alpha, beta = (iy / ii if ii > 0 else 0.0), 0.0
         if independent > 1e-9:
@@ -78,11 +79,11 @@ class ScaleStatistics:
     def add_batch(self, network: PtychoNetwork, patches: Complex[Tensor, "b c n n"], batch: FrameBatch) -> None:
         """Take a batch as it is predicted, in the units of training and every frame once."""
         with torch.no_grad():
-            # Of the object alone: the background is what is fitted.
+            # Without the background, which is fitted here.
             expected = network.compute_expected_counts(patches, batch, background=False)
             counts = network.compute_measured_counts(batch)
             good = network.masks[batch.scan][:, None] & batch.is_first[:, :, None, None]
-            # Patches that are not finite are left out of the image, too.
+            # Patches that are not finite are excluded from the image too.
             good = good & expected.isfinite() & counts.isfinite()
         self.add(expected, counts, good)
 

@@ -17,11 +17,11 @@ from torchptycho.physics.exact_sums import QUANTUM, add_blocks, round_to_quanta,
 
 __all__ = ["MIN_COVERAGE", "Canvas", "compute_extent"]
 
-# What is worked on at a time: on a CPU what stays in the cache, on a GPU what keeps it busy and takes some hundred MB.
+# Pixels processed at a time: on a CPU few enough for its cache, on a GPU enough to occupy it, in some hundred MB.
 _CPU_CHUNK_PIXELS, _GPU_CHUNK_PIXELS = 1 << 17, 1 << 22
-# A patch may end one row and, in the last of them, one pixel below the canvas, where it is 0.
+# Sub-pixel interpolation may write zeros one row and one pixel beyond the canvas.
 _SPARE_ROWS = 2
-# What the sums of some hundred patches at one pixel may be off by.
+# Largest rounding error of the sums of some hundred patches at one pixel.
 _ROUNDING = 256 * QUANTUM
 
 
@@ -109,7 +109,7 @@ class Canvas:
             ValueError: a patch would fall outside: the canvas was made for other positions. Nothing was placed then.
         """
         n_px = patches.shape[-1]
-        # Split before the origin is subtracted, whose rounding would make the fraction depend on it.
+        # Split before the origin is subtracted, because the rounding of the difference would change the fraction.
         base = positions_px.double().floor()
         fraction = positions_px.double() - base
         base = base - base.new_tensor([origin + n_px // 2 for origin in self.origin_px])
@@ -138,7 +138,7 @@ class Canvas:
         total = shift_blocks(weight, fraction).double()
         terms: list[tuple[Tensor, Tensor]] = []
         if self._squares is not None:
-            # What a patch adds to a pixel from its neighbours is one value there, of the weight that comes with it.
+            # The interpolated contribution of a patch to a pixel counts as one value with its summed weight.
             squares = numerator[..., 0] * numerator[..., 0]
             squares += numerator[..., 1] * numerator[..., 1]
             # 0/0 where there is no weight.
@@ -236,7 +236,7 @@ class Canvas:
             squares = self._squares[: self._height].cpu().numpy()
             mean = np.divide(squares, weight, out=np.zeros(weight.shape), where=covered)
             square = image.real**2 + image.imag**2
-            # Of a patch alone the two are the same but for what their sums are rounded to.
+            # For a single patch the two differ only by the rounding of their sums.
             rounded = np.divide(_ROUNDING, weight, out=np.zeros(weight.shape), where=covered) * (1 + square)
             spread = np.sqrt(np.where(mean - square > rounded, mean - square, 0)).astype(np.float32)
         return Reconstruction(
@@ -252,7 +252,7 @@ class Canvas:
 
 def compute_extent(positions_px: Float64[Tensor, "m 2"], n_px: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return the first object pixel under any patch, and the end of the range, one spare pixel included."""
-    # Rounded down before anything is subtracted: -1e-20 - 32 is -32, and the canvas would begin too late.
+    # Rounded down before the subtraction: -1e-20 - 32 rounds to -32, and the canvas would start too late.
     low = positions_px.amin(0).floor() - n_px // 2
     high = positions_px.amax(0).floor() - n_px // 2 + n_px + 1
     (top, left), (bottom, right) = low.tolist(), high.tolist()

@@ -58,7 +58,7 @@ class GrowingCanvas(Canvas):
             not finite or lie farther than half of `largest_px` from the middle of those that came first.
         """
         placed = torch.zeros(len(patches), dtype=torch.bool, device=patches.device)
-        # What is not finite must not make it grow: its place may be as wrong as its values.
+        # Patches that are not finite must not enlarge the canvas: their positions may be wrong too.
         good = self._select_within_reach(positions_px.double(), patches.shape[-1])
         good &= torch.view_as_real(patches).isfinite().flatten(1).all(-1)
         if bool(good.any()):
@@ -90,7 +90,7 @@ class GrowingCanvas(Canvas):
         """Become, in place and on every process, the canvas of the patches of all processes of a group."""
         far = 2**40
         low, high = self._used_px or ((far, far), (-far, -far))
-        # One message: the largest of -low and of high.
+        # One reduction for both: the maximum of -low and of high.
         ends = torch.tensor([*(-side for side in low), *high], dtype=torch.int64, device=self.device)
         distributed.all_reduce(ends, distributed.ReduceOp.MAX, group=group)
         top, left, bottom, right = ends.tolist()
@@ -103,7 +103,7 @@ class GrowingCanvas(Canvas):
         """Select positions in reach of those that came first."""
         finite = positions_px.isfinite().all(-1)
         if self._center_px is None and bool(finite.any()):
-            # The median, for which CUDA has no deterministic algorithm.
+            # The median, computed by sorting because CUDA has no deterministic algorithm for it.
             first = positions_px[finite].sort(0).values
             self._center_px = first[(len(first) - 1) // 2]
         if self._center_px is None:

@@ -31,12 +31,12 @@ __all__ = ["InferenceJob", "InferenceResult", "batch_size_for", "iterate_predict
 
 _log = logging.getLogger(__name__)
 
-# Batches beyond this are no faster on a CPU, whose caches they leave.
+# Larger batches are no faster on a CPU, because they exceed its caches.
 _CPU_BATCH_PIXELS = 1 << 17
-# What another engine than torch takes of a GPU's memory is not seen.
+# The GPU memory of other engines than torch cannot be measured.
 _EXPORTED_BATCH_PIXELS = 1 << 21
-# Of a GPU's free memory that a batch may take, and how many frames and pixels at most: more are no faster, and 2^31
-# numbers in a tensor, of some tens of channels, are more than each of CUDA's functions is good for.
+# Fraction of a GPU's free memory for a batch, and the largest numbers of frames and pixels: more are no faster, and
+# tensors of more than 2^31 elements (with some tens of channels) are not supported by all CUDA functions.
 _GPU_MEMORY_FRACTION, _MAX_GPU_FRAMES, _MAX_GPU_PIXELS = 0.5, 4096, 1 << 26
 
 
@@ -82,7 +82,7 @@ def predict(network: PtychoNetwork, task: InferenceJob, devices: list[torch.devi
         n_px = network.n_px
         with patches.open("wb") as file:
             file.truncate(len(task.dataset.positions_px) * n_px * n_px * 8)
-    # The plain network, without what a module in training refers to.
+    # The plain network, without references from the module to the training.
     plain = PtychoNetwork.from_network(network)
     try:
         spawn(_run_worker, (plain, task, devices), nprocs=len(devices))  # type: ignore[no-untyped-call]
@@ -127,7 +127,7 @@ def _predict_share(
     dataset, config = task.dataset, task.config
     size = batch_size_for(network, dataset, config, device)
     if ranks > 1:
-        # All take the same batches as one process would.
+        # All processes use the batches that one process would use.
         common = torch.tensor(size, device=device)
         distributed.all_reduce(common, distributed.ReduceOp.MIN)
         size = int(common)
@@ -175,7 +175,7 @@ def iterate_predictions(
     Arguments:
         cuts: first group of each batch, and the one after its last.
     """
-    # Other engines have threads of their own.
+    # Other engines use their own threads.
     if device.type == "cuda" or config.predict_compile or isinstance(network, ExportedNetwork):
         for batch in dataset.iterate_batches(cuts):
             here = batch.copy_to_pinned_memory().to(device) if device.type == "cuda" else batch
@@ -213,7 +213,7 @@ def batch_size_for(
         return max(1, _CPU_BATCH_PIXELS // n_px**2 // members)
     if isinstance(network, ExportedNetwork):
         return max(1, _EXPORTED_BATCH_PIXELS // n_px**2 // members)
-    # What one small batch takes at its peak tells what a large one takes.
+    # The peak memory of a small batch predicts that of a large one.
     probe = dataset.read_batch(0, min(len(dataset), max(1, 16 // members))).to(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)

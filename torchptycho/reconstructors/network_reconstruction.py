@@ -39,7 +39,7 @@ __all__ = ["adapt_to_scan", "check_fits", "check_network_options", "make_read_co
 
 _log = logging.getLogger(__name__)
 
-# Dose of a scan relative to the training scan's beyond which its patches are no longer what the network was taught.
+# Largest ratio of the doses of the scan and of the training scan for which no warning is given.
 _DOSE_TOLERANCE = 1.2
 
 
@@ -116,10 +116,10 @@ def reconstruct(
     config = config or network.config.reconstruct
     scan = scan if isinstance(scan, Scan) else read_scan(scan, make_read_config(network.config.prepare))
     _check_request(network, scan, config, devices, engine, calls_back=on_batch is not None)
-    # Exporting takes a minute or more: everything that may be refused has been by now, but for wider groups.
+    # Exporting takes a minute or more, so all checks come first, except for groups wider than the canvas.
     network = export_for_engine(network, engine, training_scan=config.training_scan, accelerator=accelerator)
     if isinstance(network, ExportedNetwork):
-        # It knows one training scan only, and stays where it was opened.
+        # An exported network has one training scan, and stays on its device.
         training_scan, torch_devices = 0, [network.execution_device]
     else:
         training_scan, torch_devices = config.training_scan, find_devices(accelerator, devices)
@@ -177,7 +177,8 @@ def _collect_provenance(
     predicted: InferenceResult,
     seconds: float,
 ) -> dict[str, Any]:
-    # The network's probe is that of its training scan; with this scan's own scale its photons are this scan's.
+    # The network's probe is that of its training scan; with the input scale of this scan, its photons are those of this
+    # scan.
     photons = dataset.scaling.photons_per_frame / float(network.photons_per_frame[dataset.training_scan])
     return {
         "source": scan.source,
@@ -228,7 +229,7 @@ def adapt_to_scan(network: PtychoNetwork, dataset: InferenceDataset, config: Rec
     which = dataset.training_scan
     scale, masks, training = network.input_scale.clone(), network.masks.clone(), network.training
     try:
-        # What this scan's detector did not see has no say, whatever was seen in training.
+        # Pixels that this scan masks have no influence, even if they were used in training.
         network.masks[which] &= dataset.mask.to(network.masks.device)
         if config.input_scale == "scan":
             network.input_scale[which] = dataset.scaling.input_scale
@@ -263,7 +264,7 @@ def _refine_image(
         refined = refine(
             scan, image, probe=probe.cpu().numpy(), config=settings, device=accelerator, on_epoch=bar, scratch=scratch
         )
-    # What the pass of the network alone was like is no longer so.
+    # These values describe the network's image and do not apply to the refined one.
     stale = ("absolute_scale", "frames_per_second")
     provenance = {name: value for name, value in image.provenance.items() if name not in stale}
     provenance |= {"left_out": refined.provenance["left_out"], "refinement": refined.provenance}

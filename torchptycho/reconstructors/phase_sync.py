@@ -16,12 +16,12 @@ from torchptycho.core.parallel import ordered_map
 __all__ = ["synchronize_phases"]
 
 _MAX_NEIGHBOURS = 10
-# Few enough for a CPU's caches; on a GPU, where each piece has to be waited for, as many as fill it.
+# On a CPU, few enough for its caches; on a GPU, where each chunk needs a synchronisation, enough to fill it.
 _CPU_CHUNK_PAIRS, _GPU_CHUNK_PIXELS = 64, 1 << 24
-# Pixels each way at which patches are compared: enough to determine one phase.
+# Samples per axis at which patches are compared: enough to determine one phase.
 _SAMPLES_PER_AXIS = 32
 _ITERATIONS = 5
-# Ties the phase of a part that nothing else ties, relative to the mean weight.
+# Regularises phases that no overlap determines, relative to the mean weight.
 _REGULARIZATION = 1e-9
 
 
@@ -52,14 +52,14 @@ def synchronize_phases(
     if not overlap.any():
         return torch.ones(len(patches), dtype=patches.dtype, device=patches.device)
     one, other = group_of[first], group_of[second]
-    # One edge from the lower to the higher group, however many pairs of patches it stands for.
+    # One edge from the lower to the higher group, for all pairs of patches between them.
     overlap = np.where(one < other, overlap, overlap.conj())
     edges, where = np.unique(np.stack([np.minimum(one, other), np.maximum(one, other)]), axis=1, return_inverse=True)
     total = np.zeros(edges.shape[1], complex)
     np.add.at(total, where.ravel(), overlap)
     phase = _fit_phases(edges, total, n_groups)
     power = torch.zeros(n_groups, dtype=torch.float64)
-    # Piece by piece: the patches may lie in a file that is larger than the memory.
+    # In chunks, because the patches may be in a file larger than the memory.
     own = [torch.view_as_real(some).square().sum((1, 2, 3)).double() for some in torch.split(patches, 512)]
     power.index_add_(0, torch.from_numpy(group_of), torch.cat(own).cpu())
     phase = _remove_global_phase(phase, edges, power.numpy())
@@ -101,7 +101,7 @@ def _compute_overlaps(
         product = patches[a[:, None, None], rows, columns] * patches[b][:, *at_sample].conj()
         return (product * (weights * inside)).sum((1, 2)).cpu()
 
-    # One array beforehand: pieces kept on the way would lie between what is freed, and the heap would grow.
+    # Allocated once: small arrays between freed ones would fragment the heap.
     overlap = torch.empty(len(first), dtype=torch.complex128)
     starts = range(0, len(first), at_once)
     with ordered_map(correlate_pairs, starts, serial=patches.is_cuda) as found:
@@ -117,10 +117,10 @@ def _fit_phases(edges: np.ndarray, overlap: np.ndarray, n_groups: int) -> np.nda
     weight = weight / weight.mean() + _REGULARIZATION
     cost = scipy.sparse.coo_matrix((1 / weight, (one, other)), (n_groups, n_groups))
     tree = minimum_spanning_tree(cost.tocsr()).tocoo()
-    # Both are ordered pairs (low, high), of which a number can be made.
+    # Ordered pairs (low, high) are encoded as one integer.
     in_tree = np.isin(one.astype(np.int64) * n_groups + other, tree.row.astype(np.int64) * n_groups + tree.col)
     angle = np.angle(overlap)
-    # A tree has no circles, so that differences can be added up without wrapping.
+    # A tree has no cycles, so phase differences can be added without wrapping.
     phase = _solve_least_squares(one[in_tree], other[in_tree], np.ones(int(in_tree.sum())), angle[in_tree], n_groups)
     for _ in range(_ITERATIONS):
         left = np.angle(np.exp(1j * (phase[one] + angle - phase[other])))

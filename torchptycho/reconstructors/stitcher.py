@@ -73,14 +73,14 @@ class PatchStitcher:
         """
         is_first = is_first.cpu()
         numbers = members.cpu()[is_first]
-        # Nearly always all are, and need no copy.
+        # Usually all patches are finite, and no copy is needed.
         mine = patches.flatten(0, 1) if bool(is_first.all()) else patches[is_first.to(patches.device)]
         self._is_local[numbers] = True
         if self._patches is None:
             self._place(mine, numbers)
             self.n_placed = int(self._placed.sum())
             return
-        # A patch that is not finite would spoil the phases of all that it overlaps.
+        # A patch that is not finite would corrupt the phases of all overlapping ones.
         placed = len(mine)
         if not bool(torch.view_as_real(mine).sum().isfinite()):
             finite = torch.view_as_real(mine).isfinite().flatten(1).all(-1)
@@ -124,7 +124,7 @@ class PatchStitcher:
         missing = int((self._group < 0).sum())
         if missing:
             raise ValueError(f"expected {len(patches)} patches; {len(patches) - missing} came")
-        # What it needs takes half a second to import, which can be done while the network is busy.
+        # Imported here: it takes half a second, which overlaps with the network's computation.
         from torchptycho.reconstructors.phase_sync import synchronize_phases
 
         phase_factor = synchronize_phases(patches, self._positions_px, self._weight.to(patches.device), self._group)
@@ -139,7 +139,8 @@ class PatchStitcher:
             deque(done, maxlen=0)
 
     def _place(self, patches: Tensor, numbers: Tensor) -> None:
-        # Not center + offset, whose rounding can put a patch at the edge a hair outside the canvas.
+        # The positions themselves, because the rounding of center + offset can place a patch at the edge slightly
+        # outside the canvas.
         placed = self._canvas.add(patches, self._positions_px[numbers].to(patches.device), self._weight)
         self._placed[numbers] = placed.cpu()
 
@@ -152,10 +153,10 @@ def _allocate_patches(
     size = int(np.prod(shape)) * 8
     if shared is not None:
         return torch.from_numpy(np.memmap(shared, np.complex64, "r+", shape=shape))
-    # Half of it is for a batch.
+    # Half of the free memory is reserved for a batch.
     if device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] // 4:
         return torch.empty(shape, dtype=torch.complex64, device=device)
-    # Memory would grow with the scan; of a file the system keeps what there is room for. It has no name and goes with
-    # the array.
+    # A file, because memory would grow with the scan; the system caches as much as fits. It has no name and is deleted
+    # with the array.
     with tempfile.TemporaryFile(dir=scratch) as file:
         return torch.from_numpy(np.memmap(file, np.complex64, "w+", shape=shape))

@@ -48,7 +48,7 @@ def build_checkpoint_callbacks(
     asks for."""
 
     def keep(name: str, monitor: str | None) -> ModelCheckpoint:
-        # Two, because save_last copies the best, which may be long past.
+        # Two callbacks, because save_last copies the best checkpoint, which may be much older.
         return ModelCheckpoint(
             dirpath=folder,
             filename=name,

@@ -35,7 +35,7 @@ def compile_generator(module: PtychoPINN, batch: GroupBatch, device: torch.devic
         module.to(device)
         patches = module(batch.to(device))
         patches.abs().sum().backward()
-    # Not an error of the network, whose own faults come again without the compiler: a missing or failing compiler.
+    # Only compiler errors are caught; errors of the network occur again without the compiler.
     except (RuntimeError, OSError, ImportError) as error:
         generator._compiled_call_impl = None
         torch._dynamo.reset()

@@ -25,8 +25,8 @@ __all__ = ["RankCoordinator", "wait_for_store"]
 T = TypeVar("T")
 
 _POLL_S = 0.2
-# Until the first process listens, until it is sure that all others heard of its failure, and until a shared file system
-# shows a new folder on another machine.
+# Timeouts: until the first process listens, until all others know of its failure, and until a shared file system shows
+# a new folder on another machine.
 _CONNECT_TIMEOUT_S, _ACKNOWLEDGE_TIMEOUT_S, _VISIBLE_TIMEOUT_S = 600.0, 30.0, 120.0
 
 
@@ -56,7 +56,7 @@ class RankCoordinator:
         if environment is None or started_by_first or environment.world_size() == 1:
             return cls(rank=rank_zero_only.rank)  # type: ignore[attr-defined]
         rank, size = environment.global_rank(), environment.world_size()
-        # torchrun answers itself, and keeps the messages from before it restarted all processes.
+        # torchrun provides the store itself, which keeps the messages from before a restart of all processes.
         agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         where = (environment.main_address, environment.main_port)
         try:
@@ -66,7 +66,7 @@ class RankCoordinator:
                 is_master=rank == 0 and not agent,
                 timeout=datetime.timedelta(seconds=_CONNECT_TIMEOUT_S),
                 wait_for_workers=False,
-                # Lightning meets at the same place later.
+                # Lightning uses the same address later.
                 multi_tenant=True,
             )
         except RuntimeError as error:

@@ -53,7 +53,7 @@ def _plan_from_scans(
     opened = [*trained, *validated]
     check_compatible(opened, config)
     held_out = choose_held_out_scans(len(trained), len(validated), config.prepare)
-    # A bootstrapped probe is part of a store and not known yet.
+    # A bootstrapped probe is part of a store and not yet known.
     if not (as_asked or config.prepare.bootstrap_probe):
         check_existing_store(out, opened, held_out, config)
     needed = estimate_store_bytes(opened, config)

@@ -19,10 +19,10 @@ __all__ = [
     "load_start_network",
 ]
 
-# Fields of TrainConfig that say how long and where to compute, not what.
+# Fields of TrainConfig that determine duration and devices, not the result.
 _LENGTH_FIELDS = ("steps", "epochs")
 _MACHINE_FIELDS = ("num_workers", "accelerator", "devices", "nodes", "compile", "on_flat", "early_stop")
-# Fields of ModelConfig that decide which network it is.
+# Fields of ModelConfig that determine the architecture.
 _NETWORK_FIELDS = ("generator", "n_filters_scale", "amplitude_activation", "probe_big")
 
 
@@ -38,7 +38,7 @@ def load_interrupted(last: Path, config: RunConfig, config_file: Path) -> Ptycho
         raise StoreError(f"{last}: expected a checkpoint to resume from; found none.")
     module = load_checkpoint(last)
     trained, wanted = to_dict(module.config), to_dict(config)
-    # The rate of the cosine depends on how long it takes: a longer one would go on from the end of a shorter one.
+    # The cosine schedule depends on the total length, so a longer run cannot continue from the end of a shorter one.
     free = () if config.train.schedule == "cosine" else _LENGTH_FIELDS
     differs = [
         f"{section}.{key} was {trained[section][key]!r}, is {value!r}"

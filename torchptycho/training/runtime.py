@@ -35,7 +35,7 @@ def check_devices(accelerator: str, devices: int, nodes: int = 1) -> ClusterEnvi
             trainer = L.Trainer(
                 accelerator=accelerator, devices=devices, num_nodes=nodes, logger=False, enable_checkpointing=False
             )
-            # Lightning itself compares these only when training begins.
+            # Lightning checks this only when training begins.
             environment: ClusterEnvironment | None = getattr(trainer.strategy, "cluster_environment", None)
             if environment is not None:
                 environment.validate_settings(num_devices=devices, num_nodes=nodes)

@@ -183,7 +183,7 @@ def _prepare_inputs(request: _Request, is_first: bool, *, progress: bool) -> _In
     check_start_options(config, request.start, interrupted)
     if interrupted is None and request.start is not None:
         start = load_start_network(request.start, config)
-    # Only to find loggers that are not installed before anything is written.
+    # Only to detect missing loggers before anything is written.
     build_loggers(config.log.logger, request.out)
     store = _open_or_prepare_store(request, is_first, start, progress=progress)
     if interrupted is not None:

@@ -46,7 +46,7 @@ def build_trainer(
         ThroughputMonitor(),
     ]
     if train.early_stop:
-        # Without held-out frames it looks at the end of every epoch, else at every validation.
+        # Without held-out frames it is called at the end of every epoch, otherwise at every validation.
         own.append(EarlyStopping(module.monitor, patience=train.early_stop, check_finite=False))
     if log.image_every_epochs:
         frames = config.reconstruct.predict_batch_size
@@ -54,7 +54,7 @@ def build_trainer(
         own.append(TrainingImages(store, out / "images", log.image_every_epochs, log.image_patches, groups))
     if progress:
         own.append(StepProgress())
-    # Not every logger makes its folder.
+    # Some loggers do not create their folder.
     (out / LOGS_FOLDER).mkdir(parents=True, exist_ok=True)
     return L.Trainer(
         accelerator=train.accelerator,

@@ -14,11 +14,11 @@ __all__ = ["choose_neighbours", "draw_oversampled"]
 
 _log = logging.getLogger(__name__)
 
-# Combinations that are written out for one seed before distinct ones are found by drawing again instead.
+# Largest number of combinations to enumerate for one seed; beyond it, distinct ones are drawn by rejection.
 _MAX_ENUMERATED = 200_000
-# Random keys held at a time while combinations are enumerated.
+# Random keys in memory at a time while combinations are enumerated.
 _KEYS_PER_CHUNK = 4_000_000
-# Larger than any random key: what carries it is chosen last.
+# Larger than any random key, so that entries with it are chosen last.
 _EXCLUDED_KEY = np.float32(2)
 
 
@@ -35,7 +35,7 @@ def choose_neighbours(near: Neighbours, n: int, rng: np.random.Generator) -> np.
         crowded = np.empty(keys.shape, bool)
         np.put_along_axis(crowded, order, rank > near.max_per_quadrant, axis=1)
         keys[crowded] = _EXCLUDED_KEY
-    # On rows this short a full sort, which is vectorised, is quicker than a partition.
+    # A vectorised full sort is faster than a partition on such short rows.
     return np.asarray(np.argsort(keys, axis=1)[:, :n])
 
 

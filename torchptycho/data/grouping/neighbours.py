@@ -68,7 +68,8 @@ def find_neighbours(
     quadrant = None
     if config.quadrants:
         dy, dx = np.moveaxis(positions_px[index] - positions_px[seeds][:, None], -1, 0)
-        # Half-open by angle, so that on a raster the four nearest, which lie on the axes, fall into different ones.
+        # Quadrants are half-open in angle, so that on a raster the four nearest neighbours, which lie on the axes, are
+        # in different ones.
         quadrant = np.floor(np.arctan2(dy, dx) / (np.pi / 2)).astype(np.int64) % 4
     return Neighbours(index, allowed, quadrant, math.ceil((config.gridsize**2 - 1) / 4))
 
@@ -79,7 +80,7 @@ def _find_nearest(
     """Find the k frames nearest to each seed, itself excluded, and which exist and are within the distances of
     `config`."""
     tree = cKDTree(positions_px[frames], balanced_tree=False, compact_nodes=False)
-    # Queries in the order of the tree's leaves find the same nodes in the cache: a third less time on unordered scans.
+    # Queries in the order of the tree's leaves use the cache better: a third less time on unordered scans.
     own = np.searchsorted(frames, seeds)
     row_of = np.full(len(frames), -1)
     row_of[own] = np.arange(len(seeds))
@@ -90,7 +91,7 @@ def _find_nearest(
     if (found[:, :1] == myself).all():
         found, distance_px = found[:, 1:], distance_px[:, 1:]
     else:
-        # Frames at one and the same position: the seed need not come first, nor be found at all.
+        # If several frames share a position, the seed may not be the first hit, or not be found at all.
         keep = found != myself
         keep[keep.all(axis=1), -1] = False
         found, distance_px = found[keep].reshape(-1, k), distance_px[keep].reshape(-1, k)
@@ -105,7 +106,7 @@ def _find_nearest(
     # Frames are in ascending order: those of the whole scan are their own indices.
     if frames[0] != 0 or frames[-1] != len(frames) - 1:
         found = frames[found]
-    # Back from the order of the visits to that of the seeds.
+    # Restore the order of the seeds.
     index, allowed = np.empty(found.shape, np.int64), np.empty(found.shape, bool)
     index[visits], allowed[visits] = found, may
     return index, allowed

@@ -21,7 +21,7 @@ __all__ = ["draw_original_groups"]
 
 _log = logging.getLogger(__name__)
 
-# A sequential selection did not seed the generator there, which then stood as the import had left it.
+# The original does not seed the generator for a sequential selection; its state is then that after the import.
 _UNSEEDED = 0
 
 

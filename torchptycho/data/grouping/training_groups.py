@@ -79,7 +79,7 @@ def group(
         near = find_neighbours(positions_px, scan_id, pool, seeds, config)
         usable = near.count_usable()
     else:
-        # Only the size of the scan decides, so that the search is left to the seeds that are drawn.
+        # Only the size of the scan matters here; neighbours are searched later, for the drawn seeds only.
         usable = np.minimum(count_scan_frames(scan_id, pool, seeds) - 1, neighbor_count(config))
     rows = select_eligible_seeds(usable, config, size)
     surplus = not explicit and config.n_groups is not None and config.n_groups > len(rows)

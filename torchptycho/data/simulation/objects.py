@@ -153,7 +153,7 @@ def _load_photograph(name: str, size_px: int, rng: np.random.Generator) -> Map:
     square = resize(grey[y : y + edge, x : x + edge], (size_px, size_px), anti_aliasing=True)
     if rng.random() < 0.5:
         square = square[:, ::-1]
-    # A few glaring pixels would leave the rest without contrast.
+    # A few very bright pixels would leave the rest without contrast.
     darkest, brightest = np.quantile(square, [0.005, 0.995])
     return np.asarray(np.clip(square, darkest, brightest), dtype=np.float64)
 

@@ -60,7 +60,7 @@ def make_raster(count: int, span_px: np.ndarray, jitter_px: float, rng: np.rando
     columns = min(count, max(1, math.ceil(math.sqrt(count * width / height))))
     rows = math.ceil(count / columns)
     margin = np.minimum(jitter_px, span_px / 2)
-    # A single row or column goes through the middle.
+    # A single row or column is centred.
     fractions = [np.linspace(0, 1, steps) if steps > 1 else np.array([0.5]) for steps in (rows, columns)]
     grid = np.stack(np.meshgrid(*fractions, indexing="ij"), axis=-1).reshape(-1, 2)
     return np.asarray(margin + grid * (span_px - 2 * margin) + rng.uniform(-1, 1, size=grid.shape) * margin)

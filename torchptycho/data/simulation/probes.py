@@ -81,8 +81,8 @@ def zone_plate(radius_px: np.ndarray, diameter_px: float, defocus_waves: float) 
     Raises:
         ConfigError: the pupil reaches beyond the Nyquist frequency of the pixels.
     """
-    # The power of a defocused probe fills its geometric shadow, 2 pi q r = 4 pi w u, so this much is certain already
-    # and spares the integral from absurd values.
+    # The power of a defocused probe fills its geometric shadow, 2 pi q r = 4 pi w u; this lower bound keeps the
+    # integral in its valid range.
     cutoff = 2 * abs(defocus_waves) / diameter_px
     if cutoff <= _NYQUIST:
         rho = np.linspace(0, 8 * np.pi * abs(defocus_waves) + 80, 801)
@@ -116,7 +116,7 @@ def border_fraction(probe: np.ndarray, width: float = 0.1) -> float:
 
 def _pupil_transform(rho: np.ndarray, defocus_waves: float) -> np.ndarray:
     """Compute the Fourier-Bessel transform of the pupil at rho = 2 pi q r."""
-    # The integrand turns by less than half a radian from sample to sample.
+    # The phase of the integrand changes by less than half a radian between samples.
     u = np.linspace(0, 1, 513 + int(2 * float(rho.max())) + int(80 * abs(defocus_waves)))
     pupil = _raised_cosine((u - 1) / _SOFT_RIM + 1) * (1 - _raised_cosine((u - _CENTRAL_STOP) / _SOFT_RIM + 0.5))
     integrand = pupil * u * np.exp(2j * np.pi * defocus_waves * u**2)
@@ -130,7 +130,7 @@ def _make_modes(first: np.ndarray, y: np.ndarray, x: np.ndarray, count: int) -> 
     orders = sorted(((j, k) for j in range(count) for k in range(count) if j + k < count), key=lambda o: (sum(o), o))
     shapes = [first * eval_hermite(j, y) * eval_hermite(k, x) for j, k in orders[:count]]
     basis, triangle = np.linalg.qr(np.stack([shape.ravel() / np.linalg.norm(shape) for shape in shapes], axis=1))
-    # QR leaves the sign of each column open: keep that of the shape it came from.
+    # QR does not determine the sign of each column: keep that of the original shape.
     diagonal = np.diagonal(triangle)
     basis = basis * (diagonal / np.abs(diagonal)) * np.sqrt(0.5 ** np.arange(count))
     return np.asarray(basis.T.reshape(count, *first.shape))

@@ -26,10 +26,10 @@ __all__ = ["simulate"]
 
 _log = logging.getLogger(__name__)
 
-# Complex values of exit waves held at a time: 8 MiB in complex64, some ten times that with the intermediate results.
+# Complex values of exit waves in memory at a time: 8 MiB in complex64, about ten times that with intermediate results.
 _BATCH_ELEMENTS = 2**20
 
-# A larger part of the probe's power in the outer tenth of the frame is reported.
+# A larger fraction of the probe's power in the outer tenth of the frame causes a warning.
 _MAX_BORDER_FRACTION = 0.01
 
 
@@ -134,7 +134,7 @@ def _record_frames(
         if generator is None:
             frames[batch] = expected.numpy()
             continue
-        # In float64, because float32 has no odd numbers beyond 2^24 counts.
+        # In float64, because float32 cannot represent odd numbers beyond 2^24.
         _check_countable(expected.max().item())
         counts = poisson_sample(expected.double(), generator).numpy()
         brightest = counts.max().item()

@@ -43,7 +43,7 @@ class TorchptychoReconstructorLibrary(PtychoPINNTorchReconstructorLibrary):
 
     def __init__(self, settings_registry: SettingsRegistry, is_developer_mode_enabled: bool = False) -> None:
         super().__init__(settings_registry, is_developer_mode_enabled)
-        # Its messages are those that Ptychodus shows.
+        # Ptychodus shows the messages of this logger.
         self._logger = logging.getLogger("torchptycho")
         self._registry = settings_registry
         own = settings_registry.create_group(_OWN_GROUP)

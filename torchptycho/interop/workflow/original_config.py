@@ -201,7 +201,7 @@ TABLE: dict[str, OptionMapping] = {
     "offset": _ignore("distances between frames follow from their positions."),
     "max_position_jitter": _ignore("the canvas of a group is large enough for all of its frames."),
     "backend": _require_value("backend", "pytorch", "tensorflow", why="Both use PyTorch here."),
-    # How to compute
+    # PyTorchExecutionConfig
     "learning_rate": _map_to("train.learning_rate"),
     "scheduler": OptionMapping(
         note="`train.schedule`: Default is constant, WarmupCosine cosine, ReduceLROnPlateau and Adaptive plateau",
@@ -223,7 +223,7 @@ TABLE: dict[str, OptionMapping] = {
         note="counts groups there, frames here: `reconstruct.predict_batch_size` = inference_batch_size * gridsize^2",
         change=lambda value, given: {"reconstruct.predict_batch_size": value * _count_members(given)},
     ),
-    # After the weights that they replace
+    # After the weights, which these replace
     "torch_loss_mode": OptionMapping(
         note="`mae`: `loss.nll_weight` 0 and `loss.mae_weight` 1", change=_convert_loss_mode
     ),

@@ -70,7 +70,7 @@ class _PatchCollector:
         self.is_first: list[Tensor] = []
 
     def __call__(self, batch: InferenceBatch, patches: Tensor) -> None:
-        # A copy by way of NumPy: tensors of inference mode cannot take part in later computations.
+        # Copied through NumPy: tensors of inference mode cannot be used in later computations.
         self.patches.append(torch.from_numpy(patches.cpu().numpy().copy()))
         self.members.append(batch.members.cpu())
         self.is_first.append(batch.is_first.cpu())

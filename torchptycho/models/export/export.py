@@ -56,10 +56,10 @@ MAX_RELATIVE_ERROR = 1e-4
 """Relative L2 distance of exported patches from the network's beyond which nothing is written."""
 
 _SUFFIXES: dict[str, Format] = {".onnx": "onnx", ".pt2": "aot"}
-# Has all operators that are needed, and runs on every ONNX Runtime since 1.14.
+# This opset has all required operators and runs on every ONNX Runtime since 1.14.
 _OPSET = 18
 _MAX_OFFSET_PX = 4096
-# Groups in the batches that it is checked with.
+# Groups per batch in the check.
 _CHECK_BATCH_SIZES = (3, 1, 5)
 
 
@@ -100,13 +100,13 @@ def export_network(
     if not 0 <= which < len(network.probe_parts):
         raise ConfigError(f"training_scan: expected 0 to {len(network.probe_parts) - 1}; found {which}.")
     canvas_px = max(network.canvas_px, merge_canvas_px(network.n_px, max_offset_px or 0.0))
-    # What `merge_canvas_px` rounds up to this canvas.
+    # The largest offset for which `merge_canvas_px` returns this canvas.
     room_px = (canvas_px - network.n_px) / 2 - 1
     metadata = build_metadata(network, kind, which, canvas_px, room_px)
     alone = _copy_for_scan(network, metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name, _silence_exporters():
-        # Compilers insist on the ending.
+        # The compilers require this suffix.
         file = Path(name) / f"network{'.onnx' if kind == 'onnx' else '.pt2'}"
         write = _write_onnx if kind == "onnx" else _write_aot
         metadata = write(alone, metadata, file)
@@ -179,7 +179,7 @@ def _trace_real(network: PtychoNetwork, metadata: ExportMetadata, *, matrices: b
     shapes = {"frames": free, "offset_px": free, "input_scale": None, "mask": None}
     try:
         traced = torch.export.export(_FunctionalNetwork(network), arguments, dynamic_shapes=shapes, strict=False)
-        # Of frames, and of their middle.
+        # Edges of the Fourier transforms: of whole frames, and of their centres.
         edges_px = (network.n_px, network.n_px // 2) if matrices else None
         plain = RealArithmetic(traced.module(check_guards=False), edges_px)
         return torch.export.export(plain.to(frames.device), arguments, dynamic_shapes=shapes, strict=False)
@@ -194,7 +194,7 @@ def _write_onnx(network: PtychoNetwork, metadata: ExportMetadata, file: Path) ->
 
     with torch.no_grad():
         traced = _trace_real(network, metadata, matrices=True)
-        # The exporter's own optimiser takes a third of all the time, and ONNX Runtime does what it does, and more.
+        # The exporter's own optimiser takes a third of the time, and ONNX Runtime optimises the graph anyway.
         program = torch.onnx.export(
             traced,
             dynamo=True,
@@ -206,7 +206,7 @@ def _write_onnx(network: PtychoNetwork, metadata: ExportMetadata, file: Path) ->
         )
     assert program is not None
     model = program.model_proto
-    # An input with an initial value of its name may be left out.
+    # An input with an initial value of the same name is optional.
     for name, value in (("input_scale", metadata.tensors["input_scale"][0].float()), ("mask", network.masks[0])):
         model.graph.initializer.append(onnx.numpy_helper.from_array(value.cpu().numpy(), name))
     content = model.SerializeToString()
@@ -250,7 +250,7 @@ def _validate_export(network: PtychoNetwork, metadata: ExportMetadata, run: Runn
                     f"{tuple(found.shape)}. Nothing was written."
                 )
             error = float((found - expected).double().norm() / expected.double().norm())
-            # NaN is no agreement.
+            # NaN must fail the comparison.
             if not error <= MAX_RELATIVE_ERROR:
                 raise ExportError(
                     f"export: expected patches within {MAX_RELATIVE_ERROR:g} of the network's (relative L2); "

@@ -13,7 +13,7 @@ class MatrixPatches:
     """`physics.group_patches.PatchOperators` by matrices, which are computed once for each set of corners."""
 
     def __init__(self) -> None:
-        # Each tensor of corners is kept with its matrices, so that no other tensor gets its id.
+        # The tensor of corners is kept with its matrices, so that its id is not reused.
         self._matrices: dict[tuple[int, int, int], tuple[Tensor, Tensor, Tensor]] = {}
 
     def extract(

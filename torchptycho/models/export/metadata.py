@@ -102,7 +102,7 @@ def extract_scan_state(network: PtychoNetwork, scan: int) -> dict[str, Tensor]:
     """Extract the state of a network for one of its training scans, without its generator."""
     own = {"probe_parts", "input_scale", "photons_per_frame", "masks"}
     state = {k: v for k, v in network.state_dict().items() if k in own or k.startswith("experiment.")}
-    # Everything in it is by scan.
+    # The first axis of every entry is the scan.
     return {name: value[scan : scan + 1].detach().cpu().contiguous().clone() for name, value in state.items()}
 
 

@@ -43,7 +43,7 @@ class RealArithmetic(torch.nn.Module):
         self._traced, self._edges_px = traced, edges_px
         for edge_px in edges_px or ():
             number = torch.arange(edge_px, dtype=torch.float64)
-            # Modulo N: the angle of a large product would lose its digits.
+            # Modulo N, because the angle of a large product would lose digits.
             angle = 2 * math.pi / edge_px * (torch.outer(number, number) % edge_px)
             matrix = edge_px**-0.5 * torch.stack([angle.cos(), angle.sin()])
             self.register_buffer(f"matrix{edge_px}", matrix.float(), persistent=False)
@@ -62,7 +62,7 @@ class RealArithmetic(torch.nn.Module):
         """Transform in two dimensions: F X F, F being the matrix of one axis."""
         if self._edges_px is None:
             if _is_pair(values):
-                # Not torch.complex, for which compiled code would come back to Python's dispatcher.
+                # Avoid torch.complex, for which compiled code returns to Python's dispatcher.
                 values = torch.view_as_complex(torch.stack(values, -1))
             far = torch.view_as_real((torch.fft.ifft2 if inverse else torch.fft.fft2)(values, s, dim, norm))
             return _Pair(far[..., 0], far[..., 1])
@@ -78,7 +78,7 @@ class RealArithmetic(torch.nn.Module):
         cosine, sine = self.get_buffer(f"matrix{edge_px}")
         matrix = _Pair(cosine, sine if inverse else -sine)
         found = _matmul(matrix, _matmul(values, matrix))
-        # The matrix is that of the orthonormal transform.
+        # The matrix of the orthonormal transform.
         factor = 1.0 if norm == "ortho" else float(edge_px) ** (-1 if inverse != (norm == "forward") else 1)
         return found if factor == 1 else _Pair(found.real * factor, found.imag * factor)
 
@@ -98,7 +98,7 @@ class _Interpreter(fx.Interpreter):
         if target is _aten._assert_tensor_metadata.default:  # of complex tensors, too
             return None
         if target in _SUBGRAPH_ARGUMENT:
-            # A part of the network without derivatives or in a precision of its own; neither matters here.
+            # A subgraph without gradients or with its own autocast setting; neither matters here.
             where = _SUBGRAPH_ARGUMENT[target]
             return _Interpreter(args[where], self._transform).run(*args[where + 1 :])
         if target is operator.getitem:  # of what such a part returned
@@ -108,7 +108,7 @@ class _Interpreter(fx.Interpreter):
         has_pair = any(map(_is_pair, pytree.tree_leaves((args, kwargs), is_leaf=_is_pair)))
         if target in _COMPLEX_FROM_REAL:
             return _COMPLEX_FROM_REAL[target](*args, **kwargs)
-        # Real numbers times a complex one are complex, too.
+        # A real number times a complex one is complex too.
         if target in _COMPLEX_RULES and (has_pair or any(isinstance(value, complex) for value in args)):
             return _COMPLEX_RULES[target](*args, **kwargs)
         if any(_is_complex(value) for value in (*args, *kwargs.values())):
@@ -192,7 +192,7 @@ def _matmul(a: Any, b: Any) -> _Pair:
     return _Pair(first - second, both - first - second)
 
 
-# Where a part of the graph that is called stands among the arguments.
+# Index of the called subgraph among the arguments.
 _SUBGRAPH_ARGUMENT: dict[Any, int] = {
     torch.ops.higher_order.wrap_with_autocast: 4,
     torch.ops.higher_order.wrap_with_set_grad_enabled: 1,
@@ -217,7 +217,7 @@ _COMPLEX_RULES: dict[Any, Callable[..., Any]] = {
     _aten.abs.default: lambda a: (a.real * a.real + a.imag * a.imag).sqrt(),
     _aten.ones_like.default: lambda a, **_: _Pair(torch.ones_like(a.real), torch.zeros_like(a.real)),
 }
-# Moves values about, or is linear with real factors: the same for both parts.
+# Moves values, or is linear with real factors: the same for both parts.
 _APPLIED_TO_BOTH_PARTS: frozenset[Any] = frozenset(
     {
         _aten.cat.default,

@@ -100,10 +100,10 @@ class OnnxEngine:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
         options.log_severity_level = 3
-        # TF32 has three digits.
+        # TF32 has only three digits.
         providers: list[Any] = [("CUDAExecutionProvider", {"use_tf32": "0"})] if device == "cuda" else []
         try:
-            # What the file refers to would be looked for in the current folder, and is now in an empty one.
+            # External data would be looked up in the current folder; an empty folder makes such files fail.
             with tempfile.TemporaryDirectory() as empty:
                 options.add_session_config_entry("session.model_external_initializers_file_folder_path", empty)
                 self._session = onnxruntime.InferenceSession(
@@ -160,7 +160,7 @@ class AotEngine:
             ) from None
 
     def __call__(self, frames: Tensor, offset_px: Tensor, input_scale: Tensor, mask: Tensor) -> Tensor:
-        # The compiled code takes memory as it lies.
+        # The compiled code assumes contiguous memory.
         patches: Tensor = self._run(*(value.contiguous() for value in (frames, offset_px, input_scale, mask)))
         return patches
 
@@ -192,7 +192,7 @@ class ExportedNetwork(PtychoNetwork):
     """
 
     def __init__(self, metadata: ExportMetadata, runner: Runner, device: str) -> None:
-        # Before nn.Module knows attributes: the generator is made by its initialiser.
+        # Set before nn.Module's attributes are used, because its initialiser builds the generator.
         object.__setattr__(self, "metadata", metadata)
         self.metadata: ExportMetadata
         super().__init__(to_dict(metadata.config), metadata.n_px, 1, metadata.n_modes, metadata.domain)

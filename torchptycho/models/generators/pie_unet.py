@@ -15,11 +15,12 @@ from torchptycho.physics.pie import GroupProjection, extrapolate, upsample_2x
 
 __all__ = ["PieUNet"]
 
-# Edge in cells of the grid that a frame is folded onto, whatever N. Fine structure is what projections are good at.
+# Edge, in cells, of the grid onto which a frame is folded, for any N. A coarse grid suffices, because the projections
+# reconstruct fine structure.
 _GRID = 16
-# Brings the change that a further projection asks for to the size of the object's own structure.
+# Scales the computed update to the magnitude of the object's structure.
 _STEP_SCALE = 5.0
-# Real and imaginary part of the object and of its change, and the light.
+# Real and imaginary part of the object and of its update, and the illumination.
 _INPUT_PLANES = 5
 
 
@@ -48,7 +49,8 @@ class PieUNet(UNetGenerator):
         finish_projections: int = 5,
     ) -> None:
         super().__init__(_INPUT_PLANES, 2, n_px // _GRID, widths)
-        # Not only near it: a random picture, however faint, has slow phases that no projection takes back soon.
+        # Exactly zero: a random initial output, however weak, adds low-frequency phase errors that projections remove
+        # slowly.
         nn.init.zeros_(self.head.weight)
         self.start_projections, self.finish_projections = start_projections, finish_projections
 
@@ -69,7 +71,7 @@ class PieUNet(UNetGenerator):
             edge_px,
             group.patch_operators,
         )
-        # No half-precision FFT exists for every backend, and complex numbers have no bf16.
+        # Half-precision FFTs do not exist on every backend, and there is no complex bfloat16.
         with torch.autocast(device_type=group.amplitude.device.type, enabled=False):
             with torch.no_grad():
                 projection = GroupProjection(*given)

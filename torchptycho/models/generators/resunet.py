@@ -14,7 +14,8 @@ from torchptycho.models.generators.unet import UNetGenerator
 
 __all__ = ["ResUNet", "estimate_object"]
 
-# Edge in cells of the grid that a frame is folded onto, whatever N: no convolution runs at detector resolution.
+# Edge, in cells, of the grid onto which a frame is folded, for any N, so that no convolution runs at detector
+# resolution.
 _GRID = 32
 
 
@@ -63,10 +64,10 @@ class ResUNet(UNetGenerator):
         return cls(n_px, channels, (width, 2 * width, 4 * width, 4 * width))
 
     def forward(self, group: GroupInput) -> Complex[Tensor, "b c n n"]:
-        # No half-precision FFT exists for every backend, and complex numbers have no bf16.
+        # Half-precision FFTs do not exist on every backend, and there is no complex bfloat16.
         with torch.autocast(device_type=group.amplitude.device.type, enabled=False):
             estimate = estimate_object(group.amplitude, group.probe)
-            # Counts span orders of magnitude; the logarithm leaves the weak, wide-angle part visible.
+            # Counts span orders of magnitude; the logarithm preserves the weak signal at high angles.
             planes = torch.cat([torch.log1p(4 * group.amplitude), estimate.real, estimate.imag], dim=1)
         parts = self.apply_unet(planes)
         return torch.complex(1 + parts[:, : self.channels], parts[:, self.channels :])

@@ -76,6 +76,6 @@ class UNetGenerator(Generator):
             x = down(x)
         x = self.encoder[-1](x)
         for up, decode, skip in reversed(list(zip(self.up, self.decoder, fine, strict=True))):
-            # The 1x1 convolution commutes with the nearest-neighbour upsampling and is four times cheaper before it.
+            # The 1x1 convolution commutes with nearest-neighbour upsampling; applied before it, it costs a quarter.
             x = decode(functional.interpolate(up(x), scale_factor=2) + skip)
         return functional.pixel_shuffle(self.head(functional.silu(self.norm(x))).float(), self.fold)

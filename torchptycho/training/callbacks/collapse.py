@@ -22,15 +22,15 @@ __all__ = ["CollapseMonitor", "CollapseStatistics"]
 
 _log = logging.getLogger(__name__)
 
-# Optimiser steps before which no network counts as collapsed: a good one begins at the transparent object, too.
+# Networks are not judged before this step: a good one starts from the transparent object too.
 MIN_STEPS = 200
-# Validation batches that are looked at.
+# Number of validation batches for the statistics.
 _MAX_BATCHES = 4
-# Relative to the root-mean-square of |O|: less is no image. A thin biological sample shows 0.05 and more.
+# Lowest contrast, relative to the RMS of |O|, of an image. Thin biological samples have 0.05 and more.
 _MIN_CONTRAST = 0.02
-# Part of the empty sample's misfit that a network must take off, when its contrast is that low.
+# Smallest fraction of the empty sample's misfit by which a network with such a low contrast must reduce it.
 _MIN_MISFIT_REDUCTION = 0.1
-# How many times the misfit of photon noise the empty sample must leave, for the data to show anything.
+# Smallest misfit of the empty sample, relative to photon noise, for the data to contain structure.
 _MIN_EMPTY_TO_NOISE = 1.5
 
 
@@ -123,7 +123,7 @@ class CollapseMonitor(Callback):
             counts = module.compute_measured_counts(batch)
             empty = module.compute_expected_counts(torch.ones_like(patches), batch)
             good = module.masks[batch.scan][:, None]
-            # The best empty sample: as dark as each frame is.
+            # The best-fitting empty sample: one transmission per frame.
             empty = (
                 empty * ((counts * good).sum((-2, -1)) / (empty * good).sum((-2, -1)).clamp_min(1e-30))[..., None, None]
             )
@@ -152,7 +152,7 @@ class CollapseMonitor(Callback):
         frames = float(reduced["frames"])
         power = max(float(reduced["power"]) / frames, 1e-30)
         common = float((reduced["patch"] / frames).square().sum())
-        # The mean of n patches that differ at random keeps 1/n of their variance.
+        # The mean of n patches with independent errors keeps 1/n of their variance.
         contrast_between = max(0.0, power - common) * frames / (frames - 1) if frames > 1 else power
         return CollapseStatistics(
             contrast_within=math.sqrt(max(0.0, float(reduced["within"]) / frames) / power),

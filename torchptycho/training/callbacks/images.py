@@ -79,6 +79,6 @@ class TrainingImages(Callback):
             batch = self._scan_dataset.__getitems__(rows[start : start + self._groups_per_batch]).to(module.device)
             mosaic.add(module(batch), batch.members - first, batch.is_first)
         canvas = mosaic.finish()
-        # What is not finite, or 0 everywhere, cannot be drawn; training itself tells of it.
+        # Images that are not finite, or 0 everywhere, cannot be drawn; training reports the cause.
         drawn = bool(np.isfinite(canvas.numerator.cpu().numpy()).all()) and bool(canvas.numerator.abs().max() > 0)
         return canvas.finish(self._store.scans[0].object_pixel_m) if drawn else None

@@ -37,7 +37,7 @@ class StepProgress(Callback):
         self._start("training", int(trainer.estimated_stepping_batches))
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        # Reading the loss waits for the device, so not at every step.
+        # Not at every step, because reading the loss synchronises with the device.
         if trainer.global_step % 10 == 0:
             shown = {name: trainer.callback_metrics.get(name) for name in ("train/loss", "val/loss")}
             note = "  ".join(f"{name} {float(value):.4g}" for name, value in shown.items() if value is not None)

@@ -44,7 +44,7 @@ class ThroughputMonitor(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: GroupBatch, batch_idx: int
     ) -> None:
         self._frames += batch.members.numel()
-        # As often as metrics are written: over many batches, so that a GPU need not be waited for.
+        # At the interval of the metrics, over many batches, so that no synchronisation with a GPU is needed.
         if (batch_idx + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             speed = self._frames * trainer.world_size / (time.perf_counter() - self._start_s)
             pl_module.log("frames_per_s", speed)

@@ -33,7 +33,7 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> Path:
     mask = comparison.mask
     reference = names[2] if len(names) == 3 else names[0]
     target = comparison.images[reference]
-    # One constant phase for all, so that their differences stay what they are.
+    # The same constant phase is removed from all images, so that their differences are unchanged.
     turn = np.exp(-1j * np.angle(target[mask].sum()))
     others = [name for name in names if name != reference]
     columns = len(names) + len(others)
@@ -54,7 +54,7 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> Path:
         (np.abs(comparison.images[name]) - np.abs(target), wrap_rad(np.angle(comparison.images[name] * target.conj())))
         for name in others
     ]
-    # The same scale for both, or the better one would look as bad.
+    # The same colour scale for both differences, so that the better one is visible.
     bounds = [max(float(np.percentile(np.abs(pair[row][mask]), 99)) for pair in differences) for row in (0, 1)]
     for column, (name, pair) in enumerate(zip(others, differences, strict=True), start=len(names)):
         for row, what in ((0, "amplitude"), (1, "phase")):

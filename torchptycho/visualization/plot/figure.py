@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 NO_DATA = "#dde4ee"
-# Okabe and Ito's colours, which remain apart for the colour-blind.
+# Okabe and Ito's colours, distinguishable for colour-blind readers.
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 FONT_SIZE = 9.0
 SMALL_FONT_SIZE = 8.0

@@ -31,7 +31,7 @@ __all__ = [
     "style_panel",
 ]  # fmt: skip
 
-# Averages where several object pixels share one pixel of the picture, which nearest would alias.
+# Averages if several object pixels share one pixel of the figure; nearest-neighbour sampling would alias.
 INTERPOLATION = "antialiased"
 
 Limits = tuple[float, float]

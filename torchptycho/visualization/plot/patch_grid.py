@@ -29,7 +29,7 @@ def plot_patches(
     mask = weight > MIN_COVERAGE * weight.max()
     shown = [np.where(np.isfinite(patches), patches, 0)]
     if truth is not None:
-        # One phase and one amplitude for all, which ptychography leaves free.
+        # One common phase and amplitude factor, which ptychography does not determine.
         overlap = (truth * shown[0].conj() * mask).sum()
         turn = overlap.conj() / abs(overlap) if abs(overlap) > 0 else 1.0
         shown.append(truth * turn)

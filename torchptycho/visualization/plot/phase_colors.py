@@ -22,7 +22,7 @@ __all__ = [
 
 # Every hue of this lightness and chroma lies within sRGB, so that no phase looks brighter than another.
 _LIGHTNESS, _CHROMA = 0.75, 0.12
-_RED_RAD = math.radians(29.0)  # where OKLab has red: phase 0
+_RED_RAD = math.radians(29.0)  # the OKLab hue of red is phase 0
 
 
 def phase_to_rgb(phase_rad: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape 3"]:
@@ -66,7 +66,7 @@ def make_wheel_rgba(n_px: int = 96) -> UInt8[np.ndarray, "n n 4"]:
     y, x = (np.indices((n_px, n_px)) - (n_px - 1) / 2) / (n_px / 2)
     disc = x - 1j * y
     rgb = complex_to_rgb(disc, 1.0)
-    # The rim fades over a pixel.
+    # The edge of the wheel fades over one pixel.
     alpha = np.clip((1 - np.abs(disc)) * n_px / 2 + 0.5, 0, 1)
     return np.concatenate([rgb, np.rint(255 * alpha).astype(np.uint8)[..., None]], axis=-1)
 

@@ -54,7 +54,7 @@ def plot_reconstruction(
         pair = align_to_truth(reconstruction, truth, truth_origin_px=truth_origin_px)
         box = panels.find_bounding_box(pair.mask)
         mask = pair.mask[box]
-        # One constant phase for both, so that their difference stays what it is.
+        # The same constant phase is removed from both, so that their difference is unchanged.
         turn = np.exp(-1j * np.angle(pair.truth[pair.mask].sum()))
         shown = (pair.object[box] * turn, pair.truth[box] * turn)
         y, x = (pair.origin_px[i] - reconstruction.origin_px[i] for i in range(2))
@@ -112,7 +112,7 @@ def plot_overview(scan: Scan, images: Mapping[str, tuple[Reconstruction, Metrics
     draw_positions(axes[1, 0], scan)
     axes[1, 0].set_title("scan positions over the object", fontsize=FONT_SIZE)
 
-    # All of them on the pixels that the last, which is the best, is compared on.
+    # All patches are compared on the pixels of the last, which is the best.
     pairs = [align_to_truth(image, scan.truth) for image, _ in images.values()]
     turn = np.exp(-1j * np.angle(pairs[-1].truth[pairs[-1].mask].sum()))
     truth, mask = (

@@ -49,7 +49,7 @@ def plot_scan(scan: Scan, path: str | Path, *, title: str | None = None, max_fra
     drawn = draw_image(axes[1, 0], amplitude, everywhere, "gray", top, f"probe amplitude{modes}")
     add_colour_bar(axes[1, 0], drawn, "√photons" if scan.probe_is_calibrated else "arb. u.")
     add_scale_bar(axes[1, 0], probe.shape[1], scan.geometry.with_object_pixel(scan.n_px).object_pixel_m)
-    # Dark where there is hardly any light: the phase is noise there, and would be all that one sees.
+    # Dark where the intensity is low: the phase is noise there and would dominate the figure.
     draw_complex(axes[1, 1], probe, "probe, its phase as hue")
     add_colour_wheel(axes[1, 1])
     axis = axes[1, 2]

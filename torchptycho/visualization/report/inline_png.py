@@ -15,7 +15,7 @@ from torchptycho.visualization.plot.png import TRANSPARENT_INDEX, apply_colour_m
 
 __all__ = ["encode_complex_png", "encode_mapped_png", "encode_png"]
 
-# A page must stay small enough to be sent about.
+# Limits the size of the page.
 _MAX_EDGE_PX = 1200
 
 

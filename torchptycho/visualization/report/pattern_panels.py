@@ -54,10 +54,10 @@ def compare_patterns(
         detect: background, scale and blur of the model that made the image; None adds the image's own background.
     """
     count = min(n_frames, scan.n_frames)
-    # The middle of each part of the scan: the first and the last frame are those at the rim.
+    # The central frame of each part of the scan, because the first and the last frames are at its edge.
     index = ((np.arange(count) + 0.5) * scan.n_frames / count).astype(np.int64)
     counts, total, start = np.zeros((count, scan.n_px, scan.n_px)), 0.0, 0
-    # In one pass over all of them: a compressed file is read from its beginning, and amplitudes need the mean.
+    # In one pass over all frames, because a compressed file is read from its beginning and amplitudes need the mean.
     for chunk in scan.frames.chunks(_FRAMES_PER_CHUNK):
         here = (index >= start) & (index < start + len(chunk))
         counts[here] = to_counts(scan, chunk[index[here] - start])

@@ -39,14 +39,14 @@ def write_network_report(
     """
     which = image.provenance["config"]["reconstruct"]["training_scan"]
     run = None if module.checkpoint is None else module.checkpoint.parent
-    # A bundle lies in its run, a checkpoint one folder deeper.
+    # A bundle is in the folder of its run, a checkpoint one folder deeper.
     run = run.parent if run is not None and run.name == "checkpoints" else run
     probe = image.probe
     if probe is None:
         probe = module.probe[which].detach().cpu().numpy() * np.float32(image.provenance.get("probe_factor", 1.0))
     found = None
     if halves:
-        # The scan's own probe may be no more than a guess.
+        # The network's probe, because that of the scan may only be a guess.
         known = dataclasses.replace(scan, probe=probe, probe_is_calibrated=True)
         found = _correlate_halves(known, module.config.refine, device)
     return write_report(

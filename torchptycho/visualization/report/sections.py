@@ -46,7 +46,7 @@ __all__ = [
 
 _DECADES = 5
 _STAGE_COLOURS = {"train": 1, "val": 2, "test": 3, "": 4}
-# Of the machine, not of the image.
+# Describes the machine, not the image.
 _HIDDEN_QUANTITIES = ("plateau", "frames_per_s", "peak_memory_GB")
 
 
@@ -183,7 +183,7 @@ def make_curves_section(image: Reconstruction, history: dict[str, list[tuple[int
         one = Series(name="misfit", x=np.arange(1.0, len(misfit) + 1), y=misfit)
         noise = Series(name="photon noise", x=np.array([1.0, len(misfit)]), y=np.ones(2), colour=3, dashed=True)
         charts.append(_make_chart("Refinement", [one, noise] if len(misfit) > 1 else [one], "epoch", "misfit"))
-    # The loss first: it is what one looks for.
+    # The loss comes first, because it is the most important curve.
     for quantity, curves in sorted(group_by_quantity(history).items(), key=lambda item: "loss" not in item[0]):
         series = [
             Series(

@@ -69,7 +69,7 @@ def draw_curves_svg(
     for one, keep in kept:
         px, py = across(one.x[keep]), up(one.y[keep])
         step = -(-len(px) // _MAX_POINTS) or 1
-        # The last point says how it ended.
+        # The last point is the final value.
         chosen = np.unique(np.r_[np.arange(0, len(px), step), max(0, len(px) - 1)]) if len(px) else np.arange(0)
         path = "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(px[chosen], py[chosen], strict=True))
         style = "thin dash" if one.dashed else "line"
@@ -94,7 +94,7 @@ def draw_positions_svg(
     height, width = np.maximum(high - low, 1.0)
     scale = _WIDTH / max(width, height)
     placed = (given_px - low) * scale
-    # Smaller where lines lie over them.
+    # Smaller if lines are drawn over them.
     dot = float(np.clip((160 if found_px is None else 70) / math.sqrt(len(placed)), 1.2, 5))
     points = "".join(f"M{x:.1f} {y:.1f}h0" for y, x in placed)
     frame = n_px * scale
@@ -104,7 +104,7 @@ def draw_positions_svg(
         moved = (found_px - given_px) * scale
         longest = float(np.abs(moved).max())
         if longest > 0:
-            # Long enough to be seen: at most a twentieth of the picture, in steps of 1, 2, 5.
+            # Magnified to be visible: at most a twentieth of the figure, in steps of 1, 2, 5.
             times = max(1.0, _round_down(_WIDTH / 20 / longest))
         lines = "".join(
             f"M{x:.1f} {y:.1f}l{dx * times:.2f} {dy * times:.2f}"
@@ -161,7 +161,7 @@ def _draw_axes(
 
 def _format_tick(value: float) -> str:
     if value == 0 or 1e-3 <= abs(value) < 1e5:
-        # Ticks may lie as close as this over a range far from zero.
+        # Smallest distance of ticks for a range far from zero.
         return f"{value:.6g}".replace("-", "−")
     mantissa, exponent = f"{value:.0e}".split("e")
     return f"{mantissa}e{int(exponent)}".replace("-", "−")

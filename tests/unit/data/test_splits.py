@@ -124,7 +124,7 @@ class TestRegion:
     @pytest.mark.contract("data.split.options")
     @pytest.mark.parametrize("options", [{"val_region": (0.0, 0.5, 0.0, 1.0)}, {"val_gap_px": 3.0}])
     def test_options_of_a_region_are_refused_without_one(self, options: dict[str, Any]) -> None:
-        with pytest.raises(ConfigError, match="belongs to val_by region; found val_by frames"):
+        with pytest.raises(ConfigError, match="expected val_by region; found val_by frames"):
             PrepareConfig(**options)
         with pytest.raises(ConfigError, match=r"val_region: expected start < stop"):
             PrepareConfig(val_by="region", val_region=(0.5, 0.2, 0.0, 1.0))

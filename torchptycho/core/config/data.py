@@ -15,32 +15,32 @@ __all__ = ["GroupConfig", "PrepareConfig"]
 
 @validated_dataclass
 class GroupConfig:
-    """How frames are gathered into groups of gridsize^2 overlapping neighbours (sample, then group)."""
+    """Grouping of frames into groups of gridsize^2 overlapping neighbours."""
 
     gridsize: Annotated[int, Field(ge=1, le=5)] = 2
-    """Groups hold gridsize x gridsize frames, whose patches must agree on one object; 1 asks for no agreement."""
+    """Groups have gridsize x gridsize frames, whose patches share one object; 1 treats each frame separately."""
     n_groups: Count | None = None
-    """Groups wanted (frames, with gridsize 1); None takes one per frame."""
+    """Number of groups (frames, with gridsize 1); None makes one per frame."""
     n_subsample: Count | None = None
-    """Frames kept before grouping, drawn at random; None keeps all."""
+    """Number of frames to draw at random before grouping; None keeps all."""
     subsample_seed: int = 0
-    """Seed of that draw."""
+    """Seed of the random subsample."""
     neighbor_count: Count | None = None
-    """K: nearest neighbours considered for each seed, itself excluded; None takes 7, or C + 3 when that is more."""
+    """K: number of nearest neighbours of a seed frame to choose from, itself excluded; None: 7, or C + 3 if larger."""
     sequential: bool = False
-    """Take the first frames in order as seeds instead of drawing them."""
+    """Use the first frames in order as seed frames instead of drawing them."""
     oversample: bool = False
     """Allow more groups than frames, as different combinations of the neighbours."""
     min_distance_px: NonNegative = 0.0
-    """Neighbours closer to the seed than this are not used."""
+    """Smallest distance of a neighbour from the seed frame."""
     max_distance_px: Positive | None = None
-    """Neighbours farther from the seed than this are not used."""
+    """Largest distance of a neighbour from the seed frame."""
     quadrants: bool = False
-    """Spread the neighbours evenly over the four quadrants around the seed."""
+    """Distribute the neighbours evenly over the four quadrants around the seed frame."""
     bounds: tuple[Fraction, Fraction, Fraction, Fraction] = (0.0, 1.0, 0.0, 1.0)
-    """Part of the scan that seeds may come from: y start, y stop, x start, x stop as fractions of its extent."""
+    """Part of the scan with seed frames: y start, y stop, x start, x stop as fractions of its extent."""
     group_seed: int = 0
-    """Seed of the choice of seeds and neighbours."""
+    """Seed of the random choice of seed frames and neighbours."""
     sampler: Literal["fast", "oracle"] = "fast"
     """fast draws all groups at once; oracle repeats the draws of the original PtychoPINN, without the constraints."""
 
@@ -57,34 +57,36 @@ class GroupConfig:
 
 @validated_dataclass
 class PrepareConfig(ReadConfig):
-    """How scans become a store: how they are read, and what is done with them then."""
+    """Preparation of a store: reading of scans, validation data, bootstrapping of the probe."""
 
     nphotons: Positive | None = None
-    """Photons per frame of amplitude data; None follows the file's metadata, then 1e9."""
+    """Photons per frame of amplitude data; None uses the file's metadata, else 1e9."""
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    """Part of the frames that is held out for validation."""
+    """Fraction of the frames that is held out for validation."""
     val_by: Literal["frames", "region", "scans"] = "frames"
-    """What is held out: single frames of each scan, which their neighbours overlap; a region of each scan, with nothing
-    near it trained on; or whole scans (those of --val-scans, or else drawn ones)."""
+    """Validation data: single frames of each scan, which training frames overlap; a region of each scan, with a gap to
+    the training frames; or whole scans (those of --val-scans, or else randomly drawn ones)."""
     val_region: tuple[Fraction, Fraction, Fraction, Fraction] | None = None
-    """Region of each scan to hold out: y start, y stop, x start, x stop as fractions of its extent, in place of
-    `val_fraction`; None takes what lies beyond a straight line in a random direction."""
+    """Region of each scan to hold out: y start, y stop, x start, x stop as fractions of its extent, instead of
+    `val_fraction`; None takes the part beyond a straight line in a random direction."""
     val_gap_px: NonNegative | None = None
-    """How far from a held-out region training begins; frames between are not used. None takes the width of the probe
-    (95 % of its power)."""
+    """Gap between a held-out region and the training frames; frames in it are not used. None takes the width of the
+    probe (95 % of its power)."""
     split_seed: int = 0
-    """Seed of the choice of held-out frames, regions or scans."""
+    """Seed of the random choice of held-out frames, regions or scans."""
     bootstrap_probe: Annotated[int, Field(ge=0)] = 0
-    """Epochs of refinement that make the probe good before anything else is done with it; 0 takes it as it is.
-    The resulting image is kept next to the store."""
+    """Epochs of refinement to improve the probe before it is used; 0 uses it unchanged. The refined image is saved next
+    to the store."""
     bootstrap_positions: bool = False
-    """Take over the positions that this refinement found, too."""
+    """Use the positions from this refinement too."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("val_region", "val_gap_px"):
             if getattr(self, name) is not None and self.val_by != "region":
-                raise ConfigError(f"{name}: belongs to val_by region; found val_by {self.val_by}.")
+                raise ConfigError(
+                    f"{name}: expected val_by region; found val_by {self.val_by}. Set val_by, or omit {name}."
+                )
         if self.val_region is not None:
             y0, y1, x0, x1 = self.val_region
             if not (y0 < y1 and x0 < x1):

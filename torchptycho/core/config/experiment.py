@@ -1,4 +1,4 @@
-"""Sections of the configuration that training alone needs: the experiment around the object, and what is logged."""
+"""Sections of the configuration for training only: the model of the experiment, and logging."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ __all__ = ["ExperimentConfig", "LogConfig"]
 
 @validated_dataclass
 class ExperimentConfig:
-    """What the model of the experiment holds besides object and probe; all of it is off unless asked for."""
+    """Parts of the model of the experiment in addition to object and probe, all off by default."""
 
     probe_power: Literal["free", "fixed"] = "free"
-    """fixed: a trainable probe keeps the photons that it began with."""
+    """fixed: the power of a trainable probe stays constant."""
     probe_support_px: Positive | None = None
-    """Diameter of the disc that the probe is confined to, in object pixels; None for none."""
+    """Diameter of the disc to which the probe is restricted, in object pixels; None does not restrict it."""
     probe_support_edge_px: NonNegative = 2.0
-    """Width over which that disc falls off, in object pixels."""
+    """Width of the soft edge of this disc, in object pixels."""
     scale_trainable: bool = False
-    """Learn one factor of the expected counts for each scan."""
+    """Train one factor of the expected counts for each scan."""
     exit_smoothing_px: NonNegative = 0.0
-    """Standard deviation of a Gaussian that blurs the exit wave, in object pixels; 0 for none."""
+    """Standard deviation of a Gaussian blur of the exit wave, in object pixels; 0 disables it."""
     background_counts: NonNegative = 0.0
     """Counts per detector pixel and frame that do not come from the sample."""
     background_trainable: bool = False
-    """Learn this background for each scan, from the given value on, or else from the darkest pixels of the mean frame;
-    it stays positive."""
+    """Train the background of each scan, starting from `background_counts`, or else from the darkest pixels of the mean
+    frame; it stays positive."""
     experiment_learning_rate: Positive = 1e-2
-    """Learning rate of scale and background, relative to themselves."""
+    """Learning rate of scale and background, relative to their values."""
 
 
 @validated_dataclass
 class LogConfig:
-    """What is written down while a network trains."""
+    """Logging during training."""
 
     logger: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
-    """Loggers besides the CSV file, which is always written."""
+    """Loggers in addition to the CSV file, which is always written."""
     image_every_epochs: Count | None = None
-    """Epochs from one set of pictures (some patches, the stitched scan) to the next; None draws none."""
+    """Epochs between two sets of images (some patches, the stitched scan); None draws none."""
     image_patches: Count = 6
-    """Patches in such a picture, the same ones every time."""
+    """Number of patches in these images, the same ones each time."""
     checkpoint_every_steps: Count | None = None
-    """Optimiser steps after which last.ckpt is written within an epoch; None writes it after validations only."""
+    """Optimiser steps between two writes of last.ckpt; None writes it after validations only."""
     checkpoint_every_epochs: Count | None = None
-    """Epochs after which a checkpoint is kept under its own name; None keeps best and last only."""
+    """Epochs between two checkpoints that are kept under their own names; None keeps best and last only."""
 
     def __post_init__(self) -> None:
         if len(set(self.logger)) < len(self.logger):

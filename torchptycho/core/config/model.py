@@ -16,24 +16,24 @@ SUPPORTED_N_PX = (32, 64, 128, 256)
 
 @validated_dataclass
 class ModelConfig:
-    """The generator and the model of the experiment around it."""
+    """Network and its use in the model of the experiment."""
 
     generator: str = "pie_unet"
-    """Registered network: `pie_unet`, `resunet`, `cnn`, or one of your own."""
+    """Network: `pie_unet`, `resunet`, `cnn`, or your own as `package.module:Class`."""
     n_filters_scale: Annotated[int, Field(ge=1, le=16)] = 2
     """Width of the network (cnn: multiplies all filter counts; pie_unet: 2 is 32 to 96 channels; resunet: to 128)."""
     start_projections: Annotated[int, Field(ge=0)] = 12
-    """pie_unet: steps of classical projection of each group before the network, at half the resolution."""
+    """pie_unet: rPIE iterations on each group before the network, at half resolution."""
     finish_projections: Annotated[int, Field(ge=0)] = 5
-    """pie_unet: such steps after the network, at full resolution, when it is not being trained."""
+    """pie_unet: rPIE iterations after the network, at full resolution, at inference only."""
     amplitude_activation: Literal["sigmoid", "swish", "softplus", "relu"] = "sigmoid"
-    """cnn only: what bounds its amplitude."""
+    """cnn only: activation of its amplitude."""
     probe_big: bool = True
-    """cnn: predict the border of the patch too; real-space losses: compare it too, not just the central half."""
+    """cnn: predict the border of the patch too; real-space losses: compare it too, not only the central half."""
     merge_weight: Literal["probe", "central"] = "probe"
-    """How patches of a group are averaged before diffraction: by |P|^2, or evenly over the central half."""
+    """Weights for averaging the patches of a group before diffraction: |P|^2, or 1 in the central half."""
     probe_trainable: bool = False
-    """Let training improve the probe."""
+    """Train the probe too."""
 
 
 @validated_dataclass
@@ -41,12 +41,12 @@ class LossConfig:
     """Weights of the terms of the loss."""
 
     nll_weight: NonNegative = 1.0
-    """Poisson likelihood of the measured counts: half the deviance over the mean count, 0 for a perfect fit."""
+    """Poisson likelihood of the measured counts: half the deviance divided by the mean count, 0 for a perfect fit."""
     mae_weight: NonNegative = 0.0
-    """Mean absolute error of the diffraction amplitudes, both scaled as the network's input is."""
+    """Mean absolute error of the diffraction amplitudes, both divided by the square root of the mean count."""
     tv_weight: NonNegative = 0.0
     """Total variation of the object patches."""
     realspace_weight: NonNegative = 0.0
-    """Mean squared error of the patches against `truth` (simulated scans)."""
+    """Mean squared error of the patches relative to `truth` (simulated scans)."""
     realspace_mae_weight: NonNegative = 0.0
-    """Mean absolute error of the patches against `truth` (simulated scans)."""
+    """Mean absolute error of the patches relative to `truth` (simulated scans)."""

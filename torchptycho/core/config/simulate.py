@@ -18,7 +18,7 @@ class SimulateConfig:
     n_px: Annotated[int, Field(ge=8, multiple_of=2)] = 64
     """Frame size N in pixels."""
     object_kind: Literal["dead_leaves", "lines", "gaussian_field", "siemens_star", "natural"] = "dead_leaves"
-    """What is looked at."""
+    """Kind of object."""
     object_px: Count = 256
     """Edge of the square object in object pixels."""
     amplitude_min: Fraction = 0.5
@@ -40,10 +40,10 @@ class SimulateConfig:
     n_frames: Count = 1000
     """Number of frames (raster: at least this many)."""
     position_jitter_px: NonNegative = 1.0
-    """Uniform random displacement of each raster position, each way."""
+    """Largest random displacement of each raster position along each axis, uniformly distributed."""
     photons_per_frame: Positive = 1e6
-    """Expected photons in a frame through a fully transparent object."""
+    """Expected photons per frame with a fully transparent object."""
     noise: bool = True
-    """Draw Poisson counts; without it the frames are the expected counts in float32."""
+    """Draw Poisson counts; if False, the frames are the expected counts in float32."""
     simulation_seed: int = 0
-    """Seed of everything that is drawn."""
+    """Seed of all random numbers."""

@@ -73,7 +73,7 @@ CASES: dict[str, tuple[bytes, str | None, list[str]]] = {
     "truncated frames": (npz()[:1500], None, ["again"]),
     "object array": (npz(xcoords=pickled()), "xcoords", ["not opened", "numeric array"]),
     "unsupported size": (npz(**frames_of(48)), "diffraction", ["N = 48", "rop"]),
-    "probe of another size": (npz(probeGuess=np.ones((24, 24), "c8")), "probeGuess", ["(24, 24)", "pad by 4 zeros"]),
+    "probe that is not square": (npz(probeGuess=np.ones((24, 20), "c8")), "probeGuess", ["(24, 20)", "to a square"]),
     "one frame": (
         npz(diffraction=FRAMES[:1], xcoords=[40.0], ycoords=[40.0]), "diffraction", ["at least 2", "record more"],
     ),

@@ -244,7 +244,8 @@ def _create_parent_folders(path: Path) -> Iterator[None]:
 def _replace_probe(scan: Scan, config: RunConfig) -> Scan:
     if config.prepare.probe in (None, scan.reading.probe):
         return scan
-    probe = read_probe(config.prepare.probe, scan.n_px)
+    pixel_m = scan.geometry.with_object_pixel(scan.n_px).object_pixel_m
+    probe = read_probe(config.prepare.probe, scan.n_px, pixel_m)
     return dataclasses.replace(scan, probe=probe, probe_is_calibrated=False)
 
 

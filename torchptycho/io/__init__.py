@@ -12,7 +12,7 @@ from torchptycho.core.scan import Scan
 from torchptycho.io.checks import iter_checked_chunks
 from torchptycho.io.formats.mapped import read_mapped
 from torchptycho.io.formats.registry import Reader, recognise
-from torchptycho.io.probe_files import read_probe
+from torchptycho.io.probe_fitting import read_probe
 from torchptycho.io.raw_scan import RawScan
 from torchptycho.io.reconstruction_files import read_reconstruction, write_reconstruction
 from torchptycho.io.scan_builder import build_scan

@@ -18,7 +18,7 @@ from torchptycho.io.frames.frame_stacks import ViewFrames, open_stack
 from torchptycho.io.frames.hdf5_frames import open_hdf5_stack
 from torchptycho.io.storage.archive import Member, NpzArchive, convert_zip_errors, is_zip, read_array_header
 from torchptycho.io.storage.file_access import read_head
-from torchptycho.io.storage.hdf5 import MAGIC, find_dataset, open_hdf5
+from torchptycho.io.storage.hdf5 import find_dataset, is_hdf5, open_hdf5
 from torchptycho.io.storage.hdf5_datasets import load_array
 
 __all__ = ["NPY_MAGIC", "ArrayRef", "map_npy", "parse_array_ref"]
@@ -47,7 +47,7 @@ class ArrayRef:
             ScanError: it is not there, or its file is damaged.
         """
         head = read_head(self.path)
-        if head.startswith(MAGIC):
+        if is_hdf5(head):
             with open_hdf5(self.path) as file:
                 values = load_array(self._find_dataset(file), self.path, self.key)
         elif is_zip(head):
@@ -86,7 +86,7 @@ class ArrayRef:
                 remedy="Leave the brackets out; frames_axes tells the order of its axes.",
             )
         head = read_head(self.path)
-        if head.startswith(MAGIC):
+        if is_hdf5(head):
             with open_hdf5(self.path) as file:
                 return open_hdf5_stack(self._find_dataset(file), self.path, self.key, axes)
         if is_zip(head):
@@ -150,7 +150,7 @@ def map_npy(path: Path) -> np.ndarray:
     Raises:
         ScanError: damaged, pickled, or smaller than its header says.
     """
-    with convert_zip_errors(path, None):
+    with convert_zip_errors(path, None, "NumPy (.npy)"):
         with path.open("rb") as stream:
             shape, fortran_order, dtype = read_array_header(stream)
             offset = stream.tell()

@@ -1,147 +1,197 @@
-"""The illumination, from a scan file or from a file of its own."""
+"""The illumination in files of its own: NPZ, NPY, HDF5 of any program, MATLAB."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Complex64
 
 from torchptycho.core.errors import ScanError
-from torchptycho.io.checks import advise_crop
-from torchptycho.io.storage.archive import Member, NpzArchive
+from torchptycho.core.geometry import Geometry
+from torchptycho.io.array_refs import NPY_MAGIC, ArrayRef, map_npy, parse_array_ref
+from torchptycho.io.probe_arrays import to_probe_modes
+from torchptycho.io.storage.archive import NpzArchive
 from torchptycho.io.storage.file_access import read_head
-from torchptycho.io.storage.hdf5 import MAGIC, locate_dataset, open_hdf5
-from torchptycho.io.storage.hdf5_datasets import load_complex
+from torchptycho.io.storage.hdf5 import (
+    find_dataset,
+    is_hdf5,
+    list_array_names,
+    list_names,
+    locate_dataset,
+    open_hdf5,
+    read_attribute,
+)
+from torchptycho.io.storage.hdf5_datasets import load_array
+from torchptycho.io.storage.matlab import is_matlab_5, list_matlab_arrays, load_matlab_array
 
-__all__ = ["PROBE_REMEDY", "load_probe", "read_probe", "read_probe_and_key", "to_probe_modes"]
+__all__ = ["PROBE_REMEDY", "ProbeFile", "load_probe", "parse_probe_ref", "read_probe_file"]
 
 PROBE_REMEDY = "one with --probe FILE, or begin with one from the mean pattern: --guess-probe."
 """What to give where there is no probe."""
 
-_HDF5_KEYS = (
-    "probeGuess", "probe", "entry_1/image_1/data", "entry_1/instrument_1/source_1/illumination",
-    "entry_1/source_1/illumination",
+_NAMES = ("probeGuess", "probe", "probes", "probe_guess", "illumination")
+_HDF5_NAMES = (
+    *_NAMES, "entry_1/image_1/data", "entry_1/instrument_1/source_1/illumination", "entry_1/source_1/illumination",
+    "reconstruction/p/probes", "outputs/probes",
 )  # fmt: skip
+_PTYPY_PROBES = "content/probe"
+_PIXEL_NAMES = ("object_pixel_m", "probe_pixel_height_m", "object_pixel_height_m")
 
 
-def read_probe(path: str | Path, n_px: int) -> Complex64[np.ndarray, "p n n"]:
-    """Read the probe in a file: its array `probeGuess`, else `probe`; in CXI files `image_1` or the source's
-    illumination.
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class ProbeFile:
+    """The probe in a file.
 
     Arguments:
-        path: any NPZ or HDF5 file that holds a probe; a scan, a reconstruction or a Ptychodus product may serve.
-        n_px: frame edge N that the probe must fit.
+        path, key: where it was found.
+        modes: [P, a, a] of any edge.
+        pixel_m: edge of its pixels, or None when the file does not say.
+        may_be_transposed: it is from MATLAB's HDF5, which turns the order of all axes around; some programs that write
+            such files turn them back.
+        notes: how the array was understood.
+    """
 
-    Returns:
-        All modes [P, N, N]; a real probe gets phase 0.
+    path: Path
+    key: str
+    modes: Complex64[np.ndarray, "p a a"]
+    pixel_m: float | None = None
+    may_be_transposed: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def read_probe_file(source: str | Path, n_px: int | None = None) -> ProbeFile:
+    """Read the probe in a file: the array that `FILE:KEY` names; else `probeGuess`, `probe` or another name that
+    programs give it; else the only array of the file.
+
+    Arguments:
+        n_px: expected edge, which decides between orders of axes that look alike.
 
     Raises:
-        ScanError: no probe in the file, one of another size (how to crop or pad is said), zero or not finite.
+        ScanError: no probe in the file, or one that is dark or not finite.
     """
-    return read_probe_and_key(Path(path), (n_px,))[0]
-
-
-def read_probe_and_key(path: Path, edges: tuple[int, ...]) -> tuple[Complex64[np.ndarray, "p n n"], str]:
-    """Read the probe in a file and its key; its edge must be one of `edges`, preferably the first."""
-    if read_head(path).startswith(MAGIC):
-        return _read_hdf5_probe(path, edges)
+    path, key = parse_probe_ref(source)
+    head = read_head(path)
+    notes: list[str] = []
+    if is_hdf5(head):
+        with open_hdf5(path) as file:
+            return _read_hdf5_probe(file, path, key, n_px)
+    if is_matlab_5(head):
+        key = key or _choose_array(path, list_matlab_arrays(path), _NAMES)
+        modes = to_probe_modes(path, key, load_matlab_array(path, key), n_px, notes)
+        return ProbeFile(path=path, key=key, modes=modes, notes=tuple(notes))
+    if head.startswith(NPY_MAGIC):
+        modes = to_probe_modes(path, path.name, np.array(map_npy(path)), n_px, notes)
+        return ProbeFile(path=path, key=path.name, modes=modes, notes=tuple(notes))
     archive = NpzArchive(path)
-    for key in ("probeGuess", "probe"):
-        if key in archive:
-            shape = tuple(length for length in archive.inspect_member(key).shape if length != 1)
-            edge = next((edge for edge in edges if shape[-2:] == (edge, edge) or shape[:2] == (edge, edge)), edges[0])
-            return load_probe(archive, key, edge), key
-    raise archive.make_missing_error("probeGuess", f"a probe of {edges[0]}x{edges[0]} pixels under this key or 'probe'")
+    if key:
+        values = ArrayRef(path, key).load()
+    else:
+        key = _choose_array(path, _list_members(archive), _NAMES)
+        values = archive.load(key)
+    modes = to_probe_modes(path, key, values, n_px, notes)
+    pixel_m = _read_archive_pixel(archive, modes.shape[-1])
+    return ProbeFile(path=path, key=key, modes=modes, pixel_m=pixel_m, notes=tuple(notes))
 
 
-def _read_hdf5_probe(path: Path, edges: tuple[int, ...]) -> tuple[Complex64[np.ndarray, "p n n"], str]:
-    with open_hdf5(path) as file:
-        key, dataset = locate_dataset(file, path, *_HDF5_KEYS)
-        if dataset is None:
-            raise ScanError(
-                path,
-                None,
-                expected=f"a probe under one of {', '.join(_HDF5_KEYS)}",
-                found="none of these",
-                remedy="Save it as 'probe', (P, N, N) complex.",
-            )
-        return to_probe_modes(path, key, load_complex(dataset, path, key), edges), key
+def parse_probe_ref(source: str | Path) -> tuple[Path, str]:
+    """Parse `FILE` or `FILE:KEY`; a file whose name has a colon is taken by its whole name."""
+    path = Path(source)
+    if path.exists() or ":" not in str(source):
+        return path, ""
+    place = parse_array_ref(str(source), Path())
+    return place.path, place.key
 
 
-def to_probe_modes(
-    path: Path, key: str, values: Complex64[np.ndarray, "..."], edges: tuple[int, ...] | None = None
-) -> Complex64[np.ndarray, "p n n"]:
-    """Incoherent modes [P, N, N] of an array (N, N), (P, N, N) or (K, P, N, N), of which the first of K is taken.
+def load_probe(archive: NpzArchive, key: str, n_px: int | None, notes: list[str] | None = None) -> np.ndarray:
+    """Load the probe [P, a, a] under `key` of an open archive; n_px as for `to_probe_modes`."""
+    return to_probe_modes(archive.path, key, archive.load(key), n_px, notes)
+
+
+def _list_members(archive: NpzArchive) -> dict[str, tuple[int, ...]]:
+    """List the arrays with at least two axes."""
+    keys = [key for key in archive.keys if not key.startswith("_") and not archive.is_empty(key)]
+    shapes = {key: archive.inspect_member(key).shape for key in keys}
+    return {key: shape for key, shape in shapes.items() if len(shape) > 1}
+
+
+def _choose_array(path: Path, arrays: dict[str, tuple[int, ...]], names: tuple[str, ...]) -> str:
+    """Choose the array that is the probe, by its name, or because there is no other.
 
     Raises:
-        ScanError: of another shape or size, dark, or not finite.
+        ScanError: none has such a name, and there are several.
     """
-    modes = values[0] if values.ndim == 4 else values
-    modes = modes[None] if modes.ndim == 2 else modes
-    if modes.ndim != 3 or modes.shape[1] != modes.shape[2] or (edges is not None and modes.shape[1] not in edges):
-        size = f"{edges[0]}x{edges[0]} pixels" if edges else "square pixels"
+    key = next((name for name in names if name in arrays), None)
+    if key is None and len(arrays) == 1:
+        key = next(iter(arrays))
+    if key is None:
         raise ScanError(
             path,
-            key,
-            expected=f"a probe of {size}, with its modes along the first axis",
-            found=f"{values.shape}",
-            remedy="Cut it around its centre, or give another with --probe FILE.",
+            names[0],
+            expected=f"a probe under one of {', '.join(names)}",
+            found=f"none of these among: {', '.join(arrays) or 'no arrays'}",
+            remedy=f"Name it, as --probe {path.name}:KEY, or save it as 'probe', (P, N, N) complex.",
         )
-    return _check_probe(path, key, np.ascontiguousarray(modes))
+    return key
 
 
-def load_probe(archive: NpzArchive, key: str, n_px: int | None) -> Complex64[np.ndarray, "p n n"]:
-    """Load the probe under `key` of an open archive; see `read_probe`. Without n_px any square one is accepted."""
-    member = archive.inspect_member(key)
-    if member.dtype.kind not in "fc":
-        found = f"{member.dtype} {member.shape}"
-        remedy = "Save the complex wave, not an image of it."
-        raise ScanError(archive.path, key, expected="a complex array", found=found, remedy=remedy)
-    if n_px is None:
-        shape = member.shape or (1,)
-        n_px = shape[1] if len(shape) == 3 and shape[0] == shape[1] else shape[-1]
-    modes_last = _has_modes_last(archive.path, member, n_px)
-    probe = np.moveaxis(archive.load(key), -1, 0) if modes_last else archive.load(key)
-    with np.errstate(over="ignore"):
-        probe = np.ascontiguousarray(probe.reshape(-1, n_px, n_px), dtype=np.complex64)
-    return _check_probe(archive.path, key, probe)
+def _read_archive_pixel(archive: NpzArchive, edge: int) -> float | None:
+    """Read the pixel size of an image, of a product, or of a scan with the lengths of its experiment."""
+    for name in _PIXEL_NAMES:
+        if name in archive:
+            return _to_length(archive.load(name).reshape(-1)[0])
+    metadata = archive.load_metadata()
+    lengths = {field.name: _to_length(metadata.get(field.name)) for field in dataclasses.fields(Geometry)}
+    return Geometry(**lengths).with_object_pixel(edge).object_pixel_m
 
 
-def _check_probe(path: Path, key: str, probe: Complex64[np.ndarray, "p n n"]) -> Complex64[np.ndarray, "p n n"]:
-    """Check that a probe is finite and has intensity, and return it.
-
-    Raises:
-        ScanError: it is not so.
-    """
-    if not np.isfinite(probe).all():
-        found = f"NaN or infinity in {int((~np.isfinite(probe)).sum())} pixels"
-        remedy = "Give another probe with --probe FILE."
-        raise ScanError(path, key, expected="finite values", found=found, remedy=remedy)
-    if not probe.any():
-        remedy = "A first guess may be rough, but not dark: give one with --probe FILE."
-        raise ScanError(path, key, expected="a probe with intensity", found="zeros only", remedy=remedy)
-    return probe
+def _to_length(value: Any) -> float | None:
+    """Return a positive number, or None for anything else."""
+    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    return float(value) if is_number and 0 < float(value) < np.inf else None
 
 
-def _has_modes_last(path: Path, member: Member, n_px: int) -> bool:
-    """Return whether the modes lie along the last axis; refuse shapes that are no probe for frames of this size."""
-    shape = member.shape
-    if len(shape) > 3:
-        shape = tuple(length for length in shape if length != 1)
-    n = (n_px, n_px)
-    if shape == n or (len(shape) == 3 and shape[1:] == n):
-        return False
-    if len(shape) == 3 and shape[:2] == n and len(member.shape) == 3:
-        return True
-    expected = f"({n_px}, {n_px}) or (P, {n_px}, {n_px}), as the frames are {n_px}x{n_px}"
-    if len(shape) in {2, 3} and shape[-1] == shape[-2]:
-        size = shape[-1]
-        verb = "cut" if size > n_px else "filled up"
-        remedy = f"To be {verb} around its centre: {advise_crop(size, n_px)}, in rows and in columns."
-    elif len(shape) in {2, 3}:
-        height, width = shape[-2:]
-        remedy = f"Rows: {advise_crop(height, n_px)}; columns: {advise_crop(width, n_px)}."
+def _read_hdf5_probe(file: Any, path: Path, key: str, n_px: int | None) -> ProbeFile:
+    notes: list[str] = []
+    storage = ""
+    if key:
+        name, node = locate_dataset(file, path, key)
+        if node is None:
+            raise ScanError(
+                path, key, expected="a dataset", found="none of that name", remedy="List them with h5ls -r FILE."
+            )
     else:
-        remedy = "Save it with the modes along the first axis."
-    raise ScanError(path, member.key, expected=expected, found=f"{member.shape}", remedy=remedy)
+        name, node = locate_dataset(file, path, *_HDF5_NAMES)
+    if node is None:
+        storage = _find_ptypy_storage(file, path)
+        arrays = {} if storage else list_array_names(file, path)
+        name = f"{storage}/data" if storage else _choose_array(path, arrays, _HDF5_NAMES)
+        node = find_dataset(file, path, name)
+    modes = to_probe_modes(path, name, load_array(node, path, name), n_px, notes)
+
+    def read_pixel(owner: Any, *names: str) -> float | None:
+        return None if owner is None else _to_length(read_attribute(owner, path, *names))
+
+    pixel_m = read_pixel(node, "pixel_height_m", "pixel_width_m")
+    # In a pair of pty-chi only the object states the pixel.
+    pixel_m = pixel_m or read_pixel(find_dataset(file, path, "object"), "pixel_height_m", "pixel_width_m")
+    if storage and (sizes := find_dataset(file, path, f"{storage}/_psize")) is not None:
+        pixel_m = _to_length(load_array(sizes, path, f"{storage}/_psize").reshape(-1)[0])
+    is_matlab = read_attribute(node, path, "MATLAB_class") is not None
+    return ProbeFile(path=path, key=name, modes=modes, pixel_m=pixel_m, may_be_transposed=is_matlab, notes=tuple(notes))
+
+
+def _find_ptypy_storage(file: Any, path: Path) -> str:
+    """Find the probe of a PtyPy reconstruction; its storages are named after the scan."""
+    names = list_names(file, path, _PTYPY_PROBES)
+    if len(names) > 1:
+        raise ScanError(
+            path,
+            _PTYPY_PROBES,
+            expected="the probe of one scan",
+            found=f"{', '.join(names)}",
+            remedy=f"Name one, as --probe {path.name}:{_PTYPY_PROBES}/{names[0]}/data.",
+        )
+    return f"{_PTYPY_PROBES}/{names[0]}" if names else ""

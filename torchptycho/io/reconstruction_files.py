@@ -14,7 +14,7 @@ from torchptycho.core.reconstruction import MIN_COVERAGE, Reconstruction
 from torchptycho.io.probe_files import load_probe
 from torchptycho.io.storage.archive import NpzArchive, write_array
 from torchptycho.io.storage.file_access import dump_json, read_head, replace_atomically
-from torchptycho.io.storage.hdf5 import MAGIC, list_names, locate_dataset, open_hdf5, read_attribute
+from torchptycho.io.storage.hdf5 import is_hdf5, list_names, locate_dataset, open_hdf5, read_attribute
 from torchptycho.io.storage.hdf5_datasets import load_array, load_complex
 
 __all__ = ["read_reconstruction", "write_reconstruction"]
@@ -78,7 +78,7 @@ def read_reconstruction(path: str | Path) -> Reconstruction:
     Raises:
         ScanError: no object, or arrays that do not fit it.
     """
-    if read_head(Path(path)).startswith(MAGIC):
+    if is_hdf5(read_head(Path(path))):
         return _read_hdf5(Path(path))
     archive = NpzArchive(path)
     key = next((name for name in ("object", "objectGuess") if name in archive), None)

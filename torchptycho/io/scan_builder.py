@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from pathlib import Path
 
 import numpy as np
 
@@ -18,7 +17,8 @@ from torchptycho.io.checks import check_frame_shape, check_positions
 from torchptycho.io.detector_images import load_detector_image, load_detector_mask
 from torchptycho.io.frames.processing import ProcessedFrames, Processing, resample_probe
 from torchptycho.io.guesses import compute_mean_pattern, estimate_beam_center_px, estimate_probe, survey_frames
-from torchptycho.io.probe_files import PROBE_REMEDY, read_probe_and_key
+from torchptycho.io.probe_files import PROBE_REMEDY, ProbeFile, read_probe_file
+from torchptycho.io.probe_fitting import fit_probe
 from torchptycho.io.raw_scan import RawScan
 from torchptycho.io.scan_choice import choose_scan, describe_scans, pick_frames
 from torchptycho.io.scan_geometry import build_geometry, convert_to_pixels, find_reference_edge, orient_positions
@@ -234,11 +234,12 @@ def _build_probe(
     recorded: RawScan, scan: Scan, steps: Processing | None, config: ReadConfig, notes: list[str]
 ) -> np.ndarray:
     n_px, edge = scan.n_px, find_reference_edge(recorded)
-    probe, where, key = recorded.probe, recorded.path, "probe"
+    probe = None
     if config.probe is not None:
-        where = Path(config.probe)
-        probe, key = read_probe_and_key(where, (n_px, edge) if steps is not None else (n_px,))
+        probe = read_probe_file(config.probe, n_px)
         notes.append(f"probe of {config.probe}")
+    elif recorded.probe is not None:
+        probe = ProbeFile(path=recorded.path, key="probe", modes=recorded.probe)
     if probe is None:
         if not config.guess_probe:
             raise ScanError(
@@ -255,15 +256,19 @@ def _build_probe(
             )
         notes.append(f"probe guessed from the mean pattern, {config.probe_defocus_m:g} m from the focus")
         return estimate_probe(compute_mean_pattern(scan.frames, scan.domain), scan.geometry, config.probe_defocus_m)
-    size = probe.shape[-1]
-    if size == n_px:
-        return probe
-    if steps is None or size != edge:
+    size = probe.modes.shape[-1]
+    if config.probe is None and size == n_px:
+        return probe.modes
+    if steps is not None and size == edge and (config.probe is None or (size != n_px and probe.pixel_m is None)):
+        # It belongs to the frames as recorded, and is cut and binned as they are.
+        return resample_probe(probe.modes, n_px, steps.binning)
+    if config.probe is None and size == recorded.positions_n_px:
+        # The object pixel of the file is that of its probe, and would be another with frames of this size.
         raise ScanError(
-            where,
-            key,
+            recorded.path,
+            "probe",
             expected=f"a probe of {n_px}x{n_px} px, as the frames",
             found=f"{size}x{size} px",
             remedy=f"Cut the frames with --crop-px {size}, or give another probe with --probe FILE.",
         )
-    return resample_probe(probe, n_px, steps.binning)
+    return fit_probe(probe, scan, notes)

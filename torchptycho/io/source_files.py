@@ -12,6 +12,7 @@ from torchptycho.core.errors import ScanError
 from torchptycho.core.scan import Scan, SourceFile
 from torchptycho.io.array_refs import parse_array_ref
 from torchptycho.io.frames.frame_stacks import find_backing_files
+from torchptycho.io.probe_files import parse_probe_ref
 from torchptycho.io.raw_scan import RawScan
 
 __all__ = ["describe_changes", "list_other_files", "read_file_state", "refuse_changes"]
@@ -40,7 +41,7 @@ def list_other_files(recorded: RawScan, config: ReadConfig) -> list[Path]:
     """List the files that the scan depends on besides the scan file itself, each once."""
     backing = find_backing_files(recorded.frames)
     named = [*recorded.companion_files, *(() if backing is None else backing[0])]
-    named += [Path(config.probe)] if config.probe is not None else []
+    named += [parse_probe_ref(config.probe)[0]] if config.probe is not None else []
     named += [
         parse_array_ref(text, Path()).path for text in (config.dark, config.flat, config.mask) if text is not None
     ]

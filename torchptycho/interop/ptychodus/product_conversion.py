@@ -22,7 +22,7 @@ from torchptycho.core.scan import ArrayFrames, Scan
 from torchptycho.interop.ptychodus.training_files import PATCH_CENTRE_OFFSET_PX
 from torchptycho.io import RawScan
 from torchptycho.io.frames.frame_stacks import working_dtype
-from torchptycho.io.probe_files import to_probe_modes
+from torchptycho.io.probe_arrays import to_probe_modes
 from torchptycho.io.raw_scan import build_geometry
 from torchptycho.io.scan_builder import build_scan
 

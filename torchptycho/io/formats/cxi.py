@@ -13,9 +13,9 @@ from torchptycho.core.errors import ScanError
 from torchptycho.core.geometry import wavelength_to_energy_eV
 from torchptycho.io.frames.frame_stacks import select_frames
 from torchptycho.io.frames.hdf5_frames import open_hdf5_stack
-from torchptycho.io.probe_files import to_probe_modes
+from torchptycho.io.probe_arrays import to_probe_modes
 from torchptycho.io.raw_scan import RawScan, build_geometry, check_count, resolve_rows
-from torchptycho.io.storage.hdf5 import MAGIC, find_dataset, list_names, locate_dataset, open_hdf5
+from torchptycho.io.storage.hdf5 import find_dataset, is_hdf5, list_names, locate_dataset, open_hdf5
 from torchptycho.io.storage.hdf5_datasets import load_array, load_complex, load_number
 
 __all__ = ["read_cxi", "sniff_cxi"]
@@ -38,7 +38,7 @@ _HARMLESS_BITS = 0x20 | 0x800 | 0x1000 | 0x2000 | 0x4000 | 0x10000
 
 def sniff_cxi(path: Path, head: bytes) -> str | None:
     """Return why this is a CXI file, or None."""
-    if not head.startswith(MAGIC):
+    if not is_hdf5(head):
         return None
     with open_hdf5(path) as file:
         inside = list_names(file, path)

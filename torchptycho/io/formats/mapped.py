@@ -10,7 +10,7 @@ from torchptycho.core.config.read import MappingConfig, ReadConfig, parse_frame_
 from torchptycho.core.errors import ScanError
 from torchptycho.io.array_refs import ArrayRef, parse_array_ref
 from torchptycho.io.frames.frame_stacks import select_frames
-from torchptycho.io.probe_files import to_probe_modes
+from torchptycho.io.probe_arrays import to_probe_modes
 from torchptycho.io.raw_scan import RawScan, build_geometry, check_count, resolve_rows
 from torchptycho.io.storage.file_access import read_head
 
@@ -40,19 +40,10 @@ def read_mapped(path: Path, config: ReadConfig, mapping: MappingConfig) -> RawSc
         vector = _read_vector(place(text))
         check_count(place(text).path, place(text).key, len(vector), stack.shape[0], rows, cut=cut is not None)
         positions.append(vector[rows.start : rows.stop : rows.step])
-    probe = None
+    probe, notes = None, list[str]()
     if mapping.probe is not None and config.probe is None:
         at = place(mapping.probe)
-        values = at.load()
-        if values.dtype.kind not in "fc" or not np.isfinite(values).all():
-            raise ScanError(
-                at.path,
-                at.key,
-                expected="finite complex numbers",
-                found=f"{values.dtype} {values.shape}",
-                remedy="Save the wave, not an image of it.",
-            )
-        probe = to_probe_modes(at.path, at.key, values.astype(np.complex64))
+        probe = to_probe_modes(at.path, at.key or at.path.name, at.load(), notes=notes)
     bad = None
     if mapping.mask is not None:
         at = place(mapping.mask)
@@ -88,7 +79,7 @@ def read_mapped(path: Path, config: ReadConfig, mapping: MappingConfig) -> RawSc
             distance_m=distance,
             detector_pixel_m=pixel,
         ),
-        notes=(f"frames in {frames_at}", f"positions in {mapping.positions_unit}"),
+        notes=(f"frames in {frames_at}", f"positions in {mapping.positions_unit}", *notes),
         companion_files=tuple(place(text).path for text in _list_refs(mapping)),
     )
 

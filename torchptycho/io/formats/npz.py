@@ -63,9 +63,9 @@ def read_npz(path: Path, config: ReadConfig) -> RawScan:
     keys = _choose_position_keys(archive)
     positions_px = _load_positions(archive, keys, rows, n_in_file, cut=cut)
     check_positions(path, positions_px, geometry.with_object_pixel(height), keys)
-    own_probe = None
+    own_probe, probe_notes = None, list[str]()
     if config.probe is None and "probeGuess" in archive:
-        own_probe = load_probe(archive, "probeGuess", None if config.changes_frames else height)
+        own_probe = load_probe(archive, "probeGuess", height if height == width else None, probe_notes)
     elif config.probe is None and not config.guess_probe:
         raise archive.make_missing_error(
             "probeGuess", f"the probe, ({height}, {height}) complex", f"Or give {PROBE_REMEDY}"
@@ -92,6 +92,7 @@ def read_npz(path: Path, config: ReadConfig) -> RawScan:
             f"frames in '{member.key}', axis {axis} counts them",
             f"positions in {keys[0]}, {keys[1]}, in object pixels",
             "_metadata is there" if metadata else "no _metadata",
+            *probe_notes,
         ),
     )
 

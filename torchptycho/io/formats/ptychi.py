@@ -11,10 +11,10 @@ from torchptycho.core.config.read import ReadConfig, parse_frame_slice
 from torchptycho.core.errors import ScanError
 from torchptycho.io.frames.frame_stacks import select_frames
 from torchptycho.io.frames.hdf5_frames import open_hdf5_stack
-from torchptycho.io.probe_files import to_probe_modes
+from torchptycho.io.probe_arrays import to_probe_modes
 from torchptycho.io.raw_scan import RawScan, build_geometry, check_count, resolve_rows
 from torchptycho.io.storage.file_access import read_head
-from torchptycho.io.storage.hdf5 import MAGIC, find_dataset, list_names, open_hdf5, read_attribute
+from torchptycho.io.storage.hdf5 import find_dataset, is_hdf5, list_names, open_hdf5, read_attribute
 from torchptycho.io.storage.hdf5_datasets import load_array, load_complex
 
 __all__ = ["read_ptychi", "sniff_ptychi"]
@@ -24,7 +24,7 @@ _POSITIONS = ("probe_position_y_m", "probe_position_x_m")
 
 def sniff_ptychi(path: Path, head: bytes) -> str | None:
     """Return why this is one half of a pair, or None."""
-    if not head.startswith(MAGIC):
+    if not is_hdf5(head):
         return None
     with open_hdf5(path) as file:
         inside = set(list_names(file, path))
@@ -46,6 +46,7 @@ def read_ptychi(path: Path, config: ReadConfig) -> RawScan:
     with open_hdf5(frames_path) as file:
         stack = open_hdf5_stack(find_dataset(file, frames_path, "dp"), frames_path, "dp")
     rows = resolve_rows(frames_path, "dp", stack.shape[0], cut)
+    notes: list[str] = []
     with open_hdf5(parameters_path) as file:
         vectors = [_read_vector(file, parameters_path, key) for key in _POSITIONS]
         for key, vector in zip(_POSITIONS, vectors, strict=True):
@@ -56,7 +57,7 @@ def read_ptychi(path: Path, config: ReadConfig) -> RawScan:
         probe = (
             None
             if node is None
-            else to_probe_modes(parameters_path, "probe", load_complex(node, parameters_path, "probe"))
+            else to_probe_modes(parameters_path, "probe", load_complex(node, parameters_path, "probe"), notes=notes)
         )
     return RawScan(
         path=path,
@@ -71,7 +72,7 @@ def read_ptychi(path: Path, config: ReadConfig) -> RawScan:
         probe=probe,
         geometry=build_geometry(path, object_pixel_m=pixel_m),
         truth=truth,
-        notes=(f"frames in {frames_path.name}, positions, probe and object in {parameters_path.name}",),
+        notes=(f"frames in {frames_path.name}, positions, probe and object in {parameters_path.name}", *notes),
         companion_files=(frames_path, parameters_path),
     )
 
@@ -91,7 +92,7 @@ def _find_pair(path: Path) -> tuple[Path, Path]:
             found="no such file",
             remedy=f"Put it into the same folder, its name with '{other}' in the place of '{own}'.",
         )
-    if not read_head(partner).startswith(MAGIC):
+    if not is_hdf5(read_head(partner)):
         raise ScanError(partner, None, expected="HDF5", found="another format", remedy="Export it again.")
     halves = (path, partner) if has_frames else (partner, path)
     with open_hdf5(halves[0]) as file:

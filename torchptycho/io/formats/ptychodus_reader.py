@@ -26,11 +26,11 @@ from torchptycho.io.formats.ptychodus_content import (
 from torchptycho.io.frames.frame_stacks import CastFrames, random_access_is_slow, working_dtype
 from torchptycho.io.frames.hdf5_frames import Hdf5Frames, open_hdf5_stack
 from torchptycho.io.frames.views import PickedFrames
-from torchptycho.io.probe_files import to_probe_modes
+from torchptycho.io.probe_arrays import to_probe_modes
 from torchptycho.io.raw_scan import RawScan, build_geometry, resolve_rows
 from torchptycho.io.storage.archive import NpzArchive, is_zip
 from torchptycho.io.storage.file_access import read_head
-from torchptycho.io.storage.hdf5 import MAGIC, find_dataset, list_names, open_hdf5, read_attribute
+from torchptycho.io.storage.hdf5 import find_dataset, is_hdf5, list_names, open_hdf5, read_attribute
 from torchptycho.io.storage.hdf5_datasets import load_array
 
 __all__ = ["read_product", "sniff_product"]
@@ -40,7 +40,7 @@ _DIFFRACTION_FILE = "diffraction.h5"
 
 def sniff_product(path: Path, head: bytes) -> str | None:
     """Return why this is a product, or None."""
-    if head.startswith(MAGIC):
+    if is_hdf5(head):
         with open_hdf5(path) as file:
             there = set(POSITIONS) <= set(list_names(file, path))
         return f"HDF5 with {POSITIONS[0]} and positions in metres" if there else None
@@ -68,9 +68,7 @@ def read_product(path: Path, config: ReadConfig) -> RawScan:
         positions_px = (positions_m - np.array(center)) / pixel_m + np.array(shape) / 2
         probe = None
         if config.probe is None and (array := content.array("probe")) is not None:
-            probe = to_probe_modes(path, "probe", to_complex(path, "probe", array))
-            if array.ndim == 4 and len(array) > 1:
-                notes.append(f"{len(array)} probes of variable shape: the first is taken")
+            probe = to_probe_modes(path, "probe", to_complex(path, "probe", array), notes=notes)
         known = {
             "energy_eV": read_number(content, "photon_energy_eV", "probe_energy_eV", default=0.0),
             "distance_m": abs(read_number(content, "detector_object_distance_m", default=0.0)),
@@ -180,7 +178,7 @@ def _open_frames(
 
 @contextmanager
 def _open_diffraction_file(path: Path) -> Iterator[Any]:
-    if not read_head(path).startswith(MAGIC):
+    if not is_hdf5(read_head(path)):
         raise ScanError(
             path,
             None,

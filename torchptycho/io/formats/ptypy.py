@@ -15,7 +15,7 @@ from torchptycho.io.frames.frame_stacks import select_frames
 from torchptycho.io.frames.hdf5_frames import Hdf5Frames, open_hdf5_stack
 from torchptycho.io.frames.views import JoinedFrames
 from torchptycho.io.raw_scan import RawScan, build_geometry, check_count, resolve_rows
-from torchptycho.io.storage.hdf5 import MAGIC, convert_hdf5_errors, find_dataset, list_names, open_hdf5
+from torchptycho.io.storage.hdf5 import convert_hdf5_errors, find_dataset, is_hdf5, list_names, open_hdf5
 from torchptycho.io.storage.hdf5_datasets import load_array
 
 __all__ = ["read_ptyd", "sniff_ptyd"]
@@ -25,7 +25,7 @@ _EV_IN_KEV = 1e3
 
 def sniff_ptyd(path: Path, head: bytes) -> str | None:
     """Return why this is a .ptyd file, or None."""
-    if not head.startswith(MAGIC):
+    if not is_hdf5(head):
         return None
     with open_hdf5(path) as file:
         inside = list_names(file, path)

@@ -58,8 +58,8 @@ def is_zip(head: bytes) -> bool:
 
 
 @contextmanager
-def convert_zip_errors(path: Path, key: str | None) -> Iterator[None]:
-    """Turn whatever zipfile and zlib raise on damaged data into one ScanError."""
+def convert_zip_errors(path: Path, key: str | None, kind: str = "NPZ") -> Iterator[None]:
+    """Turn whatever zipfile and zlib raise on damaged data into one ScanError; `kind` names the file."""
     try:
         yield
     except ScanError:
@@ -68,7 +68,7 @@ def convert_zip_errors(path: Path, key: str | None) -> Iterator[None]:
         raise ScanError(
             path,
             key,
-            expected="an intact NPZ member" if key else "an intact NPZ file",
+            expected=f"an intact {kind} member" if key else f"an intact {kind} file",
             found=f"damaged or truncated data ({error})",
             remedy="Copy or export the file again.",
         ) from None

@@ -20,6 +20,8 @@ __all__ = [
     "find_dataset",
     "find_writer",
     "is_dataset",
+    "is_hdf5",
+    "list_array_names",
     "list_names",
     "locate_dataset",
     "open_hdf5",
@@ -27,6 +29,8 @@ __all__ = [
 ]
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
+# MATLAB writes HDF5 behind a header of its own.
+_MATLAB_HEAD = b"MATLAB 7.3 MAT"
 
 _DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, EOFError, OverflowError, MemoryError)
 
@@ -90,6 +94,11 @@ def open_hdf5(path: Path) -> Iterator[Any]:
             file.close()
 
 
+def is_hdf5(head: bytes) -> bool:
+    """Return whether a file that begins so is HDF5, MATLAB's version 7.3 included."""
+    return head.startswith((MAGIC, _MATLAB_HEAD))
+
+
 def is_dataset(node: Any) -> bool:
     return isinstance(node, _import_h5py().Dataset)
 
@@ -99,6 +108,19 @@ def list_names(file: Any, path: Path, name: str = "/") -> list[str]:
     with convert_hdf5_errors(path, name):
         group = file.get(name)
         return list(group) if isinstance(group, _import_h5py().Group) else []
+
+
+def list_array_names(file: Any, path: Path) -> dict[str, tuple[int, ...]]:
+    """List all datasets of at least two axes with their shapes, without following links."""
+    found: dict[str, tuple[int, ...]] = {}
+
+    def add(name: str, node: Any) -> None:
+        if is_dataset(node) and len(node.shape or ()) > 1:
+            found[name] = tuple(node.shape)
+
+    with convert_hdf5_errors(path, None):
+        file.visititems(add)
+    return found
 
 
 def read_attribute(node: Any, path: Path, *names: str) -> float | str | None:

@@ -25,6 +25,10 @@ _SMALL_BYTES = 64 * 2**20
 _MAX_VIRTUAL_DEPTH = 4
 
 
+# h5py itself turns pairs named r, i into complex numbers.
+_COMPLEX_NAMES = (("real", "imag"), ("re", "im"), ("r", "i"), ("real", "imaginary"))
+
+
 def check_dataset(dataset: Any, path: Path, key: str, depth: int = 0) -> list[Path]:
     """Refuse a dataset that cannot hold what it claims.
 
@@ -36,7 +40,7 @@ def check_dataset(dataset: Any, path: Path, key: str, depth: int = 0) -> list[Pa
     """
     with convert_hdf5_errors(path, key):
         shape = dataset.shape
-        if dataset.dtype.kind not in "biufc":
+        if dataset.dtype.kind not in "biufc" and not _is_complex_pair(dataset.dtype):
             found = "text or objects" if dataset.dtype.kind in "OSUV" else f"{dataset.dtype}"
             raise ScanError(path, key, expected="numbers", found=found, remedy="Save it as a numeric array.")
         if shape is None or 0 in shape:
@@ -162,7 +166,17 @@ def load_array(dataset: Any, path: Path, key: str) -> np.ndarray:
         if claimed > max(_SMALL_BYTES, _MAX_RATIO * on_disk):
             raise _make_size_error(path, key, f"a file that warrants {claimed} bytes", f"{on_disk} bytes")
         values = dataset[()]
+        if _is_complex_pair(values.dtype):
+            real, imaginary = (values[name] for name in values.dtype.names)
+            return np.ascontiguousarray(real + 1j * imaginary)
         return np.asarray(values, dtype=values.dtype.newbyteorder("="), order="C")
+
+
+def _is_complex_pair(dtype: np.dtype[Any]) -> bool:
+    """Return whether values are pairs of a real and an imaginary part, as MATLAB and others write complex numbers."""
+    names = tuple(name.lower() for name in dtype.names or ())
+    fields = [dtype[name] for name in dtype.names or ()]
+    return names in _COMPLEX_NAMES and all(field.kind == "f" and not field.shape for field in fields)
 
 
 def load_complex(dataset: Any, path: Path, key: str) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 
 import numpy as np
 from jaxtyping import Complex64, Float64
@@ -15,6 +14,7 @@ from torchptycho.core.errors import ConfigError
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.core.scan import Scan
 from torchptycho.io.guesses import compute_mean_pattern
+from torchptycho.io.probe_fitting import correlate_with_pattern, resample_field
 
 __all__ = ["match_start"]
 
@@ -200,35 +200,11 @@ def _match_probe(start: Reconstruction, scan: Scan, pixel_m: float | None) -> Co
     same_edge = probe.shape[-1] == scan.n_px
     if same_edge and abs(ratio - 1) < _SAME_PIXEL:
         return probe
-    resampled = _resample_probe(probe, ratio, scan.n_px)
+    resampled = resample_field(probe, ratio, scan.n_px)
     if not same_edge:
         return resampled
     pattern = np.sqrt(compute_mean_pattern(scan.frames, scan.domain)) * scan.mask
-    return max((probe, resampled), key=lambda modes: _correlate(modes, pattern))
-
-
-def _resample_probe(
-    probe: Complex64[np.ndarray, "p a a"], scale: float, n_px: int
-) -> Complex64[np.ndarray, "p n_px n_px"]:
-    """Resample a probe to pixels 1 / scale as large by its Fourier series; it is 0 outside of its field, and keeps its
-    photons."""
-    edge = probe.shape[-1]
-    at = (np.arange(n_px) - n_px // 2) / scale
-    frequency = np.arange(edge) - edge // 2
-    kept = np.abs(frequency) / edge <= 0.5 * scale
-    wave = np.exp(2j * math.pi * np.outer(at, frequency) / edge) * kept
-    wave[(at < -(edge // 2)) | (at > (edge - 1) // 2)] = 0
-    spectrum = np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(probe, axes=(-2, -1))), axes=(-2, -1))
-    values = wave @ spectrum @ wave.T
-    photons, now = (float(np.square(np.abs(modes)).sum()) for modes in (probe, values))
-    return np.ascontiguousarray(values * math.sqrt(photons / max(now, 1e-300)), np.complex64)
-
-
-def _correlate(probe: Complex64[np.ndarray, "p n n"], amplitude: np.ndarray) -> float:
-    """Compute how well the amplitude of the probe's pattern agrees with that of the frames, 0 to 1."""
-    waves = np.fft.fftshift(np.fft.fft2(probe.astype(np.complex128)), axes=(-2, -1))
-    own = np.sqrt(np.square(np.abs(waves)).sum(0)) * (amplitude > 0)
-    return float((own * amplitude).sum() / max(float(np.linalg.norm(own) * np.linalg.norm(amplitude)), 1e-300))
+    return max((probe, resampled), key=lambda modes: correlate_with_pattern(modes, pattern))
 
 
 def _describe_pixels(start_m: float | None, scan_m: float | None) -> str:

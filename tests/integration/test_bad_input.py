@@ -83,7 +83,7 @@ CASES: dict[str, tuple[bytes, str | None, list[str]]] = {
         npz(xcoords=np.ones(M), ycoords=np.ones(M)), "xcoords", ["all 12 frames", "probe that moves"],
     ),
     "positions in metres": (
-        npz(xcoords=GOOD["xcoords"] * 1e-8, ycoords=GOOD["ycoords"] * 1e-8), "xcoords", ["look like metres", "divide"],
+        npz(xcoords=GOOD["xcoords"] * 1e-8, ycoords=GOOD["ycoords"] * 1e-8), "xcoords", ["--positions-unit"],
     ),
     "truncated HDF5": (CXI.files["scan.cxi"][:-200], None, ["truncated", "again"]),
     "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(100), None, ["HDF5", "again"]),

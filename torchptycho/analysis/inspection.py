@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from jaxtyping import Complex64, Float64
+from jaxtyping import Float64
 
 from torchptycho.core.config import SUPPORTED_N_PX
 from torchptycho.core.scan import Scan
@@ -16,6 +16,7 @@ from torchptycho.io import iter_checked_chunks
 from torchptycho.io.bad_pixels import find_dead_pixels, find_hot_pixels
 from torchptycho.io.checks import advise_network_size
 from torchptycho.io.near_field import detect_near_field
+from torchptycho.io.position_scale import estimate_probe_diameter_px, find_scale_problem, measure_center, measure_steps
 
 __all__ = ["ScanSummary", "estimate_probe_diameter_px", "inspect_scan"]
 
@@ -32,6 +33,7 @@ class ScanSummary:
     """What `inspect_scan` found, as plain data. Positions and pixels are (y, x); lists hold the first 20 at most.
 
     Arguments:
+        positions_unit: in which the file has them, px for object pixels.
         step_px: median distance from a position to the nearest other one of the same scan.
         probe_diameter_px: disc around the centre of |P|^2 that holds 90 % of it.
         overlap: 1 - step / probe diameter, within [0, 1].
@@ -55,6 +57,7 @@ class ScanSummary:
     n_px: int
     dtype: str
     domain: str
+    positions_unit: str
     n_modes: int
     position_min_px: tuple[float, float]
     position_max_px: tuple[float, float]
@@ -115,13 +118,13 @@ def inspect_scan(scan: Scan) -> ScanSummary:
     # false ones.
     dead = _list_pixels(find_dead_pixels(summed * (dose or 1.0), scan.mask))
     hot = _list_pixels(find_hot_pixels(summed * (dose or 1.0), scan.mask))
-    step_px, n_duplicates = _measure_steps(scan)
+    step_px, n_duplicates = measure_steps(scan.positions_px, scan.scan_id)
     shadow = detect_near_field(scan)
     diameter_px = estimate_probe_diameter_px(scan.probe)
     low, high = scan.positions_px.min(axis=0), scan.positions_px.max(axis=0)
     field = high - low
     pixel_m = scan.geometry.with_object_pixel(scan.n_px).object_pixel_m
-    offset = _centre_of_mass(summed) - scan.n_px // 2
+    offset = measure_center(summed) - scan.n_px // 2
     peak_y, peak_x = np.unravel_index(int(summed.argmax()), summed.shape)
     summary = ScanSummary(
         source=scan.source,
@@ -130,6 +133,7 @@ def inspect_scan(scan: Scan) -> ScanSummary:
         n_px=scan.n_px,
         dtype=str(scan.frames.dtype),
         domain=scan.domain,
+        positions_unit=scan.positions_unit,
         n_modes=len(scan.probe),
         position_min_px=_to_pair(low),
         position_max_px=_to_pair(high),
@@ -166,20 +170,8 @@ def inspect_scan(scan: Scan) -> ScanSummary:
         problems=[],
         usable=True,
     )
-    fatal = list(_find_fatal_problems(summary, summed))
+    fatal = list(_find_fatal_problems(summary, summed, find_scale_problem(scan)))
     return dataclasses.replace(summary, problems=fatal + list(_find_minor_problems(summary)), usable=not fatal)
-
-
-def estimate_probe_diameter_px(probe: Complex64[np.ndarray, "p n n"]) -> float:
-    """Compute the diameter of the disc about the centre of mass of sum_p |P|^2 that contains 90 % of it."""
-    intensity = (np.abs(probe.astype(np.complex128)) ** 2).sum(axis=0)
-    y, x = _centre_of_mass(intensity)
-    rows, columns = np.indices(intensity.shape)
-    radius = np.hypot(rows - y, columns - x).ravel()
-    order = np.argsort(radius)
-    held = np.cumsum(intensity.ravel()[order]) / intensity.sum()
-    # A probe of one pixel has radius 0 but the width of the pixel.
-    return max(1.0, 2 * float(radius[order][np.searchsorted(held, 0.9)]))
 
 
 def _accumulate_statistics(scan: Scan) -> tuple[Float64[np.ndarray, " m"], Float64[np.ndarray, "n n"], int]:
@@ -200,33 +192,13 @@ def _accumulate_statistics(scan: Scan) -> tuple[Float64[np.ndarray, " m"], Float
     return totals, summed, int(at_limit.sum())
 
 
-def _measure_steps(scan: Scan) -> tuple[float, int]:
-    """Return the median distance (px) to the nearest other position, and the number of repeated positions."""
-    from scipy.spatial import cKDTree
-
-    nearest: list[np.ndarray] = []
-    duplicates = 0
-    for one in np.unique(scan.scan_id):
-        positions = scan.positions_px[scan.scan_id == one]
-        distinct = np.unique(positions, axis=0)
-        duplicates += len(positions) - len(distinct)
-        if len(distinct) > 1:
-            distances = np.asarray(cKDTree(distinct).query(distinct, k=2)[0])
-            nearest.append(distances[:, 1])
-    return (float(np.median(np.concatenate(nearest))) if nearest else math.inf), duplicates
-
-
-def _find_fatal_problems(summary: ScanSummary, summed: np.ndarray) -> Iterator[str]:
+def _find_fatal_problems(summary: ScanSummary, summed: np.ndarray, scale_problem: str | None) -> Iterator[str]:
     advice = advise_network_size(summary.n_px)
     if advice is not None:
         sizes = ", ".join(map(str, SUPPORTED_N_PX))
         yield f"No network takes frames of {summary.n_px} px, only of N = {sizes} px. {advice}"
-    if summary.overlap == 0:
-        yield (
-            f"Neighbouring frames do not overlap: the step is {summary.step_px:.3g} px, the probe "
-            f"{summary.probe_diameter_px:.3g} px wide. Check that the positions are in object "
-            "pixels; if they are, the scan is too coarse."
-        )
+    if scale_problem is not None:
+        yield scale_problem
     corner, centre = _mean_square_radius(np.fft.fftshift(summed)), _mean_square_radius(summed)
     if corner < 0.5 * centre:
         yield (
@@ -290,12 +262,6 @@ def _find_minor_problems(summary: ScanSummary) -> Iterator[str]:
 def _list_first(n: int, noun: str, first: list[Any]) -> str:
     names = ", ".join(str(list(one) if isinstance(one, tuple) else one) for one in first[:5])
     return f"{n} {noun}(s) ({names}{', ...' if n > 5 else ''})"
-
-
-def _centre_of_mass(image: np.ndarray) -> Float64[np.ndarray, "2"]:
-    rows, columns = np.indices(image.shape)
-    total = image.sum()
-    return np.array([(image * rows).sum() / total, (image * columns).sum() / total])
 
 
 def _mean_square_radius(image: np.ndarray) -> float:

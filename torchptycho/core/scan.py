@@ -84,6 +84,7 @@ class Scan:
         frames: [M, N, N], zero frequency at [N//2, N//2], in the detector's own dtype.
         domain: whether frames hold photon counts or their square root.
         positions_px: [M, 2] as (y, x) in object pixels; patch pixel N/2 sits on the position.
+        positions_unit: the unit that they had in the file: px, or a unit of length.
         probe: [P, N, N], P incoherent modes; see `probe_is_calibrated`.
         mask: [N, N], True where the detector pixel can be trusted.
         scan_id: [M], which of several scans in one file a frame belongs to.
@@ -107,6 +108,7 @@ class Scan:
     mask: Bool[np.ndarray, "n n"]
     scan_id: Int64[np.ndarray, " m"]
     geometry: Geometry = dataclasses.field(default_factory=Geometry)
+    positions_unit: str = "px"
     source: str = "memory"
     truth: Complex64[np.ndarray, "h w"] | None = None
     truth_patches: Complex64[np.ndarray, "m n n"] | None = None

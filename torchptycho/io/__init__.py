@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torchptycho.core.scan import Scan
 from torchptycho.io.checks import iter_checked_chunks
 from torchptycho.io.formats.mapped import read_mapped
 from torchptycho.io.formats.registry import Reader, recognise
+from torchptycho.io.position_scale import find_scale_problem
 from torchptycho.io.probe_fitting import read_probe
 from torchptycho.io.raw_scan import RawScan
 from torchptycho.io.reconstruction_files import read_reconstruction, write_reconstruction
@@ -19,6 +21,8 @@ from torchptycho.io.scan_builder import build_scan
 from torchptycho.io.source_files import list_other_files, read_file_state
 from torchptycho.io.storage.file_access import read_head
 from torchptycho.io.write import write_scan
+
+_log = logging.getLogger(__name__)
 
 __all__ = [
     "RawScan",
@@ -70,7 +74,11 @@ def read_scan(
         before = read_file_state(path)
         recorded = reader.read(path, reading)
     others = tuple(read_file_state(file) for file in list_other_files(recorded, reading))
-    return dataclasses.replace(build_scan(recorded, why, reading), files=(before, *others))
+    scan = dataclasses.replace(build_scan(recorded, why, reading), files=(before, *others))
+    problem = find_scale_problem(scan)
+    if problem is not None:
+        _log.warning("%s: %s", path, problem)
+    return scan
 
 
 def _format_slice(frames: slice) -> str:

@@ -20,6 +20,7 @@ from torchptycho.io.storage.archive import Member, NpzArchive, convert_zip_error
 from torchptycho.io.storage.file_access import read_head
 from torchptycho.io.storage.hdf5 import find_dataset, is_hdf5, open_hdf5
 from torchptycho.io.storage.hdf5_datasets import load_array
+from torchptycho.io.units import read_unit
 
 __all__ = ["NPY_MAGIC", "ArrayRef", "map_npy", "parse_array_ref"]
 
@@ -67,6 +68,13 @@ class ArrayRef:
                 remedy="Count entries from 0.",
             )
         return values[..., self.entry]
+
+    def read_unit(self) -> str | None:
+        """Read the unit that a dataset in HDF5 states; None in other files."""
+        if not is_hdf5(read_head(self.path)):
+            return None
+        with open_hdf5(self.path) as file:
+            return read_unit(self._find_dataset(file), self.path)
 
     def open_frames(self, axes: str = "myx") -> Frames:
         """Open the frames of a stack, which stay in their file.

@@ -15,6 +15,7 @@ from torchptycho.core.geometry import Geometry
 from torchptycho.core.scan import Frames, Scan
 from torchptycho.core.text import format_first
 from torchptycho.io.frames.frame_stacks import count_frames_in, to_file_rows
+from torchptycho.io.position_scale import describe_unit_error, suggest_units
 from torchptycho.io.source_files import refuse_changes
 
 __all__ = [
@@ -27,7 +28,8 @@ __all__ = [
 ]
 
 _CHUNK_BYTES = 16 * 2**20
-_MIN_EXTENT_PX = 1e-2
+# A scan that has just begun spans little.
+_FEW_FRAMES, _MIN_EXTENT_OF_FEW_PX = 16, 1e-2
 _MAX_LISTED = 5
 
 
@@ -76,14 +78,21 @@ def check_frame_shape(source: Path, key: str, height: int, width: int) -> None:
 
 
 def check_positions(
-    source: Path, positions_px: Float64[np.ndarray, "m 2"], geometry: Geometry, keys: tuple[str, str]
+    source: Path,
+    positions_px: Float64[np.ndarray, "m 2"],
+    geometry: Geometry,
+    keys: tuple[str, str],
+    unit: str,
+    n_px: int,
 ) -> None:
-    """Check that positions are finite, differ, and are in pixels.
+    """Check that positions are finite, differ, and can be in pixels.
 
     Arguments:
         positions_px: (y, x) of each frame.
-        geometry: names the factor when the positions turn out to be metres.
+        geometry: tells which unit the positions turn out to be in.
         keys: the arrays they came from, (y, x).
+        unit: that they were read in.
+        n_px: frame edge N.
 
     Raises:
         ScanError: naming the entries at fault.
@@ -99,7 +108,7 @@ def check_positions(
                 remedy="Drop these frames, or repair the file.",
             )
     extent = float(np.ptp(positions_px, axis=0).max())
-    both = f"{keys[1]}', '{keys[0]}"
+    both = "', '".join(dict.fromkeys(reversed(keys)))
     if extent == 0:
         raise ScanError(
             source,
@@ -109,16 +118,15 @@ def check_positions(
             remedy="Ptychography needs a probe that moves over the sample; "
             "save the positions of the scan in object pixels.",
         )
-    if extent < _MIN_EXTENT_PX:
-        how = "wavelength * distance / (N * detector pixel)"
-        pixel_m = geometry.object_pixel_m
-        known = f", here {pixel_m:.4g} m: multiply by {1 / pixel_m:.4g}" if pixel_m else ""
+    few = len(positions_px) < _FEW_FRAMES
+    if extent < (_MIN_EXTENT_OF_FEW_PX if few else 1.0):
+        known = geometry.with_object_pixel(n_px)
         raise ScanError(
             source,
             both,
-            expected="positions in object pixels",
-            found=f"positions that span {extent:.2g}",
-            remedy=f"They look like metres; divide them by the object pixel size, {how}{known}.",
+            expected="positions that span more than an object pixel",
+            found=f"{extent:.2g} px, read in {unit}",
+            remedy=describe_unit_error(suggest_units(positions_px, unit, known, n_px, in_px=True), known),
         )
 
 

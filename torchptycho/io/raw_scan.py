@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Complex64, Float64, Int64
@@ -28,7 +28,7 @@ class RawScan:
         rows: which frames of the file these are.
         positions: [M, 2] of the probe on the sample as (y, x), along the axes of the frames; in pixels, patch pixel N/2
             sits on the position.
-        unit: of the positions: object pixels, or metres.
+        unit: of the positions: px for object pixels, or a unit of length.
         position_keys: where they came from, (y, x).
         positions_n_px: frame edge that object pixels refer to; None for that of the frames.
         probe: [P, n, n], or None.
@@ -49,7 +49,7 @@ class RawScan:
     frames: Frames
     rows: range | np.ndarray
     positions: Float64[np.ndarray, "m 2"]
-    unit: Literal["px", "m"]
+    unit: str
     position_keys: tuple[str, str]
     positions_n_px: int | None = None
     probe: Complex64[np.ndarray, "p a a"] | None = None

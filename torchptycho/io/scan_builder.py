@@ -56,11 +56,11 @@ def build_scan(recorded: RawScan, why: str, config: ReadConfig) -> Scan:
     n_px = frames.shape[1]
     scale = 1.0 if steps is None else n_px * steps.binning / find_reference_edge(recorded)
     geometry = build_geometry(recorded, config, n_px, scale, 1 if steps is None else steps.binning)
-    positions_px = orient_positions(convert_to_pixels(recorded, geometry, scale), config, notes)
+    positions_px = orient_positions(convert_to_pixels(recorded, geometry, scale, n_px), config, notes)
     if recorded.truth is not None and recorded.truth_is_centered:
         middle = (positions_px.min(axis=0) + positions_px.max(axis=0)) / 2
         positions_px = positions_px + np.array(recorded.truth.shape) / 2 - middle
-    check_positions(recorded.path, positions_px, geometry, recorded.position_keys)
+    check_positions(recorded.path, positions_px, geometry, recorded.position_keys, recorded.unit, n_px)
     turned = config.swap_xy or config.flip_y or config.flip_x
     same_pixels = math.isclose(scale, 1.0) and not turned
     if recorded.truth is not None and not same_pixels:
@@ -75,6 +75,7 @@ def build_scan(recorded: RawScan, why: str, config: ReadConfig) -> Scan:
         mask=~bad if steps is None else steps.mask,
         scan_id=np.zeros(frames.shape[0], np.int64) if recorded.scan_id is None else recorded.scan_id,
         geometry=geometry,
+        positions_unit=recorded.unit,
         source=str(recorded.path),
         truth=recorded.truth if same_pixels else None,
         truth_patches=recorded.truth_patches if same_pixels and steps is None else None,

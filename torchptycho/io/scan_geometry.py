@@ -11,12 +11,14 @@ from torchptycho.core.config.read import ReadConfig
 from torchptycho.core.errors import ScanError
 from torchptycho.core.geometry import Geometry
 from torchptycho.core.scan import Scan
+from torchptycho.io.position_scale import describe_unit_error, suggest_units
 from torchptycho.io.raw_scan import RawScan
+from torchptycho.io.units import compute_position_factor, is_pixels
 
 __all__ = ["build_geometry", "convert_positions", "convert_to_pixels", "find_reference_edge", "orient_positions"]
 
 
-# No ptychographic scan is wider; positions beyond are not in metres.
+# No ptychographic scan is wider; positions beyond are in another unit.
 _MAX_EXTENT_M = 0.5
 
 
@@ -32,7 +34,7 @@ def convert_positions(recorded: RawScan, scan: Scan) -> Float64[np.ndarray, "m 2
     """
     config = scan.reading
     scale = scan.n_px * config.binning / find_reference_edge(recorded) if config.changes_frames else 1.0
-    return orient_positions(convert_to_pixels(recorded, scan.geometry, scale), config, [])
+    return orient_positions(convert_to_pixels(recorded, scan.geometry, scale, scan.n_px), config, [])
 
 
 def find_reference_edge(recorded: RawScan) -> int:
@@ -57,7 +59,7 @@ def build_geometry(recorded: RawScan, config: ReadConfig, n_px: int, scale: floa
     if changed.object_pixel_m is not None:
         changed = dataclasses.replace(changed, object_pixel_m=changed.object_pixel_m / scale)
     try:
-        return changed.with_object_pixel(n_px) if recorded.unit == "m" or given else changed
+        return changed.with_object_pixel(n_px) if not is_pixels(recorded.unit) or given else changed
     except (ValueError, OverflowError, ZeroDivisionError):
         raise ScanError(
             recorded.path,
@@ -68,18 +70,27 @@ def build_geometry(recorded: RawScan, config: ReadConfig, n_px: int, scale: floa
         ) from None
 
 
-def convert_to_pixels(recorded: RawScan, geometry: Geometry, scale: float) -> np.ndarray:
-    if recorded.unit == "px":
+def convert_to_pixels(recorded: RawScan, geometry: Geometry, scale: float, n_px: int) -> np.ndarray:
+    """Convert the positions of a file to the object pixels of the scan.
+
+    Arguments:
+        scale: object pixels of the scan for one of the file's.
+
+    Raises:
+        ScanError: no scan is as wide, or the lengths are missing.
+    """
+    if is_pixels(recorded.unit):
         return recorded.positions * scale
-    key = "', '".join(reversed(recorded.position_keys))
-    extent = float(np.ptp(recorded.positions, axis=0).max()) if np.isfinite(recorded.positions).all() else 0.0
+    key = "', '".join(dict.fromkeys(reversed(recorded.position_keys)))
+    positions_m = recorded.positions * compute_position_factor(recorded.path, key, recorded.unit, None)
+    extent = float(np.ptp(positions_m, axis=0).max()) if np.isfinite(positions_m).all() else 0.0
     if extent > _MAX_EXTENT_M:
         raise ScanError(
             recorded.path,
             key,
-            expected="positions in metres",
-            found=f"positions that span {extent:.3g} m",
-            remedy="They look like micrometres or pixels: name their unit in a mapping, or repair the file.",
+            expected=f"positions that span less than {_MAX_EXTENT_M} m",
+            found=f"{extent:.3g} m, read in {recorded.unit}",
+            remedy=describe_unit_error(suggest_units(recorded.positions, recorded.unit, geometry, n_px), geometry),
         )
     if geometry.object_pixel_m is None:
         missing = [
@@ -90,11 +101,11 @@ def convert_to_pixels(recorded: RawScan, geometry: Geometry, scale: float) -> np
         raise ScanError(
             recorded.path,
             key,
-            expected="lengths that turn metres into object pixels",
+            expected=f"lengths that turn {recorded.unit} into object pixels",
             found=f"no {', no '.join(name.strip('-') for name in missing)}",
             remedy=f"Give them with {' '.join(missing)}.",
         )
-    return recorded.positions / geometry.object_pixel_m
+    return positions_m / geometry.object_pixel_m
 
 
 def orient_positions(positions_px: np.ndarray, config: ReadConfig, notes: list[str]) -> np.ndarray:

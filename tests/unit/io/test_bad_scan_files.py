@@ -96,12 +96,12 @@ CASES: dict[str, tuple[dict[str, Any], str, list[str]]] = {
         ["all 6 frames at (y, x) = (2, 3.5)", "probe that moves"],
     ),
     "positions in metres": (
-        metres(), "xcoords', 'ycoords", ["span 3.2e-06", "look like metres", "divide", "wavelength"],
+        metres(), "xcoords', 'ycoords", ["3.2e-06 px, read in px", "look like lengths", "--positions-unit"],
     ),
     "positions in metres, pixel known": (
-        metres(object_pixel_m=1e-8),
+        metres(object_pixel_m=2e-7),
         "xcoords', 'ycoords",
-        ["1e-08 m", "multiply by 1e+08"],
+        ["3.2e-06 px, read in px", "--positions-unit m."],
     ),
     "probe not square": (without(probeGuess=ones(8, 10)), "probeGuess", ["8x8", "(8, 10)", "Cut it to a square"]),
     "probe a vector": (without(probeGuess=ones(8)), "probeGuess", ["(8,)", "modes (P, N, N) or (N, N, P)"]),

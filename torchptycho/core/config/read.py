@@ -47,8 +47,9 @@ class MappingConfig:
     """Position of each frame along the columns of the object."""
     frames_axes: Literal["myx", "mxy", "yxm", "xym"] = "myx"
     """Order of the axes of the stack: m counts the frames, y the rows, x the columns."""
-    positions_unit: Literal["px", "m", "mm", "um", "nm"] = "m"
-    """Unit of the positions; px are object pixels."""
+    positions_unit: str | None = None
+    """Unit of the positions, such as um; px are object pixels. None follows the attribute `units` in HDF5, then
+    takes m. The other units below likewise, with a default of their own."""
     probe: str | None = None
     """Complex probe, (N, N) or (P, N, N)."""
     mask: str | None = None
@@ -57,12 +58,24 @@ class MappingConfig:
     """Which of its values are good pixels."""
     energy: str | None = None
     """Photon energy."""
-    energy_unit: Literal["eV", "keV", "J"] = "eV"
-    """Unit of the photon energy."""
+    energy_unit: str | None = None
+    """Its unit, by default eV."""
+    wavelength: str | None = None
+    """Wavelength, in place of the energy."""
+    wavelength_unit: str | None = None
+    """Its unit, by default m."""
     distance: str | None = None
-    """Sample to detector, in metres."""
+    """Sample to detector."""
+    distance_unit: str | None = None
+    """Its unit, by default m."""
     detector_pixel: str | None = None
-    """Edge of a detector pixel, in metres."""
+    """Edge of a detector pixel."""
+    detector_pixel_unit: str | None = None
+    """Its unit, by default m."""
+
+    def __post_init__(self) -> None:
+        if self.energy is not None and self.wavelength is not None:
+            raise ConfigError("mapping: expected an energy or a wavelength; found both. Leave one of them out.")
 
 
 @validated_dataclass
@@ -96,6 +109,8 @@ class ReadConfig:
     """Sample to detector; replaces the file's."""
     detector_pixel_m: Positive | None = None
     """Edge of a detector pixel as recorded, before binning; replaces the file's."""
+    positions_unit: str | None = None
+    """Unit of the positions in the file, such as um, or px for object pixels; replaces what the file says."""
     swap_xy: bool = False
     """Exchange x and y of the positions, before any flip; `inspect --orientation` tells which orientation fits."""
     flip_y: bool = False

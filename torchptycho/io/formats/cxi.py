@@ -17,6 +17,7 @@ from torchptycho.io.probe_arrays import to_probe_modes
 from torchptycho.io.raw_scan import RawScan, build_geometry, check_count, resolve_rows
 from torchptycho.io.storage.hdf5 import find_dataset, is_hdf5, list_names, locate_dataset, open_hdf5
 from torchptycho.io.storage.hdf5_datasets import load_array, load_complex, load_number
+from torchptycho.io.units import Quantity, choose_unit, compute_unit_factor, load_quantity, read_unit
 
 __all__ = ["read_cxi", "sniff_cxi"]
 
@@ -29,7 +30,6 @@ _TRANSLATION = (
     f"{_ENTRY}/sample_1/transformation_1/translation",
 )
 _PROBE = (f"{_ENTRY}/instrument_1/source_1/illumination", f"{_ENTRY}/source_1/illumination")
-_EV_IN_J = 1.602176634e-19
 _MIN_WAVELENGTH_M, _MAX_WAVELENGTH_M = 1e-12, 1e-5
 # Bits of the mask that tell something about a pixel without making it bad: in a mask of peaks, corrected, used for
 # finding peaks, background subtracted, has signal; 0x1000 marks pixels with signal in files of several writers.
@@ -52,7 +52,9 @@ def sniff_cxi(path: Path, head: bytes) -> str | None:
 def read_cxi(path: Path, config: ReadConfig) -> RawScan:
     """Read the first entry of a CXI file.
 
-    Positions are `translation` in metres. It is the motion of the sample, so that the probe moves the other way
+    Numbers are in the units that their attributes state, else in SI units; the photon energy without a unit is in J or
+    eV, whichever is that of a photon.
+    Positions are `translation`. It is the motion of the sample, so that the probe moves the other way
     (`translation_sign` -1); its components along the axes of the detector, as `basis_vectors` has them, are the (y, x)
     of the frames. Without basis vectors the rows run along -y and the columns along -x, as the definition says.
 
@@ -76,11 +78,10 @@ def read_cxi(path: Path, config: ReadConfig) -> RawScan:
         m, height, width = stack.shape
         rows = resolve_rows(path, key, m, frames_slice)
         slow, fast, pixel_m = _read_basis(file, path, config, notes)
-        positions, position_key = _read_translation(file, path, slow, fast, config, notes)
+        positions, unit, position_key = _read_translation(file, path, slow, fast, config, notes)
         check_count(path, position_key, len(positions), m, rows, cut=frames_slice is not None)
         energy_eV = config.energy_eV or _read_energy_eV(file, path, notes)
-        distance = find_dataset(file, path, f"{_DETECTOR}/distance")
-        distance_m = None if distance is None else abs(load_number(distance, path, "distance"))
+        distance_m = config.distance_m or _read_distance_m(file, path)
         probe = _read_probe(file, path, config, (height, width))
         return RawScan(
             path=path,
@@ -89,7 +90,7 @@ def read_cxi(path: Path, config: ReadConfig) -> RawScan:
             rows=rows,
             domain="counts",
             positions=positions[rows.start : rows.stop : rows.step],
-            unit="m",
+            unit=unit,
             position_keys=(position_key, position_key),
             probe=probe,
             bad_pixels=_read_bad_pixels(file, path, (height, width), notes),
@@ -112,9 +113,9 @@ def _read_basis(
     """Read unit vectors along the detector's rows and columns, and the edge of a pixel in metres."""
     node = find_dataset(file, path, f"{_DETECTOR}/basis_vectors")
     sizes = {
-        name: load_number(found, path, name)
+        name: load_quantity(found, path, name, "length", default="m", option="--detector-pixel-m")
         for name in ("y_pixel_size", "x_pixel_size")
-        if (found := find_dataset(file, path, f"{_DETECTOR}/{name}")) is not None
+        if config.detector_pixel_m is None and (found := find_dataset(file, path, f"{_DETECTOR}/{name}")) is not None
     }
     if node is None:
         y = sizes.get("y_pixel_size", sizes.get("x_pixel_size"))
@@ -135,6 +136,9 @@ def _read_basis(
         )
     slow, fast = vectors / lengths[:, None]
     notes.append(f"basis_vectors: rows along {_format_axis(slow)}, columns along {_format_axis(fast)}")
+    if config.detector_pixel_m is None and len(sizes) < 2:
+        unit = choose_unit(read_unit(node, path), default="m")
+        lengths = lengths * compute_unit_factor(path, "basis_vectors", unit, "length", "--detector-pixel-m")
     y, x = sizes.get("y_pixel_size", float(lengths[0])), sizes.get("x_pixel_size", float(lengths[1]))
     return slow, fast, _check_square(path, y, x, config)
 
@@ -157,9 +161,17 @@ def _check_square(path: Path, y: float | None, x: float | None, config: ReadConf
     return y
 
 
+def _read_distance_m(file: Any, path: Path) -> float | None:
+    node = find_dataset(file, path, f"{_DETECTOR}/distance")
+    if node is None:
+        return None
+    return abs(load_quantity(node, path, "distance", "length", default="m", option="--distance-m"))
+
+
 def _read_translation(
     file: Any, path: Path, slow: np.ndarray, fast: np.ndarray, config: ReadConfig, notes: list[str]
-) -> tuple[np.ndarray, str]:
+) -> tuple[np.ndarray, str, str]:
+    """Read positions of the probe, their unit, and where they come from."""
     key, node = locate_dataset(file, path, *_TRANSLATION)
     if node is None:
         raise ScanError(
@@ -186,15 +198,15 @@ def _read_translation(
         if config.translation_sign < 0
         else "taken for the probe's motion"
     )
-    notes.append(f"positions from {key}: {how}")
-    return np.stack([probe_path @ slow, probe_path @ fast], axis=1), key
+    unit = choose_unit(config.positions_unit, read_unit(node, path), default="m")
+    notes.append(f"positions from {key} in {unit}: {how}")
+    return np.stack([probe_path @ slow, probe_path @ fast], axis=1), unit, key
 
 
 def _read_energy_eV(file: Any, path: Path, notes: list[str]) -> float | None:
-    """Read the photon energy: that of the beamline, else from a wavelength, else what CXI files keep under the source,
-    in J or eV."""
+    """Read the photon energy: that of the beamline, else from a wavelength, else what CXI files have at the source."""
     found = {
-        name: load_number(node, path, name)
+        name: (load_number(node, path, name), read_unit(node, path))
         for name in (
             "instrument_1/beam_1/energy",
             "beam_1/energy",
@@ -205,8 +217,8 @@ def _read_energy_eV(file: Any, path: Path, notes: list[str]) -> float | None:
         )
         if (node := find_dataset(file, path, f"{_ENTRY}/{name}")) is not None
     }
-    for name, value in found.items():
-        for energy, unit in _interpret_energy(name, value):
+    for name, (value, stated) in found.items():
+        for energy, unit in _interpret_energy(path, name, value, stated):
             if _MIN_WAVELENGTH_M <= wavelength_to_energy_eV(1.0) / energy <= _MAX_WAVELENGTH_M:
                 notes.append(f"photon energy {energy:.6g} eV from {name} ({value:.6g} {unit})")
                 return energy
@@ -215,19 +227,26 @@ def _read_energy_eV(file: Any, path: Path, notes: list[str]) -> float | None:
             path,
             f"{_ENTRY}/instrument_1/source_1/energy",
             expected=f"a photon energy whose wavelength is within {_MIN_WAVELENGTH_M:g} to {_MAX_WAVELENGTH_M:g} m",
-            found=", ".join(f"{name} = {value:.6g}" for name, value in found.items()),
+            found=", ".join(f"{name} = {value:.6g} {unit or ''}".strip() for name, (value, unit) in found.items()),
             remedy="Give it with --energy-eV.",
         )
     return None
 
 
-def _interpret_energy(name: str, value: float) -> list[tuple[float, str]]:
+def _interpret_energy(path: Path, name: str, value: float, stated: str | None) -> list[tuple[float, str]]:
+    """List what a number may be as a photon energy in eV, and in which unit it is then."""
     if not value > 0:
         return []
+
+    def factor(unit: str, quantity: Quantity) -> float:
+        return compute_unit_factor(path, f"{_ENTRY}/{name}", unit, quantity, "--energy-eV")
+
     if name.endswith("wavelength"):
-        return [(wavelength_to_energy_eV(value), "m")]
+        unit = choose_unit(stated, default="m")
+        return [(wavelength_to_energy_eV(value * factor(unit, "length")), unit)]
     # CXI has joules; NeXus writers put eV.
-    return [(value / _EV_IN_J, "J"), (value, "eV")]
+    units = ("J", "eV") if stated is None else (stated,)
+    return [(value * factor(unit, "energy"), unit) for unit in units]
 
 
 def _read_bad_pixels(file: Any, path: Path, shape: tuple[int, int], notes: list[str]) -> np.ndarray | None:

@@ -14,18 +14,19 @@ from torchptycho.core.config.read import ReadConfig, parse_frame_slice
 from torchptycho.core.errors import ScanError
 from torchptycho.core.geometry import Geometry
 from torchptycho.core.scan import Frames
-from torchptycho.io.checks import check_frame_shape, check_positions
+from torchptycho.io.checks import check_frame_shape
 from torchptycho.io.frames.frame_stacks import open_stack, select_frames
 from torchptycho.io.probe_files import PROBE_REMEDY, load_probe
 from torchptycho.io.raw_scan import RawScan, check_count, resolve_rows
 from torchptycho.io.storage.archive import Member, NpzArchive, is_zip
+from torchptycho.io.units import choose_unit, is_pixels
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "LENGTHS", "RESERVED", "has_frames", "read_npz", "sniff_npz"]
 
 FORMAT, FORMAT_VERSION = "torchptycho-scan", 1
 LENGTHS = tuple(field.name for field in dataclasses.fields(Geometry))
 # Entries of `_metadata` that become fields of the scan, so that they cannot contradict them later.
-RESERVED = ("domain", "probe_is_calibrated", "frames_axis", "format", "format_version", *LENGTHS)
+RESERVED = ("domain", "probe_is_calibrated", "frames_axis", "positions_unit", "format", "format_version", *LENGTHS)
 _FRAMES_KEYS = ("diffraction", "diff3d")
 _SAMPLED_PX = 2**20
 _log = logging.getLogger(__name__)
@@ -61,8 +62,7 @@ def read_npz(path: Path, config: ReadConfig) -> RawScan:
     stack = select_frames(open_stack(archive, member, axis), rows)
     cut = frames is not None
     keys = _choose_position_keys(archive)
-    positions_px = _load_positions(archive, keys, rows, n_in_file, cut=cut)
-    check_positions(path, positions_px, geometry.with_object_pixel(height), keys)
+    unit = choose_unit(config.positions_unit, _parse_unit(path, metadata), default="px")
     own_probe, probe_notes = None, list[str]()
     if config.probe is None and "probeGuess" in archive:
         own_probe = load_probe(archive, "probeGuess", height if height == width else None, probe_notes)
@@ -76,8 +76,8 @@ def read_npz(path: Path, config: ReadConfig) -> RawScan:
         frames=stack,
         rows=rows,
         domain=_choose_domain(path, member.key, config.domain, metadata, stack),
-        positions=positions_px,
-        unit="px",
+        positions=_load_positions(archive, keys, rows, n_in_file, cut=cut),
+        unit=unit,
         position_keys=keys,
         probe=own_probe,
         bad_pixels=~_load_mask(archive, (height, width)),
@@ -85,12 +85,12 @@ def read_npz(path: Path, config: ReadConfig) -> RawScan:
         geometry=geometry,
         truth=_load_truth(archive),
         truth_patches=_load_truth_patches(archive, n_in_file, height, axis, rows, cut=cut) if height == width else None,
-        nominal_positions_px=_load_nominal_positions(archive, rows, n_in_file, cut=cut),
+        nominal_positions_px=_load_nominal_positions(archive, rows, n_in_file, cut=cut) if is_pixels(unit) else None,
         metadata={key: value for key, value in metadata.items() if key not in RESERVED},
         probe_is_calibrated=config.probe is None and metadata.get("probe_is_calibrated") is True,
         notes=(
             f"frames in '{member.key}', axis {axis} counts them",
-            f"positions in {keys[0]}, {keys[1]}, in object pixels",
+            f"positions in {keys[0]}, {keys[1]}, in {'object pixels' if is_pixels(unit) else unit}",
             "_metadata is there" if metadata else "no _metadata",
             *probe_notes,
         ),
@@ -279,6 +279,20 @@ def _parse_geometry(path: Path, metadata: dict[str, Any]) -> Geometry:
                 remedy="Correct it or leave it out.",
             )
     return Geometry(**{key: float(value) for key, value in known.items()})
+
+
+def _parse_unit(path: Path, metadata: dict[str, Any]) -> str | None:
+    """Parse the unit of the positions from the metadata."""
+    unit = metadata.get("positions_unit")
+    if unit is not None and not isinstance(unit, str):
+        raise ScanError(
+            path,
+            "_metadata",
+            expected="'positions_unit' to be the name of a unit, such as um",
+            found=f"{unit!r}",
+            remedy="Correct it, or say it with --positions-unit.",
+        )
+    return unit
 
 
 def _choose_domain(path: Path, key: str, asked: Domain | None, metadata: dict[str, Any], stack: Frames) -> Domain:

@@ -16,6 +16,7 @@ from torchptycho.io.raw_scan import RawScan, build_geometry, check_count, resolv
 from torchptycho.io.storage.file_access import read_head
 from torchptycho.io.storage.hdf5 import find_dataset, is_hdf5, list_names, open_hdf5, read_attribute
 from torchptycho.io.storage.hdf5_datasets import load_array, load_complex
+from torchptycho.io.units import choose_unit, compute_position_factor, read_unit
 
 __all__ = ["read_ptychi", "sniff_ptychi"]
 
@@ -48,11 +49,11 @@ def read_ptychi(path: Path, config: ReadConfig) -> RawScan:
     rows = resolve_rows(frames_path, "dp", stack.shape[0], cut)
     notes: list[str] = []
     with open_hdf5(parameters_path) as file:
-        vectors = [_read_vector(file, parameters_path, key) for key in _POSITIONS]
+        pixel_m, truth, shape = _read_object(file, parameters_path)
+        vectors = [_read_positions_m(file, parameters_path, key, config, pixel_m) for key in _POSITIONS]
         for key, vector in zip(_POSITIONS, vectors, strict=True):
             check_count(parameters_path, key, len(vector), stack.shape[0], rows, cut=cut is not None)
         positions_m = np.stack([vector[rows.start : rows.stop : rows.step] for vector in vectors], axis=1)
-        pixel_m, truth, shape = _read_object(file, parameters_path)
         node = find_dataset(file, parameters_path, "probe") if config.probe is None else None
         probe = (
             None
@@ -103,13 +104,14 @@ def _find_pair(path: Path) -> tuple[Path, Path]:
     return halves
 
 
-def _read_vector(file: Any, path: Path, key: str) -> np.ndarray:
+def _read_positions_m(file: Any, path: Path, key: str, config: ReadConfig, pixel_m: float) -> np.ndarray:
     node = find_dataset(file, path, key)
     values = None if node is None else load_array(node, path, key)
     if values is None or values.dtype.kind not in "iuf" or values.ndim < 1 or values.size != max(values.shape):
         found = "none" if values is None else f"{values.dtype} {values.shape}"
         raise ScanError(path, key, expected="one number per frame", found=found, remedy="Export it again.")
-    return values.reshape(-1).astype(np.float64)
+    unit = choose_unit(config.positions_unit, read_unit(node, path), default="m")
+    return values.reshape(-1).astype(np.float64) * compute_position_factor(path, key, unit, pixel_m)
 
 
 def _read_object(file: Any, path: Path) -> tuple[float, np.ndarray | None, tuple[int, int]]:

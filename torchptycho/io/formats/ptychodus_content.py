@@ -16,6 +16,7 @@ from torchptycho.io.storage.archive import NpzArchive, is_zip
 from torchptycho.io.storage.file_access import read_head
 from torchptycho.io.storage.hdf5 import find_dataset, open_hdf5, read_attribute
 from torchptycho.io.storage.hdf5_datasets import load_array
+from torchptycho.io.units import choose_unit, compute_position_factor, read_unit
 
 __all__ = [
     "NUMBERS",
@@ -47,6 +48,7 @@ class _ProductContent:
     path: Path
     array: Callable[[str], np.ndarray | None]
     value: ReadValue
+    unit: Callable[[str], str | None]
 
 
 @contextmanager
@@ -67,7 +69,7 @@ def open_content(path: Path) -> Iterator[_ProductContent]:
         def array(name: str) -> np.ndarray | None:
             return archive.load(name) if name in archive and not archive.is_empty(name) else None
 
-        yield _ProductContent(path, array, from_archive)
+        yield _ProductContent(path, array, from_archive, lambda name: None)
         return
     with open_hdf5(path) as file:
 
@@ -86,7 +88,11 @@ def open_content(path: Path) -> Iterator[_ProductContent]:
                     return found
             return None
 
-        yield _ProductContent(path, dataset, from_attributes)
+        def unit(name: str) -> str | None:
+            node = find_dataset(file, path, name)
+            return None if node is None else read_unit(node, path)
+
+        yield _ProductContent(path, dataset, from_attributes, unit)
 
 
 def read_number(content: _ProductContent, *names: str, default: float | None = None) -> float:
@@ -116,8 +122,10 @@ def read_pixel_size(content: _ProductContent, owner: str) -> float:
     return height
 
 
-def read_positions(content: _ProductContent, notes: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct indexes, ascending, and their positions (y, x) in metres."""
+def read_positions(
+    content: _ProductContent, asked_unit: str | None, pixel_m: float, notes: list[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read distinct indexes, ascending, and their positions (y, x) in metres."""
     arrays = [content.array(name) for name in POSITIONS]
     for name, array in zip(POSITIONS, arrays, strict=True):
         if array is None or array.ndim != 1 or array.dtype.kind not in "iuf" or array.shape != arrays[0].shape:  # type: ignore[union-attr]
@@ -135,8 +143,13 @@ def read_positions(content: _ProductContent, notes: list[str]) -> tuple[np.ndarr
             content.path, POSITIONS[0], expected="integers", found=f"{raw.dtype}", remedy="Export the product again."
         )
     indexes, where, counts = np.unique(raw.astype(np.int64), return_inverse=True, return_counts=True)
+    units = (choose_unit(asked_unit, content.unit(name), default="m") for name in POSITIONS[1:])
+    x, y = (
+        values.astype(np.float64) * compute_position_factor(content.path, name, unit, pixel_m)
+        for name, values, unit in zip(POSITIONS[1:], (x, y), units, strict=True)
+    )
     positions = np.zeros((len(indexes), 2))
-    np.add.at(positions, where, np.stack([y, x], axis=1).astype(np.float64))
+    np.add.at(positions, where, np.stack([y, x], axis=1))
     if (counts > 1).any():
         notes.append(f"{int((counts > 1).sum())} index(es) with several positions: averaged")
     return indexes, positions / counts[:, None]

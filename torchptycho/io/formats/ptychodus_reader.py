@@ -61,8 +61,8 @@ def read_product(path: Path, config: ReadConfig) -> RawScan:
     """
     notes: list[str] = []
     with open_content(path) as content:
-        indexes, positions_m = read_positions(content, notes)
         pixel_m = read_pixel_size(content, "object")
+        indexes, positions_m = read_positions(content, config.positions_unit, pixel_m, notes)
         truth, shape = read_object(content, notes)
         center = tuple(read_number(content, f"object_center_{axis}_m", default=0.0) for axis in "yx")
         positions_px = (positions_m - np.array(center)) / pixel_m + np.array(shape) / 2

@@ -17,10 +17,16 @@ from torchptycho.io.frames.views import JoinedFrames
 from torchptycho.io.raw_scan import RawScan, build_geometry, check_count, resolve_rows
 from torchptycho.io.storage.hdf5 import convert_hdf5_errors, find_dataset, is_hdf5, list_names, open_hdf5
 from torchptycho.io.storage.hdf5_datasets import load_array
+from torchptycho.io.units import Quantity, choose_unit, compute_unit_factor, read_unit
 
 __all__ = ["read_ptyd", "sniff_ptyd"]
 
-_EV_IN_KEV = 1e3
+# What the numbers of `meta` are, in which unit PtyPy has them, and the option that replaces them.
+_NUMBERS: dict[str, tuple[Quantity, str, str]] = {
+    "energy": ("energy", "keV", "energy_eV"),
+    "distance": ("length", "m", "distance_m"),
+    "psize": ("length", "m", "detector_pixel_m"),
+}
 
 
 def sniff_ptyd(path: Path, head: bytes) -> str | None:
@@ -40,7 +46,7 @@ def read_ptyd(path: Path, config: ReadConfig) -> RawScan:
 
     Positions are in metres as (y, x). A pixel whose weight is 0 in any frame, or in the weight that all share,
     is masked.
-    The energy is in keV.
+    The energy is in keV. Where a dataset states its unit in the attribute `units`, that is taken.
 
     Raises:
         ScanError: a chunk without frames or positions, or lengths that cannot be.
@@ -50,12 +56,13 @@ def read_ptyd(path: Path, config: ReadConfig) -> RawScan:
         names = list_names(file, path, "chunks")
         names = sorted(names, key=lambda name: (len(name), name))
         stacks: list[Hdf5Frames] = []
-        positions = []
+        positions, units = [], []
         bad: np.ndarray | None = None
         for name in names:
-            stack, places = _read_chunk(file, path, name)
+            stack, places, unit = _read_chunk(file, path, name, config)
             stacks.append(stack)
             positions.append(places)
+            units.append(unit)
             bad = _add_zero_weights(file, path, f"chunks/{name}/weights", stack.shape[1:], bad)
         if len({(stack.shape[1:], stack.dtype) for stack in stacks}) != 1:
             raise ScanError(
@@ -67,7 +74,11 @@ def read_ptyd(path: Path, config: ReadConfig) -> RawScan:
             )
         for key in ("meta/weight2d", "common/weight2d"):
             bad = _add_zero_weights(file, path, key, stacks[0].shape[1:], bad)
-        numbers = {name: _read_number(file, path, name) for name in ("energy", "distance", "psize")}
+        numbers = {
+            option: _read_number(file, path, name)
+            for name, (_, _, option) in _NUMBERS.items()
+            if getattr(config, option) is None
+        }
         propagation = _read_text(file, path, "info/propagation")
     frames: Frames = stacks[0] if len(stacks) == 1 else JoinedFrames(tuple(stacks))
     m = frames.shape[0]
@@ -76,7 +87,6 @@ def read_ptyd(path: Path, config: ReadConfig) -> RawScan:
     notes.append(f"{len(stacks)} chunk(s) with {m} frames")
     if bad is not None:
         notes.append(f"{int(bad.sum())} pixel(s) of weight 0 masked")
-    energy = numbers["energy"]
     return RawScan(
         path=path,
         format="PtyPy .ptyd",
@@ -84,21 +94,16 @@ def read_ptyd(path: Path, config: ReadConfig) -> RawScan:
         rows=rows,
         domain="counts",
         positions=np.concatenate(positions)[rows.start : rows.stop : rows.step],
-        unit="m",
+        unit=units[0],
         position_keys=("chunks/positions", "chunks/positions"),
         bad_pixels=bad,
-        geometry=build_geometry(
-            path,
-            energy_eV=None if energy is None else energy * _EV_IN_KEV,
-            distance_m=numbers["distance"],
-            detector_pixel_m=numbers["psize"],
-        ),
+        geometry=build_geometry(path, **numbers),
         far_field=propagation is None or "near" not in propagation,
         notes=tuple(notes),
     )
 
 
-def _read_chunk(file: Any, path: Path, name: str) -> tuple[Hdf5Frames, np.ndarray]:
+def _read_chunk(file: Any, path: Path, name: str, config: ReadConfig) -> tuple[Hdf5Frames, np.ndarray, str]:
     data, places = (find_dataset(file, path, f"chunks/{name}/{key}") for key in ("data", "positions"))
     for node, key in ((data, "data"), (places, "positions")):
         if node is None:
@@ -121,7 +126,8 @@ def _read_chunk(file: Any, path: Path, name: str) -> tuple[Hdf5Frames, np.ndarra
             remedy="Export it again.",
         )
     check_count(path, key, len(values), stack.shape[0], range(stack.shape[0]), cut=False)
-    return stack, values.astype(np.float64)
+    unit = choose_unit(config.positions_unit, read_unit(places, path), default="m")
+    return stack, values.astype(np.float64), unit
 
 
 def _add_zero_weights(
@@ -143,10 +149,13 @@ def _add_zero_weights(
 
 
 def _read_number(file: Any, path: Path, name: str) -> float | None:
-    """Read a positive number of `meta`, else of `info`; both values of a pair, as for pixel sizes, must be equal."""
+    """Read a positive number of `meta`, else of `info`, in eV or m; both values of a pair must be equal."""
     node = find_dataset(file, path, f"meta/{name}", f"info/{name}")
     if node is None or node.dtype.kind not in "iuf" or node.shape is None or 0 in node.shape:
         return None
+    quantity, default, option = _NUMBERS[name]
+    unit = choose_unit(read_unit(node, path), default=default)
+    factor = compute_unit_factor(path, f"meta/{name}", unit, quantity, f"--{option.replace('_', '-')}")
     values = load_array(node, path, name).astype(np.float64).reshape(-1)
     if not (
         np.isfinite(values).all() and (values > 0).all() and math.isclose(values.min(), values.max(), rel_tol=1e-3)
@@ -158,7 +167,7 @@ def _read_number(file: Any, path: Path, name: str) -> float | None:
             found=f"{values.tolist()}",
             remedy="Correct the file; oblong pixels are not modelled.",
         )
-    return float(values[0])
+    return float(values[0]) * factor
 
 
 def _read_text(file: Any, path: Path, name: str) -> str | None:

@@ -260,15 +260,15 @@ def test_metres_become_object_pixels_of_the_frames_that_come_out(tmp_path: Path)
         file["a"] = FRAMES
     path, config = _mapped(tmp_path)
     assert config.mapping is not None
-    metres = dataclasses.replace(config, mapping=dataclasses.replace(config.mapping, positions_unit="nm"))
+    metres = dataclasses.replace(config, mapping=dataclasses.replace(config.mapping, positions_unit="um"))
     lengths = {"energy_eV": 8000.0, "distance_m": 1.0, "detector_pixel_m": 5e-5}
     for options, edge_m in (({}, 32 * 5e-5), ({"crop_px": 16}, 16 * 5e-5), ({"binning": 2}, 32 * 5e-5)):
         scan = read_scan(path, dataclasses.replace(metres, **lengths, **options))
         pixel_m = 1.239841984332002e-06 / 8000.0 * 1.0 / edge_m
         assert scan.geometry.object_pixel_m == pytest.approx(pixel_m)
-        np.testing.assert_allclose(scan.positions_px, SIMULATED.positions_px * 1e-9 / pixel_m)
+        np.testing.assert_allclose(scan.positions_px, SIMULATED.positions_px * 1e-6 / pixel_m)
     far = dataclasses.replace(metres, mapping=dataclasses.replace(config.mapping, positions_unit="m"), **lengths)
-    with pytest.raises(ScanError, match="expected positions in metres"):
+    with pytest.raises(ScanError, match=r"span less than 0.5 m.*read with --positions-unit px\."):
         read_scan(path, far)
 
 

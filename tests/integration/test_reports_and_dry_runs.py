@@ -148,7 +148,7 @@ class TestDryRun:
         flags = [flag for flag in TINY_FLAGS if flag != "--gridsize"][1:]
         answer = command("train", tmp_path / "store", "--out", tmp_path / "run", *flags, "--dry-run", "--json")
         plan = json.loads(answer.out)
-        assert (plan["frames"], plan["store_bytes"], plan["steps"]) == (64, 0, 16)
+        assert (plan["frames"], plan["store_bytes"], plan["steps"]) == (64, 0, 12)
         assert plan["config"]["group"]["gridsize"] == 1
         answer = command("train", tmp_path / "store", "--out", tmp_path / "run", *flags, "--gridsize", "3", "--dry-run")
         assert "was prepared with 1; found 3" in answer.err

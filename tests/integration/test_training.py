@@ -82,10 +82,45 @@ class TestRun:
         assert tiny_result.metrics["val/nll"] == pytest.approx(history["val/nll"][-1][1], rel=1e-6)
 
     @pytest.mark.contract("train.steps")
-    def test_run_takes_at_least_the_steps_that_were_asked_for(self, tiny_result: TrainResult) -> None:
-        steps = torch.load(tiny_result.last, weights_only=True)["global_step"]
-        # Whole epochs of 8 batches with the 61 groups, so that the run ends with a validation.
-        assert steps == 16
+    @pytest.mark.parametrize("held_out", [0.05, 0.0])
+    @pytest.mark.parametrize(("options", "wanted"), [({"steps": 13}, 13), ({"steps": 3}, 3), ({"epochs": 2}, 16)])
+    def test_run_takes_exactly_the_steps_that_were_asked_for(
+        self, tiny_scan: Path, tmp_path: Path, options: dict[str, int], wanted: int, held_out: float
+    ) -> None:
+        # An epoch of 61 or 64 groups has 8 batches.
+        config = tiny(train=options, prepare={"val_fraction": held_out})
+        result = run(tiny_scan, config, tmp_path / "run")
+        for path in (result.last, result.checkpoint):
+            assert torch.load(path, weights_only=True)["global_step"] == wanted
+        # Judged at its end.
+        name = "val/nll" if held_out else "train/loss_epoch"
+        assert read_history(tmp_path / "run")[name][-1][0] == wanted - 1
+
+    @pytest.mark.contract("train.steps")
+    def test_longer_run_goes_on_within_the_epoch_in_which_a_shorter_one_ended(
+        self, tiny_scan: Path, tmp_path: Path
+    ) -> None:
+        options = {"schedule": "constant", "warmup_steps": 0}
+        whole = run(tiny_scan, tiny(train={"steps": 19, **options}), tmp_path / "whole")
+        for steps in (5, 5, 13, 19):
+            parts = run(
+                tiny_scan,
+                tiny(train={"steps": steps, **options}),
+                tmp_path / "parts",
+                resume=(tmp_path / "parts").exists(),
+            )
+            assert torch.load(parts.last, weights_only=True)["global_step"] == steps
+        assert_same_weights(parts.last, whole.last)
+        # Each epoch's mean, written where it is over, has all of its batches.
+        means = [dict(read_history(tmp_path / name)["train/loss_epoch"]) for name in ("parts", "whole")]
+        assert means[0][7] == pytest.approx(means[1][7], rel=1e-6)
+
+    @pytest.mark.contract("train.steps")
+    def test_cosine_falls_until_the_last_step(self, tiny_scan: Path, tmp_path: Path) -> None:
+        config = tiny(train={"steps": 13, "schedule": "cosine", "warmup_steps": 0})
+        result = run(tiny_scan, config, tmp_path / "run")
+        state = torch.load(result.last, weights_only=True)["optimizer_states"][0]
+        assert state["param_groups"][0]["lr"] == pytest.approx(1e-3 * TINY.train.learning_rate, rel=1e-6)
 
     @pytest.mark.contract("train.steps")
     @pytest.mark.parametrize(

@@ -84,6 +84,8 @@ class PtychoPINN(PtychoNetwork, L.LightningModule):
         self._val_means: dict[str, EpochMean] = {}
         self._random_state: Tensor | None = None
         self.last_batch: GroupBatch | None = None
+        self.planned_steps: int | None = None
+        """Optimiser steps after which training ends, for the learning rate; None takes the Trainer's epochs."""
 
     @classmethod
     def for_store(cls, store: Store, config: RunConfig, *, started_from: str | None = None) -> PtychoPINN:
@@ -271,7 +273,9 @@ class PtychoPINN(PtychoNetwork, L.LightningModule):
         if others := list(self.experiment.parameters()):
             rate = self.config.experiment.experiment_learning_rate
             groups.append({"params": others, "lr": rate, "weight_decay": 0.0})
-        steps = int(self.trainer.estimated_stepping_batches)
+        # Asking for the number of steps makes Lightning count the batches.
+        estimated = int(self.trainer.estimated_stepping_batches)
+        steps = self.planned_steps or estimated
         shape = build_learning_rate_schedule(config.schedule, min(config.warmup_steps, steps // 10), steps)
         for group in groups:
             group["lr"] *= config.learning_rate_factor * shape(0)
@@ -280,7 +284,6 @@ class PtychoPINN(PtychoNetwork, L.LightningModule):
         follow = torch.optim.lr_scheduler.MultiplicativeLR(optimizer, lambda step: shape(step) / shape(step - 1))
         schedulers: list[dict[str, Any]] = [{"scheduler": follow, "interval": "step", "name": "learning_rate"}]
         if config.schedule == "plateau":
-            # Reading the number of steps has made Lightning count the batches.
             every = self.trainer.check_val_every_n_epoch or 1
             batches = int(self.trainer.num_training_batches)
             steps_between = every * math.ceil(batches / self.trainer.accumulate_grad_batches)

@@ -41,19 +41,25 @@ class _StepCheckpoint(ModelCheckpoint):
         pass
 
 
-def build_checkpoint_callbacks(
-    folder: Path, module: PtychoPINN, config: LogConfig, validate_every: int
-) -> list[ModelCheckpoint]:
+class _LookCheckpoint(ModelCheckpoint):
+    """A checkpoint after each validation; without held-out frames, after the epochs that would have one."""
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0:
+            super().on_train_epoch_end(trainer, pl_module)
+
+
+def build_checkpoint_callbacks(folder: Path, module: PtychoPINN, config: LogConfig) -> list[ModelCheckpoint]:
     """Build the callbacks that write best.ckpt by the monitored metric, last.ckpt, and those that the configuration
     asks for."""
 
     def keep(name: str, monitor: str | None) -> ModelCheckpoint:
         # Two callbacks, because save_last copies the best checkpoint, which may be much older.
-        return ModelCheckpoint(
+        return _LookCheckpoint(
             dirpath=folder,
             filename=name,
             monitor=monitor,
-            every_n_epochs=1 if module.has_validation else validate_every,
+            every_n_epochs=1,
             save_on_train_epoch_end=not module.has_validation,
             enable_version_counter=False,
         )

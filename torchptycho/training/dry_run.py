@@ -147,7 +147,7 @@ def plan_training(
         "checkpoint_bytes": 12 * parameters,
         "batches_per_epoch": beats.batches,
         "epochs": beats.epochs,
-        "steps": beats.steps * beats.epochs,
+        "steps": beats.total_steps,
         "epochs_between_validations": beats.validate_every,
     }
 

@@ -13,23 +13,27 @@ VALIDATE_EVERY_STEPS = 100
 
 
 class EpochPlan(NamedTuple):
-    """Batches of an epoch on each process, optimiser steps that they make, epochs, and epochs between validations."""
+    """What a run consists of.
+
+    Arguments:
+        batches: of an epoch on each process.
+        steps: optimiser steps of a whole epoch.
+        epochs: of which the last may end early.
+        validate_every: epochs between validations; another one follows the last step.
+        total_steps: optimiser steps of the run.
+    """
 
     batches: int
     steps: int
     epochs: int
     validate_every: int
+    total_steps: int
 
 
 def plan_epochs(config: TrainConfig, batches_per_epoch: int) -> EpochPlan:
-    """Plan whole epochs with validations about every 100 steps, the last one at the end."""
-    if config.epochs:
-        steps, epochs = math.ceil(batches_per_epoch / config.accumulate), config.epochs
-        wanted = max(1, round(VALIDATE_EVERY_STEPS / steps))
-        every = max(n for n in range(1, min(epochs, wanted) + 1) if epochs % n == 0)
-        return EpochPlan(batches_per_epoch, steps, epochs, every)
-    batches = min(batches_per_epoch, config.steps * config.accumulate)
-    steps = math.ceil(batches / config.accumulate)
-    epochs = math.ceil(config.steps / steps)
+    """Plan exactly the steps or epochs that are asked for, with validations about every 100 steps."""
+    steps = math.ceil(batches_per_epoch / config.accumulate)
+    total = steps * config.epochs if config.epochs else config.steps
+    epochs = math.ceil(total / steps)
     every = min(epochs, max(1, round(VALIDATE_EVERY_STEPS / steps)))
-    return EpochPlan(batches, steps, math.ceil(epochs / every) * every, every)
+    return EpochPlan(batches_per_epoch, steps, epochs, every, total)

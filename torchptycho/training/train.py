@@ -108,6 +108,7 @@ def train(
             request.out.mkdir(parents=True, exist_ok=True)
             save_config(config, request.out / _CONFIG_FILE)
         epochs = plan_epochs(config.train, data.batches_per_epoch(_count_ranks(config)))
+        module.planned_steps = epochs.total_steps
         trainer = build_trainer(config, module, inputs.store, request.out, epochs, callbacks, progress=progress)
         if config.train.compile:
             _compile_for_batches(module, data, inputs.store, config, trainer.strategy.root_device)

@@ -15,6 +15,7 @@ from torchptycho.models.lightning_module import PtychoPINN
 from torchptycho.training.callbacks.collapse import CollapseMonitor
 from torchptycho.training.callbacks.images import TrainingImages
 from torchptycho.training.callbacks.progress import StepProgress
+from torchptycho.training.callbacks.stop import StopAtLastStep
 from torchptycho.training.callbacks.throughput import ThroughputMonitor
 from torchptycho.training.checkpointing import AtomicCheckpointIO, build_checkpoint_callbacks
 from torchptycho.training.loggers import build_loggers
@@ -40,8 +41,9 @@ def build_trainer(
     """
     train, log = config.train, config.log
     own: list[Callback] = [
-        *build_checkpoint_callbacks(out / "checkpoints", module, log, epoch_plan.validate_every),
-        CollapseMonitor(train.on_flat, epoch_plan.steps * epoch_plan.epochs),
+        StopAtLastStep(epoch_plan),
+        *build_checkpoint_callbacks(out / "checkpoints", module, log),
+        CollapseMonitor(train.on_flat, epoch_plan.total_steps),
         LearningRateMonitor("step"),
         ThroughputMonitor(),
     ]
@@ -53,7 +55,7 @@ def build_trainer(
         groups = max(1, (64 if frames == "auto" else frames) // store.gridsize**2)
         own.append(TrainingImages(store, out / "images", log.image_every_epochs, log.image_patches, groups))
     if progress:
-        own.append(StepProgress())
+        own.append(StepProgress(epoch_plan.total_steps))
     # Some loggers do not create their folder.
     (out / LOGS_FOLDER).mkdir(parents=True, exist_ok=True)
     return L.Trainer(
@@ -62,12 +64,11 @@ def build_trainer(
         num_nodes=train.nodes,
         precision=train.precision,
         max_epochs=epoch_plan.epochs,
-        limit_train_batches=epoch_plan.batches,
         accumulate_grad_batches=train.accumulate,
         check_val_every_n_epoch=epoch_plan.validate_every,
         gradient_clip_val=train.gradient_clip or None,
         logger=build_loggers(log.logger, out),
-        log_every_n_steps=min(10, epoch_plan.steps),
+        log_every_n_steps=min(10, epoch_plan.steps, epoch_plan.total_steps),
         callbacks=[*own, *callbacks],
         plugins=[AtomicCheckpointIO()],
         enable_progress_bar=False,

@@ -16,7 +16,7 @@ class TrainConfig:
     """Optimisation of the network."""
 
     steps: Count = 200
-    """Number of optimiser steps, rounded up to whole epochs."""
+    """Number of optimiser steps; the last epoch ends with the last of them."""
     epochs: Count | None = None
     """Number of passes over the scan; overrides `steps`."""
     batch_size: Count = 64

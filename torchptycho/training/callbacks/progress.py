@@ -14,9 +14,14 @@ __all__ = ["StepProgress"]
 
 
 class StepProgress(Callback):
-    """Shows how far a run is, its loss and the time left, on standard error and only where that is a terminal."""
+    """Shows how far a run is, its loss and the time left, on standard error and only where that is a terminal.
 
-    def __init__(self) -> None:
+    Arguments:
+        total_steps: optimiser steps of a training; None takes Lightning's estimate.
+    """
+
+    def __init__(self, total_steps: int | None = None) -> None:
+        self._total_steps = total_steps
         self._bar: Progress | None = None
 
     def _start(self, what: str, total: int) -> None:
@@ -34,7 +39,7 @@ class StepProgress(Callback):
             self._bar = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._start("training", int(trainer.estimated_stepping_batches))
+        self._start("training", self._total_steps or int(trainer.estimated_stepping_batches))
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         # Not at every step, because reading the loss synchronises with the device.

@@ -142,7 +142,6 @@ class TestExitCodes:
             (["train", "x.npz", "--out", "absent", "--config"], "--config: expected a file"),
             (["train", "x.npz", "--out", "absent", "--config", "absent.yaml"], "absent.yaml: cannot be read"),
             (["train", "absent.npz", "--out", "absent"], "absent.npz: expected a file; found nothing"),
-            (["train", "absent.npz", "--out", "absent", "--resume"], "expected a checkpoint to resume from"),
             (["reconstruct", "absent", "x.npz"], "absent: expected a checkpoint"),
             (["evaluate", "absent.npz", "x.npz"], "absent.npz: expected a file"),
             (["inspect", "absent.npz", "--frames", "7"], "frames"),

@@ -161,7 +161,7 @@ class TestDryRun:
             (["--generator", "unett"], "generator"),
             (["--n-groups", "900"], "900"),
             (["--realspace-weight", "1", "--nll-weight", "0", "--frames", ":20"], ""),
-            (["--resume"], "expected a checkpoint to resume from"),
+            (["--resume"], ""),
             (["--probe-trainable", "--realspace-weight", "1", "--nll-weight", "0"], "looks at the detector"),
             pytest.param(
                 ["--logger", "wandb"],

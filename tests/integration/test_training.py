@@ -66,6 +66,15 @@ class _Spoiler(Callback):
             pl_module.generator.head.bias.data += 3  # type: ignore[operator,union-attr]
 
 
+class _Stopped(BaseException):
+    """Nobody catches it."""
+
+
+class _StopAtStart(Callback):
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        raise _Stopped
+
+
 class TestRun:
     @pytest.mark.contract("train.run.files")
     def test_run_leaves_configuration_store_checkpoints_and_history(
@@ -270,11 +279,24 @@ class TestResume:
             run(tiny_scan, config, tiny_run, resume=True)
         assert load_config(tiny_run / "config.yaml") == TINY
 
-    @pytest.mark.contract("train.resume.same")
-    def test_there_must_be_something_to_resume_from(self, tiny_scan: Path, tmp_path: Path) -> None:
-        with pytest.raises(StoreError, match=r"last\.ckpt: expected a checkpoint to resume from"):
-            run(tiny_scan, TINY, tmp_path / "run", resume=True)
-        assert not (tmp_path / "run").exists()
+    @pytest.mark.contract("train.resume.first")
+    def test_first_start_of_a_run_that_is_to_resume_begins_and_says_so(
+        self, tiny_scan: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        config = tiny(train={"steps": 9})
+        with pytest.raises(_Stopped):
+            run(tiny_scan, config, tmp_path / "run", resume=True, callbacks=[_StopAtStart()])
+        # The store is there, a checkpoint is not.
+        for messages in (1, 2, 2):
+            if messages == 2:
+                result = run(tiny_scan, config, tmp_path / "run", resume=True)
+            assert caplog.text.count("no checkpoint to resume from yet; training begins from the start") == messages
+        assert torch.load(result.last, weights_only=True)["global_step"] == 9
+        result.last.unlink()
+        with pytest.raises(
+            StoreError, match=r"last\.ckpt: expected a checkpoint to resume from; found best\.ckpt only"
+        ):
+            run(tiny_scan, config, tmp_path / "run", resume=True)
 
 
 class _Payload:

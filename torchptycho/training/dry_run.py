@@ -115,7 +115,7 @@ def plan_training(
         raise ConfigError(f"{out}: holds a run. Continue it with --resume, or choose another --out.")
     interrupted = load_interrupted(last, config, out / "config.yaml") if resume else None
     check_start_options(config, start, interrupted)
-    begun = load_start_network(start, config) if start is not None and not resume else None
+    begun = load_start_network(start, config) if start is not None and interrupted is None else None
     build_loggers(config.log.logger, out)
     loss = Loss.from_config(config)
     check_devices(config.train.accelerator, config.train.devices, config.train.nodes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from torchptycho.core.config import RunConfig, to_dict
@@ -19,6 +20,8 @@ __all__ = [
     "load_start_network",
 ]
 
+_log = logging.getLogger(__name__)
+
 # Fields of TrainConfig that determine duration and devices, not the result.
 _LENGTH_FIELDS = ("steps", "epochs")
 _MACHINE_FIELDS = ("num_workers", "accelerator", "devices", "nodes", "compile", "on_flat", "early_stop")
@@ -26,16 +29,25 @@ _MACHINE_FIELDS = ("num_workers", "accelerator", "devices", "nodes", "compile", 
 _NETWORK_FIELDS = ("generator", "n_filters_scale", "amplitude_activation", "probe_big")
 
 
-def load_interrupted(last: Path, config: RunConfig, config_file: Path) -> PtychoPINN:
+def load_interrupted(last: Path, config: RunConfig, config_file: Path) -> PtychoPINN | None:
     """Load the module to continue; refuse another configuration, except for the machine and (not for cosine) the
     length.
 
+    Returns:
+        None, after a warning, when the run has no checkpoint yet and begins: a job script may always ask to resume.
+
     Raises:
-        StoreError: there is nothing to go on from, or it cannot be read.
+        StoreError: the checkpoint cannot be read, or it is missing among others.
         ConfigError: the options differ.
     """
     if not last.exists():
-        raise StoreError(f"{last}: expected a checkpoint to resume from; found none.")
+        if others := sorted(path.name for path in last.parent.glob("*.ckpt")):
+            raise StoreError(
+                f"{last}: expected a checkpoint to resume from; found {', '.join(others)} only. Copy the one to go on "
+                "from to this name, or choose another --out."
+            )
+        _log.warning("%s: no checkpoint to resume from yet; training begins from the start.", last)
+        return None
     module = load_checkpoint(last)
     trained, wanted = to_dict(module.config), to_dict(config)
     # The cosine schedule depends on the total length, so a longer run cannot continue from the end of a shorter one.

@@ -85,7 +85,7 @@ def train(
         val_scans: scans that are not trained on and that validation looks at as a whole; with a prepared store, those
             that it was prepared with.
         start: checkpoint or run whose network this one starts from, on these scans.
-        resume: continue from checkpoints/last.ckpt of this folder.
+        resume: continue from checkpoints/last.ckpt of this folder; begin, with a warning, where there is none yet.
         progress: show a progress bar.
         callbacks: more Lightning callbacks.
 
@@ -112,7 +112,7 @@ def train(
         trainer = build_trainer(config, module, inputs.store, request.out, epochs, callbacks, progress=progress)
         if config.train.compile:
             _compile_for_batches(module, data, inputs.store, config, trainer.strategy.root_device)
-        seconds = _fit(trainer, module, data, inputs.store, request)
+        seconds = _fit(trainer, module, data, inputs, request.last)
     return TrainResult(
         checkpoint=request.last.with_name("best.ckpt"),
         last=request.last,
@@ -153,11 +153,13 @@ class _Inputs:
         store: the frames and groups.
         start: module whose network training starts from.
         started_from: its name, for the checkpoint; that of the interrupted run when it is resumed.
+        resumed: whether training continues from the last checkpoint.
     """
 
     store: Store
     start: PtychoPINN | None
     started_from: str | None
+    resumed: bool = False
 
 
 def _resolve_request(
@@ -189,7 +191,7 @@ def _prepare_inputs(request: _Request, is_first: bool, *, progress: bool) -> _In
     store = _open_or_prepare_store(request, is_first, start, progress=progress)
     if interrupted is not None:
         check_same_scans(request.last, interrupted, store)
-        return _Inputs(store=store, start=None, started_from=interrupted.hparams["started_from"])
+        return _Inputs(store=store, start=None, started_from=interrupted.hparams["started_from"], resumed=True)
     return _Inputs(store=store, start=start, started_from=None if request.start is None else str(request.start))
 
 
@@ -238,13 +240,13 @@ def _compile_for_batches(
     compile_generator(module, groups.__getitems__(range(groups_per_batch)), device)
 
 
-def _fit(trainer: L.Trainer, module: PtychoPINN, data: PtychoDataModule, store: Store, request: _Request) -> float:
+def _fit(trainer: L.Trainer, module: PtychoPINN, data: PtychoDataModule, inputs: _Inputs, last: Path) -> float:
     """Run the optimisation; return its seconds."""
     begin = time.perf_counter()
     try:
-        trainer.fit(module, data, ckpt_path=str(request.last) if request.resume else None, weights_only=True)
+        trainer.fit(module, data, ckpt_path=str(last) if inputs.resumed else None, weights_only=True)
     except TrainingError as error:
-        raise _locate_frames(error, store, request.last) from error
+        raise _locate_frames(error, inputs.store, last) from error
     return time.perf_counter() - begin
 
 

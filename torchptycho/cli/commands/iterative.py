@@ -47,7 +47,8 @@ class Refine(RefinementCommand):
     out: Path = Path("refined.npz")
     """Image file to write (NPZ), with the refined probe and positions; a PNG of the same name is drawn next to it."""
     resume: bool = False
-    """Go on from where an earlier refinement into this file ended, up to the epochs asked for."""
+    """Go on from where an earlier refinement into this file ended, up to the epochs asked for; begin where there was
+    none."""
     report: NextToResult | Path | None = None
     """Write a page about the image into this HTML file; --report alone puts it next to the image."""
     report_frc: bool = False

@@ -66,7 +66,7 @@ class Train(Command):
     start: Annotated[Path | None, arg(name="from")] = None
     """Checkpoint or folder of a run whose network is trained further, on these scans."""
     resume: bool = False
-    """Continue the run in this folder from its last checkpoint."""
+    """Continue the run in this folder from its last checkpoint; begin it where there is none yet."""
     dry_run: bool = False
     """Read and check everything, tell what would be made and in how many steps, and write nothing."""
     json: bool = False

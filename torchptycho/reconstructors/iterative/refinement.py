@@ -87,7 +87,7 @@ def refine(
         config: method, epochs, and what may change besides the object.
         device: "auto" takes a GPU when there is one; "gpu", "cpu", or another name that torch knows.
         state_file: where to write the state from time to time and at the end, for `resume`.
-        resume: go on from that file, up to the configured epochs.
+        resume: go on from that file, up to the configured epochs; begin, with a warning, where there is none yet.
         on_epoch: called with the number of each finished epoch and its misfit.
         on_image: shown the image so far, every `image_every_epochs` epochs before the last.
         scratch: folder for a temporary copy of frames that do not fit into memory.
@@ -110,7 +110,7 @@ def refine(
     margin_px = math.ceil(config.position_limit_px) if moves else compute_start_margin_px(scan, start)
     with torch.no_grad(), open_problem(scan, margin_px=margin_px, device=place, scratch=scratch) as problem:
         fingerprint = _build_fingerprint(scan, config)
-        if resume:
+        if _can_resume(state_file, resume=resume):
             assert state_file is not None
             state = RefinementState.load(state_file, fingerprint, place)
         else:
@@ -124,6 +124,14 @@ def refine(
 
         complete = _run_epochs(problem, scan, state, config, report_epoch, state_file, fingerprint)
         return _build_reconstruction(problem, scan, state, config, complete, fingerprint["scan"])
+
+
+def _can_resume(state_file: str | Path | None, *, resume: bool) -> bool:
+    """Return whether to continue; a job script may ask for it before there is a state."""
+    if not resume or state_file is None or Path(state_file).exists():
+        return resume
+    _log.warning("%s: no state to resume from yet; refinement begins from the start.", state_file)
+    return False
 
 
 def _run_epochs(

@@ -443,10 +443,16 @@ class TestCourse:
         other = dataclasses.replace(QUICK, alpha=0.5)
         with pytest.raises(StoreError, match=r"refine\.alpha differ"):
             refine(scan, config=other, state_file=state, resume=True)
-        with pytest.raises(StoreError, match="found no file"):
-            refine(scan, config=QUICK, state_file=tmp_path / "none.npz", resume=True)
         with pytest.raises(ConfigError, match="expected the state_file"):
             refine(scan, config=QUICK, resume=True)
+
+    @pytest.mark.contract("refine.resume")
+    def test_first_start_begins_and_says_so(self, scan: Scan, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        state = tmp_path / "state.npz"
+        image = refine(scan, config=QUICK, state_file=state, resume=True)
+        assert "no state to resume from yet; refinement begins from the start" in caplog.text
+        assert len(image.history["misfit"]) == QUICK.epochs
+        assert state.is_file()
 
     @pytest.mark.contract("refine.interrupt")
     def test_interrupted_it_returns_what_it_has(self, scan: Scan) -> None:

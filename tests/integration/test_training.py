@@ -11,6 +11,7 @@ import pickle
 import pickletools
 import shutil
 import signal
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from lightning.pytorch.callbacks import Callback
 from tiny_run import TINY, TINY_SIMULATION
 from tolerances import relative_l2
 
+from torchptycho.cli.app import main
 from torchptycho.core.config import PrepareConfig, ReconstructConfig, RunConfig, SimulateConfig, load_config
 from torchptycho.core.errors import ConfigError, ScanError, StoreError
 from torchptycho.core.scan import ArrayFrames
@@ -395,6 +397,22 @@ class TestCheckpoint:
         (tmp_path / "model.ckpt").write_bytes(tiny_result.checkpoint.read_bytes()[:-1000])
         with pytest.raises(StoreError, match=r"model\.ckpt: expected a torchptycho checkpoint"):
             load_checkpoint(tmp_path / "model.ckpt")
+
+    @pytest.mark.contract("train.checkpoint.refused")
+    @pytest.mark.parametrize("protocol", range(6))
+    def test_pickle_of_another_program_gives_one_line(
+        self, tiny_scan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], protocol: int
+    ) -> None:
+        path = tmp_path / "model.pkl"
+        for content in ({"weights": [1.0]}, np.ones(3), _Payload(tmp_path / "executed")):
+            path.write_bytes(pickle.dumps(content, protocol))
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                assert main(["reconstruct", str(path), str(tiny_scan), "--out", str(tmp_path / "image.npz")]) == 1
+            said = capsys.readouterr().err
+            assert said.count("\n") == 1
+            assert "model.pkl: expected a torchptycho checkpoint" in said
+        assert not (tmp_path / "executed").exists()
 
     @pytest.mark.contract("train.checkpoint.found")
     def test_folder_of_a_run_stands_for_its_best_checkpoint(self, tiny_run: Path, tmp_path: Path) -> None:

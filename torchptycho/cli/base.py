@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -11,7 +12,7 @@ from rich.status import Status
 from torchptycho.core.errors import ConfigError
 from torchptycho.visualization.tables import to_json
 
-__all__ = ["NEXT_TO_RESULT", "Command", "NextToResult", "require_png"]
+__all__ = ["NEXT_TO_RESULT", "Command", "ModelCommand", "NextToResult", "require_png"]
 
 NextToResult = Literal["beside"]
 NEXT_TO_RESULT: NextToResult = "beside"
@@ -52,3 +53,12 @@ class Command:
     def show_status(self, what: str) -> Status:
         """Show progress on standard error, where that is a terminal, for work whose length is not known beforehand."""
         return Console(stderr=True).status(what)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelCommand(Command):
+    """Options of the commands that load a trained network."""
+
+    trust_generator: bool = False
+    """Import the generator that the network's file names as package.module:Class, which runs that module; without it
+    only registered generators are used."""

@@ -53,6 +53,7 @@ def watch(
     drop_spool: bool = False,
     stop: threading.Event | None = None,
     progress: bool = True,
+    trust_generator: bool | str = False,
 ) -> WatchResult:
     """Reconstruct a scan while it is recorded.
 
@@ -78,6 +79,7 @@ def watch(
         stop: set it to end the watch; the image of the frames so far is drawn, and the spool is kept even with
             `drop_spool`. If the final image is already complete, its files are written first.
         progress: show a progress bar.
+        trust_generator: whether a generator that the network's file names may be imported, see `load_checkpoint`.
 
     Raises:
         TorchptychoError: the source cannot be used or does not fit the network, the disk is full, or the spool belongs
@@ -85,7 +87,7 @@ def watch(
     """
     _check_limits(frames, idle_s, spool_frames, refresh_s)
     device = find_devices(accelerator, 1)[0]
-    network = model if isinstance(model, PtychoNetwork) else load_network(model)
+    network = model if isinstance(model, PtychoNetwork) else load_network(model, trust_generator=trust_generator)
     network.require_statistics()
     _check_spool_size(spool_frames, network.gridsize**2)
     out = Path(out)

@@ -28,6 +28,7 @@ from torchptycho.core.errors import ConfigError, StoreError
 from torchptycho.core.text import format_error
 from torchptycho.core.versions import collect_versions
 from torchptycho.io.storage.file_access import replace_atomically
+from torchptycho.models.generators import require_trusted_generator
 from torchptycho.models.network import TRAINING_ARGUMENTS, PtychoNetwork
 
 if TYPE_CHECKING:
@@ -109,26 +110,31 @@ def save_bundle(module: PtychoPINN, path: str | Path) -> Path:
     return path
 
 
-def load_bundle(path: str | Path) -> PtychoPINN:
+def load_bundle(path: str | Path, *, trust_generator: bool | str = False) -> PtychoPINN:
     """Load the trained module in a bundle, ready to predict; nothing in the file is executed.
 
     Arguments:
         path: the file, the folder that holds it, or the file's name without .zip.
+        trust_generator: as in `load_checkpoint`.
 
     Raises:
-        StoreError: not there, damaged, of another version, or written by another program.
+        StoreError: not there, damaged, of another version, or written by another program; or its generator is not
+            trusted.
     """
     # Lightning takes as long to import as everything else, and prediction does not need it.
     from torchptycho.models.lightning_module import PtychoPINN
 
     path = find_bundle(path)
-    module = _load(path, lambda config, arguments: PtychoPINN(config, **arguments))
+    module = _load(path, lambda config, arguments: PtychoPINN(config, **arguments), trust_generator)
     module.record_checkpoint(path)
     return module
 
 
-def load_bundled_network(path: str | Path) -> PtychoNetwork:
+def load_bundled_network(path: str | Path, *, trust_generator: bool | str = False) -> PtychoNetwork:
     """Load the network alone, without what trains it.
+
+    Arguments:
+        trust_generator: as in `load_checkpoint`.
 
     Raises:
         StoreError: as `load_bundle`.
@@ -138,16 +144,19 @@ def load_bundled_network(path: str | Path) -> PtychoNetwork:
         return PtychoNetwork(config, **{k: v for k, v in arguments.items() if k not in TRAINING_ARGUMENTS})
 
     path = find_bundle(path)
-    network = _load(path, build)
+    network = _load(path, build, trust_generator)
     network.record_checkpoint(path)
     return network
 
 
-def _load(path: str | Path, build: Callable[[dict[str, Any], dict[str, Any]], _Network]) -> _Network:
+def _load(
+    path: str | Path, build: Callable[[dict[str, Any], dict[str, Any]], _Network], trust_generator: bool | str
+) -> _Network:
     path = find_bundle(path)
     content = _read_members(path)
     manifest, config = _decode_json(path, _MANIFEST, content), _decode_json(path, _CONFIG, content)
     arguments = _read_module_arguments(path, manifest)
+    require_trusted_generator(config, path, trust_generator)
     state: dict[str, Tensor] = {}
     for name in _TENSOR_MEMBERS:
         try:

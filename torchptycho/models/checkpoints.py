@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from torchptycho.core.errors import ConfigError, StoreError
 from torchptycho.core.text import format_error
 from torchptycho.core.versions import collect_versions
 from torchptycho.models.bundles import BUNDLE, is_bundle, load_bundle, load_bundled_network
+from torchptycho.models.generators import require_trusted_generator
 from torchptycho.models.network import CHECKPOINT_FORMAT, TRAINING_ARGUMENTS, PtychoNetwork
 
 if TYPE_CHECKING:
@@ -22,38 +24,47 @@ if TYPE_CHECKING:
 
 __all__ = ["find_checkpoint", "load_checkpoint", "load_network", "names_network"]
 
-_NETWORK_SUFFIXES = (".ckpt", ".onnx", ".pt2", ".pt", ".pth")
+_NETWORK_SUFFIXES = (".ckpt", ".onnx", ".pt2", ".pt", ".pth", ".pkl", ".pickle")
 _REMEDY = "The checkpoint comes before the scans; if this is one, train again."
 
 
-def load_checkpoint(path: str | Path) -> PtychoPINN:
+def load_checkpoint(path: str | Path, *, trust_generator: bool | str = False) -> PtychoPINN:
     """Load a trained module from its checkpoint or bundle alone; nothing in the file is executed.
 
+    Arguments:
+        trust_generator: whether a generator that the file names as `package.module:Class` may be imported, which runs
+            that module; or the one such name that may. Registered generators always are.
+
     Raises:
-        StoreError: not there, neither of the two, or not one of this package.
+        StoreError: not there, neither of the two, not one of this package, or its generator is not trusted.
     """
     # Lightning takes as long to import as everything else, and prediction does not need it.
     from torchptycho.models.lightning_module import PtychoPINN
 
     path = _require_file(path)
     if is_bundle(path):
-        return load_bundle(path)
+        return load_bundle(path, trust_generator=trust_generator)
     with _convert_load_errors(path):
-        module = PtychoPINN.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+        module = PtychoPINN.load_from_checkpoint(
+            path, map_location="cpu", weights_only=True, trust_generator=trust_generator
+        )
     module.require_statistics()
     module.record_checkpoint(path)
     return module
 
 
-def load_network(path: str | Path) -> PtychoNetwork:
+def load_network(path: str | Path, *, trust_generator: bool | str = False) -> PtychoNetwork:
     """Load a trained network from its checkpoint or bundle alone, ready to predict but not to train.
+
+    Arguments:
+        trust_generator: as in `load_checkpoint`.
 
     Raises:
         StoreError: as `load_checkpoint`.
     """
     path = _require_file(path)
     if is_bundle(path):
-        return load_bundled_network(path)
+        return load_bundled_network(path, trust_generator=trust_generator)
     with _convert_load_errors(path):
         content = torch.load(path, map_location="cpu", weights_only=True)
         if (found := content["format"]["version"]) != CHECKPOINT_FORMAT:
@@ -61,6 +72,7 @@ def load_network(path: str | Path) -> PtychoNetwork:
         arguments = {
             name: value for name, value in content["hyper_parameters"].items() if name not in TRAINING_ARGUMENTS
         }
+        require_trusted_generator(arguments.get("config"), path, trust_generator)
         network = PtychoNetwork(**arguments)
         network.load_state_dict(content["state_dict"])
     network.require_statistics()
@@ -78,18 +90,32 @@ def _require_file(path: str | Path) -> Path:
 @contextlib.contextmanager
 def _convert_load_errors(path: Path) -> Iterator[None]:
     """Convert errors of loading a checkpoint to a StoreError that says what to do."""
-    try:
-        yield
-    except pickle.UnpicklingError as error:
-        # torch's own message recommends loading the file unsafely.
-        reason = "it is another kind of file, or holds Python objects, which are never unpickled because they run code"
-        raise StoreError(f"{path}: expected a torchptycho checkpoint; {reason}. {_REMEDY}") from error
-    except (OSError, RuntimeError, LookupError, EOFError, TypeError, AttributeError, ValueError, ConfigError) as error:
-        reason = format_error(error, 300) or "it ends too early"
-        raise StoreError(
-            f"{path}: expected a torchptycho checkpoint; it does not load "
-            f"({reason}).{_describe_differences(path)} {_REMEDY}"
-        ) from error
+    with warnings.catch_warnings():
+        # torch warns of the protocol of another program's pickle before it refuses the file.
+        warnings.filterwarnings("ignore", message="Detected pickle protocol")
+        try:
+            yield
+        except pickle.UnpicklingError as error:
+            # torch's own message recommends to load it unsafely.
+            reason = (
+                "it is another kind of file, or holds Python objects, which are never unpickled because they run code"
+            )
+            raise StoreError(f"{path}: expected a torchptycho checkpoint; {reason}. {_REMEDY}") from error
+        except (
+            OSError,
+            RuntimeError,
+            LookupError,
+            EOFError,
+            TypeError,
+            AttributeError,
+            ValueError,
+            ConfigError,
+        ) as error:
+            reason = format_error(error, 300) or "it ends too early"
+            raise StoreError(
+                f"{path}: expected a torchptycho checkpoint; it does not load "
+                f"({reason}).{_describe_differences(path)} {_REMEDY}"
+            ) from error
 
 
 def _describe_differences(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -19,6 +20,7 @@ from torchptycho.data.batch import GroupBatch
 from torchptycho.data.datasets import GroupDataset
 from torchptycho.data.store import Store
 from torchptycho.models.epoch_mean import EpochMean
+from torchptycho.models.generators import require_trusted_generator
 from torchptycho.models.losses import Loss, LossInputs
 from torchptycho.models.network import CHECKPOINT_FORMAT, PtychoNetwork
 from torchptycho.physics.overlap import central_weight
@@ -126,6 +128,24 @@ class PtychoPINN(PtychoNetwork, L.LightningModule):
         if config.train.freeze_encoder:
             module.generator.freeze_encoder()
         return module
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, *arguments: Any, trust_generator: bool | str = False, **options: Any
+    ) -> PtychoPINN:
+        """Load a module as Lightning does, with only tensors and plain data, and with the generators that are trusted.
+
+        Arguments:
+            trust_generator: as in `load_checkpoint`.
+        """
+        content = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict):
+            raise TypeError(f"it holds a {type(content).__name__} instead of a table")
+        parameters = content.get("hyper_parameters")
+        if isinstance(parameters, dict):
+            require_trusted_generator(parameters.get("config"), checkpoint_path, trust_generator)
+        options["weights_only"] = True
+        return super().load_from_checkpoint(checkpoint_path, *arguments, **options)
 
     def _evaluate_loss(self, batch: GroupBatch) -> dict[str, Tensor]:
         return self._compute_loss_terms(self(batch), batch)

@@ -30,6 +30,7 @@ def open_network(
     *,
     training_scan: int | None = None,
     accelerator: str = "auto",
+    trust_generator: bool | str = False,
 ) -> PtychoNetwork:
     """Open a network, ready to predict with an engine.
 
@@ -39,18 +40,23 @@ def open_network(
             None is ONNX Runtime for .onnx files and torch for everything else.
         training_scan: for which it is exported then; None as trained.
         accelerator: where it is to compute: auto, cpu, gpu. An export stays where it is opened.
+        trust_generator: as in `load_checkpoint`.
 
     Raises:
         StoreError: it is no checkpoint.
         ExportError: it cannot be exported, or not run here.
         ConfigError: it was exported for another engine.
     """
-    network = load_for_inference(checkpoint, engine, accelerator=accelerator)
+    network = load_for_inference(checkpoint, engine, accelerator=accelerator, trust_generator=trust_generator)
     return export_for_engine(network, engine, training_scan=training_scan, accelerator=accelerator)
 
 
 def load_for_inference(
-    checkpoint: str | Path | PtychoNetwork, engine: EngineName | None = None, *, accelerator: str = "auto"
+    checkpoint: str | Path | PtychoNetwork,
+    engine: EngineName | None = None,
+    *,
+    accelerator: str = "auto",
+    trust_generator: bool | str = False,
 ) -> PtychoNetwork:
     """Load a checkpoint into torch, whatever the engine, or an exported file: the first half of `open_network`."""
     if isinstance(checkpoint, ExportedNetwork):
@@ -64,7 +70,7 @@ def load_for_inference(
     path = find_checkpoint(checkpoint)
     if is_exported(path):
         return load_exported(path, engine, _choose_device(engine or "onnx", accelerator))
-    return load_network(path)
+    return load_network(path, trust_generator=trust_generator)
 
 
 def export_for_engine(

@@ -83,6 +83,7 @@ def reconstruct(
     refine_epochs: int = 0,
     engine: EngineName | None = None,
     on_batch: Callable[[InferenceBatch, Tensor], None] | None = None,
+    trust_generator: bool | str = False,
 ) -> Reconstruction:
     """Reconstruct a scan by one forward pass over every frame, stitched, and refined when epochs are given for it.
 
@@ -103,6 +104,8 @@ def reconstruct(
             `refine` of its configuration.
         engine: what computes the patches: `torch`, `onnx` or `aot`, see `open_network`.
         on_batch: called with every batch of groups and its patches complex64 [B, C, N, N], where they were computed.
+        trust_generator: whether a generator that the checkpoint names as `package.module:Class` may be imported, which
+            runs that module; see `load_checkpoint`.
 
     Raises:
         TorchptychoError: the scan is unusable, or does not fit the network.
@@ -111,7 +114,7 @@ def reconstruct(
     if checkpoint is None:
         scan = scan if isinstance(scan, Scan) else read_scan(scan)
         checkpoint = build_default_network(scan)
-    network = load_for_inference(checkpoint, engine, accelerator=accelerator)
+    network = load_for_inference(checkpoint, engine, accelerator=accelerator, trust_generator=trust_generator)
     network.require_statistics()
     config = config or network.config.reconstruct
     scan = scan if isinstance(scan, Scan) else read_scan(scan, make_read_config(network.config.prepare))

@@ -48,7 +48,8 @@ def load_interrupted(last: Path, config: RunConfig, config_file: Path) -> Ptycho
             )
         _log.warning("%s: no checkpoint to resume from yet; training begins from the start.", last)
         return None
-    module = load_checkpoint(last)
+    # What the user names is imported anyway.
+    module = load_checkpoint(last, trust_generator=config.model.generator)
     trained, wanted = to_dict(module.config), to_dict(config)
     # The cosine schedule depends on the total length, so a longer run cannot continue from the end of a shorter one.
     free = () if config.train.schedule == "cosine" else _LENGTH_FIELDS
@@ -73,7 +74,7 @@ def load_start_network(start: str | Path, config: RunConfig) -> PtychoPINN:
         ConfigError: the networks differ.
     """
     path = find_checkpoint(start)
-    module = load_checkpoint(path)
+    module = load_checkpoint(path, trust_generator=config.model.generator)
     trained, wanted = to_dict(module.config), to_dict(config)
     differs = [
         f"{key} was {trained[section][key]!r}, is {wanted[section][key]!r}"

@@ -8,13 +8,13 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from torchptycho.cli.base import Command
+from torchptycho.cli.base import Command, ModelCommand
 
 __all__ = ["Export", "Ptychodus"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Export(Command):
+class Export(ModelCommand):
     """Write a trained network as one file for another engine.
 
     The file is checked against the network before it appears. `reconstruct` takes it in the place of the checkpoint.
@@ -44,7 +44,7 @@ class Export(Command):
         from torchptycho.models.checkpoints import load_network
         from torchptycho.models.export.export import export_network
 
-        network = load_network(self.checkpoint)
+        network = load_network(self.checkpoint, trust_generator=self.trust_generator)
         (device,) = find_devices(self.accelerator, 1)
         with self.show_status("exporting"):
             metadata = export_network(

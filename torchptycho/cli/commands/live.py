@@ -13,7 +13,7 @@ from types import FrameType
 
 from tyro.conf import Positional
 
-from torchptycho.cli.base import Command
+from torchptycho.cli.base import Command, ModelCommand
 from torchptycho.core.config import ReadConfig, load_config
 from torchptycho.core.errors import ConfigError
 from torchptycho.core.text import format_first
@@ -22,7 +22,7 @@ __all__ = ["Replay", "Watch"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Watch(Command):
+class Watch(ModelCommand):
     """Reconstruct a scan while it is recorded.
 
     It is read from an HDF5 file that grows, or from a stream. Ctrl+C ends it; the same command goes on.
@@ -69,7 +69,7 @@ class Watch(Command):
         from torchptycho.live.web_page import serve
         from torchptycho.models.checkpoints import load_network
 
-        network = load_network(self.model)
+        network = load_network(self.model, trust_generator=self.trust_generator)
         with contextlib.ExitStack() as open_:
             stop = open_.enter_context(_stop_on_signals())
             if self.page:

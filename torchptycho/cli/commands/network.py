@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from tyro.conf import Positional, arg
 
-from torchptycho.cli.base import NEXT_TO_RESULT, Command, NextToResult
+from torchptycho.cli.base import NEXT_TO_RESULT, Command, ModelCommand, NextToResult
 from torchptycho.cli.commands.stores import require_scans
 from torchptycho.cli.image_outputs import choose_report_file, join_file_names, require_new_npz, summarize_image
 from torchptycho.core.config import (
@@ -122,7 +122,7 @@ class Train(Command):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Reconstruct(Command):
+class Reconstruct(ModelCommand):
     """Reconstruct scans in one pass of a network, an image of each.
 
     Without a checkpoint the default network, which needs no training, takes the scan's own probe.
@@ -233,7 +233,9 @@ class Reconstruct(Command):
         )
 
         with self.show_status("opening the network"):
-            network = load_for_inference(checkpoint, self.engine, accelerator=self.accelerator)
+            network = load_for_inference(
+                checkpoint, self.engine, accelerator=self.accelerator, trust_generator=self.trust_generator
+            )
         config = self._complete_config(network.config.reconstruct)
         check_network_options(network, config, self.devices, self.engine)
         reading = make_read_config(network.config.prepare, self.reading)

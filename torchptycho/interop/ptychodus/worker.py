@@ -70,7 +70,7 @@ def reconstruct_product(job: ReconstructJob, queue: MessageQueue) -> None:
     """Reconstruct the patterns with a trained network; send the product."""
     _set_visible_gpus(job.visible_gpus)
     config = from_dict(RunConfig, job.config)
-    module = load_checkpoint(job.checkpoint)
+    module = load_checkpoint(job.checkpoint, trust_generator=config.model.generator)
     supervised = Loss(module.config.loss).needs_truth
     if supervised != (job.mode == "Supervised"):
         trained = "with labels" if supervised else "without labels"

@@ -158,16 +158,19 @@ def reassemble_cdi_image(
     return results["recon_amp"], results["recon_phase"], results
 
 
-def load_inference_bundle(path: str | Path) -> tuple[PtychoPINN, dict[str, Any]]:
+def load_inference_bundle(
+    path: str | Path, *, trust_generator: bool | str = False
+) -> tuple[PtychoPINN, dict[str, Any]]:
     """Load the trained module of a bundle, and its configuration under the original's names.
 
     Arguments:
         path: the file, or the folder that holds wts.h5.zip.
+        trust_generator: as in `load_checkpoint`.
 
     Raises:
         StoreError: the file does not exist, is damaged, has another version, or was written by another program.
     """
-    module = load_bundle(path)
+    module = load_bundle(path, trust_generator=trust_generator)
     return module, to_original_names(module)
 
 
@@ -220,7 +223,7 @@ def _train(scan: Scan, settings: OriginalSettings, out: str | Path | None, progr
     folder = settings.output_dir if out is None else Path(out)
     with _open_run_folder(folder) as run_folder:
         trained = train(scan, run, run_folder, progress=progress)
-        module = load_checkpoint(trained.checkpoint)
+        module = load_checkpoint(trained.checkpoint, trust_generator=run.model.generator)
         metrics = read_history(run_folder)
     bundle = None if folder is None else save_bundle(module, folder / BUNDLE)
     history = {name: [value for _, value in metrics[metric]] for name, metric in _HISTORY.items() if metric in metrics}

@@ -6,16 +6,17 @@ import abc
 import dataclasses
 import importlib
 import importlib.metadata
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor, nn
 
 from torchptycho.core.config import ModelConfig
-from torchptycho.core.errors import ConfigError
+from torchptycho.core.errors import ConfigError, StoreError
 from torchptycho.physics.group_patches import GATHER_SCATTER, PatchOperators
 
-__all__ = ["Generator", "GroupInput", "build_generator", "find_generator"]
+__all__ = ["Generator", "GroupInput", "build_generator", "find_generator", "require_trusted_generator"]
 
 _BUILT_IN = {
     "pie_unet": "torchptycho.models.generators.pie_unet:PieUNet",
@@ -89,17 +90,46 @@ class Generator(nn.Module, abc.ABC):
             parameter.requires_grad = False
 
 
+def require_trusted_generator(config: Any, path: str | Path, trust_generator: bool | str) -> None:
+    """Refuse a model file that names code outside the registered generators, before anything of it is imported.
+
+    Arguments:
+        config: what the file says of its configuration, as plain data and not yet validated.
+        path: the file.
+        trust_generator: whether to trust what the file names, or the one name that is trusted.
+
+    Raises:
+        StoreError: it names `package.module:Class`, which is neither registered nor trusted.
+    """
+    model = config.get("model") if isinstance(config, dict) else None
+    name = model.get("generator") if isinstance(model, dict) else None
+    registered = _collect_registered()
+    if trust_generator is True or not isinstance(name, str) or name == trust_generator:
+        return
+    if name not in registered and name not in registered.values():
+        raise StoreError(
+            f"{path}: 'generator': expected one of {', '.join(sorted(registered))}; found {name[:200]!r}, whose code "
+            "would run. If you trust who made the file, allow it: --trust-generator, or trust_generator=True in Python."
+        )
+
+
+def _collect_registered() -> dict[str, str]:
+    """Collect the registered generators: those of this package, and the entry points of installed ones."""
+    entry_points = {entry.name: entry.value for entry in importlib.metadata.entry_points(group=_ENTRY_POINTS)}
+    return entry_points | _BUILT_IN
+
+
 def find_generator(name: str) -> type[Generator]:
     """Find the class that a configuration means by `name`.
 
     Raises:
         ConfigError: no such generator, or it does not derive from `Generator`.
     """
-    entry_points = {entry.name: entry.value for entry in importlib.metadata.entry_points(group=_ENTRY_POINTS)}
-    target = _BUILT_IN.get(name) or entry_points.get(name) or name
+    registered = _collect_registered()
+    target = registered.get(name, name)
     module, _, attribute = target.partition(":")
     if not attribute:
-        known = ", ".join(sorted(_BUILT_IN | entry_points))
+        known = ", ".join(sorted(registered))
         raise ConfigError(f"generator: expected one of {known}, or package.module:Class; found '{name}'.")
     try:
         found = getattr(importlib.import_module(module), attribute)

@@ -413,7 +413,9 @@ class TestProjection:
 class TestRegistry:
     @pytest.mark.contract("generator.registry.names")
     def test_unknown_name_is_refused_with_the_known_ones(self) -> None:
-        with pytest.raises(ConfigError, match=r"one of cnn, pie_unet, resunet, or package.module:Class; found 'unet'"):
+        with pytest.raises(
+            ConfigError, match=r"one of cnn, .*pie_unet, .*resunet, or package.module:Class; found 'unet'"
+        ):
             find_generator("unet")
 
     @pytest.mark.contract("generator.registry.names")
@@ -435,7 +437,7 @@ class TestRegistry:
     ) -> None:
         self.install_user_network(tmp_path, monkeypatch)
         assert find_generator("flat").__name__ == "Flat"
-        with pytest.raises(ConfigError, match="cnn, flat, pie_unet, resunet"):
+        with pytest.raises(ConfigError, match=r"cnn, .*flat, pie_unet, .*resunet"):
             find_generator("unet")
 
     @pytest.mark.contract("generator.registry.refused")

@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test test-processors docs lint install format parity-table freeze bench-data bench-steps bench-memory bench-refine bench-photon-limit bench-robustness bench-train bench-stitch bench-reconstruct bench-live bench-convergence bench-generators bench-options bench-network-or-iteration fuzz mutate clean
 
 demo: $(VENV)/.installed
-	$(BIN)/torchptycho demo --out demo
+	$(BIN)/torchptycho demo --out demo --overwrite
 
 # One thread for each of the two processes: their threads wait for each other by spinning, which took six times as long.
 test: lint test-processors

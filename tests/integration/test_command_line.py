@@ -146,7 +146,7 @@ class TestExitCodes:
             (["evaluate", "absent.npz", "x.npz"], "absent.npz: expected a file"),
             (["inspect", "absent.npz", "--frames", "7"], "frames"),
             (["reconstruct", "absent", "x.npz", "--out", "image.png"], "--out: expected a new file"),
-            (["simulate", "absent/x.npz", *SIMULATE], "no folder absent"),
+            (["simulate", "x.txt", *SIMULATE], "expected a name that ends in"),
             (["simulate", "x.npz", *SIMULATE, "--object-px", "20"], "object"),
         ],
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -10,9 +11,10 @@ from rich.console import Console, RenderableType
 from rich.status import Status
 
 from torchptycho.core.errors import ConfigError
+from torchptycho.io.storage.outputs import check_output_file, refuse_inputs
 from torchptycho.visualization.tables import to_json
 
-__all__ = ["NEXT_TO_RESULT", "Command", "ModelCommand", "NextToResult", "require_png"]
+__all__ = ["NEXT_TO_RESULT", "Command", "ModelCommand", "NextToResult", "WritingCommand", "require_png"]
 
 NextToResult = Literal["beside"]
 NEXT_TO_RESULT: NextToResult = "beside"
@@ -62,3 +64,33 @@ class ModelCommand(Command):
     trust_generator: bool = False
     """Import the generator that the network's file names as package.module:Class, which runs that module; without it
     only registered generators are used."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WritingCommand(Command):
+    """Options of the commands that write files."""
+
+    overwrite: bool = False
+    """Replace files that exist. Without it they are kept, and the command ends before it computes anything."""
+
+    def claim_files(
+        self, option: str, *files: Path | None, inputs: Iterable[Path] = (), resumes: bool | None = None
+    ) -> None:
+        """Refuse files that the command may not or cannot write, before anything is computed.
+
+        Arguments:
+            option: that names the first of them.
+            files: to write, None for one that is not asked for.
+            inputs: files that the command reads.
+            resumes: whether the command continues what made these files; None when it cannot.
+        """
+        named = [file for file in files if file is not None]
+        refuse_inputs(named, inputs, option=option)
+        choices = "Choose another name, or replace it with --overwrite."
+        for file in named:
+            check_output_file(
+                file,
+                option=option,
+                replace=self.overwrite or bool(resumes),
+                remedy=choices if resumes is None else f"Continue with --resume, where this was interrupted. {choices}",
+            )

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from torchptycho.core.config import RunConfig, SimulateConfig, TrainConfig, to_dict
 from torchptycho.core.errors import ConfigError
+from torchptycho.io.storage.outputs import check_output_folder
 from torchptycho.visualization.tables import format_value, make_metrics_table, to_json
 
 __all__ = ["run_demo"]
@@ -42,21 +43,29 @@ class _StepTimer:
         self.rows.append((name, time.perf_counter() - start, peak_GB))
 
 
-def run_demo(out: Path, simulation: SimulateConfig, *, steps: int, console: Console) -> dict[str, Any]:
+def run_demo(
+    out: Path, simulation: SimulateConfig, *, steps: int, console: Console, overwrite: bool = False
+) -> dict[str, Any]:
     """Simulate, inspect, train, reconstruct, refine, evaluate and draw into `out`.
 
     Writes scan.npz, scan.png, run/, the network's image.npz and the refined refined.npz with their PNGs, frc.png and
-    report.html of the refined one, overview.png, report.md and demo.json. An earlier demo in the folder is replaced;
-    any other folder is left alone.
+    report.html of the refined one, overview.png, report.md and demo.json.
+
+    Arguments:
+        overwrite: replace an earlier demo in the folder; any other folder is left alone.
 
     Returns:
         what demo.json holds: times, metrics, the scan, configuration and versions.
 
     Raises:
-        ConfigError: `out` exists and is not an earlier demo.
+        ConfigError: `out` exists and may not be replaced, or cannot be written to.
     """
-    if out.exists() and any(out.iterdir()) and not (out / _MARKER_FILE).exists():
-        raise ConfigError(f"{out}: exists and is not an earlier demo. Choose another folder with --out.")
+    check_output_folder(out, option="--out")
+    if out.exists() and any(out.iterdir()):
+        if not (out / _MARKER_FILE).exists():
+            raise ConfigError(f"{out}: exists and is not an earlier demo. Choose another folder with --out.")
+        if not overwrite:
+            raise ConfigError(f"{out}: holds an earlier demo. Choose another folder, or replace it with --overwrite.")
     config = RunConfig(train=TrainConfig(steps=steps))
     timed = _StepTimer(console)
     with timed.step("start (import torch and lightning)"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +11,12 @@ from torchptycho.core.errors import ConfigError
 if TYPE_CHECKING:
     from torchptycho.core.reconstruction import Reconstruction
 
-__all__ = ["choose_report_file", "join_file_names", "require_new_npz", "summarize_image"]
+__all__ = ["choose_report_file", "join_file_names", "require_npz", "summarize_image"]
 
 
-def require_new_npz(out: Path, scan: Path) -> None:
-    if out.suffix.lower() != ".npz" or out.resolve() == scan.resolve():
+def require_npz(out: Path) -> None:
+    if out.suffix.lower() != ".npz":
         raise ConfigError(f"--out: expected a new file whose name ends in .npz; found {out}.")
-    from torchptycho.io.formats.npz import has_frames
-
-    if zipfile.is_zipfile(out) and has_frames(out):
-        raise ConfigError(f"--out: {out} is a scan. Choose another name, or move it away.")
 
 
 def choose_report_file(asked: NextToResult | Path | None, out: Path, frc: bool) -> Path | None:

@@ -123,7 +123,7 @@ def refuse_differences(path: Path, was: Mapping[str, str], now: Mapping[str, str
     if differs or files:
         raise StoreError(
             f"{path}: is a store of something else; what differs: {'; '.join([*files, *differs])}. "
-            "Choose another folder, or remove this one."
+            "Choose another folder, or replace this store with --overwrite."
         )
 
 

@@ -22,7 +22,7 @@ from torchptycho.data.disk import (
 )
 from torchptycho.data.locking import exclusive_writer, remove_stale_drafts, temporary_store
 from torchptycho.data.splits import choose_held_out_scans
-from torchptycho.data.store import SCHEMA, Store
+from torchptycho.data.store import MANIFEST, SCHEMA, Store
 from torchptycho.data.writer import StoredScan, load_stored_scans, open_for_update, write_scan, write_tables
 from torchptycho.io import read_probe
 from torchptycho.io.checks import advise_network_size
@@ -62,6 +62,7 @@ def prepare(
     *,
     val_scans: Sources = (),
     request: StoreRequest | None = None,
+    overwrite: bool = False,
 ) -> Store:
     """Check scans and write them as a store; a store of the same scans and configuration is reopened as it is.
 
@@ -77,6 +78,7 @@ def prepare(
         val_scans: more scans, of which every frame is held out for validation.
         request: the files and options that opened scans were read with, for `reopened` to know the store by; of files
             it is known.
+        overwrite: replace a store that exists, once the new one is complete; another folder is never replaced.
 
     Raises:
         ConfigError: `domain` is set, and a scan holds something else.
@@ -88,7 +90,7 @@ def prepare(
     path = Path(path)
     if request is None:
         request = StoreRequest.from_sources(scans, config, val_scans)
-        store = open_if_unchanged(path, request)
+        store = None if overwrite else open_if_unchanged(path, request)
         if store is not None:
             return store
     trained, validated = open_scans(scans, config.prepare, val_scans)
@@ -99,14 +101,16 @@ def prepare(
     held_out = choose_held_out_scans(len(trained), len(validated), config.prepare)
     marks = [fingerprint_fields(scan) for scan in opened]
     fingerprint = _fingerprint_scans(opened, marks, held_out, config)
-    if path.exists():
+    if path.exists() and not overwrite:
         return _reopen(path, fingerprint)
+    if path.exists() and not (path / MANIFEST).is_file():
+        raise StoreError(f"{path}: expected a store to replace; found something else. Choose another folder.")
     for scan in opened:
         with refuse_changes(scan):
             refuse_near_field(scan)
     needed = estimate_store_bytes(opened, config)
     with convert_os_errors(path, needed), _create_parent_folders(path), exclusive_writer(path):
-        if path.exists():
+        if path.exists() and not overwrite:
             # Another process has prepared the store in the meantime.
             return _reopen(path, fingerprint)
         check_space(path, needed)
@@ -119,7 +123,7 @@ def prepare(
             if request is not None:
                 write_request(draft, request, opened)
             sync_folder(draft)
-            os.replace(draft, path)
+            _replace_store(draft, path)
             sync_directory_entries(path.parent)
     return Store.open(path)
 
@@ -225,6 +229,18 @@ def _find_scan_numbers(store: Store, asked: int | str | Path) -> list[int]:
         there = ", ".join(f"{number} ({source})" for number, source in enumerate(sources))
         raise StoreError(f"{store.path}: expected scans of the store, which are {there}; found {asked}.")
     return found
+
+
+def _replace_store(draft: Path, path: Path) -> None:
+    """Give a complete store its name; an earlier one goes, and is a stale draft if this process is killed."""
+    path = Path(os.path.realpath(path))
+    if not path.exists():
+        os.replace(draft, path)
+        return
+    with temporary_store(path) as old:
+        # A folder takes the place of an empty one only.
+        os.replace(path, old)
+        os.replace(draft, path)
 
 
 @contextlib.contextmanager

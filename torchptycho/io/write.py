@@ -9,7 +9,7 @@ from torchptycho.core.errors import ConfigError
 from torchptycho.core.scan import Scan
 from torchptycho.io.formats.npz_writer import write_npz
 
-__all__ = ["FORMATS", "choose_format", "write_scan"]
+__all__ = ["FORMATS", "choose_format", "list_files", "write_scan"]
 
 FORMATS: dict[ScanFormat, tuple[str, ...]] = {
     "npz": (".npz",),
@@ -31,6 +31,21 @@ def choose_format(path: Path, asked: ScanFormat | None = None) -> ScanFormat:
         wanted = FORMATS[found] if found else sorted({ending for endings in FORMATS.values() for ending in endings})
         raise ConfigError(f"{path}: expected a name that ends in {' or '.join(wanted)}; found '{ending}'.")
     return found
+
+
+def list_files(path: str | Path, format: ScanFormat | None = None) -> tuple[Path, ...]:
+    """List the files that `write_scan` writes.
+
+    Raises:
+        ConfigError: the name does not fit the format.
+    """
+    path = Path(path)
+    # A folder is refused where files are checked.
+    if path.is_dir() or choose_format(path, format) == "npz":
+        return (path,)
+    from torchptycho.io.formats.ptychodus_writer import name_diffraction_file
+
+    return (path, name_diffraction_file(path))
 
 
 def write_scan(scan: Scan, path: str | Path, *, format: ScanFormat | None = None, compressed: bool = True) -> None:

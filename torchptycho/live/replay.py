@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 import tempfile
 import threading
 import time
@@ -23,6 +22,7 @@ from torchptycho.core.text import format_error
 from torchptycho.io import read_scan
 from torchptycho.io.frames.frame_stacks import count_frames_in, random_access_is_slow
 from torchptycho.io.scan_choice import refuse_several_scans
+from torchptycho.io.storage.outputs import check_output_file
 from torchptycho.live.protocol import MAX_FRAME_BYTES, StreamRequest, make_frames_answer
 from torchptycho.live.scan_header import Chunk, ScanLayout, parse_json
 from torchptycho.live.zmq_source import import_zmq
@@ -50,6 +50,7 @@ def replay(
     hz: float = 2000.0,
     address: str = "tcp://127.0.0.1:5555",
     swmr: str | Path | None = None,
+    overwrite: bool = False,
     reading: ReadConfig | None = None,
     stop: threading.Event | None = None,
     on_progress: Callable[[int, int], None] | None = None,
@@ -64,6 +65,7 @@ def replay(
         address: that the source binds, see `protocol`; tcp://127.0.0.1:* takes any free port.
         swmr: name of a new CXI file to write in SWMR mode instead; it is closed after the last frame. The scan needs
             counts, energy, distance and detector pixel.
+        overwrite: replace that file if it exists.
         reading: how the scan file is read.
         stop: set it to end before all frames are fetched.
         on_progress: called repeatedly with the number of frames fetched or written, and of all frames.
@@ -74,6 +76,8 @@ def replay(
     """
     if not 0 < hz < float("inf"):
         raise ConfigError(f"--hz: expected frames per second, more than 0; found {hz}.")
+    if swmr is not None:
+        check_output_file(swmr, option="--swmr", replace=overwrite, remedy="Name another one.")
     options = dataclasses.replace(reading or ReadConfig(), guess_probe=True)
     scan = scan if isinstance(scan, Scan) else read_scan(scan, options)
     refuse_several_scans(scan, "a replay")
@@ -175,13 +179,9 @@ def _write_swmr_file(
             found=f"{scan.domain}, {scan.geometry}",
             remedy="Give --energy-eV, --distance-m and --detector-pixel-m, or replay it over ZeroMQ.",
         )
-    if path.exists():
-        raise ConfigError(f"--swmr: expected the name of a new file; found {path}, which exists. Name another one.")
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise ConfigError(
-            f"--swmr: expected a file in a folder that can be written to; found {path}. Create the folder "
-            "or name another one."
-        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A watch that has the old file open keeps it, and finds the new one under the name.
+    path.unlink(missing_ok=True)
     energy_eV, distance_m, pixel_m, object_pixel_m = (float(value or 0) for value in lengths)
     max_frames = count_frames_in(_READ_BYTES, frames)
     with h5py.File(path, "w", libver="latest") as file:

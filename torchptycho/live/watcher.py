@@ -13,6 +13,7 @@ from torchptycho.core.devices import find_devices
 from torchptycho.core.errors import ConfigError
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.core.text import format_error
+from torchptycho.io.storage.outputs import check_output_folder
 from torchptycho.live.receiver import Receiver
 from torchptycho.live.scan_header import FrameSource
 from torchptycho.live.sources import open_source
@@ -91,7 +92,7 @@ def watch(
     network.require_statistics()
     _check_spool_size(spool_frames, network.gridsize**2)
     out = Path(out)
-    _check_is_folder(out)
+    check_output_folder(out)
     if isinstance(source, str | Path):
         source = open_source(source, network, reading)
     _create_folder(out)
@@ -124,11 +125,6 @@ def _check_limits(frames: int | None, idle_s: float | None, spool_frames: int, r
 def _check_spool_size(spool_frames: int, group_size: int) -> None:
     if spool_frames < 4 * group_size:
         raise ConfigError(f"spool_frames: expected at least four groups of {group_size} frames; found {spool_frames}.")
-
-
-def _check_is_folder(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"out: expected a folder or an unused name; found {out}, a file. Name another one.")
 
 
 def _create_folder(out: Path) -> None:

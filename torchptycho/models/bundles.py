@@ -28,6 +28,7 @@ from torchptycho.core.errors import ConfigError, StoreError
 from torchptycho.core.text import format_error
 from torchptycho.core.versions import collect_versions
 from torchptycho.io.storage.file_access import replace_atomically
+from torchptycho.io.storage.outputs import check_output_file
 from torchptycho.models.generators import require_trusted_generator
 from torchptycho.models.network import TRAINING_ARGUMENTS, PtychoNetwork
 
@@ -78,10 +79,11 @@ def save_bundle(module: PtychoPINN, path: str | Path) -> Path:
 
     Raises:
         StoreError: the module has no statistics, or holds what safetensors cannot.
-        ScanError: the place cannot be written to.
+        ConfigError: the place cannot be written to.
     """
     module.require_statistics()
     path = _complete_path(Path(path))
+    check_output_file(path, option="bundle")
     parts: dict[str, dict[str, Tensor]] = {name: {} for name in _TENSOR_MEMBERS}
     for name, tensor in module.state_dict().items():
         # Copied, because safetensors accepts neither channels-last tensors nor tensors that share memory.

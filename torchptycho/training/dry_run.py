@@ -18,6 +18,7 @@ from torchptycho.data.splits import choose_held_out_scans, split_and_group
 from torchptycho.data.store import Store
 from torchptycho.io.discovery import open_scans
 from torchptycho.io.near_field import refuse_near_field
+from torchptycho.io.storage.outputs import check_output_folder
 from torchptycho.models.generators import build_generator
 from torchptycho.models.losses import Loss
 from torchptycho.training.loggers import build_loggers
@@ -36,14 +37,20 @@ __all__ = ["plan_preparation", "plan_training"]
 
 
 def plan_preparation(
-    scans: Sequence[str | Path], config: RunConfig, out: str | Path, *, val_scans: Sequence[str | Path] = ()
+    scans: Sequence[str | Path],
+    config: RunConfig,
+    out: str | Path,
+    *,
+    val_scans: Sequence[str | Path] = (),
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Read and check scans, form their groups, and tell what a store of them would hold.
 
     Raises:
         TorchptychoError: what `prepare` would refuse.
     """
-    as_asked = open_if_unchanged(out, StoreRequest.from_sources(scans, config, val_scans)) is not None
+    asked = StoreRequest.from_sources(scans, config, val_scans)
+    as_asked = overwrite or open_if_unchanged(out, asked) is not None
     return _plan_from_scans(*open_scans(scans, config.prepare, val_scans), config, Path(out), as_asked)
 
 
@@ -105,6 +112,7 @@ def plan_training(
         TorchptychoError: what `train` would refuse.
     """
     out = Path(out)
+    check_output_folder(out)
     store = open_given_store(scans)
     if store is not None:
         if val_scans:

@@ -21,6 +21,7 @@ from torchptycho.data.datasets import GroupDataset
 from torchptycho.data.store import Store
 from torchptycho.io import read_scan
 from torchptycho.io.discovery import Sources
+from torchptycho.io.storage.outputs import check_output_folder
 from torchptycho.models.lightning_module import PtychoPINN
 from torchptycho.training.compile import compile_generator
 from torchptycho.training.distributed import RankCoordinator, wait_for_store
@@ -178,6 +179,7 @@ def _resolve_request(
 def _prepare_inputs(request: _Request, is_first: bool, *, progress: bool) -> _Inputs:
     """Validate the request against the folder and the start, and prepare the store or wait for it."""
     config, start = request.config, None
+    check_output_folder(request.out)
     if is_first and request.last.exists() and not request.resume:
         raise ConfigError(
             f"{request.out}: holds a finished or interrupted run. Continue it with --resume, or choose another --out."

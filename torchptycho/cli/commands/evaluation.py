@@ -7,14 +7,14 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from torchptycho.cli.base import Command, require_png
+from torchptycho.cli.base import WritingCommand, require_png
 from torchptycho.visualization.tables import make_comparison_table, make_metrics_table
 
 __all__ = ["Compare", "Evaluate"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluate(Command):
+class Evaluate(WritingCommand):
     """Compare a reconstruction with a true or reference object.
 
     torchptycho evaluate image.npz scan.npz
@@ -33,6 +33,7 @@ class Evaluate(Command):
 
     def run(self) -> None:
         require_png("--plot", self.plot)
+        self.claim_files("--plot", self.plot, inputs=[self.reconstruction, self.truth])
         import numpy as np
 
         from torchptycho.analysis.evaluation import evaluate
@@ -55,7 +56,7 @@ class Evaluate(Command):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Compare(Command):
+class Compare(WritingCommand):
     """Compare two reconstructions of any origin, also with a truth.
 
     They are brought onto one pixel size, one place, and one gauge of phase and scale first. Read are image files of
@@ -80,6 +81,7 @@ class Compare(Command):
 
     def run(self) -> None:
         require_png("--out", self.out)
+        self.claim_files("--out", self.out)
         from torchptycho.analysis.comparison import compare
         from torchptycho.io import read_reconstruction
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.table import Table
 from tyro.conf import Positional
 
-from torchptycho.cli.base import Command, require_png
+from torchptycho.cli.base import WritingCommand, require_png
 from torchptycho.core.config import ReadConfig, SimulateConfig, to_dict
 from torchptycho.core.config.read import ScanFormat
 from torchptycho.core.errors import ConfigError
@@ -21,7 +21,7 @@ _MIN_MISFIT_RATIO = 1.2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Inspect(Command):
+class Inspect(WritingCommand):
     """Tell what a scan file or a store holds, and whether it is usable.
 
     torchptycho inspect scan.npz --plot scan.png
@@ -44,6 +44,7 @@ class Inspect(Command):
 
     def run(self) -> None:
         require_png("--plot", self.plot)
+        self.claim_files("--plot", self.plot, inputs=[self.scan])
         if (self.scan / "store.json").is_file():
             self._print_store()
             return
@@ -100,7 +101,7 @@ class Inspect(Command):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Convert(Command):
+class Convert(WritingCommand):
     """Write a scan file in another format.
 
     The options of reading are applied.
@@ -125,10 +126,14 @@ class Convert(Command):
 
     def run(self) -> None:
         from torchptycho.io import read_scan, write_scan
+        from torchptycho.io.storage.outputs import refuse_inputs
+        from torchptycho.io.write import list_files
 
-        if self.out.resolve() == self.scan.resolve():
-            raise ConfigError(f"expected a new file to write; found {self.out}, which is the scan itself.")
+        files = list_files(self.out, self.format)
+        self.claim_files("out", *files, inputs=[self.scan])
         scan = read_scan(self.scan, self.reading)
+        refuse_inputs(files, (file.path for file in scan.files))
+        self.out.parent.mkdir(parents=True, exist_ok=True)
         with self.show_status(f"writing {self.out}"):
             write_scan(scan, self.out, format=self.format, compressed=self.compressed)
         report = {"out": str(self.out), "n_frames": scan.n_frames, "n_px": scan.n_px, "notes": list(scan.notes)}
@@ -136,7 +141,7 @@ class Convert(Command):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Simulate(Command):
+class Simulate(WritingCommand):
     """Simulate an experiment and write it as a scan file.
 
     torchptycho simulate scan.npz --object-kind siemens_star --photons-per-frame 1e5
@@ -151,9 +156,12 @@ class Simulate(Command):
     def run(self) -> None:
         from torchptycho.data.simulation import simulate
         from torchptycho.io import write_scan
+        from torchptycho.io.write import list_files
 
+        self.claim_files("out", *list_files(self.out))
         with self.show_status("simulating"):
             scan = simulate(self.simulation)
+            self.out.parent.mkdir(parents=True, exist_ok=True)
             write_scan(scan, self.out)
         report = {
             "out": str(self.out),

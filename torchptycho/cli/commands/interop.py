@@ -8,13 +8,13 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from torchptycho.cli.base import Command, ModelCommand
+from torchptycho.cli.base import Command, ModelCommand, WritingCommand
 
 __all__ = ["Export", "Ptychodus"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Export(ModelCommand):
+class Export(ModelCommand, WritingCommand):
     """Write a trained network as one file for another engine.
 
     The file is checked against the network before it appears. `reconstruct` takes it in the place of the checkpoint.
@@ -44,6 +44,7 @@ class Export(ModelCommand):
         from torchptycho.models.checkpoints import load_network
         from torchptycho.models.export.export import export_network
 
+        self.claim_files("out", self.out, inputs=[self.checkpoint])
         network = load_network(self.checkpoint, trust_generator=self.trust_generator)
         (device,) = find_devices(self.accelerator, 1)
         with self.show_status("exporting"):

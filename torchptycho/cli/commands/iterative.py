@@ -8,15 +8,15 @@ from typing import ClassVar
 
 from tyro.conf import Positional
 
-from torchptycho.cli.base import Command, NextToResult, require_png
-from torchptycho.cli.image_outputs import choose_report_file, join_file_names, require_new_npz, summarize_image
+from torchptycho.cli.base import NextToResult, WritingCommand, require_png
+from torchptycho.cli.image_outputs import choose_report_file, join_file_names, require_npz, summarize_image
 from torchptycho.core.config import ReadConfig, RefineConfig
 
 __all__ = ["Refine", "Resolution"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RefinementCommand(Command):
+class RefinementCommand(WritingCommand):
     """Options of the commands that refine a scan."""
 
     scan: Positional[Path]
@@ -57,8 +57,18 @@ class Refine(RefinementCommand):
     """Print one JSON object instead of a sentence."""
 
     def run(self) -> None:
-        require_new_npz(self.out, self.scan)
+        require_npz(self.out)
         page = choose_report_file(self.report, self.out, self.report_frc)
+        state_file = self.out.with_suffix(".state.npz")
+        self.claim_files(
+            "--out",
+            self.out,
+            state_file,
+            self.out.with_suffix(".png"),
+            inputs=[self.scan],
+            resumes=self.resume and state_file.exists(),
+        )
+        self.claim_files("--report", page, inputs=[self.scan], resumes=self.resume and state_file.exists())
         from torchptycho.core.progress import EpochProgress
         from torchptycho.io import read_reconstruction, read_scan, write_reconstruction
         from torchptycho.reconstructors.iterative import refine
@@ -77,7 +87,7 @@ class Refine(RefinementCommand):
                 device=self.device,
                 resume=self.resume,
                 on_epoch=bar,
-                state_file=self.out.with_suffix(".state.npz"),
+                state_file=state_file,
                 scratch=self.out.parent,
             )
         write_reconstruction(image, self.out)
@@ -114,6 +124,7 @@ class Resolution(RefinementCommand):
 
     def run(self) -> None:
         require_png("--plot", self.plot)
+        self.claim_files("--plot", self.plot, inputs=[self.scan])
         from torchptycho.io import read_scan
         from torchptycho.reconstructors.resolution import resolution
 

@@ -13,7 +13,7 @@ from types import FrameType
 
 from tyro.conf import Positional
 
-from torchptycho.cli.base import Command, ModelCommand
+from torchptycho.cli.base import ModelCommand, WritingCommand
 from torchptycho.core.config import ReadConfig, load_config
 from torchptycho.core.errors import ConfigError
 from torchptycho.core.text import format_first
@@ -22,7 +22,7 @@ __all__ = ["Replay", "Watch"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Watch(ModelCommand):
+class Watch(ModelCommand, WritingCommand):
     """Reconstruct a scan while it is recorded.
 
     It is read from an HDF5 file that grows, or from a stream. Ctrl+C ends it; the same command goes on.
@@ -65,6 +65,11 @@ class Watch(ModelCommand):
         reading = None if self.config is None else load_config(self.config).reading
         if not 0 <= self.page_port < 1 << 16:
             raise ConfigError(f"--page-port: expected 0 to 65535; found {self.page_port}.")
+        self.claim_files(
+            "--out",
+            *(self.out / name for name in ("reconstruction.npz", "reconstruction.png")),
+            resumes=(self.out / "spool").exists(),
+        )
         from torchptycho.live import watch
         from torchptycho.live.web_page import serve
         from torchptycho.models.checkpoints import load_network
@@ -115,7 +120,7 @@ class Watch(ModelCommand):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Replay(Command):
+class Replay(WritingCommand):
     """Play a scan as if it were being recorded, to try `watch`.
 
     torchptycho replay scan.npz --hz 2000
@@ -137,6 +142,7 @@ class Replay(Command):
     reading: ReadConfig = dataclasses.field(default_factory=ReadConfig)
 
     def run(self) -> None:
+        self.claim_files("--swmr", self.swmr, inputs=[self.scan])
         from torchptycho.core.progress import create_progress_bar
         from torchptycho.live import replay
 
@@ -148,6 +154,7 @@ class Replay(Command):
                 hz=self.hz,
                 address=self.address,
                 swmr=self.swmr,
+                overwrite=self.overwrite,
                 reading=self.reading,
                 stop=stop,
                 on_progress=lambda done, total: bar.update(task, completed=done, total=total),

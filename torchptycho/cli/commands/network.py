@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from tyro.conf import Positional, arg
 
-from torchptycho.cli.base import NEXT_TO_RESULT, Command, ModelCommand, NextToResult
+from torchptycho.cli.base import NEXT_TO_RESULT, Command, ModelCommand, NextToResult, WritingCommand
 from torchptycho.cli.commands.stores import require_scans
-from torchptycho.cli.image_outputs import choose_report_file, join_file_names, require_new_npz, summarize_image
+from torchptycho.cli.image_outputs import choose_report_file, join_file_names, require_npz, summarize_image
 from torchptycho.core.config import (
     ExperimentConfig,
     GroupConfig,
@@ -122,7 +122,7 @@ class Train(Command):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Reconstruct(ModelCommand):
+class Reconstruct(ModelCommand, WritingCommand):
     """Reconstruct scans in one pass of a network, an image of each.
 
     Without a checkpoint the default network, which needs no training, takes the scan's own probe.
@@ -285,8 +285,7 @@ class Reconstruct(ModelCommand):
         """Choose the image file of each scan."""
         if len(scans) == 1:
             out = self.out or Path("reconstruction.npz")
-            require_new_npz(out, scans[0])
-            choose_report_file(self.report, out, self.report_frc)
+            self._claim_image_files(out, scans)
             return {scans[0]: out}
         if self.report not in (None, NEXT_TO_RESULT):
             raise ConfigError("--report: expected no file with several scans; each page lies next to its image.")
@@ -294,13 +293,19 @@ class Reconstruct(ModelCommand):
         if folder.suffix.lower() == ".npz" or folder.is_file():
             raise ConfigError(f"--out: expected a folder for the images of {len(scans)} scans; found {folder}.")
         images = {scan: folder / f"{scan.stem}.npz" for scan in scans}
-        for scan, image in images.items():
-            require_new_npz(image, scan)
+        for image in images.values():
+            self._claim_image_files(image, scans)
         if len(set(images.values())) < len(scans):
             raise ConfigError(
                 "expected scans of different names, after which their images are named; found some twice."
             )
         return images
+
+    def _claim_image_files(self, out: Path, scans: tuple[Path, ...]) -> None:
+        require_npz(out)
+        page = choose_report_file(self.report, out, self.report_frc)
+        self.claim_files("--out", out, out.with_suffix(".png"), inputs=scans)
+        self.claim_files("--report", page, inputs=scans)
 
     def _reconstruct(self, open_scan: OpenScan, path: Path, out: Path) -> dict[str, Any]:
         from torchptycho.io import write_reconstruction

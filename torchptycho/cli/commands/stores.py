@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
-from torchptycho.cli.base import Command
+from torchptycho.cli.base import Command, WritingCommand
 from torchptycho.core.config import GroupConfig, PrepareConfig, RefineConfig, RunConfig, load_config
 from torchptycho.core.errors import ConfigError
+from torchptycho.io.storage.outputs import check_output_folder
 from torchptycho.visualization.tables import make_plan_lines
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ __all__ = ["Append", "Drop", "Prepare", "require_scans"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Prepare(Command):
+class Prepare(WritingCommand):
     """Write scans as a store for training; `train` does it by itself.
 
     torchptycho prepare day1.npz day2.npz --out store --gridsize 2
@@ -55,16 +56,21 @@ class Prepare(Command):
             from torchptycho.training.dry_run import plan_preparation
 
             with self.show_status("reading"):
-                plan = plan_preparation(self.scans, config, self.out, val_scans=self.val_scans)
+                plan = plan_preparation(
+                    self.scans, config, self.out, val_scans=self.val_scans, overwrite=self.overwrite
+                )
             self.print_result(plan, *make_plan_lines(plan), json=self.json)
             return
+        check_output_folder(self.out, option="--out")
         request = StoreRequest.from_sources(self.scans, config, self.val_scans)
-        store = open_if_unchanged(self.out, request)
+        store = None if self.overwrite else open_if_unchanged(self.out, request)
         if store is None:
             keep = _choose_bootstrap_file(self.out)
             trained, validated = open_scans_with_probes(self.scans, self.val_scans, config, keep)
             with self.show_status(f"preparing {sum(scan.n_frames for scan in (*trained, *validated))} frames"):
-                store = prepare(trained, config, self.out, val_scans=validated, request=request)
+                store = prepare(
+                    trained, config, self.out, val_scans=validated, request=request, overwrite=self.overwrite
+                )
         self.print_result(summarize_store(store), describe_store(store), json=self.json)
 
 

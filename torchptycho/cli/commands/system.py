@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from tyro.conf import Positional
 
-from torchptycho.cli.base import Command
+from torchptycho.cli.base import Command, WritingCommand
 from torchptycho.core.config import SimulateConfig
 from torchptycho.visualization.tables import make_doctor_table
 
@@ -41,7 +41,7 @@ class Doctor(Command):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Demo(Command):
+class Demo(WritingCommand):
     """Run all steps on a simulated experiment.
 
     Simulate, inspect, train, reconstruct, refine, evaluate, draw.
@@ -61,6 +61,6 @@ class Demo(Command):
         from torchptycho.cli.demo import run_demo
 
         console = Console(stderr=True) if self.json else self.console
-        report = run_demo(self.out, self.simulation, steps=self.steps, console=console)
+        report = run_demo(self.out, self.simulation, steps=self.steps, console=console, overwrite=self.overwrite)
         if self.json:
             self.print_result(report, json=True)

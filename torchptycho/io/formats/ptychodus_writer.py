@@ -19,7 +19,7 @@ from torchptycho.io.scan_choice import refuse_several_scans
 from torchptycho.io.storage.archive import write_array
 from torchptycho.io.storage.file_access import replace_atomically
 
-__all__ = ["write_product"]
+__all__ = ["name_diffraction_file", "write_product"]
 
 _CHUNK_BYTES = 1 << 20
 _NUMBERS = (
@@ -75,7 +75,7 @@ def write_product(scan: Scan, path: Path, *, as_npz: bool, compressed: bool = Tr
         "object": (object[None], {**pixel, "center_x_m": center_m[1], "center_y_m": center_m[0]}),
     }
     # The frames first: a product without its frames would be the worse half.
-    with _create_hdf5(path.with_name(f"{path.stem}-diffraction.h5")) as frames_file:
+    with _create_hdf5(name_diffraction_file(path)) as frames_file:
         _write_frames(frames_file, scan, float(geometry.detector_pixel_m or 0.0), compressed=compressed)
         if as_npz:
             _write_npz(path, arrays, waves, attributes, compressed=compressed)
@@ -87,6 +87,11 @@ def write_product(scan: Scan, path: Path, *, as_npz: bool, compressed: bool = Tr
                     file.create_dataset(name, data=array)
                 for name, (wave, own) in waves.items():
                     file.create_dataset(name, data=wave, compression="gzip" if compressed else None).attrs.update(own)
+
+
+def name_diffraction_file(product: Path) -> Path:
+    """Name the file of the frames of a product."""
+    return product.with_name(f"{product.stem}-diffraction.h5")
 
 
 def _place_object(scan: Scan, pixel_m: float) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from torchptycho.core.errors import ScanError
 
-__all__ = ["dump_json", "make_format_error", "read_head", "replace_atomically", "write_all"]
+__all__ = ["dump_json", "make_draft_path", "make_format_error", "read_head", "replace_atomically", "write_all"]
 
 _HEAD_BYTES = 16
 _UNSUPPORTED = (
@@ -91,6 +91,11 @@ def make_format_error(path: Path, head: bytes, formats: Sequence[str] = ()) -> S
     )
 
 
+def make_draft_path(path: Path) -> Path:
+    """Choose the name next to `path` under which it is written until it is whole."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
 @contextmanager
 def replace_atomically(path: Path) -> Iterator[io.BufferedWriter]:
     """Open a stream that becomes the file `path` when the block ends without an error, and leaves no trace otherwise.
@@ -104,7 +109,7 @@ def replace_atomically(path: Path) -> Iterator[io.BufferedWriter]:
         raise ScanError(path, None, expected="the name of a file", found="a folder", remedy="Add a file name.")
     # In the same folder, because a rename is atomic only within one file system; opened by hand rather than by
     # tempfile, so that the umask decides who may read the result.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = make_draft_path(path)
     try:
         with temporary.open("xb") as stream:
             yield stream

@@ -32,6 +32,7 @@ from torchptycho.core.errors import ConfigError, ExportError
 from torchptycho.core.text import format_error
 from torchptycho.data.inference_dataset import InferenceBatch
 from torchptycho.io.storage.file_access import replace_atomically
+from torchptycho.io.storage.outputs import check_output_file
 from torchptycho.models.export.matrix_patches import MatrixPatches
 from torchptycho.models.export.metadata import (
     METADATA_KEY,
@@ -90,8 +91,7 @@ def export_network(
     kind = _SUFFIXES.get(path.suffix.lower())
     if kind is None:
         raise ConfigError(f"{path}: expected a name that ends in .onnx or .pt2, which tells the format.")
-    if path.is_dir():
-        raise ConfigError(f"{path}: expected a file to write; found a folder.")
+    check_output_file(path)
     if not 0 <= (max_offset_px or 0.0) <= _MAX_OFFSET_PX:
         raise ConfigError(f"max_offset_px: expected 0 to {_MAX_OFFSET_PX}; found {max_offset_px}.")
     network.require_statistics()

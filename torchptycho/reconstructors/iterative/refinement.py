@@ -24,6 +24,7 @@ from torchptycho.core.versions import collect_versions
 from torchptycho.io import read_scan
 from torchptycho.io.fingerprint import fingerprint_scan
 from torchptycho.io.scan_choice import refuse_several_scans
+from torchptycho.io.storage.outputs import check_output_file
 from torchptycho.physics.patches import place_inside
 from torchptycho.reconstructors.iterative.autodiff import AutodiffSolver
 from torchptycho.reconstructors.iterative.initial_state import (
@@ -104,6 +105,8 @@ def refine(
     if resume and state_file is None:
         raise ConfigError("resume: expected the state_file of an earlier refinement; found none.")
     refuse_several_scans(scan, "a refinement")
+    if state_file is not None:
+        check_output_file(state_file, option="state_file")
     (place,) = find_devices(device, option="device")
     start = None if start is None else match_start(start, scan)
     moves = config.position_update != "none"

@@ -140,7 +140,7 @@ def test_with_overwrite_files_are_replaced_and_an_input_never_is(command: Comman
     for arguments in (["convert", scan, scan], ["refine", scan, "--out", scan], ["reconstruct", scan, "--out", scan]):
         answer = command(*arguments, "--overwrite")
         assert answer.code == 1
-        assert "scan.npz, which is read" in answer.err
+        assert ("scan.npz, which is read" if arguments[0] == "convert" else "is a scan") in answer.err
     assert scan.read_bytes() == before
     for epochs, more in ((1, []), (2, ["--overwrite"]), (3, ["--resume"])):
         answer = command("refine", scan, "--out", image, "--device", "cpu", "--epochs", epochs, *more)

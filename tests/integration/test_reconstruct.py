@@ -460,7 +460,7 @@ def test_reading_options_replace_those_of_training(
     assert command("reconstruct", tiny_run, tiny_scan, "--out", plain, "--accelerator", "cpu").code == 0
     assert command("reconstruct", tiny_run, tiny_scan, "--out", flipped, "--flip-x", "--accelerator", "cpu").code == 0
     assert not same(read_reconstruction(plain), read_reconstruction(flipped))
-    done = command("reconstruct", tiny_run, tiny_scan, "--out", flipped, "--probe", tiny_scan)
+    done = command("reconstruct", tiny_run, tiny_scan, "--out", tmp_path / "probe.npz", "--probe", tiny_scan)
     assert done.code == 1
     assert "a trained network has the probe of its training scan" in done.err
 

@@ -107,7 +107,7 @@ class TestCompare:
         assert (answer.code, answer.err) == (0, "")
         assert "complex_nrmse" in answer.out
         assert out.read_bytes().startswith(b"\x89PNG")
-        answer = command("compare", refined, refined, "--truth", tiny_scan, "--out", out, "--json")
+        answer = command("compare", refined, refined, "--truth", tiny_scan, "--out", out, "--json", "--overwrite")
         told = json.loads(answer.out)
         assert set(told["metrics"]) == {"B against A", "A against truth", "B against truth"}
         assert told["metrics"]["B against A"]["complex_nrmse"] < 1e-6
@@ -215,7 +215,7 @@ class TestDryRun:
         for name in ("prepare", "train"):
             answer = command(name, tiny_scan, "--out", tmp_path / "file" / "run", "--gridsize", "1", "--dry-run")
             assert answer.code == 1
-            assert f"found a file ({tmp_path / 'file'})" in answer.err
+            assert f"({tmp_path / 'file'} is a file)" in answer.err
         full = shutil.disk_usage(tmp_path)._replace(free=1000)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
         answer = command("prepare", tiny_scan, "--out", tmp_path / "new" / "store", "--gridsize", "1", "--dry-run")

@@ -19,6 +19,7 @@ import tyro
 
 from torchptycho.cli.base import NEXT_TO_RESULT, Command
 from torchptycho.cli.command_table import COMMAND_GROUPS, COMMANDS
+from torchptycho.cli.remedies import adapt_logs, describe_error
 from torchptycho.core.config import RunConfig, load_config
 from torchptycho.core.errors import ConfigError, TorchptychoError
 from torchptycho.core.text import format_error
@@ -47,12 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given[0] == "--completion":
         return _print_completion(given[1:])
     logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(levelname)s: %(message)s")
+    kind = COMMANDS.get(given[0])
     try:
-        _parse(given).run()
+        with contextlib.nullcontext() if kind is None else adapt_logs(kind):
+            _parse(given).run()
     except (TorchptychoError, OSError, FloatingPointError) as error:
         if debug:
             raise
-        sys.stderr.write(f"torchptycho: {format_error(error)}\n")
+        sys.stderr.write(f"torchptycho: {format_error(error) if kind is None else describe_error(error, kind)}\n")
         return 1
     except (MemoryError, RuntimeError) as error:
         # torch.OutOfMemoryError is recognised by name, to avoid the import.

@@ -36,6 +36,9 @@ class Command:
     OPTIONAL_FILE_SUFFIXES: ClassVar[dict[str, str]] = {}
     """Options that may stand without a file's name, and how a name ends that follows them."""
 
+    SCAN_REMEDY: ClassVar[str] = "Correct the scan file first: `torchptycho convert` has options for that."
+    """What to do where a scan needs an option of reading that the command does not have."""
+
     def run(self) -> None:
         raise NotImplementedError
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,11 @@ __all__ = ["choose_report_file", "join_file_names", "require_npz", "summarize_im
 def require_npz(out: Path) -> None:
     if out.suffix.lower() != ".npz":
         raise ConfigError(f"--out: expected a new file whose name ends in .npz; found {out}.")
+    from torchptycho.io.formats.npz import has_frames
+
+    # Not even with --overwrite: what was measured cannot be computed again.
+    if zipfile.is_zipfile(out) and has_frames(out):
+        raise ConfigError(f"--out: {out} is a scan. Choose another name, or move it away.")
 
 
 def choose_report_file(asked: NextToResult | Path | None, out: Path, frc: bool) -> Path | None:

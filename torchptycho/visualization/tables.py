@@ -79,7 +79,7 @@ def make_doctor_table(found: dict[str, Any]) -> Table:
         table.add_row("GPU", gpu["name"] + size)
     if not found["gpus"]:
         table.add_row("GPU", "none")
-    table.add_row("compiler (for --compile)", found["compiler"] or "none")
+    table.add_row("compiler (for `train --compile`)", found["compiler"] or "none")
     disk = found["disk"]
     speed = ""
     if disk["write_MB_per_s"] is not None:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import ClassVar
 
 from tyro.conf import Positional
 
@@ -17,6 +18,7 @@ from torchptycho.cli.base import ModelCommand, WritingCommand
 from torchptycho.core.config import ReadConfig, load_config
 from torchptycho.core.errors import ConfigError
 from torchptycho.core.text import format_first
+from torchptycho.io.storage.outputs import check_output_folder
 
 __all__ = ["Replay", "Watch"]
 
@@ -30,6 +32,8 @@ class Watch(ModelCommand, WritingCommand):
     torchptycho watch scan.cxi --model run --out live
     torchptycho watch tcp://beamline:5555 --model run --out live --page
     """
+
+    SCAN_REMEDY: ClassVar = "Say how the scan is read in the section prepare of a --config file."
 
     source: Positional[str]
     """HDF5 file written in SWMR mode, or the address of a stream (tcp://host:port, ipc://file)."""
@@ -65,6 +69,7 @@ class Watch(ModelCommand, WritingCommand):
         reading = None if self.config is None else load_config(self.config).reading
         if not 0 <= self.page_port < 1 << 16:
             raise ConfigError(f"--page-port: expected 0 to 65535; found {self.page_port}.")
+        check_output_folder(self.out)
         self.claim_files(
             "--out",
             *(self.out / name for name in ("reconstruction.npz", "reconstruction.png")),

@@ -17,6 +17,7 @@ from tyro.conf import Positional, arg
 from torchptycho.cli.base import NEXT_TO_RESULT, Command, ModelCommand, NextToResult, WritingCommand
 from torchptycho.cli.commands.stores import require_scans
 from torchptycho.cli.image_outputs import choose_report_file, join_file_names, require_npz, summarize_image
+from torchptycho.cli.remedies import describe_error
 from torchptycho.core.config import (
     ExperimentConfig,
     GroupConfig,
@@ -33,7 +34,6 @@ from torchptycho.core.config import (
     to_dict,
 )
 from torchptycho.core.errors import ConfigError, ExportError, ScanError, TorchptychoError
-from torchptycho.core.text import format_error
 from torchptycho.visualization.tables import make_plan_lines
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ class Reconstruct(ModelCommand, WritingCommand):
                 if len(images) == 1:
                     raise
                 failed.append(scan)
-                sys.stderr.write(f"torchptycho: {format_error(error)}\n")
+                sys.stderr.write(f"torchptycho: {describe_error(error, type(self))}\n")
         if self.json:
             self.print_result(report[0] if len(images) == 1 else {"images": report}, json=True)
         if failed:

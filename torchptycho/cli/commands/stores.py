@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tyro.conf import Positional
 
@@ -46,6 +46,7 @@ class Prepare(WritingCommand):
 
     def run(self) -> None:
         require_scans(self.scans)
+        check_output_folder(self.out, option="--out")
         from torchptycho.data.cache import StoreRequest
         from torchptycho.data.prepare import open_if_unchanged, prepare
         from torchptycho.training.setup import open_scans_with_probes
@@ -61,7 +62,6 @@ class Prepare(WritingCommand):
                 )
             self.print_result(plan, *make_plan_lines(plan), json=self.json)
             return
-        check_output_folder(self.out, option="--out")
         request = StoreRequest.from_sources(self.scans, config, self.val_scans)
         store = None if self.overwrite else open_if_unchanged(self.out, request)
         if store is None:
@@ -80,6 +80,8 @@ class Append(Command):
 
     torchptycho append store day4.npz 'day5/*.npz'
     """
+
+    SCAN_REMEDY: ClassVar = "Scans are read as those of the store; others belong into a store of their own."
 
     store: Positional[Path]
     """Store to change."""

@@ -44,7 +44,7 @@ def check_output_file(
         else:
             _try_folder(path.parent)
     except (OSError, ValueError) as error:
-        raise _make_error(option, path, error) from None
+        raise _make_error(option, "a place that can be written to", path, error) from None
 
 
 def check_output_folder(path: str | Path, *, option: str = "out") -> None:
@@ -59,7 +59,7 @@ def check_output_folder(path: str | Path, *, option: str = "out") -> None:
             raise ConfigError(f"{option}: expected a folder or an unused name; found {path}, a file. Name another one.")
         _try_folder(path)
     except (OSError, ValueError) as error:
-        raise _make_error(option, path, error) from None
+        raise _make_error(option, "a folder that can be created", path, error) from None
 
 
 def refuse_inputs(paths: Iterable[str | Path], inputs: Iterable[str | Path], *, option: str = "out") -> None:
@@ -87,8 +87,6 @@ def _try_folder(folder: Path) -> None:
         pass
 
 
-def _make_error(option: str, path: Path, error: Exception) -> ConfigError:
+def _make_error(option: str, expected: str, path: Path, error: Exception) -> ConfigError:
     why = error.strerror if isinstance(error, OSError) and error.strerror else format_error(error, 200)
-    return ConfigError(
-        f"{option}: expected a place that can be written to; found {str(path)[:300]!r} ({why}). Choose another one."
-    )
+    return ConfigError(f"{option}: expected {expected}; found {str(path)[:300]} ({why}). Choose another one.")

@@ -115,7 +115,7 @@ class TestFirstGoes:
         told = in_processes(
             lambda rank: processes(rank, 2, port).rank_zero_first(lambda first: time.sleep(60)), 2, tmp_path, kill=0
         )
-        assert "StoreError: the first process ended without a word" in told[1]
+        assert "StoreError: the first process ended without a message" in told[1]
 
     @pytest.mark.contract("train.ddp.prepare")
     def test_first_that_never_answers_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -477,10 +477,10 @@ def spoilt(exported: Path, path: Path, how: str) -> None:
     [
         ("truncated", "ONNX Runtime does not take it"),
         ("empty", "ONNX Runtime does not take it"),
-        ("of another program", "it does not say so"),
-        ("of another version", "it is of format 99, and format 1 is read"),
+        ("of another program", "it has no description"),
+        ("of another version", "its format is 99, expected 1"),
         ("with another probe", "probe is not one that it can have"),
-        ("with no numbers", "what it says of itself cannot be read"),
+        ("with no numbers", "its description cannot be read"),
         ("of another canvas", "max_offset_px is not one that it can have"),
         ("without light", "input_scale, photons_per_frame is not one that it can have"),
         ("with another tensor", "other tensors than its configuration asks for"),

@@ -144,9 +144,9 @@ def test_page_says_when_nothing_is_heard_any_more(tab: Tab, folder: Folder) -> N
     with serve(folder.path, port=0) as url:
         folder.tell(age_s=60)
         tab.open(url)
-        wait_for_words(tab, "news", "It answers, but has told nothing new for ")
+        wait_for_words(tab, "news", "The watcher is running, but has not reported anything new for ")
         assert 58 < float(re.findall(r"(\d+) s", text(tab, "news"))[0]) < 90
-        assert text(tab, "words") == "No news from the watcher"
+        assert text(tab, "words") == "No updates from the watcher"
         tab.wait_for("document.querySelector('#phase img')")
         assert tab.ask("getComputedStyle(document.querySelector('#phase img')).opacity") < "1"
         folder.tell(age_s=60, state="finishing")
@@ -155,7 +155,7 @@ def test_page_says_when_nothing_is_heard_any_more(tab: Tab, folder: Folder) -> N
         wait_for_words(tab, "words", "Receiving")
         assert tab.ask("document.getElementById('news').hidden")
     wait_for_words(tab, "words", "No connection to the watcher")
-    assert re.search(r"No news for \d+ s\. What is shown is the last", text(tab, "news"))
+    assert re.search(r"No updates for \d+ s\. The page shows the last state", text(tab, "news"))
     assert tab.ask("document.querySelector('#sign').getAttribute('d').length") > 10
 
 

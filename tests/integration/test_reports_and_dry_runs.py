@@ -90,7 +90,7 @@ class TestReport:
         self, command: Command, tiny_scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        for more, words in ((["--report-frc"], "belongs to --report"), (["--report=x.txt"], "ends in .html")):
+        for more, words in ((["--report-frc"], "expected --report"), (["--report=x.txt"], "ends in .html")):
             answer = command("refine", tiny_scan, *more)
             assert (answer.code, answer.out) == (1, "")
             assert words in answer.err

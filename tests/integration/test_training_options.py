@@ -115,7 +115,7 @@ class TestFlat:
     ) -> None:
         monkeypatch.setattr("torchptycho.training.callbacks.collapse.MIN_STEPS", 1)
         config = tiny(model=CONSTANT, train={"epochs": 1}, prepare={"val_fraction": held_out})
-        with pytest.raises(TrainingError, match=r"shows nothing after \d+ steps.*last good checkpoint|No checkpoint"):
+        with pytest.raises(TrainingError, match=r"featureless .* after \d+ steps.*last good checkpoint|No checkpoint"):
             run(SCAN, config, tmp_path / "run")
 
     @pytest.mark.contract("train.flat")
@@ -124,7 +124,7 @@ class TestFlat:
     ) -> None:
         monkeypatch.setattr("torchptycho.training.callbacks.collapse.MIN_STEPS", 1)
         run(SCAN, tiny(model=CONSTANT, train={"epochs": 1, "on_flat": "warn"}), tmp_path / "run")
-        assert "shows nothing after" in caplog.text
+        assert "featureless patches after" in caplog.text
 
     @pytest.mark.contract("train.flat")
     def test_network_that_learns_is_none_and_an_empty_sample_is_none(
@@ -208,7 +208,7 @@ class TestStart:
             run(SCAN, tiny(train={"freeze_encoder": True}), tmp_path / "run")
         assert not (tmp_path / "run").exists()
         run(SCAN, tiny(), tmp_path / "run", start=tiny_run)
-        with pytest.raises(ConfigError, match=rf"--from: .* began with {tiny_run}; found elsewhere"):
+        with pytest.raises(ConfigError, match=rf"--from: .* started from {tiny_run}; found elsewhere"):
             run(SCAN, tiny(), tmp_path / "run", start="elsewhere", resume=True)
         assert run(SCAN, tiny(), tmp_path / "run", start=tiny_run, resume=True).last.is_file()
 

@@ -35,7 +35,9 @@ def resample_image(
         for start, stop, (origin, _, shift) in zip(starts, stops, lines, strict=True)
     ]
     if min(len(axis) for axis in axes) < 4:
-        raise EvaluationError(f"{factor:.3g} times larger pixels leave nothing of {image.object.shape} px.")
+        raise EvaluationError(
+            f"{factor:.3g} times larger pixels leave fewer than 4 pixels per axis of {image.object.shape} px."
+        )
     at = np.meshgrid(*axes, indexing="ij")
     # What is finer than the new pixels is averaged, over valid pixels only, by a Gaussian that leaves about as much of
     # their finest period as a pixel of their size does.

@@ -28,7 +28,7 @@ def require_npz(out: Path) -> None:
 def choose_report_file(asked: NextToResult | Path | None, out: Path, frc: bool) -> Path | None:
     if asked is None:
         if frc:
-            raise ConfigError("--report-frc: belongs to --report; add it, or leave this out.")
+            raise ConfigError("--report-frc: expected --report; found none. Add --report, or omit --report-frc.")
         return None
     page = out.with_suffix(".html") if asked == NEXT_TO_RESULT else Path(asked)
     if page.suffix.lower() not in (".html", ".htm"):

@@ -47,10 +47,10 @@ class StoreError(TorchptychoError):
 
 
 class TrainingError(TorchptychoError, ArithmeticError):
-    """Training has gone wrong: a number that is not finite, or a network that shows nothing.
+    """Training failed: a number is not finite, or the network predicts featureless patches.
 
     Arguments:
-        frames: indices in the store of the frames at fault, where they are known.
+        frames: indices in the store of the frames that cause the failure, if known.
     """
 
     def __init__(self, message: str, frames: tuple[int, ...] = ()) -> None:

@@ -95,7 +95,7 @@ def matches_request(path: Path, request: StoreRequest | None) -> bool:
     if (was.paths, was.n_trained) != (request.paths, request.n_trained):
         return False
     refuse_differences(path, was.parts, request.parts, describe_changes(files))
-    _log.info("%s: is complete and up to date", path)
+    _log.info("%s: the store is complete and up to date", path)
     return True
 
 

@@ -51,7 +51,7 @@ def exclusive_writer(path: Path) -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        _log.warning("%s: another process is preparing it; waiting until it has ended", path)
+        _log.warning("%s: another process is preparing it; waiting for it to end", path)
         lock.acquire()
     try:
         _remove_drafts(path)
@@ -100,7 +100,7 @@ def _release(lock: FileLock) -> None:
 
 def _remove_drafts(path: Path) -> None:
     for draft in path.parent.glob(f".{_escape_glob(path.name)}.{'[0-9a-f]' * 8}"):
-        _log.info("%s: what an interrupted preparation left is removed", draft)
+        _log.info("%s: removing the remains of an interrupted preparation", draft)
         shutil.rmtree(draft, ignore_errors=True)
 
 

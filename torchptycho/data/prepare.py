@@ -196,7 +196,10 @@ def drop_scans(store: Store | str | Path, scans: Sequence[int | str | Path]) -> 
         gone = {number for asked in scans for number in _find_scan_numbers(now, asked)}
         left = [one for number, one in enumerate(load_stored_scans(now)) if number not in gone]
         if all(one.held_out for one in left):
-            raise StoreError(f"{path}: expected a scan to train on to be left; found none. Remove the folder.")
+            raise StoreError(
+                f"{path}: expected at least one training scan to remain; found none. To drop all scans, remove the "
+                "folder."
+            )
         with convert_os_errors(path, 0):
             _rewrite_tables(now, left, load_store_config(now))
         return Store.open(path)
@@ -344,5 +347,5 @@ def _reopen(path: Path, fingerprint: dict[str, str]) -> Store:
     store = Store.open(path)
     refuse_differences(path, store.fingerprint, fingerprint)
     remove_stale_drafts(path)
-    _log.info("%s: is complete and up to date", path)
+    _log.info("%s: the store is complete and up to date", path)
     return store

@@ -221,7 +221,7 @@ def form_validation_groups(
     try:
         return group(positions, for_seeds, scan_id=unique_scan_id, candidates=among, seeds=split.held_out)
     except GroupingError as error:
-        _log.warning("no validation, although %d frames are held out: %s", len(split.held_out), error)
+        _log.warning("no validation groups can be formed from the %d held-out frames: %s", len(split.held_out), error)
         return None
 
 

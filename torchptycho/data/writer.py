@@ -138,7 +138,7 @@ def write_tables(root: Path, stored: Sequence[StoredScan], config: RunConfig, fi
         of_training = split.held_out if one.held_out else split.training
         of_training = of_training[frame_scan[of_training] == index]
         if not one.held_out and not (frame_scan[train.members[:, 0]] == index).any():
-            _log.warning("%s: no group for training begins with a frame of it", scan.source)
+            _log.warning("%s: no training group has a frame of this scan as its seed", scan.source)
         scaling = measure_scaling(
             float(intensity[of_training].mean()),
             scan.n_px,

@@ -195,6 +195,6 @@ def _parse_single_part(parts: list[bytes], source: str) -> dict[str, object]:
     if "error" in answer:
         refusal: _ErrorAnswer = parse_json(_ErrorAnswer, parts[0], source, "an error message")
         raise ScanError(
-            source, None, expected="frames", found=f"a refusal: {refusal.error}", remedy="Look at the source."
+            source, None, expected="frames", found=f"a refusal: {refusal.error}", remedy="Check the source."
         )
     return answer

@@ -51,7 +51,7 @@ def exclusive_receiver(folder: Path) -> Iterator[None]:
         lock.acquire(blocking=False)
     except Timeout:
         raise StoreError(
-            f"{folder}: expected a folder that no other process receives into; found another watch at work. Choose "
+            f"{folder}: expected a folder that no other process receives into; found a running watch. Choose "
             "another --out, or end the other watch."
         ) from None
     try:

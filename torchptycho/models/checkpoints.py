@@ -68,7 +68,7 @@ def load_network(path: str | Path, *, trust_generator: bool | str = False) -> Pt
     with _convert_load_errors(path):
         content = torch.load(path, map_location="cpu", weights_only=True)
         if (found := content["format"]["version"]) != CHECKPOINT_FORMAT:
-            raise ValueError(f"it is of format {found}, and format {CHECKPOINT_FORMAT} is read")
+            raise ValueError(f"its format is {found}, expected {CHECKPOINT_FORMAT}")
         arguments = {
             name: value for name, value in content["hyper_parameters"].items() if name not in TRAINING_ARGUMENTS
         }

@@ -89,7 +89,7 @@ def export_for_engine(
     device = _choose_device(engine, accelerator)
     if engine == "onnx" and device == "cuda":
         require_cuda()
-    _log.info("exporting the network for the engine %s; `torchptycho export` does it once and for all", engine)
+    _log.info("exporting the network for the engine %s; `torchptycho export` does this once for all runs", engine)
     home = network.probe_parts.device
     with tempfile.TemporaryDirectory(prefix="torchptycho-") as folder:
         file = Path(folder) / f"network{'.onnx' if engine == 'onnx' else '.pt2'}"
@@ -106,6 +106,6 @@ def _choose_device(engine: EngineName, accelerator: str) -> str:
     if where.type == "cpu":
         return "cpu"
     if engine == "onnx" and accelerator == "auto" and not has_cuda():
-        _log.warning("onnxruntime is one for CPUs only, and computes there; pip install onnxruntime-gpu has the other.")
+        _log.warning("the installed onnxruntime runs on CPUs only; for a GPU: pip install onnxruntime-gpu")
         return "cpu"
     return "cuda"

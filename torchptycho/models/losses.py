@@ -108,7 +108,7 @@ class Loss:
             if (weight := float(getattr(config, f"{name}_weight"))) > 0
         ]
         if not any(name != "tv" for name, *_ in self._terms):
-            raise ConfigError("loss: expected a term that looks at the data (nll_weight, mae_weight, ...); found none.")
+            raise ConfigError("loss: expected a term that depends on the data (e.g. nll_weight); found none.")
         domains = {domain for _, domain, _, _ in self._terms} - {"object"}
         if len(domains) > 1:
             raise ConfigError(
@@ -128,7 +128,7 @@ class Loss:
         learns = config.model.probe_trainable or experiment.scale_trainable or experiment.background_trainable
         if learns and not loss.needs_counts:
             raise ConfigError(
-                "probe_trainable, scale_trainable, background_trainable: expected a term of the loss that looks at the "
+                "probe_trainable, scale_trainable, background_trainable: expected a loss term that depends on the "
                 "detector, from which they are learnt; found real-space terms only."
             )
         return loss

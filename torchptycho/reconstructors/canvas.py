@@ -227,7 +227,7 @@ class Canvas:
         weight = self.weight.cpu().numpy()
         peak = float(weight.max()) if weight.size else 0.0
         if not 0 < peak < math.inf:
-            raise ValueError(f"nothing was placed on the canvas (largest weight {peak})")
+            raise ValueError(f"no patch was placed on the canvas (largest weight {peak})")
         covered = weight > 1e-9 * peak
         image = np.divide(self.numerator.cpu().numpy(), weight, out=np.zeros(weight.shape, complex), where=covered)
         coverage = (weight / peak).astype(np.float32)

@@ -139,7 +139,7 @@ class GrowingCanvas(Canvas):
             ValueError: nothing was placed.
         """
         if self._used_px is None:
-            raise ValueError("nothing was placed on the canvas")
+            raise ValueError("no patch was placed on the canvas")
         low, high = self._used_px
         part = Canvas((high[0] - low[0], high[1] - low[1]), low, self.device, with_spread=self._squares is not None)
         part.paste(self)

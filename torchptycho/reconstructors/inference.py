@@ -89,8 +89,8 @@ def predict(network: PtychoNetwork, task: InferenceJob, devices: list[torch.devi
     except (ProcessExitedException, ProcessRaisedException) as error:
         reason = str(error).strip().splitlines()[-1]
         raise StoreError(
-            f"devices: one of the {len(devices)} processes that shared the frames ended: {reason}. With fewer of them "
-            "there is more memory for each."
+            f"devices: one of the {len(devices)} processes that shared the frames ended: {reason}. Use fewer "
+            "devices, so that each has more memory."
         ) from error
     found = torch.load(task.folder / "predicted.pt", weights_only=True)
     scale = ScaleStatistics.from_sums(found["scale"]) if task.config.absolute_scale else None

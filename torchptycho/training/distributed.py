@@ -91,7 +91,7 @@ class RankCoordinator:
                 self._await_rank_zero(channel, f"{turn}/outcome", f"{turn}/heard")
         except RuntimeError as error:
             raise StoreError(
-                f"the first process ended without a word ({_to_one_line(error)}). See what it printed."
+                f"the first process ended without a message ({_to_one_line(error)}). See its output."
             ) from None
         if self.rank:
             return work(False)

@@ -91,22 +91,22 @@ def check_start_options(config: RunConfig, start: str | Path | None, interrupted
     """Refuse options that say nothing where the run begins.
 
     Arguments:
-        start: whose network it is to go on from.
+        start: the run or checkpoint whose network training starts from.
         interrupted: the module that is resumed, None for a new run.
 
     Raises:
-        ConfigError: an encoder is frozen that has learnt nothing, or a resumed run is to have another start.
+        ConfigError: an untrained encoder is frozen, or a resumed run has another start.
     """
     if interrupted is not None:
         began = interrupted.hparams["started_from"]
         if start is not None and str(start) != began:
             raise ConfigError(
-                f"--from: a run that is resumed goes on with its own network, which began with {began or 'nothing'}; "
-                f"found {start}. Leave --from out, or begin another run."
+                f"--from: a resumed run keeps its own network, which started from {began or 'random weights'}; "
+                f"found {start}. Omit --from, or start a new run."
             )
     elif config.train.freeze_encoder and start is None:
         raise ConfigError(
-            "freeze_encoder: expected a trained network to go on from (--from); a new one has learnt nothing."
+            "freeze_encoder: expected a trained network (--from); found a new one, whose encoder is untrained."
         )
 
 
@@ -119,7 +119,7 @@ def check_same_scans(last: Path, interrupted: PtychoPINN, store: Store) -> None:
     if len(store.scans) != (trained := len(interrupted.input_scale)):
         raise ConfigError(
             f"{store.path}: has {len(store.scans)} scans, and {last} was trained on {trained}. "
-            "Scans were added or dropped: begin another run from this one, with --from."
+            "Scans were added or dropped: start a new run from this one, with --from."
         )
     scalings = [entry.scaling for entry in store.scans]
     there = (store.n_px, scalings[0].domain, [s.input_scale for s in scalings], [s.photons_per_frame for s in scalings])
@@ -132,7 +132,7 @@ def check_same_scans(last: Path, interrupted: PtychoPINN, store: Store) -> None:
     if there != own:
         raise ConfigError(
             f"{store.path}: expected the scans that {last} was trained on; found others (frame size, domain, "
-            "brightness or photons per frame differ). Begin another run from this one, with --from."
+            "brightness or photons per frame differ). Start a new run from this one, with --from."
         )
 
 

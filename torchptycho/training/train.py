@@ -91,7 +91,7 @@ def train(
         callbacks: more Lightning callbacks.
 
     Raises:
-        TrainingError: a number was not finite, or the network shows nothing; checkpoints until then are kept.
+        TrainingError: a number is not finite, or the network predicts featureless patches; checkpoints are kept.
         TorchptychoError: scans, configuration or folder do not allow it; nothing was written then.
     """
     request = _resolve_request(source, config or RunConfig(), Path(out), val_scans, start, resume=resume)

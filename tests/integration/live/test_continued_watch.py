@@ -111,7 +111,7 @@ def test_a_folder_takes_one_scan_and_one_watch(
         watched("tcp://127.0.0.1:9", single, out)
     from torchptycho.live.spool import exclusive_receiver
 
-    with exclusive_receiver(out), pytest.raises(StoreError, match="another watch at work"):
+    with exclusive_receiver(out), pytest.raises(StoreError, match="found a running watch"):
         watched(where, single, out)
 
 

@@ -169,7 +169,7 @@ class TestDropping:
     def test_last_scan_to_train_on_stays(self, tmp_path: Path) -> None:
         store = prepare(SCANS[:1], run_config(), tmp_path / "store", val_scans=SCANS[1:])
         before = files_under(store.path)
-        with pytest.raises(StoreError, match="expected a scan to train on to be left"):
+        with pytest.raises(StoreError, match="expected at least one training scan to remain"):
             drop_scans(store, [0])
         assert files_under(store.path) == before
 

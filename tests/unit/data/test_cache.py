@@ -122,7 +122,8 @@ def test_a_changed_source_is_named(tmp_path: Path, which: str, change: str) -> N
     else:
         path.unlink()
         told = "gone: nothing of that name"
-    with pytest.raises(StoreError, match=rf"store of something else; what differs: {path} \({told}\)\. Choose"):
+    words = rf"was made from other files or options; differences: {path} \({told}\)\. Choose"
+    with pytest.raises(StoreError, match=words):
         open_if_unchanged(tmp_path / "store", request)
 
 
@@ -135,13 +136,13 @@ def test_a_changed_option_or_version_is_named_with_both_values(
     other = StoreRequest.from_sources([scan_file], dataclasses.replace(CONFIG, prepare=prepare_config))
     with pytest.raises(
         StoreError,
-        match=r"differs: prepare\.split_seed \(0 then, 3 now\); prepare\.val_fraction \(0\.2 then, 0\.5 now\)\.",
+        match=r"differences: prepare\.split_seed \(0 then, 3 now\); prepare\.val_fraction \(0\.2 then, 0\.5 now\)\.",
     ):
         open_if_unchanged(tmp_path / "store", other)
     monkeypatch.setattr(cache, "get_package_version", lambda: "99.0")
-    with pytest.raises(StoreError, match=r"differs: version \(\"\S+\" then, \"99\.0\" now\)\. Choose"):
+    with pytest.raises(StoreError, match=r"differences: version \(\"\S+\" then, \"99\.0\" now\)\. Choose"):
         open_if_unchanged(tmp_path / "store", StoreRequest.from_sources([scan_file], CONFIG))
-    with pytest.raises(StoreError, match=r"differs: version \(\"\S+\" then, \"99\.0\" now\)\. Choose"):
+    with pytest.raises(StoreError, match=r"differences: version \(\"\S+\" then, \"99\.0\" now\)\. Choose"):
         prepare([read_scan(scan_file)], CONFIG, tmp_path / "store")
 
 
@@ -160,7 +161,7 @@ def test_refinement_matters_where_the_probe_comes_from_it(scan_file: Path, tmp_p
     scan = read_scan(scan_file)
     prepare([scan], dataclasses.replace(CONFIG, prepare=bootstrap), tmp_path / "second", request=first)
     assert open_if_unchanged(tmp_path / "second", first) is not None
-    with pytest.raises(StoreError, match=r"differs: refine\.refine_seed \(0 then, 1 now\)\."):
+    with pytest.raises(StoreError, match=r"differences: refine\.refine_seed \(0 then, 1 now\)\."):
         open_if_unchanged(tmp_path / "second", second)
 
 

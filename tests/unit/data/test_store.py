@@ -215,7 +215,7 @@ class TestSplit:
         assert len(store.groups("val")) == 0
         assert len(store.groups("train")) == M - 1
         assert store.max_offset_px < 10
-        assert "no validation, although 1 frames are held out" in caplog.text
+        assert "no validation groups can be formed from the 1 held-out frames" in caplog.text
 
     @pytest.mark.contract("data.split.told")
     @pytest.mark.parametrize("group", [{"n_groups": M}, {"n_subsample": M}, {"gridsize": 4}])
@@ -373,7 +373,7 @@ class TestReopening:
     ) -> None:
         prepare([SCAN], run_config(), tmp_path / "store")
         with pytest.raises(
-            StoreError, match=rf"store: is a store of something else; what differs: {field} \(\S+ then, \S+ now\)\."
+            StoreError, match=rf"store: was made from other .*; differences: {field} \(\S+ then, \S+ now\)\."
         ):
             prepare([SCAN], config, tmp_path / "store")
 
@@ -395,7 +395,7 @@ class TestReopening:
         self, tmp_path: Path, other: Scan, field: str
     ) -> None:
         prepare([SCAN], run_config(), tmp_path / "store")
-        with pytest.raises(StoreError, match=rf"differs: scan 0 \(simulate\(dead_leaves, seed 0\)\) {field}[ .]"):
+        with pytest.raises(StoreError, match=rf"differences: scan 0 \(simulate\(dead_leaves, seed 0\)\) {field}[ .]"):
             prepare([other], run_config(), tmp_path / "store")
 
     @pytest.mark.contract("data.store.fingerprint.frames")
@@ -411,7 +411,7 @@ class TestReopening:
         first, second = (read_scan(tmp_path / "scan.npz", frames=cut) for cut in (slice(None, M), slice(M, None)))
         prepare([first], run_config(), tmp_path / "store")
         for other in (second, dataclasses.replace(first, frames=ArrayFrames(first.frames[:] // 2))):
-            with pytest.raises(StoreError, match=r"differs: scan 0 \(.*scan.npz\) frames"):
+            with pytest.raises(StoreError, match=r"differences: scan 0 \(.*scan.npz\) frames"):
                 prepare([other], run_config(), tmp_path / "store")
 
     @pytest.mark.contract("data.store.fingerprint.frames")

@@ -273,7 +273,7 @@ class TestRefusals:
         ("config", "words"),
         [
             (run_config(loss=LossConfig(mae_weight=1.0)), "nll_weight compares counts and mae_weight amplitudes"),
-            (run_config(loss=LossConfig(nll_weight=0.0, tv_weight=1.0)), "expected a term that looks at the data"),
+            (run_config(loss=LossConfig(nll_weight=0.0, tv_weight=1.0)), "expected a term that depends on the data"),
             (run_config(model=ModelConfig(generator="resnet")), "one of cnn, pie_unet, resunet"),
             (run_config(model=ModelConfig(generator="cnn")), "takes frames of N = 64, 128, 256 px; found N = 32"),
             (run_config(group=GroupConfig(gridsize=2)), r"gridsize: expected 1 as in .*store; found 2"),

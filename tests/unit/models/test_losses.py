@@ -56,7 +56,7 @@ class TestConstruction:
     @pytest.mark.contract("loss.data")
     @pytest.mark.parametrize("weights", [{}, {"tv_weight": 1.0}])
     def test_loss_that_looks_at_no_data_is_refused(self, weights: dict[str, float]) -> None:
-        with pytest.raises(ConfigError, match="expected a term that looks at the data"):
+        with pytest.raises(ConfigError, match="expected a term that depends on the data"):
             only(**weights)
 
     @pytest.mark.contract("loss.truth")

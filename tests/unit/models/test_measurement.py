@@ -123,7 +123,7 @@ class TestProbe:
         self, tmp_path: Path, model: Any, experiment: ExperimentConfig
     ) -> None:
         supervised = LossConfig(nll_weight=0, realspace_weight=1)
-        with pytest.raises(ConfigError, match="looks at the detector"):
+        with pytest.raises(ConfigError, match="depends on the detector"):
             made(tmp_path, run_config(model=model, experiment=experiment, loss=supervised))
 
 

@@ -101,7 +101,7 @@ def test_pixels_that_no_frame_reached_are_zero_and_not_nan() -> None:
 
 @pytest.mark.contract("stitch.empty")
 def test_empty_canvas_has_no_image() -> None:
-    with pytest.raises(ValueError, match="nothing was placed"):
+    with pytest.raises(ValueError, match="no patch was placed"):
         Canvas.for_positions(at((0, 0)), N).finish()
 
 
@@ -147,7 +147,7 @@ def test_position_out_of_reach_is_not_placed_and_takes_no_memory() -> None:
 def test_canvas_that_has_not_grown_has_no_image() -> None:
     canvas = GrowingCanvas()
     assert not bool(canvas.add(ones(1), at((np.nan, 0)), torch.ones(N, N)).any())
-    with pytest.raises(ValueError, match="nothing was placed"):
+    with pytest.raises(ValueError, match="no patch was placed"):
         canvas.finish()
     with pytest.raises(ValueError, match="at least four tiles"):
         GrowingCanvas(tile_px=64, largest_px=200)

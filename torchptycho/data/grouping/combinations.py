@@ -50,7 +50,7 @@ def draw_oversampled(
     if passes:
         if n_groups > available.sum():
             _log.warning(
-                "%d groups wanted of %d distinct combinations: combinations repeat; raise neighbor_count for more",
+                "%d groups requested of %d distinct combinations: combinations repeat; raise neighbor_count for more",
                 n_groups,
                 available.sum(),
             )

@@ -38,7 +38,7 @@ def draw_original_groups(positions_px: np.ndarray, config: GroupConfig) -> np.nd
     rng = np.random.RandomState(config.group_seed)
     if size == 1:
         if wanted > m:
-            _log.warning("n_groups %d is more than the %d frames there are: %d are taken.", wanted, m, m)
+            _log.warning("n_groups %d is more than the %d frames: %d groups are made.", wanted, m, m)
         return _draw_seeds(rng, m, min(wanted, m), config.sequential)[:, None]
     if wanted > m:
         return _draw_from_combinations(positions_px, wanted, config, rng)
@@ -61,7 +61,7 @@ def _draw_from_combinations(
     combinations = _find_nearest(positions_px, config)[seeds][:, which].reshape(-1, size)[:listed]
     if wanted > listed:
         _log.warning(
-            "%d groups wanted of %d combinations: combinations repeat; raise neighbor_count for more", wanted, listed
+            "%d groups requested of %d combinations: combinations repeat; raise neighbor_count for more", wanted, listed
         )
     return np.asarray(combinations[rng.choice(listed, wanted, replace=wanted > listed)])
 
@@ -83,8 +83,8 @@ def _check_supported(m: int, config: GroupConfig) -> None:
     for name in ("min_distance_px", "max_distance_px", "quadrants", "bounds"):
         if getattr(config, name) != getattr(default, name):
             raise GroupingError(
-                f'{name}: expected {getattr(default, name)} with sampler "oracle", which did not know it; '
-                f'found {getattr(config, name)}. Leave it out, or take sampler "fast".'
+                f'{name}: expected {getattr(default, name)} with sampler "oracle", which does not support it; '
+                f'found {getattr(config, name)}. Omit it, or use sampler "fast".'
             )
     if not 0 <= config.group_seed < 2**32:
         raise GroupingError(
@@ -95,11 +95,11 @@ def _check_supported(m: int, config: GroupConfig) -> None:
         return
     if neighbor_count(config) > m - 1:
         raise GroupingError(
-            f'neighbor_count {neighbor_count(config)} is more than the {m - 1} other frames, which sampler "oracle" '
-            "cannot do with. Lower neighbor_count."
+            f'neighbor_count: expected at most the {m - 1} other frames with sampler "oracle"; '
+            f"found {neighbor_count(config)}. Lower neighbor_count."
         )
     if config.n_groups is not None and config.n_groups > m and not config.oversample:
         raise GroupingError(
-            f"n_groups {config.n_groups} is more than the {m} frames there are. "
-            f"Ask for {m} or fewer, or set oversample to use several combinations of neighbours."
+            f"n_groups {config.n_groups} is more than the {m} frames available. "
+            f"Request {m} or fewer, or set oversample to use several combinations of neighbours."
         )

@@ -27,7 +27,7 @@ def select_usable_frames(n_frames: int, config: GroupConfig, candidates: np.ndar
         return pool
     if config.n_subsample > len(pool):
         raise GroupingError(
-            f"n_subsample {config.n_subsample} is more than the {len(pool)} frames there are. "
+            f"n_subsample {config.n_subsample} is more than the {len(pool)} frames available. "
             f"Use {len(pool)} or fewer, or leave it out to keep all."
         )
     rng = np.random.default_rng(config.subsample_seed)
@@ -77,7 +77,7 @@ def select_eligible_seeds(usable: np.ndarray, config: GroupConfig, size: int) ->
         )
     if len(rows) < len(usable):
         _log.info(
-            "%d of %d seeds are left out: they have fewer than %d neighbours",
+            "%d of %d seed frames are left out: they have fewer than %d neighbours",
             len(usable) - len(rows),
             len(usable),
             size - 1,

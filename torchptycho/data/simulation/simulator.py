@@ -170,7 +170,7 @@ def _validate_probe(probe: ArrayLike, config: SimulateConfig) -> np.ndarray:
             "Set n_px to the probe's size, or crop the probe."
         )
     if not modes.any():
-        raise ConfigError("probe: expected an illumination; found zeros only.")
+        raise ConfigError("probe: expected non-zero values; found zeros only.")
     return scale_to_photons(modes.reshape(-1, config.n_px, config.n_px), config.photons_per_frame)
 
 

@@ -55,7 +55,7 @@ def make_scan_from_input(parameters: ReconstructInput) -> Scan:
             "object",
             expected="square pixels",
             found=f"{pixel.height_m:g} m x {pixel.width_m:g} m",
-            remedy="Resample the product; oblong pixels are not modelled.",
+            remedy="Resample the product; non-square pixels are not supported.",
         )
     geometry = given.get_geometry()
     rows = geometry.map_probe_positions_to_object_y_px(product.probe_positions)

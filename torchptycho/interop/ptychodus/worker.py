@@ -74,7 +74,7 @@ def reconstruct_product(job: ReconstructJob, queue: MessageQueue) -> None:
     supervised = Loss(module.config.loss).needs_truth
     if supervised != (job.mode == "Supervised"):
         trained = "with labels" if supervised else "without labels"
-        _log.warning("%s: it was trained %s, and is used as '%s'", job.checkpoint, trained, job.mode)
+        _log.warning("%s: this network was trained %s, but is used as '%s'", job.checkpoint, trained, job.mode)
     prediction = dataclasses.replace(
         module.config.reconstruct,
         stitch_weight=config.reconstruct.stitch_weight,

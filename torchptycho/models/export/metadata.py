@@ -140,7 +140,7 @@ def parse_metadata(text: str | bytes | None, path: Path) -> ExportMetadata:
     """
     if text is None:
         raise ExportError(
-            f"{path}: expected a network that torchptycho exported; it does not say so. Export it with "
+            f"{path}: expected a network that torchptycho exported; it has no description. Export it with "
             "`torchptycho export CKPT FILE`."
         )
     try:
@@ -148,7 +148,7 @@ def parse_metadata(text: str | bytes | None, path: Path) -> ExportMetadata:
         if not isinstance(values, dict) or values.get("format") != _FORMAT:
             raise ValueError(f"it is no {_FORMAT}")
         if values["format_version"] != _VERSION:
-            raise ValueError(f"it is of format {values['format_version']}, and format {_VERSION} is read")
+            raise ValueError(f"its format is {values['format_version']}, expected {_VERSION}")
         found = {field.name: values[field.name] for field in dataclasses.fields(ExportMetadata)}
         found["config"] = from_dict(RunConfig, found["config"], source=str(path))
         found["tensors"] = safetensors.torch.load(base64.b64decode(found["tensors"], validate=True))
@@ -156,7 +156,7 @@ def parse_metadata(text: str | bytes | None, path: Path) -> ExportMetadata:
         _check(metadata)
     except (ValueError, TypeError, LookupError, RecursionError, binascii.Error, SafetensorError, ConfigError) as error:
         reason = format_error(error, 200)
-        raise ExportError(f"{path}: what it says of itself cannot be read ({reason}). Export it again.") from None
+        raise ExportError(f"{path}: its description cannot be read ({reason}). Export it again.") from None
     return metadata
 
 
@@ -207,7 +207,7 @@ def read_package(package: Path) -> ExportMetadata:
                 return parse_metadata(None, package)
             info = archive.getinfo(name)
             if info.file_size > _MAX_TEXT_BYTES or info.compress_type != zipfile.ZIP_STORED:
-                raise ExportError(f"{package}: what it says of itself is compressed or too long. Export it again.")
+                raise ExportError(f"{package}: its description is compressed or too long. Export it again.")
             return parse_metadata(archive.read(info), package)
     except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError, IndexError) as error:
         reason = format_error(error, 200)

@@ -217,7 +217,7 @@ class ExportedNetwork(PtychoNetwork):
         if max_offset_px is not None and math.ceil(max_offset_px) > math.ceil(room_px):
             raise ConfigError(
                 f"expected frames within {room_px:g} px of their group's centre, for which the network was exported; "
-                f"found {max_offset_px:.4g} px. Make room with "
+                f"found {max_offset_px:.4g} px. Export it again with "
                 f"`torchptycho export CKPT FILE --max-offset-px {math.ceil(max_offset_px)}`."
             )
 

@@ -174,8 +174,8 @@ class CollapseMonitor(Callback):
         ):
             return
         message = (
-            f"the network shows nothing after {trainer.global_step} steps: the contrast of its patches is "
-            f"{found.contrast:.2g}, and they explain the counts no better than an empty sample does (misfit "
+            f"the network predicts featureless patches after {trainer.global_step} steps: their contrast is "
+            f"{found.contrast:.2g}, and they fit the counts no better than an empty sample (misfit "
             f"{found.misfit:.3g}, empty {found.empty:.3g}, photon noise {found.noise:.3g}). Check the probe and the "
             "centre of the frames (torchptycho inspect); then try another --seed, a lower --learning-rate, or "
             "--bootstrap-probe 40."

@@ -251,7 +251,7 @@ def test_exhausted_combinations_repeat_evenly_with_a_warning(seed: int) -> None:
         logger.removeHandler(handler)
     # 5 seeds with 4 combinations each
     assert [r.levelname for r in records] == ["WARNING"]
-    assert "50 groups wanted of 20 distinct" in records[0].getMessage()
+    assert "50 groups requested of 20 distinct" in records[0].getMessage()
     rows = np.column_stack([groups.members[:, 0], np.sort(groups.members[:, 1:], axis=1)])
     _, counts = np.unique(rows, axis=0, return_counts=True)
     assert sorted(counts) == [2] * 10 + [3] * 10

@@ -192,7 +192,7 @@ def align_to_truth(
             f"coverage > {min_coverage}{'' if region_px is None else f' in region {region_px}'}, the brightest "
             f"|object| {np.abs(image[mask]).max(initial=0):.3g}. Lower min_coverage or check the run."
         )
-    found = align(
+    alignment = align(
         np.where(known, image, 0),
         np.where(np.isfinite(target), target, 0),
         mask,
@@ -200,15 +200,15 @@ def align_to_truth(
         max_shift_px=max_shift_px,
     )
     return AlignedPair(
-        object=found.object,
+        object=alignment.object,
         truth=target,
-        mask=found.mask,
+        mask=alignment.mask,
         origin_px=(y0, x0),
-        shift_px=found.shift_px,
-        ramp_rad_per_px=found.ramp_rad_per_px,
-        amplitude_factor=found.amplitude_factor,
-        phase_rad=found.phase_rad,
-        registered=found.registered,
+        shift_px=alignment.shift_px,
+        ramp_rad_per_px=alignment.ramp_rad_per_px,
+        amplitude_factor=alignment.amplitude_factor,
+        phase_rad=alignment.phase_rad,
+        registered=alignment.registered,
     )
 
 

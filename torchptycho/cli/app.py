@@ -36,17 +36,17 @@ _SHELLS = ("bash", "zsh", "fish")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0, 1 for a user's mistake (one line says which), 2 for a bad option."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in given
-    given = [argument for argument in given if argument != "--debug"]
-    if not given or given[0] in ("-h", "--help"):
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in argv
+    argv = [argument for argument in argv if argument != "--debug"]
+    if not argv or argv[0] in ("-h", "--help"):
         sys.stdout.write(_make_overview())
         return 0
-    if given[0] == "--version":
+    if argv[0] == "--version":
         sys.stdout.write(f"torchptycho {_get_version()}\n")
         return 0
-    if given[0] == "--completion":
-        return _print_completion(given[1:])
+    if argv[0] == "--completion":
+        return _print_completion(argv[1:])
     logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(levelname)s: %(message)s")
     kind = COMMANDS.get(given[0])
     try:
@@ -111,9 +111,9 @@ def _print_completion(rest: Sequence[str]) -> int:
     return 0
 
 
-def _parse(given: Sequence[str]) -> Command:
+def _parse(argv: Sequence[str]) -> Command:
     """Parse a command line: flags override the configuration file, which overrides the defaults."""
-    name, rest = given[0], list(given[1:])
+    name, rest = argv[0], list(argv[1:])
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"Did you mean '{near[0]}'?" if near else f"Commands: {', '.join(COMMANDS)}."

@@ -78,12 +78,12 @@ def examine(path: str | Path = ".", *, disk_mb: int = 128) -> dict[str, Any]:
 
 
 def _find_problems(summary: dict[str, Any]) -> list[str]:
-    found = []
+    problems = []
     missing = [
         name for name, version in summary["versions"].items() if version == "not installed" and name != "torchptycho"
     ]
     if missing:
-        found.append(f"{', '.join(missing)}: not installed; pip install torchptycho brings them.")
+        problems.append(f"{', '.join(missing)}: not installed; pip install torchptycho brings them.")
     if not summary["gpus"]:
         found.append(
             "no GPU that torch can use: everything computes on the CPU "
@@ -93,14 +93,16 @@ def _find_problems(summary: dict[str, Any]) -> list[str]:
     if available is not None and available < _MIN_MEMORY_GB:
         found.append(f"{available:.1f} GB of memory are available: use small batches (`train --batch-size`).")
     if summary["disk"]["free_GB"] < _MIN_DISK_GB:
-        found.append(
+        problems.append(
             f"{summary['disk']['free_GB']:.1f} GB are free under {summary['disk']['path']}: a run keeps a "
             "copy of all frames "
             "(`train --out` elsewhere)."
         )
     if summary["optional"]["hdf5plugin"]["installed"] is None:
-        found.append("hdf5plugin is not installed: compressed detector files cannot be read. pip install hdf5plugin.")
-    return found
+        problems.append(
+            "hdf5plugin is not installed: compressed detector files cannot be read. pip install hdf5plugin."
+        )
+    return problems
 
 
 def _get_version(name: str) -> str | None:
@@ -135,11 +137,11 @@ def _measure_memory_GB() -> tuple[float | None, float | None]:
 def _list_gpus() -> list[dict[str, Any]]:
     import torch
 
-    found = []
+    gpus = []
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
         name, capability = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
-        found.append(
+        gpus.append(
             {
                 "name": name,
                 "memory_GB": total / 1e9,
@@ -148,8 +150,8 @@ def _list_gpus() -> list[dict[str, Any]]:
             }
         )
     if torch.backends.mps.is_available():
-        found.append({"name": "Apple GPU (mps)", "memory_GB": None, "free_GB": None, "capability": None})
-    return found
+        gpus.append({"name": "Apple GPU (mps)", "memory_GB": None, "free_GB": None, "capability": None})
+    return gpus
 
 
 def _measure_disk_speed(path: Path, megabytes: int) -> dict[str, float | None]:

@@ -81,8 +81,8 @@ def check_new_folder(path: Path, needed: int) -> None:
     """
     first = next(folder for folder in path.absolute().parents if folder.exists())
     if not first.is_dir() or not os.access(first, os.W_OK | os.X_OK):
-        found = "a folder that cannot be written to" if first.is_dir() else "a file"
-        raise StoreError(f"{path}: expected a place that can be written to; found {found} ({first}). Choose another.")
+        fault = "a folder that cannot be written to" if first.is_dir() else "a file"
+        raise StoreError(f"{path}: expected a place that can be written to; found {fault} ({first}). Choose another.")
     check_space(first / path.name, needed)
 
 

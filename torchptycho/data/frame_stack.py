@@ -45,12 +45,12 @@ class FrameStack:
         if len(self.parts) == 1:
             of_one = self.parts[0].index_select(0, wanted)
             return of_one.reshape(*members.shape, *of_one.shape[1:])
-        which = torch.bucketize(wanted, self.starts, right=True) - 1
-        rows = wanted - self.starts.index_select(0, which)
+        scan_of = torch.bucketize(wanted, self.starts, right=True) - 1
+        rows = wanted - self.starts.index_select(0, scan_of)
         frames = torch.empty(len(wanted), *self.shape[1:], dtype=self.dtype)
         # By NumPy, because torch 2.13 cannot assign to tensors of uint16.
         filled = frames.numpy()
-        for scan in np.unique(which.numpy()):
-            here = which == int(scan)
-            filled[here.numpy()] = self.parts[scan].index_select(0, rows[here]).numpy()
+        for scan in np.unique(scan_of.numpy()):
+            in_scan = scan_of == int(scan)
+            filled[in_scan.numpy()] = self.parts[scan].index_select(0, rows[in_scan]).numpy()
         return frames.reshape(*members.shape, *self.shape[1:])

@@ -224,14 +224,14 @@ def _find_scan_numbers(store: Store, asked: int | str | Path) -> list[int]:
     """Find the numbers of the scans that are meant."""
     sources = [entry.source for entry in store.scans]
     if isinstance(asked, int):
-        found = [asked] if 0 <= asked < len(sources) else []
+        numbers = [asked] if 0 <= asked < len(sources) else []
     else:
-        same = {str(asked), str(Path(asked).resolve())}
-        found = [number for number, source in enumerate(sources) if same & {source, str(Path(source).resolve())}]
-    if not found:
-        there = ", ".join(f"{number} ({source})" for number, source in enumerate(sources))
-        raise StoreError(f"{store.path}: expected scans of the store, which are {there}; found {asked}.")
-    return found
+        names = {str(asked), str(Path(asked).resolve())}
+        numbers = [number for number, source in enumerate(sources) if names & {source, str(Path(source).resolve())}]
+    if not numbers:
+        known_scans = ", ".join(f"{number} ({source})" for number, source in enumerate(sources))
+        raise StoreError(f"{store.path}: expected scans of the store, which are {known_scans}; found {asked}.")
+    return numbers
 
 
 def _replace_store(draft: Path, path: Path) -> None:
@@ -337,9 +337,9 @@ def _build_fingerprint(scans: Sequence[tuple[str, dict[str, str], bool]], others
         others: the parts that no scan has.
     """
     parts = dict(others)
-    for index, (source, own, held_out) in enumerate(scans):
+    for index, (source, fingerprint, held_out) in enumerate(scans):
         name = f"{'held-out ' if held_out else ''}scan {index} ({source})"
-        parts |= {f"{name} {key}": part for key, part in own.items()}
+        parts |= {f"{name} {key}": part for key, part in fingerprint.items()}
     return parts
 
 

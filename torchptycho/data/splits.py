@@ -78,16 +78,16 @@ def split_frames(scans: Sequence[Scan], held_out: Sequence[bool], config: RunCon
     for scan, whole in zip(scans, held_out, strict=True):
         every = np.arange(scan.n_frames)
         if whole:
-            own, val = every[:0], every
+            kept, val = every[:0], every
         elif config.prepare.val_by == "region":
-            own, val = _split_by_region(scan, config)
+            kept, val = _split_by_region(scan, config)
         else:
             fraction = config.prepare.val_fraction if config.prepare.val_by == "frames" else 0.0
             count = min(round(fraction * scan.n_frames), max(0, scan.n_frames - config.group.gridsize**2))
             rng = np.random.default_rng(config.prepare.split_seed)
             val = np.sort(rng.choice(scan.n_frames, size=count, replace=False))
-            own = np.setdiff1d(every, val)
-        training.append(start + own)
+            kept = np.setdiff1d(every, val)
+        training.append(start + kept)
         validating.append(start + val)
         start += scan.n_frames
     return FrameSplit(np.concatenate(training), np.concatenate(validating))

@@ -143,8 +143,8 @@ class Store:
         """Estimate photons in the darkest good pixels of each scan's mean frame, which no background exceeds."""
         floors = []
         for entry, part, mask in zip(self.scans, self.frames.parts, self.tensors["masks"], strict=True):
-            some = torch.linspace(0, len(part) - 1, min(len(part), _FLOOR_FRAMES)).long()
-            mean = to_intensity(part.index_select(0, some), entry.scaling.domain).mean(0, dtype=torch.float64)[mask]
+            rows = torch.linspace(0, len(part) - 1, min(len(part), _FLOOR_FRAMES)).long()
+            mean = to_intensity(part.index_select(0, rows), entry.scaling.domain).mean(0, dtype=torch.float64)[mask]
             darkest = mean.sort().values[: max(1, len(mean) // _FLOOR_FRACTION)].mean()
             floors.append(darkest * entry.scaling.counts_per_intensity)
         return torch.stack(floors)
@@ -180,9 +180,9 @@ class Store:
     def _read(cls, path: Path, manifest: dict[str, Any]) -> Store:
         try:
             for name, size in manifest["bytes"].items():
-                found = (path / name).stat().st_size if (path / name).is_file() else 0
-                if found != size:
-                    raise StoreError(f"{path / name}: expected {size} bytes; found {found}. Prepare the store again.")
+                n_bytes = (path / name).stat().st_size if (path / name).is_file() else 0
+                if n_bytes != size:
+                    raise StoreError(f"{path / name}: expected {size} bytes; found {n_bytes}. Prepare the store again.")
             scans = tuple(_parse_entry(entry) for entry in manifest["scans"])
             folder = path / "tables" / manifest["tables"]
             fields = {name: manifest[name] for name in ("gridsize", "config", "fingerprint")}

@@ -89,7 +89,7 @@ def write_scan(root: Path, scan: Scan, fingerprint: dict[str, str], *, held_out:
 
 def load_stored_scans(store: Store) -> list[StoredScan]:
     """Load the scans of a store, as `write_tables` takes them; their frames are not read."""
-    found = []
+    stored = []
     for entry in store.scans:
         part = open_memory_mapped(store.path / "scans" / entry.folder)
         scan = Scan(
@@ -106,7 +106,7 @@ def load_stored_scans(store: Store) -> list[StoredScan]:
             notes=entry.notes,
             left_out=entry.left_out,
         )
-        found.append(
+        stored.append(
             StoredScan(
                 folder=entry.folder,
                 scan=scan,
@@ -116,7 +116,7 @@ def load_stored_scans(store: Store) -> list[StoredScan]:
                 held_out=entry.held_out,
             )
         )
-    return found
+    return stored
 
 
 def write_tables(root: Path, stored: Sequence[StoredScan], config: RunConfig, fingerprint: dict[str, str]) -> None:

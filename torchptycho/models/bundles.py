@@ -167,9 +167,9 @@ def _load(
             raise _make_damage_error(path, name, error) from None
     # Checked before memory of that size is allocated.
     sizes = tuple(arguments[name] for name in ("n_scans", "n_modes", "n_px", "n_px"))
-    found = tuple(state["probe_parts"].shape) if "probe_parts" in state else "nothing"
-    if found != (*sizes, 2):
-        raise StoreError(f"{path}: '{_PROBE}': expected probe_parts {(*sizes, 2)}; found {found}. Save it again.")
+    probe_shape = tuple(state["probe_parts"].shape) if "probe_parts" in state else "nothing"
+    if probe_shape != (*sizes, 2):
+        raise StoreError(f"{path}: '{_PROBE}': expected probe_parts {(*sizes, 2)}; found {probe_shape}. Save it again.")
     try:
         module = build(config, arguments)
         _check_tensors(path, module.state_dict(), state)
@@ -194,8 +194,8 @@ def find_bundle(path: str | Path) -> Path:
     for candidate in (path / BUNDLE, path, path.with_name(f"{path.name}.zip")):
         if candidate.is_file():
             return candidate
-    found = f"a folder without {BUNDLE}" if path.is_dir() else "nothing"
-    raise StoreError(f"{path}: expected a bundle ({BUNDLE}) or the folder that holds it; found {found}.")
+    fault = f"a folder without {BUNDLE}" if path.is_dir() else "nothing"
+    raise StoreError(f"{path}: expected a bundle ({BUNDLE}) or the folder that holds it; found {fault}.")
 
 
 def is_bundle(path: Path) -> bool:

@@ -67,8 +67,8 @@ def load_network(path: str | Path, *, trust_generator: bool | str = False) -> Pt
         return load_bundled_network(path, trust_generator=trust_generator)
     with _convert_load_errors(path):
         content = torch.load(path, map_location="cpu", weights_only=True)
-        if (found := content["format"]["version"]) != CHECKPOINT_FORMAT:
-            raise ValueError(f"its format is {found}, expected {CHECKPOINT_FORMAT}")
+        if (version := content["format"]["version"]) != CHECKPOINT_FORMAT:
+            raise ValueError(f"its format is {version}, expected {CHECKPOINT_FORMAT}")
         arguments = {
             name: value for name, value in content["hyper_parameters"].items() if name not in TRAINING_ARGUMENTS
         }

@@ -258,8 +258,8 @@ class PtychoPINN(PtychoNetwork, L.LightningModule):
         checkpoint["random_state"] = torch.get_rng_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if (found := checkpoint["format"]["version"]) != CHECKPOINT_FORMAT:
-            raise ValueError(f"its format is {found}, expected {CHECKPOINT_FORMAT}")
+        if (version := checkpoint["format"]["version"]) != CHECKPOINT_FORMAT:
+            raise ValueError(f"its format is {version}, expected {CHECKPOINT_FORMAT}")
         self._train_mean.load_state_dict(checkpoint["epoch_so_far"])
         # Loading a module does not change torch's generator; only a resumed run restores it.
         self._random_state = checkpoint["random_state"] if self._trainer is not None else None

@@ -123,9 +123,9 @@ class Canvas:
         at_once = max(1, (_GPU_CHUNK_PIXELS if patches.is_cuda else _CPU_CHUNK_PIXELS) // n_px**2)
         placed = []
         for start in range(0, len(patches), at_once):
-            some = slice(start, start + at_once)
-            own = weight if weight.dim() == 2 else weight[some]
-            placed.append(self._place(patches[some], base[some].long(), fraction[some], own))
+            chunk = slice(start, start + at_once)
+            chunk_weight = weight if weight.dim() == 2 else weight[chunk]
+            placed.append(self._place(patches[chunk], base[chunk].long(), fraction[chunk], chunk_weight))
         return torch.cat(placed)
 
     def _place(self, patches: Tensor, base: Tensor, fraction: Tensor, weight: Tensor) -> Bool[Tensor, " k"]:
@@ -178,8 +178,8 @@ class Canvas:
         """Add, in place, what another canvas of the same device holds under the pixels that both cover."""
         first = [max(pair) for pair in zip(self.origin_px, other.origin_px, strict=True)]
         last = [
-            min(here + own, there + size)
-            for here, own, there, size in zip(self.origin_px, self.shape, other.origin_px, other.shape, strict=True)
+            min(here + extent, there + size)
+            for here, extent, there, size in zip(self.origin_px, self.shape, other.origin_px, other.shape, strict=True)
         ]
         if not all(low < high for low, high in zip(first, last, strict=True)):
             return

@@ -63,8 +63,8 @@ class GrowingCanvas(Canvas):
         good &= torch.view_as_real(patches).isfinite().flatten(1).all(-1)
         if bool(good.any()):
             self._grow_to(*compute_extent(positions_px[good].double(), patches.shape[-1]))
-            own = weight if weight.dim() == 2 else weight[good]
-            placed[good] = super().add(patches[good], positions_px[good], own)
+            good_weight = weight if weight.dim() == 2 else weight[good]
+            placed[good] = super().add(patches[good], positions_px[good], good_weight)
         return placed
 
     def __add__(self, other: Canvas) -> GrowingCanvas:

@@ -92,9 +92,9 @@ def predict(network: PtychoNetwork, task: InferenceJob, devices: list[torch.devi
             f"devices: one of the {len(devices)} processes that shared the frames ended: {reason}. Use fewer "
             "devices, so that each has more memory."
         ) from error
-    found = torch.load(task.folder / "predicted.pt", weights_only=True)
-    scale = ScaleStatistics.from_sums(found["scale"]) if task.config.absolute_scale else None
-    return InferenceResult(Canvas.from_sums(found["canvas"]), found["n_placed"], found["left_out"], scale)
+    merged = torch.load(task.folder / "predicted.pt", weights_only=True)
+    scale = ScaleStatistics.from_sums(merged["scale"]) if task.config.absolute_scale else None
+    return InferenceResult(Canvas.from_sums(merged["canvas"]), merged["n_placed"], merged["left_out"], scale)
 
 
 def _run_worker(rank: int, network: PtychoNetwork, task: InferenceJob, devices: list[torch.device]) -> None:
@@ -111,11 +111,11 @@ def _run_worker(rank: int, network: PtychoNetwork, task: InferenceJob, devices: 
         world_size=len(devices),
     )
     try:
-        found = _predict_share(network.to(device), task, device, rank, len(devices))
+        result = _predict_share(network.to(device), task, device, rank, len(devices))
         if rank == 0:
-            sums = {"canvas": found.canvas.to_sums(), "n_placed": found.n_placed, "left_out": found.left_out}
-            if found.scale is not None:
-                sums["scale"] = found.scale.to_sums()
+            sums = {"canvas": result.canvas.to_sums(), "n_placed": result.n_placed, "left_out": result.left_out}
+            if result.scale is not None:
+                sums["scale"] = result.scale.to_sums()
             torch.save(sums, task.folder / "predicted.pt")
     finally:
         distributed.destroy_process_group()
@@ -142,13 +142,15 @@ def _predict_share(
     scale = ScaleStatistics() if config.absolute_scale else None
     if config.predict_compile:
         _compile(network, dataset.read_batch(*cuts[0]).to(device))
-    own = cuts[rank::ranks]
+    local_cuts = cuts[rank::ranks]
     bar = create_progress_bar() if task.progress and rank == 0 else None
     with torch.inference_mode(), bar or contextlib.nullcontext(), contextlib.ExitStack() as stack:
-        task_id = bar.add_task("reconstructing", total=len(own), note="") if bar else None
-        predicted = stack.enter_context(contextlib.closing(iterate_predictions(network, dataset, config, own, device)))
+        task_id = bar.add_task("reconstructing", total=len(local_cuts), note="") if bar else None
+        predicted = stack.enter_context(
+            contextlib.closing(iterate_predictions(network, dataset, config, local_cuts, device))
+        )
         for number, (batch, here, patches) in enumerate(predicted):
-            mosaic.add(patches, batch.members, batch.is_first, own[number][0])
+            mosaic.add(patches, batch.members, batch.is_first, local_cuts[number][0])
             if task.on_batch is not None:
                 task.on_batch(batch, patches)
             if scale is not None:
@@ -187,8 +189,8 @@ def iterate_predictions(
         with torch.inference_mode():
             return batch, batch, predict_patches(network, batch, config)
 
-    with ordered_map(predict_batch, cuts) as found:
-        yield from found
+    with ordered_map(predict_batch, cuts) as predictions:
+        yield from predictions
 
 
 def predict_patches(

@@ -229,13 +229,13 @@ def _collect_left_out(predicted: InferenceResult, scan: Scan, passes: int) -> di
 @contextlib.contextmanager
 def adapt_to_scan(network: PtychoNetwork, dataset: InferenceDataset, config: ReconstructConfig) -> Iterator[None]:
     """Give the network this scan's mask and, on request, scale; restore it afterwards."""
-    which = dataset.training_scan
+    training_scan = dataset.training_scan
     scale, masks, training = network.input_scale.clone(), network.masks.clone(), network.training
     try:
         # Pixels that this scan masks have no influence, even if they were used in training.
-        network.masks[which] &= dataset.mask.to(network.masks.device)
+        network.masks[training_scan] &= dataset.mask.to(network.masks.device)
         if config.input_scale == "scan":
-            network.input_scale[which] = dataset.scaling.input_scale
+            network.input_scale[training_scan] = dataset.scaling.input_scale
         network.eval()
         network.expect_offsets(dataset.max_offset_px)
         yield

@@ -53,7 +53,7 @@ def rank_orientations(scan: Scan, *, frames: int = _DEFAULT_FRAMES, epochs: int 
     """
     part = _select_central_frames(scan, frames)
     config = RefineConfig(epochs=epochs, batch_size=max(1, min(16, part.n_frames // 4)), patience=None)
-    found = []
+    ranked = []
     for swap, flip_y, flip_x in itertools.product((False, True), repeat=3):
         places = part.positions_px[:, ::-1] if swap else part.positions_px
         turned = np.ascontiguousarray(places * (-1.0 if flip_y else 1.0, -1.0 if flip_x else 1.0))
@@ -61,8 +61,8 @@ def rank_orientations(scan: Scan, *, frames: int = _DEFAULT_FRAMES, epochs: int 
             misfit = refine(dataclasses.replace(part, positions_px=turned), config=config).history["misfit"][-1]
         except FloatingPointError:
             misfit = math.inf
-        found.append(Orientation(swap_xy=swap, flip_y=flip_y, flip_x=flip_x, misfit=misfit))
-    return sorted(found, key=lambda one: one.misfit)
+        ranked.append(Orientation(swap_xy=swap, flip_y=flip_y, flip_x=flip_x, misfit=misfit))
+    return sorted(ranked, key=lambda one: one.misfit)
 
 
 def _select_central_frames(scan: Scan, most: int) -> Scan:

@@ -60,8 +60,8 @@ def synchronize_phases(
     phase = _fit_phases(edges, total, n_groups)
     power = torch.zeros(n_groups, dtype=torch.float64)
     # In chunks, because the patches may be in a file larger than the memory.
-    own = [torch.view_as_real(some).square().sum((1, 2, 3)).double() for some in torch.split(patches, 512)]
-    power.index_add_(0, torch.from_numpy(group_of), torch.cat(own).cpu())
+    powers = [torch.view_as_real(chunk).square().sum((1, 2, 3)).double() for chunk in torch.split(patches, 512)]
+    power.index_add_(0, torch.from_numpy(group_of), torch.cat(powers).cpu())
     phase = _remove_global_phase(phase, edges, power.numpy())
     return torch.from_numpy(np.exp(1j * phase))[group.cpu()].to(patches.device, patches.dtype)
 
@@ -70,10 +70,10 @@ def _find_neighbours(positions_px: np.ndarray, group_of: np.ndarray) -> tuple[np
     """Find pairs of nearby patches of different groups, each once."""
     count = min(_MAX_NEIGHBOURS + 1, len(positions_px))
     _, near = cKDTree(positions_px).query(positions_px, k=count)
-    own = np.repeat(np.arange(len(positions_px)), count)
+    first = np.repeat(np.arange(len(positions_px)), count)
     near = np.asarray(near).reshape(-1)
-    apart = group_of[own] != group_of[near]
-    pairs = np.unique(np.sort(np.stack([own[apart], near[apart]]), axis=0), axis=1)
+    apart = group_of[first] != group_of[near]
+    pairs = np.unique(np.sort(np.stack([first[apart], near[apart]]), axis=0), axis=1)
     return pairs[0], pairs[1]
 
 
@@ -104,9 +104,9 @@ def _compute_overlaps(
     # Allocated once: small arrays between freed ones would fragment the heap.
     overlap = torch.empty(len(first), dtype=torch.complex128)
     starts = range(0, len(first), at_once)
-    with ordered_map(correlate_pairs, starts, serial=patches.is_cuda) as found:
-        for start, some in zip(starts, found, strict=True):
-            overlap[start : start + len(some)] = some
+    with ordered_map(correlate_pairs, starts, serial=patches.is_cuda) as results:
+        for start, values in zip(starts, results, strict=True):
+            overlap[start : start + len(values)] = values
     return overlap.numpy()
 
 

@@ -134,8 +134,8 @@ class PatchStitcher:
             turned = patches[there] * phase_factor[there][:, None, None]
             self._place(turned.to(self._weight.device), numbers)
 
-        own = torch.split(torch.nonzero(self._is_local).flatten(), _CHUNK_PATCHES)
-        with ordered_map(place, own, serial=self._weight.is_cuda) as done:
+        chunks = torch.split(torch.nonzero(self._is_local).flatten(), _CHUNK_PATCHES)
+        with ordered_map(place, chunks, serial=self._weight.is_cuda) as done:
             deque(done, maxlen=0)
 
     def _place(self, patches: Tensor, numbers: Tensor) -> None:

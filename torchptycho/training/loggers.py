@@ -28,16 +28,16 @@ def build_loggers(names: Sequence[str], out: Path) -> list[Logger]:
     Raises:
         ConfigError: a package is not installed.
     """
-    found: list[Logger] = [CSVLogger(out, name=LOGS_FOLDER, flush_logs_every_n_steps=100)]
+    loggers: list[Logger] = [CSVLogger(out, name=LOGS_FOLDER, flush_logs_every_n_steps=100)]
     for name in names:
         try:
-            found.append(_build_logger(name, out))
+            loggers.append(_build_logger(name, out))
         except ImportError as error:
             reason = format_error(error, 200)
             raise ConfigError(
                 f"logger: '{name}' is not installed ({reason}). Install it with: pip install 'torchptycho[{name}]'."
             ) from None
-    return found
+    return loggers
 
 
 def _build_logger(name: str, out: Path) -> Logger:
@@ -47,11 +47,11 @@ def _build_logger(name: str, out: Path) -> Logger:
         server = os.environ.get("MLFLOW_TRACKING_URI")
         files = (out / LOGS_FOLDER / "mlflow").absolute()
         # A database, because MLflow 3 no longer writes plain files.
-        own = f"sqlite:///{files}.db"
+        database = f"sqlite:///{files}.db"
         return MLFlowLogger(
             "torchptycho",
             run_name=out.name,
-            tracking_uri=server or own,
+            tracking_uri=server or database,
             artifact_location=None if server else str(files),
         )
     return WandbLogger(name=out.name, project="torchptycho", save_dir=out / LOGS_FOLDER)

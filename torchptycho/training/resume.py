@@ -123,13 +123,13 @@ def check_same_scans(last: Path, interrupted: PtychoPINN, store: Store) -> None:
         )
     scalings = [entry.scaling for entry in store.scans]
     there = (store.n_px, scalings[0].domain, [s.input_scale for s in scalings], [s.photons_per_frame for s in scalings])
-    own = (
+    store_scans = (
         interrupted.n_px,
         interrupted.domain,
         interrupted.input_scale.tolist(),
         interrupted.photons_per_frame.tolist(),
     )
-    if there != own:
+    if there != store_scans:
         raise ConfigError(
             f"{store.path}: expected the scans that {last} was trained on; found others (frame size, domain, "
             "brightness or photons per frame differ). Start a new run from this one, with --from."

@@ -25,8 +25,8 @@ def open_given_store(source: Store | Sources) -> Store | None:
     """Return the store, when the source is a store or the folder of one, else None."""
     if isinstance(source, Store):
         return source
-    given = [source] if isinstance(source, (Scan, str, Path)) else list(source)
-    only = given[0] if len(given) == 1 else None
+    sources = [source] if isinstance(source, (Scan, str, Path)) else list(source)
+    only = sources[0] if len(sources) == 1 else None
     return Store.open(only) if isinstance(only, (str, Path)) and (Path(only) / MANIFEST).is_file() else None
 
 

@@ -49,11 +49,11 @@ def build_trainer(
     ]
     if train.early_stop:
         # Without held-out frames it is called at the end of every epoch, otherwise at every validation.
-        own.append(EarlyStopping(module.monitor, patience=train.early_stop, check_finite=False))
+        standard.append(EarlyStopping(module.monitor, patience=train.early_stop, check_finite=False))
     if log.image_every_epochs:
         frames = config.reconstruct.predict_batch_size
         groups = max(1, (64 if frames == "auto" else frames) // store.gridsize**2)
-        own.append(TrainingImages(store, out / "images", log.image_every_epochs, log.image_patches, groups))
+        standard.append(TrainingImages(store, out / "images", log.image_every_epochs, log.image_patches, groups))
     if progress:
         own.append(StepProgress(epoch_plan.total_steps))
     # Some loggers do not create their folder.

@@ -60,11 +60,11 @@ def find_neighbours(
         if len(rows) == 0:
             continue
         whole = len(rows) == len(seeds)
-        found, may = _find_nearest(positions_px, frames, seeds if whole else seeds[rows], k, config)
+        nearest, is_allowed = _find_nearest(positions_px, frames, seeds if whole else seeds[rows], k, config)
         if whole:
-            index, allowed = found, may
+            index, allowed = nearest, is_allowed
             break
-        index[rows], allowed[rows] = found, may
+        index[rows], allowed[rows] = nearest, is_allowed
     quadrant = None
     if config.quadrants:
         dy, dx = np.moveaxis(positions_px[index] - positions_px[seeds][:, None], -1, 0)
@@ -81,32 +81,32 @@ def _find_nearest(
     `config`."""
     tree = cKDTree(positions_px[frames], balanced_tree=False, compact_nodes=False)
     # Queries in the order of the tree's leaves use the cache better: a third less time on unordered scans.
-    own = np.searchsorted(frames, seeds)
+    seed_rows = np.searchsorted(frames, seeds)
     row_of = np.full(len(frames), -1)
-    row_of[own] = np.arange(len(seeds))
+    row_of[seed_rows] = np.arange(len(seeds))
     visits = row_of[tree.indices]
     visits = visits[visits >= 0]
-    distance_px, found = tree.query(positions_px[seeds[visits]], k=k + 1, workers=-1)
-    myself = own[visits, None]
-    if (found[:, :1] == myself).all():
-        found, distance_px = found[:, 1:], distance_px[:, 1:]
+    distance_px, nearest = tree.query(positions_px[seeds[visits]], k=k + 1, workers=-1)
+    seed_row = seed_rows[visits, None]
+    if (nearest[:, :1] == seed_row).all():
+        nearest, distance_px = nearest[:, 1:], distance_px[:, 1:]
     else:
         # If several frames share a position, the seed may not be the first hit, or not be found at all.
-        keep = found != myself
+        keep = nearest != seed_row
         keep[keep.all(axis=1), -1] = False
-        found, distance_px = found[keep].reshape(-1, k), distance_px[keep].reshape(-1, k)
-    may = np.isfinite(distance_px)
-    if not may.all():
+        nearest, distance_px = nearest[keep].reshape(-1, k), distance_px[keep].reshape(-1, k)
+    is_allowed = np.isfinite(distance_px)
+    if not is_allowed.all():
         # scipy marks a missing neighbour by the index len(frames) at an infinite distance.
-        found = np.minimum(found, len(frames) - 1)
+        nearest = np.minimum(nearest, len(frames) - 1)
     if config.min_distance_px > 0:
-        may &= distance_px >= config.min_distance_px
+        is_allowed &= distance_px >= config.min_distance_px
     if config.max_distance_px is not None:
-        may &= distance_px <= config.max_distance_px
+        is_allowed &= distance_px <= config.max_distance_px
     # Frames are in ascending order: those of the whole scan are their own indices.
     if frames[0] != 0 or frames[-1] != len(frames) - 1:
-        found = frames[found]
+        nearest = frames[nearest]
     # Restore the order of the seeds.
-    index, allowed = np.empty(found.shape, np.int64), np.empty(found.shape, bool)
-    index[visits], allowed[visits] = found, may
+    index, allowed = np.empty(nearest.shape, np.int64), np.empty(nearest.shape, bool)
+    index[visits], allowed[visits] = nearest, is_allowed
     return index, allowed

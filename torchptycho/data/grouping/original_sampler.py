@@ -57,8 +57,8 @@ def _draw_from_combinations(
     per_seed = math.comb(k, size)
     listed = min(2 * wanted, m * per_seed)
     seeds = _draw_seeds(rng, m, min(math.ceil(listed / per_seed), m), config.sequential)
-    which = np.array(list(itertools.combinations(range(k), size)))
-    combinations = _find_nearest(positions_px, config)[seeds][:, which].reshape(-1, size)[:listed]
+    columns = np.array(list(itertools.combinations(range(k), size)))
+    combinations = _find_nearest(positions_px, config)[seeds][:, columns].reshape(-1, size)[:listed]
     if wanted > listed:
         _log.warning(
             "%d groups requested of %d combinations: combinations repeat; raise neighbor_count for more", wanted, listed

@@ -39,14 +39,14 @@ def make_scan_from_input(parameters: ReconstructInput) -> Scan:
     """
     product = parameters.product
     name = Path(product.metadata.name or "product")
-    given = product.object_
-    pixel = given.get_pixel_geometry()
-    if given.num_layers != 1:
+    product_object = product.object_
+    pixel = product_object.get_pixel_geometry()
+    if product_object.num_layers != 1:
         raise ScanError(
             name,
             "object",
             expected="an object of one layer",
-            found=f"{given.num_layers} layers",
+            found=f"{product_object.num_layers} layers",
             remedy="Choose a multislice reconstructor.",
         )
     if not (pixel.width_m > 0 and math.isclose(pixel.height_m, pixel.width_m, rel_tol=1e-3)):
@@ -57,7 +57,7 @@ def make_scan_from_input(parameters: ReconstructInput) -> Scan:
             found=f"{pixel.height_m:g} m x {pixel.width_m:g} m",
             remedy="Resample the product; non-square pixels are not supported.",
         )
-    geometry = given.get_geometry()
+    geometry = product_object.get_geometry()
     rows = geometry.map_probe_positions_to_object_y_px(product.probe_positions)
     columns = geometry.map_probe_positions_to_object_x_px(product.probe_positions)
     patterns = np.asarray(parameters.diffraction_patterns)
@@ -128,7 +128,7 @@ def make_product(parameters: ReconstructInput, image: Reconstruction, *, moved: 
         moved: use the positions of the image.
     """
     product = parameters.product
-    given = product.object_
+    product_object = product.object_
     probes, places = product.probes, product.probe_positions
     if image.probe is not None:
         probes = ProbeSequence(array=image.probe, opr_weights=None, pixel_geometry=probes.get_pixel_geometry())
@@ -139,22 +139,22 @@ def make_product(parameters: ReconstructInput, image: Reconstruction, *, moved: 
         probe_positions=places,
         probes=probes,
         object_=Object(
-            array=place_on_canvas(image, (given.height_px, given.width_px)),
-            pixel_geometry=given.get_pixel_geometry(),
-            center=given.get_center(),
+            array=place_on_canvas(image, (product_object.height_px, product_object.width_px)),
+            pixel_geometry=product_object.get_pixel_geometry(),
+            center=product_object.get_center(),
         ),
         losses=[LossValue(epoch, value) for epoch, value in enumerate(image.history.get("misfit", ()), start=1)],
     )
 
 
 def _make_positions(product: Product, positions_px: np.ndarray) -> ProbePositionSequence:
-    given, before = product.object_, product.probe_positions
-    center, pixel = given.get_center(), given.get_pixel_geometry()
+    product_object, before = product.object_, product.probe_positions
+    center, pixel = product_object.get_center(), product_object.get_pixel_geometry()
     y_m, x_m = (
         middle_m + (along - PATCH_CENTRE_OFFSET_PX - (edge - 1) / 2) * edge_m
         for middle_m, along, edge, edge_m in (
-            (center.y_m, positions_px[:, 0], given.height_px, pixel.height_m),
-            (center.x_m, positions_px[:, 1], given.width_px, pixel.width_m),
+            (center.y_m, positions_px[:, 0], product_object.height_px, pixel.height_m),
+            (center.x_m, positions_px[:, 1], product_object.width_px, pixel.width_m),
         )
     )
     return ProbePositionSequence(

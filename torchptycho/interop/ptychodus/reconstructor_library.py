@@ -46,14 +46,14 @@ class TorchptychoReconstructorLibrary(PtychoPINNTorchReconstructorLibrary):
         # Ptychodus shows the messages of this logger.
         self._logger = logging.getLogger("torchptycho")
         self._registry = settings_registry
-        own = settings_registry.create_group(_OWN_GROUP)
+        group = settings_registry.create_group(_OWN_GROUP)
         for name, value in OWN_SETTINGS.items():
             if isinstance(value, bool):
-                own.create_boolean_parameter(name, value)
+                group.create_boolean_parameter(name, value)
             elif isinstance(value, int):
-                own.create_integer_parameter(name, value, minimum=1)
+                group.create_integer_parameter(name, value, minimum=1)
             else:
-                own.create_string_parameter(name, value)
+                group.create_string_parameter(name, value)
         self._defaults = self._read_values()
         self._other_package = find_spec("ptycho_torch")
         self._own_reconstructors = [

@@ -67,7 +67,7 @@ def _ignore(note: str) -> OptionMapping:
 
 
 def _require_value(name: str, *allowed: Any, why: str) -> OptionMapping:
-    def change(value: Any, given: Values) -> Change:
+    def change(value: Any, settings: Values) -> Change:
         if value not in allowed:
             raise ConfigError(f"{name}: expected {' or '.join(map(repr, allowed))}; found {value!r}. {why}")
         return {}
@@ -75,9 +75,9 @@ def _require_value(name: str, *allowed: Any, why: str) -> OptionMapping:
     return OptionMapping(note=f"{' or '.join(f'`{value!r}`' for value in allowed)} only: {why}", change=change)
 
 
-def _count_members(given: Values) -> int:
+def _count_members(settings: Values) -> int:
     """Count the frames of a group."""
-    gridsize = given.get("gridsize")
+    gridsize = settings.get("gridsize")
     return (gridsize if isinstance(gridsize, int) else GroupConfig().gridsize) ** 2
 
 
@@ -94,8 +94,8 @@ def _convert_architecture(value: Any, _: Values) -> Change:
     return {"model.generator": value}
 
 
-def _convert_object_big(value: Any, given: Values) -> Change:
-    if not value and _count_members(given) > 1:
+def _convert_object_big(value: Any, settings: Values) -> Change:
+    if not value and _count_members(settings) > 1:
         raise ConfigError(
             "object_big: expected True with gridsize above 1; found False. torchptycho predicts one patch for each "
             "frame of a group, not one for all: use gridsize 1."
@@ -103,21 +103,21 @@ def _convert_object_big(value: Any, given: Values) -> Change:
     return {}
 
 
-def _convert_probe_mask(value: Any, given: Values) -> Change:
+def _convert_probe_mask(value: Any, settings: Values) -> Change:
     if not value:
         return {}
-    if not isinstance(given.get("N"), int):
+    if not isinstance(settings.get("N"), int):
         raise ConfigError("probe_mask: the diameter of the mask is N/2; expected an integer N; found none. Give N.")
-    return {"experiment.probe_support_px": given["N"] / 2}
+    return {"experiment.probe_support_px": settings["N"] / 2}
 
 
-def _convert_neighbor_pool(value: Any, given: Values) -> Change:
-    return {"group.neighbor_count": value} if given.get("enable_oversampling") else {}
+def _convert_neighbor_pool(value: Any, settings: Values) -> Change:
+    return {"group.neighbor_count": value} if settings.get("enable_oversampling") else {}
 
 
-def _convert_n_images(value: Any, given: Values) -> Change:
+def _convert_n_images(value: Any, settings: Values) -> Change:
     warnings.warn("n_images: use n_groups, which means the same at any gridsize", DeprecationWarning, stacklevel=2)
-    return {} if given.get("n_groups") is not None else {"group.n_groups": value}
+    return {} if settings.get("n_groups") is not None else {"group.n_groups": value}
 
 
 def _convert_scheduler(value: Any, _: Values) -> Change:
@@ -265,18 +265,18 @@ def read_settings(config: object) -> OriginalSettings:
     """Convert a configuration as `run_config` does; return it with the values that have no field in `RunConfig`."""
     if isinstance(config, RunConfig):
         return OriginalSettings(run=config)
-    given = _flatten(config)
+    settings = _flatten(config)
     sections: dict[str, dict[str, Any]] = {name: {} for name in to_dict(RunConfig())}
     for name, row in TABLE.items():
-        if given.get(name) is None:
+        if settings.get(name) is None:
             continue
-        change = row.change(given[name], given)
+        change = row.change(settings[name], settings)
         if not change:
-            _log.debug("%s = %r: %s", name, given[name], row.note)
+            _log.debug("%s = %r: %s", name, settings[name], row.note)
         for field, value in change.items():
             section, key = field.split(".")
             sections[section][key] = value
-    n_px, out = given.get("N"), given.get("output_dir")
+    n_px, out = settings.get("N"), settings.get("output_dir")
     run = from_dict(RunConfig, sections, source="configuration of the original")
     return OriginalSettings(run=run, n_px=n_px, output_dir=None if out is None else Path(out))
 
@@ -320,14 +320,14 @@ def _flatten(config: object) -> dict[str, Any]:
             f"{type(config).__name__}"
         )
     model = fields.pop("model", None)
-    given = {} if model is None else _flatten(model)
+    settings = {} if model is None else _flatten(model)
     for name, value in fields.items():
         current_name = ALIASES.get(name, name)
         if current_name in TABLE:
-            given[current_name] = value
+            settings[current_name] = value
         # A dataclass has all of its fields; an unknown one is accepted if it has its default value.
         elif name not in defaults or value != defaults[name]:
             near = difflib.get_close_matches(name, [*TABLE, *ALIASES], n=1)
             hint = f" Did you mean '{near[0]}'?" if near else f" Known names: {', '.join(sorted(TABLE))}."
             raise ConfigError(f"configuration of the original: unknown name '{name}'.{hint}")
-    return given
+    return settings

@@ -96,13 +96,13 @@ def export_network(
         raise ConfigError(f"max_offset_px: expected 0 to {_MAX_OFFSET_PX}; found {max_offset_px}.")
     network.require_statistics()
     require_packages(("onnx", "onnxscript", "onnxruntime") if kind == "onnx" else (), "torchptycho[onnx]")
-    which = network.config.reconstruct.training_scan if training_scan is None else training_scan
-    if not 0 <= which < len(network.probe_parts):
-        raise ConfigError(f"training_scan: expected 0 to {len(network.probe_parts) - 1}; found {which}.")
+    scan_index = network.config.reconstruct.training_scan if training_scan is None else training_scan
+    if not 0 <= scan_index < len(network.probe_parts):
+        raise ConfigError(f"training_scan: expected 0 to {len(network.probe_parts) - 1}; found {scan_index}.")
     canvas_px = max(network.canvas_px, merge_canvas_px(network.n_px, max_offset_px or 0.0))
     # The largest offset for which `merge_canvas_px` returns this canvas.
     room_px = (canvas_px - network.n_px) / 2 - 1
-    metadata = build_metadata(network, kind, which, canvas_px, room_px)
+    metadata = build_metadata(network, kind, scan_index, canvas_px, room_px)
     alone = _copy_for_scan(network, metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name, _silence_exporters():
@@ -129,8 +129,10 @@ class _FunctionalNetwork(nn.Module):
         input_scale: Float[Tensor, ""],
         mask: Bool[Tensor, "n n"],
     ) -> Float[Tensor, "b c n n 2"]:
-        own = {"input_scale": input_scale.reshape(1).double(), "masks": mask[None]}
-        patches = torch.func.functional_call(self.network, own, (_make_batch(frames, offset_px), MatrixPatches()))
+        statistics = {"input_scale": input_scale.reshape(1).double(), "masks": mask[None]}
+        patches = torch.func.functional_call(
+            self.network, statistics, (_make_batch(frames, offset_px), MatrixPatches())
+        )
         return torch.view_as_real(patches)
 
 
@@ -243,13 +245,13 @@ def _validate_export(network: PtychoNetwork, metadata: ExportMetadata, run: Runn
     with torch.no_grad(), _disable_tf32():
         for frames, offset_px in _draw_examples(network, metadata):
             expected = torch.view_as_real(network(_make_batch(frames, offset_px)))
-            found = run(frames, offset_px, scale, mask)
-            if found.shape != expected.shape:
+            exported = run(frames, offset_px, scale, mask)
+            if exported.shape != expected.shape:
                 raise ExportError(
                     f"export: expected patches {tuple(expected.shape)}; the exported network gives "
-                    f"{tuple(found.shape)}. Nothing was written."
+                    f"{tuple(exported.shape)}. Nothing was written."
                 )
-            error = float((found - expected).double().norm() / expected.double().norm())
+            error = float((exported - expected).double().norm() / expected.double().norm())
             # NaN must fail the comparison.
             if not error <= MAX_RELATIVE_ERROR:
                 raise ExportError(

@@ -100,8 +100,8 @@ class ExportMetadata:
 
 def extract_scan_state(network: PtychoNetwork, scan: int) -> dict[str, Tensor]:
     """Extract the state of a network for one of its training scans, without its generator."""
-    own = {"probe_parts", "input_scale", "photons_per_frame", "masks"}
-    state = {k: v for k, v in network.state_dict().items() if k in own or k.startswith("experiment.")}
+    per_scan = {"probe_parts", "input_scale", "photons_per_frame", "masks"}
+    state = {k: v for k, v in network.state_dict().items() if k in per_scan or k.startswith("experiment.")}
     # The first axis of every entry is the scan.
     return {name: value[scan : scan + 1].detach().cpu().contiguous().clone() for name, value in state.items()}
 
@@ -149,10 +149,10 @@ def parse_metadata(text: str | bytes | None, path: Path) -> ExportMetadata:
             raise ValueError(f"it is no {_FORMAT}")
         if values["format_version"] != _VERSION:
             raise ValueError(f"its format is {values['format_version']}, expected {_VERSION}")
-        found = {field.name: values[field.name] for field in dataclasses.fields(ExportMetadata)}
-        found["config"] = from_dict(RunConfig, found["config"], source=str(path))
-        found["tensors"] = safetensors.torch.load(base64.b64decode(found["tensors"], validate=True))
-        metadata = ExportMetadata(**found)
+        fields = {field.name: values[field.name] for field in dataclasses.fields(ExportMetadata)}
+        fields["config"] = from_dict(RunConfig, fields["config"], source=str(path))
+        fields["tensors"] = safetensors.torch.load(base64.b64decode(fields["tensors"], validate=True))
+        metadata = ExportMetadata(**fields)
         _check(metadata)
     except (ValueError, TypeError, LookupError, RecursionError, binascii.Error, SafetensorError, ConfigError) as error:
         reason = format_error(error, 200)

@@ -77,10 +77,10 @@ class RealArithmetic(torch.nn.Module):
             )
         cosine, sine = self.get_buffer(f"matrix{edge_px}")
         matrix = _Pair(cosine, sine if inverse else -sine)
-        found = _matmul(matrix, _matmul(values, matrix))
+        transformed = _matmul(matrix, _matmul(values, matrix))
         # The matrix of the orthonormal transform.
         factor = 1.0 if norm == "ortho" else float(edge_px) ** (-1 if inverse != (norm == "forward") else 1)
-        return found if factor == 1 else _Pair(found.real * factor, found.imag * factor)
+        return transformed if factor == 1 else _Pair(transformed.real * factor, transformed.imag * factor)
 
 
 class _Interpreter(fx.Interpreter):

@@ -124,8 +124,8 @@ class OnnxEngine:
     @property
     def custom_metadata(self) -> dict[str, str]:
         """What the file says of itself."""
-        found: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
-        return found
+        metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
+        return metadata
 
     def __call__(self, frames: Tensor, offset_px: Tensor, input_scale: Tensor, mask: Tensor) -> Tensor:
         inputs = {"frames": frames, "offset_px": offset_px, "input_scale": input_scale, "mask": mask}

@@ -132,15 +132,15 @@ def find_generator(name: str) -> type[Generator]:
         known = ", ".join(sorted(registered))
         raise ConfigError(f"generator: expected one of {known}, or package.module:Class; found '{name}'.")
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        generator = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"generator '{name}' cannot be imported: {error}.") from None
-    if not (isinstance(found, type) and issubclass(found, Generator)):
+    if not (isinstance(generator, type) and issubclass(generator, Generator)):
         raise ConfigError(
             f"generator '{name}': expected a class derived from torchptycho.models.generators.Generator; "
-            f"found {found!r}."
+            f"found {generator!r}."
         )
-    return found
+    return generator
 
 
 def build_generator(config: ModelConfig, n_px: int, gridsize: int) -> Generator:

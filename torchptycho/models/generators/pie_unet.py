@@ -61,7 +61,7 @@ class PieUNet(UNetGenerator):
 
     def forward(self, group: GroupInput) -> Complex[Tensor, "b c n n"]:
         edge_px = -(-group.canvas_px // self.multiple_px) * self.multiple_px
-        given = (
+        arguments = (
             group.amplitude,
             group.probe,
             group.offset_px,
@@ -74,10 +74,10 @@ class PieUNet(UNetGenerator):
         # Half-precision FFTs do not exist on every backend, and there is no complex bfloat16.
         with torch.autocast(device_type=group.amplitude.device.type, enabled=False):
             with torch.no_grad():
-                projection = GroupProjection(*given)
+                projection = GroupProjection(*arguments)
                 begin, velocity = projection.make_transparent_objects(), None
                 if self.start_projections:
-                    coarse = GroupProjection.at_half_resolution(*given)
+                    coarse = GroupProjection.at_half_resolution(*arguments)
                     rough, movement = coarse.run(coarse.make_transparent_objects(), self.start_projections)
                     begin, velocity = upsample_2x(rough), None if movement is None else upsample_2x(movement)
                 further = extrapolate(begin, velocity)

@@ -133,7 +133,7 @@ class CollapseMonitor(Callback):
             def misfit(expected: Tensor, measured: Tensor) -> Tensor:
                 return 0.5 * poisson_deviance(expected / scale, measured / scale, good, 0.5 / scale) * power.numel()
 
-            found = {
+            batch_sums = {
                 "frames": torch.tensor(float(power.numel()), device=power.device),
                 "power": power.sum(),
                 "within": (power - mean.abs().square()).sum(),
@@ -142,7 +142,7 @@ class CollapseMonitor(Callback):
                 "empty": misfit(empty, counts),
                 "noise": misfit(empty, noisy),
             }
-        self._sums = {name: value + self._sums[name] if self._sums else value for name, value in found.items()}
+        self._sums = {name: value + self._sums[name] if self._sums else value for name, value in batch_sums.items()}
 
     def _measure(self, trainer: L.Trainer) -> CollapseStatistics:
         reduced = {
@@ -163,22 +163,22 @@ class CollapseMonitor(Callback):
         )
 
     def _check_collapse(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        found = self._measure(trainer)
-        pl_module.log("contrast", found.contrast, sync_dist=True)
-        pl_module.log("misfit_over_empty", found.misfit / max(found.empty, 1e-30), sync_dist=True)
+        statistics = self._measure(trainer)
+        pl_module.log("contrast", statistics.contrast, sync_dist=True)
+        pl_module.log("misfit_over_empty", statistics.misfit / max(statistics.empty, 1e-30), sync_dist=True)
         if trainer.global_step < self._check_from_step:
             return
-        self._consecutive_collapses = self._consecutive_collapses + 1 if found.has_collapsed else 0
+        self._consecutive_collapses = self._consecutive_collapses + 1 if statistics.has_collapsed else 0
         if self._consecutive_collapses < 2 and not (
             self._consecutive_collapses and trainer.global_step >= self._total_steps
         ):
             return
         message = (
             f"the network predicts featureless patches after {trainer.global_step} steps: their contrast is "
-            f"{found.contrast:.2g}, and they fit the counts no better than an empty sample (misfit "
-            f"{found.misfit:.3g}, empty {found.empty:.3g}, photon noise {found.noise:.3g}). Check the probe and the "
-            "centre of the frames (torchptycho inspect); then try another --seed, a lower --learning-rate, or "
-            "--bootstrap-probe 40."
+            f"{statistics.contrast:.2g}, and they fit the counts no better than an empty sample (misfit "
+            f"{statistics.misfit:.3g}, empty {statistics.empty:.3g}, photon noise {statistics.noise:.3g}). Check the "
+            "probe and the centre of the frames (torchptycho inspect); then try another --seed, a lower "
+            "--learning-rate, or --bootstrap-probe 40."
         )
         if self._action == "fail":
             raise TrainingError(message)

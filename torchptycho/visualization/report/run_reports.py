@@ -37,26 +37,28 @@ def write_network_report(
         module: the network; if its file is part of a run, the run's curves are shown.
         halves: refine two halves of the scan for their Fourier ring correlation.
     """
-    which = image.provenance["config"]["reconstruct"]["training_scan"]
+    training_scan = image.provenance["config"]["reconstruct"]["training_scan"]
     run = None if module.checkpoint is None else module.checkpoint.parent
     # A bundle is in the folder of its run, a checkpoint one folder deeper.
     run = run.parent if run is not None and run.name == "checkpoints" else run
     probe = image.probe
     if probe is None:
-        probe = module.probe[which].detach().cpu().numpy() * np.float32(image.provenance.get("probe_factor", 1.0))
-    found = None
+        probe = module.probe[training_scan].detach().cpu().numpy() * np.float32(
+            image.provenance.get("probe_factor", 1.0)
+        )
+    halves_frc = None
     if halves:
         # The network's probe, because that of the scan may only be a guess.
         known = dataclasses.replace(scan, probe=probe, probe_is_calibrated=True)
-        found = _correlate_halves(known, module.config.refine, device)
+        halves_frc = _correlate_halves(known, module.config.refine, device)
     return write_report(
         image,
         scan,
         path,
         probe=probe,
-        halves=found,
+        halves=halves_frc,
         # A refined image has its own background.
-        detect=_make_detector_model(module, which, image.provenance.get("absolute_scale"))
+        detect=_make_detector_model(module, training_scan, image.provenance.get("absolute_scale"))
         if image.probe is None
         else None,
         history=read_history(run) if run is not None and (run / LOGS_FOLDER).is_dir() else None,
@@ -84,7 +86,7 @@ def _correlate_halves(scan: Scan, config: RefineConfig, device: str) -> Metrics:
     return resolution(scan, config=config, device=device).metrics
 
 
-def _make_detector_model(module: PtychoNetwork, which: int, absolute: dict[str, float] | None) -> DetectorModel:
+def _make_detector_model(module: PtychoNetwork, training_scan: int, absolute: dict[str, float] | None) -> DetectorModel:
     """Make the detector model of the module (blur, scale, background), for counts of a training scan's probe.
 
     Arguments:
@@ -92,7 +94,7 @@ def _make_detector_model(module: PtychoNetwork, which: int, absolute: dict[str, 
     """
 
     def detect(counts: Tensor) -> Tensor:
-        scan = torch.full((len(counts),), which)
+        scan = torch.full((len(counts),), training_scan)
         with torch.no_grad():
             if absolute is None:
                 return module.experiment.apply_to_counts(counts[:, None], scan)[:, 0]

@@ -120,10 +120,10 @@ def make_patterns_section(
     scan: Scan, image: Reconstruction, probe: np.ndarray, detect: DetectorModel | None
 ) -> Section:
     """Show a few frames, measured and predicted, and their difference in units of the photon noise."""
-    found = compare_patterns(scan, image, probe, detect=detect)
+    patterns = compare_patterns(scan, image, probe, detect=detect)
     rows: list[tuple[Any, list[Block]]] = []
     good = scan.mask
-    for frame, measured, expected in zip(found.frames, found.measured, found.expected, strict=True):
+    for frame, measured, expected in zip(patterns.frames, patterns.measured, patterns.expected, strict=True):
         top = float(max(measured[good].max(initial=0), expected[good].max(initial=0), 1e-12))
         positive = measured[good & (measured > 0)]
         low = max(float(positive.min(initial=top)), top * 10.0**-_DECADES) / 2
@@ -235,15 +235,19 @@ def make_probe_section(probe: Complex[np.ndarray, "p n n"], pixel_m: float | Non
 
 def make_positions_section(scan: Scan, image: Reconstruction) -> Section:
     """Show where the scan positions were, and where they were refined to."""
-    found = image.positions_px
-    moved = found is not None and found.shape == scan.positions_px.shape and bool(np.any(found != scan.positions_px))
-    svg, times = draw_positions_svg(scan.positions_px, found if moved else None, scan.n_px)
-    if not moved or found is None:
+    refined_px = image.positions_px
+    moved = (
+        refined_px is not None
+        and refined_px.shape == scan.positions_px.shape
+        and bool(np.any(refined_px != scan.positions_px))
+    )
+    svg, times = draw_positions_svg(scan.positions_px, refined_px if moved else None, scan.n_px)
+    if not moved or refined_px is None:
         chart = Chart(
             title=f"{scan.n_frames} positions", svg=svg, note="As the file has them; they were not corrected."
         )
         return Section(id="positions", title="Scan positions", rows=[("wide", [chart])])
-    shift = found - scan.positions_px
+    shift = refined_px - scan.positions_px
     length = np.hypot(*shift.T)
     drawn = "" if times == 1 else f", drawn {times:g} times as long"
     chart = Chart(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import math
 import re
 from pathlib import Path
@@ -20,6 +18,7 @@ from torchptycho.io.storage.archive import Member, NpzArchive, convert_zip_error
 from torchptycho.io.storage.file_access import read_head
 from torchptycho.io.storage.hdf5 import find_dataset, is_hdf5, open_hdf5
 from torchptycho.io.storage.hdf5_datasets import load_array
+from torchptycho.io.text_tables import read_text_column
 from torchptycho.io.units import read_unit
 
 __all__ = ["NPY_MAGIC", "ArrayRef", "map_npy", "parse_array_ref"]
@@ -27,7 +26,6 @@ __all__ = ["NPY_MAGIC", "ArrayRef", "map_npy", "parse_array_ref"]
 NPY_MAGIC = b"\x93NUMPY"
 
 _ENTRY = re.compile(r"^(.*)\[(\d+)\]$")
-_TEXT_BYTES = 1 << 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +39,12 @@ class ArrayRef:
     def __str__(self) -> str:
         return f"{self.path}:{self.key}" if self.key else str(self.path)
 
-    def load(self) -> np.ndarray:
+    def load(self, n_frames: int | None = None) -> np.ndarray:
         """Load the array into memory.
+
+        Arguments:
+            n_frames: number of frames that a column of a table belongs to. Where its rows are fewer, and as many when
+                those are counted that are commented out, these get NaN: they are of frames that were recorded.
 
         Raises:
             ScanError: it is not there, or its file is damaged.
@@ -56,7 +58,7 @@ class ArrayRef:
         elif head.startswith(NPY_MAGIC):
             values = np.array(map_npy(self.path))
         else:
-            return _read_column(self.path, self.key, self.entry)
+            return self._load_column(n_frames)
         if self.entry is None:
             return values
         if not values.ndim or self.entry >= values.shape[-1]:
@@ -70,9 +72,11 @@ class ArrayRef:
         return values[..., self.entry]
 
     def read_unit(self) -> str | None:
-        """Read the unit that a dataset in HDF5 states; None in other files."""
-        if not is_hdf5(read_head(self.path)):
-            return None
+        """Read the unit that a dataset in HDF5 states, or the header of a table; None in other files."""
+        head = read_head(self.path)
+        if not is_hdf5(head):
+            is_table = not is_zip(head) and not head.startswith(NPY_MAGIC)
+            return read_text_column(self.path, self.key, self.entry).unit if is_table else None
         with open_hdf5(self.path) as file:
             return read_unit(self._find_dataset(file), self.path)
 
@@ -115,6 +119,11 @@ class ArrayRef:
             found="another format",
             remedy="Convert them with numpy.save.",
         )
+
+    def _load_column(self, n_frames: int | None) -> np.ndarray:
+        column = read_text_column(self.path, self.key, self.entry)
+        is_left_out = len(column.values) + len(column.commented) == n_frames
+        return column.with_commented() if column.commented and is_left_out else column.values
 
     def _open_archive(self) -> NpzArchive:
         archive = NpzArchive(self.path)
@@ -201,67 +210,3 @@ def _check_stack(path: Path, key: str, shape: tuple[int, ...], dtype: np.dtype[A
             found=f"{dtype} {shape}",
             remedy="Name another array, or reshape it.",
         )
-
-
-def _read_column(path: Path, key: str, entry: int | None) -> np.ndarray:
-    """Read one column of a text file of numbers, by the name in its header or its number from 0."""
-    try:
-        if path.stat().st_size > _TEXT_BYTES:
-            raise ScanError(
-                path, None, expected="a table of at most 1 GiB", found="a larger one", remedy="Save it as .npy."
-            )
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError):
-        raise ScanError(
-            path,
-            None,
-            expected="HDF5, NPZ, NPY or a table of text",
-            found="other content",
-            remedy="Save the numbers as CSV.",
-        ) from None
-    lines = [line.lstrip("#").strip() for line in text.splitlines()]
-    lines = [line for line in lines if line]
-    delimiter = next((mark for mark in (",", ";", "\t") if lines and mark in lines[0]), None)
-    try:
-        rows = (
-            list(csv.reader(io.StringIO("\n".join(lines)), delimiter=delimiter))
-            if delimiter
-            else [line.split() for line in lines]
-        )
-    except csv.Error as error:
-        raise ScanError(path, None, expected="a table", found=str(error), remedy="Save it as CSV.") from None
-    header = [cell.strip() for cell in rows[0]] if rows else []
-    has_header = any(_parse_number(cell) is None for cell in header)
-    wanted = key.strip()
-    if entry is not None and not wanted:
-        column = entry
-    elif has_header and wanted in header:
-        column = header.index(wanted)
-    elif wanted.isdigit():
-        column = int(wanted)
-    else:
-        raise ScanError(
-            path,
-            wanted or None,
-            expected="the name of a column or its number from 0",
-            found=f"columns {', '.join(header)}" if has_header else f"{len(header)} columns without names",
-            remedy="Name one, as FILE.csv:x.",
-        )
-    values = [_parse_number(row[column]) if column < len(row) else None for row in rows[has_header:]]
-    if not values or None in values:
-        line = values.index(None) + has_header if values else 0
-        raise ScanError(
-            path,
-            wanted or str(column),
-            expected="a number in every line",
-            found=f"none in line {line} (counted from 0)",
-            remedy="Repair the table; comments begin with #.",
-        )
-    return np.array(values, np.float64)
-
-
-def _parse_number(cell: str) -> float | None:
-    try:
-        return float(cell)
-    except ValueError:
-        return None

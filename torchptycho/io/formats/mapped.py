@@ -37,7 +37,7 @@ def read_mapped(path: Path, config: ReadConfig, mapping: MappingConfig) -> RawSc
     rows = resolve_rows(frames_at.path, frames_at.key, stack.shape[0], cut)
     positions, units = [], []
     for text in (mapping.positions_y, mapping.positions_x):
-        vector = _read_vector(place(text))
+        vector = _read_vector(place(text), stack.shape[0])
         units.append(choose_unit(config.positions_unit, mapping.positions_unit, place(text).read_unit(), default="m"))
         check_count(place(text).path, place(text).key, len(vector), stack.shape[0], rows, cut=cut is not None)
         positions.append(vector[rows.start : rows.stop : rows.step])
@@ -131,8 +131,8 @@ def _list_refs(mapping: MappingConfig) -> list[str]:
     return [text for text in named if text is not None]
 
 
-def _read_vector(place: ArrayRef) -> np.ndarray:
-    values = place.load()
+def _read_vector(place: ArrayRef, n_frames: int) -> np.ndarray:
+    values = place.load(n_frames)
     if values.dtype.kind not in "iuf" or values.ndim < 1 or values.size != max(values.shape):
         raise ScanError(
             place.path,

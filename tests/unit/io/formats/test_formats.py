@@ -411,7 +411,7 @@ def test_mapping_reads_any_order_of_axes_and_any_unit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "column", "words"),
     [
-        ("x,y\n1,2\n3\n", "y", "none in line 2"),
+        ("x,y\n1,2\n3\n", "y", "'line 3': expected 2 cell(s), a number in column 1"),
         ("x,y\n1,2\n", "z", "columns x, y"),
         ("1 2\n3 4\n", "z", "2 columns without names"),
         ("", "y", "empty file"),

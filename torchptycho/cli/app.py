@@ -48,10 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if argv[0] == "--completion":
         return _print_completion(argv[1:])
     logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(levelname)s: %(message)s")
-    kind = COMMANDS.get(given[0])
+    kind = COMMANDS.get(argv[0])
     try:
         with contextlib.nullcontext() if kind is None else adapt_logs(kind):
-            _parse(given).run()
+            _parse(argv).run()
     except (TorchptychoError, OSError, FloatingPointError) as error:
         if debug:
             raise

@@ -85,13 +85,13 @@ def _find_problems(summary: dict[str, Any]) -> list[str]:
     if missing:
         problems.append(f"{', '.join(missing)}: not installed; pip install torchptycho brings them.")
     if not summary["gpus"]:
-        found.append(
+        problems.append(
             "no GPU that torch can use: everything computes on the CPU "
             "(`train --accelerator cpu`, `refine --device cpu`)."
         )
     available = summary["memory_available_GB"]
     if available is not None and available < _MIN_MEMORY_GB:
-        found.append(f"{available:.1f} GB of memory are available: use small batches (`train --batch-size`).")
+        problems.append(f"{available:.1f} GB of memory are available: use small batches (`train --batch-size`).")
     if summary["disk"]["free_GB"] < _MIN_DISK_GB:
         problems.append(
             f"{summary['disk']['free_GB']:.1f} GB are free under {summary['disk']['path']}: a run keeps a "

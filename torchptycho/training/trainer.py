@@ -40,7 +40,7 @@ def build_trainer(
         ConfigError: a logger is not installed.
     """
     train, log = config.train, config.log
-    own: list[Callback] = [
+    standard: list[Callback] = [
         StopAtLastStep(epoch_plan),
         *build_checkpoint_callbacks(out / "checkpoints", module, log),
         CollapseMonitor(train.on_flat, epoch_plan.total_steps),
@@ -55,7 +55,7 @@ def build_trainer(
         groups = max(1, (64 if frames == "auto" else frames) // store.gridsize**2)
         standard.append(TrainingImages(store, out / "images", log.image_every_epochs, log.image_patches, groups))
     if progress:
-        own.append(StepProgress(epoch_plan.total_steps))
+        standard.append(StepProgress(epoch_plan.total_steps))
     # Some loggers do not create their folder.
     (out / LOGS_FOLDER).mkdir(parents=True, exist_ok=True)
     return L.Trainer(
@@ -69,7 +69,7 @@ def build_trainer(
         gradient_clip_val=train.gradient_clip or None,
         logger=build_loggers(log.logger, out),
         log_every_n_steps=min(10, epoch_plan.steps, epoch_plan.total_steps),
-        callbacks=[*own, *callbacks],
+        callbacks=[*standard, *callbacks],
         plugins=[AtomicCheckpointIO()],
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -32,12 +32,12 @@ class Comparison:
     """Two or three images on their common grid, in the gauge of the last.
 
     Arguments:
-        images: [H, W] by name: the first, the second, and the truth where one was given.
+        images: [H, W] by name: the first, the second, and the ground truth if given.
         mask: [H, W] pixels in which all of them are compared.
         origin_px: (y, x) of [0, 0] in pixels of the reference.
         object_pixel_m: edge of a pixel, or None.
-        metrics: what was found, by "name against name".
-        notes: what was done to bring them together, sentence by sentence.
+        metrics: by "name against name".
+        notes: the steps of the registration, one sentence each.
     """
 
     images: dict[str, Complex[np.ndarray, "h w"]]
@@ -66,20 +66,20 @@ def compare(
     names: tuple[str, str, str] = ("A", "B", "truth"),
     min_coverage: float = 0.1,
 ) -> Comparison:
-    """Bring reconstructions onto one grid and into one gauge, and compare them.
+    """Register reconstructions to a common grid and gauge, and compare them.
 
-    The reference is the truth, else the first. Images with finer pixels are averaged onto the coarsest ones. They are
-    laid on each other by their origins; where the images themselves clearly say otherwise, by these. Sub-pixel shift,
-    phase plane, phase and scale are then taken out as `evaluate` does.
+    The reference is the ground truth, else the first image. Images with finer pixels are averaged to the coarsest ones.
+    Images are aligned by their origins, or by their content if it clearly contradicts the origins. Sub-pixel shift,
+    phase plane, phase and scale are then removed as in `evaluate`.
 
     Arguments:
-        names: of the two and the truth, for `metrics`.
+        names: of the two images and the ground truth, for `metrics`.
         min_coverage: pixels with less coverage, in either image, are left out.
 
-    With a truth both images are judged on the pixels that both of them cover.
+    With a ground truth, both images are compared with it on the pixels that both cover.
 
     Raises:
-        EvaluationError: pixel sizes that have nothing to do with each other, no overlap, or too little of it.
+        EvaluationError: the pixel sizes differ too much, or the images do not overlap enough.
     """
     given = [first, second] + ([] if truth is None else [truth])
     images, notes = _resample_to_coarsest(given, names)
@@ -143,7 +143,7 @@ def _compare_pair(
 def _place_on_grid(
     mask: Bool[np.ndarray, "h w"], origin_px: tuple[int, int], grid_origin_px: tuple[int, int], shape: tuple[int, ...]
 ) -> Bool[np.ndarray, "y x"]:
-    """Place a mask on another grid of the same pixels; what lies outside of the mask is False."""
+    """Place a mask on another grid of the same pixels; pixels outside the mask are False."""
     placed = np.zeros(shape, bool)
     ours, its = [], []
     for origin, start, n, size in zip(origin_px, grid_origin_px, shape, mask.shape, strict=True):

@@ -37,7 +37,7 @@ class FrcCurve:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Metrics:
-    """Errors of a reconstruction over the compared pixels, after shift, phase plane, phase and scale are taken out.
+    """Errors of a reconstruction over the compared pixels, after shift, phase plane, phase and scale are removed.
 
     Arguments:
         amplitude_mae, phase_mae_rad: mean absolute errors; the phase error is wrapped to (-pi, pi].
@@ -52,8 +52,8 @@ class Metrics:
         n_pixels: pixels compared.
         region_px: their bounding box, (y start, y stop, x start, x stop) in object pixels.
         frc_square_px: that square, in the same way.
-        shift_px, ramp_rad_per_px, amplitude_factor, phase_rad: what was applied to the reconstruction.
-        registered: False when the best translation or phase plane lay beyond its bound; none was applied then.
+        shift_px, ramp_rad_per_px, amplitude_factor, phase_rad: the transformation applied to the reconstruction.
+        registered: False if the best translation or phase plane exceeded its bound; none is applied then.
     """
 
     amplitude_mae: float
@@ -110,7 +110,7 @@ class Metrics:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class AlignedPair:
-    """Reconstruction and truth on their common grid and in one gauge.
+    """Reconstruction and ground truth on their common grid and in the same gauge.
 
     Arguments:
         object, truth: [h, w].
@@ -228,11 +228,11 @@ def evaluate(
         truth: [H, W] complex object.
         truth_origin_px: (y, x) object pixel of truth[0, 0].
         min_coverage: pixels with less coverage are left out.
-        region_px: (y start, y stop, x start, x stop) in object pixels, to look at a part; None takes all.
-        max_shift_px: largest translation that is taken out; 0 looks for none.
+        region_px: (y start, y stop, x start, x stop) in object pixels, to compare a part only; None compares all.
+        max_shift_px: largest translation to remove; 0 disables the search.
 
     Raises:
-        EvaluationError: the two do not overlap, no pixel can be compared, or too few lie together for a resolution.
+        EvaluationError: the images do not overlap, no pixel can be compared, or too few are connected for a resolution.
     """
     pair = align_to_truth(
         reconstruction,

@@ -14,7 +14,7 @@ LOGS_FOLDER = "logs"
 def read_history(run: str | Path) -> dict[str, list[tuple[int, float]]]:
     """Read logged metrics of a run by name, as (optimiser step, value).
 
-    A resumed run has one log after the other; what an earlier one tells of steps that were taken again is left out.
+    A resumed run has several logs; entries of an earlier one for repeated steps are omitted.
     """
     history: dict[str, list[tuple[int, float]]] = {}
     for log in sorted(

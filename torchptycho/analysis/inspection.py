@@ -30,25 +30,25 @@ _MAX_LISTED = 20
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScanSummary:
-    """What `inspect_scan` found, as plain data. Positions and pixels are (y, x); lists hold the first 20 at most.
+    """Result of `inspect_scan` as plain data. Positions and pixels are (y, x); lists contain at most the first 20.
 
     Arguments:
         positions_unit: in which the file has them, px for object pixels.
         step_px: median distance from a position to the nearest other one of the same scan.
-        probe_diameter_px: disc around the centre of |P|^2 that holds 90 % of it.
+        probe_diameter_px: diameter of the disc around the centre of |P|^2 that contains 90 % of it.
         overlap: 1 - step / probe diameter, within [0, 1].
-        photons_mean: photons per frame over the good pixels, likewise min and max; None when the dose is unknown.
-        dead_pixels: never count, although the median of the 24 pixels around them says they should have, 20 times.
+        photons_mean: photons per frame in the good pixels, likewise min and max; None if the dose is unknown.
+        dead_pixels: pixels without counts although the median of the 24 pixels around them predicts at least 20.
         hot_pixels: isolated pixels, over 10 times the median and 3 times the second largest of their 8 neighbours.
             A speckle is wider than a pixel wherever the probe is narrower than half the frame.
-        saturated_pixels: reach the largest value of the detector's integer type.
+        saturated_pixels: pixels that reach the largest value of the detector's integer type.
         beam_offset_px: centre of mass of the mean frame, relative to [N/2, N/2].
-        notes: how the file was understood: its format and why, where everything was found, what was done to it.
-        left_out: [frame, why] of the frames of the file that are not in the scan, counted as the file counts.
-        near_field: what shows that the frames are not far-field diffraction; None when nothing does.
+        notes: how the file was interpreted: its format and why, the locations of the data, processing.
+        left_out: [frame, reason] of the frames of the file that are not in the scan, numbered as in the file.
+        near_field: evidence that the frames are not far-field patterns; None if there is none.
         dim_frames: less than a tenth of the median frame; bright_frames: more than ten times.
-        problems: sentences: what is wrong, and what to do about it.
-        usable: False when a reconstruction would be meaningless until a problem is solved.
+        problems: sentences that name a problem and its remedy.
+        usable: False if a reconstruction would be meaningless until a problem is solved.
     """
 
     source: str

@@ -1,8 +1,8 @@
-"""Bringing a reconstruction onto a truth: what ptychography leaves free, and only that.
+"""Registration of a reconstruction with a ground truth, by the ambiguities of ptychography only.
 
-Free are a complex factor (global phase, amplitude scale), a phase plane (the diffraction centre) and a translation
+These are a complex factor (global phase, amplitude scale), a phase plane (the diffraction centre) and a translation
 (the absolute position of the scan). Translation and plane both come from scikit-image's sub-pixel registration: a
-phase plane is a translation in Fourier space, so that its slope knows no phase wraps.
+phase plane is a translation in Fourier space, so that phase wraps do not matter.
 Reference: Guizar-Sicairos, Thurman, Fienup, Opt. Lett. 33, 156 (2008).
 """
 
@@ -76,15 +76,15 @@ def align(
 ) -> Alignment:
     """Remove translation, phase plane and complex factor from a reconstruction.
 
-    Plane and translation are found in turn until the image stands still: each is biased while the other is wrong, and
-    the rim of the mask biases the translation towards zero until the two images lie on each other.
+    Plane and translation are determined alternately until they converge: each is biased while the other is wrong, and
+    the edge of the mask biases the translation towards zero until the images are aligned.
 
     Arguments:
         reconstruction, truth: [H, W] on one grid.
         mask: [H, W] pixels to compare; at least one.
-        known: [H, W] pixels whose value may be used when the image is moved; None takes `mask`. Elsewhere the image is
+        known: [H, W] pixels whose values may be used in the translation; None takes `mask`. Elsewhere the image is
             continued from the nearest of them.
-        max_shift_px: largest translation, each way; 0 switches registration off. A larger one is refused with a
+        max_shift_px: largest translation along each axis; 0 disables registration. A larger one is refused with a
             warning and taken as 0.
     """
     truth = np.asarray(truth, dtype=np.complex128)

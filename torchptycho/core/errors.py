@@ -1,4 +1,4 @@
-"""What goes wrong because of a user's input, as opposed to a fault of this package.
+"""Errors caused by user input, as opposed to faults of this package.
 
 The command line prints these as one line and exits with 1; anything else is a bug and keeps its traceback.
 """
@@ -20,7 +20,7 @@ __all__ = [
 
 
 class TorchptychoError(Exception):
-    """Base of all errors that a user can cause and mend."""
+    """Base class of all errors that a user can cause and fix."""
 
 
 class ConfigError(TorchptychoError):
@@ -62,11 +62,11 @@ class ScanError(TorchptychoError, ValueError):
     """A scan or one of its arrays breaks the file contract.
 
     Arguments:
-        source: file (or description of the origin) that is at fault.
-        key: array or entry inside it; None when the file as a whole is at fault.
-        expected: what the contract asks for.
-        found: what is there.
-        remedy: what the user can do about it.
+        source: the faulty file (or a description of the origin).
+        key: array or entry in it; None if the whole file is at fault.
+        expected: what the contract requires.
+        found: the actual content.
+        remedy: how the user can fix it.
     """
 
     def __init__(self, source: str | Path, key: str | None, *, expected: str, found: str, remedy: str) -> None:

@@ -24,16 +24,16 @@ def ordered_map(
 ) -> contextlib.closing[Generator[Result, None, None]]:
     """Yield what `run` returns for each item, in order, while the cores compute the next ones.
 
-    Each core has pieces of its own. Threads that share every operation wait for each other at the end of each, by
-    spinning: where one of them is kept off its core by another program, the whole takes five times as long.
+    Each core processes separate items. Threads that share every operation would wait for each other by spinning at the
+    end of each operation, which takes five times as long if another program uses one of the cores.
 
     Arguments:
         run: called by several threads at once, in the grad and inference mode of the calling one.
-        pieces: as many as there are threads, and one more, are in work or wait for being taken.
+        pieces: the items, of which at most one more than the number of threads are in work or waiting.
         alone: one after the other in the calling thread, with all of torch's threads, as for a GPU.
 
     Returns:
-        To be used by `with`: until then torch has fewer threads where it was called.
+        A context manager; inside it torch has fewer threads in the calling thread.
     """
     return contextlib.closing(_map_serially(run, pieces) if serial else _map_in_threads(run, pieces))
 

@@ -20,18 +20,18 @@ class Reconstruction:
 
     Arguments:
         object: [H, W] complex transmission; 0 where no frame reached.
-        coverage: [H, W] sum of the weights that met at a pixel, as a fraction of their largest sum.
-        valid: [H, W], True where coverage is enough for the value to mean something, by default `MIN_COVERAGE`.
+        coverage: [H, W] sum of the weights at a pixel, relative to the largest sum.
+        valid: [H, W], True where the coverage suffices for a meaningful value, by default `MIN_COVERAGE`.
         origin_px: (y, x) position of pixel [0, 0] in the scan's object pixels.
         object_pixel_m: edge of a pixel, or None when only pixels are known.
         provenance: plain data: configuration, checkpoint hash, source, versions, timings.
-        spread: [H, W] standard deviation, by their weights, of the values that patches brought to a pixel: how far they
-            disagree, in the object's unit; 0 where there was one patch alone. Of stitched images only.
+        spread: [H, W] weighted standard deviation of the overlapping patches at a pixel, in its unit; 0 where there
+            is only one patch. Stitched images only.
         probe: [P, N, N] refined modes in sqrt(photons); refinement only, as all that follows but `given_positions_px`.
-        positions_px: [M, 2] (y, x) where the frames were found to be.
-        given_positions_px: [M, 2] (y, x) where the scan said that they were, by which a later start from this image
-            sees that the scan is read otherwise.
-        background: [N, N] counts that do not come from the sample, zero frequency at [N//2, N//2]; when it was fitted.
+        positions_px: [M, 2] (y, x) refined positions.
+        given_positions_px: [M, 2] (y, x) positions given by the scan, by which a later refinement from this image
+            detects that the scan is read with other options.
+        background: [N, N] counts that do not come from the sample, zero frequency at [N//2, N//2]; if it was fitted.
         history: figures of each epoch, by name.
     """
 
@@ -50,5 +50,5 @@ class Reconstruction:
 
     @property
     def has_coverage(self) -> bool:
-        """Whether the coverage says anything; that of a file without one is 1 everywhere."""
+        """Whether the coverage is informative; that of a file without one is 1 everywhere."""
         return bool(self.coverage.size) and float(self.coverage.min()) != float(self.coverage.max())

@@ -78,7 +78,7 @@ class SourceFile:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Scan:
-    """One recorded or simulated scan. Built by `read_scan` and `simulate`, which check what they put in.
+    """A recorded or simulated scan. `read_scan` and `simulate` build it and check its content.
 
     Arguments:
         frames: [M, N, N], zero frequency at [N//2, N//2], in the detector's own dtype.
@@ -86,19 +86,19 @@ class Scan:
         positions_px: [M, 2] as (y, x) in object pixels; patch pixel N/2 sits on the position.
         positions_unit: the unit that they had in the file: px, or a unit of length.
         probe: [P, N, N], P incoherent modes; see `probe_is_calibrated`.
-        mask: [N, N], True where the detector pixel can be trusted.
-        scan_id: [M], which of several scans in one file a frame belongs to.
-        geometry: lengths in metres, as far as they are known.
-        source: the file, or how the scan was made.
-        truth: [H, W] object, index = position pixel: of a simulated scan, or a reconstruction that the file brings.
-        truth_patches: [M, N, N] object patch under each frame, where a file brings them.
-        nominal_positions_px: [M, 2] positions as they were asked for, where a file brings both.
-        metadata: plain data that travels with the file.
-        probe_is_calibrated: True when sum |probe|^2 is the expected photons per frame through a transparent object.
-        reading: the options that the file was opened with.
-        notes: how the file was understood and what was done to it, sentence by sentence.
-        left_out: frames of the file that are not in the scan although they were asked for, and why.
-        files: all the files that it was read from, as they were then; none for a scan that was made in memory.
+        mask: [N, N], True for good detector pixels.
+        scan_id: [M], number of the scan in the file to which a frame belongs.
+        geometry: known lengths in metres.
+        source: the file, or a description of the simulation.
+        truth: [H, W] object with index = position pixel: of a simulated scan, or a reconstruction in the file.
+        truth_patches: [M, N, N] object patch of each frame, if the file contains them.
+        nominal_positions_px: [M, 2] requested positions, if the file contains both.
+        metadata: further plain data of the file.
+        probe_is_calibrated: True if sum |probe|^2 is the number of photons per frame with a transparent object.
+        reading: the options with which the file was opened.
+        notes: how the file was interpreted and processed, one sentence each.
+        left_out: requested frames of the file that are not in the scan, and the reasons.
+        files: state of all files when they were read; none for a scan in memory.
     """
 
     frames: Frames

@@ -56,10 +56,10 @@ class StoreRequest:
 
     @classmethod
     def from_sources(cls, scans: Sources, config: RunConfig, val_scans: Sources = ()) -> StoreRequest | None:
-        """Build the request for these files, folders or patterns; None when one of them is a scan in memory.
+        """Build the request for these files, folders or patterns; return None if one of them is a scan in memory.
 
         Raises:
-            TorchptychoError: a folder or a pattern holds nothing.
+            TorchptychoError: a folder or a pattern contains no scan.
         """
         trained, validated = (expand_sources(sources, config.prepare) for sources in (scans, val_scans))
         if trained is None or validated is None:
@@ -80,13 +80,13 @@ def write_request(folder: Path, request: StoreRequest, scans: Sequence[Scan]) ->
 
 
 def matches_request(path: Path, request: StoreRequest | None) -> bool:
-    """Return whether the store at `path` was made by this very request, of files that have not changed since.
+    """Return whether the store at `path` was made by the same request, from files that have not changed since.
 
-    False where that cannot be decided so: no store, one that was made or changed in another way. Sizes and times of the
-    files are looked at, and nothing of them is read.
+    False if this cannot be decided: there is no store, or it was made or changed in another way. Only sizes and
+    modification times of the files are compared.
 
     Raises:
-        StoreError: it was made by such a request, and an option, the version or a file is another now; named are all.
+        StoreError: it was made by such a request, and options, the version or files have changed; all are named.
     """
     kept = None if request is None else _read_request(path)
     if request is None or kept is None:

@@ -18,13 +18,13 @@ _QUEUED_PER_THREAD = 2
 
 
 class ThreadedLoader(DataLoader[GroupBatch]):
-    """A loader whose batches threads gather ahead of their use, in the order of the sampler.
+    """A loader whose batches are gathered in advance by threads, in the order of the sampler.
 
-    Threads and not processes: to gather is to copy memory or to wait for the disk, both of which other threads can do
-    meanwhile, whereas what a process has gathered must be sent, which takes longer than to gather it.
+    Threads suffice, because gathering copies memory or waits for the disk, which threads can do in parallel. Sending a
+    batch from another process would take longer than gathering it.
 
     Arguments:
-        threads: 0 gathers each batch when it is asked for.
+        threads: 0 gathers each batch when it is requested.
     """
 
     def __init__(self, *arguments: Any, threads: int = 0, **options: Any) -> None:

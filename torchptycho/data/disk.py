@@ -88,7 +88,7 @@ def check_new_folder(path: Path, needed: int) -> None:
 
 @contextlib.contextmanager
 def convert_os_errors(path: Path, needed: int) -> Iterator[None]:
-    """Turn what the operating system refuses to `path` into a StoreError that says why.
+    """Convert errors of the operating system at `path` to a StoreError with the reason.
 
     Raises:
         StoreError: the disk is full, or the folder cannot be written to.

@@ -64,28 +64,28 @@ def prepare(
     request: StoreRequest | None = None,
     overwrite: bool = False,
 ) -> Store:
-    """Check scans and write them as a store; a store of the same scans and configuration is reopened as it is.
+    """Check scans and write them as a store; an existing store of the same scans and configuration is reused.
 
     Uses the sections `prepare` and `group`. Frames are streamed in their own dtype. The store appears under its name
-    only when it is complete and would survive a power cut. Of several processes that prepare one store, one writes it
+    only when it is complete and on disk. Of several processes that prepare one store, one writes it
     and the others wait and use it.
 
     Arguments:
         scans: at least one, opened or as files, folders or patterns (see `torchptycho.io.discovery`), all of one frame
             size and domain. The calibrated probe of amplitudes follows `nphotons` when that differs from the scan's own
             dose.
-        path: folder to make.
+        path: folder to create.
         val_scans: more scans, of which every frame is held out for validation.
         request: the files and options that opened scans were read with, for `reopened` to know the store by; of files
             it is known.
         overwrite: replace a store that exists, once the new one is complete; another folder is never replaced.
 
     Raises:
-        ConfigError: `domain` is set, and a scan holds something else.
+        ConfigError: `domain` is set, and a scan has another one.
         ScanError: a scan is unusable, or the scans do not fit together.
         GroupingError: the configured groups cannot be formed.
-        StoreError: `path` is something else, or a store of other scans or of another configuration; the disk is full,
-            or the folder cannot be written to.
+        StoreError: `path` is not a store, or one of other scans or of another configuration; the disk is full, or the
+            folder is not writable.
     """
     path = Path(path)
     if request is None:
@@ -131,21 +131,21 @@ def prepare(
 def append_scans(store: Store | str | Path, scans: Sources, *, val_scans: Sources = ()) -> Store:
     """Add scans to a store; only their frames are written, and the tables over all scans.
 
-    The store is then what `prepare` would have made of all scans, except that no scan is drawn to be held out. It
-    becomes so at once: whoever opens it finds the old or the new one, and an interruption leaves the old one. One
-    process at a time changes a store; others wait.
+    The store is then the one that `prepare` would make of all scans, except that no scan is drawn to be held out. The
+    update is atomic: other processes see the old or the new store, and an interruption leaves the old one. One process
+    at a time changes a store; others wait.
 
     Arguments:
         store: the store, or its folder.
-        scans: as in `prepare`; files are read as the store's configuration says.
+        scans: as in `prepare`; files are read with the options of the store's configuration.
         val_scans: more scans, of which every frame is held out for validation.
 
     Returns:
-        The store as it is now. What was opened before stays as it was.
+        The new store. Stores that were opened before are unchanged.
 
     Raises:
-        StoreError: there is no store, or it has one of the scans already.
-        TorchptychoError: as `prepare`; the store is what it was.
+        StoreError: there is no store, or it already contains one of the scans.
+        TorchptychoError: as `prepare`; the store is unchanged.
     """
     path = store.path if isinstance(store, Store) else Path(store)
     with open_for_update(path) as now:
@@ -181,15 +181,15 @@ def append_scans(store: Store | str | Path, scans: Sources, *, val_scans: Source
 
 
 def drop_scans(store: Store | str | Path, scans: Sequence[int | str | Path]) -> Store:
-    """Take scans out of a store and free their space; no frame is rewritten. As safe as `append_scans`.
+    """Remove scans from a store and free their space, atomically as in `append_scans`; no frame is rewritten.
 
     Arguments:
         store: the store, or its folder.
         scans: by number, as `Store.scans` counts them from 0, or by source.
 
     Raises:
-        StoreError: there is no store or no such scan, or no scan to train on would be left.
-        GroupingError: the configured groups cannot be formed from the rest; the store is what it was.
+        StoreError: there is no store or no such scan, or no training scan would remain.
+        GroupingError: the configured groups cannot be formed from the rest; the store is unchanged.
     """
     path = store.path if isinstance(store, Store) else Path(store)
     with open_for_update(path) as now:

@@ -146,12 +146,12 @@ def probe_width_px(probe: Complex64[np.ndarray, "p n n"]) -> float:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SplitGroups:
-    """Frames and groups of several scans together, as a store holds them.
+    """Frames and groups of several scans, as in a store.
 
     Arguments:
-        positions_px: f64 [M, 2]. frame_scan: i64 [M] which scan a frame is of.
+        positions_px: f64 [M, 2]. frame_scan: i64 [M] scan of each frame.
         separate: i64 [M] frames of one number may share a group: those of one scan within one file.
-        split: which frames are trained on. train, val: the groups of both parts; val is None where nothing is held out.
+        split: training and held-out frames. train, val: the groups of both parts; val is None if nothing is held out.
     """
 
     positions_px: np.ndarray

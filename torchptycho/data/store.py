@@ -4,7 +4,7 @@
     scans/NAME/       one scan: frames, positions_px, scan_id, probe, mask, intensity, truth or truth_patches
     tables/NAME/      over all scans: positions_px, frame_scan, separate, probes, masks, train, val
 
-Folders are never changed once they are there; a store changes when its manifest is replaced.
+Existing folders are never changed; a store changes when its manifest is replaced.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ _FLOOR_FRAMES, _FLOOR_FRACTION = 256, 64
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Store:
-    """An opened store; it stays what it was when it was opened, also when scans are added or dropped meanwhile.
+    """An opened store, which does not change when scans are added or dropped later.
 
     `frames` are read as one stack [M, N, N] of all scans. `tensors` holds: positions_px f64 [M, 2], frame_scan i64 [M],
     probes c64 [S, P, N, N], masks bool [S, N, N], group tables `train` and `val` (members, center_px, offset_px) and,
@@ -123,7 +123,7 @@ class Store:
     def truth_phase_factors(self) -> Complex64[torch.Tensor, " s"]:
         """Return phase factors that bring the mean of each scan's truth, where it was scanned, to phase 0.
 
-        The phase of an object is known up to a constant. With it a network learns from several scans alike.
+        The phase of an object is known up to a constant; this convention makes the labels of several scans consistent.
         """
         turns = []
         for index, entry in enumerate(self.scans):
@@ -140,7 +140,7 @@ class Store:
         return torch.stack(turns).to(torch.complex64)
 
     def estimate_floor_counts(self) -> Float64[torch.Tensor, " s"]:
-        """Estimate photons in the darkest good pixels of each scan's mean frame, which no background exceeds."""
+        """Estimate the photons in the darkest good pixels of each scan's mean frame, a bound of the background."""
         floors = []
         for entry, part, mask in zip(self.scans, self.frames.parts, self.tensors["masks"], strict=True):
             rows = torch.linspace(0, len(part) - 1, min(len(part), _FLOOR_FRAMES)).long()

@@ -120,11 +120,11 @@ def load_stored_scans(store: Store) -> list[StoredScan]:
 
 
 def write_tables(root: Path, stored: Sequence[StoredScan], config: RunConfig, fingerprint: dict[str, str]) -> None:
-    """Write the tables over these scans and then, at once, the manifest that makes a store of them.
+    """Write the tables over these scans and then, atomically, the manifest of the store.
 
     Raises:
-        GroupingError: the configured groups cannot be formed; the store is what it was.
-        OSError: the disk is full; the store is what it was.
+        GroupingError: the configured groups cannot be formed; the store is unchanged.
+        OSError: the disk is full; the store is unchanged.
     """
     scans = [one.scan for one in stored]
     first_frames = np.cumsum([0, *(scan.n_frames for scan in scans)])
@@ -212,7 +212,7 @@ def open_for_update(path: Path) -> Iterator[Store]:
 
 
 def _remove_unreferenced(path: Path) -> None:
-    """Remove the folders that the manifest does not name: what an interrupted change has left, and what went."""
+    """Remove the folders that the manifest does not list: remains of an interrupted change, and dropped scans."""
     manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     named = {"tables": {manifest["tables"]}, "scans": {entry["folder"] for entry in manifest["scans"]}}
     for file in path.glob(f".{MANIFEST}.*.tmp"):

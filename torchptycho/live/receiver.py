@@ -25,8 +25,8 @@ class Receiver:
     Arguments:
         source: used and closed by the receiving thread alone.
         folder: of the spool; an existing spool is continued.
-        max_backlog: the most frames that may be in the spool and not yet reconstructed; above it the source is not
-            asked for more.
+        max_backlog: largest number of frames in the spool that are not yet reconstructed; above it no more frames are
+            requested.
         expected: frames after which the scan is over; None follows the source.
         idle_s: seconds without a new frame after which the scan is also over; None for never.
 

@@ -67,12 +67,11 @@ _TORCH_SUFFIXES = (".pth", ".pt", ".ckpt")
 
 
 def save_bundle(module: PtychoPINN, path: str | Path) -> Path:
-    """Write a trained module as a bundle, which appears only when it is whole.
+    """Write a trained module as a bundle, atomically.
 
     Arguments:
-        module: with its statistics, as `load_checkpoint` gives it.
-        path: the file, ending in .zip (which may be left off behind wts.h5), or a folder, which is made and gets
-            wts.h5.zip.
+        module: with its statistics, from `load_checkpoint`.
+        path: the file, ending in .zip (optional after wts.h5), or a folder, which is created and gets wts.h5.zip.
 
     Returns:
         The file that was written.

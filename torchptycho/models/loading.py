@@ -32,10 +32,10 @@ def open_network(
     accelerator: str = "auto",
     trust_generator: bool | str = False,
 ) -> PtychoNetwork:
-    """Open a network, ready to predict with an engine.
+    """Open a network for prediction with an engine.
 
     Arguments:
-        checkpoint: a checkpoint or bundle, the folder of a run, an exported file, or a network as it is.
+        checkpoint: a checkpoint or bundle, the folder of a run, an exported file, or a network.
         engine: `torch`, or `onnx` or `aot`, for which a checkpoint is exported first, which takes a minute or more.
             None is ONNX Runtime for .onnx files and torch for everything else.
         training_scan: for which it is exported then; None as trained.
@@ -43,8 +43,8 @@ def open_network(
         trust_generator: as in `load_checkpoint`.
 
     Raises:
-        StoreError: it is no checkpoint.
-        ExportError: it cannot be exported, or not run here.
+        StoreError: it is not a checkpoint.
+        ExportError: it cannot be exported, or not be run here.
         ConfigError: it was exported for another engine.
     """
     network = load_for_inference(checkpoint, engine, accelerator=accelerator, trust_generator=trust_generator)

@@ -18,15 +18,15 @@ __all__ = ["CanvasWriter"]
 
 
 class CanvasWriter(Callback):
-    """Places what `Trainer.predict(..., return_predictions=False)` predicts onto a canvas.
+    """Stitches the predictions of `Trainer.predict(..., return_predictions=False)` on a canvas.
 
     Arguments:
-        positions_px: [M, 2] every position of the scan, which sizes the canvas.
-        weight: how overlapping patches are averaged.
-        training_scan: whose probe gives the weight.
-        agree_phases: turn each group so that it agrees with its neighbours, see `PatchStitcher`; False needs less
+        positions_px: [M, 2] all positions of the scan, which determine the size of the canvas.
+        weight: weights for averaging overlapping patches.
+        training_scan: number of the scan whose probe determines the weight.
+        agree_phases: align the phase of each group with its neighbours, see `PatchStitcher`; False needs less
             memory.
-        scratch: folder for patches that are too many for the memory; None takes the system's.
+        scratch: folder for patches that do not fit into memory; None takes the system's.
     """
 
     def __init__(
@@ -65,12 +65,12 @@ class CanvasWriter(Callback):
 
     @property
     def n_placed(self) -> int:
-        """Patches that came."""
+        """Number of placed patches."""
         return 0 if self._stitcher is None else self._stitcher.n_placed
 
     @property
     def canvas(self) -> Canvas:
-        """What was predicted."""
+        """The stitched predictions."""
         if self._canvas is None:
             raise RuntimeError("CanvasWriter.canvas: nothing has been predicted yet")
         return self._canvas

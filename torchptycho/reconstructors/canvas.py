@@ -26,17 +26,17 @@ _ROUNDING = 256 * QUANTUM
 
 
 class Canvas:
-    """Sums of weighted patches and of their weights, at absolute positions. Canvases of one frame of reference add.
+    """Sums of weighted patches and of their weights, at absolute positions. Canvases of the same size and origin add.
 
-    The sums are the same to the bit in whatever order and whatever batches the patches come, also on several processes
-    and on a GPU, see `physics.exact_sums`: as long as no pixel's weights add up to more than 8,000, and their products
-    with the patches neither. Weights and patches should be of the order of 1, whose 2^-40 is the sums' last digit.
+    The sums are bit-identical for any order and batches of the patches, on several processes and on a GPU (see
+    `physics.exact_sums`), as long as neither the weights of a pixel nor their products with the patches sum to more
+    than 8,000. Weights and patches should be of order 1: the sums are multiples of 2^-40.
 
     Arguments:
         shape: (H, W) pixels.
         origin_px: (y, x) object pixel of [0, 0].
-        device: where it is kept, and where patches must be.
-        with_spread: also sum the squares that `spread` is computed from.
+        device: of the sums and of the patches.
+        with_spread: also sum the squares, for `spread`.
     """
 
     def __init__(
@@ -100,13 +100,13 @@ class Canvas:
         Arguments:
             patches: object patches.
             positions_px: (y, x) of each patch's pixel N/2.
-            weight: not negative; of every patch alike, or [K, N, N].
+            weight: not negative; one for all patches, or [K, N, N].
 
         Returns:
-            Which patches were placed: those whose values are not all finite are left out.
+            Mask of the placed patches; patches with non-finite values are left out.
 
         Raises:
-            ValueError: a patch would fall outside: the canvas was made for other positions. Nothing was placed then.
+            ValueError: a patch is outside the canvas, which was made for other positions; nothing is placed.
         """
         n_px = patches.shape[-1]
         # Split before the origin is subtracted, because the rounding of the difference would change the fraction.
@@ -175,7 +175,7 @@ class Canvas:
         return total
 
     def paste(self, other: Canvas) -> None:
-        """Add, in place, what another canvas of the same device holds under the pixels that both cover."""
+        """Add, in place, the common pixels of another canvas on the same device."""
         first = [max(pair) for pair in zip(self.origin_px, other.origin_px, strict=True)]
         last = [
             min(here + extent, there + size)
@@ -191,14 +191,14 @@ class Canvas:
             sums[to] += theirs[source]
 
     def to_sums(self) -> dict[str, Tensor]:
-        """Return the sums as plain tensors on the CPU, which can be saved and which `from_sums` takes."""
+        """Return the sums as plain tensors on the CPU, to be saved and restored by `from_sums`."""
         names = ("numerator", "weight", "squares")
         tensors = {name: sums[: self._height].cpu() for name, sums in zip(names, self._sums, strict=False)}
         return tensors | {"origin_px": torch.tensor(self.origin_px)}
 
     @classmethod
     def from_sums(cls, sums: dict[str, Tensor], device: torch.device | str | None = None) -> Canvas:
-        """Build a canvas from what `to_sums` returned."""
+        """Build a canvas from the result of `to_sums`."""
         height, width = sums["weight"].shape
         top, left = sums["origin_px"].tolist()
         canvas = cls((height, width), (top, left), device, with_spread="squares" in sums)
@@ -211,18 +211,19 @@ class Canvas:
         self._numerator, self._weight, self._squares = other._numerator, other._weight, other._squares
 
     def all_reduce(self, group: distributed.ProcessGroup | None = None) -> None:
-        """Become, in place and on every process, the canvas of the patches of all processes of a group.
+        """Sum the canvases of all processes of a group, in place on every process.
 
-        Each must call it, with a canvas of the same positions. The result is that of one process, to the bit.
+        Each process must call it, with a canvas for the same positions. The result is bit-identical to that of one
+        process.
         """
         for sums in self._sums:
             distributed.all_reduce(sums, group=group)
 
     def finish(self, object_pixel_m: float | None = None, provenance: dict[str, Any] | None = None) -> Reconstruction:
-        """Divide, and say where the result can be trusted.
+        """Divide the sums; return the image with its coverage and valid pixels.
 
         Raises:
-            ValueError: nothing was placed, or what was is not finite.
+            ValueError: no patch was placed, or the sums are not finite.
         """
         weight = self.weight.cpu().numpy()
         peak = float(weight.max()) if weight.size else 0.0

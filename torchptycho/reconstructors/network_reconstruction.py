@@ -85,22 +85,21 @@ def reconstruct(
     on_batch: Callable[[InferenceBatch, Tensor], None] | None = None,
     trust_generator: bool | str = False,
 ) -> Reconstruction:
-    """Reconstruct a scan by one forward pass over every frame, stitched, and refined when epochs are given for it.
+    """Reconstruct a scan by one forward pass over every frame and stitching; optionally refine the image.
 
     Memory depends on the batch and on the image, not on the number of frames.
 
     Arguments:
         checkpoint: a trained network (`load_network`, `load_checkpoint`), its file, or an exported file. None takes the
             default network, which needs no training, with the scan's own probe.
-        scan: what to reconstruct; it need not be the training scan.
-        config: None takes what the network was trained with.
-        accelerator: where to compute: auto, cpu, gpu.
-        devices: processes that share the frames, each with its own GPU or a part of the CPU. They are spawned, so that
-            a script that asks for several must begin under `if __name__ == "__main__":`.
+        scan: the scan to reconstruct, not necessarily the training scan.
+        config: None takes the network's own.
+        accelerator: auto, cpu or gpu.
+        devices: number of processes among which frames are distributed, each with its own GPU or a part of the CPU.
+            They are spawned, so a script that uses several needs `if __name__ == "__main__":`.
         progress: show a progress bar.
-        scratch: folder with room for an uncompressed copy of the frames, and of as many patches, while it runs; None
-            takes the system's.
-        refine_epochs: epochs of `refine` that follow, from this image and with the network's probe, by the section
+        scratch: folder with space for temporary, uncompressed frames and patches; None takes the system's.
+        refine_epochs: epochs of `refine` afterwards, from this image and with the network's probe, with the section
             `refine` of its configuration.
         engine: what computes the patches: `torch`, `onnx` or `aot`, see `open_network`.
         on_batch: called with every batch of groups and its patches complex64 [B, C, N, N], where they were computed.

@@ -40,12 +40,12 @@ class Orientation:
 def rank_orientations(scan: Scan, *, frames: int = _DEFAULT_FRAMES, epochs: int = _DEFAULT_EPOCHS) -> list[Orientation]:
     """Rank the eight orientations of the positions, best first.
 
-    Each is judged by the misfit after a few epochs of refinement of a compact part of the scan, object and probe free.
-    With a guessed probe that has no shape of its own, an orientation and its reverse (both flips) explain the counts
-    equally well: the second image is the twin of the first.
+    The criterion is the misfit after a few epochs of refinement of object and probe on a compact part of the scan. With
+    a guessed probe without structure, an orientation and its reverse (both flips) fit equally well: the second image is
+    the twin of the first.
 
     Arguments:
-        frames: how many, nearest to the middle of the field of the first scan in the file.
+        frames: number of frames, nearest to the centre of the field of the first scan in the file.
         epochs: passes over them.
 
     Raises:

@@ -24,11 +24,11 @@ _MIN_FRAMES_PER_HALF = 8
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Resolution:
-    """What two halves of a scan agree on.
+    """Agreement of two halves of a scan.
 
     Arguments:
-        metrics: of the first half's image against the second's; `frc_half_bit_cycles_per_px` is where a Fourier pixel
-            of each half carries half a bit.
+        metrics: of the first half's image relative to the second's; `frc_half_bit_cycles_per_px` is the frequency at
+            which a Fourier pixel of each half carries half a bit.
         halves: the two images.
     """
 
@@ -37,13 +37,13 @@ class Resolution:
 
     @property
     def half_period_px(self) -> float:
-        """Half period in pixels at the half-bit threshold; infinite where nothing is resolved."""
+        """Half period in pixels at the half-bit threshold; infinite if nothing is resolved."""
         frequency = self.metrics.frc_half_bit_cycles_per_px
         return 0.5 / frequency if frequency > 0 else float("inf")
 
     @property
     def half_period_m(self) -> float | None:
-        """The same in metres; None when the pixel is not known."""
+        """The same in metres; None if the pixel size is unknown."""
         pixel_m = self.metrics.object_pixel_m
         return None if pixel_m is None else self.half_period_px * pixel_m
 
@@ -62,15 +62,15 @@ def resolution(
     config: RefineConfig = RefineConfig(),  # noqa: B008 -- frozen
     device: str = "auto",
 ) -> Resolution:
-    """Refine each half of the frames from nothing, and compare the two images by their Fourier ring correlation.
+    """Refine each half of the frames from a uniform start, and compare the images by Fourier ring correlation.
 
-    Noise, and what half the frames leave open, differ between the halves; a mistake that both share (positions, probe)
-    does not, so this is a bound of the detail that the data fix, not proof that it is right. Both begin from the scan's
-    probe. Each half has half the photons: the whole is a little finer.
+    Noise and ambiguities differ between the halves; errors that both share (positions, probe) do not and are not
+    detected. Both start from the scan's probe. Each half has half the photons, so the resolution of all frames is
+    slightly better.
     Reference: van Heel, Schatz, J. Struct. Biol. 151, 250 (2005).
 
     Raises:
-        EvaluationError: too few frames, or the halves have too little in common.
+        EvaluationError: too few frames, or the images overlap too little.
         KeyboardInterrupt: it was interrupted.
     """
     refuse_several_scans(scan, "two images of its halves")

@@ -17,11 +17,11 @@ __all__ = ["refine_probe"]
 
 
 def refine_probe(scan: Scan, config: RunConfig, keep: Path, *, progress: bool = True) -> Scan:
-    """Refine the probe of a scan for a few epochs; return the scan with it, and with refined positions when asked for.
+    """Refine the probe of a scan for a few epochs; return the scan with it and, on request, with refined positions.
 
     Arguments:
-        config: `prepare.bootstrap_probe` epochs by the section `refine`; with 0 of them the scan is returned as it is.
-        keep: file for the image that is found on the way; one of the same scan and configuration is read instead.
+        config: `prepare.bootstrap_probe` epochs with the section `refine`; with 0 the scan is returned unchanged.
+        keep: file for the resulting image; if it exists for the same scan and configuration, it is read instead.
 
     Raises:
         KeyboardInterrupt: it was interrupted; nothing is written then.

@@ -16,13 +16,13 @@ _log = logging.getLogger(__name__)
 
 
 def compile_generator(module: PtychoPINN, batch: GroupBatch, device: torch.device) -> bool:
-    """Compile the network in place and try it forwards and backwards; where that fails it runs as it is.
+    """Compile the network in place and test it forwards and backwards; if this fails, it runs uncompiled.
 
-    Only the network: the names of its weights stay as they were, and for the complex numbers of the physics no code is
-    generated.
+    Only the network is compiled, because no code can be generated for the complex numbers of the physics. The names of
+    its weights do not change.
 
     Arguments:
-        batch: what training will give it; the shapes are compiled for.
+        batch: a training batch, whose shapes are compiled for.
         device: where training will run.
 
     Returns:

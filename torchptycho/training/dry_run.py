@@ -44,10 +44,10 @@ def plan_preparation(
     val_scans: Sequence[str | Path] = (),
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Read and check scans, form their groups, and tell what a store of them would hold.
+    """Read and check scans, form their groups, and describe the store that they would make.
 
     Raises:
-        TorchptychoError: what `prepare` would refuse.
+        TorchptychoError: as in `prepare`.
     """
     asked = StoreRequest.from_sources(scans, config, val_scans)
     as_asked = overwrite or open_if_unchanged(out, asked) is not None

@@ -45,14 +45,14 @@ _CONFIG_FILE = "config.yaml"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What training leaves.
+    """Result of a training.
 
     Arguments:
         checkpoint: the best module by its monitored metric.
         last: the module at the end, from which training resumes.
         metrics: final values of all logged metrics.
         seconds: wall time of the optimisation.
-        rank: which of several processes this is; the first, 0, has written the files.
+        rank: number of this process; process 0 has written the files.
     """
 
     checkpoint: Path
@@ -77,14 +77,14 @@ def train(
 
     Writes into `out`: config.yaml (fully resolved), store/, logs/, checkpoints/best.ckpt and last.ckpt, and images/ on
     request. Started on several processes (by torchrun, srun, or by itself with `devices` above 1), the first
-    prepares and writes, and the others wait for it; when it fails they end with its error.
+    prepares and writes, and the others wait for it; if it fails, they end with its error.
 
     Arguments:
         source: a prepared store, or scans, files, folders or patterns to prepare into `out`/store.
-        config: everything; None takes the defaults.
+        config: None takes the defaults.
         out: folder of the run.
-        val_scans: scans that are not trained on and that validation looks at as a whole; with a prepared store, those
-            that it was prepared with.
+        val_scans: scans for validation only, with all of their frames; for a prepared store, those with which it was
+            prepared.
         start: checkpoint or run whose network this one starts from, on these scans.
         resume: continue from checkpoints/last.ckpt of this folder; begin, with a warning, where there is none yet.
         progress: show a progress bar.
@@ -92,7 +92,7 @@ def train(
 
     Raises:
         TrainingError: a number is not finite, or the network predicts featureless patches; checkpoints are kept.
-        TorchptychoError: scans, configuration or folder do not allow it; nothing was written then.
+        TorchptychoError: the scans, the configuration or the folder cannot be used; nothing is written.
     """
     request = _resolve_request(source, config or RunConfig(), Path(out), val_scans, start, resume=resume)
     config = request.config

@@ -33,17 +33,17 @@ def group(
 ) -> Groups:
     """Draw seeds, find their K nearest frames in the same scan, choose C - 1 of these for each.
 
-    The seed is channel 0 of its group. The constraints act on the K nearest: what is too near, too far, or too many in
-    one quadrant is passed over. Seeds with too few neighbours left are left out, so the number of groups follows from
-    positions and configuration, not from `group_seed`.
+    The seed is channel 0 of its group. The constraints apply to the K nearest: frames that are too near, too far, or
+    too many in one quadrant are skipped. Seeds with too few remaining neighbours are left out, so the number of groups
+    depends on positions and configuration, not on `group_seed`.
 
     Arguments:
         positions_px: [M, 2] (y, x) in object pixels.
         config: see `GroupConfig`.
         scan_id: [M], groups do not mix scans; None for one scan.
         candidates: the only frames that may be used, as seeds or members; None for all.
-        seeds: one group for each of these frames, in this order. `n_groups`, `sequential`, `oversample` and `bounds`
-            choose seeds and then do not apply, and neither does `sampler`.
+        seeds: one group for each of these frames, in this order; `n_groups`, `sequential`, `oversample`, `bounds` and
+            `sampler` are then ignored.
 
     Raises:
         GroupingError: the groups cannot be formed; the message has the numbers and the remedy.

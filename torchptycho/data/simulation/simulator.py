@@ -46,20 +46,20 @@ def simulate(
     number of frames, nor the positions on the dose.
 
     Arguments:
-        config: what to simulate; None takes the defaults.
-        object: complex [H, W] that replaces the drawn object, taken as it is.
+        config: the experiment; None takes the defaults.
+        object: complex [H, W] that replaces the drawn object, used unchanged.
         probe: complex [N, N] or [P, N, N] that replaces the simulated probe, `config.probe_file` included; it is scaled
             to `config.photons_per_frame`, as is the probe of such a file.
         positions_px: [M, 2] as (y, x) in object pixels that replace the drawn positions; each patch must lie within
             the object: N/2 <= y <= H - N/2, x alike.
 
     Returns:
-        A scan with truth, a calibrated probe and all pixels good. Frames are counts: the smaller of uint16 and uint32
-        that holds them, or with `noise=False` the expected counts in float32.
+        A scan with truth, a calibrated probe and all pixels good. Frames are counts in uint16, or in uint32 if
+        necessary, or with `noise=False` the expected counts in float32.
 
     Raises:
-        ScanError: `config.probe_file` holds no probe of this size.
-        ConfigError: the parts do not fit together, a given array is not what it should be, or the dose overflows.
+        ScanError: `config.probe_file` contains no probe of this size.
+        ConfigError: the inputs contradict each other, a given array is invalid, or the dose overflows.
     """
     config = SimulateConfig() if config is None else config
     if config.simulation_seed < 0:

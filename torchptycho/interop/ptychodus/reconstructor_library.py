@@ -30,15 +30,15 @@ _WORKER_MODULE = "torchptycho.interop.ptychodus.worker"
 
 
 class TorchptychoReconstructorLibrary(PtychoPINNTorchReconstructorLibrary):
-    """Ptychodus' library for this kind of network, with the reconstructors of torchptycho in it.
+    """Ptychodus' library for this kind of network, with the reconstructors of torchptycho.
 
-    Name, settings and panel are Ptychodus' own, and a group of settings `Torchptycho` is added. Every training and
-    every reconstruction runs in a process of its own; this one loads neither torch nor anything that touches a GPU.
-    Where another package `ptycho_torch` is importable, its reconstructors are listed and these are not.
+    Name, settings and panel are those of Ptychodus, with an additional group of settings `Torchptycho`. Every training
+    and every reconstruction runs in a separate process; this one loads neither torch nor a GPU library. If another
+    package `ptycho_torch` can be imported, its reconstructors are listed instead.
 
     Arguments:
         settings_registry: where the settings live.
-        is_developer_mode_enabled: as Ptychodus says it; without effect here.
+        is_developer_mode_enabled: from Ptychodus; without effect here.
     """
 
     def __init__(self, settings_registry: SettingsRegistry, is_developer_mode_enabled: bool = False) -> None:

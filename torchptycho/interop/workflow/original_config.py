@@ -33,7 +33,7 @@ class OptionMapping:
 
     Arguments:
         note: description of the conversion, for users.
-        change: returns what the name sets, given its value and all values.
+        change: returns the resulting settings for its value and all values.
         unchanged_field: field that holds the value unchanged, from which it can be converted back; None if there is
             none.
     """

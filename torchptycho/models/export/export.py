@@ -71,21 +71,21 @@ def export_network(
     training_scan: int | None = None,
     max_offset_px: float | None = None,
 ) -> ExportMetadata:
-    """Write a trained network as one file, which is checked against the network and appears only when it agrees.
+    """Write a trained network as one file, which is compared with the network and written only if it agrees.
 
     Arguments:
-        network: with its statistics, as `load_network` gives it; aot is made for the device that it is on.
-        path: ends in .onnx, or in .pt2 for machine code, which needs a C++ compiler and runs where it was made.
-        training_scan: whose probe, input scale and mask go into it; None takes the configured one.
-        max_offset_px: largest distance of a frame from its group's centre, along an axis, that there is to be room for.
-            None takes that of training; more makes the canvases larger, at some cost.
+        network: with its statistics, from `load_network`; aot is compiled for its device.
+        path: ends in .onnx, or in .pt2 for machine code, which needs a C++ compiler and runs on this kind of machine.
+        training_scan: number of the scan whose probe, input scale and mask are exported; None takes the configured one.
+        max_offset_px: largest distance of a frame from its group's centre along an axis; None takes that of training.
+            Larger values need larger canvases and more time.
 
     Returns:
-        What the file says of itself.
+        The description in the file.
 
     Raises:
-        ExportError: a package is missing, the network uses what cannot be exported, or the file would not agree.
-        ConfigError: the format, the place, the scan or the room is none.
+        ExportError: a package is missing, the network uses unsupported operators, or the file does not agree.
+        ConfigError: the format, path, scan or distance is invalid.
     """
     path = Path(path)
     kind = _SUFFIXES.get(path.suffix.lower())

@@ -49,19 +49,19 @@ _UNITS = "object: transmission, 1 where nothing is; probe: sqrt(photons); offset
 
 @dataclasses.dataclass(frozen=True)
 class ExportMetadata:
-    """What stands in an exported file besides the graph.
+    """Description in an exported file, in addition to the graph.
 
     Arguments:
-        engine: what runs it, `onnx` or `aot`.
-        device: type of device that it was made for; ONNX runs on any.
-        n_px, gridsize, domain: of the frames that it takes.
+        engine: `onnx` or `aot`.
+        device: type of the device for which it was compiled; ONNX runs on any.
+        n_px, gridsize, domain: of the input frames.
         n_modes: probe modes.
-        canvas_px: edge of a group's canvas, which is in the graph; max_offset_px fit onto it.
-        training_scan: whose probe it holds.
-        patches_agree: as `nn.Generator.patches_agree`.
-        checkpoint, checkpoint_sha256: what was exported.
+        canvas_px: edge of a group's canvas in the graph, which holds offsets up to max_offset_px.
+        training_scan: number of the scan whose probe it contains.
+        patches_agree: as `Generator.patches_agree`.
+        checkpoint, checkpoint_sha256: the exported checkpoint.
         error: largest relative L2 distance from the network, measured when it was written.
-        config: the whole configuration.
+        config: the complete configuration.
         tensors: the network's state of this scan without the generator, by name.
     """
 

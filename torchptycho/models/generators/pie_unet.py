@@ -1,4 +1,4 @@
-"""Classical projections of a group, corrected by a U-Net, and made to agree with the data once more."""
+"""rPIE iterations on a group, a correction by a U-Net, and further iterations for consistency with the data."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ _INPUT_PLANES = 5
 
 
 class PieUNet(UNetGenerator):
-    """One object per group: a few steps of projection, the network's correction, and projections to finish.
+    """One object per group: rPIE iterations, a correction by a U-Net, and final rPIE iterations.
 
-    The first steps are taken at half the resolution. The network sees the group's canvas, so that frames lie where they
-    belong and any number of them can be in a group: the object, what the next step, at full resolution, changes it by,
-    and the light. It adds its correction to that step, and nothing at the start: untrained, this is regularised PIE.
-    When it is not being trained, `finish_projections` more steps follow, which takes back what contradicts the counts.
+    The first iterations run at half resolution. The input of the network is the group's canvas, so that frames are at
+    their positions and a group can have any number of frames: the object, the update by the next iteration at full
+    resolution, and the illumination. The network adds its correction to that update; it starts at zero, so that the
+    untrained generator is regularised PIE. At inference, `finish_projections` more iterations restore consistency with
+    the counts.
 
     Arguments:
         n_px: frame edge N, one of `supported_n_px`.
         widths: channels at N/4, N/8 and N/16 pixels (N = 64), multiples of 8.
-        start_projections, finish_projections: steps before the network, and after it.
+        start_projections, finish_projections: numbers of iterations before and after the network.
     """
 
     supported_n_px: ClassVar[tuple[int, ...]] = (32, 64, 128, 256)

@@ -46,13 +46,13 @@ def make_figure(width: float, height: float) -> Figure:
 def save(
     figure: Figure, path: str | Path, colour_maps: tuple[str, ...] = (), colours: UInt8[np.ndarray, "k 3"] | None = None
 ) -> Path:
-    """Write a PNG; one that would be large is reduced to evenly spaced steps of the colour maps in it.
+    """Write a PNG; a large one is reduced to a palette of evenly spaced steps of its colour maps.
 
     Arguments:
-        colours: at most 100 more to keep, of what follows no colour map.
+        colours: at most 100 further colours to keep, of elements without a colour map.
 
     Raises:
-        ScanError: it cannot be written; a picture that was there before is left as it was.
+        ScanError: it cannot be written; an existing figure is unchanged.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -93,10 +93,10 @@ def plot_reconstruction(
 
 
 def plot_overview(scan: Scan, images: Mapping[str, tuple[Reconstruction, Metrics]], path: str | Path) -> Path:
-    """Draw one figure of a simulated experiment: what is measured, what is reconstructed, and the truth.
+    """Draw a figure of a simulated experiment: measurement, reconstructions and ground truth.
 
     Arguments:
-        images: by what made them, with their metrics against the scan's truth.
+        images: by the name of their method, with their metrics relative to the scan's truth.
 
     Raises:
         ValueError: the scan has no truth, or there is no image.

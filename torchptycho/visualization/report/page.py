@@ -34,21 +34,21 @@ def write_report(
     halves: Metrics | None = None,
     title: str | None = None,
 ) -> Path:
-    """Write one HTML file that shows an image, how well it explains the counts, and how it was made.
+    """Write an HTML report on an image, its fit to the counts, and its provenance.
 
-    The file holds everything it shows and loads nothing; it appears only when it is whole. The frames are read twice.
+    The file is self-contained and written atomically. The frames are read twice.
 
     Arguments:
-        scan: what the image is of.
-        probe: modes in sqrt(photons) that belong to the image; None takes the image's own. Where there are none either,
-            no patterns are predicted.
+        scan: the scan of the image.
+        probe: modes in sqrt(photons) that belong to the image; None takes those in the image. Without either, no
+            patterns are predicted.
         detect: background, scale and blur of the model that made the image, for the predicted patterns.
-        history: curves of the training that it comes from, as `read_history` returns them.
-        halves: Fourier ring correlation of two halves of the scan, as `resolution` finds it.
+        history: curves of its training, from `read_history`.
+        halves: Fourier ring correlation of two halves of the scan, from `resolution`.
         title: heading; None takes the name of the scan.
 
     Raises:
-        ScanError: the frames cannot be read, or the place cannot be written to.
+        ScanError: the frames cannot be read, or the path is not writable.
     """
     start, path = time.perf_counter(), Path(path)
     probe = image.probe if probe is None else probe

@@ -1,4 +1,4 @@
-"""Pages about what the commands make: what a network reconstructed, and what was refined."""
+"""Reports on the images of networks and of refinements."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +14,7 @@ from torchptycho.core.scan import Scan
 from torchptycho.io import iter_checked_chunks
 from torchptycho.io.bad_pixels import find_dead_pixels, find_hot_pixels
 from torchptycho.io.checks import advise_network_size
+from torchptycho.io.detector_codes import reaches_saturation
 from torchptycho.io.near_field import detect_near_field
 from torchptycho.io.position_scale import estimate_probe_diameter_px, find_scale_problem, measure_center, measure_steps
 
@@ -41,7 +41,7 @@ class ScanSummary:
         dead_pixels: pixels without counts although the median of the 24 pixels around them predicts at least 20.
         hot_pixels: isolated pixels, over 10 times the median and 3 times the second largest of their 8 neighbours.
             A speckle is wider than a pixel wherever the probe is narrower than half the frame.
-        saturated_pixels: pixels that reach the largest value of the detector's integer type.
+        saturated_pixels: pixels with the largest value of the integer type, or a detector code, in some frame.
         beam_offset_px: centre of mass of the mean frame, relative to [N/2, N/2].
         notes: how the file was interpreted: its format and why, the locations of the data, processing.
         left_out: [frame, reason] of the frames of the file that are not in the scan, numbered as in the file.
@@ -176,8 +176,6 @@ def inspect_scan(scan: Scan) -> ScanSummary:
 
 def _accumulate_statistics(scan: Scan) -> tuple[Float64[np.ndarray, " m"], Float64[np.ndarray, "n n"], int]:
     """Sum the intensity of each frame and of each pixel; count the pixels at the dtype's maximum."""
-    integer = scan.frames.dtype.kind in "iu"
-    limit = np.iinfo(scan.frames.dtype).max if integer else math.inf
     totals = np.zeros(scan.n_frames)
     summed = np.zeros((scan.n_px, scan.n_px))
     at_limit = np.zeros((scan.n_px, scan.n_px), bool)
@@ -186,8 +184,7 @@ def _accumulate_statistics(scan: Scan) -> tuple[Float64[np.ndarray, " m"], Float
         values = chunk.astype(np.float64) ** (2 if scan.domain == "amplitude" else 1)
         totals[start : start + len(chunk)] = values.sum(axis=(1, 2))
         summed += values.sum(axis=0)
-        if integer:
-            at_limit |= (chunk == limit).any(axis=0)
+        at_limit |= reaches_saturation(chunk).any(axis=0)
         start += len(chunk)
     return totals, summed, int(at_limit.sum())
 
@@ -239,8 +236,8 @@ def _find_minor_problems(summary: ScanSummary) -> Iterator[str]:
             yield f"{_list_first(n, 'pixel', pixels)} {what}. Mask them with --find-bad-pixels."
     if summary.n_saturated_pixels:
         yield (
-            f"{summary.n_saturated_pixels} pixel(s) reach the largest {summary.dtype}: saturated, or a code for bad "
-            "pixels. Mask them with --find-bad-pixels."
+            f"{summary.n_saturated_pixels} pixel(s) reach the largest {summary.dtype} or a code of a detector: "
+            "saturated, or bad. Mask them with --find-bad-pixels."
         )
     if summary.n_duplicate_positions:
         yield (

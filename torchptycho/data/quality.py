@@ -8,6 +8,7 @@ import numpy as np
 
 from torchptycho.core.scan import Scan
 from torchptycho.core.text import format_first
+from torchptycho.io.detector_codes import reaches_saturation
 from torchptycho.io.frames.frame_stacks import to_file_rows
 
 __all__ = ["FrameFindings", "collect_findings", "find_saturated_frames"]
@@ -44,9 +45,7 @@ class FrameFindings:
 
 def find_saturated_frames(chunk: np.ndarray) -> np.ndarray:
     """Find the frames [K, N, N] that reach the largest value of their integer type, [K]."""
-    if chunk.dtype.kind not in "iu" or chunk.max() < np.iinfo(chunk.dtype).max:
-        return np.zeros(len(chunk), bool)
-    return np.asarray(chunk.max(axis=(1, 2)) == np.iinfo(chunk.dtype).max)
+    return np.asarray(reaches_saturation(chunk).any(axis=(1, 2)))
 
 
 def collect_findings(scan: Scan, sums: np.ndarray, saturated: np.ndarray) -> FrameFindings:

@@ -182,8 +182,7 @@ def _iter_checked(scan: Scan, frames_per_chunk: int | None) -> Iterator[tuple[np
             key,
             expected="finite values of at least 0" if worst is not_finite else f"{scan.domain} of at least 0",
             found=f"{what} in {_describe_frames(to_file_rows(frames, worst.first), worst.total)}",
-            remedy="Drop these frames (--bad-frames leave-out), or mark the pixels as bad with an array 'bad_pixels' "
-            "(True = bad).",
+            remedy=_advise_on_faulty_frames(what, worst.total, start),
         )
     if start != scan.n_frames:
         found = f"a stream that ended after {start}"
@@ -208,6 +207,16 @@ def _is_valid(chunk: np.ndarray) -> bool:
     below."""
     with np.errstate(invalid="ignore"):
         return bool(chunk.min() >= 0 and chunk.max() < np.inf)
+
+
+def _advise_on_faulty_frames(what: str, n_faulty: int, n_frames: int) -> str:
+    if n_faulty <= n_frames / 2:
+        return (
+            "Drop these frames (--bad-frames leave-out), or mark the pixels as bad with an array 'bad_pixels' "
+            "(True = bad)."
+        )
+    clip = ", or set them to 0 with --clip-negative" if what == "negative values" else ""
+    return f"Most frames have them: mark the pixels as bad (--mask FILE:KEY){clip}."
 
 
 class _FaultyFrames:

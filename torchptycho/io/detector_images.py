@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float32
 
+from torchptycho.core.config.read import MaskSense
 from torchptycho.core.errors import ScanError
-from torchptycho.io.array_refs import parse_array_ref
+from torchptycho.io.array_refs import ArrayRef, parse_array_ref
+from torchptycho.io.masks import interpret_mask
 
 __all__ = ["load_detector_image", "load_detector_mask"]
 
@@ -44,23 +46,14 @@ def load_detector_image(text: str, shape: tuple[int, int]) -> Float32[np.ndarray
     return image.astype(np.float32)
 
 
-def load_detector_mask(text: str, shape: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
-    """Good pixels of the mask that `FILE:KEY` names; under the key `bad_pixels` True is bad.
+def load_detector_mask(
+    text: str, shape: tuple[int, int], sense: MaskSense
+) -> tuple[Bool[np.ndarray, "h w"], ArrayRef, str]:
+    """Load the bad pixels of the mask that `FILE:KEY` names, where it is, and a sentence about it.
 
     Raises:
-        ScanError: not there, of another size than the frames, or not of zeros and ones.
+        ScanError: not there, of another size than the frames, or no numbers.
     """
     place = parse_array_ref(text, Path())
-    values = place.load()
-    if values.shape != shape or values.dtype.kind not in "biu" or not np.isin(values, (0, 1)).all():
-        found = f"{values.dtype} {values.shape}" + ("" if values.shape != shape else " with other values")
-        raise ScanError(
-            place.path,
-            place.key or None,
-            expected=f"{shape} boolean, as the recorded frames",
-            found=found,
-            remedy="Save it as a boolean array.",
-        )
-    marked = values.astype(bool)
-    good: np.ndarray = ~marked if place.key.rpartition("/")[2] == "bad_pixels" else marked
-    return good
+    bad, note = interpret_mask(place.path, place.key, place.load(), shape, sense)
+    return bad, place, note

@@ -11,6 +11,7 @@ from torchptycho.core.config.base import Domain
 from torchptycho.core.geometry import Geometry
 from torchptycho.core.scan import Frames
 from torchptycho.io.bad_pixels import find_dead_pixels, find_hot_pixels
+from torchptycho.io.detector_codes import reaches_saturation
 from torchptycho.io.frames.frame_stacks import count_frames_in, random_access_is_slow
 from torchptycho.io.frames.views import PickedFrames
 
@@ -46,8 +47,6 @@ def survey_frames(
         photons: photons per frame that amplitudes stand for.
         clip: negative values are to be set to 0 and no fault.
     """
-    integer = frames.dtype.kind in "iu"
-    limit = np.iinfo(frames.dtype).max if integer else np.inf
     summed = np.zeros(frames.shape[1:])
     saturated = np.zeros(frames.shape[1:], bool)
     faults: dict[int, str] = {}
@@ -62,8 +61,7 @@ def survey_frames(
         values = chunk[~wrong].astype(np.float64)
         summed += (values**2 if domain == "amplitude" else values).sum(axis=0)
         used += len(values)
-        if integer:
-            saturated |= (chunk == limit).any(axis=0)
+        saturated |= reaches_saturation(chunk).any(axis=0)
         start += len(chunk)
     if domain == "amplitude" and used:
         summed *= (photons or 0.0) * used / max(float(summed.sum()), 1e-300)

@@ -34,6 +34,7 @@ class RawScan:
         probe: [P, n, n], or None.
         domain: what the frames hold, when the format or the file says so.
         bad_pixels: [H, W], True where the detector is not to be trusted; None for nowhere.
+        mask_to_check: name of the mask that they come from, when it may be inverted; None when its sense is certain.
         scan_id: [M], or None for one scan.
         geometry: lengths in metres; the detector pixel is that of the frames.
         far_field: False when the file says that it is near-field data.
@@ -55,6 +56,7 @@ class RawScan:
     probe: Complex64[np.ndarray, "p a a"] | None = None
     domain: Domain | None = None
     bad_pixels: Bool[np.ndarray, "h w"] | None = None
+    mask_to_check: str | None = None
     scan_id: Int64[np.ndarray, " m"] | None = None
     geometry: Geometry = dataclasses.field(default_factory=Geometry)
     far_field: bool = True

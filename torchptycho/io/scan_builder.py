@@ -14,9 +14,11 @@ from torchptycho.core.errors import ScanError
 from torchptycho.core.scan import DEFAULT_PHOTONS_PER_FRAME, Frames, Scan
 from torchptycho.core.text import format_first
 from torchptycho.io.checks import check_frame_shape, check_positions
+from torchptycho.io.detector_codes import find_codes
 from torchptycho.io.detector_images import load_detector_image, load_detector_mask
 from torchptycho.io.frames.processing import ProcessedFrames, Processing, resample_probe
 from torchptycho.io.guesses import compute_mean_pattern, estimate_beam_center_px, estimate_probe, survey_frames
+from torchptycho.io.masks import check_masked_part
 from torchptycho.io.probe_files import PROBE_REMEDY, ProbeFile, read_probe_file
 from torchptycho.io.probe_fitting import fit_probe
 from torchptycho.io.raw_scan import RawScan
@@ -131,9 +133,25 @@ def _leave_out_bad_frames(
             remedy="Export a mask of the size of the frames.",
         )
     bad = np.zeros((height, width), bool) if recorded.bad_pixels is None else recorded.bad_pixels.copy()
+    if recorded.mask_to_check is not None:
+        masked = check_masked_part(
+            recorded.path, recorded.mask_to_check, bad, recorded.frames, domain, is_own=config.mapping is None
+        )
+        if masked is not None:
+            notes.append(masked)
+            _log.warning("%s: %s", recorded.path, masked)
     if config.mask is not None:
-        bad |= ~load_detector_mask(config.mask, (height, width))
-        notes.append(f"mask of {config.mask} applied")
+        given, place, note = load_detector_mask(config.mask, (height, width), config.mask_sense)
+        if config.mask_sense == "auto":
+            check_masked_part(place.path, place.key, given, recorded.frames, domain, is_own=False)
+        bad |= given
+        notes.append(note)
+    if config.mask_codes:
+        codes, seen_codes = find_codes(recorded.frames, domain)
+        if seen_codes is not None and (codes & ~bad).any():
+            bad |= codes
+            notes.append(seen_codes)
+            _log.warning("%s: %s", recorded.path, seen_codes)
     rows = np.asarray(recorded.rows)
     left_out = dict(recorded.left_out)
     for frame in config.drop_frames:

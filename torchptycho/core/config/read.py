@@ -14,11 +14,14 @@ from pydantic import Field
 from torchptycho.core.config.base import Domain, Positive, validated_dataclass
 from torchptycho.core.errors import ConfigError
 
-__all__ = ["MappingConfig", "ReadConfig", "ScanFormat", "extract_read_config", "parse_frame_slice"]
+__all__ = ["MappingConfig", "MaskSense", "ReadConfig", "ScanFormat", "extract_read_config", "parse_frame_slice"]
 
 ScanFormat = Literal["npz", "ptychodus-h5", "ptychodus-npz"]
 """Formats in which a scan can be written."""
 
+
+MaskSense = Literal["auto", "good", "bad"]
+"""What values other than 0 in a detector mask mean."""
 
 FRAMES_PATTERN = r"^-?\d*:-?\d*(:-?\d+)?$"
 
@@ -54,8 +57,8 @@ class MappingConfig:
     """Complex probe, (N, N) or (P, N, N)."""
     mask: str | None = None
     """Detector mask."""
-    mask_good: Literal["nonzero", "zero"] = "nonzero"
-    """Which of its values are good pixels."""
+    mask_good: Literal["auto", "nonzero", "zero"] = "auto"
+    """Which of its values are good pixels; auto goes by its name and values, see `mask_sense`."""
     energy: str | None = None
     """Photon energy."""
     energy_unit: str | None = None
@@ -137,8 +140,13 @@ class ReadConfig:
     clip_negative: bool = False
     """Set negative counts, as an earlier dark subtraction leaves them, to 0."""
     mask: str | None = None
-    """FILE:KEY of good pixels (True = good), in addition to those that the file itself names; key `bad_pixels`: True =
-    bad."""
+    """FILE:KEY of a detector mask, in addition to those that the file itself names."""
+    mask_sense: MaskSense = "auto"
+    """What values other than 0 mean in `mask`, or without one in the file's own mask. auto goes by the name: bad for
+    pixel_mask, bad_pixels and the like, for bits, and for a mask at a detector in CXI or NeXus; else good. A mask of
+    more than half of the pixels, or a tenth of the light, has to be asked for with good or bad."""
+    mask_codes: bool = True
+    """Mask pixels that hold the same code of a detector in every frame: 2^32 - 1, 65535, -1, NaN and the like."""
     find_bad_pixels: bool = False
     """Read all frames once and mask pixels that are hot or dead, or that reach the largest value of their dtype."""
     mapping: Annotated[MappingConfig | None, tyro.conf.Suppress] = None

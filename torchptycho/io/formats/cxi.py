@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from torchptycho.core.config.read import ReadConfig, parse_frame_slice
+from torchptycho.core.config.read import MaskSense, ReadConfig, parse_frame_slice
 from torchptycho.core.errors import ScanError
 from torchptycho.core.geometry import wavelength_to_energy_eV
 from torchptycho.io.frames.frame_stacks import select_frames
@@ -82,6 +82,7 @@ def read_cxi(path: Path, config: ReadConfig) -> RawScan:
         check_count(path, position_key, len(positions), m, rows, cut=frames_slice is not None)
         energy_eV = config.energy_eV or _read_energy_eV(file, path, notes)
         distance_m = config.distance_m or _read_distance_m(file, path)
+        own_sense = config.mask_sense if config.mask is None else "auto"
         probe = _read_probe(file, path, config, (height, width))
         return RawScan(
             path=path,
@@ -93,7 +94,8 @@ def read_cxi(path: Path, config: ReadConfig) -> RawScan:
             unit=unit,
             position_keys=(position_key, position_key),
             probe=probe,
-            bad_pixels=_read_bad_pixels(file, path, (height, width), notes),
+            bad_pixels=_read_bad_pixels(file, path, (height, width), own_sense, notes),
+            mask_to_check=None if own_sense != "auto" else "mask",
             truth=_read_object(file, path, notes),
             truth_is_centered=True,
             geometry=build_geometry(path, energy_eV=energy_eV, distance_m=distance_m, detector_pixel_m=pixel_m),
@@ -249,7 +251,9 @@ def _interpret_energy(path: Path, name: str, value: float, stated: str | None) -
     return [(value * factor(unit, "energy"), unit) for unit in units]
 
 
-def _read_bad_pixels(file: Any, path: Path, shape: tuple[int, int], notes: list[str]) -> np.ndarray | None:
+def _read_bad_pixels(
+    file: Any, path: Path, shape: tuple[int, int], asked: MaskSense, notes: list[str]
+) -> np.ndarray | None:
     key, node = locate_dataset(file, path, f"{_DETECTOR}/mask", f"{_DETECTOR}/pixel_mask")
     if node is None:
         return None
@@ -266,11 +270,11 @@ def _read_bad_pixels(file: Any, path: Path, shape: tuple[int, int], notes: list[
         for chunk in (
             open_hdf5_stack(node, path, key).chunks(8) if node.dtype.kind != "b" else [load_array(node, path, key)]
         ):
-            bad |= _is_bad(chunk).any(axis=0)
+            bad |= _is_bad(chunk, key, asked).any(axis=0)
         notes.append(f"{key}: one mask per frame; a pixel that is bad in any of them is masked in all")
     else:
-        bad = _is_bad(load_array(node, path, key))
-    notes.append(f"{key}: {int(bad.sum())} pixel(s) with a CXI bit that means bad")
+        bad = _is_bad(load_array(node, path, key), key, asked)
+    notes.append(f"{key}: {int(bad.sum())} pixel(s) {'masked' if asked != 'auto' else 'with a bit that means bad'}")
     if bad.all():
         raise ScanError(
             path,
@@ -282,9 +286,12 @@ def _read_bad_pixels(file: Any, path: Path, shape: tuple[int, int], notes: list[
     return bad
 
 
-def _is_bad(mask: np.ndarray) -> np.ndarray:
-    if mask.dtype.kind == "b":
-        return mask
+def _is_bad(mask: np.ndarray, key: str, asked: MaskSense) -> np.ndarray:
+    if asked != "auto":
+        return np.asarray((mask == 0) if asked == "good" else (mask != 0))
+    # Every bit of NeXus' pixel_mask means bad.
+    if mask.dtype.kind == "b" or key.endswith("pixel_mask"):
+        return np.asarray(mask != 0)
     bad: np.ndarray = (mask.astype(np.int64) & ~np.int64(_HARMLESS_BITS)) != 0
     return bad
 

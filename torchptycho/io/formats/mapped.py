@@ -7,17 +7,21 @@ from pathlib import Path
 
 import numpy as np
 
-from torchptycho.core.config.read import MappingConfig, ReadConfig, parse_frame_slice
+from torchptycho.core.config.read import MappingConfig, MaskSense, ReadConfig, parse_frame_slice
 from torchptycho.core.errors import ScanError
 from torchptycho.core.geometry import wavelength_to_energy_eV
 from torchptycho.io.array_refs import ArrayRef, parse_array_ref
 from torchptycho.io.frames.frame_stacks import select_frames
+from torchptycho.io.masks import interpret_mask
 from torchptycho.io.probe_arrays import to_probe_modes
 from torchptycho.io.raw_scan import RawScan, build_geometry, check_count, resolve_rows
 from torchptycho.io.storage.file_access import read_head
 from torchptycho.io.units import Quantity, choose_unit, compute_position_factor, compute_unit_factor, is_pixels
 
 __all__ = ["read_mapped"]
+
+
+_MASK_SENSE: dict[str, MaskSense] = {"auto": "auto", "nonzero": "good", "zero": "bad"}
 
 
 def read_mapped(path: Path, config: ReadConfig, mapping: MappingConfig) -> RawScan:
@@ -47,19 +51,15 @@ def read_mapped(path: Path, config: ReadConfig, mapping: MappingConfig) -> RawSc
     if mapping.probe is not None and config.probe is None:
         at = place(mapping.probe)
         probe = to_probe_modes(at.path, at.key or at.path.name, at.load(), notes=notes)
-    bad = None
+    bad, mask_key = None, None
     if mapping.mask is not None:
         at = place(mapping.mask)
         values = at.load()
-        if values.ndim != 2 or values.dtype.kind not in "biuf":
-            raise ScanError(
-                at.path,
-                at.key,
-                expected="a mask (H, W)",
-                found=f"{values.dtype} {values.shape}",
-                remedy="Name another array.",
-            )
-        bad = (values == 0) if mapping.mask_good == "nonzero" else (values != 0)
+        asked = _MASK_SENSE[mapping.mask_good]
+        own = config.mask_sense if config.mask is None and config.mask_sense != "auto" else asked
+        bad, note = interpret_mask(at.path, at.key, values, stack.shape[1:], own)
+        mask_key = None if own != "auto" else at.key
+        notes.append(note)
     return RawScan(
         path=path,
         format="a mapping",
@@ -71,6 +71,7 @@ def read_mapped(path: Path, config: ReadConfig, mapping: MappingConfig) -> RawSc
         position_keys=(mapping.positions_y, mapping.positions_x),
         probe=probe,
         bad_pixels=bad,
+        mask_to_check=mask_key,
         geometry=build_geometry(path, **_read_lengths(place, config, mapping)),
         notes=(f"frames in {frames_at}", f"positions in {units[0]}", *notes),
         companion_files=tuple(place(text).path for text in _list_refs(mapping)),

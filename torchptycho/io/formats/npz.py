@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 
 from torchptycho.core.config.base import Domain
-from torchptycho.core.config.read import ReadConfig, parse_frame_slice
+from torchptycho.core.config.read import MaskSense, ReadConfig, parse_frame_slice
 from torchptycho.core.errors import ScanError
 from torchptycho.core.geometry import Geometry
 from torchptycho.core.scan import Frames
@@ -63,6 +63,7 @@ def read_npz(path: Path, config: ReadConfig) -> RawScan:
     cut = frames is not None
     keys = _choose_position_keys(archive)
     unit = choose_unit(config.positions_unit, _parse_unit(path, metadata), default="px")
+    own_sense = config.mask_sense if config.mask is None else "auto"
     own_probe, probe_notes = None, list[str]()
     if config.probe is None and "probeGuess" in archive:
         own_probe = load_probe(archive, "probeGuess", height if height == width else None, probe_notes)
@@ -80,7 +81,8 @@ def read_npz(path: Path, config: ReadConfig) -> RawScan:
         unit=unit,
         position_keys=keys,
         probe=own_probe,
-        bad_pixels=~_load_mask(archive, (height, width)),
+        bad_pixels=~_load_mask(archive, (height, width), own_sense),
+        mask_to_check=None if own_sense != "auto" or metadata.get("format") == FORMAT else "mask",
         scan_id=_load_scan_id(archive, rows, n_in_file, cut=cut),
         geometry=geometry,
         truth=_load_truth(archive),
@@ -200,19 +202,20 @@ def _load_scan_id(archive: NpzArchive, rows: range, n_in_file: int, *, cut: bool
     return ids.astype(np.int64)
 
 
-def _load_mask(archive: NpzArchive, shape: tuple[int, ...]) -> np.ndarray:
+def _load_mask(archive: NpzArchive, shape: tuple[int, ...], asked: MaskSense) -> np.ndarray:
     good = np.ones(shape, bool)
-    for key, meaning in (("mask", "True = good"), ("bad_pixels", "True = bad")):
+    for key, meaning in (("mask", "True = good"), ("bad_pixels", "True = bad"), ("pixel_mask", "0 = good")):
         if key not in archive:
             continue
         member = archive.inspect_member(key)
         values = archive.load(key) if member.shape == shape and member.dtype.kind in "biu" else None
-        if values is None or not np.isin(values, (0, 1)).all():
+        if values is None or (key != "pixel_mask" and not np.isin(values, (0, 1)).all()):
             found = f"{member.dtype} {member.shape}" + ("" if values is None else " with other values")
             remedy = "Save it as a boolean array of the size of the frames."
             expected = f"{shape} boolean, {meaning}"
             raise ScanError(archive.path, key, expected=expected, found=found, remedy=remedy)
-        good &= values.astype(bool) if key == "mask" else ~values.astype(bool)
+        nonzero_is_good = key == "mask" if asked == "auto" else asked == "good"
+        good &= (values != 0) == nonzero_is_good
         if not good.any():
             remedy = f"Check its meaning: {meaning}; perhaps it is inverted."
             raise ScanError(archive.path, key, expected="some good pixels", found="none", remedy=remedy)

@@ -111,6 +111,7 @@ def read_product(path: Path, config: ReadConfig) -> RawScan:
         positions_n_px=None if probe is None else probe.shape[-1],
         probe=probe,
         bad_pixels=bad,
+        mask_to_check=None if config.mask is None and config.mask_sense != "auto" else "bad_pixels",
         geometry=build_geometry(path, **known, detector_pixel_m=detector_pixel_m),
         far_field=far_field,
         truth=truth,
@@ -150,6 +151,8 @@ def _open_frames(
             index_node, bad_node = find_dataset(file, file_path, "indexes"), find_dataset(file, file_path, "bad_pixels")
             indexes = None if index_node is None else load_array(index_node, file_path, "indexes")
             bad = None if bad_node is None else load_array(bad_node, file_path, "bad_pixels")
+            if bad is not None and config.mask is None and config.mask_sense == "good":
+                bad = bad == 0
         return (
             stack,
             _check_indexes(file_path, indexes, stack.shape[0]),

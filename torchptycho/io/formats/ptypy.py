@@ -97,6 +97,7 @@ def read_ptyd(path: Path, config: ReadConfig) -> RawScan:
         unit=units[0],
         position_keys=("chunks/positions", "chunks/positions"),
         bad_pixels=bad,
+        mask_to_check=None if config.mask is None and config.mask_sense != "auto" else "weights",
         geometry=build_geometry(path, **numbers),
         far_field=propagation is None or "near" not in propagation,
         notes=tuple(notes),

@@ -32,11 +32,13 @@ __all__ = [
     "find_backing_files",
     "open_stack",
     "random_access_is_slow",
+    "sample_frames",
     "select_frames",
     "to_file_rows",
 ]
 
 _CHUNK_BYTES = 16 * 2**20
+_MAX_SAMPLED = 16
 
 
 def count_frames_in(n_bytes: int, frames: Frames) -> int:
@@ -255,6 +257,17 @@ def to_file_rows(frames: Frames, indices: list[int]) -> list[int]:
 def working_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """Return the dtype that values of a file get in memory: float32, complex64, or the detector's own integers."""
     return np.dtype({"f": np.float32, "c": np.complex64}.get(dtype.kind, dtype.newbyteorder("=")))
+
+
+def sample_frames(frames: Frames) -> Iterator[np.ndarray]:
+    """Read up to 16 frames [H, W], one by one: evenly spread, or the first ones where that is slow."""
+    few = min(frames.shape[0], _MAX_SAMPLED)
+    if random_access_is_slow(frames):
+        for chunk in itertools.islice(frames.chunks(1), few):
+            yield chunk[0]
+        return
+    for row in np.unique(np.linspace(0, frames.shape[0] - 1, few).astype(np.int64)):
+        yield frames[row : row + 1][0]
 
 
 def select_frames(frames: Frames, rows: range) -> Frames:

@@ -117,14 +117,14 @@ def test_nan_negative_dark_saturated_and_repeated_values_have_an_outcome(tmp_pat
     path = with_frames(tmp_path / "nan.cxi", lambda detector: detector.create_dataset("data", data=frames))
     assert "NaN or infinity in 1 frame: 2" in refusal(path)
     dark = FRAMES.copy()
-    dark[4], dark[:, 2, 5] = 0, 65_535
+    dark[4], dark[1:, 2, 5] = 0, 65_535
     path = with_frames(tmp_path / "dark.cxi", lambda detector: detector.create_dataset("data", data=dark))
     with h5py.File(path, "r+") as file:
         file["entry_1/sample_1/geometry_1/translation"][1] = file["entry_1/sample_1/geometry_1/translation"][0]
     summary = inspect_scan(read_scan(path))
     assert summary.n_saturated_pixels == 1
     assert summary.n_duplicate_positions == 1
-    assert summary.dim_frames == []
+    assert summary.dim_frames == [0]
     again = inspect_scan(read_scan(path, ReadConfig(find_bad_pixels=True)))
     assert (again.n_saturated_pixels, again.dim_frames) == (0, [4])
     zero = with_frames(tmp_path / "zero.cxi", lambda detector: detector.create_dataset("data", data=0 * FRAMES))

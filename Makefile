@@ -5,7 +5,7 @@ VENV ?= .venv
 TYPECHECKER := beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-processors docs lint install format parity-table freeze bench-data bench-steps bench-memory bench-refine bench-photon-limit bench-robustness bench-train bench-stitch bench-reconstruct bench-live bench-convergence bench-generators bench-options bench-network-or-iteration fuzz mutate clean
+.PHONY: demo test test-processors docs lint install format parity-table freeze bench-data bench-steps bench-memory bench-refine bench-photon-limit bench-robustness bench-train bench-stitch bench-reconstruct bench-live bench-convergence bench-generators bench-options bench-network-or-iteration prior fuzz mutate clean
 
 demo: $(VENV)/.installed
 	$(BIN)/torchptycho demo --out demo --overwrite
@@ -100,6 +100,11 @@ bench-options: $(VENV)/.installed
 
 bench-network-or-iteration: $(VENV)/.installed
 	$(BIN)/python benchmarks/network_or_iteration.py
+
+# The weights that the package ships: hours of simulation and training; runs/prior is resumed when it exists.
+prior: $(VENV)/.installed
+	$(BIN)/torchptycho pretrain --out runs/prior --minutes 80 $(if $(wildcard runs/prior/prior.ckpt),--resume)
+	cp runs/prior/prior.safetensors torchptycho/models/prior/prior.safetensors
 
 bench-steps: $(VENV)/.installed
 	$(BIN)/python benchmarks/steps.py

@@ -9,6 +9,7 @@ from torchptycho.cli.commands.interop import Export, Ptychodus
 from torchptycho.cli.commands.iterative import Refine, Resolution
 from torchptycho.cli.commands.live import Replay, Watch
 from torchptycho.cli.commands.network import Reconstruct, Train
+from torchptycho.cli.commands.pretraining import Pretrain
 from torchptycho.cli.commands.stores import Append, Drop, Prepare
 from torchptycho.cli.commands.system import Demo, Doctor
 
@@ -25,6 +26,7 @@ COMMANDS: dict[str, type[Command]] = {
     "drop": Drop,
     "train": Train,
     "reconstruct": Reconstruct,
+    "pretrain": Pretrain,
     "export": Export,
     "watch": Watch,
     "replay": Replay,
@@ -39,7 +41,7 @@ COMMAND_GROUPS: dict[str, tuple[str, ...]] = {
     "scan files": ("inspect", "convert"),
     "something to try": ("simulate", "demo", "replay"),
     "an image without training": ("refine",),
-    "a network": ("prepare", "append", "drop", "train", "reconstruct", "watch", "export"),
+    "a network": ("prepare", "append", "drop", "train", "reconstruct", "watch", "pretrain", "export"),
     "how good it is": ("evaluate", "compare", "resolution"),
 }
 """Purpose of the commands, as the overview groups them; those in no group come last."""

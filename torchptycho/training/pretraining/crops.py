@@ -11,6 +11,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from torchptycho.core.errors import ConfigError
 from torchptycho.data.simulation.random_objects import draw_random_object
 from torchptycho.training.pretraining.pairs import Pair, PairStore
 
@@ -74,6 +75,11 @@ class CropDataset(IterableDataset[CropBatch]):
     def _draw(self, batch: int) -> CropBatch:
         rng = np.random.default_rng([self.seed, 1, batch])
         numbers = list(self._pairs)
+        if not numbers:
+            raise ConfigError(
+                f"pairs: none of the {len(self._known)} simulated scans in {self.store.folder} has noise that a prior "
+                "could remove. Make more of them."
+            )
         crops: list[tuple[np.ndarray, ...]] = []
         for _ in range(self.batch_size):
             if self._noise and rng.random() < _TRANSPLANT_FRACTION:

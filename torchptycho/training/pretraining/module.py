@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import time
-from typing import Any
+from typing import Annotated, Any
 
 import lightning as L
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
+from torchptycho.core.config.base import Count, NonNegative, Positive, validated_dataclass
 from torchptycho.models.prior.network import PriorConfig, PriorNetwork
 from torchptycho.training.pretraining.crops import CropBatch
 
@@ -23,45 +24,55 @@ _MIN_NOISE_RATIO = 0.3
 _MAX_AVERAGE = 0.998
 
 
-@dataclasses.dataclass(frozen=True)
+@validated_dataclass
 class PretrainingConfig:
-    """How the prior is trained.
+    """How the prior is trained."""
 
-    Arguments:
-        minutes: of training, over all sessions; the learning rate ends at zero then.
-        steps: ends training earlier when it is reached.
-        seed: of the network, the scans and the crops.
-        pairs: number of simulated scans.
-        learning_rate: of AdamW, after the warm-up and before the last part, in which it falls to zero.
-        cooldown: that last part.
-    """
-
-    minutes: float = 120.0
-    steps: int = 1_000_000
-    seed: int = 20261129
-    pairs: int = 2500
-    learning_rate: float = 1.5e-3
-    warmup_steps: int = 100
-    cooldown: float = 0.35
-    weight_decay: float = 1e-4
-    batch_size: int = 8
-    crop_px: int = 80
-    gradient_clip: float = 1.0
+    minutes: Positive = 120.0
+    """Of training, over all sessions; the learning rate ends at zero then."""
+    steps: Count = 1_000_000
+    """Steps after which training ends earlier."""
+    seed: Annotated[int, Field(ge=0)] = 20261129
+    """Of the network, the scans and the crops."""
+    pairs: Count = 2500
+    """Scans that are simulated and refined."""
+    learning_rate: Positive = 1.5e-3
+    """Of AdamW, after the warm-up and before the cooldown."""
+    warmup_steps: Count = 100
+    """Steps in which the learning rate rises."""
+    cooldown: Annotated[float, Field(gt=0, le=1)] = 0.35
+    """Last part of the training, in which the learning rate falls to zero."""
+    weight_decay: NonNegative = 1e-4
+    """Of AdamW."""
+    batch_size: Count = 4
+    """Crops of a step."""
+    crop_px: Annotated[int, Field(ge=16, multiple_of=16)] = 80
+    """Edge of the crops."""
+    gradient_clip: Positive = 1.0
+    """Largest norm of the gradient."""
 
 
 class PriorTraining(L.LightningModule):
-    """A prior, its average over the last steps, and the time that it was trained for."""
+    """A prior, its average over the last steps, and the time that it was trained for.
+
+    Arguments:
+        network: what is trained further, or the size of a new network.
+    """
 
     seconds: Tensor
 
-    def __init__(self, network: PriorConfig, config: PretrainingConfig) -> None:
+    def __init__(self, network: PriorConfig | PriorNetwork, config: PretrainingConfig) -> None:
         super().__init__()
         self.config = config
-        self.network = PriorNetwork(network)
+        start = network if isinstance(network, PriorNetwork) else PriorNetwork(network)
+        self.network = copy.deepcopy(start).requires_grad_(True).train()
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.register_buffer("seconds", torch.zeros((), dtype=torch.float64))
         self.losses: list[float] = []
         self._begun = 0.0
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["seed"] = self.config.seed
 
     def compute_progress(self) -> float:
         """Return the part of the training that is done, by steps or by time, whichever is further."""

@@ -1,130 +1,85 @@
-"""Training of the prior: scans are simulated and refined, a network learns to undo their noise, weights are written."""
+"""From nothing to weights: other processes simulate and refine scans while the prior is trained on those made."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import contextlib
 import logging
-import time
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import lightning as L
-import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback
-from torch.utils.data import DataLoader
+from jaxtyping import Complex64
+from numpy import ndarray
 
-from torchptycho.core.versions import collect_versions
-from torchptycho.data.simulation.textures import HELD_OUT_FAMILIES, TRAINING_FAMILIES
-from torchptycho.models.prior.network import PriorConfig
-from torchptycho.models.prior.weights import save_prior
-from torchptycho.training.checkpointing import AtomicCheckpointIO
-from torchptycho.training.pretraining.crops import CropDataset, cut_validation_crops
-from torchptycho.training.pretraining.module import PretrainingConfig, PriorTraining, measure_error_ratio
+from torchptycho.models.prior import load_prior
+from torchptycho.models.prior.network import PriorConfig, PriorNetwork
+from torchptycho.training.pretraining.module import PretrainingConfig
 from torchptycho.training.pretraining.pairs import PairStore
-from torchptycho.training.runtime import silence_lightning
+from torchptycho.training.pretraining.training_loop import check_output_folder, train_prior
+from torchptycho.training.runtime import restore_keyboard_interrupt
 
-__all__ = ["CHECKPOINT", "WEIGHTS", "train_prior"]
+__all__ = ["pretrain"]
 
-_log = logging.getLogger(__name__)
-
-CHECKPOINT, WEIGHTS, PROGRESS = "prior.ckpt", "prior.safetensors", "progress.jsonl"
-
-
-class _Export(Callback):
-    """Writes checkpoint, weights and a line of the report from time to time."""
-
-    def __init__(self, out: Path, store: PairStore, every_s: float) -> None:
-        self.out, self.store, self.every_s = out, store, every_s
-        self._written = time.monotonic()
-
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
-        if time.monotonic() - self._written > self.every_s:
-            self.write(trainer, module)
-
-    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.write(trainer, module)
-
-    def write(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        assert isinstance(module, PriorTraining)
-        line = {
-            "step": module.global_step,
-            "minutes": round(float(module.seconds) / 60, 2),
-            "pairs": len(self.store),
-            "loss": round(float(np.mean(module.losses[-500:])), 4),
-            "validation": _validate(module, self.store),
-        }
-        trainer.save_checkpoint(self.out / CHECKPOINT)
-        with (self.out / PROGRESS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        save_prior(module.average, self.out / WEIGHTS, _build_report(module, self.store, line))
-        self._written = time.monotonic()
+# Training begins with this number of pairs.
+_FIRST_PAIRS = 24
 
 
-def train_prior(
+def pretrain(
     out: str | Path,
-    store: PairStore,
-    config: PretrainingConfig,
-    network: PriorConfig = PriorConfig(),  # noqa: B008 -- frozen
+    config: PretrainingConfig = PretrainingConfig(),  # noqa: B008 -- frozen
     *,
+    probe: Complex64[ndarray, "p n n"] | None = None,
+    start: str | Path | None = None,
+    workers: int = 1,
     resume: bool = False,
-    export_every_s: float = 240.0,
-    accelerator: str = "cpu",
 ) -> Path:
-    """Train a prior on the pairs of a store, which may grow meanwhile, and write weights and checkpoint into `out`.
+    """Train a prior on simulated scans; for a given probe, train the shipped one further.
 
     Arguments:
-        resume: go on from the checkpoint in `out`.
+        out: folder for the pairs, the checkpoint and the weights.
+        probe: modes that every scan is illuminated by; None draws many kinds of probes.
+        start: weights that are trained further; None takes the shipped ones when there is a probe, else random ones.
+        workers: processes that simulate and refine, besides the one that trains.
+        resume: go on in this folder.
 
     Returns:
-        the file of weights.
+        the file of weights, `prior.safetensors` in `out`.
+
+    Raises:
+        ConfigError: there is a training in `out` already, or none to resume, or one of another seed.
+        StoreError: `start` holds no weights.
     """
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(config.seed)
-    module = PriorTraining(network, config)
-    checkpoint = out / CHECKPOINT if resume else None
-    start = 0
-    if checkpoint is not None:
-        start = int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
-    crops = CropDataset(store, config.seed, batch_size=config.batch_size, crop_px=config.crop_px, start=start)
-    with silence_lightning():
-        trainer = L.Trainer(
-            accelerator=accelerator,
-            devices=1,
-            max_steps=config.steps,
-            precision="bf16-mixed",
-            gradient_clip_val=config.gradient_clip,
-            callbacks=[_Export(out, store, export_every_s)],
-            plugins=[AtomicCheckpointIO()],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-        )
-        trainer.fit(module, DataLoader(crops, batch_size=None), ckpt_path=checkpoint)
-    return out / WEIGHTS
+    check_output_folder(out, config.seed, resume=resume)
+    network: PriorConfig | PriorNetwork = PriorConfig()
+    if start is not None or probe is not None:
+        network = load_prior(start).network
+    store = PairStore(out / "pairs", config.seed, probe)
+    with _make_pairs(store, config.pairs, workers), restore_keyboard_interrupt():
+        return train_prior(out, store, config, network, resume=resume)
 
 
-def _validate(module: PriorTraining, store: PairStore) -> float | None:
-    """Average the error ratio of the averaged weights over the pairs that are never trained on."""
-    batch = cut_validation_crops(store, crop_px=module.config.crop_px)
-    if batch is None:
-        return None
-    with torch.no_grad():
-        found = module.average(batch.noisy, batch.sigma)
-        return round(float(measure_error_ratio(found, batch).mean()), 4)
+@contextlib.contextmanager
+def _make_pairs(store: PairStore, count: int, workers: int) -> Iterator[None]:
+    """Make pairs in other processes until the block ends; the first ones are waited for."""
+    missing = sorted(set(range(count)) - set(store.numbers()))
+    # Threads of torch do not survive a fork.
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _prepare_worker)
+    try:
+        coming: list[Future[Path]] = [pool.submit(store.add, number) for number in missing]
+        for future in coming[: max(0, _FIRST_PAIRS - (count - len(missing)))]:
+            future.result()
+        yield
+    finally:
+        pool.shutdown(cancel_futures=True)
+    for future in coming:
+        if future.done() and not future.cancelled():
+            future.result()
 
 
-def _build_report(module: PriorTraining, store: PairStore, line: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "training": dataclasses.asdict(module.config),
-        "pair_seed": store.seed,
-        "families": list(TRAINING_FAMILIES),
-        "held_out_families": list(HELD_OUT_FAMILIES),
-        "parameters": sum(p.numel() for p in module.network.parameters()),
-        "versions": collect_versions(),
-        **line,
-    }
+def _prepare_worker() -> None:
+    torch.set_num_threads(1)
+    # Some of the probes are meant to be wide.
+    logging.getLogger("torchptycho.data.simulation.simulator").setLevel(logging.ERROR)

@@ -15,7 +15,7 @@ from torchptycho.models.prior import PriorConfig, load_prior
 from torchptycho.training.pretraining.crops import CropDataset, cut_validation_crops
 from torchptycho.training.pretraining.module import PretrainingConfig, measure_error_ratio
 from torchptycho.training.pretraining.pairs import PairStore
-from torchptycho.training.pretraining.pretrain import PROGRESS, train_prior
+from torchptycho.training.pretraining.training_loop import PROGRESS, train_prior
 
 QUICK = PretrainingConfig(steps=4, minutes=5, seed=3, batch_size=2, crop_px=48)
 SMALL = PriorConfig(widths=(8, 8), deepest_blocks=1)

@@ -1,1 +1,1 @@
-"""How good an image is, and what is in a scan."""
+"""Evaluation of images and inspection of scans."""

@@ -160,8 +160,8 @@ def frc_crossing(
 ) -> float:
     """Find the frequency at which a Fourier ring correlation first falls below a threshold, linear between rings.
 
-    The last ring's frequency where it never does. 0 where the lowest three rings are all below: nothing is resolved.
-    (One of them alone may be low, since the slowest undulations of the phase are what diffraction fixes least.)
+    The last ring's frequency if it never does, and 0 if the lowest three rings are all below.
+    (A single one may be low, because diffraction determines the lowest spatial frequencies of the phase least.)
     """
     excess = np.asarray(curve, dtype=np.float64) - threshold
     above = np.flatnonzero(excess[:_LOWEST_RINGS] >= 0)

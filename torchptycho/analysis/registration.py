@@ -165,7 +165,7 @@ def remove_phase_ramp(
 def fourier_shift(image: Complex[np.ndarray, "h w"], shift_px: tuple[float, float]) -> Complex[np.ndarray, "h w"]:
     """Move an image by a fraction of a pixel: out(r) = image(r - shift).
 
-    The image is continued by a linear descent to its mean, so that what leaves one side does not come in at the other.
+    The image is continued by a linear decay to its mean, so that it does not wrap around.
     """
     pad = _PAD_PX + int(np.ceil(np.abs(shift_px).max()))
     padded = np.pad(image, pad, mode="linear_ramp", end_values=image.mean())

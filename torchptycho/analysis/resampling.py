@@ -22,10 +22,10 @@ def resample_image(
         image: of it, object, coverage and valid pixels are resampled; probe and positions are left out.
         factor: edge of the new pixels over that of the old ones.
         pixel_m: edge of the new pixels.
-        shift_px: (y, x) in new pixels that is added: what was at p comes to lie at p / factor + shift_px.
+        shift_px: (y, x) in new pixels: position p becomes p / factor + shift_px.
 
     Raises:
-        EvaluationError: the new pixels are so large that nothing is left.
+        EvaluationError: the new pixels are too large for the image.
     """
     lines = list(zip(image.origin_px, image.object.shape, shift_px, strict=True))
     starts = [math.ceil(origin / factor + shift) for origin, _, shift in lines]

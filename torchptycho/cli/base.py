@@ -1,4 +1,4 @@
-"""What all commands of the command line share."""
+"""Common base of all commands."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NEXT_TO_RESULT: NextToResult = "beside"
 
 
 def require_png(option: str, path: Path | None) -> None:
-    """Refuse, before anything is computed, a picture whose name is that of another kind of file."""
+    """Refuse the name of a figure that does not end in .png, before anything is computed."""
     if path is not None and path.suffix.lower() != ".png":
         raise ConfigError(f"{option}: expected a file whose name ends in .png; found {path}.")
 
@@ -56,7 +56,7 @@ class Command:
             self.console.print(line)
 
     def show_status(self, what: str) -> Status:
-        """Show progress on standard error, where that is a terminal, for work whose length is not known beforehand."""
+        """Show progress on standard error, if that is a terminal, for work of unknown length."""
         return Console(stderr=True).status(what)
 
 

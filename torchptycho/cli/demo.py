@@ -55,7 +55,7 @@ def run_demo(
         overwrite: replace an earlier demo in the folder; any other folder is left alone.
 
     Returns:
-        what demo.json holds: times, metrics, the scan, configuration and versions.
+        the content of demo.json: times, metrics, the scan, configuration and versions.
 
     Raises:
         ConfigError: `out` exists and may not be replaced, or cannot be written to.

@@ -1,4 +1,4 @@
-"""What an installation has and what a machine can do, as plain data."""
+"""Properties of the installation and of the machine, as plain data."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def _count_cores() -> int:
 
 
 def _measure_memory_GB() -> tuple[float | None, float | None]:
-    """Measure the total memory, and what a new process can have; None where the system does not say."""
+    """Measure the total and the available memory; None if the system does not report it."""
     try:
         page = os.sysconf("SC_PAGE_SIZE")
         total = os.sysconf("SC_PHYS_PAGES") * page / 1e9

@@ -1,1 +1,1 @@
-"""What every other package builds on: scans, geometry, images, configuration, errors."""
+"""Common base of all packages: scans, geometry, images, configuration, errors."""

@@ -13,7 +13,7 @@ _SAMPLED_PX = 10_000
 
 
 def find_outside_zeros(object: Complex[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-    """Find the exact zeros that reach the edge of the image: what lies outside of a scanned field.
+    """Find the exact zeros connected to the edge of the image, which lie outside the scanned field.
 
     Zeros that other values enclose may be opaque parts of a sample.
     """

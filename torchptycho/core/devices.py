@@ -1,4 +1,4 @@
-"""The torch devices that the names of the command line stand for."""
+"""Names of devices on the command line, and the torch devices that they select."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def find_devices(name: str, count: int = 1, *, option: str = "accelerator") -> l
 
     Arguments:
         name: auto, cpu, gpu (or cuda), cuda:1, mps.
-        count: number of devices; a CPU is returned as often as is asked for.
+        count: number of devices; a CPU is returned that many times.
         option: name of the option, for the error.
 
     Raises:

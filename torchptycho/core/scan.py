@@ -1,4 +1,4 @@
-"""A ptychographic scan as it was recorded: frames, positions, probe."""
+"""A recorded ptychographic scan: frames, positions, probe."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class ArrayFrames:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SourceFile:
-    """A file that a scan was read from, as it was when it was opened.
+    """State of a file from which a scan was read, at the time of opening.
 
     Arguments:
         path: absolute.
@@ -131,7 +131,7 @@ class Scan:
 
     @property
     def photons_per_frame(self) -> float | None:
-        """Photons that amplitude data stand for, from the metadata (`nphotons`, else `photons_per_frame`)."""
+        """Photons per frame of amplitude data, from the metadata (`nphotons`, else `photons_per_frame`)."""
         value = self.metadata.get("nphotons", self.metadata.get("photons_per_frame"))
         return None if value is None else float(value)
 

@@ -1,4 +1,4 @@
-"""Versions of what computes the image, for its provenance."""
+"""Versions of the software that computes an image, for its provenance."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ _MAX_SHOWN_LENGTH = 60
 
 
 def fingerprint_config(config: RunConfig) -> dict[str, str]:
-    """Return what a store depends on besides its scans, as JSON by the names of the options."""
+    """Return the options on which a store depends, as JSON by name."""
     sections = ["prepare", "group"]
     if config.prepare.bootstrap_probe:
         # The probe is then the result of a refinement.
@@ -103,7 +103,7 @@ def refuse_differences(path: Path, was: Mapping[str, str], now: Mapping[str, str
     """Refuse a store that is of something else.
 
     Arguments:
-        was, now: what the store depends on, in parts.
+        was, now: the dependencies of the store, by name.
         files: clauses about files that have changed.
 
     Raises:

@@ -18,7 +18,7 @@ __all__ = ["GroupDataset", "collate_unchanged"]
 
 
 class GroupDataset(Dataset[GroupBatch]):
-    """The groups of one split of a store; a whole batch is gathered at once.
+    """The groups of one split of a store; all groups of a batch are gathered at once.
 
     Arguments:
         store: where the frames are.
@@ -61,11 +61,11 @@ class GroupDataset(Dataset[GroupBatch]):
         return torch.nonzero(self.store.tensors["frame_scan"][self._members[:, 0]] == scan).flatten().tolist()
 
     def __getitem__(self, index: int | Sequence[int]) -> GroupBatch:
-        """Return the batch of one group, or of all those that are asked for."""
+        """Return the batch of one group, or of all requested ones."""
         return self.__getitems__([index] if isinstance(index, int) else index)
 
     def __getitems__(self, indices: Sequence[int]) -> GroupBatch:
-        """Return one `GroupBatch` of all the groups asked for, as the data loader calls it."""
+        """Return one `GroupBatch` of all requested groups, for the data loader."""
         rows = torch.as_tensor(indices)
         # index_select takes half as long as indexing, and the time budget of a batch is a quarter of a millisecond.
         members = self._members.index_select(0, rows)

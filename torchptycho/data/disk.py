@@ -136,7 +136,7 @@ def _allocate(stream: io.BufferedWriter, n_bytes: int) -> None:
 
 
 class BackgroundWriter:
-    """Writes arrays to a stream, and brings what was written to the disk, while the next ones are made.
+    """Writes arrays to a stream and syncs them to disk, while the next ones are computed.
 
     Otherwise the disk has nothing to do until all is written, and then the program has nothing to do.
     """
@@ -162,7 +162,7 @@ class BackgroundWriter:
             self._pending_sync.result()
 
     def write(self, values: np.ndarray) -> None:
-        """Take a C-contiguous array, which must stay as it is from now on; a few wait while one is written.
+        """Queue a C-contiguous array, which must not be changed afterwards; the queue is short.
 
         Raises:
             OSError: the disk is full, or failed, at an earlier array; at the last ones the block ends with it.
@@ -202,7 +202,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_directory_entries(folder: Path) -> None:
-    """Bring the names in a folder to the disk, where the file system has a way to ask for it."""
+    """Sync the entries of a folder to disk, if the file system supports it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -39,7 +39,7 @@ def _lock_path(path: Path) -> Path:
 def exclusive_writer(path: Path) -> Iterator[None]:
     """Be the only process that writes the store `path` while the block runs; wait for another one to end first.
 
-    The operating system lets go of the lock when a process ends, however it ends. What killed ones left is removed.
+    The operating system releases the lock whenever a process ends. Remains of killed processes are removed.
 
     Raises:
         OSError: the folder cannot be written to.
@@ -76,7 +76,7 @@ def temporary_store(path: Path) -> Iterator[Path]:
 
 
 def remove_stale_drafts(path: Path) -> None:
-    """Remove what killed processes left next to a store, where no process writes and permissions allow it."""
+    """Remove the remains of killed processes next to a store, if no process writes and permissions allow it."""
     path = _resolve_store_path(path)
     if not _lock_path(path).exists():
         return

@@ -18,7 +18,7 @@ _MAX_LISTED = 20
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FrameFindings:
-    """Frames of one scan by what is odd about them, counted as the file counts.
+    """Unusual frames of one scan by kind, numbered as in the file.
 
     Arguments:
         dark: not a single count in them.
@@ -31,7 +31,7 @@ class FrameFindings:
     repeated: tuple[int, ...] = ()
 
     def describe(self) -> tuple[str, ...]:
-        """Describe what was found and what can be done about it."""
+        """Describe the findings and their remedies."""
         sentences = []
         for frames, what in (
             (self.dark, "without a single count are kept (--bad-frames leave-out leaves them out)"),

@@ -16,14 +16,14 @@ __all__ = ["EpochBatchSampler", "InOrderSampler", "ResumableLoader", "batches_pe
 
 
 class EpochBatchSampler(DistributedSampler[GroupBatch]):
-    """Batches in a random order that depends on seed and epoch alone, each dealt out to the processes in turn.
+    """Batches in a random order that depends on seed and epoch alone, each divided among the processes.
 
     Every group is in one batch of one process. There are as few batches as the largest size allows, and their sizes
     differ by one group at most: a small last one would weigh its groups more than the others. Batch k of all W
     processes together is batch k of one process with W times the batch size. All have equally many, and none is empty,
     for which a batch may have to be one group larger than `batch_groups` where that is 1.
 
-    Lightning leaves a `DistributedSampler` as it is and tells it the epoch.
+    Lightning does not replace a `DistributedSampler`, and sets its epoch.
 
     Arguments:
         batch_groups: largest number of groups in a batch of one process.

@@ -43,7 +43,7 @@ class FrameSplit:
 
 
 def choose_held_out_scans(n_trained: int, n_held_out: int, config: PrepareConfig) -> list[bool]:
-    """Choose the scans that are held out as a whole: those that were given for it, or with `val_by` "scans" drawn ones.
+    """Choose the scans that are held out: the given ones, or with `val_by` "scans" randomly drawn ones.
 
     Arguments:
         n_trained, n_held_out: scans that were given to train on, and after them those to validate on.
@@ -188,7 +188,7 @@ def split_and_group(scans: Sequence[Scan], held_out: Sequence[bool], config: Run
 def form_training_groups(
     positions: np.ndarray, unique_scan_id: np.ndarray, split: FrameSplit, config: RunConfig
 ) -> Groups:
-    """Form groups of frames that are not held out; an error says when these are what is missing."""
+    """Form groups of frames that are not held out; an error reports if the held-out frames are missing."""
     try:
         return group(positions, config.group, scan_id=unique_scan_id, candidates=split.training)
     except GroupingError as error:

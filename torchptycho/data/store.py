@@ -41,15 +41,15 @@ class ScanEntry:
         source: file or origin.
         first_frame, n_frames: its rows in the store's frames.
         scaling: how its frames become counts and network input.
-        probe_factor: what the file's probe was multiplied by to reach the counts gauge, 1 for a calibrated one unless
+        probe_factor: factor of the file's probe to reach the counts gauge, 1 for a calibrated one unless
             the configuration states another dose than its file; divide to undo.
         object_pixel_m: edge of an object pixel, or None.
-        notes: how the file was understood and what was done to its frames.
+        notes: how the file was interpreted and its frames were processed.
         left_out: frames of the file, counted from 0, that are not in the store, and why.
         findings: frames that are in the store although something is odd about them, counted likewise.
         held_out: whether none of its frames is trained on.
         folder: name of its folder in the store.
-        fingerprint: what it was made of, in parts that have names.
+        fingerprint: its sources and options, by name.
         probe_is_calibrated: whether the power of the file's probe is known.
         stated_photons: photons per frame that the file states, or None.
     """

@@ -44,7 +44,7 @@ class StoredScan:
         folder: its name.
         scan: the scan; of its frames only shape and dtype are still needed.
         intensity: of each frame over its good pixels, f64 [M].
-        fingerprint: what it was made of, in parts that have names.
+        fingerprint: its sources and options, by name.
         findings: frames that something is odd about.
         held_out: whether none of its frames is trained on.
     """
@@ -58,7 +58,7 @@ class StoredScan:
 
 
 def write_scan(root: Path, scan: Scan, fingerprint: dict[str, str], *, held_out: bool) -> StoredScan:
-    """Stream a scan into a folder of its own below `root`/scans. No store knows of it yet.
+    """Stream a scan into its own folder below `root`/scans, which is not yet part of a store.
 
     Raises:
         ScanError: its frames are unusable.

@@ -1,4 +1,4 @@
-"""The source of frames that an address or a file name stands for."""
+"""Frame sources by address or file name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a watch publishes: status.json, the live images, and a progress bar."""
+"""Published state of a watch: status.json, the live images, and a progress bar."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class StatusReporter:
     A file that cannot be written is a warning, once for each file, and is written at the next report.
 
     Arguments:
-        status: what is written; `report` updates its numbers.
+        status: the status to write; `report` updates its numbers.
         folder: of the watch.
         receiver: whose frames are counted.
     """

@@ -235,7 +235,7 @@ class WatchSession:
 
 
 def _describe_missing_frames(count: int, receiver: Receiver, *, stopped: bool) -> str | None:
-    """Describe what a final image lacks, what was not compared with its source, and a stop that came late."""
+    """Describe missing frames of a final image, a missing confirmation of the source, and a late stop."""
     parts = []
     if stopped:
         parts.append("stopped when the image was already complete: it is written, and the spool is kept")

@@ -184,7 +184,7 @@ def _load(
 
 
 def find_bundle(path: str | Path) -> Path:
-    """Find the bundle that a path stands for: the file, the one in a folder, or `path` with .zip appended.
+    """Find the bundle at a path: the file, the one in a folder, or `path` with .zip appended.
 
     Raises:
         StoreError: there is none.
@@ -244,7 +244,7 @@ def _read_members(path: Path) -> dict[str, bytes]:
 
 
 def _check_members(path: Path, names: list[str]) -> None:
-    """Refuse archives of other programs, and names that are no bundle's: ../x is not even looked at."""
+    """Refuse archives of other programs, and member names that no bundle has, such as ../x."""
     if _MANIFEST not in names:
         _refuse_foreign(path, names)
     for name in names:
@@ -280,7 +280,7 @@ def _refuse_foreign(path: Path, names: Iterable[str]) -> None:
 
 
 def _read_module_arguments(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Read and validate what the module is built from."""
+    """Read and validate the arguments of the module."""
     for key, expected in (("format", _FORMAT), ("format_version", _VERSION), ("backend", "pytorch")):
         if manifest.get(key) != expected:
             raise StoreError(

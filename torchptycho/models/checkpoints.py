@@ -134,7 +134,7 @@ def _describe_differences(path: Path) -> str:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """Find the checkpoint that a path stands for: a file, the best one of a run's folder, or the bundle in it.
+    """Find the checkpoint at a path: a file, the best one of a run's folder, or the bundle in it.
 
     Raises:
         StoreError: the folder holds none.
@@ -151,7 +151,7 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def names_network(path: str | Path) -> bool:
-    """Return whether a path stands for a network: a run's folder, or a file that is or was meant to be a network."""
+    """Return whether a path names a network: a run's folder, or a file with the name or content of a network."""
     path = Path(path)
     if path.is_dir():
         try:

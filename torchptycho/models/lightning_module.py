@@ -46,7 +46,7 @@ class PtychoPINN(PtychoNetwork, L.LightningModule):
         config: a `RunConfig` as a dict.
         n_px: frame edge N.
         n_scans, n_modes: scans and incoherent probe modes that it was made for.
-        domain: what the frames hold.
+        domain: content of the frames.
         max_offset_px: largest distance of a frame from its group's centre, which sizes the merging canvas.
         has_validation: whether there are held-out frames to watch.
         started_from: checkpoint whose network this one went on from, or None.
@@ -94,7 +94,7 @@ class PtychoPINN(PtychoNetwork, L.LightningModule):
         """Build a module with the statistics, probes and masks of a store.
 
         Arguments:
-            started_from: what the checkpoint says about whose network this one went on from.
+            started_from: provenance of the network from which training started, for the checkpoint.
 
         Raises:
             ConfigError: the configuration does not fit the store.

@@ -1,4 +1,4 @@
-"""From what a user names to a network that predicts, by torch or by another engine."""
+"""Loading of networks for prediction, by torch or by another engine."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def load_for_inference(
     accelerator: str = "auto",
     trust_generator: bool | str = False,
 ) -> PtychoNetwork:
-    """Load a checkpoint into torch, whatever the engine, or an exported file: the first half of `open_network`."""
+    """Load a checkpoint into torch, or an exported file: the first part of `open_network`."""
     if isinstance(checkpoint, ExportedNetwork):
         if engine not in (None, checkpoint.metadata.engine):
             raise ConfigError(
@@ -101,7 +101,7 @@ def export_for_engine(
 
 
 def _choose_device(engine: EngineName, accelerator: str) -> str:
-    """Choose where an engine computes: on a GPU where there is one, unless another device is asked for."""
+    """Choose the device of an engine: a GPU if there is one, unless another device is requested."""
     (where,) = find_devices(accelerator, 1)
     if where.type == "cpu":
         return "cpu"

@@ -1,4 +1,4 @@
-"""The terms of the loss, each typed by the domain of what it compares."""
+"""Terms of the loss, each with the domain that it compares."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class LossInputs:
     """Everything a term may look at, for one batch.
 
     Arguments:
-        expected, counts: [B, C, N, N] photon counts of the model and of the detector; None where no term looks at them.
+        expected, counts: [B, C, N, N] photon counts of the model and of the detector; None if no term uses them.
         mean_count: [B] mean count per pixel of each group's scan.
         mask: [B, 1, N, N] good detector pixels.
         patches: [B, C, N, N] object patches as predicted, before merging.
@@ -121,7 +121,7 @@ class Loss:
         """Build the configured loss, when the quantities to be trained can be learnt from it.
 
         Raises:
-            ConfigError: as above, or the experiment is to be learnt and no term looks at the detector.
+            ConfigError: as above, or the experiment is trained and no term depends on the detector.
         """
         loss = cls(config.loss)
         experiment = config.experiment
@@ -139,12 +139,12 @@ class Loss:
 
     @property
     def needs_counts(self) -> bool:
-        """Whether a term compares what the detector sees; otherwise no diffraction has to be computed."""
+        """Whether a term compares counts; otherwise no diffraction needs to be computed."""
         return any(domain != "object" for _, domain, _, _ in self._terms)
 
     @property
     def monitored(self) -> str:
-        """The term that tells how good a model is: the likelihood where it has a weight, else the whole loss."""
+        """Name of the criterion for the best model: the likelihood if it has a weight, else the total loss."""
         return "nll" if any(name == "nll" for name, *_ in self._terms) else "loss"
 
     def __call__(self, batch: LossInputs) -> dict[str, Float[Tensor, ""]]:

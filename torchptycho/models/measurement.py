@@ -1,4 +1,4 @@
-"""What the model of the experiment holds besides the object: constraints of the probe, scale, blur, background."""
+"""Model of the experiment around the object: constraints of the probe, scale, blur, background."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MIN_INITIAL_BACKGROUND = 1e-3
 class MeasurementModel(nn.Module):
     """Brings a probe under its constraints, and expected counts to those that the detector shows.
 
-    Only what the configuration asks for has parameters or buffers, so that a checkpoint without them has no trace.
+    Only enabled options have parameters or buffers, so that checkpoints without them have no entries.
 
     Arguments:
         n_px: frame edge N.

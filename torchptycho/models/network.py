@@ -1,4 +1,4 @@
-"""The trained network with the physics around it, without what trains it: frames to patches, patches to counts."""
+"""The network with the physics around it, without its training: frames to patches, patches to counts."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class PtychoNetwork(nn.Module):
         config: a `RunConfig` as a dict.
         n_px: frame edge N.
         n_scans, n_modes: scans and incoherent probe modes that it was made for.
-        domain: what the frames hold.
+        domain: content of the frames.
         max_offset_px: largest distance of a frame from its group's centre in training.
 
     `checkpoint` is the file that it was loaded from, if any, and `checkpoint_sha256` its checksum then.
@@ -100,7 +100,7 @@ class PtychoNetwork(nn.Module):
 
     @classmethod
     def from_network(cls, other: PtychoNetwork) -> PtychoNetwork:
-        """Copy a network without what a derived class adds, ready to predict."""
+        """Copy a network, without additions of a derived class, for prediction."""
         scans, modes = other.probe_parts.shape[:2]
         copy = cls(to_dict(other.config), other.n_px, scans, modes, other.domain)
         weights = other.state_dict()
@@ -135,7 +135,7 @@ class PtychoNetwork(nn.Module):
     def expect_offsets(self, max_offset_px: float | None) -> None:
         """Predict with one canvas for all batches, which holds these offsets; None goes back to one for each batch.
 
-        What a network makes of a group depends a little on the edge around it.
+        The output of a network depends slightly on the margin around a group.
         """
         canvas_px = None if max_offset_px is None else merge_canvas_px(self.n_px, max_offset_px)
         self._inference_canvas_px = None if canvas_px is None else max(self._canvas_px, canvas_px)

@@ -1,4 +1,4 @@
-"""Sums that do not depend on the order of their terms: every term is a whole number of quanta.
+"""Sums that do not depend on the order of their terms: every term is an integer number of quanta.
 
 Numbers in float64 that are multiples of 2^-40 add without rounding as long as their sum stays below 2^13, and addition
 without rounding is associative. So the terms are rounded, each by itself, and the sums are the same to the bit in any

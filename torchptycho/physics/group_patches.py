@@ -83,7 +83,7 @@ def place_groups(
 
 
 class WholePixelBlocks:
-    """C blocks of N x N on each of B square canvases, at whole pixels: nothing is interpolated.
+    """C blocks of N x N on each of B square canvases, at whole pixels, without interpolation.
 
     Arguments:
         first_px: (y, x) of each block's pixel [0, 0]; all blocks must lie inside, which is not checked.

@@ -57,7 +57,7 @@ def place(
 ) -> Shaped[Tensor, "*lead h w"]:
     """Sum K patches into a field of the given shape: the adjoint of `extract`, <extract(f), p> = <f, place(p)>.
 
-    What falls outside the field is left out, as `extract` reads 0 there.
+    Pixels outside the field are discarded, as `extract` reads 0 there.
     """
     return place_into(patches.new_zeros(*patches.shape[:-3], *shape), patches, corner_px)
 

@@ -1,4 +1,4 @@
-"""Projections of many groups at once, each group on a small canvas of its own."""
+"""rPIE iterations on many groups at once, each group on its own small canvas."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ _MAX_CYCLES = 8.0
 
 
 class GroupProjection:
-    """The frames of B groups, ready to correct B small objects in parallel.
+    """Corrections of B small objects in parallel by the frames of B groups.
 
     The waves on the detector change by (y - I) / 2 (I + 1), in counts: the gradient of the Poisson likelihood, and to
-    first order the projection onto the measured amplitudes, which at few counts would make the object too dark. The
-    backprojected change is normalised by the total illumination of each pixel. Masked pixels do not contribute.
+    first order the projection onto the measured amplitudes, which would bias the object to low amplitudes at few
+    counts. The backprojected change is normalised by the total illumination of each pixel. Masked pixels do not
+    contribute.
 
     Each frame lies on whole pixels of the canvas, and its probe is shifted once, by Fourier transform, by the remaining
     fraction of a pixel: the detector intensity does not depend on the position of the wave, and no step interpolates.
@@ -37,11 +38,11 @@ class GroupProjection:
     Arguments:
         amplitude: measured, zero frequency at [n//2, n//2].
         probe: in the same units; probe_b is 1 or b.
-        offset_px: (y, x) of each frame from the middle of its group's canvas.
+        offset_px: (y, x) of each frame from the centre of its group's canvas.
         mask: good detector pixels.
-        intensity_per_count: squared amplitude that one count makes.
+        intensity_per_count: squared amplitude of one count.
         background: squared amplitude that does not come from the sample.
-        canvas_px: edge S of the canvases; they must hold every patch, see `overlap.merge_canvas_px`.
+        canvas_px: edge S of the canvases, large enough for every patch, see `overlap.merge_canvas_px`.
         operators: how patches are read and placed.
     """
 
@@ -92,11 +93,11 @@ class GroupProjection:
         canvas_px: int,
         operators: PatchOperators = GATHER_SCATTER,
     ) -> GroupProjection:
-        """Build the same projection at half the resolution, from the middle of the detector: a quarter of the pixels.
+        """Build the same projection at half the resolution, from the centre of the detector: a quarter of the pixels.
 
-        Its canvases have every second pixel of the others, [0, 0] among them; `upsample_2x` gives the rest. What turns
-        slowly takes as many steps here as there, and fine structure takes few. What the probe has beyond
-        the middle of the detector is left out, which costs accuracy and does no other harm.
+        Its canvases have every second pixel of the full ones, [0, 0] included; `upsample_2x` interpolates the rest. Low
+        spatial frequencies need as many iterations at either resolution, and fine structure needs few. The far field of
+        the probe beyond the centre of the detector is omitted, which costs some accuracy.
 
         Arguments:
             canvas_px: edge S of the canvases at full resolution, a multiple of 4.
@@ -154,10 +155,10 @@ class GroupProjection:
 
         Arguments:
             canvas: the objects.
-            velocity: what a run before this one came to move them by in a step; None begins at rest.
+            velocity: change per step at the end of an earlier run; None starts without momentum.
 
         Returns:
-            The objects, and what they were moved by in the last step.
+            The objects, and their change in the last step.
         """
         for _ in range(steps):
             further = extrapolate(canvas, velocity)

@@ -38,7 +38,7 @@ class Scaling:
     """How the frames of one scan become counts and network input.
 
     Arguments:
-        domain: what the frames hold.
+        domain: content of the frames.
         input_scale: a, from the root of a frame's intensity in file units to the network's input.
         photons_per_frame: mean photons in a frame, over its good pixels.
         n_px: frame edge N.
@@ -56,7 +56,7 @@ class Scaling:
 
     @property
     def counts_per_intensity(self) -> float:
-        """Photon counts that one unit of the file's intensity (amplitude squared) stands for, (s a)^2.
+        """Photon counts per unit of the file's intensity (amplitude squared), (s a)^2.
 
         Exactly 1 for counts. For amplitudes photons_per_frame / mean intensity, in float64 to rounding: the mean frame
         then has `photons_per_frame`.

@@ -1,4 +1,4 @@
-"""Relative change of the waves on the detector that the counts ask for: the core of all PIE iterations.
+"""Relative correction of the waves on the detector by the counts: the core of all PIE iterations.
 
 Poisson: (y - I) / 2 (I + 1), the gradient of the likelihood with the step that agrees to first order with the
 projection onto the measured modulus; at few counts that projection would make the object too dark.
@@ -39,7 +39,7 @@ def compute_residuals(
 
 
 def limit_poisson_change(relative_residual: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Turn (y - I) / (I + 1) into the relative change of the wave, in place."""
+    """Convert (y - I) / (I + 1) to the relative change of the wave, in place."""
     return relative_residual.mul_(0.5).clamp_max_(_MAX_RELATIVE_CHANGE)
 
 

@@ -23,7 +23,7 @@ class AbsoluteScale:
     """Counts are object_factor^2 times the model's, plus a background.
 
     Arguments:
-        object_factor: what the object is multiplied by.
+        object_factor: factor of the object.
         background_counts: per detector pixel and frame.
     """
 
@@ -32,7 +32,7 @@ class AbsoluteScale:
 
 
 class ScaleStatistics:
-    """What determines the scale, summed over as many frames as one likes; the sums of two parts of a scan add.
+    """Sums over frames that determine the scale; the sums of two parts of a scan add.
 
     The counts y are fitted by alpha I + beta with two real numbers, I being the model's counts, by weighted least
     squares. The weights are those of the model's own photon noise, 1 / (I + 1/2), and do not depend on y, so the fit is
@@ -47,7 +47,7 @@ class ScaleStatistics:
     def add(
         self, expected: Float[Tensor, "*shape"], counts: Float[Tensor, "*shape"], good: Bool[Tensor, "*shape"]
     ) -> None:
-        """Take the model's and the detector's counts of some frames; what is not good is left out."""
+        """Add the expected and measured counts of some frames, in good pixels only."""
         model, measured = expected[good].double(), counts[good].double()
         weight = 1 / (model + _MIN_VARIANCE)
         once = (weight * model).sum()
@@ -77,7 +77,7 @@ class ScaleStatistics:
         return AbsoluteScale(math.sqrt(alpha), beta)
 
     def add_batch(self, network: PtychoNetwork, patches: Complex[Tensor, "b c n n"], batch: FrameBatch) -> None:
-        """Take a batch as it is predicted, in the units of training and every frame once."""
+        """Add a predicted batch, in the units of training, every frame once."""
         with torch.no_grad():
             # Without the background, which is fitted here.
             expected = network.compute_expected_counts(patches, batch, background=False)
@@ -88,7 +88,7 @@ class ScaleStatistics:
         self.add(expected, counts, good)
 
     def all_reduce(self, device: torch.device) -> None:
-        """Become the sums of all processes, which communicate on this device."""
+        """Sum over all processes, which communicate on this device."""
         both = torch.cat([self._normal.reshape(-1), self._right]).to(device)
         distributed.all_reduce(both)
         self._normal, self._right = both[:4].cpu().reshape(2, 2), both[4:].cpu()

@@ -1,4 +1,4 @@
-"""A canvas for positions that are not known beforehand."""
+"""A canvas for positions that are not known in advance."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["GrowingCanvas"]
 
 
 class GrowingCanvas(Canvas):
-    """A `Canvas` that grows, in tiles, to hold what comes; its image is that of a canvas made for all positions.
+    """A `Canvas` that grows in tiles as patches arrive; its image equals that of a canvas made for all positions.
 
     Arguments:
         device: where it is kept, and where patches must be.

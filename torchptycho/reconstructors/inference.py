@@ -42,7 +42,7 @@ _GPU_MEMORY_FRACTION, _MAX_GPU_FRAMES, _MAX_GPU_PIXELS = 0.5, 4096, 1 << 26
 
 @dataclasses.dataclass(frozen=True)
 class InferenceJob:
-    """What is to be predicted, and how.
+    """A prediction task: data and options.
 
     Arguments:
         dataset: the frames.
@@ -61,7 +61,7 @@ class InferenceJob:
 
 @dataclasses.dataclass(frozen=True)
 class InferenceResult:
-    """What came out: the canvas, the numbers of the stream that are not on it, and the sums of the absolute scale."""
+    """Result: the canvas, the numbers of frames that are not on it, and the sums for the absolute scale."""
 
     canvas: Canvas
     n_placed: int
@@ -170,7 +170,7 @@ def iterate_predictions(
     cuts: list[tuple[int, int]],
     device: torch.device,
 ) -> Generator[tuple[InferenceBatch, InferenceBatch, Complex[Tensor, "b c n n"]], None, None]:
-    """Iterate over batches as they were read and as they are on the device, with their patches, in the order of `cuts`.
+    """Iterate over batches on the host and on the device, with their patches, in the order of `cuts`.
 
     Until it is closed, torch has fewer threads where it is called.
 
@@ -229,7 +229,7 @@ def batch_size_for(
 
 
 def _compile(network: PtychoNetwork, batch: InferenceBatch) -> None:
-    """Compile the generator for this batch's shape; where that fails it runs as it is, and a warning says so."""
+    """Compile the generator for this batch's shape; if this fails, it runs uncompiled, with a warning."""
     if network.generator._compiled_call_impl is not None:  # by an earlier scan
         return
     network.generator.compile()

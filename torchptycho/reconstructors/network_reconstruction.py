@@ -49,10 +49,10 @@ def make_read_config(config: PrepareConfig, asked: ReadConfig = ReadConfig()) ->
     The module has its own probe, so that one from the mean pattern does where the file has none.
 
     Arguments:
-        asked: those of its options that are not the defaults replace the ones of training.
+        asked: its options that differ from the defaults replace those of training.
 
     Raises:
-        ConfigError: a probe is asked for.
+        ConfigError: a probe is given.
     """
     if asked.probe is not None:
         raise ConfigError(

@@ -19,10 +19,10 @@ _DEFAULT_FRAMES, _DEFAULT_EPOCHS = 100, 24
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Orientation:
-    """One of the eight ways to read the positions, relative to the scan as it was opened.
+    """One of the eight orientations of the positions, relative to the opened scan.
 
     Arguments:
-        swap_xy, flip_y, flip_x: what is done to the positions, in this order.
+        swap_xy, flip_y, flip_x: operations on the positions, in this order.
         misfit: squared deviation of the counts over that of photon noise, after a short refinement.
     """
 

@@ -33,17 +33,17 @@ def synchronize_phases(
 ) -> Complex[Tensor, " m"]:
     """Find the phase factors, one for all patches of a group, after which overlapping patches agree.
 
-    Diffraction does not tell the phase of a group's object: each comes out with its own, and their average loses what
-    changes slowly across the image. The overlaps tell all but one phase. The differences of phase between neighbours
-    are first added up along a spanning tree of the strongest overlaps, then made to fit all overlaps by weighted least
-    squares; the phase that is left over is the one that changes the patches least.
+    Diffraction does not determine the global phase of a group's object, and without alignment the low spatial
+    frequencies of the phase are lost in the average. The overlaps determine all phases but one. Phase differences
+    between neighbours are first added along a spanning tree of the strongest overlaps, then fitted to all overlaps by
+    weighted least squares; the remaining global phase is the one that changes the patches least.
     Reference: Singer, Appl. Comput. Harmon. Anal. 30, 20 (2011), whose cost this maximises.
 
     Arguments:
-        patches: as predicted, on any device.
-        positions_px: (y, x) of the pixel N/2 of each.
-        weight: how reliable the pixels are.
-        group: which patches share a phase, numbered from 0.
+        patches: predicted patches, on any device.
+        positions_px: (y, x) of pixel N/2 of each patch.
+        weight: reliability of the pixels.
+        group: number of the group of each patch, from 0.
     """
     group_of = group.cpu().numpy()
     n_groups = int(group_of.max()) + 1
@@ -144,7 +144,7 @@ def _solve_least_squares(
 
 
 def _remove_global_phase(phase: np.ndarray, edges: np.ndarray, power: np.ndarray) -> np.ndarray:
-    """Turn each connected part as a whole, so that the patches' mean turn is none."""
+    """Subtract the mean phase of the patches of each connected part."""
     ones = np.ones(edges.shape[1])
     graph = scipy.sparse.coo_matrix((ones, (edges[0], edges[1])), (len(power), len(power)))
     count, part = connected_components(graph, directed=False)

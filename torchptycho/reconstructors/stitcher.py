@@ -1,4 +1,4 @@
-"""The patches of a scan as they are predicted, put together: at once, or when their phases agree."""
+"""Stitching of the patches of a scan: at once, or after the alignment of their phases."""
 
 from __future__ import annotations
 
@@ -22,20 +22,19 @@ _CHUNK_PATCHES = 256
 class PatchStitcher:
     """A canvas that takes groups of patches in any order.
 
-    Patches are kept, in a temporary file or on a GPU with room for them, until the last has come; then each group is
-    turned by the phase with which it agrees with its neighbours (`phases.synchronize_phases`), and all are placed.
-    Without that, they are placed and forgotten. Either way memory depends on the canvas, not on the number of frames:
-    writing a patch and reading it takes a hundredth of the time of predicting it again.
+    Patches are kept, in a temporary file or on a GPU with enough memory, until the last has arrived; then the phases of
+    the groups are aligned (`synchronize_phases`), and all patches are placed. Without alignment they are placed
+    immediately. In both cases memory depends on the canvas, not on the number of frames: writing and reading a patch
+    takes a hundredth of the time of predicting it.
 
-    Several processes that each take a part of the groups share a `file`, and `finish` gives all of them the whole.
+    Several processes, each with a part of the groups, share a file, and `finish` returns the complete canvas to all.
 
     Arguments:
-        positions_px: (y, x) of every patch that will come.
+        positions_px: (y, x) of all patches.
         weight: of the pixels of a patch.
-        agree_phases: False places patches as they come.
+        agree_phases: False places patches immediately.
         scratch: folder for the temporary file; None takes the system's.
-        shared: file of that many patches that all processes of the default group write to; None where there is one
-            process.
+        shared: file for all patches, to which all processes of the default group write; None for a single process.
     """
 
     def __init__(
@@ -95,7 +94,7 @@ class PatchStitcher:
         self._n_groups = begin + len(members)
 
     def finish(self) -> Canvas:
-        """Return the canvas with every finite patch, of whatever process.
+        """Return the canvas with the finite patches of all processes.
 
         Raises:
             ValueError: patches are kept until their phases agree, and some have not come.

@@ -1,1 +1,1 @@
-"""What surrounds Lightning's loop: how long it runs, what it keeps, writes down and watches for."""
+"""Training around Lightning's loop: duration, checkpoints, logging, monitoring."""

@@ -1,4 +1,4 @@
-"""Which checkpoints a run keeps, and that they are whole."""
+"""Checkpoints of a run, written atomically."""
 
 from __future__ import annotations
 

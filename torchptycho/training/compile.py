@@ -1,4 +1,4 @@
-"""torch.compile of the network, where the machine has what it takes."""
+"""torch.compile of the network, if the machine supports it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `prepare` and `train` would make of scans: everything is read and checked, and nothing is written."""
+"""Dry runs of `prepare` and `train`: everything is read and checked, and nothing is written."""
 
 from __future__ import annotations
 

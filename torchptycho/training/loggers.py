@@ -1,4 +1,4 @@
-"""Where metrics and pictures go: a CSV file always, and what else was asked for."""
+"""Loggers of metrics and images: always a CSV file, and others on request."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ _SILENCED_WARNINGS = (
 
 
 def check_devices(accelerator: str, devices: int, nodes: int = 1) -> ClusterEnvironment | None:
-    """Return what started the processes of this run, when there can be several.
+    """Return the launcher of the processes of this run, if there can be several.
 
     Raises:
         ConfigError: this machine has no such devices, or torchrun or Slurm started other processes.

@@ -1,4 +1,4 @@
-"""How many steps make an epoch, and when a run looks at the held-out frames."""
+"""Numbers of steps and epochs, and the times of validation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run trains on: a store that is given, or one made of scans."""
+"""Training data of a run: a given store, or one made from scans."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def apply_store_config(config: RunConfig, store: Store) -> RunConfig:
 def open_scans_with_probes(
     sources: Sources, val_sources: Sources, config: RunConfig, keep: Path, *, progress: bool = True
 ) -> tuple[list[Scan], list[Scan]]:
-    """Open the scans to train on and to validate on; refine their probes if the configuration asks for it.
+    """Open the scans for training and validation; refine their probes if configured.
 
     Arguments:
         keep: file for the image that is found with a good probe; with several scans each has a number in its name.
@@ -84,7 +84,7 @@ def prepare_run_store(
     """Prepare the store of a run, of scans that its network and its loss can use.
 
     Arguments:
-        start: whose network the run goes on from.
+        start: network from which the run starts.
 
     Raises:
         TorchptychoError: they cannot, or not together.

@@ -125,7 +125,7 @@ def train(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Request:
-    """What `train` was asked for.
+    """The arguments of `train`.
 
     Arguments:
         source: scans to prepare; None with a store.
@@ -148,7 +148,7 @@ class _Request:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Inputs:
-    """What training begins with.
+    """The prepared inputs of training.
 
     Arguments:
         store: the frames and groups.

@@ -110,7 +110,7 @@ def make_plan_table(plan: dict[str, Any]) -> Table:
 
 
 def make_plan_lines(plan: dict[str, Any]) -> list[RenderableType]:
-    """Make the lines on what `prepare` or `train` would make, and what is wrong with the scans."""
+    """Make the lines of a dry run of `prepare` or `train`, with the problems of the scans."""
     return [make_plan_table(plan), *(f"! {problem}" for problem in plan["problems"])]
 
 

@@ -18,7 +18,7 @@ _DEFAULT_NEIGHBOURS, _EXTRA_NEIGHBOURS = 7, 3
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Neighbours:
-    """The K nearest frames [S, K] of each seed, nearest first, and what the constraints say about them."""
+    """The K nearest frames [S, K] of each seed, nearest first, and whether the constraints allow them."""
 
     index: np.ndarray
     allowed: np.ndarray

@@ -1,4 +1,4 @@
-"""Things to look at: seeded textures, turned into a complex transmission.
+"""Simulated objects: seeded textures, converted to a complex transmission.
 
 Every kind draws two maps, one for the transmission and one for the phase, in the same way: a function of the edge in
 pixels and a generator. Where a real sample would be made of pieces (leaves, lines, spokes), both maps share the edges
@@ -51,7 +51,7 @@ _PHOTOGRAPHS = (
 
 
 def make_object(config: SimulateConfig, rng: np.random.Generator) -> Complex64[np.ndarray, "h w"]:
-    """Draw the object that `config` asks for.
+    """Draw the object configured by `config`.
 
     Arguments:
         config: `object_kind`, `object_px`, `amplitude_min` and `phase_range_rad` are used.
@@ -136,7 +136,7 @@ def draw_siemens_star(size_px: int, rng: np.random.Generator) -> Maps:
 def draw_photographs(size_px: int, rng: np.random.Generator) -> Maps:
     """Draw two different photographs from scikit-image, one for the transmission and one for the phase.
 
-    Squares are cut out at random and resized; the images lie in scikit-image's wheel, nothing is downloaded.
+    Squares are cropped at random and resized; the images are part of scikit-image's wheel, nothing is downloaded.
     """
     first, second = rng.choice(len(_PHOTOGRAPHS), size=2, replace=False)
     return _load_photograph(_PHOTOGRAPHS[first], size_px, rng), _load_photograph(_PHOTOGRAPHS[second], size_px, rng)

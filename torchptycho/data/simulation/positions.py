@@ -18,7 +18,7 @@ Positions = Float64[np.ndarray, "m 2"]
 
 
 def make_positions(config: SimulateConfig, rng: np.random.Generator, shape_px: tuple[int, int]) -> Positions:
-    """Draw the scan that `config` asks for over an object of shape (H, W).
+    """Draw the scan positions configured by `config` on an object of shape (H, W).
 
     The patch at p covers p - N/2 ... p + N/2 - 1 and, between pixels, one more: positions run from N/2 to
     H - N/2 - 1.

@@ -28,7 +28,7 @@ _NYQUIST = 0.5
 
 
 def make_probe(config: SimulateConfig) -> Complex64[np.ndarray, "p n n"]:
-    """Make the probe that `config` asks for, in sqrt(photons): sum |P|^2 over modes and pixels is `photons_per_frame`.
+    """Make the probe configured by `config`, in sqrt(photons): sum |P|^2 over modes and pixels is `photons_per_frame`.
 
     Mode m > 0 is the first mode times a product of Hermite polynomials in y and x (unit: half the diameter; orders by
     rising sum), made orthogonal to those before it; it carries half the power of mode m - 1.

@@ -46,7 +46,7 @@ def find_training_files(path: Path) -> tuple[list[Path], list[Path]]:
 
 
 def read_training_scan(path: Path, *, subtract_mean_phase: bool) -> Scan:
-    """Read a scan to train on; the frames of an NPZ file of Ptychodus are counts, whatever their dtype.
+    """Read a training scan; the frames of an NPZ file of Ptychodus are counts, whatever their dtype.
 
     Arguments:
         subtract_mean_phase: multiply the object, the label of supervised training, by a phase factor that makes its

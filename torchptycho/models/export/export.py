@@ -274,7 +274,7 @@ def _disable_tf32() -> Iterator[None]:
 
 @contextmanager
 def _silence_exporters() -> Iterator[None]:
-    """Suppress what the exporters print."""
+    """Suppress the output of the exporters."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         noisy = logging.getLogger("torch.onnx")

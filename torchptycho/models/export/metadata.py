@@ -1,4 +1,4 @@
-"""What an exported network says of itself, and the small tensors that it is not run without.
+"""Description of an exported network, and the small tensors that it needs.
 
 One JSON text: `metadata_props["torchptycho"]` of an ONNX file, `extra/torchptycho.json` of a .pt2 archive. With it a
 scan can be reconstructed from the file alone.
@@ -195,7 +195,7 @@ def add_to_package(package: Path, metadata: ExportMetadata) -> None:
 
 
 def read_package(package: Path) -> ExportMetadata:
-    """Read the metadata in a .pt2 archive; nothing else of it is read, and nothing is run.
+    """Read the metadata in a .pt2 archive, and nothing else; no code is run.
 
     Raises:
         ExportError: as `parse_metadata`, or it is no archive.

@@ -33,8 +33,8 @@ class RealArithmetic(torch.nn.Module):
     """Runs a traced network with pairs of real tensors instead of complex ones.
 
     Arguments:
-        traced: of the arguments of `forward`, which are real, as is what it returns.
-        edges_px: edges of what is to be transformed by products with the matrix of the transform; None for torch's own
+        traced: graph with the arguments of `forward`; they and its results are real.
+        edges_px: edges of arrays to be Fourier transformed by products with matrices; None for torch's own
             transform, around which numbers are complex.
     """
 
@@ -49,7 +49,7 @@ class RealArithmetic(torch.nn.Module):
             self.register_buffer(f"matrix{edge_px}", matrix.float(), persistent=False)
 
     def forward(self, frames: Tensor, offset_px: Tensor, input_scale: Tensor, mask: Tensor) -> Any:
-        """Return what the traced network returns.
+        """Return the result of the traced network.
 
         Raises:
             ExportError: it uses an operator of complex numbers that is not known here.

@@ -76,7 +76,7 @@ class OnnxEngine:
 
     Arguments:
         content: the file's bytes: one that refers to other files is refused.
-        path: what messages call it.
+        path: its name in messages.
         device: cpu or cuda.
     """
 
@@ -123,7 +123,7 @@ class OnnxEngine:
 
     @property
     def custom_metadata(self) -> dict[str, str]:
-        """What the file says of itself."""
+        """Description in the file."""
         metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         return metadata
 
@@ -145,7 +145,7 @@ class OnnxEngine:
 
 
 class AotEngine:
-    """Machine code of AOTInductor in a .pt2 archive. Loading it runs it: whoever wrote it can do what you can do."""
+    """Machine code of AOTInductor in a .pt2 archive. Loading it runs code with the rights of the user."""
 
     def __init__(self, path: Path) -> None:
         from torch._inductor import aoti_load_package
@@ -186,7 +186,7 @@ class ExportedNetwork(PtychoNetwork):
     """A network of one training scan whose patches are computed by another engine; it cannot be trained.
 
     Arguments:
-        metadata: what the file says of itself.
+        metadata: description in the file.
         runner: computes.
         device: where it does, cpu or cuda.
     """
@@ -266,8 +266,8 @@ def load_exported(path: str | Path, engine: EngineName | None = None, device: st
 
     Arguments:
         path: what `export_network` wrote.
-        engine: None takes ONNX files only; a .pt2 archive is machine code, which runs as it is loaded, and has to be
-            asked for by `aot`.
+        engine: None accepts ONNX files only; a .pt2 archive is machine code, which runs when it is loaded, and must be
+            requested by `aot`.
         device: cpu or cuda.
 
     Raises:

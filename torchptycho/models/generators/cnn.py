@@ -36,7 +36,7 @@ def _make_conv(inputs: int, outputs: int) -> nn.Conv2d:
 
 
 class _Decoder(nn.Module):
-    """From the code to one real map: the central half, and optionally the border through a block of its own."""
+    """Decoder from the code to one real map: the central half, and optionally the border by a separate block."""
 
     def __init__(self, inputs: int, filters: tuple[int, ...], border_filters: int, channels: int, border: bool) -> None:
         super().__init__()

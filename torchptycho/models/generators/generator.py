@@ -1,4 +1,4 @@
-"""What a generator is, and how one is found by its name."""
+"""Base class and registry of generators."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ENTRY_POINTS = "torchptycho.generators"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class GroupInput:
-    """What a generator may look at: B groups of C frames.
+    """Input of a generator: B groups of C frames.
 
     Arguments:
         amplitude: diffraction amplitudes scaled so that a mean frame has sum A^2 = (N/2)^2, 0 under the mask.

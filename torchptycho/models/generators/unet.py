@@ -63,7 +63,7 @@ class UNetGenerator(Generator):
 
     @property
     def multiple_px(self) -> int:
-        """What the edges of the planes must be a multiple of."""
+        """Number of which the edges of the planes must be a multiple."""
         return self.fold * int(2 ** len(self.down))
 
     def apply_unet(self, planes: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Watches for a network that has collapsed: it shows next to nothing, or the same patch whatever it is given."""
+"""Monitor for collapsed networks, which predict featureless patches, or the same patch for every frame."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _MIN_EMPTY_TO_NOISE = 1.5
 
 @dataclasses.dataclass(frozen=True)
 class CollapseStatistics:
-    """What a network shows, and what the data do.
+    """Contrast and misfit of a network, and references for them.
 
     Arguments:
         within, between: standard deviation of O inside a patch, and from patch to patch at the same pixel, weighted by
@@ -58,7 +58,7 @@ class CollapseStatistics:
 
     @property
     def has_collapsed(self) -> bool:
-        """Nothing is shown and the counts are not explained, although they differ from those of an empty sample."""
+        """Whether patches are featureless and misfit counts that differ from those of an empty sample."""
         if not self.empty > _MIN_EMPTY_TO_NOISE * self.noise:
             return False
         no_image = self.contrast < _MIN_CONTRAST and self.misfit > (1 - _MIN_MISFIT_REDUCTION) * self.empty

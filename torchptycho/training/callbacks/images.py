@@ -27,10 +27,10 @@ class TrainingImages(Callback):
     Held-out patches where there are any; of several scans the first is stitched. One process draws for all.
 
     Arguments:
-        store: what is trained on.
+        store: the training data.
         folder: for the PNG files.
         every_epochs: from one set to the next.
-        n_patches: patches in a picture.
+        n_patches: patches per image.
         batch_groups: groups in a forward pass.
     """
 

@@ -92,7 +92,7 @@ def add_scale_bar(axis: Axes, width_px: int, pixel_m: float | None) -> None:
 
 
 def choose_scale_length(width_px: int, pixel_m: float | None) -> tuple[float, str]:
-    """Choose the longest 1-2-5 length that is at most a quarter of the width: in pixels, and as it is written."""
+    """Choose the longest 1-2-5 length of at most a quarter of the width: in pixels, and as text."""
     pixel = pixel_m or 1.0
     longest = 0.25 * width_px * pixel
     decade = 10.0 ** math.floor(math.log10(longest))

@@ -1,4 +1,4 @@
-"""Arrays as pictures, one pixel of the array for one of the picture, without a figure around them."""
+"""PNG images of arrays, one pixel per element, without a figure around them."""
 
 from __future__ import annotations
 

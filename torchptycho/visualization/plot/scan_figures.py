@@ -1,4 +1,4 @@
-"""The figure of a scan: what was measured, and where."""
+"""Figures of a scan."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _FRAMES_PER_CHUNK = 64
 
 
 def plot_scan(scan: Scan, path: str | Path, *, title: str | None = None, max_frames: int = 2000) -> Path:
-    """Draw what was measured: diffraction, positions, dose, and the probe's first mode.
+    """Draw mean diffraction pattern, positions, dose, and the first probe mode.
 
     Mean pattern and dose come from at most `max_frames` frames, evenly spaced over the scan, a few at a time.
     """

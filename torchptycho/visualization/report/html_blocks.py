@@ -1,4 +1,4 @@
-"""What a page is made of."""
+"""Building blocks of a report."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _PIXELATED_BELOW_PX = 300
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ColourBar:
-    """A colour bar: a CSS gradient, what its ends stand for, and the unit."""
+    """A colour bar: a CSS gradient, the labels of its ends, and the unit."""
 
     gradient: str
     low: str
@@ -101,7 +101,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Details:
-    """Tables that are folded away until they are asked for, by title."""
+    """Tables that are collapsed until opened, by title."""
 
     tables: list[tuple[str, Table]]
     kind: str = "details"
@@ -119,7 +119,7 @@ class Section:
 
     Arguments:
         id: its anchor.
-        rows: what stands below each other.
+        rows: contents from top to bottom.
         text: sentences below the title.
         warnings: sentences that must not be overlooked.
     """

@@ -50,7 +50,7 @@ def make_configuration_section(image: Reconstruction) -> Section | None:
 
 
 def make_provenance_section(image: Reconstruction, report_seconds: float) -> Section:
-    """Show where the image comes from, what computed it, and how long that took."""
+    """Show the provenance of the image: source, software and time."""
     provenance = image.provenance
     refined = provenance.get("refinement", provenance)
     rows = [

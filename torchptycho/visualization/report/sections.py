@@ -276,7 +276,7 @@ def format_resolution(metrics: Metrics) -> str:
 
 
 def format_photons(photons: float) -> str:
-    """Format a number of photons as it is read aloud, while that is short."""
+    """Format a number of photons, with all digits if there are few."""
     return f"{photons:,.0f} photons" if 100 <= photons < 1e7 else f"{photons:.3g} photons"
 
 

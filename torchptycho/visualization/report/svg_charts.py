@@ -30,7 +30,7 @@ class Series:
 
     Arguments:
         name: as the legend calls it.
-        x, y: [K]; what is not finite, and on a logarithmic axis not positive, is left out.
+        x, y: [K]; values that are not finite, or not positive on a logarithmic axis, are omitted.
         colour: 1 to 4, one of the page's colours.
         dashed: for thresholds.
     """

@@ -1,13 +1,13 @@
-"""Does training converge, every time? Many seeds, each with another object, dose and weights.
+"""Rate of convergence of training over many seeds, each with another object, dose and weights.
 
     python benchmarks/convergence.py --n-px 64 128 --seeds 10 --steps 100 --out benchmarks/results
 
 Seed s is an object of kind s mod 4 (dead leaves, lines, Siemens star, natural) at 10^(3 + s mod 7) photons per frame.
-The network is trained on one scan and judged on another object with the same probe at the same dose, every `--every`
-steps. A run has converged when the structural similarity of amplitude and of phase both reach 0.55 or, where the
-photons do not allow that, nine tenths of what 40 epochs of refinement reach on the same scan. A run that the watch for
-flat networks ended has not. Frames of more than 64 px are predicted twice, among other neighbours. Next to it are the
-same network untrained, and `--compare-with` another generator trained for as long.
+The network is trained on one scan and evaluated on another object with the same probe at the same dose, every
+`--every` steps. A run has converged if the structural similarity of amplitude and of phase both reach 0.55 or, at low
+dose, nine tenths of that of 40 epochs of refinement on the same scan. A run that was ended as collapsed has not.
+Frames of more than 64 px are predicted twice, with other neighbours. Compared are the same network untrained, and with
+`--compare-with` another generator trained for as long.
 
 Writes convergence.csv.
 """
@@ -51,7 +51,7 @@ REFINED_FRACTION = 0.9
 
 
 def simulate_pair(n_px: int, seed: int, photons: float | None = None) -> tuple[Scan, Scan]:
-    """What is trained on, and what is judged: the same probe and dose, another object and other places."""
+    """Simulate the training and the test scan: the same probe and dose, another object and other positions."""
     config = SimulateConfig(
         n_px=n_px,
         object_px=4 * n_px,
@@ -75,7 +75,7 @@ def compute_ssim(image: Reconstruction | None, scan: Scan) -> tuple[float, float
 def train_until(
     scan: Scan, judged: Scan, config: RunConfig, every: int, seconds: float, wanted: tuple[float, float]
 ) -> tuple[Reconstruction | None, float | None, float]:
-    """The image at the end if there is one, seconds of training until it was good enough if it was, and in all."""
+    """Train; return the final image or None, the seconds until it was good enough or None, and the total seconds."""
     spent, reached, image = 0.0, None, None
     with tempfile.TemporaryDirectory() as folder:
         for steps in range(every, config.train.steps + 1, every):
@@ -94,7 +94,7 @@ def train_until(
 
 
 def evaluate_untrained(scan: Scan, judged: Scan, config: RunConfig) -> tuple[float, float]:
-    """What the network's classical steps give before it has learnt anything."""
+    """Evaluate the untrained network, whose result comes from its classical iterations."""
     with tempfile.TemporaryDirectory() as folder:
         module = PtychoPINN.for_store(prepare([scan], config, Path(folder) / "store"), config)
     return compute_ssim(reconstruct(module, judged, accelerator="cpu", progress=False), judged)

@@ -1,17 +1,17 @@
-"""How fast scans become groups, a store and batches, each compared with the work that no program avoids.
+"""Speed of grouping, preparing and batching, each compared with the unavoidable work.
 
-    python benchmarks/data.py                                    all of it, into benchmarks/results/data.csv
+    python benchmarks/data.py                                    all parts, into benchmarks/results/data.csv
     python benchmarks/data.py --parts grouping --positions 10000 --no-oracle
 
 grouping: `group` compared with the neighbour search alone (tree and query of K + 1 neighbours, in the order of the
 tree's leaves) and the oracle's `group_indices`, both with gridsize 2 and K = 7, every frame a seed. prepare: `prepare`
-of a file compared with a plain copy of it; both end when the bytes are on the disk. batches: an epoch of random groups,
-64 frames at a time, compared with reading as many frames one after the other; warm, and cold (the pages of the file
-dropped from the cache before, as far as a user may ask for it).
+of a file compared with a plain copy of it; both end when the bytes are on disk. batches: an epoch of random groups,
+64 frames at a time, compared with reading as many consecutive frames; warm, and cold (after dropping the file's
+pages from the cache, as far as a user can).
 
-Every figure is the best of several runs that alternate with what they are compared with. `ratio` is the time of what a
-part is compared with over that of the row by the clock, `cpu_ratio` by the time that the process had of the processor:
-it tells what the first would be on a machine that has nothing else to do, where the disk is not what is waited for.
+Every figure is the best of several runs, which alternate with the reference. `ratio` is the wall time of the reference
+divided by that of the row, `cpu_ratio` the same in processor time, which estimates the former on an idle machine if the
+disk is not the limit.
 """
 
 from __future__ import annotations

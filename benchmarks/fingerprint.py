@@ -1,12 +1,12 @@
-"""Record what a refactoring must not change, as SHA-256 of exact bytes, and compare with an earlier record.
+"""Record results that a refactoring must not change, as SHA-256, and compare with an earlier record.
 
     python benchmarks/fingerprint.py --write before.json
     python benchmarks/fingerprint.py --compare before.json
     python benchmarks/fingerprint.py --compare before.json --steps 20
 
 For fixed seeds: the network's image and the refined image of the demo, the losses of ten training steps, and the final
-image of a watched replay. The bytes depend on the processor and on the version of torch, so that a record is good for
-the machine that wrote it. Exits with 1 where anything differs.
+image of a watched replay. The bytes depend on the processor and on the version of torch, so a record is
+valid only for the machine that wrote it. Exits with 1 if anything differs.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""The generators side by side: size, work, speed, and what each reaches in the same time on the same four scans.
+"""Comparison of the generators: size, work, speed, and image quality after equal training time on four scans.
 
     python benchmarks/generators.py --seconds 25
 
-Scans and judgement are those of `convergence.py` (N = 64, 1e6 photons per frame). GMAC counts the convolutions of one
-forward pass, by `torch.utils.flop_counter`; what transforms and interpolation cost shows in the frames per second.
-Writes generators.csv, and generators.png with the truth and every network's image of each scan.
+Scans and evaluation are those of `convergence.py` (N = 64, 1e6 photons per frame). GMAC counts the convolutions of one
+forward pass, by `torch.utils.flop_counter`; the cost of transforms and interpolation is included in the frames per
+second. Writes generators.csv, and generators.png with the truth and every network's image of each scan.
 """
 
 from __future__ import annotations

@@ -1,17 +1,16 @@
-"""Frames per second of a watch: onto the disk alone, and through the network, compared with a plain write of the same
-bytes.
+"""Frames per second of a watch: to disk only, and through the network, compared with a plain write of the same bytes.
 
     python benchmarks/live.py --n-px 64 128 --frames 2000 500 --received 32000 8000 --out benchmarks/results
 
-For each frame size a scan is played by a process of its own as fast as it is fetched, over ZeroMQ on this computer:
+For each frame size, a separate process replays a scan as fast as it is fetched, over ZeroMQ on this computer:
 
-- plain write: the bytes of the frames into one file, 8 MiB at a time, and into one that is then brought to the disk
-- received: into the spool, with no network at work; `of plain` is its part of the plain write's speed
-- sustained: received, through the network and onto the canvas, with a picture every two seconds; frames are held back
-  at the source, so that this is what the network does
-- final image: seconds of the pass over all frames that follows
+- plain write: the bytes of the frames into one file, 8 MiB at a time, and into one that is then synced to disk
+- received: into the spool, without a network; `of plain` is the ratio to the speed of the plain write
+- sustained: received, through the network and to the canvas, with an image every two seconds; the source waits, so that
+  this is the rate of the network
+- final image: seconds of the following pass over all frames
 
-Networks are as good as untrained, which costs the same. Writes live.csv.
+Networks are almost untrained, which takes the same time. Writes live.csv.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Host memory of holding a scan's groups and running through them once, against the number of groups.
+"""Host memory for the groups of a scan and one pass over them, as a function of the number of groups.
 
     python benchmarks/memory_scaling.py --groups 1000 2000 5000 10000 20000 50000 --n-px 64 128 --out benchmarks/results
 
-Four ways: the oracle's eager container, its lazy one, its `as_tf_dataset`, and torchptycho's store. Each point is a
-process of its own, in which anonymous memory (what no file backs, RssAnon of /proc/self/status) is sampled from before
-the data are touched until the epoch is over; the table shows the peak less the beginning. Points that would not fit,
-going by the ones before, are left out and named. With a GPU the peak of device memory in training is shown as well.
+Four ways: the oracle's eager container, its lazy one, its `as_tf_dataset`, and torchptycho's store. Each point is
+measured in a separate process, in which anonymous memory (RssAnon of /proc/self/status) is sampled from before the data
+are read until the end of the epoch; the table shows the peak minus the initial value. Points that would not fit into
+memory, by extrapolation, are omitted and named. With a GPU, the peak of device memory in training is shown too.
 Writes memory_scaling.csv and memory_scaling.png. Needs Linux and the extra `oracle`.
 """
 

@@ -2,11 +2,11 @@
 
     python benchmarks/network_or_iteration.py --out benchmarks/results
 
-For each scan a network is trained on another object with the same probe, with the same steps of the stage and the same
-dose; its time is listed separately, because it is spent once for many scans. Then the scan itself: the network's image,
-that image refined for a few epochs, and refinement from a uniform object. Seconds are whole calls, reading the frames
-counted. The error is the complex nRMSE over the well illuminated area, after shift, phase plane and scale. Writes
-network_or_iteration.csv and network_or_iteration.png.
+For each scan a network is trained on another object with the same probe, with the same scan steps and the same dose;
+its time is listed separately, because it is spent once for many scans. Then the scan itself: the network's image, that
+image refined for a few epochs, and refinement from a uniform object. Seconds are those of whole calls, including
+reading the frames. The error is the complex nRMSE over the well illuminated area, after shift, phase plane and scale.
+Writes network_or_iteration.csv and network_or_iteration.png.
 """
 
 from __future__ import annotations

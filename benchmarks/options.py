@@ -1,10 +1,10 @@
-"""What each option of the model of the experiment does to the image, on the same four scans.
+"""Effect of each option of the model of the experiment on the image, on four scans.
 
     python benchmarks/options.py --steps 60
 
-Scans and judgement are those of `convergence.py` (N = 64, 1e6 photons per frame): trained on one object, judged on
-another with the same probe, without the option and with it, from the same seed: on data that do not need it (`as it
-is`), and on data that are spoilt in the way that the option is for (a probe guess out of focus, a background).
+Scans and evaluation are those of `convergence.py` (N = 64, 1e6 photons per frame): trained on one object, evaluated on
+another with the same probe, without the option and with it, from the same seed: on data without a fault (`as it is`),
+and on data with the fault that the option corrects (a defocused probe guess, a background).
 Writes options.csv.
 """
 

@@ -1,13 +1,13 @@
-"""One program on one scan, in a process of its own, so that imports and threads do not mix; `peers.py` starts it.
+"""Run one program on one scan in a separate process, started by `peers.py`.
 
     python benchmarks/peer_programs.py "pty-chi LSQML" scan.npz found.npz --epochs 10 20 40 --threads 2
 
-The scan holds `frames` (counts, zero frequency in the middle), `positions_px` (y, x; patch pixel N/2 sits there),
+The scan holds `frames` (counts, zero frequency in the middle), `positions_px` (y, x; of patch pixel N/2),
 `probe` in sqrt(photons) and `probe_update` (false: it is
-known). What is written holds for each number of epochs the object, the position of
-its first pixel, seconds, and the misfit by the program's own model of the experiment. Seconds are those of setting the
-program up and of its iterations; imports, one epoch beforehand (what a library does once only) and reading the scan do
-not count. Each program has the settings that its own documentation, examples or tests use.
+known). The output contains, for each number of epochs, the object, the position
+of its first pixel, seconds, and the misfit by the program's own model of the experiment. Seconds include the setup of
+the program and its iterations, but not imports, one epoch beforehand (for one-time work of libraries) and reading the
+scan. Each program uses the settings of its own documentation, examples or tests.
 """
 
 from __future__ import annotations

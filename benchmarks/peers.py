@@ -5,12 +5,12 @@
 
 Three scans: `defocused` (simulated, 400 frames 64x64, 6.3e5 photons per frame, whole-pixel positions; the probe guess
 has the wrong focus, and the probe is refined), `known probe` (2,000 frames, 1e9 photons per frame, sub-pixel positions,
-the probe known and kept; synth64-test.npz where it is there, a simulation like it elsewhere) and `star` (measured, own
-probe guess; compared with an iterative reconstruction of the same frames, which is a good picture and not the truth).
-Each program runs in a process of its own (`peer_programs.py`), with the same number of threads; one that is not
-installed is left out. Every image goes through `torchptycho.evaluate` with the same coverage: shift, phase plane and
-scale are taken out first. `ratio` is a row's time over that of the fastest peer's row that is at least as good. Writes
-peers.csv, peers.png (error against seconds) and peers_phase.png (every program's last image).
+the probe known and kept; synth64-test.npz if it exists, otherwise a similar simulation) and `star` (measured, own probe
+guess; compared with an iterative reconstruction of the same frames, which is a good image but not a ground truth). Each
+program runs in a separate process (`peer_programs.py`), with the same number of threads; programs that are not
+installed are skipped. Every image is evaluated by `torchptycho.evaluate` with the same coverage, after removal of
+shift, phase plane and scale. `ratio` is the time of a row divided by that of the fastest peer that is at least as good.
+Writes peers.csv, peers.png (error against seconds) and peers_phase.png (every program's last image).
 """
 
 from __future__ import annotations

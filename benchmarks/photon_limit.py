@@ -2,12 +2,12 @@
 
     python benchmarks/photon_limit.py --doses 1e2 1e3 1e4 1e5 1e6 1e7 1e8 1e9 --out benchmarks/results
 
-n photons through a pixel of the object leave its amplitude, and its phase times the amplitude, uncertain by
-1 / sqrt(2 n) at least. The table shows the root-mean-square error over the well-covered part (half of the largest
-coverage) as a multiple of that line: of the network (trained on another object with the same probe at the same dose),
-of a refinement that begins with its image, of a cold one, and of one that begins with the truth, which is what the
-model itself makes of the noise. Positions lie on whole pixels: at fractions of a pixel bilinear interpolation hides the
-finest detail from the detector, and doubles the noise that a perfect fit has (--subpixel shows it).
+If n photons pass through a pixel of the object, the standard deviation of its amplitude, and of its phase times the
+amplitude, is at least 1 / sqrt(2 n). The table shows the RMS error over the well-covered part (half of the largest
+coverage) as a multiple of this limit: of the network (trained on another object with the same probe at the same dose),
+of refinements from its image and from a uniform object, and of one from the ground truth, the smallest error of the
+model. Positions lie on whole pixels: at fractions of a pixel bilinear interpolation removes the
+finest detail, and doubles the noise of a perfect fit (shown by --subpixel).
 Writes photon_limit.csv and photon_limit.png.
 """
 

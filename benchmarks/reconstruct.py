@@ -2,8 +2,8 @@
 
     python benchmarks/reconstruct.py --n-px 64 128 256 --frames 1000 500 100 --threads 1 --out benchmarks/results
 
-Each row is a generator and a frame size, on the CPU and, where there is one, on a GPU; networks are as good as
-untrained, which costs the same. Stages:
+Each row is a generator and a frame size, on the CPU and, where there is one, on a GPU; networks are almost
+untrained, which takes the same time. Stages:
 
 - look through: checking, measuring and grouping the frames
 - network: forward passes
@@ -11,13 +11,13 @@ untrained, which costs the same. Stages:
 - phases: finding each group's phase
 - place: patches from the file onto the canvas
 - image: division, NPZ and PNG
-- command: `torchptycho reconstruct`, a process of its own, from its start to the image; its peak memory is the largest
-  that it held at once, files that are mapped included
-- oracle: the network of tf_reference, which is the one of `cnn` with gridsize 1 whatever stands in the row, and its
-  `reassemble_position`, in a process of its own with as many threads. It gets a few of the frames, and its time is
-  multiplied. What is compared is both programs from frames to image, not equal networks, but for `cnn`
+- command: `torchptycho reconstruct`, a separate process, from its start to the image; its peak memory includes
+  mapped files
+- oracle: the network of tf_reference, that of `cnn` with gridsize 1 in every row, and its `reassemble_position`, in a
+  separate process with as many threads. It processes a few of the frames, and its time is scaled. The comparison is of
+  both programs from frames to image; the networks are equal only for `cnn`
 
-With `--engine torch onnx aot` each row is repeated with the exported network; exporting does not count.
+With `--engine torch onnx aot` each row is repeated with the exported network; exporting is not included.
 
 Writes reconstruct.csv.
 """

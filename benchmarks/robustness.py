@@ -1,10 +1,10 @@
-"""What refinement makes of wrong inputs: a table of faults, without a remedy and with one.
+"""Errors of refinement with wrong inputs: a table of faults, without a remedy and with one.
 
     python benchmarks/robustness.py --out benchmarks/results
 
-One simulated scan (dead leaves, N = 64, a zone plate's probe, 1e6 photons per frame) is spoilt in one way at a time.
-The error is the complex nRMSE of the image against the truth (1 where there is nothing to compare): `as it is` refines
-the object alone, `remedy` with the option that is meant for the fault. Writes robustness.csv.
+One simulated scan (dead leaves, N = 64, a zone plate's probe, 1e6 photons per frame) is modified by one fault at a
+time. The error is the complex nRMSE of the image relative to the truth (1 if no comparison is possible): `as it is`
+refines only the object, `remedy` uses the option for the fault. Writes robustness.csv.
 """
 
 from __future__ import annotations

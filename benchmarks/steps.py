@@ -1,4 +1,4 @@
-"""Time and peak memory of each step from a scan to a metric, every step a fresh process of the command line.
+"""Time and peak memory of each command from a scan to a metric, each in a new process.
 
     python benchmarks/steps.py                      on a simulated scan (64x64, 1000 frames)
     python benchmarks/steps.py scan.npz --probe refined.npz --truth reference.npz

@@ -1,13 +1,13 @@
-"""Time of stitching, against the oracle's and against a memory copy of the same bytes, in one run.
+"""Time of stitching, compared with the oracle and with a memory copy of the same bytes, in one run.
 
     python benchmarks/stitch.py --patches 1000 10000 --n-px 64 128 --threads 1 --out benchmarks/results
 
-Patches of N x N pixels lie at random on a square of 1.2 N * sqrt(patches) / 10 pixels. Rows are a size with and without
-spread, on the CPU and, where there is one, on a GPU. `copy` copies the patches once (8 bytes read and 8 written per
-pixel), `bound` is the bytes that stitching has to move at least (patches in, sums in and out) over the bandwidth of
-that copy. The oracle's `reassemble_position` takes time in proportion to its patches, so it gets a few of
-them, at the corners of the whole scan and between, and its time is multiplied; so is ours beyond 500 patches, which
-are added again and again. Medians over the repetitions. Writes stitch.csv.
+Patches of N x N pixels are placed at random on a square of 1.2 N * sqrt(patches) / 10 pixels. Rows are a size with and
+without spread, on the CPU and, where there is one, on a GPU. `copy` copies the patches once (8 bytes read and 8 written
+per pixel), `bound` is the number of bytes that stitching must move at least (patches in, sums in and out), divided by
+the bandwidth of that copy. The oracle's `reassemble_position` takes time in proportion to its patches, so it processes
+a few of them, at the corners of the scan and between, and its time is scaled; so is ours beyond 500 patches, which are
+added repeatedly. Medians over the repetitions. Writes stitch.csv.
 """
 
 from __future__ import annotations

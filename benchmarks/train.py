@@ -1,4 +1,4 @@
-"""Time of a training step by its parts, against the oracle's step of an equal network and the physics' lower bound.
+"""Time of a training step by its parts, compared with the oracle's step with the same network and a lower bound.
 
     python benchmarks/train.py --n-px 64 128 --gridsize 1 2 --threads 2 --out benchmarks/results
 
@@ -8,11 +8,10 @@ Runs on the CPU and, where there is one, on the GPU. Each row is one network, fr
 - network, physics: their forward passes; physics is merging, diffraction and likelihood
 - physics backward, network backward: the gradient down to the patches, and from there to the weights
 - optimiser: Adam, with the norm of the gradient
-- step: all of it in one go, what the parts need not add up to exactly
-- bound: the bytes that the physics has to move at least (`count_physics_bytes`) over the bandwidth of a copy
-- bf16-mixed computes the network in bfloat16 and the physics, as ever, in float32
-- oracle: the same step of tf_reference in float32, as a graph and as it stands, in a process of its own with as many
-  threads
+- step: the whole step, which may differ from the sum of the parts
+- bound: the bytes that the physics must move at least (`count_physics_bytes`), divided by the bandwidth of a copy
+- bf16-mixed computes the network in bfloat16 and the physics in float32
+- oracle: the same step of tf_reference in float32, as a graph and unchanged, in a separate process with as many threads
 
 Medians over the repetitions. Writes train.csv. The oracle's columns are empty without the extra `oracle`, and on a GPU.
 """

@@ -1,9 +1,9 @@
-"""Take a trained network to a new scan, and see whether that was worth it.
+"""Fine-tune a trained network on a new scan, and measure the improvement.
 
     python examples/fine_tune.py run new.npz --out runs/tuned
 
-The new scan is reconstructed with the network as it was and with the tuned one. Both are compared with the scan's truth
-where it has one, else with a refinement of its counts.
+The new scan is reconstructed with the original and with the tuned network. Both images are compared with the scan's
+ground truth if it has one, otherwise with a refinement.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Play a scan to a watch, as a beamline would record it, and look at the image as it grows.
+"""Replay a scan to a watch, as if a beamline recorded it, and view the live image.
 
     python examples/live_replay.py runs/first
     python examples/live_replay.py runs/first --scan scan.npz --hz 500
 
-Without a scan one is simulated with frames of the size that the network takes. The same in two terminals:
+Without a scan, one is simulated with the frame size of the network. The same in two terminals:
 
     torchptycho replay scan.npz --hz 500
     torchptycho watch tcp://127.0.0.1:5555 --model runs/first --out live --page

@@ -1,8 +1,8 @@
-"""From a measured scan to an image in Python: look at it, refine it, train on it, and judge both against its counts.
+"""From a measured scan to an image in Python: inspect, refine, train, and compare both images with the counts.
 
     python examples/real_scan.py siemens-star-128.npz --out runs/star
 
-On a CPU a few minutes for 500 frames of 128x128.
+On a CPU this takes a few minutes for 500 frames of 128x128.
 """
 
 from __future__ import annotations

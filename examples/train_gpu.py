@@ -1,4 +1,4 @@
-"""Train with a Lightning Trainer of your own: nothing of the package stands between you and it.
+"""Train with your own Lightning Trainer.
 
 On one GPU, on four of one machine, on two machines with four each:
 
@@ -6,7 +6,7 @@ On one GPU, on four of one machine, on two machines with four each:
     torchrun --nproc-per-node 4 examples/train_gpu.py scan.npz --devices 4 --precision bf16-mixed
     srun --nodes 2 --ntasks-per-node 4 --gres gpu:4 python examples/train_gpu.py scan.npz --devices 4 --nodes 2
 
-Every process takes batches of 64 frames, and gradients are averaged: 8 GPUs make steps of 512 frames.
+Every process uses batches of 64 frames, and gradients are averaged: with 8 GPUs, a step uses 512 frames.
 """
 
 from __future__ import annotations

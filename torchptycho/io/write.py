@@ -53,7 +53,7 @@ def write_scan(scan: Scan, path: str | Path, *, format: ScanFormat | None = None
 
     Arguments:
         format: None follows the name: .npz is canonical NPZ, .h5 and .hdf5 a Ptychodus product, whose frames go into a
-            separate file next to it, PATH-diffraction.h5.
+            separate file next to it, diffraction.h5 for product.h5 and NAME-diffraction.h5 for NAME.h5.
         compressed: without it the file is larger, and its frames can be memory-mapped.
 
     Raises:

@@ -113,7 +113,8 @@ class Convert(WritingCommand):
     scan: Positional[Path]
     """Scan file of any format that is read."""
     out: Positional[Path]
-    """File to write: .npz canonical NPZ; .h5 a Ptychodus product, its frames in NAME-diffraction.h5 next to it."""
+    """File to write: .npz canonical NPZ; .h5 a Ptychodus product, its frames in NAME-diffraction.h5 next to it
+    (those of product.h5 in diffraction.h5, as Ptychodus' batch mode has them)."""
     format: ScanFormat | None = None
     """Format to write; None follows the name."""
     compressed: bool = True

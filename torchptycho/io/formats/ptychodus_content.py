@@ -19,6 +19,7 @@ from torchptycho.io.storage.hdf5_datasets import load_array
 from torchptycho.io.units import choose_unit, compute_position_factor, read_unit
 
 __all__ = [
+    "DIFFRACTION_FILE",
     "NUMBERS",
     "POSITIONS",
     "open_content",
@@ -30,6 +31,9 @@ __all__ = [
 ]
 
 ReadValue = Callable[..., float | str | None]
+
+
+DIFFRACTION_FILE = "diffraction.h5"
 
 
 POSITIONS = ("probe_position_indexes", "probe_position_x_m", "probe_position_y_m")

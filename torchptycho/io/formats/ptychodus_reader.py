@@ -14,6 +14,7 @@ from torchptycho.core.config.read import ReadConfig, parse_frame_slice
 from torchptycho.core.errors import ScanError
 from torchptycho.core.scan import Frames
 from torchptycho.io.formats.ptychodus_content import (
+    DIFFRACTION_FILE,
     NUMBERS,
     POSITIONS,
     open_content,
@@ -23,6 +24,7 @@ from torchptycho.io.formats.ptychodus_content import (
     read_positions,
     to_complex,
 )
+from torchptycho.io.formats.ptychodus_writer import name_diffraction_file
 from torchptycho.io.frames.frame_stacks import CastFrames, random_access_is_slow, working_dtype
 from torchptycho.io.frames.hdf5_frames import Hdf5Frames, open_hdf5_stack
 from torchptycho.io.frames.views import PickedFrames
@@ -34,8 +36,6 @@ from torchptycho.io.storage.hdf5 import find_dataset, is_hdf5, list_names, open_
 from torchptycho.io.storage.hdf5_datasets import load_array
 
 __all__ = ["read_product", "sniff_product"]
-
-_DIFFRACTION_FILE = "diffraction.h5"
 
 
 def sniff_product(path: Path, head: bytes) -> str | None:
@@ -130,7 +130,12 @@ def _open_frames(
     path: Path, config: ReadConfig, notes: list[str]
 ) -> tuple[Hdf5Frames, np.ndarray, np.ndarray | None, float | None, str]:
     """Stack, index of each frame, bad pixels, detector pixel, and where the stack was."""
-    neighbours = [path.with_name(f"{path.stem}-{_DIFFRACTION_FILE}"), path.with_name(_DIFFRACTION_FILE)]
+    # That of a product's own name first: several products may lie in one folder.
+    neighbours = [
+        name_diffraction_file(path),
+        path.with_name(f"{path.stem}-{DIFFRACTION_FILE}"),
+        path.with_name(DIFFRACTION_FILE),
+    ]
     named = [Path(config.diffraction)] if config.diffraction else neighbours
     file_path = next((file for file in named if file.is_file()), None)
     if file_path is not None:

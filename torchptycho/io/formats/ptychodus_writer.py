@@ -14,6 +14,7 @@ import numpy as np
 from torchptycho.core.errors import ScanError
 from torchptycho.core.scan import Scan
 from torchptycho.io.checks import iter_raw_chunks
+from torchptycho.io.formats.ptychodus_content import DIFFRACTION_FILE
 from torchptycho.io.frames.frame_stacks import count_frames_in, working_dtype
 from torchptycho.io.scan_choice import refuse_several_scans
 from torchptycho.io.storage.archive import write_array
@@ -29,7 +30,7 @@ _NUMBERS = (
 
 
 def write_product(scan: Scan, path: Path, *, as_npz: bool, compressed: bool = True) -> None:
-    """Write a scan as a product, and its frames as NAME-diffraction.h5 next to it.
+    """Write a scan as a product, and its frames next to it; see `name_diffraction_file`.
 
     The object is the scan's, else a transparent one of the size of the field. Frames are written in photon counts; the
     frames of an amplitude scan become float32 counts in its file's own unit, squared.
@@ -90,8 +91,13 @@ def write_product(scan: Scan, path: Path, *, as_npz: bool, compressed: bool = Tr
 
 
 def name_diffraction_file(product: Path) -> Path:
-    """Name the file of the frames of a product."""
-    return product.with_name(f"{product.stem}-diffraction.h5")
+    """Name the file of the frames of a product.
+
+    Ptychodus' batch mode looks for product.h5 and diffraction.h5 in a folder; the frames of NAME.h5 are in
+    NAME-diffraction.h5.
+    """
+    name = DIFFRACTION_FILE if product.stem == "product" else f"{product.stem}-{DIFFRACTION_FILE}"
+    return product.with_name(name)
 
 
 def _place_object(scan: Scan, pixel_m: float) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:

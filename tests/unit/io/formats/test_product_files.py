@@ -48,6 +48,17 @@ def test_a_product_reads_back_equal(tmp_path: Path, name: str, compressed: bool)
     assert again.metadata["loss_values"] == [2.0, 1.0]
 
 
+@pytest.mark.contract("files.product.batch")
+@pytest.mark.parametrize("name", ["product.h5", "product.npz"])
+def test_product_has_its_frames_where_the_batch_mode_of_ptychodus_looks(tmp_path: Path, name: str) -> None:
+    # A file of another product, or of an older one, is not taken for them.
+    (tmp_path / "product-diffraction.h5").write_text("old")
+    kind = "ptychodus-npz" if name.endswith("npz") else None
+    write_scan(SCAN, tmp_path / name, format=kind)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["diffraction.h5", "product-diffraction.h5", name]
+    np.testing.assert_array_equal(read_scan(tmp_path / name).frames[:], SCAN.frames[:])
+
+
 @pytest.mark.contract("files.product.write")
 def test_a_product_without_an_object_has_a_transparent_one_that_holds_the_field(tmp_path: Path) -> None:
     write_scan(dataclasses.replace(SCAN, truth=None), tmp_path / "p.h5")

@@ -83,9 +83,10 @@ def compare(
     """
     given = [first, second] + ([] if truth is None else [truth])
     images, notes = _resample_to_coarsest(given, names)
-    reference = images[-1] if truth is not None else images[0]
+    reference_index = 0 if truth is None else len(images) - 1
+    reference = images[reference_index]
     for i, image in enumerate(images):
-        if image is not reference:
+        if i != reference_index:
             images[i], moved = _place_on_reference(image, reference)
             notes += [f"{names[i]}: {moved}"] if moved else []
     for name, image in zip(names, images, strict=False):
@@ -97,15 +98,15 @@ def compare(
             )
     reliable = [_find_reliable(image, min_coverage) for image in images]
     metrics = {f"{names[1]} against {names[0]}": _compare_pair(images[1], images[0], reliable[0], min_coverage)}
-    known = np.where(reliable[-1] if truth is not None else reliable[0], reference.object, np.nan)
+    known = np.where(reliable[reference_index], reference.object, np.nan)
     if truth is not None:
         # Both are judged on the same pixels: a smaller or easier part of the field is no better image.
         for image, good in zip(images[:2], reliable[:2], strict=True):
             known[~_place_on_grid(good, image.origin_px, reference.origin_px, known.shape)] = np.nan
     pairs = {
         name: align_to_truth(image, known, truth_origin_px=reference.origin_px, min_coverage=min_coverage)
-        for name, image in zip(names, images, strict=False)
-        if image is not reference
+        for i, (name, image) in enumerate(zip(names, images, strict=False))
+        if i != reference_index
     }
     if truth is not None:
         pairs = _share_mask(pairs, reference.origin_px, known.shape)

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from torchptycho.core.config import RunConfig, SimulateConfig, TrainConfig, to_dict
 from torchptycho.core.errors import ConfigError
 from torchptycho.io.storage.outputs import check_output_folder
-from torchptycho.visualization.tables import format_value, make_metrics_table, to_json
+from torchptycho.visualization.tables import format_value, make_metrics_table, make_table, to_json
 
 __all__ = ["run_demo"]
 
@@ -109,7 +108,7 @@ def run_demo(
         overview = plot_overview(scan, images, out / "overview.png")
         page = write_report(refined, scan, out / "report.html", history=read_history(out / "run"))
 
-    table = Table("step", "seconds", "peak memory so far (GB)")
+    table = make_table("step", "seconds", "peak memory so far (GB)")
     for name, seconds, peak_GB in timed.rows:
         table.add_row(name, f"{seconds:.1f}", f"{peak_GB:.2f}")
     console.print(table)

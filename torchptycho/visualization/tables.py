@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "format_value",
-    "make_comparison_table",
+    "make_comparison_lines",
     "make_doctor_table",
     "make_metrics_table",
     "make_orientation_table",
@@ -24,6 +24,7 @@ __all__ = [
     "make_plan_table",
     "make_store_lines",
     "make_store_rows",
+    "make_table",
     "to_json",
 ]  # fmt: skip
 
@@ -43,19 +44,29 @@ def to_json(values: dict[str, Any]) -> str:
 
 def make_metrics_table(metrics: Metrics) -> Table:
     """Make the table of metrics of a reconstruction."""
-    table = Table(show_header=False, title="reconstruction against truth")
+    table = make_table("", "", title="reconstruction against truth", show_header=False)
     for name, value in metrics.to_dict().items():
         if isinstance(value, (int, float, str)):
             table.add_row(name, format_value(value))
     return table
 
 
-def make_comparison_table(metrics: dict[str, Metrics]) -> Table:
-    """Make the table of metrics of several comparisons."""
-    table = Table(title="comparison")
-    table.add_column("")
-    for name in metrics:
-        table.add_column(name, justify="right")
+def make_table(*columns: str, title: str | None = None, show_header: bool = True) -> Table:
+    """Make a table whose cells are continued on the next line where the window is narrow, and never cut."""
+    table = Table(title=title, show_header=show_header)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def make_comparison_lines(metrics: dict[str, Metrics]) -> list[RenderableType]:
+    """Make the table of metrics of several comparisons, and what its columns are: names of files may be long."""
+    legend = [f"column {number}: {name}" for number, name in enumerate(metrics, 1)]
+    return [*legend, _make_comparison_table(metrics)]
+
+
+def _make_comparison_table(metrics: dict[str, Metrics]) -> Table:
+    table = make_table("", *(str(number) for number in range(1, len(metrics) + 1)), title="comparison")
     columns = [found.to_dict() for found in metrics.values()]
     for name, value in columns[0].items():
         if isinstance(value, (int, float, str)):
@@ -65,7 +76,7 @@ def make_comparison_table(metrics: dict[str, Metrics]) -> Table:
 
 def make_doctor_table(found: dict[str, Any]) -> Table:
     """Make the table of what `doctor` found."""
-    table = Table(show_header=False)
+    table = make_table("", "", show_header=False)
     for name, version in found["versions"].items():
         table.add_row(name, version)
     available = found["memory_available_GB"]
@@ -94,7 +105,7 @@ def make_doctor_table(found: dict[str, Any]) -> Table:
 
 def make_plan_table(plan: dict[str, Any]) -> Table:
     """Make the table of what `prepare --dry-run` and `train --dry-run` would make."""
-    table = Table(show_header=False, title="nothing was written")
+    table = make_table("", "", title="nothing was written", show_header=False)
     for scan in plan["scans"]:
         held = " (held out)" if scan["held_out"] else ""
         table.add_row(
@@ -116,9 +127,8 @@ def make_plan_lines(plan: dict[str, Any]) -> list[RenderableType]:
 
 def make_orientation_table(ranked: list[Orientation]) -> Table:
     """Make the table of the orientations of the positions, the best first, with the misfit that each leaves."""
-    table = Table(title="orientation of the positions")
-    for column in ("options to add", "misfit (1 is the photon noise)", "relative to the best"):
-        table.add_column(column)
+    columns = ("options to add", "misfit (1 is the photon noise)", "relative to the best")
+    table = make_table(*columns, title="orientation of the positions")
     for one in ranked:
         flags = [f"--{name.replace('_', '-')}" for name in ("swap_xy", "flip_y", "flip_x") if getattr(one, name)]
         table.add_row(" ".join(flags) or "none", format_value(one.misfit), format_value(one.misfit / ranked[0].misfit))

@@ -8,7 +8,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from torchptycho.cli.base import WritingCommand, require_png
-from torchptycho.visualization.tables import make_comparison_table, make_metrics_table
+from torchptycho.visualization.tables import make_comparison_lines, make_metrics_table
 
 __all__ = ["Compare", "Evaluate"]
 
@@ -97,7 +97,7 @@ class Compare(WritingCommand):
         self.print_result(
             {"picture": str(self.out), **found.to_dict()},
             *notes,
-            make_comparison_table(found.metrics),
+            *make_comparison_lines(found.metrics),
             f"picture: {self.out}",
             json=self.json,
         )

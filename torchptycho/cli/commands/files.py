@@ -5,14 +5,19 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from rich.table import Table
 from tyro.conf import Positional
 
 from torchptycho.cli.base import WritingCommand, require_png
 from torchptycho.core.config import ReadConfig, SimulateConfig, to_dict
 from torchptycho.core.config.read import ScanFormat
 from torchptycho.core.errors import ConfigError
-from torchptycho.visualization.tables import format_value, make_orientation_table, make_store_lines, make_store_rows
+from torchptycho.visualization.tables import (
+    format_value,
+    make_orientation_table,
+    make_store_lines,
+    make_store_rows,
+    make_table,
+)
 
 __all__ = ["Convert", "Inspect", "Simulate"]
 
@@ -68,7 +73,7 @@ class Inspect(WritingCommand):
         if self.json:
             self.print_result(report, json=True)
             return
-        table = Table(title=str(self.scan), show_header=False)
+        table = make_table("", "", title=str(self.scan), show_header=False)
         for name, value in report.items():
             if name not in ("problems", "metadata", "notes", "orientations", "left_out", "near_field"):
                 table.add_row(name, format_value(value))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +26,13 @@ from torchptycho.visualization.plot.figure import (
 
 __all__ = ["plot_comparison"]
 
+_MAX_NAME_LENGTH = 20
+
 
 def plot_comparison(comparison: Comparison, path: str | Path) -> Path:
     """Draw amplitudes above phases with the differences from the reference (the truth, else the first image), and below
     them the Fourier ring correlations with a table."""
+    comparison, legend = _shorten_names(comparison)
     names = list(comparison.images)
     mask = comparison.mask
     reference = names[2] if len(names) == 3 else names[0]
@@ -42,6 +46,8 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> Path:
     figure = make_figure(2.95 * columns + 0.6, 2 * (tall + 0.25) + 2.9)
     upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=[2 * (tall + 0.25), 2.9])[:, 0]
     axes = upper.subplots(2, columns, squeeze=False)
+    if legend:
+        upper.suptitle("\n".join(legend), fontsize=SMALL_FONT_SIZE, color="0.3")
     limits = panels.compute_limits(np.abs(target), mask)
     phase_map, phase_limits = panels.choose_phase_map(target * turn, mask)
     for column, name in enumerate(names):
@@ -69,6 +75,23 @@ def plot_comparison(comparison: Comparison, path: str | Path) -> Path:
     _draw_curves(curves, comparison.metrics)
     _draw_table(table, comparison.metrics)
     return save(figure, path, ("gray", phase_map, "RdBu_r"))
+
+
+def _shorten_names(comparison: Comparison) -> tuple[Comparison, list[str]]:
+    """Replace names that do not fit above an image by letters; return the key to these as well."""
+    short = {
+        name: name if len(name) <= _MAX_NAME_LENGTH else letter
+        for letter, name in zip("ABC", comparison.images, strict=False)
+    }
+    if len(set(short.values())) < len(short) or all(short[name] == name for name in short):
+        return comparison, []
+    metrics = {
+        " against ".join(short.get(name, name) for name in title.split(" against ")): found
+        for title, found in comparison.metrics.items()
+    }
+    images = {short[name]: image for name, image in comparison.images.items()}
+    legend = [f"{label}: {name}" for name, label in short.items() if label != name]
+    return dataclasses.replace(comparison, images=images, metrics=metrics), legend
 
 
 def _draw_curves(axis: Axes, metrics: dict[str, Metrics]) -> None:

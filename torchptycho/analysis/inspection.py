@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from torchptycho.core.config import SUPPORTED_N_PX
+from torchptycho.core.config.model import SUPPORTED_N_PX, advise_network_size
 from torchptycho.core.scan import Scan
 from torchptycho.io import iter_checked_chunks
 from torchptycho.io.bad_pixels import find_dead_pixels, find_hot_pixels
-from torchptycho.io.checks import advise_network_size
 from torchptycho.io.detector_codes import reaches_saturation
+from torchptycho.io.field import find_islands
 from torchptycho.io.near_field import detect_near_field
 from torchptycho.io.position_scale import estimate_probe_diameter_px, find_scale_problem, measure_center, measure_steps
 
@@ -171,7 +171,10 @@ def inspect_scan(scan: Scan) -> ScanSummary:
         usable=True,
     )
     fatal = list(_find_fatal_problems(summary, summed, find_scale_problem(scan)))
-    return dataclasses.replace(summary, problems=fatal + list(_find_minor_problems(summary)), usable=not fatal)
+    minor = list(_find_minor_problems(summary))
+    if not fatal and (apart := find_islands(scan)) is not None:
+        minor.insert(0, apart)
+    return dataclasses.replace(summary, problems=fatal + minor, usable=not fatal)
 
 
 def _accumulate_statistics(scan: Scan) -> tuple[Float64[np.ndarray, " m"], Float64[np.ndarray, "n n"], int]:
@@ -190,10 +193,6 @@ def _accumulate_statistics(scan: Scan) -> tuple[Float64[np.ndarray, " m"], Float
 
 
 def _find_fatal_problems(summary: ScanSummary, summed: np.ndarray, scale_problem: str | None) -> Iterator[str]:
-    advice = advise_network_size(summary.n_px)
-    if advice is not None:
-        sizes = ", ".join(map(str, SUPPORTED_N_PX))
-        yield f"No network takes frames of {summary.n_px} px, only of N = {sizes} px. {advice}"
     if scale_problem is not None:
         yield scale_problem
     corner, centre = _mean_square_radius(np.fft.fftshift(summed)), _mean_square_radius(summed)
@@ -209,6 +208,10 @@ def _find_fatal_problems(summary: ScanSummary, summed: np.ndarray, scale_problem
 
 
 def _find_minor_problems(summary: ScanSummary) -> Iterator[str]:
+    advice = advise_network_size(summary.n_px)
+    if advice is not None:
+        sizes = ", ".join(map(str, SUPPORTED_N_PX))
+        yield f"For networks: none takes frames of {summary.n_px} px, only of N = {sizes} px. {advice}"
     if 0 < summary.overlap < _MIN_OVERLAP:
         yield (
             f"Neighbouring frames overlap by {summary.overlap:.0%} of the probe (step {summary.step_px:.3g} px, probe "

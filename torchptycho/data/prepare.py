@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from torchptycho.core.config import SUPPORTED_N_PX, GroupConfig, PrepareConfig, ReadConfig, RunConfig, from_dict
+from torchptycho.core.config.model import advise_network_size
 from torchptycho.core.errors import ConfigError, ScanError, StoreError
 from torchptycho.core.scan import Scan
 from torchptycho.data.cache import StoreRequest, fingerprint_config, matches_request, refuse_differences, write_request
@@ -25,7 +26,6 @@ from torchptycho.data.splits import choose_held_out_scans
 from torchptycho.data.store import MANIFEST, SCHEMA, Store
 from torchptycho.data.writer import StoredScan, load_stored_scans, open_for_update, write_scan, write_tables
 from torchptycho.io import read_probe
-from torchptycho.io.checks import advise_network_size
 from torchptycho.io.discovery import Sources, open_scans
 from torchptycho.io.fingerprint import fingerprint_fields
 from torchptycho.io.near_field import refuse_near_field

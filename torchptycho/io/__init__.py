@@ -11,6 +11,7 @@ from torchptycho.core.config import ReadConfig, extract_read_config
 from torchptycho.core.config.base import Domain
 from torchptycho.core.scan import Scan
 from torchptycho.io.checks import iter_checked_chunks
+from torchptycho.io.field import find_islands
 from torchptycho.io.formats.mapped import read_mapped
 from torchptycho.io.formats.registry import Reader, recognise
 from torchptycho.io.position_scale import find_scale_problem
@@ -75,7 +76,7 @@ def read_scan(
         recorded = reader.read(path, reading)
     others = tuple(read_file_state(file) for file in list_other_files(recorded, reading))
     scan = dataclasses.replace(build_scan(recorded, why, reading), files=(before, *others))
-    problem = find_scale_problem(scan)
+    problem = find_scale_problem(scan) or find_islands(scan)
     if problem is not None:
         _log.warning("%s: %s", path, problem)
     return scan

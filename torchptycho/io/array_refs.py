@@ -95,7 +95,7 @@ class ArrayRef:
                 self.key or None,
                 expected="a whole stack of frames",
                 found=f"one entry, [{self.entry}]",
-                remedy="Leave the brackets out; frames_axes tells the order of its axes.",
+                remedy=f"Leave the brackets out; --energy-index {self.entry} takes one energy of a stack (E, M, H, W).",
             )
         head = read_head(self.path)
         if is_hdf5(head):
@@ -105,12 +105,16 @@ class ArrayRef:
             archive = self._open_archive()
             member = archive.inspect_member(self.key)
             _check_stack(self.path, self.key, member.shape, member.dtype)
-            if axes in ("myx", "yxm"):
+            if axes in ("myx", "yxm") or len(member.shape) > 3:
+                _refuse_turned_raster(self.path, self.key, member.shape, axes)
                 return open_stack(archive, member, axes.index("m"))
             return ViewFrames(np.transpose(_map_member(archive, member), [axes.index(a) for a in "myx"]), key=self.key)
         if head.startswith(NPY_MAGIC):
             array = map_npy(self.path)
             _check_stack(self.path, self.key, array.shape, array.dtype)
+            if array.ndim > 3:
+                _refuse_turned_raster(self.path, self.path.name, array.shape, axes)
+                return _open_raster(array, self.path.name)
             return ViewFrames(np.transpose(array, [axes.index(a) for a in "myx"]), key=self.path.name)
         raise ScanError(
             self.path,
@@ -202,11 +206,39 @@ def _map_member(archive: NpzArchive, member: Member) -> np.ndarray:
 
 
 def _check_stack(path: Path, key: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    if len(shape) != 3 or dtype.kind not in "iuf":
+    if len(shape) < 3 or dtype.kind not in "iuf":
         raise ScanError(
             path,
             key or None,
-            expected="a stack of integer or real frames (M, H, W)",
+            expected="a stack of integer or real frames (M, H, W) or (rows, columns, H, W)",
             found=f"{dtype} {shape}",
             remedy="Name another array, or reshape it.",
+        )
+
+
+def _open_raster(array: np.ndarray, key: str) -> Frames:
+    """View an array whose axes, all but the last two, count the frames.
+
+    Raises:
+        ScanError: its memory is in Fortran order, so that its frames would have to be copied.
+    """
+    if not array.flags.c_contiguous:
+        raise ScanError(
+            key,
+            None,
+            expected="frames of several axes in C order",
+            found=f"{array.shape} in Fortran order",
+            remedy="Save numpy.ascontiguousarray of it.",
+        )
+    return ViewFrames(array.reshape(-1, *array.shape[-2:]), key=key, lead_shape=array.shape[:-2])
+
+
+def _refuse_turned_raster(path: Path, key: str, shape: tuple[int, ...], axes: str) -> None:
+    if axes != "myx" and len(shape) > 3:
+        raise ScanError(
+            path,
+            key,
+            expected="frames (rows, columns, H, W) for frames_axes myx",
+            found=f"{shape} for {axes}",
+            remedy="Leave frames_axes out, or transpose the array.",
         )

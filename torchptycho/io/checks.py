@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from torchptycho.core.config import SUPPORTED_N_PX
 from torchptycho.core.errors import ScanError
 from torchptycho.core.geometry import Geometry
 from torchptycho.core.scan import Frames, Scan
 from torchptycho.core.text import format_first
 from torchptycho.io.frames.frame_stacks import count_frames_in, to_file_rows
 from torchptycho.io.position_scale import describe_unit_error, suggest_units
+from torchptycho.io.raw_scan import RawScan
 from torchptycho.io.source_files import refuse_changes
 
 __all__ = [
     "advise_crop",
-    "advise_network_size",
+    "check_finite",
     "check_frame_shape",
     "check_positions",
     "iter_checked_chunks",
@@ -43,23 +43,6 @@ def advise_crop(size: int, wanted: int) -> str:
     return f"pad by {before} zeros on each side" if before == after else f"pad by {before} zeros before, {after} after"
 
 
-def advise_network_size(n_px: int) -> str | None:
-    """Describe how frames of an edge that no network takes become frames of one that they take; None when they take it.
-
-    Cropping the detector makes the object pixel, wavelength * distance / (N * detector pixel), larger. Probe and
-    positions must follow.
-    """
-    if n_px in SUPPORTED_N_PX:
-        return None
-    near = min(SUPPORTED_N_PX, key=lambda n: abs(n - n_px))
-    verb = "Crop" if near < n_px else "Pad"
-    return (
-        f"{verb} them with --crop-px {near} (and --beam-center-px Y X, where the direct beam is not in the "
-        "middle): probe and "
-        f"positions follow, as the object pixel becomes {n_px / near:.4g} times as large."
-    )
-
-
 def check_frame_shape(source: Path, key: str, height: int, width: int) -> None:
     """Check that frames are square with an even edge; otherwise the zero frequency cannot lie at [N//2, N//2].
 
@@ -77,6 +60,26 @@ def check_frame_shape(source: Path, key: str, height: int, width: int) -> None:
     raise ScanError(source, key, expected=expected, found=f"frames of {height}x{width} pixels", remedy=remedy)
 
 
+def check_finite(recorded: RawScan) -> None:
+    """Check that every frame has a position.
+
+    Raises:
+        ScanError: naming the frames without one, as the file counts them, and how they are left out.
+    """
+    rows = np.asarray(recorded.rows)
+    for axis, key in enumerate(recorded.position_keys):
+        bad = rows[~np.isfinite(recorded.positions[:, axis])].tolist()
+        if bad:
+            few = " ".join(map(str, bad)) if len(bad) <= _MAX_LISTED else "and their numbers"
+            raise ScanError(
+                recorded.path,
+                key,
+                expected="finite positions",
+                found=f"NaN or infinity for {_describe_frames(bad, len(bad))}",
+                remedy=f"Leave these frames out with --bad-frames leave-out, or with --drop-frames {few}.",
+            )
+
+
 def check_positions(
     source: Path,
     positions_px: Float64[np.ndarray, "m 2"],
@@ -85,7 +88,7 @@ def check_positions(
     unit: str,
     n_px: int,
 ) -> None:
-    """Check that positions are finite, differ, and can be in pixels.
+    """Check that positions differ and can be in pixels.
 
     Arguments:
         positions_px: (y, x) of each frame.
@@ -97,16 +100,6 @@ def check_positions(
     Raises:
         ScanError: naming the entries at fault.
     """
-    for axis, key in enumerate(keys):
-        bad = np.flatnonzero(~np.isfinite(positions_px[:, axis]))
-        if bad.size:
-            raise ScanError(
-                source,
-                key,
-                expected="finite positions",
-                found=f"NaN or infinity for {_describe_frames(bad.tolist(), bad.size)}",
-                remedy="Drop these frames, or repair the file.",
-            )
     extent = float(np.ptp(positions_px, axis=0).max())
     both = "', '".join(dict.fromkeys(reversed(keys)))
     if extent == 0:

@@ -10,11 +10,12 @@ import numpy as np
 from jaxtyping import Bool, Complex64, Float64, Int64
 
 from torchptycho.core.config.base import Domain
+from torchptycho.core.config.read import ReadConfig
 from torchptycho.core.errors import ScanError
 from torchptycho.core.geometry import Geometry
 from torchptycho.core.scan import Frames
 
-__all__ = ["RawScan", "build_geometry", "check_count", "resolve_rows"]
+__all__ = ["RawScan", "align_to_frames", "build_geometry", "resolve_rows"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,6 +43,7 @@ class RawScan:
         truth, truth_patches, nominal_positions_px, metadata, probe_is_calibrated: as in `Scan`.
         notes: how the file was understood, sentence by sentence.
         left_out: frames of the file without a place in the scan, and why.
+        lead_shape: axes of the file's stack that count its frames; None where the format has one axis of them.
         companion_files: other files that something was read from; those of the frames need not be named.
     """
 
@@ -68,6 +70,7 @@ class RawScan:
     probe_is_calibrated: bool = False
     notes: tuple[str, ...] = ()
     left_out: dict[int, str] = dataclasses.field(default_factory=dict)
+    lead_shape: tuple[int, ...] | None = None
     companion_files: tuple[Path, ...] = ()
 
 
@@ -99,20 +102,34 @@ def resolve_rows(path: Path, key: str, n_in_file: int, frames: slice | None) -> 
     return rows
 
 
-def check_count(path: Path, key: str, n: int, n_in_file: int, rows: range, *, cut: bool) -> None:
-    """Check that an array has one entry for each frame, or for each that is kept.
+def align_to_frames(
+    path: Path, key: str, values: np.ndarray, n_in_file: int, rows: range | np.ndarray, config: ReadConfig
+) -> np.ndarray:
+    """Return the entries of an array that belong to the frames `rows`.
+
+    There is one entry for each frame of the file, or for each that is not dropped: then NaN (or 0) stands for the
+    dropped ones. With `config.frames` entry i belongs to frame i, as far as there are entries.
 
     Raises:
-        ScanError: with the cut that would make them agree.
+        ScanError: the numbers differ, so that nothing tells which entry belongs to which frame.
     """
-    if n == n_in_file or (cut and n > rows[-1]):
-        return
-    if n < n_in_file:
-        which = f"the last {n_in_file - n} frames have" if n_in_file - n > 1 else "the last frame has"
-        remedy = f"Perhaps {which} no entry. Drop it with --frames :{n}, or repair the file."
-        remedy = remedy.replace("Drop it", "Drop them") if n_in_file - n > 1 else remedy
-    else:
-        remedy = f"If the scan was stopped early, use --frames :{n_in_file}; else repair the file."
+    n, picked = len(values), np.asarray(rows)
+    dropped = [frame for frame in set(config.drop_frames) if frame < n_in_file]
+    if n == n_in_file:
+        return np.asarray(values[picked])
+    if dropped and n == n_in_file - len(dropped):
+        filled = np.full((n_in_file, *values.shape[1:]), np.nan if values.dtype.kind == "f" else 0, values.dtype)
+        filled[np.delete(np.arange(n_in_file), dropped)] = values
+        return np.asarray(filled[picked])
+    if config.frames is not None and n > picked.max():
+        return np.asarray(values[picked])
+    missing, named = n_in_file - n, f", not of {len(dropped)}" if dropped else ""
+    remedy = (
+        f"Which {missing} frame(s) have none? Give their numbers{named} with --drop-frames, counted from 0, or put NaN "
+        "in their place: a gap that is not known misplaces all frames after it."
+        if missing > 0
+        else f"Remove the {-missing} entries that have no frame; the file does not say which they are."
+    )
     raise ScanError(path, key, expected=f"{n_in_file} entries, one per frame", found=f"{n} entries", remedy=remedy)
 
 

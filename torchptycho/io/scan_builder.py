@@ -13,9 +13,11 @@ from torchptycho.core.config.read import ReadConfig
 from torchptycho.core.errors import ScanError
 from torchptycho.core.scan import DEFAULT_PHOTONS_PER_FRAME, Frames, Scan
 from torchptycho.core.text import format_first
-from torchptycho.io.checks import check_frame_shape, check_positions
+from torchptycho.io.checks import check_finite, check_frame_shape, check_positions
 from torchptycho.io.detector_codes import find_codes
 from torchptycho.io.detector_images import load_detector_image, load_detector_mask
+from torchptycho.io.field import check_field, refuse_outliers
+from torchptycho.io.frame_positions import place_on_raster
 from torchptycho.io.frames.processing import ProcessedFrames, Processing, resample_probe
 from torchptycho.io.guesses import compute_mean_pattern, estimate_beam_center_px, estimate_probe, survey_frames
 from torchptycho.io.masks import check_masked_part
@@ -52,17 +54,21 @@ def build_scan(recorded: RawScan, why: str, config: ReadConfig) -> Scan:
     notes = [f"recognised as {recorded.format}: {why}", *recorded.notes]
     domain = config.domain or recorded.domain or _infer_domain(recorded.frames)
     in_file = np.asarray(recorded.rows)
+    recorded = place_on_raster(recorded, config, notes)
     recorded = _choose_frames(recorded, config, notes)
     recorded, bad, left_out = _leave_out_bad_frames(recorded, config, domain, in_file, notes)
     frames, steps = _process_frames(recorded, bad, config, domain, notes)
     n_px = frames.shape[1]
     scale = 1.0 if steps is None else n_px * steps.binning / find_reference_edge(recorded)
     geometry = build_geometry(recorded, config, n_px, scale, 1 if steps is None else steps.binning)
+    check_finite(recorded)
+    refuse_outliers(recorded)
     positions_px = orient_positions(convert_to_pixels(recorded, geometry, scale, n_px), config, notes)
     if recorded.truth is not None and recorded.truth_is_centered:
         middle = (positions_px.min(axis=0) + positions_px.max(axis=0)) / 2
         positions_px = positions_px + np.array(recorded.truth.shape) / 2 - middle
     check_positions(recorded.path, positions_px, geometry, recorded.position_keys, recorded.unit, n_px)
+    check_field(positions_px, n_px, recorded.path, recorded.position_keys, np.asarray(recorded.rows))
     turned = config.swap_xy or config.flip_y or config.flip_x
     same_pixels = math.isclose(scale, 1.0) and not turned
     if recorded.truth is not None and not same_pixels:
@@ -165,6 +171,8 @@ def _leave_out_bad_frames(
             )
         if (rows == frame).any() or frame in left_out:
             left_out[frame] = "asked for by drop_frames"
+    if config.bad_frames == "leave-out":
+        left_out |= {int(row): "no position" for row in rows[~np.isfinite(recorded.positions).all(axis=1)]}
     if config.find_bad_pixels or config.bad_frames == "leave-out":
         photons = recorded.metadata.get("nphotons", recorded.metadata.get("photons_per_frame"))
         clip = config.clip_negative or config.dark is not None

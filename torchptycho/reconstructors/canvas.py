@@ -13,6 +13,7 @@ from jaxtyping import Bool, Complex, Complex128, Float, Float64
 from torch import Tensor, distributed
 
 from torchptycho.core.reconstruction import MIN_COVERAGE, Reconstruction
+from torchptycho.io.field import check_field
 from torchptycho.physics.exact_sums import QUANTUM, add_blocks, round_to_quanta, shift_blocks
 
 __all__ = ["MIN_COVERAGE", "Canvas", "compute_extent"]
@@ -64,7 +65,12 @@ class Canvas:
         *,
         with_spread: bool = True,
     ) -> Canvas:
-        """Create an empty canvas that holds every patch of n_px pixels at these positions."""
+        """Create an empty canvas that holds every patch of n_px pixels at these positions.
+
+        Raises:
+            ScanError: a position lies so far away that the canvas would be empty.
+        """
+        check_field(positions_px.double().cpu().numpy(), n_px, "canvas", ("positions", "positions"))
         low, high = compute_extent(positions_px.double(), n_px)
         return cls((high[0] - low[0], high[1] - low[1]), low, device, with_spread=with_spread)
 

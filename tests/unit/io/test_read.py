@@ -286,7 +286,7 @@ def test_slice_rescues_a_file_whose_last_frame_has_no_position(tmp_path: Path) -
     short = {"xcoords": np.arange(M - 1) * 2.0, "ycoords": np.arange(M - 1) * 3.0}
     patches = np.arange(M * N * N).reshape(M, N, N) * 1j
     path = saved(tmp_path / "scan.npz", Y=patches, scan_index=np.arange(M), **short)
-    with pytest.raises(ScanError, match=f"--frames :{M - 1}"):
+    with pytest.raises(ScanError, match="Which 1 frame"):
         read_scan(path)
     scan = read_scan(path, frames=slice(1, M - 1, 2))
     np.testing.assert_array_equal(all_frames(scan), arrays()["diffraction"][[1, 3]])

@@ -8,10 +8,27 @@ from pydantic import Field
 
 from torchptycho.core.config.base import NonNegative, validated_dataclass
 
-__all__ = ["SUPPORTED_N_PX", "LossConfig", "ModelConfig"]
+__all__ = ["SUPPORTED_N_PX", "LossConfig", "ModelConfig", "advise_network_size"]
 
 SUPPORTED_N_PX = (32, 64, 128, 256)
 """Frame sizes for which networks exist."""
+
+
+def advise_network_size(n_px: int) -> str | None:
+    """Describe how frames of an edge that no network takes become frames of one that they take; None when they take it.
+
+    Cropping the detector makes the object pixel, wavelength * distance / (N * detector pixel), larger. Probe and
+    positions must follow.
+    """
+    if n_px in SUPPORTED_N_PX:
+        return None
+    near = min(SUPPORTED_N_PX, key=lambda n: abs(n - n_px))
+    verb = "Crop" if near < n_px else "Pad"
+    return (
+        f"{verb} them with --crop-px {near} (and --beam-center-px Y X, where the direct beam is not in the "
+        "middle): probe and "
+        f"positions follow, as the object pixel becomes {n_px / near:.4g} times as large."
+    )
 
 
 @validated_dataclass

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from pydantic import Field
 
-from torchptycho.core.config.base import Domain, Positive, validated_dataclass
+from torchptycho.core.config.base import Count, Domain, Positive, validated_dataclass
 from torchptycho.core.errors import ConfigError
 
 __all__ = ["MappingConfig", "MaskSense", "ReadConfig", "ScanFormat", "extract_read_config", "parse_frame_slice"]
@@ -44,9 +44,10 @@ class MappingConfig:
 
     frames: str
     """Stack of frames."""
-    positions_y: str
-    """Position of each frame along the rows of the object."""
-    positions_x: str
+    positions_y: str | None = None
+    """Position of each frame along the rows of the object: a list, a grid as of the frames of a raster, or with
+    `positions_x` the two axes of the raster. None where `raster_step_px` or `raster_step_m` describes it."""
+    positions_x: str | None = None
     """Position of each frame along the columns of the object."""
     frames_axes: Literal["myx", "mxy", "yxm", "xym"] = "myx"
     """Order of the axes of the stack: m counts the frames, y the rows, x the columns."""
@@ -101,8 +102,18 @@ class ReadConfig:
     """Energy to take, counted from 0, from a stack that holds the scan at several, (E, M, H, W)."""
     frames: Annotated[str | None, Field(pattern=FRAMES_PATTERN)] = None
     """Frames to keep, as start:stop or start:stop:step, like :721 for the first 721; None keeps all."""
+    raster_step_px: tuple[Positive, Positive] | None = None
+    """Step of a raster scan (y, x) in object pixels, which takes the place of positions."""
+    raster_step_m: tuple[Positive, Positive] | None = None
+    """The same in metres."""
+    raster_shape: tuple[Count, Count] | None = None
+    """Rows and columns of this raster; None takes those of a stack (rows, columns, H, W)."""
+    raster_rotation_deg: float = 0.0
+    """Angle by which its axes are turned, from x towards y."""
+    raster_snake: bool = False
+    """Every second row was scanned backwards."""
     drop_frames: tuple[Annotated[int, Field(ge=0)], ...] = ()
-    """Frames to leave out, counted from 0 as in the file."""
+    """Frames to leave out, counted from 0 as in the file. Lists that have no entry for them fit without them."""
     bad_frames: Literal["refuse", "leave-out"] = "refuse"
     """Frames of NaN, of negative values or without a single count: refuse the scan (those without a count are only
     reported), or leave these frames out and list them."""
@@ -157,6 +168,16 @@ class ReadConfig:
             raise ConfigError("probe_defocus_m: belongs to guess_probe; add --guess-probe or leave it out.")
         if self.beam_center_px is not None and self.beam_center_px != "estimated" and min(self.beam_center_px) < 0:
             raise ConfigError(f"beam_center_px: expected pixels (y, x) of at least 0; found {self.beam_center_px}.")
+
+        if self.raster_step_px is not None and self.raster_step_m is not None:
+            raise ConfigError("raster_step_px, raster_step_m: expected one of them; found both.")
+        if not self.makes_raster and (self.raster_shape or self.raster_rotation_deg or self.raster_snake):
+            raise ConfigError("raster_shape, raster_rotation_deg, raster_snake: expected with raster_step_px or _m.")
+
+    @property
+    def makes_raster(self) -> bool:
+        """Whether the positions are those of a raster and not the file's."""
+        return self.raster_step_px is not None or self.raster_step_m is not None
 
     @property
     def changes_frames(self) -> bool:

@@ -17,7 +17,7 @@ from torchptycho.interop.workflow.original_groups import Grouping
 from torchptycho.io import RawScan, read_scan
 from torchptycho.io.checks import check_frame_shape
 from torchptycho.io.probe_arrays import to_probe_modes
-from torchptycho.io.raw_scan import check_count
+from torchptycho.io.raw_scan import align_to_frames
 from torchptycho.io.scan_builder import build_scan
 
 __all__ = ["RawData"]
@@ -65,7 +65,7 @@ class RawData:
         if scan_index is not None:
             columns["scan_index"] = scan_index
         for name, values in columns.items():
-            check_count(label, name, len(values), m, rows, cut=False)
+            align_to_frames(label, name, values, m, rows, ReadConfig())
         probe = to_probe_modes(label, "probeGuess", probeGuess.astype(np.complex64), diff3d.shape[1])
         domain = (metadata or {}).get("domain")
         if domain not in (None, "counts", "amplitude"):

@@ -10,11 +10,14 @@ import numpy as np
 from torchptycho.core.config.read import MappingConfig, MaskSense, ReadConfig, parse_frame_slice
 from torchptycho.core.errors import ScanError
 from torchptycho.core.geometry import wavelength_to_energy_eV
+from torchptycho.core.scan import Frames
 from torchptycho.io.array_refs import ArrayRef, parse_array_ref
+from torchptycho.io.frame_positions import arrange_positions, choose_energy_value
 from torchptycho.io.frames.frame_stacks import select_frames
+from torchptycho.io.frames.views import get_lead_shape
 from torchptycho.io.masks import interpret_mask
 from torchptycho.io.probe_arrays import to_probe_modes
-from torchptycho.io.raw_scan import RawScan, build_geometry, check_count, resolve_rows
+from torchptycho.io.raw_scan import RawScan, align_to_frames, build_geometry, resolve_rows
 from torchptycho.io.storage.file_access import read_head
 from torchptycho.io.units import Quantity, choose_unit, compute_position_factor, compute_unit_factor, is_pixels
 
@@ -38,15 +41,11 @@ def read_mapped(path: Path, config: ReadConfig, mapping: MappingConfig) -> RawSc
     cut = parse_frame_slice(config.frames)
     frames_at = place(mapping.frames)
     stack = frames_at.open_frames(mapping.frames_axes)
-    rows = resolve_rows(frames_at.path, frames_at.key, stack.shape[0], cut)
-    positions, units = [], []
-    for text in (mapping.positions_y, mapping.positions_x):
-        vector = _read_vector(place(text), stack.shape[0])
-        units.append(choose_unit(config.positions_unit, mapping.positions_unit, place(text).read_unit(), default="m"))
-        check_count(place(text).path, place(text).key, len(vector), stack.shape[0], rows, cut=cut is not None)
-        positions.append(vector[rows.start : rows.stop : rows.step])
-    if units[0] != units[1]:
-        positions, units = _convert_to_metres(place(mapping.positions_x), positions, units)
+    given, keys, unit = _read_places(place, path, config, mapping, stack)
+    stack, positions = arrange_positions(path, stack, given, keys, config, _count_energies(place, config, mapping))
+    m = stack.shape[0]
+    rows = resolve_rows(frames_at.path, frames_at.key, m, cut)
+    positions = align_to_frames(path, "', '".join(dict.fromkeys(keys)), positions, m, rows, config)
     probe, notes = None, list[str]()
     if mapping.probe is not None and config.probe is None:
         at = place(mapping.probe)
@@ -66,16 +65,49 @@ def read_mapped(path: Path, config: ReadConfig, mapping: MappingConfig) -> RawSc
         frames=select_frames(stack, rows),
         rows=rows,
         domain="counts",
-        positions=np.stack(positions, axis=1),
-        unit=units[0],
-        position_keys=(mapping.positions_y, mapping.positions_x),
+        positions=positions,
+        unit=unit,
+        position_keys=keys,
         probe=probe,
         bad_pixels=bad,
         mask_to_check=mask_key,
         geometry=build_geometry(path, **_read_lengths(place, config, mapping)),
-        notes=(f"frames in {frames_at}", f"positions in {units[0]}", *notes),
+        notes=(f"frames in {frames_at}", f"positions in {unit}", *notes),
+        lead_shape=get_lead_shape(stack),
         companion_files=tuple(place(text).path for text in _list_refs(mapping)),
     )
+
+
+def _read_places(
+    place: Callable[[str], ArrayRef], path: Path, config: ReadConfig, mapping: MappingConfig, stack: Frames
+) -> tuple[tuple[np.ndarray, np.ndarray] | None, tuple[str, str], str]:
+    """Read positions (y, x), None for those of a raster; return where they come from, and their unit."""
+    if config.makes_raster:
+        return None, ("raster", "raster"), "px"
+    if mapping.positions_y is None or mapping.positions_x is None:
+        raise ScanError(
+            path,
+            "mapping",
+            expected="positions_y and positions_x",
+            found="not both",
+            remedy="Name them, or describe a raster with --raster-step-px or --raster-step-m.",
+        )
+    keys = (mapping.positions_y, mapping.positions_x)
+    positions = [_read_positions(place(key), stack) for key in keys]
+    units = [
+        choose_unit(config.positions_unit, mapping.positions_unit, place(key).read_unit(), default="m") for key in keys
+    ]
+    if units[0] != units[1]:
+        positions, units = _convert_to_metres(place(keys[1]), positions, units)
+    return (positions[0], positions[1]), keys, units[0]
+
+
+def _count_energies(place: Callable[[str], ArrayRef], config: ReadConfig, mapping: MappingConfig) -> int:
+    """Count the different energies that the file states."""
+    text = mapping.energy or mapping.wavelength
+    if text is None or config.energy_eV is not None:
+        return 1
+    return len(set(_read_numbers(place(text)).reshape(-1).tolist()))
 
 
 def _read_lengths(
@@ -89,6 +121,8 @@ def _read_lengths(
         at = place(text)
         unit = choose_unit(asked, at.read_unit(), default=default)
         factor = compute_unit_factor(at.path, at.key or None, unit, quantity, f"--{name.replace('_', '-')}")
+        if name == "energy_eV":
+            return choose_energy_value(at.path, at.key, _read_numbers(at), config) * factor
         return _read_number(at) * factor
 
     energy_eV = read(mapping.energy, "energy", mapping.energy_unit, "eV", "energy_eV")
@@ -132,9 +166,10 @@ def _list_refs(mapping: MappingConfig) -> list[str]:
     return [text for text in named if text is not None]
 
 
-def _read_vector(place: ArrayRef, n_frames: int) -> np.ndarray:
-    values = place.load(n_frames)
-    if values.dtype.kind not in "iuf" or values.ndim < 1 or values.size != max(values.shape):
+def _read_positions(place: ArrayRef, stack: Frames) -> np.ndarray:
+    values = place.load(stack.shape[0])
+    is_table = values.ndim == 2 and values.shape[0] == stack.shape[0] and values.shape[1] > 1
+    if values.dtype.kind not in "iuf" or values.ndim < 1 or is_table:
         raise ScanError(
             place.path,
             place.key or None,
@@ -142,7 +177,20 @@ def _read_vector(place: ArrayRef, n_frames: int) -> np.ndarray:
             found=f"{values.dtype} {values.shape}",
             remedy="Name one column, as PATH[0].",
         )
-    return values.reshape(-1).astype(np.float64)
+    return values.astype(np.float64)
+
+
+def _read_numbers(place: ArrayRef) -> np.ndarray:
+    values = place.load()
+    if values.dtype.kind not in "iuf" or not ((values > 0) & np.isfinite(values)).all():
+        raise ScanError(
+            place.path,
+            place.key or None,
+            expected="positive numbers",
+            found=f"{values.dtype} {values.reshape(-1)[:3].tolist()}",
+            remedy="Correct them, or give --energy-eV.",
+        )
+    return values.astype(np.float64)
 
 
 def _read_number(place: ArrayRef) -> float:

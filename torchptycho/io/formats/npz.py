@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,9 +16,11 @@ from torchptycho.core.errors import ScanError
 from torchptycho.core.geometry import Geometry
 from torchptycho.core.scan import Frames
 from torchptycho.io.checks import check_frame_shape
+from torchptycho.io.frame_positions import arrange_positions
 from torchptycho.io.frames.frame_stacks import open_stack, select_frames
+from torchptycho.io.frames.views import get_lead_shape
 from torchptycho.io.probe_files import PROBE_REMEDY, load_probe
-from torchptycho.io.raw_scan import RawScan, check_count, resolve_rows
+from torchptycho.io.raw_scan import RawScan, align_to_frames, resolve_rows
 from torchptycho.io.storage.archive import Member, NpzArchive, is_zip
 from torchptycho.io.units import choose_unit, is_pixels
 
@@ -53,16 +56,17 @@ def read_npz(path: Path, config: ReadConfig) -> RawScan:
     metadata = archive.load_metadata()
     _refuse_newer_format(path, metadata)
     member, axis = _find_frames_member(archive, metadata)
-    n_in_file = member.shape[axis]
-    height, width = member.shape[1:] if axis == 0 else member.shape[:2]
+    height, width = member.shape[-2:] if axis == 0 else member.shape[:2]
     if not config.changes_frames:
         check_frame_shape(path, member.key, height, width)
-    rows = resolve_rows(path, member.key, n_in_file, frames)
-    geometry = _parse_geometry(path, metadata)
-    stack = select_frames(open_stack(archive, member, axis), rows)
-    cut = frames is not None
     keys = _choose_position_keys(archive)
     unit = choose_unit(config.positions_unit, _parse_unit(path, metadata), default="px")
+    in_file = open_stack(archive, member, axis)
+    positions = None if config.makes_raster else _load_positions(archive, keys, in_file)
+    in_file, positions_px = arrange_positions(path, in_file, positions, keys, config)
+    n_in_file = in_file.shape[0]
+    rows = resolve_rows(path, member.key, n_in_file, frames)
+    stack = select_frames(in_file, rows)
     own_sense = config.mask_sense if config.mask is None else "auto"
     own_probe, probe_notes = None, list[str]()
     if config.probe is None and "probeGuess" in archive:
@@ -77,19 +81,22 @@ def read_npz(path: Path, config: ReadConfig) -> RawScan:
         frames=stack,
         rows=rows,
         domain=_choose_domain(path, member.key, config.domain, metadata, stack),
-        positions=_load_positions(archive, keys, rows, n_in_file, cut=cut),
+        positions=align_to_frames(path, "', '".join(reversed(keys)), positions_px, n_in_file, rows, config),
         unit=unit,
         position_keys=keys,
         probe=own_probe,
         bad_pixels=~_load_mask(archive, (height, width), own_sense),
         mask_to_check=None if own_sense != "auto" or metadata.get("format") == FORMAT else "mask",
-        scan_id=_load_scan_id(archive, rows, n_in_file, cut=cut),
-        geometry=geometry,
+        scan_id=_load_scan_id(archive, rows, n_in_file, config),
+        geometry=_parse_geometry(path, metadata),
         truth=_load_truth(archive),
-        truth_patches=_load_truth_patches(archive, n_in_file, height, axis, rows, cut=cut) if height == width else None,
-        nominal_positions_px=_load_nominal_positions(archive, rows, n_in_file, cut=cut) if is_pixels(unit) else None,
+        truth_patches=_load_truth_patches(archive, n_in_file, height, axis, rows, cut=frames is not None)
+        if height == width
+        else None,
+        nominal_positions_px=_load_nominal_positions(archive, rows, in_file, config) if is_pixels(unit) else None,
         metadata={key: value for key, value in metadata.items() if key not in RESERVED},
         probe_is_calibrated=config.probe is None and metadata.get("probe_is_calibrated") is True,
+        lead_shape=get_lead_shape(in_file),
         notes=(
             f"frames in '{member.key}', axis {axis} counts them",
             f"positions in {keys[0]}, {keys[1]}, in {'object pixels' if is_pixels(unit) else unit}",
@@ -117,7 +124,7 @@ def _find_frames_member(archive: NpzArchive, metadata: dict[str, Any]) -> tuple[
     if key is None:
         raise archive.make_missing_error("diffraction", "the frames, (M, N, N)")
     member = archive.inspect_member(key)
-    if len(member.shape) != 3:
+    if len(member.shape) < 3 or 1 in member.shape[-2:]:
         raise ScanError(
             archive.path,
             key,
@@ -125,12 +132,19 @@ def _find_frames_member(archive: NpzArchive, metadata: dict[str, Any]) -> tuple[
             found=f"an array of shape {member.shape}",
             remedy="Reshape it; axes of length 1 must go, and a single frame is not a scan.",
         )
+    if len(member.shape) > 3:
+        _refuse_complex_frames(archive, member)
+        return member, 0
+    _refuse_complex_frames(archive, member)
+    return member, _find_frame_axis(archive, member, metadata)
+
+
+def _refuse_complex_frames(archive: NpzArchive, member: Member) -> None:
     if member.dtype.kind not in "iuf":
         remedy = "Save |F|^2 as counts, or |F| as amplitude." if member.dtype.kind == "c" else "Save the counts."
         raise ScanError(
-            archive.path, key, expected="integer or real frames", found=f"{member.dtype} frames", remedy=remedy
+            archive.path, member.key, expected="integer or real frames", found=f"{member.dtype} frames", remedy=remedy
         )
-    return member, _find_frame_axis(archive, member, metadata)
 
 
 def _find_frame_axis(archive: NpzArchive, member: Member, metadata: dict[str, Any]) -> int:
@@ -153,10 +167,13 @@ def _find_frame_axis(archive: NpzArchive, member: Member, metadata: dict[str, An
     return 2 if (a == b and a != n_positions) or (c == n_positions and n_positions not in (a, b)) else 0
 
 
-def _load_per_frame(archive: NpzArchive, key: str, rows: range, n_in_file: int, *, cut: bool) -> np.ndarray:
-    """Load a vector with one real number per frame, for the frames `rows`."""
+def _load_numbers(archive: NpzArchive, key: str, n_in_file: int, stack: Frames | None = None) -> np.ndarray:
+    """Load an array with one real number per frame: a vector, or a grid with as many entries as there are frames."""
     member = archive.inspect_member(key)
-    if member.dtype.kind not in "iuf" or len([length for length in member.shape if length != 1]) > 1:
+    lead = (n_in_file,) if stack is None else get_lead_shape(stack)
+    allowed = (math.prod(lead), math.prod(lead[1:]))
+    is_vector = len([length for length in member.shape if length != 1]) <= 1
+    if member.dtype.kind not in "iuf" or not (is_vector or math.prod(member.shape) in allowed):
         raise ScanError(
             archive.path,
             key,
@@ -164,9 +181,7 @@ def _load_per_frame(archive: NpzArchive, key: str, rows: range, n_in_file: int, 
             found=f"{member.dtype} {member.shape}",
             remedy="Save it as a vector.",
         )
-    n = int(np.prod(member.shape))
-    check_count(archive.path, key, n, n_in_file, rows, cut=cut)
-    return archive.load(key).reshape(-1)[rows.start : rows.stop : rows.step]
+    return np.atleast_1d(np.squeeze(archive.load(key)))
 
 
 def _choose_position_keys(archive: NpzArchive) -> tuple[str, str]:
@@ -176,30 +191,37 @@ def _choose_position_keys(archive: NpzArchive) -> tuple[str, str]:
     return nominal if absent and set(nominal) <= set(archive.keys) else ("ycoords", "xcoords")
 
 
-def _load_positions(
-    archive: NpzArchive, keys: tuple[str, str], rows: range, n_in_file: int, *, cut: bool
-) -> np.ndarray:
+def _load_positions(archive: NpzArchive, keys: tuple[str, str], stack: Frames) -> tuple[np.ndarray, np.ndarray]:
+    n = stack.shape[0]
     for key in reversed(keys):
         if key not in archive:
-            raise archive.make_missing_error(key, f"{key[0]} of each frame in object pixels, ({n_in_file},)")
-    x, y = (_load_per_frame(archive, key, rows, n_in_file, cut=cut) for key in reversed(keys))
-    return np.stack([y, x], axis=1).astype(np.float64)
+            remedy = "Or describe a raster with --raster-step-px."
+            raise archive.make_missing_error(key, f"{key[0]} of each frame in object pixels, ({n},)", remedy)
+    x, y = (_load_numbers(archive, key, n, stack) for key in reversed(keys))
+    return y, x
 
 
-def _load_nominal_positions(archive: NpzArchive, rows: range, n_in_file: int, *, cut: bool) -> np.ndarray | None:
+def _load_nominal_positions(archive: NpzArchive, rows: range, stack: Frames, config: ReadConfig) -> np.ndarray | None:
     keys = ("ycoords_start", "xcoords_start")
-    return _load_positions(archive, keys, rows, n_in_file, cut=cut) if any(key in archive for key in keys) else None
+    if not any(key in archive for key in keys):
+        return None
+    y, x = _load_positions(archive, keys, stack)
+    columns = [
+        align_to_frames(archive.path, key, one.reshape(-1).astype(np.float64), stack.shape[0], rows, config)
+        for key, one in zip(keys, (y, x), strict=True)
+    ]
+    return np.stack(columns, axis=1)
 
 
-def _load_scan_id(archive: NpzArchive, rows: range, n_in_file: int, *, cut: bool) -> np.ndarray:
+def _load_scan_id(archive: NpzArchive, rows: range, n_in_file: int, config: ReadConfig) -> np.ndarray:
     key = "scan_index"
     if key not in archive:
         return np.zeros(len(rows), np.int64)
-    ids = _load_per_frame(archive, key, rows, n_in_file, cut=cut)
+    ids = _load_numbers(archive, key, n_in_file).reshape(-1)
     if ids.dtype.kind == "f":
         found = f"{ids.dtype}"
         raise ScanError(archive.path, key, expected="integers", found=found, remedy="Save it as int64.")
-    return ids.astype(np.int64)
+    return align_to_frames(archive.path, key, ids.astype(np.int64), n_in_file, rows, config)
 
 
 def _load_mask(archive: NpzArchive, shape: tuple[int, ...], asked: MaskSense) -> np.ndarray:

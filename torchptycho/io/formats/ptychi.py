@@ -12,7 +12,7 @@ from torchptycho.core.errors import ScanError
 from torchptycho.io.frames.frame_stacks import select_frames
 from torchptycho.io.frames.hdf5_frames import open_hdf5_stack
 from torchptycho.io.probe_arrays import to_probe_modes
-from torchptycho.io.raw_scan import RawScan, build_geometry, check_count, resolve_rows
+from torchptycho.io.raw_scan import RawScan, align_to_frames, build_geometry, resolve_rows
 from torchptycho.io.storage.file_access import read_head
 from torchptycho.io.storage.hdf5 import find_dataset, is_hdf5, list_names, open_hdf5, read_attribute
 from torchptycho.io.storage.hdf5_datasets import load_array, load_complex
@@ -50,10 +50,12 @@ def read_ptychi(path: Path, config: ReadConfig) -> RawScan:
     notes: list[str] = []
     with open_hdf5(parameters_path) as file:
         pixel_m, truth, shape = _read_object(file, parameters_path)
-        vectors = [_read_positions_m(file, parameters_path, key, config, pixel_m) for key in _POSITIONS]
-        for key, vector in zip(_POSITIONS, vectors, strict=True):
-            check_count(parameters_path, key, len(vector), stack.shape[0], rows, cut=cut is not None)
-        positions_m = np.stack([vector[rows.start : rows.stop : rows.step] for vector in vectors], axis=1)
+        m = stack.shape[0]
+        columns = []
+        for key in _POSITIONS:
+            column = _read_positions_m(file, parameters_path, key, config, pixel_m)
+            columns.append(align_to_frames(parameters_path, key, column, m, rows, config))
+        positions_m = np.stack(columns, axis=1)
         node = find_dataset(file, parameters_path, "probe") if config.probe is None else None
         probe = (
             None

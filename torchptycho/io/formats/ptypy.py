@@ -14,7 +14,7 @@ from torchptycho.core.scan import Frames
 from torchptycho.io.frames.frame_stacks import select_frames
 from torchptycho.io.frames.hdf5_frames import Hdf5Frames, open_hdf5_stack
 from torchptycho.io.frames.views import JoinedFrames
-from torchptycho.io.raw_scan import RawScan, build_geometry, check_count, resolve_rows
+from torchptycho.io.raw_scan import RawScan, align_to_frames, build_geometry, resolve_rows
 from torchptycho.io.storage.hdf5 import convert_hdf5_errors, find_dataset, is_hdf5, list_names, open_hdf5
 from torchptycho.io.storage.hdf5_datasets import load_array
 from torchptycho.io.units import Quantity, choose_unit, compute_unit_factor, read_unit
@@ -126,9 +126,9 @@ def _read_chunk(file: Any, path: Path, name: str, config: ReadConfig) -> tuple[H
             found=f"{values.dtype} {values.shape}",
             remedy="Export it again.",
         )
-    check_count(path, key, len(values), stack.shape[0], range(stack.shape[0]), cut=False)
     unit = choose_unit(config.positions_unit, read_unit(places, path), default="m")
-    return stack, values.astype(np.float64), unit
+    m = stack.shape[0]
+    return stack, align_to_frames(path, key, values.astype(np.float64), m, range(m), ReadConfig()), unit
 
 
 def _add_zero_weights(

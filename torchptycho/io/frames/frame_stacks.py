@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import io
 import itertools
+import math
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +21,7 @@ from torchptycho.core.scan import ArrayFrames, Frames
 from torchptycho.io.frames.hdf5_frames import Hdf5Frames
 from torchptycho.io.frames.processing import ProcessedFrames
 from torchptycho.io.frames.thinning import ThinnedFrames
-from torchptycho.io.frames.views import JoinedFrames, PickedFrames
+from torchptycho.io.frames.views import JoinedFrames, PickedFrames, WindowFrames
 from torchptycho.io.storage.archive import Member, NpzArchive, convert_zip_errors, fill
 
 __all__ = [
@@ -48,10 +49,22 @@ def count_frames_in(n_bytes: int, frames: Frames) -> int:
 
 
 class NpzFrames:
-    """What the stacks in an NPZ share: bytes in the order (frame, row, column), or (frame, column, row)."""
+    """What the stacks in an NPZ share: bytes in the order (frame, row, column), or (frame, column, row).
 
-    def __init__(self, member: Member, shape: tuple[int, int, int], *, transposed: bool) -> None:
+    Arguments:
+        lead_shape: axes that count the frames.
+    """
+
+    def __init__(
+        self,
+        member: Member,
+        shape: tuple[int, int, int],
+        *,
+        transposed: bool,
+        lead_shape: tuple[int, ...] | None = None,
+    ) -> None:
         self.member, self._stored_shape, self._transposed = member, shape, transposed
+        self.lead_shape = lead_shape or shape[:1]
 
     @property
     def key(self) -> str:
@@ -151,6 +164,7 @@ class ViewFrames(ArrayFrames):
     """Frames whose axes lie in another order in the file; a view of the file's map, or a copy in memory."""
 
     key: str = "diffraction"
+    lead_shape: tuple[int, ...] | None = None
 
     def chunks(self, frames_per_chunk: int) -> Iterator[np.ndarray]:
         for chunk in super().chunks(frames_per_chunk):
@@ -224,6 +238,8 @@ def find_backing_files(frames: Frames) -> tuple[tuple[Path, ...], str] | None:
         how = ""
         if isinstance(frames, PickedFrames):
             how = hashlib.sha256(np.ascontiguousarray(frames.rows, np.int64).tobytes()).hexdigest()
+        elif isinstance(frames, WindowFrames):
+            how = f"{frames.start}:{frames.stop}"
         elif isinstance(frames, ProcessedFrames):
             how = f"{frames.steps.fingerprint()}{frames.domain}"
         return inner[0], f"{inner[1]}{how}"
@@ -280,11 +296,26 @@ def select_frames(frames: Frames, rows: range) -> Frames:
 
 
 def open_stack(archive: NpzArchive, member: Member, frame_axis: int) -> Frames:
-    """Open the stack in a 3-D member whose frames lie along `frame_axis` (0, or 2 in old files), without reading it.
+    """Open the stack in a member whose frames lie along `frame_axis` (0, or 2 in old files), without reading it.
+
+    With more than three axes, all but the last two count the frames, in C order.
 
     Only a compressed stack whose frames do not lie one after the other in the file is read into memory.
     """
     order = "F" if member.fortran_order else "C"
+    if len(member.shape) > 3:
+        lead = member.shape[:-2]
+        if order == "F":
+            raise ScanError(
+                member.path,
+                member.key,
+                expected="frames of several axes in C order",
+                found=f"{member.shape} in Fortran order",
+                remedy="Save numpy.ascontiguousarray of it.",
+            )
+        kind = ZippedFrames if member.file_offset is None else StoredFrames
+        stored = (math.prod(lead), member.shape[-2], member.shape[-1])
+        return kind(member, stored, transposed=False, lead_shape=lead)
     # In C order the first axis is the slowest in the file, in Fortran order the last one.
     if (order, frame_axis) in {("C", 0), ("F", 2)}:
         a, b, c = member.shape

@@ -50,6 +50,11 @@ class Hdf5Frames:
             return m, height, width
         return math.prod(self.stored_shape[:-2]), self.stored_shape[-2], self.stored_shape[-1]
 
+    @property
+    def lead_shape(self) -> tuple[int, ...]:
+        """Axes that count the frames."""
+        return self.shape[:1] if len(self.stored_shape) == 3 else self.stored_shape[:-2]
+
     def chunks(self, frames_per_chunk: int) -> Iterator[np.ndarray]:
         """Iterate over the stack in order; reads begin where chunks of the file begin."""
         step = max(self.frames_per_block, frames_per_chunk // self.frames_per_block * self.frames_per_block)

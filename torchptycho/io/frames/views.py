@@ -10,7 +10,7 @@ import numpy as np
 
 from torchptycho.core.scan import Frames
 
-__all__ = ["JoinedFrames", "PickedFrames"]
+__all__ = ["JoinedFrames", "PickedFrames", "WindowFrames", "get_lead_shape"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,6 +61,56 @@ def _as_slice(rows: np.ndarray) -> np.ndarray | slice:
     if not len(steps) or (steps != steps[0]).any():
         return rows
     return slice(int(rows[0]), int(rows[-1]) + 1, int(steps[0]))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class WindowFrames:
+    """The frames start to stop of another stack, which are counted from 0.
+
+    Arguments:
+        lead_shape: axes that count them.
+        streamed: scattered frames of the inner stack are dear, so that `chunks` goes through all before them.
+    """
+
+    inner: Frames
+    start: int
+    stop: int
+    lead_shape: tuple[int, ...]
+    streamed: bool = False
+
+    @property
+    def key(self) -> str:
+        return str(getattr(self.inner, "key", "frames"))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (self.stop - self.start, *self.inner.shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.inner.dtype
+
+    def chunks(self, frames_per_chunk: int) -> Iterator[np.ndarray]:
+        if not self.streamed:
+            for start in range(self.start, self.stop, frames_per_chunk):
+                yield self.inner[start : min(start + frames_per_chunk, self.stop)]
+            return
+        done = 0
+        for chunk in self.inner.chunks(frames_per_chunk):
+            first, last = max(self.start - done, 0), min(self.stop - done, len(chunk))
+            if first < last:
+                yield chunk[first:last]
+            done += len(chunk)
+            if done >= self.stop:
+                return
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return self.inner[np.arange(self.start, self.stop)[index]]
+
+
+def get_lead_shape(frames: Frames) -> tuple[int, ...]:
+    """Return the axes of a stack that count its frames: one, or several as of a raster (ny, nx, H, W)."""
+    return tuple(getattr(frames, "lead_shape", None) or frames.shape[:1])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

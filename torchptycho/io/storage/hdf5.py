@@ -20,6 +20,7 @@ __all__ = [
     "find_dataset",
     "find_writer",
     "is_dataset",
+    "is_group",
     "is_hdf5",
     "list_array_names",
     "list_names",
@@ -101,6 +102,12 @@ def is_hdf5(head: bytes) -> bool:
 
 def is_dataset(node: Any) -> bool:
     return isinstance(node, _import_h5py().Dataset)
+
+
+def is_group(file: Any, path: Path, name: str) -> bool:
+    """Return whether the file has a group of that name."""
+    with convert_hdf5_errors(path, name):
+        return isinstance(file.get(name), _import_h5py().Group)
 
 
 def list_names(file: Any, path: Path, name: str = "/") -> list[str]:

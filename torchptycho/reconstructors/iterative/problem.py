@@ -17,6 +17,7 @@ from torch import Tensor
 
 from torchptycho.core.scan import Scan
 from torchptycho.io import iter_checked_chunks
+from torchptycho.io.field import check_scan_field
 from torchptycho.io.near_field import refuse_near_field
 from torchptycho.physics.scaling import Scaling, measure_scaling, sum_frames
 
@@ -102,9 +103,11 @@ def open_problem(
         scratch: folder for a temporary copy of frames that are too many for the memory; None takes the system's.
 
     Raises:
-        ScanError: a frame holds what no detector counts, or the frames are near-field images.
+        ScanError: a frame holds what no detector counts, the frames are near-field images, or a position lies so far
+            away that the image would be empty.
     """
     device = torch.device(device)
+    check_scan_field(scan)
     refuse_near_field(scan)
     with contextlib.ExitStack() as stack:
         size = math.prod(scan.frames.shape) * scan.frames.dtype.itemsize

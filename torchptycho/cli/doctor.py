@@ -83,7 +83,7 @@ def _find_problems(summary: dict[str, Any]) -> list[str]:
         name for name, version in summary["versions"].items() if version == "not installed" and name != "torchptycho"
     ]
     if missing:
-        problems.append(f"{', '.join(missing)}: not installed; pip install torchptycho brings them.")
+        problems.append(f"{', '.join(missing)}: not installed; run pip install torchptycho.")
     if not summary["gpus"]:
         problems.append(
             "no GPU that torch can use: everything computes on the CPU "

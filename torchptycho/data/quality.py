@@ -34,7 +34,7 @@ class FrameFindings:
         """Describe the findings and their remedies."""
         sentences = []
         for frames, what in (
-            (self.dark, "without a single count are kept (--bad-frames leave-out leaves them out)"),
+            (self.dark, "without a single count are kept (--bad-frames leave-out removes them)"),
             (self.saturated, "with saturated pixels are kept (--find-bad-pixels masks these pixels in all frames)"),
             (self.repeated, "at the position of an earlier one are kept"),
         ):

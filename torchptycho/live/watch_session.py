@@ -238,18 +238,18 @@ def _describe_missing_frames(count: int, receiver: Receiver, *, stopped: bool) -
     """Describe missing frames of a final image, a missing confirmation of the source, and a late stop."""
     parts = []
     if stopped:
-        parts.append("stopped when the image was already complete: it is written, and the spool is kept")
+        parts.append("stopped after the image was complete: it is written, and the spool is kept")
     if receiver.source_skipped:
         parts.append(f"all {count} frames were in the spool already; the source was not asked")
     if receiver.expected is not None and count < receiver.expected:
-        parts.append(f"{receiver.expected - count} of {receiver.expected} expected frames did not come")
+        parts.append(f"{receiver.expected - count} of {receiver.expected} expected frames did not arrive")
     return "; ".join(parts) or None
 
 
 def explain_resume(count: int, out: Path, wait_reason: str | None = None) -> str:
     """Explain how to continue a watch that was stopped with `count` frames in its spool."""
     if not count:
-        return "stopped before the first frame came" + (f": {wait_reason}" if wait_reason else "")
+        return "stopped before the first frame arrived" + (f": {wait_reason}" if wait_reason else "")
     return (
         f"stopped with {count} frames in {out / SPOOL_FOLDER}: the same command continues after them; with --idle-s 1 "
         "it makes the image of the frames received so far"

@@ -133,9 +133,9 @@ class StreamSource:
         if quiet_s <= _RETRY_S:
             return None
         if self._state == "foreign":
-            return f"what listens at {self.name} is no source of frames: check the address, and the program there"
+            return f"the program at {self.name} is not a frame source: check the address and the program"
         if self._state == "connected":
-            return f"what listens at {self.name} has not answered for {quiet_s:.0f} s"
+            return f"the program at {self.name} has not answered for {quiet_s:.0f} s"
         return f"no answer from {self.name}"
 
     def close(self, received: int) -> None:

@@ -134,7 +134,7 @@ def test_a_scan_that_ended_early_is_told_as_such_and_is_over_when_it_is_gone_on_
             watched(InMemory(scan, end_at=60), single, out)
     assert (told[0]["state"], told[0]["message"]) == ("finishing", None)
     some = reconstruct(single, read_scan(recorded, frames=slice(None, 60)), **OFFLINE)
-    missing = "40 of 100 expected frames did not come"
+    missing = "40 of 100 expected frames did not arrive"
     for answers, message in (
         (True, missing),
         (False, f"all 60 frames were in the spool already; the source was not asked; {missing}"),

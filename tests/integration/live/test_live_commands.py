@@ -57,7 +57,7 @@ def test_the_commands_tell_what_they_did(command: Command, single: Path, recorde
         "--accelerator",
         "cpu",
     )
-    assert answer.out.endswith("; 1 of 901 expected frames did not come\n"), answer.out
+    assert answer.out.endswith("; 1 of 901 expected frames did not arrive\n"), answer.out
     for wrong, words in (
         (["--spool-frames", "3"], "spool_frames: expected at least 16"),
         (["--refresh-s", "0"], "refresh_s: expected 0.05"),

@@ -75,7 +75,7 @@ def test_a_stop_while_the_last_files_are_written_comes_after_them(
     with playing(scan, where, 1e5):
         answer = command("watch", where, "--model", single, "--out", out, "--accelerator", "cpu", "--drop-spool")
     assert (answer.code, answer.err.endswith("torchptycho: interrupted\n")) == (130, True), answer.err
-    assert "stopped when the image was already complete: it is written, and the spool is kept" in answer.out
+    assert "stopped after the image was complete: it is written, and the spool is kept" in answer.out
     assert json.loads((out / "status.json").read_text())["state"] == "done"
     assert same(read_reconstruction(out / "reconstruction.npz"), reconstruct(single, scan, **OFFLINE))
     assert (out / "reconstruction.png").read_bytes().endswith(b"IEND\xaeB`\x82")
@@ -90,4 +90,4 @@ def test_a_watch_that_is_stopped_before_the_first_frame_says_what_it_waited_for(
     stop, where = threading.Event(), address()
     threading.Timer(1, stop.set).start()
     status = watch(where, single, tmp_path / "live", accelerator="cpu", progress=False, stop=stop).status
-    assert status.message == f"stopped before the first frame came: no answer from {where}"
+    assert status.message == f"stopped before the first frame arrived: no answer from {where}"

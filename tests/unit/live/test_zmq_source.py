@@ -183,10 +183,10 @@ class TestStream:
                 source = StreamSource(f"tcp://127.0.0.1:{port}")
                 for _ in range(100):
                     assert source.describe() is None
-                    if "is no source of frames" in (source.explain_wait() or ""):
+                    if "is not a frame source" in (source.explain_wait() or ""):
                         break
                 assert source.explain_wait() is not None
-                assert "is no source of frames: check the address" in source.explain_wait()
+                assert "is not a frame source: check the address" in source.explain_wait()
             with context.socket(zmq.ROUTER) as router:
                 router.setsockopt(zmq.LINGER, 0)
                 # The other one is closed in the background.

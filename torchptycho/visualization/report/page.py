@@ -80,7 +80,7 @@ def write_report(
         version=here["torchptycho"],
         key=_collect_key_figures(image, scan, summary.photons_mean, halves),
         sections=[part for part in parts if part is not None],
-        footer=f"Written {now} by torchptycho {here['torchptycho']}. This file loads nothing from elsewhere.",
+        footer=f"Written {now} by torchptycho {here['torchptycho']}. This file is self-contained.",
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     with replace_atomically(path) as target:

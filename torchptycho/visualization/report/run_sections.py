@@ -45,7 +45,7 @@ def make_configuration_section(image: Reconstruction) -> Section | None:
         id="configuration",
         title="Configuration",
         rows=[("", [Details(tables=tables)])],
-        text="All options, with those that were not given as they were by default.",
+        text="All options, defaults included.",
     )
 
 
@@ -65,7 +65,7 @@ def make_provenance_section(image: Reconstruction, report_seconds: float) -> Sec
         if source.get(key) is not None
     ]
     if refined.get("complete") is False:
-        rows.append(("refinement", "was interrupted; this is the image so far"))
+        rows.append(("refinement", "interrupted; intermediate image"))
     network = provenance["seconds"] - refined["seconds"] if refined is not provenance else provenance.get("seconds")
     if "epochs" in refined:
         rows.append(("time, refinement", f"{refined['seconds']:.1f} s"))

@@ -64,7 +64,7 @@ def make_image_section(image: Reconstruction) -> Section:
         make_mapped_figure("Phase", np.angle(flat), mask, phase_map, phase_limits, unit="rad"),
         make_complex_figure("Amplitude and phase", flat, mask),
         make_mapped_figure("Coverage", coverage, mask, "cividis", (0.0, max(float(coverage.max(initial=0)), 1e-9)),
-                      note="Sum of the weights that met at a pixel, relative to the largest."),
+                      note="Sum of the weights at a pixel, relative to the maximum."),
     ]  # fmt: skip
     spread: Float32[np.ndarray, "h w"] | None = getattr(image, "spread", None)
     if spread is not None:
@@ -77,15 +77,15 @@ def make_image_section(image: Reconstruction) -> Section:
                 known,
                 "magma",
                 (0.0, high or 1.0),
-                note="Standard deviation of the patches that met at a pixel, in units of the "
-                "object. Where it is large, neighbouring frames tell different stories.",
+                note="Standard deviation of the overlapping patches at a pixel, in units of the "
+                "object. Where it is large, neighbouring frames contradict each other.",
             )
         )
     return Section(
         id="image",
         title="Image",
         rows=[("wide", shown)],
-        text="The constant phase and the phase plane, which ptychography leaves free, are taken out for display.",
+        text="The constant phase and the phase plane, which ptychography does not determine, are removed for display.",
     )
 
 
@@ -110,8 +110,8 @@ def make_truth_section(image: Reconstruction, scan: Scan) -> Section | None:
         id="truth",
         title="Against the file's object",
         rows=[("", [Table(rows=rows, head=head)]), ("wide", [curve])],
-        text=f"The scan file brings an object: the truth of a simulation, or an earlier reconstruction. Over "
-        f"{metrics.n_pixels} pixels, after shift, phase plane, phase and scale are taken out, the complex nRMSE is "
+        text=f"The scan file contains an object: the ground truth of a simulation, or an earlier reconstruction. Over "
+        f"{metrics.n_pixels} pixels, after shift, phase plane, phase and scale are removed, the complex nRMSE is "
         f"{metrics.complex_nrmse:.4g}.",
     )
 
@@ -171,7 +171,7 @@ def make_patterns_section(
         title="Measured and predicted",
         rows=rows,
         text="Counts on a logarithmic scale. The difference is in units of the photon noise of the predicted counts: "
-        "what is left should look like noise, with no shape of its own. Misfit 1 is the photon noise.",
+        "it should look like noise, without structure. A misfit of 1 is photon noise.",
     )
 
 
@@ -208,8 +208,7 @@ def make_resolution_section(metrics: Metrics) -> Section:
         title="Resolution",
         rows=[("wide", [chart])],
         text="Two halves of the frames, refined separately, agree down to a half period of "
-        f"{format_resolution(metrics)} (½-bit threshold). This bounds the detail that the data fix; an error that both "
-        "halves share does not show.",
+        f"{format_resolution(metrics)} (½-bit threshold). Errors that both halves share are not detected.",
     )
 
 
@@ -229,7 +228,7 @@ def make_probe_section(probe: Complex[np.ndarray, "p n n"], pixel_m: float | Non
         )
         for number, mode in enumerate(probe, start=1)
     ]
-    text = "Each mode has its own brightness; their parts of the photons say how much they matter."
+    text = "Each mode has its own brightness scale; the percentage is its fraction of the photons."
     return Section(id="probe", title="Probe", rows=[("small", figures)], text=text if len(probe) > 1 else "")
 
 
@@ -243,9 +242,7 @@ def make_positions_section(scan: Scan, image: Reconstruction) -> Section:
     )
     svg, times = draw_positions_svg(scan.positions_px, refined_px if moved else None, scan.n_px)
     if not moved or refined_px is None:
-        chart = Chart(
-            title=f"{scan.n_frames} positions", svg=svg, note="As the file has them; they were not corrected."
-        )
+        chart = Chart(title=f"{scan.n_frames} positions", svg=svg, note="Positions of the file, not corrected.")
         return Section(id="positions", title="Scan positions", rows=[("wide", [chart])])
     shift = refined_px - scan.positions_px
     length = np.hypot(*shift.T)
@@ -265,7 +262,7 @@ def make_positions_section(scan: Scan, image: Reconstruction) -> Section:
         id="positions",
         title="Scan positions",
         rows=[("wide", [chart]), ("", [Table(rows=rows)])],
-        text="Corrections that refinement made to the positions of the file.",
+        text="Corrections of the positions of the file by refinement.",
     )
 
 

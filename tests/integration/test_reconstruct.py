@@ -424,7 +424,7 @@ def test_scan_is_reconstructed_without_a_checkpoint(command: Command, tmp_path: 
     assert image.provenance["checkpoint"] is None
     assert out.with_suffix(".html").is_file()
     both = command("reconstruct", tiny_scan, tiny_scan, "--out", tmp_path / "both", "--accelerator", "cpu")
-    assert "expected scans of different names" in both.err
+    assert "expected scans with different names" in both.err
 
 
 @pytest.mark.contract("cli.reconstruct.untrained")
@@ -439,7 +439,7 @@ def test_image_without_training_resembles_the_object() -> None:
     ("arguments", "message"),
     [
         (["--engine", "onnx"], "--engine: expected torch without a checkpoint"),
-        (["--training-scan", "1"], "--training-scan: belongs to a checkpoint"),
+        (["--training-scan", "1"], "--training-scan: expected a checkpoint"),
         (["--crop-px", "20"], "found N = 20"),
     ],
 )

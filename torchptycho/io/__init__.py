@@ -56,7 +56,7 @@ def read_scan(
 
     Raises:
         ScanError: the file breaks the contract; file, key, expected, found and remedy are named. The values of the
-            frames are judged as they are read: see `checked_chunks`.
+            frames are judged as they are read: see `iter_checked_chunks`.
     """
     path = Path(path)
     given: dict[str, Any] = {

@@ -7,13 +7,13 @@ from jaxtyping import Bool, Float64
 
 __all__ = ["find_dead_pixels", "find_hot_pixels"]
 
-# A pixel is called dead when it should have counted this often and never did: chance alone gives exp(-20).
+# Expected counts above which a pixel without counts is dead: the probability by chance is exp(-20).
 _EXPECTED_COUNTS = 20.0
 _HOT_RATIO, _HOT_NEIGHBOUR_RATIO, _HOT_COUNTS = 10.0, 3.0, 100.0
 
 
 def find_dead_pixels(counts: Float64[np.ndarray, "h w"], good: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-    """Never counted, although the median of the 24 pixels around says they should have, 20 times."""
+    """Find pixels that never counted although the median of the 24 pixels around them predicts at least 20 counts."""
     from scipy.ndimage import median_filter
 
     around = np.ones((5, 5), bool)

@@ -45,7 +45,7 @@ def open_scans(sources: Sources, config: ReadConfig, val_sources: Sources = ()) 
     """
     taken = _OpenedScans()
     wanted = (_as_list(val_sources), _as_list(sources))
-    # Scans that are named come first: they decide which of several files stands for the same frames.
+    # Explicitly named scans come first: they determine which of several files represents the same frames.
     named = [[None if _is_folder_or_pattern(one) else taken.add(_read(one, config)) for one in part] for part in wanted]
     _refuse_held_out_twice(*named)
     held_out, trained = (

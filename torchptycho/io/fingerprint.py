@@ -16,7 +16,7 @@ _ARRAYS = ("positions_px", "probe", "mask", "scan_id", "truth", "truth_patches")
 
 
 def fingerprint_scan(scan: Scan) -> str:
-    """SHA-256 over everything but the frames of a file, which its size and time of change stand for."""
+    """Compute the SHA-256 of a scan; the frames of a file are represented by its size and modification time."""
     return hashlib.sha256(repr(sorted(fingerprint_fields(scan).items())).encode()).hexdigest()
 
 

@@ -81,7 +81,7 @@ def _find_faults(chunk: np.ndarray, *, clip: bool) -> list[tuple[str, np.ndarray
 
 
 def compute_mean_pattern(frames: Frames, domain: Domain) -> Float64[np.ndarray, "h w"]:
-    """Mean intensity of up to 64 frames, evenly spread over the scan; what is not finite or negative counts as 0."""
+    """Compute the mean of up to 64 frames, evenly spread over the scan; non-finite and negative values count as 0."""
     rows = np.unique(np.linspace(0, frames.shape[0] - 1, _MAX_SAMPLED_FRAMES).astype(np.int64))
     picked = PickedFrames(frames, rows, streamed=random_access_is_slow(frames))
     summed = np.zeros(frames.shape[1:])

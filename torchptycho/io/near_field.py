@@ -20,7 +20,7 @@ _SPECTRA_BYTES = 16 * 2**20
 _MAX_FRAMES, _MIN_PAIRS, _MAX_PAIRS = 200, 20, 300
 _MAX_CANDIDATES = 1000
 _NEIGHBOURS = 3
-# Part of the frames' movement that the scan must explain, and number of pairs of frames within 2 px of it.
+# Fraction of the frames' movement that the scan must explain, and number of frame pairs within 2 px of it.
 _MIN_EXPLAINED, _MIN_INLIERS, _INLIER_PX, _MIN_SHIFT_PX = 0.9, 0.8, 2.0, 2.0
 # Estimated width of the probe, in frames, above which it does not fit into one.
 _MIN_WIDTH_FRAMES = 2.0
@@ -49,7 +49,7 @@ class NearFieldEvidence:
 
 
 def detect_near_field(scan: Scan) -> NearFieldEvidence | None:
-    """Evidence that the frames are shadow images, or None.
+    """Return the evidence that the frames are near-field shadow images, or None.
 
     Behind a focus, neighbouring frames show the sample moved by the magnified step of the scan. The diameter of the
     pattern over that magnification is the width of the probe; when this is more than twice the N object
@@ -73,7 +73,7 @@ def detect_near_field(scan: Scan) -> NearFieldEvidence | None:
     if explained_fraction < _MIN_EXPLAINED or inliers < _MIN_INLIERS or np.median(np.hypot(*shifts.T)) < _MIN_SHIFT_PX:
         return None
     probe_px = _measure_diameter(pattern) / per_px if per_px > 0 else 0.0
-    # A scan that could be used must not be refused: the width is an estimate, good to a factor.
+    # The margin avoids refusing usable scans: the width is only estimated.
     wide = probe_px > _MIN_WIDTH_FRAMES * scan.n_px
     return (
         NearFieldEvidence(shift_per_px=per_px, explained_fraction=explained_fraction, probe_px=probe_px)
@@ -123,7 +123,7 @@ def _compute_spectra(scan: Scan, rows: np.ndarray) -> tuple[Float64[np.ndarray, 
     frames[:, ~scan.mask] = 0
     pattern = frames.mean(axis=0, dtype=np.float64)
     has_counts = pattern > 1e-2 * pattern.max()
-    # Where few photons are, the ratio is noise.
+    # At low counts the ratio is noise.
     trust = np.where(has_counts, np.minimum(1.0, 3 * np.sqrt(pattern / max(pattern.max(), 1e-30))), 0.0).astype(
         np.float32
     )
@@ -143,7 +143,7 @@ def _find_pairs(positions_px: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _estimate_shift(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Whole pixels (y, x) by which the second must move to look like the first."""
+    """Estimate the whole pixels (y, x) by which the second must move to match the first."""
     correlation = np.fft.irfft2(first * second.conj())
     n = correlation.shape[-1]
     row, column = divmod(int(correlation.argmax()), n)

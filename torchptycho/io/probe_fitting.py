@@ -20,9 +20,9 @@ _log = logging.getLogger(__name__)
 
 # Pixel sizes that agree to this are the same.
 _SAME_PIXEL = 1e-3
-# Beyond this ratio of two pixels there is an error of unit.
+# A larger ratio of two pixel sizes indicates a wrong unit.
 _MAX_SCALE = 16.0
-# By how much another reading of a probe must agree better with the frames than the plain one.
+# Relative improvement of the agreement with the frames that another interpretation of a probe needs.
 _MIN_GAIN = 0.01
 
 
@@ -84,7 +84,7 @@ def fit_probe(probe: ProbeFile, scan: Scan, notes: list[str]) -> Complex64[np.nd
         if edge != n_px or not same:
             modes = resample_field(modes, ratio, n_px)
             if edge == n_px and _agrees_better(probe.modes, modes, scan):
-                # As after a correction of what the file says about the same frames.
+                # As after a correction of the geometry of the same frames.
                 modes = probe.modes
                 notes.append(f"probe kept pixel by pixel: it agrees so with the frames, of {ratio:.4g} times its pixel")
             else:

@@ -20,7 +20,7 @@ from torchptycho.io.storage.hdf5_datasets import load_array, load_complex
 __all__ = ["read_reconstruction", "write_reconstruction"]
 
 _FORMAT, _FORMAT_VERSION = "torchptycho-reconstruction", 1
-# Ours, and that of a Ptychodus product saved as NPZ.
+# The key of this package, and that of a Ptychodus product saved as NPZ.
 _PIXEL_KEYS = ("object_pixel_m", "object_pixel_height_m")
 
 
@@ -180,7 +180,7 @@ def _find_ptypy_storage(file: Any, path: Path) -> str | None:
 
 
 def _read_ptypy_grid(file: Any, path: Path, storage: str) -> tuple[float | None, tuple[int, int]]:
-    """Edge of a pixel in metres, and the (y, x) of pixel [0, 0] in such pixels, which PtyPy keeps in metres too."""
+    """Read the edge of a pixel in metres, and the (y, x) of pixel [0, 0] in pixels; PtyPy stores both in metres."""
     found = {}
     for name in ("_psize", "_origin"):
         key, node = locate_dataset(file, path, f"{storage}/{name}")

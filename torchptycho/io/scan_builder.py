@@ -233,7 +233,7 @@ def _process_frames(
             found=f"{height}x{width} px",
             remedy="Choose a smaller crop_px or binning.",
         )
-    # The middle of pixel N/2 of the result lies on the direct beam, as far as whole detector pixels allow.
+    # The centre of pixel N/2 is on the direct beam, to within whole detector pixels.
     back = (n_px * config.binning + config.binning - 1) / 2
     steps = Processing(
         shift=config.fftshift,
@@ -287,10 +287,10 @@ def _build_probe(
     if config.probe is None and size == n_px:
         return probe.modes
     if steps is not None and size == edge and (config.probe is None or (size != n_px and probe.pixel_m is None)):
-        # It belongs to the frames as recorded, and is cut and binned as they are.
+        # The probe belongs to the recorded frames, and is cropped and binned like them.
         return resample_probe(probe.modes, n_px, steps.binning)
     if config.probe is None and size == recorded.positions_n_px:
-        # The object pixel of the file is that of its probe, and would be another with frames of this size.
+        # The object pixel of the file belongs to its probe, and would be different for frames of this size.
         raise ScanError(
             recorded.path,
             "probe",

@@ -18,7 +18,7 @@ from torchptycho.io.units import compute_position_factor, is_pixels
 __all__ = ["build_geometry", "convert_positions", "convert_to_pixels", "find_reference_edge", "orient_positions"]
 
 
-# No ptychographic scan is wider; positions beyond are in another unit.
+# No ptychographic scan is wider: larger positions are not in metres.
 _MAX_EXTENT_M = 0.5
 
 
@@ -38,7 +38,7 @@ def convert_positions(recorded: RawScan, scan: Scan) -> Float64[np.ndarray, "m 2
 
 
 def find_reference_edge(recorded: RawScan) -> int:
-    """Frame edge that the file's object pixel and its probe refer to."""
+    """Find the frame edge to which the file's object pixel and its probe refer."""
     if recorded.positions_n_px is not None:
         return recorded.positions_n_px
     height, width = recorded.frames.shape[1:]
@@ -114,5 +114,5 @@ def orient_positions(positions_px: np.ndarray, config: ReadConfig, notes: list[s
     done = [name for name in ("swap_xy", "flip_y", "flip_x") if getattr(config, name)]
     if done:
         notes.append(f"positions turned: {', '.join(done)}")
-    # + 0.0, because -0.0 is written differently.
+    # + 0.0 turns -0.0 into 0.0, whose bytes differ.
     return np.ascontiguousarray(turned * sign + 0.0, dtype=np.float64)

@@ -19,7 +19,7 @@ __all__ = ["describe_changes", "list_other_files", "read_file_state", "refuse_ch
 
 
 def read_file_state(path: str | Path) -> SourceFile:
-    """Size and time of change of a file; nothing of it is read.
+    """Return size and modification time of a file without reading it.
 
     Raises:
         ScanError: it is gone.

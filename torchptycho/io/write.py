@@ -40,7 +40,7 @@ def list_files(path: str | Path, format: ScanFormat | None = None) -> tuple[Path
         ConfigError: the name does not fit the format.
     """
     path = Path(path)
-    # A folder is refused where files are checked.
+    # The writer reports a folder with its own message.
     if path.is_dir() or choose_format(path, format) == "npz":
         return (path,)
     from torchptycho.io.formats.ptychodus_writer import name_diffraction_file
@@ -58,11 +58,11 @@ def write_scan(scan: Scan, path: str | Path, *, format: ScanFormat | None = None
 
     Raises:
         ConfigError: the name does not fit the format.
-        ScanError: the frames fail `checked_chunks`, the metadata is not plain, a product lacks the object pixel or the
-            lengths that it must state, or the place cannot be written to.
+        ScanError: the frames fail `iter_checked_chunks`, the metadata is not plain, a product lacks the object pixel or
+            required lengths, or the path is not writable.
     """
     path = Path(path)
-    # A folder is refused in the words of the writer.
+    # The writer reports a folder with its own message.
     kind = "npz" if path.is_dir() else choose_format(path, format)
     if kind == "npz":
         write_npz(scan, path, compressed=compressed)

@@ -1,4 +1,4 @@
-"""The commands that tell how good an image is."""
+"""Commands that evaluate and compare images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Compare", "Evaluate"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluate(WritingCommand):
-    """Compare a reconstruction with a true or reference object.
+    """Compare a reconstruction with a ground truth or a reference.
 
     torchptycho evaluate image.npz scan.npz
     """
@@ -25,9 +25,9 @@ class Evaluate(WritingCommand):
     truth: Positional[Path]
     """Scan with `objectGuess`, or any image file with `object`."""
     min_coverage: float = 0.1
-    """Look only where at least this part of the largest weight met."""
+    """Compare only pixels whose coverage is at least this fraction of the maximum."""
     plot: Path | None = None
-    """Draw both and their errors into this PNG."""
+    """Draw both images and the errors into this PNG."""
     json: bool = False
     """Print one JSON object instead of a table."""
 
@@ -40,7 +40,7 @@ class Evaluate(WritingCommand):
         from torchptycho.io import read_reconstruction
 
         image, truth = read_reconstruction(self.reconstruction), read_reconstruction(self.truth)
-        # Where a reference is not valid itself there is nothing to compare with.
+        # Pixels where the reference is not valid cannot be compared.
         known = np.where(truth.valid, truth.object, np.nan).astype(np.complex64)
         metrics = evaluate(image, known, truth_origin_px=truth.origin_px, min_coverage=self.min_coverage)
         if self.plot:
@@ -57,25 +57,25 @@ class Evaluate(WritingCommand):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compare(WritingCommand):
-    """Compare two reconstructions of any origin, also with a truth.
+    """Compare two reconstructions of any origin, optionally with a ground truth.
 
-    They are brought onto one pixel size, one place, and one gauge of phase and scale first. Read are image files of
-    this program, Ptychodus products, PtyPy .ptyr files, CXI files, and any NPZ with a complex `object`.
+    They are first brought to the same pixel size, position, phase ramp and scale. Supported are image files of this
+    program, Ptychodus products, PtyPy .ptyr files, CXI files, and any NPZ with a complex `object`.
 
     torchptycho compare image.npz refined.npz --out compare.png
     torchptycho compare ours.npz theirs.ptyr --truth scan.npz
     """
 
     first: Positional[Path]
-    """Image file; the reference where there is no truth."""
+    """Image file; the reference if there is no ground truth."""
     second: Positional[Path]
     """Image file."""
     truth: Path | None = None
-    """Scan with `objectGuess`, or an image file, that both are compared with."""
+    """Scan with `objectGuess`, or an image file, with which both are compared."""
     out: Path = Path("compare.png")
-    """Picture to draw: both, their differences, and the ring correlations."""
+    """PNG to draw: both images, their differences, and the Fourier ring correlations."""
     min_coverage: float = 0.1
-    """Look only where at least this part of the largest weight met."""
+    """Compare only pixels whose coverage is at least this fraction of the maximum."""
     json: bool = False
     """Print one JSON object instead of a table."""
 

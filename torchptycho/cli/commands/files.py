@@ -1,4 +1,4 @@
-"""The commands that look at scan files and rewrite them."""
+"""Commands that inspect, convert and simulate scan files."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from torchptycho.visualization.tables import (
 
 __all__ = ["Convert", "Inspect", "Simulate"]
 
-# The second best orientation must leave this much more than the best for the answer to be clear.
+# Smallest ratio of the misfits of the second best and the best orientation for a clear result.
 _MIN_MISFIT_RATIO = 1.2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Inspect(WritingCommand):
-    """Tell what a scan file or a store holds, and whether it is usable.
+    """Summarize a scan file or a store, and report whether it is usable.
 
     torchptycho inspect scan.npz --plot scan.png
     torchptycho inspect store
@@ -39,8 +39,8 @@ class Inspect(WritingCommand):
     plot: Path | None = None
     """Draw mean pattern, probe, positions and dose into this PNG."""
     orientation: bool = False
-    """Rank the eight orientations of the positions by how well a short refinement of a part of the scan explains the
-    counts; takes about a minute."""
+    """Rank the eight orientations of the positions by the misfit of a short refinement of a part of the scan; takes
+    about a minute."""
     json: bool = False
     """Print one JSON object instead of a table."""
     config: Path | None = None
@@ -96,7 +96,7 @@ class Inspect(WritingCommand):
         from torchptycho.data.store import Store
 
         if self.plot or self.orientation or self.reading != ReadConfig():
-            raise ConfigError(f"{self.scan}: is a store, of which only the scans are listed. Leave out all but --json.")
+            raise ConfigError(f"{self.scan}: is a store, for which only --json can be given. Omit the other options.")
         store = Store.open(self.scan)
         if self.json:
             self.print_result({"scans": make_store_rows(store)}, json=True)
@@ -109,14 +109,14 @@ class Inspect(WritingCommand):
 class Convert(WritingCommand):
     """Write a scan file in another format.
 
-    The options of reading are applied.
+    All reading options are applied.
 
     torchptycho convert scan.cxi scan.npz --crop-px 256 --guess-probe
     torchptycho convert scan.npz product.h5
     """
 
     scan: Positional[Path]
-    """Scan file of any format that is read."""
+    """Scan file of any supported format."""
     out: Positional[Path]
     """File to write: .npz canonical NPZ; .h5 a Ptychodus product, its frames in NAME-diffraction.h5 next to it
     (those of product.h5 in diffraction.h5, as Ptychodus' batch mode has them)."""

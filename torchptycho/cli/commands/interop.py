@@ -1,4 +1,4 @@
-"""The commands that have to do with other programs."""
+"""Commands for other programs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Export", "Ptychodus"]
 class Export(ModelCommand, WritingCommand):
     """Write a trained network as one file for another engine.
 
-    The file is checked against the network before it appears. `reconstruct` takes it in the place of the checkpoint.
+    The file is written only if it reproduces the network. `reconstruct` accepts it instead of a checkpoint.
 
     torchptycho export run network.onnx
     torchptycho export run network.pt2
@@ -26,14 +26,14 @@ class Export(ModelCommand, WritingCommand):
     checkpoint: Positional[Path]
     """Checkpoint or bundle, or the folder of a run (its best checkpoint)."""
     out: Positional[Path]
-    """File to write: .onnx, or .pt2 for machine code of AOTInductor, which needs a C++ compiler and runs where it was
-    made."""
+    """File to write: .onnx, or .pt2 for machine code of AOTInductor, which needs a C++ compiler and runs on this
+    kind of machine only."""
     training_scan: int | None = None
-    """Training scan whose probe, input scale and mask go into it; None as trained."""
+    """Number of the training scan whose probe, input scale and mask are exported; None uses the configured one."""
     max_offset_px: float | None = None
-    """Room for frames that are this far from their group's centre, along an axis; None for those of training."""
+    """Largest distance of a frame from its group's centre along an axis; None uses that of training."""
     accelerator: str = "auto"
-    """What machine code is for: auto, cpu, gpu. ONNX runs on both."""
+    """Device of the machine code: auto, cpu or gpu. ONNX runs on both."""
     json: bool = False
     """Print one JSON object instead of a sentence."""
 
@@ -63,14 +63,14 @@ class Export(ModelCommand, WritingCommand):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ptychodus(Command):
-    """List the reconstructors in an installed Ptychodus, or no longer.
+    """Enable or disable the reconstructors in an installed Ptychodus.
 
     torchptycho ptychodus enable
     torchptycho ptychodus status
     """
 
     action: Positional[Literal["enable", "disable", "status"]]
-    """enable puts one file among its plugins, disable removes it, status tells whether it is there."""
+    """enable adds one file to its plugins, disable removes it, status reports whether it exists."""
 
     def run(self) -> None:
         from torchptycho.interop.ptychodus import installation

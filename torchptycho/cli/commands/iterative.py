@@ -22,7 +22,7 @@ class RefinementCommand(WritingCommand):
     scan: Positional[Path]
     """Scan file."""
     device: str = "auto"
-    """Where to compute: auto, cpu, gpu."""
+    """Device: auto, cpu or gpu."""
     config: Path | None = None
     """YAML or TOML file with the sections prepare and refine; flags override it."""
     reading: ReadConfig = dataclasses.field(default_factory=ReadConfig)
@@ -33,7 +33,7 @@ class RefinementCommand(WritingCommand):
 class Refine(RefinementCommand):
     """Fit an image to the counts; no training is needed.
 
-    It begins with nothing or with an earlier image.
+    Refinement starts from a uniform object or from an earlier image.
 
     torchptycho refine scan.npz --out refined.npz
     torchptycho refine scan.npz --start image.npz --out refined.npz --position-update frames
@@ -43,16 +43,15 @@ class Refine(RefinementCommand):
     OPTIONAL_FILE_SUFFIXES: ClassVar = {"--report": ".html"}
 
     start: Path | None = None
-    """Image to begin with, as `reconstruct` or `refine` wrote it; None begins with nothing."""
+    """Start image, written by `reconstruct` or `refine`; None starts from a uniform object."""
     out: Path = Path("refined.npz")
     """Image file to write (NPZ), with the refined probe and positions; a PNG of the same name is drawn next to it."""
     resume: bool = False
-    """Go on from where an earlier refinement into this file ended, up to the epochs asked for; begin where there was
-    none."""
+    """Continue an earlier refinement into this file, if there is one, up to the requested number of epochs."""
     report: NextToResult | Path | None = None
-    """Write a page about the image into this HTML file; --report alone puts it next to the image."""
+    """Write a report on the image to this HTML file; --report alone writes it next to the image."""
     report_frc: bool = False
-    """Show in it how fine an image the data allow, too, which takes two refinements."""
+    """Include the FRC of two halves of the scan in the report, which takes two refinements."""
     json: bool = False
     """Print one JSON object instead of a sentence."""
 
@@ -110,9 +109,9 @@ class Refine(RefinementCommand):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Resolution(RefinementCommand):
-    """Tell how fine an image the data allow, without a truth.
+    """Estimate the resolution without a ground truth.
 
-    Two halves of the frames are refined and correlated.
+    Two halves of the frames are refined separately, and their images correlated.
 
     torchptycho resolution scan.npz --plot frc.png
     """

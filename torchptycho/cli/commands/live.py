@@ -1,4 +1,4 @@
-"""The commands for a scan that is being recorded."""
+"""Commands for live reconstruction."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["Replay", "Watch"]
 class Watch(ModelCommand, WritingCommand):
     """Reconstruct a scan while it is recorded.
 
-    It is read from an HDF5 file that grows, or from a stream. Ctrl+C ends it; the same command goes on.
+    The scan is read from a growing HDF5 file or from a stream. Ctrl+C stops the command; run it again to continue.
 
     torchptycho watch scan.cxi --model run --out live
     torchptycho watch tcp://beamline:5555 --model run --out live --page
@@ -40,28 +40,28 @@ class Watch(ModelCommand, WritingCommand):
     model: Path
     """Checkpoint or bundle, or the folder of a run (its best checkpoint)."""
     out: Path
-    """Folder for the image, the pictures and the status, and for the frames that are received (in spool)."""
+    """Folder for the image, the PNG files and the status, and for the received frames (in spool)."""
     frames: int | None = None
-    """Frames after which the scan is over; None follows the source."""
+    """Number of frames after which the scan is over; None follows the source."""
     idle_s: float | None = None
-    """Seconds without a new frame after which the scan is over, too. None: 30 for a file, never for a stream."""
+    """Seconds without a new frame after which the scan is over. None: 30 for a file, unlimited for a stream."""
     spool_frames: int = 20_000
-    """Frames that may wait on the disk to be reconstructed; beyond it the source has to keep them."""
+    """Largest number of frames on disk that wait to be reconstructed; beyond it the source has to keep them."""
     drop_spool: bool = False
-    """Remove the frames that were received when the image is written."""
+    """Remove the received frames after the final image is written."""
     refresh_s: float = 2.0
-    """Seconds between two pictures."""
+    """Seconds between two live images."""
     accelerator: str = "auto"
-    """Where to compute: auto, cpu, gpu."""
+    """Device: auto, cpu or gpu."""
     page: bool = False
-    """Show the image on a web page while it grows."""
+    """Show the live image on a web page."""
     page_host: str = "127.0.0.1"
-    """Address of the page; the default is seen on this computer only."""
+    """Address of the page; the default is accessible from this computer only."""
     page_port: int = 8765
-    """Port of the page; 0 takes any that is free."""
+    """Port of the page; 0 selects a free one."""
     config: Path | None = None
-    """YAML or TOML file whose section prepare says how a file is read (not for a stream, which sends frames that are
-    ready); without it as the network's training scans."""
+    """YAML or TOML file with the section prepare: options for reading a file (not for a stream, which sends processed
+    frames); None reads it like the network's training scans."""
     json: bool = False
     """Print one JSON object instead of a sentence."""
 
@@ -84,7 +84,7 @@ class Watch(ModelCommand, WritingCommand):
             stop = open_.enter_context(_stop_on_signals())
             if self.page:
                 url = open_.enter_context(serve(self.out, self.page_host, self.page_port))
-                sys.stderr.write(f"torchptycho: the image as it grows: {url}\n")
+                sys.stderr.write(f"torchptycho: live page: {url}\n")
             found = watch(
                 self.source,
                 network,
@@ -108,7 +108,7 @@ class Watch(ModelCommand, WritingCommand):
             self.print_result(report, f"{self.out}: {status.message}", json=self.json)
             raise KeyboardInterrupt
         height_px, width_px = image.object.shape
-        late = f"waited at most {status.longest_wait_s:.1f} s, {status.largest_backlog} at once"
+        late = f"waited at most {status.longest_wait_s:.1f} s, at most {status.largest_backlog} at a time"
         paused = f"; the source had to keep some for {status.paused_s:.1f} s" if status.paused_s else ""
         left = (
             f"; {len(status.left_out)} are left out: {_list_first_frames(status.left_out)}" if status.left_out else ""
@@ -126,7 +126,7 @@ class Watch(ModelCommand, WritingCommand):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Replay(WritingCommand):
-    """Play a scan as if it were being recorded, to try `watch`.
+    """Play back a scan as if it were being recorded, to try `watch`.
 
     torchptycho replay scan.npz --hz 2000
     torchptycho replay scan.npz --swmr growing.cxi --energy-eV 8000 --distance-m 1 --detector-pixel-m 75e-6
@@ -137,9 +137,9 @@ class Replay(WritingCommand):
     hz: float = 2000.0
     """Frames per second."""
     address: str = "tcp://127.0.0.1:5555"
-    """Where `watch` finds it; it begins when somebody asks, and ends when all frames were fetched."""
+    """Address for `watch`; the replay starts with the first request and ends when all frames were fetched."""
     swmr: Path | None = None
-    """Write a CXI file in SWMR mode at that rate instead, and begin at once."""
+    """Write a CXI file in SWMR mode at that rate instead, starting at once."""
     config: Path | None = None
     """YAML or TOML file with the section prepare; flags override it."""
     json: bool = False

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Reconstruct", "Train"]
 
-# torch, lightning and matplotlib are imported inside `run`: help and errors appear without delay.
+# torch, lightning and matplotlib are imported inside `run`, so that help and errors appear without delay.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,13 +62,13 @@ class Train(Command):
     out: Path
     """Folder of the run: configuration, store, checkpoints, metrics."""
     val_scans: tuple[str, ...] = ()
-    """Scans that are not trained on; validation looks at every frame of them."""
+    """Scans for validation only, with all of their frames."""
     start: Annotated[Path | None, arg(name="from")] = None
-    """Checkpoint or folder of a run whose network is trained further, on these scans."""
+    """Checkpoint, or folder of a run, whose network is fine-tuned on these scans."""
     resume: bool = False
     """Continue the run in this folder from its last checkpoint; begin it where there is none yet."""
     dry_run: bool = False
-    """Read and check everything, tell what would be made and in how many steps, and write nothing."""
+    """Read and check everything, report the number of steps and what would be written, and write nothing."""
     json: bool = False
     """Print one JSON object instead of a sentence."""
     config: Path | None = None
@@ -123,9 +123,9 @@ class Train(Command):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reconstruct(ModelCommand, WritingCommand):
-    """Reconstruct scans in one pass of a network, an image of each.
+    """Reconstruct an image of each scan in one pass of a network.
 
-    Without a checkpoint the default network, which needs no training, takes the scan's own probe.
+    Without a checkpoint, the default network, which works untrained, is used with the scan's own probe.
 
     torchptycho reconstruct scan.npz --out image.npz
     torchptycho reconstruct run scan.npz --out image.npz
@@ -142,40 +142,40 @@ class Reconstruct(ModelCommand, WritingCommand):
     """Image file to write (NPZ), by default reconstruction.npz; a PNG of the same name is drawn next to it. With
     several scans a folder, by default reconstructions, in which images have the names of their scans."""
     accelerator: str = "auto"
-    """Where to compute: auto, cpu, gpu."""
+    """Device: auto, cpu or gpu."""
     engine: Literal["torch", "onnx", "aot"] | None = None
-    """What computes the network; for onnx and aot a checkpoint is exported first. None is ONNX Runtime for .onnx files,
-    otherwise torch. A .pt2 file is machine code, which runs as it is loaded: it needs --engine aot."""
+    """Inference engine; for onnx and aot a checkpoint is exported first. None is ONNX Runtime for .onnx files,
+    otherwise torch. A .pt2 file is machine code, which runs when it is loaded, and needs --engine aot."""
     devices: int = 1
-    """Processes that share the frames of a scan, each with a GPU or a part of the CPU."""
+    """Number of processes among which the frames of a scan are distributed, each with a GPU or a part of the CPU."""
     config: Path | None = None
     """YAML or TOML file with the section prepare; flags override it."""
     reading: ReadConfig = dataclasses.field(default_factory=ReadConfig)
     stitch_weight: Literal["probe", "central"] | None = None
-    """How overlapping patches are averaged: by |P|^2, or evenly over the central half; None as trained."""
+    """Weights for averaging overlapping patches: |P|^2, or 1 in the central half; None as trained."""
     agree_phases: bool | None = None
-    """Turn each group's patches by the phase with which they agree with their neighbours; None as trained."""
+    """Align the global phase of each group with its neighbours; None as trained."""
     input_scale: Literal["training", "scan"] | None = None
-    """Scale the network's input as in training, or from this scan (when its dose differs); None as trained."""
+    """Scale of the network's input: that of training, or of this scan (if its dose differs); None as trained."""
     training_scan: int | None = None
-    """Which training scan's probe and scale to use, when there were several; None as trained."""
+    """Number of the training scan whose probe and scale are used, if there were several; None as trained."""
     predict_batch_size: int | Literal["auto"] | None = None
-    """Frames per forward pass; a CPU runs one on each core at once, 8 at most, and needs the memory of all of them, but
-    for OMP_NUM_THREADS=1. auto: what a CPU is fastest with, and what a GPU has memory for. None as trained."""
+    """Frames per forward pass. A CPU computes one batch per core in parallel, up to 8, and needs memory for all of
+    them, except with OMP_NUM_THREADS=1. auto: the fastest on a CPU, the largest that fits on a GPU. None as trained."""
     predict_precision: Literal["32-true", "bf16-mixed"] | None = None
     """Arithmetic of the network; None as trained."""
     predict_compile: bool | None = None
-    """Compile the network with torch.compile, which pays with many scans; None as trained."""
+    """Compile the network with torch.compile, worthwhile for many scans; None as trained."""
     predict_passes: int | None = None
-    """Times that each frame is predicted, each time in a group with other neighbours; None as trained."""
+    """Number of predictions of each frame, each in a group with other neighbours; None as trained."""
     absolute_scale: bool | None = None
-    """Scale the object so that it and a constant background fit the counts of the whole scan best; None as trained."""
+    """Scale the object so that it and a constant background best fit the counts of the scan; None as trained."""
     refine: int = 0
-    """Epochs of refinement after it, with the options that the network was trained with in the section refine."""
+    """Epochs of refinement afterwards, with the options in the section refine of the network's configuration."""
     report: NextToResult | Path | None = None
-    """Write a page about the image into this HTML file; --report alone puts it next to the image."""
+    """Write a report on the image to this HTML file; --report alone writes it next to the image."""
     report_frc: bool = False
-    """Show in it how fine an image the data allow, too, which takes two refinements."""
+    """Include the FRC of two halves of the scan in the report, which takes two refinements."""
     json: bool = False
     """Print one JSON object instead of a sentence."""
 
@@ -187,14 +187,14 @@ class Reconstruct(ModelCommand, WritingCommand):
         if self.refine < 0:
             raise ConfigError(f"--refine: expected a number of epochs, 0 for none; found {self.refine}.")
         open_scan_and_network = self._use_default_network() if checkpoint is None else self._use_checkpoint(checkpoint)
-        # What comes after the network takes as long to import as a small scan to predict.
+        # The modules for stitching take as long to import as the prediction of a small scan.
         threading.Thread(target=_import_ahead, daemon=True).start()
         failed, report = [], []
         for scan, image in images.items():
             try:
                 report.append(self._reconstruct(open_scan_and_network, scan, image))
             except ExportError:
-                # It is no scan's fault.
+                # Not caused by a scan.
                 raise
             except (TorchptychoError, OSError, FloatingPointError) as error:
                 if len(images) == 1:
@@ -263,7 +263,9 @@ class Reconstruct(ModelCommand, WritingCommand):
                 f"--engine: expected torch without a checkpoint; found {self.engine}. Train a network and name it."
             )
         if self.training_scan:
-            raise ConfigError("--training-scan: belongs to a checkpoint; name one before the scans, or leave it out.")
+            raise ConfigError(
+                "--training-scan: expected a checkpoint before the scans; found none. Name one, or omit this option."
+            )
         config = self._complete_config(ReconstructConfig())
 
         def open_scan(path: Path) -> tuple[Scan, PtychoNetwork, ReconstructConfig]:
@@ -288,7 +290,9 @@ class Reconstruct(ModelCommand, WritingCommand):
             self._claim_image_files(out, scans)
             return {scans[0]: out}
         if self.report not in (None, NEXT_TO_RESULT):
-            raise ConfigError("--report: expected no file with several scans; each page lies next to its image.")
+            raise ConfigError(
+                "--report: expected no file name with several scans; each report is written next to its image."
+            )
         folder = self.out or Path("reconstructions")
         if folder.suffix.lower() == ".npz" or folder.is_file():
             raise ConfigError(f"--out: expected a folder for the images of {len(scans)} scans; found {folder}.")
@@ -297,7 +301,7 @@ class Reconstruct(ModelCommand, WritingCommand):
             self._claim_image_files(image, scans)
         if len(set(images.values())) < len(scans):
             raise ConfigError(
-                "expected scans of different names, after which their images are named; found some twice."
+                "expected scans with different names, which become the names of their images; found some twice."
             )
         return images
 
@@ -313,7 +317,7 @@ class Reconstruct(ModelCommand, WritingCommand):
 
         page = choose_report_file(self.report, out, self.report_frc)
         scan, network, config = open_scan(path)
-        # Next to the image where its folder is there already: nothing is to be left after a bad file.
+        # Next to the image if its folder exists, so that a bad file leaves nothing behind.
         room = out.parent if out.parent.is_dir() else None
         image = reconstruct(
             network,

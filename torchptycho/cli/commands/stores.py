@@ -1,4 +1,4 @@
-"""The commands that make a store of scans and change it."""
+"""Commands that make and change a store."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Append", "Drop", "Prepare", "require_scans"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prepare(WritingCommand):
-    """Write scans as a store for training; `train` does it by itself.
+    """Write scans as a store for training; `train` does this automatically.
 
     torchptycho prepare day1.npz day2.npz --out store --gridsize 2
     torchptycho prepare day1/ 'day2/*.cxi' --val-scans day3.npz --out store
@@ -32,11 +32,11 @@ class Prepare(WritingCommand):
     scans: Positional[tuple[str, ...]]
     """Scan files, folders of them, or patterns."""
     out: Path
-    """Folder to make."""
+    """Folder to create."""
     val_scans: tuple[str, ...] = ()
-    """Scans that are not to be trained on; validation looks at every frame of them."""
+    """Scans for validation only, with all of their frames."""
     dry_run: bool = False
-    """Read and check everything, tell what would be made, and write nothing."""
+    """Read and check everything, report what would be written, and write nothing."""
     json: bool = False
     """Print one JSON object instead of a sentence."""
     config: Path | None = None
@@ -76,7 +76,7 @@ class Prepare(WritingCommand):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Append(Command):
-    """Add scans to a store, read and grouped as those that are in it.
+    """Add scans to a store, with its options of reading and grouping.
 
     torchptycho append store day4.npz 'day5/*.npz'
     """
@@ -88,9 +88,9 @@ class Append(Command):
     scans: Positional[tuple[str, ...]]
     """Scan files, folders of them, or patterns."""
     val_scans: tuple[str, ...] = ()
-    """Scans that are not to be trained on; validation looks at every frame of them."""
+    """Scans for validation only, with all of their frames."""
     config: Path | None = None
-    """YAML or TOML file whose section refine says how probes are refined, when the store was prepared so."""
+    """YAML or TOML file with the section refine: options for refining probes, if the store has refined ones."""
     json: bool = False
     """Print one JSON object instead of a sentence."""
 
@@ -111,7 +111,7 @@ class Append(Command):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Drop(Command):
-    """Take scans out of a store and free their space.
+    """Remove scans from a store and free their space.
 
     torchptycho drop store day2.npz
     torchptycho drop store 0 3
@@ -120,7 +120,7 @@ class Drop(Command):
     store: Positional[Path]
     """Store to change."""
     scans: Positional[tuple[str, ...]]
-    """Scans by number, counted from 0, or by file; with none the scans of the store are listed."""
+    """Scans by number, counted from 0, or by file; without any, the scans of the store are listed."""
     json: bool = False
     """Print one JSON object instead of a sentence."""
 

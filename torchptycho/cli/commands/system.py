@@ -1,4 +1,4 @@
-"""The command that looks at the installation and the machine."""
+"""Commands for the installation and a demonstration."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ __all__ = ["Demo", "Doctor"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Doctor(Command):
-    """Look at versions, GPU, memory, disk and optional packages.
+    """Report versions, GPU, memory, disk and optional packages.
 
     torchptycho doctor
     torchptycho doctor /data/runs --json
     """
 
     path: Positional[Path] = Path()
-    """Folder whose disk is measured, with a temporary file."""
+    """Folder whose disk speed is measured, with a temporary file."""
     disk_mb: int = 128
-    """Megabytes written and read for that; 0 leaves it out."""
+    """Megabytes to write and read for the measurement; 0 skips it."""
     json: bool = False
     """Print one JSON object instead of a table."""
 
@@ -50,11 +50,11 @@ class Demo(WritingCommand):
     """
 
     out: Path = Path("demo")
-    """Folder for everything that it makes."""
+    """Folder for all results."""
     steps: int = 200
-    """Optimiser steps of the training."""
+    """Number of training steps."""
     json: bool = False
-    """Print one JSON object, what demo.json holds, instead of sentences."""
+    """Print the content of demo.json instead of sentences."""
     simulation: SimulateConfig = dataclasses.field(default_factory=SimulateConfig)
 
     def run(self) -> None:

@@ -1,6 +1,6 @@
-"""How a scan file is read: what replaces or completes what it says, and what is done to its frames on the way.
+"""Options of reading a scan file: values that replace or complete the file's, and processing of its frames.
 
-The same options hold wherever a scan is opened: `inspect`, `convert`, `prepare`, `train`, `refine`, `resolution`.
+The same options apply wherever a scan is opened: `inspect`, `convert`, `prepare`, `train`, `refine`, `resolution`.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ def parse_frame_slice(text: str | None) -> slice | None:
 
 @validated_dataclass
 class MappingConfig:
-    """Where a file of no known format keeps what: a place is `/path/in/the/file` or `other_file:/path`.
+    """Locations of the data in a file of an unknown format, each as `/path/in/the/file` or `other_file:/path`.
 
-    The other file is looked for next to the scan; `{stem}` in its name is the scan's name without its ending. A NumPy
-    file (.npy) needs no path, a path of an NPZ is the name of an array, and the path in a CSV file is the name of a
-    column or its number from 0. `[k]` at the end takes entry k along the last axis: `/entry/positions[1]`.
+    The other file is searched next to the scan; `{stem}` in its name stands for the scan's name without its suffix. A
+    NumPy file (.npy) needs no path, in an NPZ file the path is the name of an array, and in a CSV file the name of a
+    column or its number from 0. `[k]` at the end selects entry k along the last axis: `/entry/positions[1]`.
     """
 
     frames: str
@@ -84,16 +84,16 @@ class MappingConfig:
 
 @validated_dataclass
 class ReadConfig:
-    """How scan files are read."""
+    """Reading of scan files."""
 
     domain: Domain | None = None
-    """What the frames hold; None follows the file, then its dtype (integers are counts)."""
+    """Content of the frames; None follows the file, else its dtype (integers are counts)."""
     probe: str | None = None
     """File whose probe replaces the scan's own."""
     guess_probe: bool = False
-    """Where there is no probe, begin with one from the mean pattern, focused on the sample."""
+    """If the file has no probe, estimate one from the mean pattern, focused on the sample."""
     probe_defocus_m: float = 0.0
-    """Distance from the focus to the sample for `guess_probe`, positive when the focus comes first."""
+    """Distance from the focus to the sample for `guess_probe`, positive if the focus is upstream of the sample."""
     scan: int | None = None
     """Number of the scan to take from a file that holds several (`scan_index`)."""
     entry: str | None = None
@@ -115,7 +115,7 @@ class ReadConfig:
     drop_frames: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """Frames to leave out, counted from 0 as in the file. Lists that have no entry for them fit without them."""
     bad_frames: Literal["refuse", "leave-out"] = "refuse"
-    """Frames of NaN, of negative values or without a single count: refuse the scan (those without a count are only
+    """Frames with NaN, with negative values or without any count: refuse the scan (frames without counts are only
     reported), or leave these frames out and list them."""
     energy_eV: Positive | None = None
     """Photon energy; replaces the file's."""
@@ -126,30 +126,30 @@ class ReadConfig:
     positions_unit: str | None = None
     """Unit of the positions in the file, such as um, or px for object pixels; replaces what the file says."""
     swap_xy: bool = False
-    """Exchange x and y of the positions, before any flip; `inspect --orientation` tells which orientation fits."""
+    """Exchange x and y of the positions, before any flip; `inspect --orientation` determines the orientation."""
     flip_y: bool = False
     """Reverse the sign of y."""
     flip_x: bool = False
     """Reverse the sign of x."""
     translation_sign: Literal[-1, 1] = -1
-    """CXI files: -1 takes `translation` for the sample's motion, as the format says; 1 for the probe's."""
+    """CXI files: -1 reads `translation` as the motion of the sample, as the format defines; 1 as that of the probe."""
     diffraction: str | None = None
-    """Ptychodus products: the file with the frames, when it is not next to the product."""
+    """Ptychodus products: the file with the frames, if it is not next to the product."""
     fftshift: bool = False
     """Frames have the zero frequency in the corner [0, 0]: move it to the centre."""
     beam_center_px: tuple[float, float] | Literal["estimated"] | None = None
     """Pixel (y, x) of the direct beam in a recorded frame, or "estimated" from the mean pattern; None is [H/2, W/2]."""
     crop_px: Annotated[int, Field(ge=2, multiple_of=2)] | None = None
-    """Edge N of the frames after binning, cut around the beam centre; what lies beyond the detector counts as masked.
-    None keeps as much as fits."""
+    """Edge N of the frames after binning, cropped around the beam centre; pixels beyond the detector are masked. None
+    keeps the largest possible frame."""
     binning: Annotated[int, Field(ge=1, le=16)] = 1
-    """Sum squares of binning x binning detector pixels; one that holds a masked pixel is masked."""
+    """Sum squares of binning x binning detector pixels; a square with a masked pixel is masked."""
     dark: str | None = None
-    """FILE:KEY of counts to subtract from every frame (the mean of a stack); what falls below 0 becomes 0."""
+    """FILE:KEY of counts to subtract from every frame (the mean of a stack); negative results become 0."""
     flat: str | None = None
     """FILE:KEY of the response of each pixel to divide by, 1 for a perfect one; a pixel without response is masked."""
     clip_negative: bool = False
-    """Set negative counts, as an earlier dark subtraction leaves them, to 0."""
+    """Set negative counts, for example from an earlier dark subtraction, to 0."""
     mask: str | None = None
     """FILE:KEY of a detector mask, in addition to those that the file itself names."""
     mask_sense: MaskSense = "auto"
@@ -161,11 +161,13 @@ class ReadConfig:
     find_bad_pixels: bool = False
     """Read all frames once and mask pixels that are hot or dead, or that reach the largest value of their dtype."""
     mapping: Annotated[MappingConfig | None, tyro.conf.Suppress] = None
-    """Where a file of no known format keeps what (in a configuration file only)."""
+    """Locations of the data in a file of an unknown format (in a configuration file only)."""
 
     def __post_init__(self) -> None:
         if self.probe_defocus_m and not self.guess_probe:
-            raise ConfigError("probe_defocus_m: belongs to guess_probe; add --guess-probe or leave it out.")
+            raise ConfigError(
+                "probe_defocus_m: expected guess_probe; found none. Add --guess-probe, or omit probe_defocus_m."
+            )
         if self.beam_center_px is not None and self.beam_center_px != "estimated" and min(self.beam_center_px) < 0:
             raise ConfigError(f"beam_center_px: expected pixels (y, x) of at least 0; found {self.beam_center_px}.")
 

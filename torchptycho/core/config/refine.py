@@ -13,53 +13,53 @@ __all__ = ["RefineConfig"]
 
 @validated_dataclass
 class RefineConfig:
-    """How an image is fitted to the counts: object, and if wanted probe, positions and background."""
+    """Iterative fit of object and, optionally, probe, positions and background to the counts."""
 
     method: Literal["rpie", "lsqml", "gradient"] = "rpie"
-    """rpie: projections in mini-batches; lsqml: with step lengths by least squares; gradient: automatic derivatives."""
+    """rpie: projections in mini-batches; lsqml: rpie with least-squares steps; gradient: automatic derivatives."""
     epochs: Count = 100
-    """Passes over the frames, at most."""
+    """Largest number of passes over the frames."""
     batch_size: Count | None = None
     """Frames computed at once; also the frames of an update, before polishing. None takes a 25th of the scan's frames,
     8 to 64."""
     polish: Annotated[float, Field(ge=0, le=1)] = 0.4
-    """Last part of the epochs, in which updates gather more and more frames, so that their noise averages out; with the
-    method gradient, Adam's rate falls to a tenth instead."""
+    """Final fraction of the epochs, in which each update uses more and more frames, so that noise averages out; with
+    the method gradient, Adam's learning rate falls to a tenth instead."""
     likelihood: Literal["poisson", "amplitude"] = "poisson"
-    """Noise of the counts: Poisson's, or the same at every pixel of the amplitude."""
+    """Noise model: Poisson counts, or Gaussian noise of the same variance at every pixel of the amplitude."""
     alpha: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """Regularisation of weakly illuminated pixels: 0 is none, 1 that of a plain gradient step (rpie, lsqml)."""
+    """Regularisation of weakly illuminated pixels: 0 is none, 1 a plain gradient step (rpie, lsqml)."""
     step: Annotated[float, Field(gt=0, lt=2)] = 1.0
-    """Length of the updates (rpie), or what the best length is multiplied by (lsqml)."""
+    """Step length of the updates (rpie), or factor of the least-squares step length (lsqml)."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Part of the last movement that is kept up (rpie, lsqml)."""
+    """Momentum: fraction of the last change that is repeated (rpie, lsqml)."""
     probe_update: bool = True
-    """Refine the probe as well."""
+    """Refine the probe too."""
     probe_start_epoch: Annotated[int, Field(ge=0)] = 0
-    """Epochs before the probe moves: an object that was fitted to a wrong probe is the worse beginning."""
+    """Epochs before the probe is refined. A large value fits the object to a wrong probe first."""
     n_modes: Annotated[int, Field(ge=1, le=64)] | None = None
     """Incoherent modes of the probe; None takes the scan's."""
     background: bool = False
     """Fit counts that do not come from the sample, the same in every frame."""
     position_update: Literal["none", "affine", "frames", "both"] = "none"
-    """Correct the positions: all by one linear map (scale, rotation, shear), each frame by itself, or both."""
+    """Correct the positions: by one linear map (scale, rotation, shear), each frame separately, or both."""
     position_start_epoch: Annotated[int, Field(ge=0)] = 5
-    """Epochs before positions move."""
+    """Epochs before positions are corrected."""
     position_step_px: Positive = 0.5
-    """Longest step of a frame in one epoch; it becomes shorter towards the end."""
+    """Largest change of a position in one epoch; it decreases towards the end."""
     position_limit_px: Annotated[float, Field(gt=0, le=1024)] = 8.0
-    """Farthest that a frame may move from where it was said to be, along each axis."""
+    """Largest total correction of a position along each axis."""
     smoothness_weight: NonNegative = 0.0
     """Weight of the squared differences between neighbouring object pixels."""
     tv_weight: NonNegative = 0.0
     """Weight of the total variation of the object."""
     optimizer: Literal["adam", "lbfgs"] = "adam"
-    """Of the method gradient."""
+    """Optimiser of the method gradient."""
     learning_rate: Positive = 0.05
-    """Of Adam, in the method gradient; the object's unit is 1, the probe's its own size."""
+    """Learning rate of Adam in the method gradient, relative to 1 for the object and to its magnitude for the probe."""
     patience: Count | None = 20
-    """Epochs without a better fit after which polishing begins, and then the end; None goes on to the last epoch."""
+    """Epochs without a better fit after which polishing starts, and later the iteration ends; None runs all epochs."""
     min_improvement: Annotated[float, Field(ge=0, lt=1)] = 1e-3
-    """What counts as better, relative."""
+    """Smallest relative decrease of the misfit that counts as an improvement."""
     refine_seed: int = 0
     """Seed of the order of the frames."""

@@ -27,8 +27,8 @@ __all__ = ["read_cxi", "sniff_cxi"]
 
 _PROBE = ("instrument_1/source_1/illumination", "source_1/illumination")
 _MIN_WAVELENGTH_M, _MAX_WAVELENGTH_M = 1e-12, 1e-5
-# Bits of the mask that tell something about a pixel without making it bad: in a mask of peaks, corrected, used for
-# finding peaks, background subtracted, has signal; 0x1000 marks pixels with signal in files of several writers.
+# Mask bits that do not make a pixel bad: in a mask of peaks, corrected, used for finding peaks, background subtracted,
+# has signal; 0x1000 marks pixels with signal in files of several writers.
 _HARMLESS_BITS = 0x20 | 0x800 | 0x1000 | 0x2000 | 0x4000 | 0x10000
 
 
@@ -162,7 +162,7 @@ def _interpret_energy(path: Path, name: str, value: float, stated: str | None) -
     if name.endswith("wavelength"):
         unit = choose_unit(stated, default="m")
         return [(wavelength_to_energy_eV(value * factor(unit, "length")), unit)]
-    # CXI has joules; NeXus writers put eV.
+    # CXI uses joules; NeXus writers use eV.
     units = ("J", "eV") if stated is None else (stated,)
     return [(value * factor(unit, "energy"), unit) for unit in units]
 

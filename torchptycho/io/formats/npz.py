@@ -28,7 +28,8 @@ __all__ = ["FORMAT", "FORMAT_VERSION", "LENGTHS", "RESERVED", "has_frames", "rea
 
 FORMAT, FORMAT_VERSION = "torchptycho-scan", 1
 LENGTHS = tuple(field.name for field in dataclasses.fields(Geometry))
-# Entries of `_metadata` that become fields of the scan, so that they cannot contradict them later.
+# Entries of `_metadata` that become fields of the scan and are removed, so that they cannot contradict the fields
+# later.
 RESERVED = ("domain", "probe_is_calibrated", "frames_axis", "positions_unit", "format", "format_version", *LENGTHS)
 _FRAMES_KEYS = ("diffraction", "diff3d")
 _SAMPLED_PX = 2**20
@@ -163,7 +164,7 @@ def _find_frame_axis(archive: NpzArchive, member: Member, metadata: dict[str, An
         )
     key = _choose_position_keys(archive)[1]
     n_positions = archive.inspect_member(key).shape[0] if key in archive and archive.inspect_member(key).shape else a
-    # Only the old order leaves the first two axes equal; the number of positions decides when neither fits.
+    # Only in the old order the first two axes are equal; otherwise the number of positions decides.
     return 2 if (a == b and a != n_positions) or (c == n_positions and n_positions not in (a, b)) else 0
 
 
@@ -185,7 +186,7 @@ def _load_numbers(archive: NpzArchive, key: str, n_in_file: int, stack: Frames |
 
 
 def _choose_position_keys(archive: NpzArchive) -> tuple[str, str]:
-    """(y, x); the positions as they were asked for, where a file has no others."""
+    """Choose the keys of (y, x): measured positions, or the requested ones if the file has no others."""
     nominal = ("ycoords_start", "xcoords_start")
     absent = not {"ycoords", "xcoords"} & set(archive.keys)
     return nominal if absent and set(nominal) <= set(archive.keys) else ("ycoords", "xcoords")
@@ -272,7 +273,7 @@ def _load_truth_patches(
     if key not in archive:
         return None
     member = archive.inspect_member(key)
-    # Old files transposed the frames and not always the patches.
+    # Old files have transposed frames but not always transposed patches.
     of_patch = {0: member.shape[1:], 2: member.shape[:-1]} if len(member.shape) == 3 else {}
     stacks = [axis for axis in (frames_axis, 0, 2) if of_patch.get(axis) == (n_px, n_px)]
     axis = next((axis for axis in stacks if member.shape[axis] == n_in_file), None)

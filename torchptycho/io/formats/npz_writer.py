@@ -25,7 +25,7 @@ def write_npz(scan: Scan, path: Path, *, compressed: bool = True) -> None:
         compressed: deflate the arrays. Without it the file is larger, and its frames can be memory-mapped.
 
     Raises:
-        ScanError: the frames fail `checked_chunks`, the metadata is not plain, or the place cannot be written to.
+        ScanError: the frames fail `iter_checked_chunks`, the metadata is not plain, or the place cannot be written to.
     """
     known = {key: value for key in LENGTHS if (value := getattr(scan.geometry, key)) is not None}
     metadata = (

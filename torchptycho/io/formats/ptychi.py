@@ -117,7 +117,7 @@ def _read_positions_m(file: Any, path: Path, key: str, config: ReadConfig, pixel
 
 
 def _read_object(file: Any, path: Path) -> tuple[float, np.ndarray | None, tuple[int, int]]:
-    """Edge of an object pixel, the object when it has one slice, and its size."""
+    """Read the edge of an object pixel, the object if it has one slice, and its size."""
     node = find_dataset(file, path, "object")
     pixel_m = None if node is None else read_attribute(node, path, "pixel_height_m", "pixel_size_m", "pixel_width_m")
     pixel_m = read_attribute(file, path, "pixel_size_m", "object_pixel_size_m") if pixel_m is None else pixel_m

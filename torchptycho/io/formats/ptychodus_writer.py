@@ -37,7 +37,7 @@ def write_product(scan: Scan, path: Path, *, as_npz: bool, compressed: bool = Tr
 
     Raises:
         ScanError: it holds several scans, energy, distance, detector pixel or object pixel are not known, the frames
-            fail `checked_chunks`, or the place cannot be written to. Neither file appears then.
+            fail `iter_checked_chunks`, or the place cannot be written to. Neither file appears then.
     """
     refuse_several_scans(scan, "a product, which has no scan_index")
     geometry = scan.geometry.with_object_pixel(scan.n_px)
@@ -75,7 +75,7 @@ def write_product(scan: Scan, path: Path, *, as_npz: bool, compressed: bool = Tr
         "probe": (scan.probe[None], pixel),
         "object": (object[None], {**pixel, "center_x_m": center_m[1], "center_y_m": center_m[0]}),
     }
-    # The frames first: a product without its frames would be the worse half.
+    # Frames are written first: frames without a product are more useful than a product without frames.
     with _create_hdf5(name_diffraction_file(path)) as frames_file:
         _write_frames(frames_file, scan, float(geometry.detector_pixel_m or 0.0), compressed=compressed)
         if as_npz:
@@ -101,7 +101,7 @@ def name_diffraction_file(product: Path) -> Path:
 
 
 def _place_object(scan: Scan, pixel_m: float) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
-    """Object, positions in metres, and middle of the object in metres: pixel = (m - middle) / pixel + n/2."""
+    """Return object, positions in metres, and centre of the object in metres: pixel = (m - centre) / pixel + n/2."""
     if scan.truth is not None:
         object, origin = scan.truth, np.zeros(2)
     else:
@@ -119,7 +119,7 @@ def _create_hdf5(path: Path) -> Iterator[Any]:
     """Create an `h5py.File` to write, which becomes `path` when the block ends without an error."""
     h5py = importlib.import_module("h5py")
     with replace_atomically(path) as target:
-        # HDF5 writes by name; the stream keeps the place.
+        # HDF5 writes to the file name; the open stream reserves it.
         with h5py.File(target.name, "w") as file:
             yield file
         target.seek(0, 2)

@@ -38,7 +38,7 @@ class Reader:
     read: Callable[[Path, ReadConfig], RawScan]
 
 
-# Asked in this order; modules are imported when they are asked. A format that is part of another one comes first.
+# Tried in this order; modules are imported when they are tried. A format that is a special case of another comes first.
 _BUILTIN_READERS = (
     ("CXI / NXcxi_ptycho", "cxi", "sniff_cxi", "read_cxi"),
     ("Ptychodus product", "ptychodus_reader", "sniff_product", "read_product"),

@@ -91,7 +91,7 @@ class StoredFrames(NpzFrames):
 
     def chunks(self, frames_per_chunk: int) -> Iterator[np.ndarray]:
         m, height, width = self._stored_shape
-        # The sum of a chunk takes as long as reading it, and is taken while it is used.
+        # The sum of a chunk takes as long as reading it, so it is computed in parallel with its use.
         crc: Future[int] = Future()
         crc.set_result(self.member.header_crc)
         with self._open_values() as stream, ThreadPoolExecutor(1) as checksum_thread:
@@ -115,7 +115,7 @@ class StoredFrames(NpzFrames):
         wanted = np.arange(m)[index]
         rows = np.ravel(wanted)
         out = np.empty((rows.size, height, width), self.dtype)
-        # One read for frames that follow each other.
+        # Consecutive frames are read at once.
         starts = np.flatnonzero(np.diff(rows, prepend=-2) != 1).tolist()
         runs = list(itertools.pairwise([*starts, rows.size]))
         with self._open_values() as stream:
@@ -216,7 +216,7 @@ class CastFrames:
         return self._cast(self.inner[index])
 
     def _cast(self, values: np.ndarray) -> np.ndarray:
-        # What does not fit becomes infinite, which the checks of the values report with its frame.
+        # Values out of range become infinite, which the checks report with the frame.
         with np.errstate(over="ignore"):
             return values.astype(self.dtype)
 

@@ -74,7 +74,7 @@ class Hdf5Frames:
         with self._open_dataset() as dataset:
             first = 0
             while first < len(rows):
-                # One read for neighbours within a chunk of the file or next to each other, as far as memory goes.
+                # Frames within a chunk of the file, or adjacent ones, are read at once if memory allows.
                 last = first
                 while (
                     last + 1 < len(rows)

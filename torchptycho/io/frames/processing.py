@@ -78,7 +78,7 @@ class Processing:
         return np.array(~self.bad_in_window.reshape(n, b, n, b).any(axis=(1, 3)))
 
     def choose_dtype(self, dtype: np.dtype[Any]) -> np.dtype[Any]:
-        """Dtype of the result: the detector's own, integers wide enough for sums, or float32 after a correction."""
+        """Choose the resulting dtype: the detector's own, integers wide enough for sums, or float32 if corrected."""
         if dtype.kind == "f" or self.dark is not None or self.flat is not None:
             return np.dtype(np.float32)
         if self.binning == 1:
@@ -137,7 +137,7 @@ class ProcessedFrames:
         return self.steps.choose_dtype(self.inner.dtype)
 
     def chunks(self, frames_per_chunk: int) -> Iterator[np.ndarray]:
-        # Recorded frames may be much larger than what is cut from them.
+        # Recorded frames may be much larger than the cropped ones.
         _, height, width = self.inner.shape
         few = max(1, _READ_BYTES // (height * width * self.inner.dtype.itemsize))
         for chunk in self.inner.chunks(min(frames_per_chunk, few)):

@@ -36,7 +36,7 @@ __all__ = [
 # members, whose headers weigh more than their content.
 _MAX_DEFLATE_RATIO = 1032
 _DEFLATE_SLACK_BYTES = 4096
-# What zipfile and zlib raise, and numpy while it parses the header of an array.
+# Exceptions of zipfile and zlib, and of numpy when it parses the header of an array.
 _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -103,7 +103,7 @@ class Member:
             zipfile.ZipFile(self.path) as archive,
             archive.open(self.filename) as stream,
         ):
-            # typeshed promises less than zipfile gives.
+            # The annotation in typeshed is narrower than zipfile's behaviour.
             assert isinstance(stream, io.BufferedIOBase)
             stream.read(self.data_offset)
             yield stream
@@ -283,7 +283,7 @@ class NpzArchive:
 
 
 def read_array_header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, whether the order is Fortran's, and dtype of a .npy stream; ValueError for a newer version."""
+    """Read shape, Fortran order and dtype of a .npy stream; ValueError for a newer version."""
     version = np.lib.format.read_magic(stream)
     if version == (1, 0):
         shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)

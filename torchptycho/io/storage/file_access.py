@@ -129,7 +129,7 @@ def replace_atomically(path: Path) -> Iterator[io.BufferedWriter]:
 
 
 def dump_json(values: dict[str, Any], source: str | Path, key: str) -> str:
-    """Plain data as JSON; NumPy scalars and arrays and paths are converted.
+    """Convert plain data to JSON, NumPy scalars, arrays and paths included.
 
     Raises:
         ScanError: something has no JSON form (NaN included, which other readers refuse).

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
-# MATLAB writes HDF5 behind a header of its own.
+# MATLAB writes HDF5 after its own header.
 _MATLAB_HEAD = b"MATLAB 7.3 MAT"
 
 _DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, EOFError, OverflowError, MemoryError)
@@ -182,7 +182,7 @@ def locate_dataset(group: Any, path: Path, *names: str) -> tuple[str, Any]:
             if node is None:
                 raise _make_link_error(path, name, link)
             if isinstance(node, h5py.Dataset):
-                # A type that NumPy has no word for is a fault of the file, here and not where it is asked for.
+                # A type without a NumPy equivalent is reported here as a fault of the file.
                 _ = node.dtype, node.shape
                 return name.strip("/"), node
     return "", None
@@ -206,7 +206,7 @@ def _follow_link(group: Any, name: str) -> Any:
 
 
 def _has_link(group: Any, name: str) -> bool:
-    # `in` is False for a link that leads nowhere.
+    # `in` is False for a broken link.
     return bool(group.id.links.exists(name.encode()))
 
 

@@ -15,7 +15,7 @@ from torchptycho.io.storage.hdf5_chunks import find_chunk_fault
 __all__ = ["check_dataset", "load_array", "load_complex", "load_number"]
 
 
-# Deflate does not get beyond 1032:1; other filters may, so that small arrays are let through whatever they claim.
+# Deflate compresses at most 1032:1; other filters may compress more, so small arrays are always accepted.
 _MAX_RATIO = 1032
 
 

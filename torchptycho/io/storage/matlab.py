@@ -17,10 +17,10 @@ from torchptycho.core.text import format_error
 __all__ = ["is_matlab_5", "list_matlab_arrays", "load_matlab_array"]
 
 _HEAD = b"MATLAB 5.0 MAT"
-# Deflate does not get beyond 1032:1.
+# Deflate compresses at most 1032:1.
 _MAX_RATIO, _SMALL_BYTES = 1032, 64 * 2**20
 _NUMERIC = ("double", "single", "logical", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
-# What SciPy raises on damaged files.
+# Exceptions of SciPy for damaged files.
 _DAMAGE = (
     OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OverflowError, MemoryError,
     NotImplementedError, struct.error, zlib.error,

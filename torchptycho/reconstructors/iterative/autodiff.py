@@ -28,9 +28,9 @@ def compute_objective(
     likelihood: str,
     misfit: ReducedChiSquared | None = None,
 ) -> Float[Tensor, ""]:
-    """Half the deviance of these frames' counts over the mean count, mean over good pixels; differentiable throughout.
+    """Compute half the deviance of these frames over the mean count, mean over good pixels; differentiable everywhere.
 
-    For the amplitude likelihood twice the squared difference of the roots, whose noise has a variance of 1/4.
+    For the amplitude likelihood it is twice the squared difference of the square roots, whose noise variance is 1/4.
     """
     patches = extract(object, problem.compute_corners_px(positions_px[index]).to(object.real.dtype), problem.n_px)
     _, intensity = propagate_to_detector(patches, probe)
@@ -41,7 +41,7 @@ def compute_objective(
     mean = problem.scaling.photons_per_frame / problem.n_px**2
     if likelihood == "poisson":
         return 0.5 * poisson_deviance(intensity / mean, counts / mean, problem.mask[None], offset=0.5 / mean)
-    # Half a count is added because the derivative of a root at 0 is infinite.
+    # Half a count is added because the derivative of the square root at 0 is infinite.
     difference = ((intensity + 0.5).sqrt() - (counts + 0.5).sqrt()) * problem.mask
     return 2 * difference.square().sum() / (problem.mask.sum() * len(index) * mean)
 
@@ -67,7 +67,7 @@ class AutodiffSolver:
             "positions_px": config.position_update != "none",
             "background": config.background,
         }
-        # L-BFGS takes them as they lie, and orthogonal modes lie as the decomposition left them.
+        # L-BFGS needs contiguous tensors, and the decomposition into orthogonal modes does not return such.
         self._parameters = {
             name: _view_as_real(getattr(state, name) / unit)
             .clone(memory_format=torch.contiguous_format)

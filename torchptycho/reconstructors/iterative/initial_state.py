@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 __all__ = ["compute_start_margin_px", "initialize_state", "limit_positions"]
 
-# Counts that a background begins with, relative to the mean count.
+# Initial background, relative to the mean count.
 _INITIAL_BACKGROUND = 1e-3
 
 

@@ -13,11 +13,13 @@ from torchptycho.physics.patches import extract_derivatives
 
 __all__ = ["PositionSteps", "add_momentum", "fit_linear_part", "random_search"]
 
-# The object follows the positions, so that a step by itself covers a small part of the way: it has to go on.
+# Momentum, because the object adapts to wrong positions, so that single steps are too short.
 _MOMENTUM = 0.9
-# A linear map moves the frames at the edge of the field most, and by more than one frame by itself should.
+# Step limit of the affine correction: it moves the frames at the edge of the field most, and may exceed the limit of
+# single frames.
 _AFFINE_STEP_FACTOR = 4.0
-# Misfit relative to the median above which a frame counts as lost, and the improvement that a new position needs.
+# Misfit, relative to the median, above which a frame is tried at other positions, and the improvement that a new
+# position needs.
 _LOST_RATIO, _ACCEPT_RATIO = 3.0, 0.8
 _N_TRIALS = 8
 
@@ -25,7 +27,7 @@ _N_TRIALS = 8
 def fit_linear_part(shift_px: Float64[Tensor, "m 2"], positions_px: Float64[Tensor, "m 2"]) -> Float64[Tensor, "m 2"]:
     """Fit one linear map of all positions about their centre to these shifts, in least squares."""
     away = positions_px - positions_px.mean(0)
-    # By the pseudoinverse: frames on a line, or at one place, leave a part of the map open.
+    # By the pseudoinverse, because frames on a line or at one position do not determine the whole map.
     part: Tensor = away @ (torch.linalg.pinv(away.T @ away, hermitian=True) @ (away.T @ (shift_px - shift_px.mean(0))))
     return part
 

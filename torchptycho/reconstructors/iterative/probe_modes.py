@@ -8,7 +8,7 @@ from torch import Tensor
 
 __all__ = ["compute_power", "find_center_of_mass", "orthogonalize_modes", "set_mode_count"]
 
-# Part of the light that a mode begins with which the scan's probe did not have.
+# Initial fraction of the power in a mode that the scan's probe did not have.
 _NEW_MODE_POWER = 0.02
 
 
@@ -18,7 +18,7 @@ def compute_power(probe: Complex[Tensor, "*p n n"]) -> Float[Tensor, ""]:
 
 
 def find_center_of_mass(probe: Complex[Tensor, "p n n"]) -> tuple[float, float]:
-    """(y, x) of the centre of mass of the light, in pixels from the corner of the frame."""
+    """Find the (y, x) of the centre of mass of the intensity, in pixels from the corner of the frame."""
     intensity = probe.abs().square().sum(0)
     along = torch.arange(len(intensity), device=intensity.device, dtype=intensity.dtype)
     total = intensity.sum().clamp_min(1e-30)
@@ -35,7 +35,7 @@ def orthogonalize_modes(probe: Complex[Tensor, "p n n"]) -> Complex[Tensor, "p n
         return probe
     _, singular, rows = torch.linalg.svd(probe.flatten(1), full_matrices=False)
     modes = (singular[:, None] * rows).reshape(probe.shape)
-    # The decomposition leaves each mode's phase open: keep the overlap with what it came from real.
+    # The decomposition does not determine the phase of a mode: make its overlap with the original mode real.
     overlap = (modes.conj() * probe).sum((1, 2))
     phase = torch.where(overlap.abs() > 0, overlap / overlap.abs().clamp_min(1e-30), torch.ones_like(overlap))
     turned: Tensor = modes * phase[:, None, None]

@@ -23,7 +23,7 @@ from torchptycho.physics.scaling import Scaling, measure_scaling, sum_frames
 
 __all__ = ["Problem", "open_problem"]
 
-# Frames beyond this are not copied into memory but into a temporary file that is mapped.
+# Larger stacks of frames are copied to a memory-mapped temporary file instead of memory.
 _MAX_MEMORY_BYTES = 4 << 30
 
 
@@ -64,7 +64,7 @@ class Problem:
 
     @functools.cached_property
     def _origin_px(self) -> Float64[Tensor, " 2"]:
-        # Made once: numbers of the host's are copied to a GPU only after its queued work.
+        # Created once, because copying numbers to a GPU waits for its queued work.
         return torch.tensor(self.origin_px, dtype=torch.float64, device=self.device)
 
     @property
@@ -73,7 +73,7 @@ class Problem:
         return self.mask if self.n_good_pixels < self.n_px**2 else None
 
     def load_counts(self, index: Int64[Tensor, " k"]) -> Float[Tensor, "k n n"]:
-        """Photon counts of these frames on the device, 0 under the mask."""
+        """Load the photon counts of these frames to the device, 0 under the mask."""
         if isinstance(self.frames, Tensor):
             values = self.frames[index]
         else:
@@ -112,7 +112,7 @@ def open_problem(
     with contextlib.ExitStack() as stack:
         size = math.prod(scan.frames.shape) * scan.frames.dtype.itemsize
         if size <= _MAX_MEMORY_BYTES:
-            # As floats when there is room: they need no conversion batch by batch.
+            # As floats if memory allows, which saves a conversion per batch.
             roomy = math.prod(scan.frames.shape) * 4 <= _MAX_MEMORY_BYTES // 2
             frames = np.empty(scan.frames.shape, np.float32 if roomy else scan.frames.dtype)
         else:
@@ -121,12 +121,12 @@ def open_problem(
         mean_intensity = _copy(scan, frames) / scan.n_frames
         scaling = measure_scaling(mean_intensity, scan.n_px, scan.domain, scan.photons_per_frame)
         low = np.floor(scan.positions_px.min(0)).astype(int) - scan.n_px // 2 - margin_px
-        # By the arithmetic of `compute_corners_px`, or a position that is a whole number but for rounding falls off the
-        # edge.
+        # With the arithmetic of `compute_corners_px`, because rounding could otherwise move an integer position off the
+        # canvas.
         corners = scan.positions_px - low.astype(np.float64) - scan.n_px // 2
         moved = margin_px + 1 if margin_px else 0
         high = low + np.floor(corners.max(0)).astype(int) + moved + scan.n_px + 1
-        # Not in a detector's unsigned integers, which torch cannot index there.
+        # Only floats, because torch cannot index unsigned integers on a GPU.
         on_device = device.type == "cuda" and frames.dtype == np.float32
         on_device = on_device and frames.nbytes < torch.cuda.mem_get_info(device)[0] // 2
         yield Problem(

@@ -53,7 +53,7 @@ __all__ = ["refine"]
 
 _log = logging.getLogger(__name__)
 
-# A misfit that grew by more than this in an epoch means that momentum carries the estimate away.
+# Increase of the misfit in an epoch above which the momentum is reduced.
 _DIVERGENCE_RATIO = 1.3
 _SAVE_EVERY_S = 30.0
 
@@ -176,7 +176,7 @@ def _run_epochs(
             "%s: interrupted after %d of %d epochs; this is the image so far", scan.source, state.epoch, config.epochs
         )
         complete = False
-    # Not after any other error: a state that is no longer finite is nothing to go on from.
+    # Only after an interruption: after other errors the state may not be finite.
     if state_file is not None:
         state.save(state_file, fingerprint)
     return complete
@@ -185,7 +185,7 @@ def _run_epochs(
 def _advance_epoch(
     problem: Problem, state: RefinementState, config: RefineConfig, solver: AutodiffSolver | None, given_px: Tensor
 ) -> float:
-    # Of the seed and the epoch alone, so that a resumed run sees the same order.
+    # Depends on seed and epoch alone, so that a resumed run has the same order.
     generator = torch.Generator().manual_seed((config.refine_seed << 20) + state.epoch)
     order = torch.randperm(problem.n_frames, generator=generator).to(problem.device)
     probe = config.probe_update and state.epoch >= config.probe_start_epoch
@@ -248,7 +248,7 @@ def _update_positions(
 
 
 def _back_off_momentum(state: RefinementState) -> None:
-    """Slow momentum down, from rest, when the fit became worse; after a beginning in which it may."""
+    """Reduce the momentum and restart it from zero if the fit became worse, except in the first epochs."""
     misfit = state.history["misfit"]
     if len(misfit) > 3 and misfit[-1] > _DIVERGENCE_RATIO * misfit[-2]:
         state.momentum_backoffs += 1

@@ -8,7 +8,7 @@ from torch import Tensor
 
 __all__ = ["apply_penalty_step", "compute_penalty"]
 
-# Differences below this count as smooth for the total variation, whose gradient would otherwise jump at 0.
+# Differences below this count as smooth, so that the gradient of the total variation is continuous at 0.
 _TV_SMOOTHING = 0.01
 
 

@@ -22,14 +22,15 @@ from torchptycho.reconstructors.iterative.state import RefinementState
 
 __all__ = ["choose_batch_size", "compute_frame_misfits", "run_epoch", "split_into_batches"]
 
-# Momentum acts four times in an epoch: every pixel has then been corrected about once.
+# Momentum is applied four times per epoch: every pixel has then been updated about once.
 _MOMENTUM_PER_EPOCH = 4
-# Part of the largest curvature that is added to each frame's own when two step lengths are solved for at once.
+# Fraction of the largest curvature that is added to each frame's own in the joint solution of two step lengths.
 _STEP_DAMPING = 0.01
 _MAX_STEP = 2.0
-# Few frames want small batches, so that an epoch has updates enough; more than these at once save no time.
+# Small scans need small batches for enough updates per epoch; larger batches than this save no time.
 _UPDATES_PER_EPOCH, _MIN_BATCH_SIZE, _MAX_BATCH_SIZE = 25, 8, 64
-# Part of the frames above which the scale is left to the object alone, because both would follow it in full.
+# Fraction of the frames in a batch above which only the object corrects the total intensity; otherwise object and probe
+# would both correct it.
 _SCALE_FREE_FRACTION = 0.25
 
 
@@ -208,7 +209,7 @@ def _compute_step_lengths(
     probe_change: Complex[Tensor, "p n n"] | None,
     exit_change: Complex[Tensor, "k p n n"],
 ) -> tuple[Tensor, Tensor]:
-    """Mean over the frames of the lengths that bring a frame's exit wave nearest to where it wants to be.
+    """Compute the mean over the frames of the step lengths that bring exit waves closest to the corrected ones.
 
     Both at once when object and probe move together (eq. 22 of Odstrcil et al.).
     """
@@ -231,7 +232,7 @@ def _compute_step_lengths(
 
 
 def _compute_inner_products(a: Tensor, b: Tensor) -> Tensor:
-    """Re <a, b> for each frame."""
+    """Compute Re <a, b> for each frame."""
     return (a.real * b.real + a.imag * b.imag).sum((1, 2, 3))
 
 

@@ -20,11 +20,11 @@ __all__ = ["match_start"]
 
 _log = logging.getLogger(__name__)
 
-# Beyond this ratio of two pixels there is an error of unit, and nothing that a start could help with.
+# A larger ratio of two pixel sizes indicates a wrong unit, and the start is refused.
 _MAX_SCALE = 4.0
-# Positions given twice agree to this; refined ones are this part of the scan's extent, RMS, from those given.
+# Tolerances: of positions that were given twice, and RMS of refined positions relative to the extent of the scan.
 _SAME_PX, _REFINED_FRACTION = 0.05, 0.25
-# Pixel sizes that agree to this are the same.
+# Relative tolerance of equal pixel sizes.
 _SAME_PIXEL = 1e-3
 _TURNS = {
     "read as they are now": ((1, 0), (0, 1)),
@@ -115,7 +115,7 @@ def _find_change(start: Reconstruction, scan: Scan, pixel_m: float | None) -> _C
         if np.abs(given - now).max() < _SAME_PX:
             return same
         if refined is not None and np.abs(refined - now).max() < _SAME_PX:
-            # The scan now has the positions that were found.
+            # The scan already has the refined positions.
             return same
         _check_orientation(given, now)
         change = _fit_change(given, now)
@@ -125,7 +125,7 @@ def _find_change(start: Reconstruction, scan: Scan, pixel_m: float | None) -> _C
                 f"start: it was made with other positions: scaled by {change.scale:.4g} and moved, they still differ "
                 f"from the scan's by up to {off_px:.3g} px. Read the same positions as then, or refine without a start."
             )
-        # A correction of the positions may have found the scale already.
+        # A correction of the positions may already include the change of scale.
         found = [same, change] if refined is not None else [change]
         return min(found, key=lambda each: _measure_rms(each, given if refined is None else refined, now))
     if refined is None:

@@ -23,7 +23,7 @@ _FORMAT, _FORMAT_VERSION = "torchptycho-refinement", 3
 _TENSOR_FIELDS = (
     "object", "probe", "positions_px", "drift_px", "background", "velocity", "anchor", "probe_velocity", "probe_anchor",
 )  # fmt: skip
-# Keys of a state file that are not the names of their fields.
+# Keys of a state file that differ from the names of their fields.
 _KEYS = {"momentum_backoffs": "damped", "probe_photons": "light"}
 
 

@@ -119,7 +119,7 @@ def inspect_scan(scan: Scan) -> ScanSummary:
     dead = _list_pixels(find_dead_pixels(summed * (dose or 1.0), scan.mask))
     hot = _list_pixels(find_hot_pixels(summed * (dose or 1.0), scan.mask))
     step_px, n_duplicates = measure_steps(scan.positions_px, scan.scan_id)
-    shadow = detect_near_field(scan)
+    shadow = detect_near_field(scan) if scan.geometry.propagation == "far" else None
     diameter_px = estimate_probe_diameter_px(scan.probe)
     low, high = scan.positions_px.min(axis=0), scan.positions_px.max(axis=0)
     field = high - low
@@ -202,7 +202,10 @@ def _find_fatal_problems(summary: ScanSummary, summed: np.ndarray, scale_problem
             "Read them with --fftshift."
         )
     if summary.near_field is not None:
-        yield f"These are near-field data, which no far-field model explains: {summary.near_field}."
+        yield (
+            f"These are near-field data, which no far-field model explains: {summary.near_field}. Refine them with "
+            "--propagation near."
+        )
     if summary.n_dim_frames + summary.n_bright_frames > summary.n_frames / 2:
         yield "Most frames differ from the median intensity by more than ten times. Check the detector and the shutter."
 

@@ -6,14 +6,13 @@ import dataclasses
 
 import numpy as np
 from jaxtyping import Float64
-from scipy.ndimage import median_filter
 
 from torchptycho.core.errors import ScanError
 from torchptycho.core.scan import Scan
 from torchptycho.io.frames.frame_stacks import count_frames_in, random_access_is_slow
 from torchptycho.io.frames.views import PickedFrames
 
-__all__ = ["NearFieldEvidence", "detect_near_field", "refuse_near_field"]
+__all__ = ["NearFieldEvidence", "detect_near_field", "measure_magnification", "refuse_near_field"]
 
 _CHUNK_BYTES = 16 * 2**20
 _SPECTRA_BYTES = 16 * 2**20
@@ -55,6 +54,35 @@ def detect_near_field(scan: Scan) -> NearFieldEvidence | None:
     pattern over that magnification is the width of the probe; when this is more than twice the N object
     pixels of a frame, a far-field model of N pixels cannot hold the probe. Reads up to 200 frames.
     """
+    movement = _measure_movement(scan)
+    if movement is None:
+        return None
+    per_px, explained_fraction = movement.shift_per_px, movement.explained_fraction
+    probe_px = _measure_diameter(movement.pattern) / per_px if per_px > 0 else 0.0
+    # A scan that could be used must not be refused: the width is an estimate, good to a factor.
+    wide = probe_px > _MIN_WIDTH_FRAMES * scan.n_px
+    return (
+        NearFieldEvidence(shift_per_px=per_px, explained_fraction=explained_fraction, probe_px=probe_px)
+        if wide
+        else None
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Movement:
+    """How the images of neighbouring frames move: shift = move @ matrix."""
+
+    matrix: Float64[np.ndarray, "2 2"]
+    explained_fraction: float
+    pattern: Float64[np.ndarray, "n n"]
+
+    @property
+    def shift_per_px(self) -> float:
+        return float(np.sqrt(np.abs(np.linalg.det(self.matrix))))
+
+
+def _measure_movement(scan: Scan) -> _Movement | None:
+    """Measure how the images of neighbouring frames move; None where no common movement explains them."""
     rows = _select_neighbourhood(scan)
     if len(rows) < _NEIGHBOURS + 2:
         return None
@@ -65,21 +93,36 @@ def detect_near_field(scan: Scan) -> NearFieldEvidence | None:
     shifts = np.stack([_estimate_shift(spectra[a], spectra[b]) for a, b in zip(first, second, strict=True)])
     moves = scan.positions_px[rows][first] - scan.positions_px[rows][second]
     matrix = np.linalg.lstsq(moves, shifts, rcond=None)[0]
+    # Once more without pairs whose correlation has its peak elsewhere.
+    inlier = np.abs(shifts - moves @ matrix).max(axis=1) < _INLIER_PX
     rest = shifts - moves @ matrix
     total = float((shifts**2).sum())
     explained_fraction = 1 - float((rest**2).sum()) / total if total > 0 else 0.0
-    inliers = float((np.abs(rest).max(axis=1) < _INLIER_PX).mean())
-    per_px = float(np.sqrt(np.abs(np.linalg.det(matrix))))
-    if explained_fraction < _MIN_EXPLAINED or inliers < _MIN_INLIERS or np.median(np.hypot(*shifts.T)) < _MIN_SHIFT_PX:
+    if (
+        explained_fraction < _MIN_EXPLAINED
+        or inlier.mean() < _MIN_INLIERS
+        or np.median(np.hypot(*shifts.T)) < _MIN_SHIFT_PX
+    ):
         return None
-    probe_px = _measure_diameter(pattern) / per_px if per_px > 0 else 0.0
-    # The margin avoids refusing usable scans: the width is only estimated.
-    wide = probe_px > _MIN_WIDTH_FRAMES * scan.n_px
-    return (
-        NearFieldEvidence(shift_per_px=per_px, explained_fraction=explained_fraction, probe_px=probe_px)
-        if wide
-        else None
-    )
+    return _Movement(np.linalg.lstsq(moves[inlier], shifts[inlier], rcond=None)[0], explained_fraction, pattern)
+
+
+def measure_magnification(scan: Scan) -> tuple[float, Float64[np.ndarray, "2 2"]] | None:
+    """Measure the magnification of near-field images from how far those of neighbouring frames move.
+
+    Arguments:
+        scan: its positions in detector pixels.
+
+    Returns:
+        the magnification, and the 2x2 matrix of signs and exchanges by which positions (y, x) have to be multiplied so
+        that images move against them, as they do behind a probe that moves; None where the frames do not show it.
+    """
+    movement = _measure_movement(scan)
+    if movement is None:
+        return None
+    magnification = movement.shift_per_px
+    turn = -movement.matrix / magnification
+    return magnification, np.round(turn)
 
 
 def refuse_near_field(scan: Scan) -> None:
@@ -88,6 +131,14 @@ def refuse_near_field(scan: Scan) -> None:
     Raises:
         ScanError: with the evidence.
     """
+    if scan.geometry.propagation == "near":
+        raise ScanError(
+            scan.source,
+            None,
+            expected="far-field diffraction, which networks are made for",
+            found="near-field frames",
+            remedy="Use `refine`, which models both.",
+        )
     found = detect_near_field(scan)
     if found is not None:
         raise ScanError(
@@ -95,7 +146,7 @@ def refuse_near_field(scan: Scan) -> None:
             None,
             expected="far-field diffraction",
             found=f"near-field frames: {found}",
-            remedy="torchptycho models the far field only; use a near-field (Fresnel) method for these data.",
+            remedy="Refine them with --propagation near.",
         )
 
 
@@ -152,6 +203,8 @@ def _estimate_shift(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 def _measure_diameter(pattern: Float64[np.ndarray, "n n"]) -> float:
     """Measure the diameter of the disc around the centre of mass that holds 90 % of the intensity."""
+    from scipy.ndimage import median_filter
+
     # A single hot pixel can hold more counts than the direct beam.
     pattern = median_filter(pattern, size=3)
     rows, columns = np.indices(pattern.shape)

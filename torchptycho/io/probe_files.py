@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Complex64
@@ -143,8 +143,10 @@ def _read_archive_pixel(archive: NpzArchive, edge: int) -> float | None:
         if name in archive:
             return _to_length(archive.load(name).reshape(-1)[0])
     metadata = archive.load_metadata()
-    lengths = {field.name: _to_length(metadata.get(field.name)) for field in dataclasses.fields(Geometry)}
-    return Geometry(**lengths).with_object_pixel(edge).object_pixel_m
+    names = [field.name for field in dataclasses.fields(Geometry) if field.name != "propagation"]
+    lengths: dict[str, Any] = {name: _to_length(metadata.get(name)) for name in names}
+    propagation: Literal["far", "near"] = "near" if metadata.get("propagation") == "near" else "far"
+    return Geometry(propagation=propagation, **lengths).with_object_pixel(edge).object_pixel_m
 
 
 def _to_length(value: Any) -> float | None:

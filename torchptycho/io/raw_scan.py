@@ -148,4 +148,5 @@ def build_geometry(path: Path, **values: float | None) -> Geometry:
                 found=f"{value!r}",
                 remedy=f"Correct it, or give --{name.replace('_', '-')}.",
             )
-    return Geometry(**{name: value or None for name, value in values.items()})
+    lengths: dict[str, Any] = {name: value or None for name, value in values.items()}
+    return Geometry(**lengths)

@@ -21,11 +21,23 @@ from torchptycho.io.frame_positions import place_on_raster
 from torchptycho.io.frames.processing import ProcessedFrames, Processing, resample_probe
 from torchptycho.io.guesses import compute_mean_pattern, estimate_beam_center_px, estimate_probe, survey_frames
 from torchptycho.io.masks import check_masked_part
+from torchptycho.io.near_field_reading import (
+    estimate_near_field_probe,
+    is_near_field,
+    pad_probe,
+    prepare_near_field,
+)
 from torchptycho.io.probe_files import PROBE_REMEDY, ProbeFile, read_probe_file
 from torchptycho.io.probe_fitting import fit_probe
 from torchptycho.io.raw_scan import RawScan
 from torchptycho.io.scan_choice import choose_scan, describe_scans, pick_frames
-from torchptycho.io.scan_geometry import build_geometry, convert_to_pixels, find_reference_edge, orient_positions
+from torchptycho.io.scan_geometry import (
+    build_geometry,
+    convert_to_pixels,
+    find_reference_edge,
+    find_scale,
+    orient_positions,
+)
 
 __all__ = ["build_scan"]
 
@@ -43,23 +55,21 @@ def build_scan(recorded: RawScan, why: str, config: ReadConfig) -> Scan:
     Raises:
         ScanError: the content breaks the contract, or something is missing that an option can bring.
     """
-    if not recorded.far_field:
-        raise ScanError(
-            recorded.path,
-            None,
-            expected="far-field diffraction",
-            found="a file that says it holds near-field data",
-            remedy="torchptycho models the far field only; near-field frames need a Fresnel model.",
-        )
     notes = [f"recognised as {recorded.format}: {why}", *recorded.notes]
     domain = config.domain or recorded.domain or _infer_domain(recorded.frames)
     in_file = np.asarray(recorded.rows)
     recorded = place_on_raster(recorded, config, notes)
     recorded = _choose_frames(recorded, config, notes)
     recorded, bad, left_out = _leave_out_bad_frames(recorded, config, domain, in_file, notes)
+    if is_near_field(recorded, config):
+        recorded, config = prepare_near_field(recorded, bad, domain, config, notes)
+    elif recorded.geometry.propagation == "near":
+        recorded = dataclasses.replace(
+            recorded, geometry=dataclasses.replace(recorded.geometry, propagation="far", object_pixel_m=None)
+        )
     frames, steps = _process_frames(recorded, bad, config, domain, notes)
     n_px = frames.shape[1]
-    scale = 1.0 if steps is None else n_px * steps.binning / find_reference_edge(recorded)
+    scale = 1.0 if steps is None else find_scale(recorded, n_px, steps.binning)
     geometry = build_geometry(recorded, config, n_px, scale, 1 if steps is None else steps.binning)
     check_finite(recorded)
     refuse_outliers(recorded)
@@ -272,6 +282,10 @@ def _build_probe(
             raise ScanError(
                 recorded.path, None, expected="a probe", found="none in the file", remedy=f"Give {PROBE_REMEDY}"
             )
+        if scan.geometry.propagation == "near":
+            notes.append("probe guessed from the mean image, propagated back to the sample")
+            pattern = compute_mean_pattern(scan.frames, scan.domain)
+            return estimate_near_field_probe(pattern, scan.mask, scan.geometry)
         known = scan.geometry.wavelength_m is not None and scan.geometry.object_pixel_m is not None
         if config.probe_defocus_m and not known:
             raise ScanError(
@@ -286,6 +300,8 @@ def _build_probe(
     size = probe.modes.shape[-1]
     if config.probe is None and size == n_px:
         return probe.modes
+    if scan.geometry.propagation == "near" and (steps is None or steps.binning == 1):
+        return pad_probe(probe.modes, n_px)
     if steps is not None and size == edge and (config.probe is None or (size != n_px and probe.pixel_m is None)):
         # The probe belongs to the recorded frames, and is cropped and binned like them.
         return resample_probe(probe.modes, n_px, steps.binning)

@@ -15,7 +15,14 @@ from torchptycho.io.position_scale import describe_unit_error, suggest_units
 from torchptycho.io.raw_scan import RawScan
 from torchptycho.io.units import compute_position_factor, is_pixels
 
-__all__ = ["build_geometry", "convert_positions", "convert_to_pixels", "find_reference_edge", "orient_positions"]
+__all__ = [
+    "build_geometry",
+    "convert_positions",
+    "convert_to_pixels",
+    "find_reference_edge",
+    "find_scale",
+    "orient_positions",
+]
 
 
 # No ptychographic scan is wider: larger positions are not in metres.
@@ -33,8 +40,16 @@ def convert_positions(recorded: RawScan, scan: Scan) -> Float64[np.ndarray, "m 2
         ScanError: they are no lengths.
     """
     config = scan.reading
-    scale = scan.n_px * config.binning / find_reference_edge(recorded) if config.changes_frames else 1.0
+    scale = find_scale(recorded, scan.n_px, config.binning) if config.changes_frames else 1.0
     return orient_positions(convert_to_pixels(recorded, scan.geometry, scale, scan.n_px), config, [])
+
+
+def find_scale(recorded: RawScan, n_px: int, binning: int) -> float:
+    """Return the object pixels of processed frames in one of the file's: cutting a diffraction pattern makes the object
+    pixel larger, binning makes that of a near-field image larger."""
+    if recorded.geometry.propagation == "near":
+        return 1 / binning
+    return n_px * binning / find_reference_edge(recorded)
 
 
 def find_reference_edge(recorded: RawScan) -> int:

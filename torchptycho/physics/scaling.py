@@ -16,8 +16,10 @@ from torch import Tensor
 
 from torchptycho.core.config.base import Domain
 from torchptycho.core.errors import ScanError
+from torchptycho.core.geometry import Geometry
 from torchptycho.core.scan import DEFAULT_PHOTONS_PER_FRAME, Scan
-from torchptycho.physics.diffraction import far_field, measurement
+from torchptycho.physics.diffraction import measurement
+from torchptycho.physics.propagation import compute_detector_wave
 
 __all__ = [
     "Scaling",
@@ -105,16 +107,21 @@ def sum_frames(frames: Shaped[np.ndarray, "k n n"], domain: Domain) -> Float64[n
 
 
 def compute_gauge_factor(
-    probe: Complex[Tensor, "p n n"], photons_per_frame: float, mask: Bool[Tensor, "n n"] | None = None
+    probe: Complex[Tensor, "p n n"],
+    photons_per_frame: float,
+    mask: Bool[Tensor, "n n"] | None = None,
+    geometry: Geometry = Geometry(),  # noqa: B008 -- frozen
 ) -> float:
     """Compute the factor f that scales a probe of unknown power to the counts gauge.
 
     With a transparent object, f P predicts the photons that the good pixels measured:
-    sum_good sum_m |F(f P_m)|^2 = photons per frame. When all pixels are good this is sum |f P|^2, by Parseval.
+    sum_good sum_m |D(f P_m)|^2 = photons per frame, D being the propagation to the detector. When all pixels are good
+    this is sum |f P|^2, by Parseval.
 
     Arguments:
         photons_per_frame: photons that good pixels count in a mean frame.
         mask: True where the detector pixel can be trusted; None for everywhere.
+        geometry: of the experiment; only its near-field lengths matter.
 
     Raises:
         ValueError: less than 1e-6 of the probe's power reaches the good pixels, which therefore do not determine it.
@@ -122,9 +129,11 @@ def compute_gauge_factor(
     wide = probe.to(torch.complex128)
     power = float(wide.abs().square().sum())
     if mask is not None and not bool(mask.all()):
-        seen = float(measurement(far_field(wide))[mask].sum())
+        seen = float(measurement(compute_detector_wave(wide, geometry))[mask].sum())
         if not seen > _MIN_SEEN_FRACTION * power:
-            raise ValueError(f"mask: expected good pixels in the probe's far field; they get {seen / power:.1e} of it")
+            raise ValueError(
+                f"mask: expected good pixels where the probe's light arrives; they get {seen / power:.1e} of it"
+            )
         power = seen
     return math.sqrt(photons_per_frame / power)
 
@@ -138,7 +147,7 @@ def compute_probe_factor(scan: Scan, scaling: Scaling) -> float:
     if not scan.probe_is_calibrated:
         try:
             return compute_gauge_factor(
-                torch.from_numpy(scan.probe), scaling.photons_per_frame, torch.from_numpy(scan.mask)
+                torch.from_numpy(scan.probe), scaling.photons_per_frame, torch.from_numpy(scan.mask), scan.geometry
             )
         except ValueError as error:
             raise ScanError(

@@ -125,6 +125,12 @@ class ReadConfig:
     """Edge of a detector pixel as recorded, before binning; replaces the file's."""
     positions_unit: str | None = None
     """Unit of the positions in the file, such as um, or px for object pixels; replaces what the file says."""
+    propagation: Literal["auto", "far", "near"] = "auto"
+    """How waves reach the detector: far (diffraction patterns), near (Fresnel images of the sample, for `refine` only);
+    auto is what the file says, and far where it says nothing."""
+    focus_distance_m: Positive | Literal["estimated", "parallel"] = "estimated"
+    """Near field: distance from the focus of a cone beam to the sample, or "parallel"; "estimated" follows the file, or
+    else how far the images of neighbouring frames move."""
     swap_xy: bool = False
     """Exchange x and y of the positions, before any flip; `inspect --orientation` determines the orientation."""
     flip_y: bool = False

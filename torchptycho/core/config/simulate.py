@@ -35,6 +35,10 @@ class SimulateConfig:
     """Number of incoherent modes."""
     probe_file: str | None = None
     """NPZ whose `probeGuess` (or `probe`) replaces the simulated probe."""
+    propagation: Literal["far", "near"] = "far"
+    """What the detector records: diffraction patterns (far), or Fresnel images in a parallel beam (near)."""
+    fresnel_number: Positive = 0.1
+    """Near field: Fresnel number of an object pixel, p^2 / (wavelength * distance)."""
     position_kind: Literal["raster", "fermat", "random"] = "fermat"
     """Pattern of the scan positions."""
     n_frames: Count = 1000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from typing import Any
 
@@ -18,9 +19,10 @@ from torchptycho.data.simulation.objects import make_object
 from torchptycho.data.simulation.positions import check_positions, make_positions
 from torchptycho.data.simulation.probes import border_fraction, make_probe, scale_to_photons
 from torchptycho.io import read_probe
-from torchptycho.physics.diffraction import expected_counts
+from torchptycho.physics.diffraction import illuminate, measurement
 from torchptycho.physics.noise import poisson_sample
 from torchptycho.physics.patches import extract, locate_corner
+from torchptycho.physics.propagation import compute_detector_wave
 
 __all__ = ["simulate"]
 
@@ -29,6 +31,8 @@ _log = logging.getLogger(__name__)
 # Complex values of exit waves in memory at a time: 8 MiB in complex64, about ten times that with intermediate results.
 _BATCH_ELEMENTS = 2**20
 
+# Lengths of a simulated near-field experiment, whose images depend on their Fresnel number only.
+_NEAR_FIELD_ENERGY_EV, _NEAR_FIELD_PIXEL_M = 10e3, 1e-7
 # A larger fraction of the probe's power in the outer tenth of the frame causes a warning.
 _MAX_BORDER_FRACTION = 0.01
 
@@ -40,7 +44,7 @@ def simulate(
     probe: ArrayLike | None = None,
     positions_px: ArrayLike | None = None,
 ) -> Scan:
-    """Simulate a ptychographic scan: y ~ Poisson(sum_m |FFT(P_m O)|^2).
+    """Simulate a ptychographic scan: y ~ Poisson(sum_m |D(P_m O)|^2), D being the propagation to the detector.
 
     Object, positions and noise are drawn from independent streams of one seed: the object does not depend on the
     number of frames, nor the positions on the dose.
@@ -87,7 +91,8 @@ def simulate(
         )
 
     generator = torch.Generator().manual_seed(int(noise_seed.generate_state(1, np.uint64)[0])) if config.noise else None
-    frames = _record_frames(truth, modes, places, generator)
+    geometry = _make_geometry(config)
+    frames = _record_frames(truth, modes, places, geometry, generator)
     total = frames.sum(dtype=np.float64 if generator is None else np.uint64).item()
     given = [
         name
@@ -111,7 +116,7 @@ def simulate(
         probe=modes,
         mask=np.ones((config.n_px, config.n_px), dtype=bool),
         scan_id=np.zeros(len(frames), dtype=np.int64),
-        geometry=Geometry(),
+        geometry=geometry,
         source=f"simulate({config.object_kind if object is None else 'given object'}, seed {config.simulation_seed})",
         truth=truth,
         metadata=metadata,
@@ -119,8 +124,23 @@ def simulate(
     )
 
 
+def _make_geometry(config: SimulateConfig) -> Geometry:
+    """Make the lengths of a near-field experiment of this Fresnel number; a far-field one needs none."""
+    if config.propagation == "far":
+        return Geometry()
+    pixel_m = _NEAR_FIELD_PIXEL_M
+    geometry = Geometry(energy_eV=_NEAR_FIELD_ENERGY_EV, detector_pixel_m=pixel_m, propagation="near")
+    assert geometry.wavelength_m is not None
+    distance_m = pixel_m**2 / (geometry.wavelength_m * config.fresnel_number)
+    return dataclasses.replace(geometry, distance_m=distance_m, object_pixel_m=pixel_m)
+
+
 def _record_frames(
-    truth: np.ndarray, modes: np.ndarray, positions_px: np.ndarray, generator: torch.Generator | None
+    truth: np.ndarray,
+    modes: np.ndarray,
+    positions_px: np.ndarray,
+    geometry: Geometry,
+    generator: torch.Generator | None,
 ) -> np.ndarray:
     """Record frames [M, N, N] in batches; counts with a generator, expected counts in float32 without."""
     count, n_px = len(positions_px), modes.shape[-1]
@@ -130,7 +150,8 @@ def _record_frames(
     step = max(1, _BATCH_ELEMENTS // modes.size)
     for start in range(0, count, step):
         batch = slice(start, start + step)
-        expected = expected_counts(extract(field, corners_px[batch], n_px), probe)
+        exit_waves = illuminate(extract(field, corners_px[batch], n_px), probe)
+        expected = measurement(compute_detector_wave(exit_waves, geometry))
         if generator is None:
             frames[batch] = expected.numpy()
             continue

@@ -27,10 +27,12 @@ from torchptycho.io.units import choose_unit, is_pixels
 __all__ = ["FORMAT", "FORMAT_VERSION", "LENGTHS", "RESERVED", "has_frames", "read_npz", "sniff_npz"]
 
 FORMAT, FORMAT_VERSION = "torchptycho-scan", 1
-LENGTHS = tuple(field.name for field in dataclasses.fields(Geometry))
-# Entries of `_metadata` that become fields of the scan and are removed, so that they cannot contradict the fields
-# later.
-RESERVED = ("domain", "probe_is_calibrated", "frames_axis", "positions_unit", "format", "format_version", *LENGTHS)
+LENGTHS = tuple(field.name for field in dataclasses.fields(Geometry) if field.name != "propagation")
+# Entries of `_metadata` that become fields of the scan, so that they cannot contradict them later.
+RESERVED = (
+    "domain", "probe_is_calibrated", "frames_axis", "positions_unit", "format", "format_version", "propagation",
+    *LENGTHS,
+)  # fmt: skip
 _FRAMES_KEYS = ("diffraction", "diff3d")
 _SAMPLED_PX = 2**20
 _log = logging.getLogger(__name__)
@@ -304,7 +306,17 @@ def _parse_geometry(path: Path, metadata: dict[str, Any]) -> Geometry:
                 found=f"{value!r}",
                 remedy="Correct it or leave it out.",
             )
-    return Geometry(**{key: float(value) for key, value in known.items()})
+    propagation = metadata.get("propagation", "far")
+    if propagation not in ("far", "near"):
+        raise ScanError(
+            path,
+            "_metadata",
+            expected='\'propagation\' to be "far" or "near"',
+            found=f"{propagation!r}",
+            remedy="Correct it or leave it out.",
+        )
+    lengths: dict[str, Any] = {key: float(value) for key, value in known.items()}
+    return Geometry(propagation=propagation, **lengths)
 
 
 def _parse_unit(path: Path, metadata: dict[str, Any]) -> str | None:

@@ -31,6 +31,7 @@ def write_npz(scan: Scan, path: Path, *, compressed: bool = True) -> None:
     metadata = (
         {key: value for key, value in scan.metadata.items() if key not in RESERVED}
         | known
+        | ({"propagation": "near"} if scan.geometry.propagation == "near" else {})
         | {
             "domain": scan.domain,
             "probe_is_calibrated": scan.probe_is_calibrated,

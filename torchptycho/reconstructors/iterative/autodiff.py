@@ -33,7 +33,7 @@ def compute_objective(
     For the amplitude likelihood it is twice the squared difference of the square roots, whose noise variance is 1/4.
     """
     patches = extract(object, problem.compute_corners_px(positions_px[index]).to(object.real.dtype), problem.n_px)
-    _, intensity = propagate_to_detector(patches, probe)
+    _, intensity = propagate_to_detector(patches, probe, problem.propagator)
     intensity = intensity + background
     counts = problem.load_counts(index)
     if misfit is not None:

@@ -8,16 +8,18 @@ import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
+from torchptycho.physics.propagation import FAR_FIELD, Propagator
 from torchptycho.physics.wave_correction import compute_residuals, limit_poisson_change, project_amplitude
 
 __all__ = ["ReducedChiSquared", "compute_wave_correction", "propagate_to_detector"]
 
 
 def propagate_to_detector(
-    patches: Complex[Tensor, "k n n"], probe: Complex[Tensor, "p n n"]
+    patches: Complex[Tensor, "k n n"], probe: Complex[Tensor, "p n n"], propagator: Propagator = FAR_FIELD
 ) -> tuple[Complex[Tensor, "k p n n"], Float[Tensor, "k n n"]]:
-    """Return the waves on the detector (orthonormal, zero frequency at [0, 0]) and their summed intensity."""
-    wave = torch.fft.fft2(patches[:, None] * probe, norm="ortho")
+    """Return the waves on the detector (in the far field with the zero frequency at [0, 0]) and their summed
+    intensity."""
+    wave = propagator.forward(patches[:, None] * probe)
     intensity = wave.real.square() + wave.imag.square()
     return wave, intensity[:, 0] if len(probe) == 1 else intensity.sum(1)
 

@@ -77,7 +77,7 @@ def initialize_state(
 
 def _make_uniform_object(problem: Problem, probe: Tensor) -> Tensor:
     """Return the constant object through which the good pixels would count the photons that they counted."""
-    pattern = torch.fft.fft2(probe, norm="ortho").abs().square().sum(0)
+    pattern = problem.propagator.forward(probe).abs().square().sum(0)
     seen = float(pattern[problem.mask].sum())
     value = math.sqrt(problem.scaling.photons_per_frame / seen) if seen > 0 else 1.0
     return torch.full(problem.shape, value, dtype=problem.dtype, device=problem.device)

@@ -19,6 +19,7 @@ from torchptycho.core.scan import Scan
 from torchptycho.io import iter_checked_chunks
 from torchptycho.io.field import check_scan_field
 from torchptycho.io.near_field import refuse_near_field
+from torchptycho.physics.propagation import FAR_FIELD, Propagator, build_propagator
 from torchptycho.physics.scaling import Scaling, measure_scaling, sum_frames
 
 __all__ = ["Problem", "open_problem"]
@@ -29,7 +30,7 @@ _MAX_MEMORY_BYTES = 4 << 30
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Problem:
-    """The measured side. Detector arrays have the zero frequency at [0, 0], where the FFT puts it.
+    """The measured side. In the far field detector arrays have the zero frequency at [0, 0], where the FFT puts it.
 
     Arguments:
         frames: [M, N, N] in the detector's dtype, in memory, in a mapped file, or on the device.
@@ -37,6 +38,7 @@ class Problem:
         mask: [N, N], True where the pixel can be trusted.
         origin_px, shape: where the canvas begins, in object pixels, and its size.
         dtype: of the arithmetic: complex64 or complex128.
+        propagator: from the sample to the detector and back.
     """
 
     frames: np.ndarray | Tensor
@@ -45,6 +47,7 @@ class Problem:
     origin_px: tuple[int, int]
     shape: tuple[int, int]
     dtype: torch.dtype = torch.complex64
+    propagator: Propagator = FAR_FIELD
 
     @property
     def n_px(self) -> int:
@@ -103,12 +106,14 @@ def open_problem(
         scratch: folder for a temporary copy of frames that are too many for the memory; None takes the system's.
 
     Raises:
-        ScanError: a frame holds what no detector counts, the frames are near-field images, or a position lies so far
-            away that the image would be empty.
+        ScanError: a frame holds what no detector counts, the frames of a far-field scan are near-field images, or a
+            position lies so far away that the image would be empty.
     """
     device = torch.device(device)
     check_scan_field(scan)
-    refuse_near_field(scan)
+    if scan.geometry.propagation == "far":
+        refuse_near_field(scan)
+    propagator = build_propagator(scan.geometry, scan.n_px, dtype=dtype, device=device)
     with contextlib.ExitStack() as stack:
         size = math.prod(scan.frames.shape) * scan.frames.dtype.itemsize
         if size <= _MAX_MEMORY_BYTES:
@@ -118,7 +123,7 @@ def open_problem(
         else:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".torchptycho-", dir=scratch))
             frames = np.lib.format.open_memmap(Path(folder) / "frames.npy", "w+", scan.frames.dtype, scan.frames.shape)
-        mean_intensity = _copy(scan, frames) / scan.n_frames
+        mean_intensity = _copy(scan, frames, shift=propagator.zero_frequency_first) / scan.n_frames
         scaling = measure_scaling(mean_intensity, scan.n_px, scan.domain, scan.photons_per_frame)
         low = np.floor(scan.positions_px.min(0)).astype(int) - scan.n_px // 2 - margin_px
         # With the arithmetic of `compute_corners_px`, because rounding could otherwise move an integer position off the
@@ -132,18 +137,21 @@ def open_problem(
         yield Problem(
             frames=torch.from_numpy(frames).to(device) if on_device else frames,
             scaling=scaling,
-            mask=torch.from_numpy(np.fft.ifftshift(scan.mask)).to(device),
+            mask=torch.from_numpy(np.fft.ifftshift(scan.mask) if propagator.zero_frequency_first else scan.mask).to(
+                device
+            ),
             origin_px=(int(low[0]), int(low[1])),
             shape=(int(high[0] - low[0]), int(high[1] - low[1])),
             dtype=dtype,
+            propagator=propagator,
         )
 
 
-def _copy(scan: Scan, frames: np.ndarray) -> float:
-    """Fill `frames`, shifted; the sum of the intensity over good pixels, in file units."""
+def _copy(scan: Scan, frames: np.ndarray, *, shift: bool) -> float:
+    """Fill `frames`, their zero frequency first on request; return the intensity of all good pixels, in file units."""
     start, total = 0, 0.0
     for chunk in iter_checked_chunks(scan):
         total += float(sum_frames(chunk, scan.domain).sum())
-        frames[start : start + len(chunk)] = np.fft.ifftshift(chunk, axes=(-2, -1))
+        frames[start : start + len(chunk)] = np.fft.ifftshift(chunk, axes=(-2, -1)) if shift else chunk
         start += len(chunk)
     return total

@@ -264,7 +264,8 @@ def _build_reconstruction(
     for corners_px in torch.split(corners, 256):
         place_inside(illumination, mode_power.expand(len(corners_px), -1, -1), corners_px)
     coverage = (illumination / illumination.max()).float().cpu().numpy()
-    background = torch.fft.fftshift(state.background).float().cpu().numpy()
+    shifted = torch.fft.fftshift(state.background) if problem.propagator.zero_frequency_first else state.background
+    background = shifted.float().cpu().numpy()
     provenance: dict[str, Any] = {
         "source": scan.source,
         "frames": scan.n_frames,

@@ -78,14 +78,14 @@ def run_epoch(
     for number, index in enumerate(batches, start=1):
         corners_px = problem.compute_corners_px(state.positions_px[index])
         patches = extract_inside(state.object, corners_px, problem.n_px)
-        wave, intensity = propagate_to_detector(patches, state.probe)
+        wave, intensity = propagate_to_detector(patches, state.probe, problem.propagator)
         if background is not None:
             intensity = intensity + state.background
         counts = problem.load_counts(index)
         if background is not None:
             background.add(intensity, counts)
         change = compute_wave_correction(intensity, counts, problem.mask_or_none, config.likelihood, misfit)
-        exit_change = torch.fft.ifft2(wave * change[:, None], norm="ortho")
+        exit_change = problem.propagator.adjoint(wave * change[:, None])
         if shifts is not None:
             shifts.add(index, state.object, state.probe, corners_px, exit_change)
         _accumulate(gathered, patches, state.probe, corners_px, exit_change, update_probe)
@@ -111,7 +111,7 @@ def compute_frame_misfits(
         torch.split(index, _MAX_BATCH_SIZE), torch.split(positions_px, _MAX_BATCH_SIZE), strict=True
     ):
         patches = extract_inside(state.object, problem.compute_corners_px(places), problem.n_px)
-        _, intensity = propagate_to_detector(patches, state.probe)
+        _, intensity = propagate_to_detector(patches, state.probe, problem.propagator)
         expected = intensity + state.background if config.background else intensity
         change = compute_wave_correction(
             expected,

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.core.scan import Scan
-from torchptycho.physics.diffraction import expected_counts
+from torchptycho.physics.diffraction import illuminate, measurement
 from torchptycho.physics.patches import extract, locate_corner
+from torchptycho.physics.propagation import compute_detector_wave
 from torchptycho.physics.scaling import measure_scaling, sum_frames
 from torchptycho.visualization.plot.scan_figures import to_counts
 
@@ -72,7 +73,8 @@ def compare_patterns(
     positions_px = scan.positions_px if image.positions_px is None else image.positions_px
     corners = locate_corner(torch.from_numpy(positions_px[index]), scan.n_px, image.origin_px)
     patches = extract(torch.from_numpy(image.object), corners, scan.n_px)
-    expected = expected_counts(patches, torch.from_numpy(np.ascontiguousarray(probe)))
+    exit_waves = illuminate(patches, torch.from_numpy(np.ascontiguousarray(probe)))
+    expected = measurement(compute_detector_wave(exit_waves, scan.geometry))
     if detect is not None:
         expected = detect(expected)
     elif image.background is not None:

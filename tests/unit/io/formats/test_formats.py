@@ -362,17 +362,27 @@ def test_older_names_and_raw_data_of_products(tmp_path: Path) -> None:
 
 
 @pytest.mark.contract("files.near-field.said")
-def test_files_that_say_near_field_are_refused_as_such(tmp_path: Path) -> None:
+def test_files_that_say_near_field_are_read_as_such(tmp_path: Path) -> None:
     path = write_hdf5(tmp_path / "p.h5", fill_product, raw_data__diffraction=FRAMES)
+    far = read_scan(path)
+    assert far.geometry.object_pixel_m is not None
     with h5py.File(path, "r+") as file:
         file.attrs["far_field"] = False
-    assert "near-field" in refusal(path)
+    near = read_scan(path, ReadConfig(detector_pixel_m=5 * far.geometry.object_pixel_m))
+    assert near.geometry.propagation == "near"
+    # The object pixel is the file's, and the magnification follows from both pixels.
+    assert near.geometry.object_pixel_m == pytest.approx(far.geometry.object_pixel_m)
+    assert near.geometry.magnification == pytest.approx(5)
+    np.testing.assert_allclose(near.positions_px, far.positions_px)
     case = CASES["ptyd"]
     (tmp_path / case.main).write_bytes(case.files[case.main])
     with h5py.File(tmp_path / case.main, "r+") as file:
         del file["info/propagation"]
         file["info/propagation"] = "nearfield"
-    assert "near-field" in refusal(tmp_path / case.main)
+    assert "--focus-distance-m" in refusal(tmp_path / case.main)
+    cone = read_scan(tmp_path / case.main, dataclasses.replace(GUESS, focus_distance_m=1e-3))
+    assert cone.geometry.distance_m is not None
+    assert cone.geometry.magnification == pytest.approx(1 + cone.geometry.distance_m / 1e-3)
 
 
 @pytest.mark.contract("files.pair.other-half")

@@ -354,7 +354,7 @@ def test_configuration_reference_has_the_limits(section: str, key: str, takes: s
 
 @pytest.mark.contract("docs.configuration")
 def test_docstrings_of_inherited_keys_are_found() -> None:
-    assert reference.documented(LogConfig)["image_patches"].startswith("Patches in such a picture")
+    assert reference.documented(LogConfig)["image_patches"].startswith("Number of patches in these images")
     assert set(reference.documented(type(RunConfig().prepare))) == set(to_dict(RunConfig().prepare))
 
 

@@ -5,7 +5,7 @@ VENV ?= .venv
 TYPECHECKER := beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-processors docs lint install format parity-table freeze bench-data bench-steps bench-memory bench-refine bench-photon-limit bench-robustness bench-train bench-stitch bench-reconstruct bench-live bench-convergence bench-generators bench-options bench-network-or-iteration prior fuzz mutate clean
+.PHONY: demo test test-processors docs lint install format parity-table freeze bench-data bench-steps bench-memory bench-refine bench-photon-limit bench-robustness bench-train bench-stitch bench-reconstruct bench-live bench-convergence bench-generators bench-options bench-network-or-iteration bench-heldout prior fuzz mutate clean
 
 demo: $(VENV)/.installed
 	$(BIN)/torchptycho demo --out demo --overwrite
@@ -105,6 +105,10 @@ bench-network-or-iteration: $(VENV)/.installed
 prior: $(VENV)/.installed
 	$(BIN)/torchptycho pretrain --out runs/prior --minutes 80 $(if $(wildcard runs/prior/prior.ckpt),--resume)
 	cp runs/prior/prior.safetensors torchptycho/models/prior/prior.safetensors
+
+# An hour on 2 cores.
+bench-heldout: $(VENV)/.installed
+	$(BIN)/python benchmarks/heldout.py
 
 bench-steps: $(VENV)/.installed
 	$(BIN)/python benchmarks/steps.py

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Complex64, Float32, Float64
 
-__all__ = ["MIN_COVERAGE", "Reconstruction"]
+__all__ = ["MIN_COVERAGE", "Reconstruction", "describe_regularization"]
 
 MIN_COVERAGE = 0.02
 """A pixel that got less than this part of the largest weight is not an image of anything."""
@@ -52,3 +52,15 @@ class Reconstruction:
     def has_coverage(self) -> bool:
         """Whether the coverage is informative; that of a file without one is 1 everywhere."""
         return bool(self.coverage.size) and float(self.coverage.min()) != float(self.coverage.max())
+
+
+def describe_regularization(image: Reconstruction) -> str | None:
+    """Describe in a few words the prior that a refined image was made with; None when none was asked for."""
+    found = image.provenance.get("regularization")
+    if not found or found["kind"] == "none":
+        return None
+    names = {"tv": "total variation"}
+    if found["strength"] == 0:
+        return f"no prior ({found['reason']})"
+    how = "" if found["reason"] == "given" else f" ({found['reason']})"
+    return f"{names.get(found['kind'], found['kind'])} of strength {found['strength']:.3g}{how}"

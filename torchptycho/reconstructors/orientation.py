@@ -52,7 +52,9 @@ def rank_orientations(scan: Scan, *, frames: int = _DEFAULT_FRAMES, epochs: int 
         ScanError: the frames are unusable.
     """
     part = _select_central_frames(scan, frames)
-    config = RefineConfig(epochs=epochs, batch_size=max(1, min(16, part.n_frames // 4)), patience=None)
+    config = RefineConfig(
+        epochs=epochs, batch_size=max(1, min(16, part.n_frames // 4)), patience=None, regularization="none"
+    )
     ranked = []
     for swap, flip_y, flip_x in itertools.product((False, True), repeat=3):
         places = part.positions_px[:, ::-1] if swap else part.positions_px

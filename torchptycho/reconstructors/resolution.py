@@ -65,8 +65,8 @@ def resolution(
     """Refine each half of the frames from a uniform start, and compare the images by Fourier ring correlation.
 
     Noise and ambiguities differ between the halves; errors that both share (positions, probe) do not and are not
-    detected. Both start from the scan's probe. Each half has half the photons, so the resolution of all frames is
-    slightly better.
+    detected. Both start from the scan's probe, and no prior acts, because both would follow it. Each half has half
+    the photons, so the resolution of all frames is slightly better.
     Reference: van Heel, Schatz, J. Struct. Biol. 151, 250 (2005).
 
     Raises:
@@ -78,9 +78,10 @@ def resolution(
         raise EvaluationError(
             f"{scan.source}: expected {2 * _MIN_FRAMES_PER_HALF} frames or more; found {scan.n_frames}."
         )
+    plain = dataclasses.replace(config, regularization="none", regularization_strength=None)
     images = []
     for rows in split_into_halves(scan.positions_px):
-        images.append(refine(pick_frames(scan, rows), config=config, device=device))
+        images.append(refine(pick_frames(scan, rows), config=plain, device=device))
         if not images[-1].provenance["complete"]:
             raise KeyboardInterrupt
     first, second = images

@@ -36,6 +36,8 @@ def refine_probe(scan: Scan, config: RunConfig, keep: Path, *, progress: bool = 
         config.refine,
         epochs=epochs,
         probe_update=True,
+        regularization="none",
+        regularization_strength=None,
         position_update=moves if config.prepare.bootstrap_positions else "none",
     )
     asked = {"refine": to_dict(settings), "scan_sha256": fingerprint_scan(scan)}

@@ -27,3 +27,12 @@ def test_each_half_is_refined_from_its_own_frames() -> None:
     places = np.concatenate([first, second])
     assert len(np.unique(places, axis=0)) == scan.n_frames
     np.testing.assert_allclose(np.sort(places, axis=0), np.sort(scan.positions_px, axis=0))
+
+
+@pytest.mark.contract("refine.regularise.halves")
+def test_halves_are_refined_without_a_prior() -> None:
+    scan = simulate(SimulateConfig(n_px=32, object_px=72, n_frames=40, photons_per_frame=1e4, probe_defocus_waves=1))
+    config = RefineConfig(epochs=4, regularization="tv", regularization_strength=0.3)
+    with_prior = resolution(scan, config=config)
+    without = resolution(scan, config=RefineConfig(epochs=4, regularization="none"))
+    np.testing.assert_array_equal(with_prior.halves[0].object, without.halves[0].object)

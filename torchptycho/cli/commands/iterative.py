@@ -69,6 +69,7 @@ class Refine(RefinementCommand):
         )
         self.claim_files("--report", page, inputs=[self.scan], resumes=self.resume and state_file.exists())
         from torchptycho.core.progress import EpochProgress
+        from torchptycho.core.reconstruction import describe_regularization
         from torchptycho.io import read_reconstruction, read_scan, write_reconstruction
         from torchptycho.reconstructors.iterative import refine
         from torchptycho.visualization.plot import plot_reconstruction
@@ -99,10 +100,13 @@ class Refine(RefinementCommand):
         misfit = image.history["misfit"]
         fit = f"misfit {misfit[-1]:.4g} (1 is the photon noise) " if misfit else ""
         report = summarize_image(image, self.out, picture, page)
+        prior = describe_regularization(image)
+        regularization = image.provenance["regularization"]
         self.print_result(
-            report | {"misfit": misfit[-1] if misfit else None, "epochs": len(misfit)},
+            report
+            | {"misfit": misfit[-1] if misfit else None, "epochs": len(misfit), "regularization": regularization},
             f"{join_file_names(self.out, picture, page)}: {image.object.shape[0]}x{image.object.shape[1]} px, "
-            f"{fit}after {len(misfit)} epochs in {image.provenance['seconds']:.1f} s",
+            f"{fit}after {len(misfit)} epochs in {image.provenance['seconds']:.1f} s{', ' + prior if prior else ''}",
             json=self.json,
         )
 

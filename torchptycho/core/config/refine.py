@@ -49,10 +49,15 @@ class RefineConfig:
     """Largest change of a position in one epoch; it decreases towards the end."""
     position_limit_px: Annotated[float, Field(gt=0, le=1024)] = 8.0
     """Largest total correction of a position along each axis."""
+    regularization: Literal["none", "tv", "auto"] = "none"
+    """Prior that acts on the object while it is polished. tv: total variation; auto: the same, only where held-out
+    counts become likelier by it, and not with `tv_weight` or `smoothness_weight`."""
+    regularization_strength: NonNegative | None = None
+    """Strength of tv in units of the local photon noise, such as 0.1; None chooses it by held-out counts."""
     smoothness_weight: NonNegative = 0.0
-    """Weight of the squared differences between neighbouring object pixels."""
+    """Weight of the squared differences between neighbouring object pixels, from the first epoch on, by hand."""
     tv_weight: NonNegative = 0.0
-    """Weight of the total variation of the object."""
+    """Weight of the total variation of the object, from the first epoch on, by hand."""
     optimizer: Literal["adam", "lbfgs"] = "adam"
     """Optimiser of the method gradient."""
     learning_rate: Positive = 0.05

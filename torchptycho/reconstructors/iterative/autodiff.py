@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -75,6 +77,8 @@ class AutodiffSolver:
             for name, unit in self._units.items()
         }
         self._frozen: set[str] = set()
+        self.penalty: Callable[[Tensor], Tensor] | None = None
+        """Added to half the deviance of all counts: a function of the object."""
         free = [tensor for tensor in self._parameters.values() if tensor.requires_grad]
         self._optimizer: torch.optim.Optimizer
         if config.optimizer == "adam":
@@ -145,6 +149,10 @@ class AutodiffSolver:
         )
         if config.smoothness_weight or config.tv_weight:
             loss = loss + weight * compute_penalty(values["object"], config.smoothness_weight, config.tv_weight)
+        if self.penalty is not None:
+            problem = self._problem
+            all_counts = problem.n_frames * problem.n_good_pixels * problem.scaling.photons_per_frame / problem.n_px**2
+            loss = loss + weight * self.penalty(values["object"]) / all_counts
         loss.backward()  # type: ignore[no-untyped-call]
         for name in self._frozen:
             self._parameters[name].grad = None

@@ -25,7 +25,7 @@ from torchptycho.io import read_scan
 from torchptycho.io.fingerprint import fingerprint_scan
 from torchptycho.io.scan_choice import refuse_several_scans
 from torchptycho.io.storage.outputs import check_output_file
-from torchptycho.physics.patches import place_inside
+from torchptycho.physics.illumination import compute_illumination
 from torchptycho.reconstructors.iterative.autodiff import AutodiffSolver
 from torchptycho.reconstructors.iterative.initial_state import (
     compute_start_margin_px,
@@ -38,6 +38,7 @@ from torchptycho.reconstructors.iterative.position_correction import (
     fit_linear_part,
     random_search,
 )
+from torchptycho.reconstructors.iterative.prior_steps import PriorSteps, check_regularization
 from torchptycho.reconstructors.iterative.probe_modes import orthogonalize_modes
 from torchptycho.reconstructors.iterative.problem import Problem, open_problem
 from torchptycho.reconstructors.iterative.rpie import compute_frame_misfits, run_epoch
@@ -49,12 +50,14 @@ from torchptycho.reconstructors.iterative.schedule import (
 from torchptycho.reconstructors.iterative.start_matching import match_start
 from torchptycho.reconstructors.iterative.state import RefinementState
 
-__all__ = ["refine"]
+__all__ = ["build_fingerprint", "refine"]
 
 _log = logging.getLogger(__name__)
 
 # Increase of the misfit in an epoch above which the momentum is reduced.
 _DIVERGENCE_RATIO = 1.3
+# For this many epochs the misfit may grow because a prior removes noise that was fitted.
+_PRIOR_SETTLES_IN_EPOCHS = 3
 _SAVE_EVERY_S = 30.0
 
 EpochCallback = Callable[[int, float], None]
@@ -96,7 +99,8 @@ def refine(
     Returns:
         the image on the canvas of all positions, with `probe`, `positions_px`, and in `history` for each epoch:
         `misfit` (mean squared deviation of the counts over that of photon noise: 1 is the limit, less is fitting the
-        noise) and `seconds` since the beginning.
+        noise), `seconds` since the beginning, and with a prior its `regularization_strength`; in `provenance` what
+        `regularization` acted and how its strength was found.
 
     Raises:
         TorchptychoError: the scan is unusable, the start or the probe does not fit it, or the state is another's.
@@ -107,12 +111,13 @@ def refine(
     refuse_several_scans(scan, "a refinement")
     if state_file is not None:
         check_output_file(state_file, option="state_file")
+    check_regularization(config)
     (place,) = find_devices(device, option="device")
     start = None if start is None else match_start(start, scan)
     moves = config.position_update != "none"
     margin_px = math.ceil(config.position_limit_px) if moves else compute_start_margin_px(scan, start)
     with torch.no_grad(), open_problem(scan, margin_px=margin_px, device=place, scratch=scratch) as problem:
-        fingerprint = _build_fingerprint(scan, config)
+        fingerprint = build_fingerprint(scan, config)
         if _can_resume(state_file, resume=resume):
             assert state_file is not None
             state = RefinementState.load(state_file, fingerprint, place)
@@ -148,15 +153,19 @@ def _run_epochs(
 ) -> bool:
     """Run epochs until there are enough or nothing improves; return False when interrupted."""
     solver = AutodiffSolver(problem, state, config) if config.method == "gradient" else None
+    prior = PriorSteps(problem, config)
     given_px = torch.from_numpy(scan.positions_px).to(problem.device)
     saved = time.perf_counter()
     try:
         while state.epoch < config.epochs and advance_polishing(state, config):
             begun = time.perf_counter()
+            prior.decide(state)
+            prior.prepare(state, solver)
             misfit = _advance_epoch(problem, state, config, solver, given_px)
             if len(state.probe) > 1:
                 state.replace_modes(orthogonalize_modes(state.probe))
             state.fix_gauge()
+            prior.apply(state, solver)
             if solver is not None:
                 solver.read_state(state)
             state.epoch += 1
@@ -250,6 +259,8 @@ def _update_positions(
 def _back_off_momentum(state: RefinementState) -> None:
     """Reduce the momentum and restart it from zero if the fit became worse, except in the first epochs."""
     misfit = state.history["misfit"]
+    if state.regularization is not None and state.epoch - (state.polishing_since or 0) <= _PRIOR_SETTLES_IN_EPOCHS:
+        return
     if len(misfit) > 3 and misfit[-1] > _DIVERGENCE_RATIO * misfit[-2]:
         state.momentum_backoffs += 1
         state.reset_momentum()
@@ -258,11 +269,7 @@ def _back_off_momentum(state: RefinementState) -> None:
 def _build_reconstruction(
     problem: Problem, scan: Scan, state: RefinementState, config: RefineConfig, complete: bool, digest: str
 ) -> Reconstruction:
-    illumination = torch.zeros(problem.shape, dtype=torch.float64, device=problem.device)
-    mode_power = state.probe.abs().square().sum(0).double()
-    corners = problem.compute_corners_px(state.positions_px)
-    for corners_px in torch.split(corners, 256):
-        place_inside(illumination, mode_power.expand(len(corners_px), -1, -1), corners_px)
+    illumination = compute_illumination(state.probe, problem.compute_corners_px(state.positions_px), problem.shape)
     coverage = (illumination / illumination.max()).float().cpu().numpy()
     shifted = torch.fft.fftshift(state.background) if problem.propagator.zero_frequency_first else state.background
     background = shifted.float().cpu().numpy()
@@ -273,6 +280,7 @@ def _build_reconstruction(
         "scan_sha256": digest,
         "refine": to_dict(config),
         "epochs": state.epoch,
+        "regularization": state.regularization or {"kind": "none", "strength": 0.0},
         "complete": complete,
         "photons_per_frame": problem.scaling.photons_per_frame,
         "versions": collect_versions(),
@@ -293,7 +301,7 @@ def _build_reconstruction(
     )
 
 
-def _build_fingerprint(scan: Scan, config: RefineConfig) -> dict[str, Any]:
+def build_fingerprint(scan: Scan, config: RefineConfig) -> dict[str, Any]:
     """Build the fingerprint of a state: it may continue with more epochs, but not with another scan or method."""
     fixed = dataclasses.replace(config, epochs=1, patience=None)
     return {"scan": fingerprint_scan(scan)} | {f"refine.{name}": value for name, value in to_dict(fixed).items()}

@@ -13,10 +13,18 @@ def advance_polishing(state: RefinementState, config: RefineConfig) -> bool:
     """Begin polishing when it is due; return False when the refinement is to end.
 
     Polishing begins `polish` x `epochs` before the last epoch, or earlier when the misfit has stalled. When it stalls
-    again, or there is no polishing, the refinement ends.
+    again, or there is no polishing, the refinement ends; but not before the end of polishing when a prior acts, because
+    the misfit grows while the prior removes noise that was fitted.
     """
     stalled = has_stalled(state, config)
-    if stalled and (state.polishing_since is not None or config.polish == 0):
+    has_prior = state.regularization is not None and state.regularization["strength"] > 0
+    if stalled and config.polish == 0:
+        return False
+    if (
+        stalled
+        and state.polishing_since is not None
+        and not (has_prior and compute_polishing_progress(state, config) < 1)
+    ):
         return False
     planned = config.epochs - round(config.polish * config.epochs)
     if state.polishing_since is None and (stalled or state.epoch >= planned):

@@ -19,7 +19,7 @@ from torchptycho.reconstructors.iterative.probe_modes import compute_power, find
 
 __all__ = ["RefinementState"]
 
-_FORMAT, _FORMAT_VERSION = "torchptycho-refinement", 3
+_FORMAT, _FORMAT_VERSION = "torchptycho-refinement", 4
 _TENSOR_FIELDS = (
     "object", "probe", "positions_px", "drift_px", "background", "velocity", "anchor", "probe_velocity", "probe_anchor",
 )  # fmt: skip
@@ -45,6 +45,7 @@ class RefinementState:
         updates: updates since momentum was last used.
         polishing_since: epoch in which updates began to gather more frames, or None.
         momentum_backoffs: how often momentum was made slower because the fit became worse.
+        regularization: the prior that acts, its strength and how it was chosen; None before it is decided.
         history: figures of each finished epoch.
         seconds: time spent, over all sessions.
     """
@@ -64,6 +65,7 @@ class RefinementState:
     updates: int = 0
     polishing_since: int | None = None
     momentum_backoffs: int = 0
+    regularization: dict[str, Any] | None = None
     history: dict[str, list[float]] = dataclasses.field(default_factory=lambda: {"misfit": [], "seconds": []})
     seconds: float = 0.0
 

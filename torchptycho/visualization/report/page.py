@@ -12,7 +12,7 @@ from jaxtyping import Complex
 
 from torchptycho.analysis.evaluation import Metrics
 from torchptycho.analysis.inspection import inspect_scan
-from torchptycho.core.reconstruction import Reconstruction
+from torchptycho.core.reconstruction import Reconstruction, describe_regularization
 from torchptycho.core.scan import Scan
 from torchptycho.core.versions import collect_versions
 from torchptycho.io.storage.file_access import replace_atomically
@@ -100,6 +100,8 @@ def _collect_key_figures(
         facts.append(("Photons per frame", sections.format_photons(photons).removesuffix(" photons")))
     if image.history.get("misfit"):
         facts.append(("Misfit (noise is 1)", f"{image.history['misfit'][-1]:.4g}"))
+    if (prior := describe_regularization(image)) is not None:
+        facts.append(("Prior", prior))
     if halves is not None:
         facts.append(("Half period, ½ bit", sections.format_resolution(halves)))
     if "seconds" in image.provenance:

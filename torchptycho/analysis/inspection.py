@@ -16,7 +16,13 @@ from torchptycho.io.bad_pixels import find_dead_pixels, find_hot_pixels
 from torchptycho.io.detector_codes import reaches_saturation
 from torchptycho.io.field import find_islands
 from torchptycho.io.near_field import detect_near_field
-from torchptycho.io.position_scale import estimate_probe_diameter_px, find_scale_problem, measure_center, measure_steps
+from torchptycho.io.position_scale import (
+    estimate_probe_diameter_px,
+    find_particle_problem,
+    find_scale_problem,
+    measure_center,
+    measure_steps,
+)
 
 __all__ = ["ScanSummary", "estimate_probe_diameter_px", "inspect_scan"]
 
@@ -62,6 +68,9 @@ class ScanSummary:
     position_min_px: tuple[float, float]
     position_max_px: tuple[float, float]
     field_px: tuple[float, float]
+    particle: str
+    energy_eV: float | None
+    wavelength_m: float | None
     object_pixel_m: float | None
     field_m: tuple[float, float] | None
     step_px: float
@@ -138,6 +147,9 @@ def inspect_scan(scan: Scan) -> ScanSummary:
         position_min_px=_to_pair(low),
         position_max_px=_to_pair(high),
         field_px=_to_pair(field),
+        particle=scan.geometry.particle,
+        energy_eV=scan.geometry.energy_eV,
+        wavelength_m=scan.geometry.wavelength_m,
         object_pixel_m=pixel_m,
         field_m=None if pixel_m is None else _to_pair(field * pixel_m),
         step_px=step_px,
@@ -171,7 +183,7 @@ def inspect_scan(scan: Scan) -> ScanSummary:
         usable=True,
     )
     fatal = list(_find_fatal_problems(summary, summed, find_scale_problem(scan)))
-    minor = list(_find_minor_problems(summary))
+    minor = [*_find_minor_problems(summary), *filter(None, [find_particle_problem(scan)])]
     if not fatal and (apart := find_islands(scan)) is not None:
         minor.insert(0, apart)
     return dataclasses.replace(summary, problems=fatal + minor, usable=not fatal)

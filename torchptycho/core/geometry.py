@@ -3,30 +3,50 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal
 
-__all__ = ["Geometry", "wavelength_to_energy_eV"]
+__all__ = ["Geometry", "Particle", "energy_to_wavelength_m", "wavelength_to_energy_eV"]
 
-# Planck's constant times the speed of light (CODATA 2018, exact), in eV m.
+Particle = Literal["photon", "electron"]
+
+# CODATA 2018: Planck's constant times the speed of light (exact) in eV m, and the rest energy of an electron in eV.
 _HC_EV_M = 1.239841984332002e-06
+_ELECTRON_REST_EV = 510998.95
 
 
-def wavelength_to_energy_eV(wavelength_m: float) -> float:
-    """Convert a wavelength to a photon energy, E = h c / lambda."""
-    return _HC_EV_M / wavelength_m
+def energy_to_wavelength_m(energy_eV: float, particle: Particle = "photon") -> float:
+    """Convert an energy to a wavelength: h c / E of photons, h c / sqrt(E (E + 2 m c^2)) of electrons.
+
+    Arguments:
+        energy_eV: photon energy, or kinetic energy of an electron.
+    """
+    if particle == "photon":
+        return _HC_EV_M / energy_eV
+    return _HC_EV_M / math.sqrt(energy_eV * (energy_eV + 2 * _ELECTRON_REST_EV))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+def wavelength_to_energy_eV(wavelength_m: float, particle: Particle = "photon") -> float:
+    """Convert a wavelength to a photon energy, or to the kinetic energy of an electron."""
+    momentum_eV = _HC_EV_M / wavelength_m
+    if particle == "photon":
+        return momentum_eV
+    # sqrt(p^2 + m^2) - m, without the cancellation of slow electrons.
+    return momentum_eV**2 / (math.hypot(momentum_eV, _ELECTRON_REST_EV) + _ELECTRON_REST_EV)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Geometry:
     """Physical lengths of an experiment; any may be None when only pixels are known.
 
     Arguments:
-        energy_eV: photon energy.
+        energy_eV: photon energy, or kinetic energy of electrons.
         distance_m: sample to detector.
         detector_pixel_m: edge of a detector pixel.
         object_pixel_m: edge of an object pixel; see `with_object_pixel`.
         propagation: "far" for diffraction patterns, "near" for Fresnel images of the sample.
         focus_distance_m: near field in a cone beam: focus to sample, the sample downstream; None for a parallel beam.
+        particle: what is diffracted.
     """
 
     energy_eV: float | None = None
@@ -35,17 +55,30 @@ class Geometry:
     object_pixel_m: float | None = None
     propagation: Literal["far", "near"] = "far"
     focus_distance_m: float | None = None
+    particle: Particle = "photon"
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name != "propagation" and value is not None and not 0 < value < float("inf"):
-                raise ValueError(f"Geometry.{field.name}: expected a positive number or None; found {value!r}.")
+        for name, value in self.lengths.items():
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"Geometry.{name}: expected a positive number or None; found {value!r}.")
+
+    def __repr__(self) -> str:
+        # Fingerprints of stores hold it: what is as ever is not said.
+        default = {"propagation": "far", "focus_distance_m": None, "particle": "photon"}
+        shown = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        parts = [f"{name}={value!r}" for name, value in shown.items() if default.get(name, ...) != value]
+        return f"Geometry({', '.join(parts)})"
+
+    @property
+    def lengths(self) -> dict[str, float | None]:
+        """Return the numbers by name."""
+        names = [field.name for field in dataclasses.fields(self) if field.name not in ("particle", "propagation")]
+        return {name: getattr(self, name) for name in names}
 
     @property
     def wavelength_m(self) -> float | None:
-        """lambda = h c / E."""
-        return None if self.energy_eV is None else _HC_EV_M / self.energy_eV
+        """Compute the wavelength that belongs to the energy."""
+        return None if self.energy_eV is None else energy_to_wavelength_m(self.energy_eV, self.particle)
 
     @property
     def magnification(self) -> float | None:

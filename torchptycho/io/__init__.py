@@ -14,7 +14,7 @@ from torchptycho.io.checks import iter_checked_chunks
 from torchptycho.io.field import find_islands
 from torchptycho.io.formats.mapped import read_mapped
 from torchptycho.io.formats.registry import Reader, recognise
-from torchptycho.io.position_scale import find_scale_problem
+from torchptycho.io.position_scale import find_particle_problem, find_scale_problem
 from torchptycho.io.probe_fitting import read_probe
 from torchptycho.io.raw_scan import RawScan
 from torchptycho.io.reconstruction_files import read_reconstruction, write_reconstruction
@@ -76,9 +76,9 @@ def read_scan(
         recorded = reader.read(path, reading)
     others = tuple(read_file_state(file) for file in list_other_files(recorded, reading))
     scan = dataclasses.replace(build_scan(recorded, why, reading), files=(before, *others))
-    problem = find_scale_problem(scan) or find_islands(scan)
-    if problem is not None:
-        _log.warning("%s: %s", path, problem)
+    for problem in (find_scale_problem(scan) or find_islands(scan), find_particle_problem(scan)):
+        if problem is not None:
+            _log.warning("%s: %s", path, problem)
     return scan
 
 

@@ -7,19 +7,22 @@ import math
 import numpy as np
 from jaxtyping import Complex64, Float64, Int64
 
-from torchptycho.core.geometry import Geometry
+from torchptycho.core.geometry import Geometry, energy_to_wavelength_m
 from torchptycho.core.scan import Scan
 from torchptycho.io.units import compute_unit_factor, is_pixels
 
 __all__ = [
     "describe_unit_error",
     "estimate_probe_diameter_px",
+    "find_particle_problem",
     "find_scale_problem",
     "measure_center",
     "measure_steps",
     "suggest_units",
 ]
 
+# Ptychography with photons of more energy is rare; electron microscopes begin here.
+_MIN_ELECTRON_EV = 5e4
 _CANDIDATES = ("px", "m", "mm", "um", "nm")
 # Steps of a scan in object pixels; the candidates are a thousand apart, so that only one of them fits.
 _MIN_STEP_PX, _MIN_EXTENT_PX = 0.3, 3.0
@@ -130,6 +133,20 @@ def _describe_lengths(geometry: Geometry) -> str:
     parts = [f"{name} {value:.4g} {unit} ({option})" for name, (value, unit, option) in given.items() if value]
     pixel = f"the object pixel of {geometry.object_pixel_m:.4g} m"
     return f"{pixel}, which follows from {', '.join(parts)}" if len(parts) == len(given) else pixel
+
+
+def find_particle_problem(scan: Scan) -> str | None:
+    """Describe why photons of this energy may be electrons; None if they are plausible, or the wavelength was given."""
+    geometry, mapping = scan.geometry, scan.reading.mapping
+    if scan.reading.wavelength_m is not None or (mapping is not None and mapping.wavelength is not None):
+        return None
+    if geometry.particle != "photon" or geometry.energy_eV is None or geometry.energy_eV < _MIN_ELECTRON_EV:
+        return None
+    return (
+        f"The energy of {geometry.energy_eV / 1e3:.4g} keV is taken for that of photons, of "
+        f"{energy_to_wavelength_m(geometry.energy_eV) * 1e12:.4g} pm. If they are electrons, of "
+        f"{energy_to_wavelength_m(geometry.energy_eV, 'electron') * 1e12:.4g} pm, use --particle electron."
+    )
 
 
 def find_scale_problem(scan: Scan) -> str | None:

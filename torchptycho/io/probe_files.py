@@ -10,9 +10,10 @@ import numpy as np
 from jaxtyping import Complex64
 
 from torchptycho.core.errors import ScanError
-from torchptycho.core.geometry import Geometry
+from torchptycho.core.geometry import Geometry, Particle
 from torchptycho.io.array_refs import NPY_MAGIC, ArrayRef, map_npy, parse_array_ref
 from torchptycho.io.probe_arrays import to_probe_modes
+from torchptycho.io.raw_scan import build_geometry
 from torchptycho.io.storage.archive import NpzArchive
 from torchptycho.io.storage.file_access import read_head
 from torchptycho.io.storage.hdf5 import (
@@ -143,10 +144,11 @@ def _read_archive_pixel(archive: NpzArchive, edge: int) -> float | None:
         if name in archive:
             return _to_length(archive.load(name).reshape(-1)[0])
     metadata = archive.load_metadata()
-    names = [field.name for field in dataclasses.fields(Geometry) if field.name != "propagation"]
-    lengths: dict[str, Any] = {name: _to_length(metadata.get(name)) for name in names}
+    lengths = {name: _to_length(metadata.get(name)) for name in (*Geometry().lengths, "wavelength_m")}
+    particle: Particle = "electron" if metadata.get("particle") == "electron" else "photon"
     propagation: Literal["far", "near"] = "near" if metadata.get("propagation") == "near" else "far"
-    return Geometry(propagation=propagation, **lengths).with_object_pixel(edge).object_pixel_m
+    geometry = build_geometry(Path(archive.path), particle, **lengths)
+    return dataclasses.replace(geometry, propagation=propagation).with_object_pixel(edge).object_pixel_m
 
 
 def _to_length(value: Any) -> float | None:

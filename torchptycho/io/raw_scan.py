@@ -12,7 +12,7 @@ from jaxtyping import Bool, Complex64, Float64, Int64
 from torchptycho.core.config.base import Domain
 from torchptycho.core.config.read import ReadConfig
 from torchptycho.core.errors import ScanError
-from torchptycho.core.geometry import Geometry
+from torchptycho.core.geometry import Geometry, Particle, wavelength_to_energy_eV
 from torchptycho.core.scan import Frames
 
 __all__ = ["RawScan", "align_to_frames", "build_geometry", "resolve_rows"]
@@ -133,8 +133,12 @@ def align_to_frames(
     raise ScanError(path, key, expected=f"{n_in_file} entries, one per frame", found=f"{n} entries", remedy=remedy)
 
 
-def build_geometry(path: Path, **values: float | None) -> Geometry:
+def build_geometry(path: Path, particle: Particle | None = None, /, **values: float | None) -> Geometry:
     """Build a geometry from lengths and energies of a file, in which 0 stands for unknown.
+
+    Arguments:
+        particle: what is diffracted; None for photons.
+        values: fields of `Geometry`, and `wavelength_m` in place of the energy.
 
     Raises:
         ScanError: one is negative or not finite.
@@ -148,5 +152,9 @@ def build_geometry(path: Path, **values: float | None) -> Geometry:
                 found=f"{value!r}",
                 remedy=f"Correct it, or give --{name.replace('_', '-')}.",
             )
-    lengths: dict[str, Any] = {name: value or None for name, value in values.items()}
-    return Geometry(**lengths)
+    known: dict[str, Any] = {name: value for name, value in values.items() if value}
+    kind: Particle = particle or "photon"
+    wavelength_m = known.pop("wavelength_m", None)
+    if wavelength_m is not None:
+        known["energy_eV"] = wavelength_to_energy_eV(wavelength_m, kind)
+    return Geometry(particle=kind, **known)

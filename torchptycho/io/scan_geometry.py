@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
 
 from torchptycho.core.config.read import ReadConfig
 from torchptycho.core.errors import ScanError
-from torchptycho.core.geometry import Geometry
+from torchptycho.core.geometry import Geometry, wavelength_to_energy_eV
 from torchptycho.core.scan import Scan
 from torchptycho.io.position_scale import describe_unit_error, suggest_units
 from torchptycho.io.raw_scan import RawScan
@@ -62,12 +63,16 @@ def find_reference_edge(recorded: RawScan) -> int:
 
 def build_geometry(recorded: RawScan, config: ReadConfig, n_px: int, scale: float, binning: int) -> Geometry:
     """Build the geometry of the scan: options override the file; the detector pixel is that after binning."""
-    given = {
+    given: dict[str, Any] = {
         name: value
         for name in ("energy_eV", "distance_m", "detector_pixel_m")
         if (value := getattr(config, name)) is not None
     }
     own = recorded.geometry
+    if config.particle is not None:
+        given["particle"] = config.particle
+    if config.wavelength_m is not None:
+        given["energy_eV"] = wavelength_to_energy_eV(config.wavelength_m, config.particle or own.particle)
     changed = dataclasses.replace(own, object_pixel_m=None if given else own.object_pixel_m, **given)
     if changed.detector_pixel_m is not None:
         changed = dataclasses.replace(changed, detector_pixel_m=changed.detector_pixel_m * binning)
@@ -81,7 +86,7 @@ def build_geometry(recorded: RawScan, config: ReadConfig, n_px: int, scale: floa
             None,
             expected="lengths of an experiment",
             found=f"{changed}",
-            remedy="Correct --energy-eV, --distance-m or --detector-pixel-m.",
+            remedy="Correct --energy-eV or --wavelength-m, --distance-m or --detector-pixel-m.",
         ) from None
 
 
@@ -118,7 +123,7 @@ def convert_to_pixels(recorded: RawScan, geometry: Geometry, scale: float, n_px:
             key,
             expected=f"lengths that turn {recorded.unit} into object pixels",
             found=f"no {', no '.join(name.strip('-') for name in missing)}",
-            remedy=f"Give them with {' '.join(missing)}.",
+            remedy=f"Give them with {' '.join(missing)}; --wavelength-m may replace --energy-eV.",
         )
     return positions_m / geometry.object_pixel_m
 

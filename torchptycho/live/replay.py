@@ -196,6 +196,7 @@ def _write_swmr_file(
         )
         detector["mask"] = (~scan.mask).astype(np.uint32)
         detector["distance"], detector["x_pixel_size"], detector["y_pixel_size"] = distance_m, pixel_m, pixel_m
+        file["entry_1/instrument_1/source_1/probe"] = geometry.particle
         file["entry_1/instrument_1/beam_1/energy"] = energy_eV * 1.602176634e-19
         file.swmr_mode = True
         began, done = time.monotonic(), 0

@@ -14,7 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from torchptycho.core.config.base import Count, Domain, Positive, validated_dataclass
 from torchptycho.core.errors import ScanError
-from torchptycho.core.geometry import Geometry
+from torchptycho.core.geometry import Geometry, Particle
 
 __all__ = ["Chunk", "FrameSource", "ScanLayout", "StreamHeader", "add_object_pixel", "convert_to_pixels", "parse_json"]
 
@@ -27,6 +27,7 @@ class GeometryHeader:
     distance_m: Positive | None = None
     detector_pixel_m: Positive | None = None
     object_pixel_m: Positive | None = None
+    particle: Particle = "photon"
 
 
 @validated_dataclass
@@ -85,6 +86,11 @@ class ScanLayout:
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to the fields of a `StreamHeader`, with positions in pixels."""
+        names = [field.name for field in dataclasses.fields(GeometryHeader)]
+        geometry = {name: getattr(self.geometry, name) for name in names}
+        if self.geometry.particle == "photon":
+            # Earlier versions do not know of particles.
+            del geometry["particle"]
         mask = None if self.mask.all() else base64.b64encode(np.packbits(self.mask).tobytes()).decode()
         return {
             "torchptycho": 1,
@@ -93,7 +99,7 @@ class ScanLayout:
             "dtype": self.dtype.newbyteorder("<").str,
             "domain": self.domain,
             "positions_unit": "px",
-            "geometry": dataclasses.asdict(self.geometry),
+            "geometry": geometry,
             "photons_per_frame": self.photons_per_frame,
             "total": self.total,
             "mask": mask,

@@ -201,7 +201,7 @@ def test_a_mapping_reads_attributes_and_has_units_of_its_own(tmp_path: Path, nam
 
 @pytest.mark.contract("files.mapping.units")
 def test_a_mapping_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="an energy or a wavelength; found both"):
+    with pytest.raises(ConfigError, match="one of energy, wavelength, voltage; found energy, wavelength"):
         mapped(wavelength="w")
     path = write_raw(tmp_path / "raw.h5", {"y": (POSITIONS_M[:, 0], "px"), "x": (POSITIONS_M[:, 1], "um")})
     with pytest.raises(ScanError, match=r"expected positions in one unit.*found px and um"):

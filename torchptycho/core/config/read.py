@@ -13,6 +13,7 @@ from pydantic import Field
 
 from torchptycho.core.config.base import Count, Domain, Positive, validated_dataclass
 from torchptycho.core.errors import ConfigError
+from torchptycho.core.geometry import Particle
 
 __all__ = ["MappingConfig", "MaskSense", "ReadConfig", "ScanFormat", "extract_read_config", "parse_frame_slice"]
 
@@ -60,14 +61,20 @@ class MappingConfig:
     """Detector mask."""
     mask_good: Literal["auto", "nonzero", "zero"] = "auto"
     """Which of its values are good pixels; auto goes by its name and values, see `mask_sense`."""
+    particle: Particle | None = None
+    """Whether photons or electrons are diffracted; None takes electrons with a voltage, else photons."""
     energy: str | None = None
-    """Photon energy."""
+    """Energy of the photons, or kinetic energy of the electrons."""
     energy_unit: str | None = None
     """Its unit, by default eV."""
     wavelength: str | None = None
     """Wavelength, in place of the energy."""
     wavelength_unit: str | None = None
     """Its unit, by default m."""
+    voltage: str | None = None
+    """Acceleration voltage of electrons, in place of the energy."""
+    voltage_unit: str | None = None
+    """Its unit, by default V."""
     distance: str | None = None
     """Sample to detector."""
     distance_unit: str | None = None
@@ -78,8 +85,11 @@ class MappingConfig:
     """Its unit, by default m."""
 
     def __post_init__(self) -> None:
-        if self.energy is not None and self.wavelength is not None:
-            raise ConfigError("mapping: expected an energy or a wavelength; found both. Leave one of them out.")
+        stated = [name for name in ("energy", "wavelength", "voltage") if getattr(self, name) is not None]
+        if len(stated) > 1:
+            raise ConfigError(f"mapping: expected one of energy, wavelength, voltage; found {', '.join(stated)}.")
+        if self.voltage is not None and self.particle == "photon":
+            raise ConfigError("mapping: a voltage is that of electrons; found particle photon. Leave one of them out.")
 
 
 @validated_dataclass
@@ -117,8 +127,12 @@ class ReadConfig:
     bad_frames: Literal["refuse", "leave-out"] = "refuse"
     """Frames with NaN, with negative values or without any count: refuse the scan (frames without counts are only
     reported), or leave these frames out and list them."""
+    particle: Particle | None = None
+    """Whether photons or electrons are diffracted; None follows the file, else takes photons."""
     energy_eV: Positive | None = None
-    """Photon energy; replaces the file's."""
+    """Energy of the photons, or kinetic energy of the electrons (their acceleration voltage); replaces the file's."""
+    wavelength_m: Positive | None = None
+    """Wavelength, in place of the energy; replaces the file's."""
     distance_m: Positive | None = None
     """Sample to detector; replaces the file's."""
     detector_pixel_m: Positive | None = None
@@ -174,6 +188,8 @@ class ReadConfig:
             raise ConfigError(
                 "probe_defocus_m: expected guess_probe; found none. Add --guess-probe, or omit probe_defocus_m."
             )
+        if self.energy_eV is not None and self.wavelength_m is not None:
+            raise ConfigError("wavelength_m: expected an energy or a wavelength; found both. Leave one of them out.")
         if self.beam_center_px is not None and self.beam_center_px != "estimated" and min(self.beam_center_px) < 0:
             raise ConfigError(f"beam_center_px: expected pixels (y, x) of at least 0; found {self.beam_center_px}.")
 
@@ -186,6 +202,11 @@ class ReadConfig:
     def makes_raster(self) -> bool:
         """Whether the positions are those of a raster and not the file's."""
         return self.raster_step_px is not None or self.raster_step_m is not None
+
+    @property
+    def states_energy(self) -> bool:
+        """Whether an option replaces the energy of the file."""
+        return self.energy_eV is not None or self.wavelength_m is not None
 
     @property
     def changes_frames(self) -> bool:

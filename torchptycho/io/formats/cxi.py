@@ -10,10 +10,10 @@ import numpy as np
 
 from torchptycho.core.config.read import MaskSense, ReadConfig, parse_frame_slice
 from torchptycho.core.errors import ScanError
-from torchptycho.core.geometry import wavelength_to_energy_eV
 from torchptycho.io.formats.cxi_entry import DETECTOR, FRAMES, Entry, choose_entry, list_entries
 from torchptycho.io.formats.cxi_positions import read_basis, read_positions
-from torchptycho.io.frame_positions import arrange_positions, choose_energy_value
+from torchptycho.io.formats.cxi_radiation import read_energy_eV, read_particle
+from torchptycho.io.frame_positions import arrange_positions
 from torchptycho.io.frames.frame_stacks import select_frames
 from torchptycho.io.frames.hdf5_frames import open_hdf5_stack
 from torchptycho.io.frames.views import get_lead_shape
@@ -21,12 +21,11 @@ from torchptycho.io.probe_arrays import to_probe_modes
 from torchptycho.io.raw_scan import RawScan, align_to_frames, build_geometry, resolve_rows
 from torchptycho.io.storage.hdf5 import is_hdf5, list_names, open_hdf5
 from torchptycho.io.storage.hdf5_datasets import load_array, load_complex
-from torchptycho.io.units import Quantity, choose_unit, compute_unit_factor, load_quantity, read_unit
+from torchptycho.io.units import load_quantity
 
 __all__ = ["read_cxi", "sniff_cxi"]
 
 _PROBE = ("instrument_1/source_1/illumination", "source_1/illumination")
-_MIN_WAVELENGTH_M, _MAX_WAVELENGTH_M = 1e-12, 1e-5
 # Mask bits that do not make a pixel bad: in a mask of peaks, corrected, used for finding peaks, background subtracted,
 # has signal; 0x1000 marks pixels with signal in files of several writers.
 _HARMLESS_BITS = 0x20 | 0x800 | 0x1000 | 0x2000 | 0x4000 | 0x10000
@@ -83,7 +82,8 @@ def read_cxi(path: Path, config: ReadConfig) -> RawScan:
         m = stack.shape[0]
         rows = resolve_rows(path, key, m, parse_frame_slice(config.frames))
         positions = align_to_frames(path, position_key, positions, m, rows, config)
-        energy_eV = config.energy_eV or _read_energy_eV(entry, config, notes)
+        particle = read_particle(entry, config)
+        energy_eV = None if config.states_energy else read_energy_eV(entry, config, particle, notes)
         distance_m = config.distance_m or _read_distance_m(entry)
         own_sense = config.mask_sense if config.mask is None else "auto"
         probe = _read_probe(entry, config, (height, width))
@@ -101,7 +101,9 @@ def read_cxi(path: Path, config: ReadConfig) -> RawScan:
             mask_to_check=None if own_sense != "auto" else "mask",
             truth=_read_object(entry, notes),
             truth_is_centered=True,
-            geometry=build_geometry(path, energy_eV=energy_eV, distance_m=distance_m, detector_pixel_m=pixel_m),
+            geometry=build_geometry(
+                path, particle, energy_eV=energy_eV, distance_m=distance_m, detector_pixel_m=pixel_m
+            ),
             lead_shape=get_lead_shape(stack),
             notes=tuple(notes),
         )
@@ -118,53 +120,6 @@ def _read_distance_m(entry: Entry) -> float | None:
     if node is None:
         return None
     return abs(load_quantity(node, entry.path, "distance", "length", default="m", option="--distance-m"))
-
-
-def _read_energy_eV(entry: Entry, config: ReadConfig, notes: list[str]) -> float | None:
-    """Read the photon energy: that of the beamline, else from a wavelength, else what CXI files have at the source."""
-    path = entry.path
-    found = {
-        name: (choose_energy_value(path, name, load_array(node, path, name), config), read_unit(node, path))
-        for name in (
-            "instrument_1/beam_1/energy",
-            "beam_1/energy",
-            "instrument_1/beam_1/incident_energy",
-            "instrument_1/source_1/wavelength",
-            "instrument_1/source_1/energy",
-            "source_1/energy",
-        )
-        if (node := entry.find(name)) is not None
-    }
-    for name, (value, stated) in found.items():
-        for energy, unit in _interpret_energy(path, name, value, stated):
-            if _MIN_WAVELENGTH_M <= wavelength_to_energy_eV(1.0) / energy <= _MAX_WAVELENGTH_M:
-                notes.append(f"photon energy {energy:.6g} eV from {name} ({value:.6g} {unit})")
-                return energy
-    if found:
-        raise ScanError(
-            path,
-            f"{entry.name}/instrument_1/source_1/energy",
-            expected=f"a photon energy whose wavelength is within {_MIN_WAVELENGTH_M:g} to {_MAX_WAVELENGTH_M:g} m",
-            found=", ".join(f"{name} = {value:.6g} {unit or ''}".strip() for name, (value, unit) in found.items()),
-            remedy="Give it with --energy-eV.",
-        )
-    return None
-
-
-def _interpret_energy(path: Path, name: str, value: float, stated: str | None) -> list[tuple[float, str]]:
-    """List what a number may be as a photon energy in eV, and in which unit it is then."""
-    if not value > 0:
-        return []
-
-    def factor(unit: str, quantity: Quantity) -> float:
-        return compute_unit_factor(path, name, unit, quantity, "--energy-eV")
-
-    if name.endswith("wavelength"):
-        unit = choose_unit(stated, default="m")
-        return [(wavelength_to_energy_eV(value * factor(unit, "length")), unit)]
-    # CXI uses joules; NeXus writers use eV.
-    units = ("J", "eV") if stated is None else (stated,)
-    return [(value * factor(unit, "energy"), unit) for unit in units]
 
 
 def _read_bad_pixels(entry: Entry, shape: tuple[int, int], asked: MaskSense, notes: list[str]) -> np.ndarray | None:

@@ -9,7 +9,6 @@ import numpy as np
 
 from torchptycho.core.config.read import MappingConfig, MaskSense, ReadConfig, parse_frame_slice
 from torchptycho.core.errors import ScanError
-from torchptycho.core.geometry import wavelength_to_energy_eV
 from torchptycho.core.scan import Frames
 from torchptycho.io.array_refs import ArrayRef, parse_array_ref
 from torchptycho.io.frame_positions import arrange_positions, choose_energy_value
@@ -59,6 +58,7 @@ def read_mapped(path: Path, config: ReadConfig, mapping: MappingConfig) -> RawSc
         bad, note = interpret_mask(at.path, at.key, values, stack.shape[1:], own)
         mask_key = None if own != "auto" else at.key
         notes.append(note)
+    particle = config.particle or mapping.particle or ("electron" if mapping.voltage is not None else "photon")
     return RawScan(
         path=path,
         format="a mapping",
@@ -71,7 +71,7 @@ def read_mapped(path: Path, config: ReadConfig, mapping: MappingConfig) -> RawSc
         probe=probe,
         bad_pixels=bad,
         mask_to_check=mask_key,
-        geometry=build_geometry(path, **_read_lengths(place, config, mapping)),
+        geometry=build_geometry(path, particle, **_read_lengths(place, config, mapping)),
         notes=(f"frames in {frames_at}", f"positions in {unit}", *notes),
         lead_shape=get_lead_shape(stack),
         companion_files=tuple(place(text).path for text in _list_refs(mapping)),
@@ -104,8 +104,8 @@ def _read_places(
 
 def _count_energies(place: Callable[[str], ArrayRef], config: ReadConfig, mapping: MappingConfig) -> int:
     """Count the different energies that the file states."""
-    text = mapping.energy or mapping.wavelength
-    if text is None or config.energy_eV is not None:
+    text = mapping.energy or mapping.wavelength or mapping.voltage
+    if text is None or config.states_energy:
         return 1
     return len(set(_read_numbers(place(text)).reshape(-1).tolist()))
 
@@ -116,7 +116,7 @@ def _read_lengths(
     """Read energy, distance and detector pixel, each unless an option replaces it."""
 
     def read(text: str | None, quantity: Quantity, asked: str | None, default: str, name: str) -> float | None:
-        if text is None or getattr(config, name) is not None:
+        if text is None or getattr(config, name) is not None or (name == "energy_eV" and config.states_energy):
             return None
         at = place(text)
         unit = choose_unit(asked, at.read_unit(), default=default)
@@ -126,12 +126,17 @@ def _read_lengths(
         return _read_number(at) * factor
 
     energy_eV = read(mapping.energy, "energy", mapping.energy_unit, "eV", "energy_eV")
+    voltage_V = read(mapping.voltage, "voltage", mapping.voltage_unit, "V", "energy_eV")
+    energy_eV = voltage_V if energy_eV is None else energy_eV
     wavelength_m = read(mapping.wavelength, "length", mapping.wavelength_unit, "m", "energy_eV")
-    if wavelength_m is not None:
-        energy_eV = wavelength_to_energy_eV(wavelength_m)
     distance_m = read(mapping.distance, "length", mapping.distance_unit, "m", "distance_m")
     pixel_m = read(mapping.detector_pixel, "length", mapping.detector_pixel_unit, "m", "detector_pixel_m")
-    return {"energy_eV": energy_eV, "distance_m": distance_m, "detector_pixel_m": pixel_m}
+    return {
+        "energy_eV": energy_eV,
+        "wavelength_m": wavelength_m,
+        "distance_m": distance_m,
+        "detector_pixel_m": pixel_m,
+    }
 
 
 def _convert_to_metres(
@@ -160,6 +165,7 @@ def _list_refs(mapping: MappingConfig) -> list[str]:
         mapping.mask,
         mapping.energy,
         mapping.wavelength,
+        mapping.voltage,
         mapping.distance,
         mapping.detector_pixel,
     )

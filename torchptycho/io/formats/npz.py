@@ -20,18 +20,19 @@ from torchptycho.io.frame_positions import arrange_positions
 from torchptycho.io.frames.frame_stacks import open_stack, select_frames
 from torchptycho.io.frames.views import get_lead_shape
 from torchptycho.io.probe_files import PROBE_REMEDY, load_probe
-from torchptycho.io.raw_scan import RawScan, align_to_frames, resolve_rows
+from torchptycho.io.raw_scan import RawScan, align_to_frames, build_geometry, resolve_rows
 from torchptycho.io.storage.archive import Member, NpzArchive, is_zip
 from torchptycho.io.units import choose_unit, is_pixels
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "LENGTHS", "RESERVED", "has_frames", "read_npz", "sniff_npz"]
 
 FORMAT, FORMAT_VERSION = "torchptycho-scan", 1
-LENGTHS = tuple(field.name for field in dataclasses.fields(Geometry) if field.name != "propagation")
-# Entries of `_metadata` that become fields of the scan, so that they cannot contradict them later.
+LENGTHS = tuple(Geometry().lengths)
+# Entries of `_metadata` that become fields of the scan and are removed, so that they cannot contradict the fields
+# later.
 RESERVED = (
-    "domain", "probe_is_calibrated", "frames_axis", "positions_unit", "format", "format_version", "propagation",
-    *LENGTHS,
+    "domain", "probe_is_calibrated", "frames_axis", "positions_unit", "particle", "wavelength_m", "format",
+    "format_version", "propagation", *LENGTHS,
 )  # fmt: skip
 _FRAMES_KEYS = ("diffraction", "diff3d")
 _SAMPLED_PX = 2**20
@@ -91,7 +92,7 @@ def read_npz(path: Path, config: ReadConfig) -> RawScan:
         bad_pixels=~_load_mask(archive, (height, width), own_sense),
         mask_to_check=None if own_sense != "auto" or metadata.get("format") == FORMAT else "mask",
         scan_id=_load_scan_id(archive, rows, n_in_file, config),
-        geometry=_parse_geometry(path, metadata),
+        geometry=_parse_geometry(path, metadata, config),
         truth=_load_truth(archive),
         truth_patches=_load_truth_patches(archive, n_in_file, height, axis, rows, cut=frames is not None)
         if height == width
@@ -292,9 +293,9 @@ def _load_truth_patches(
     return select_frames(open_stack(archive, member, axis), rows)[:]
 
 
-def _parse_geometry(path: Path, metadata: dict[str, Any]) -> Geometry:
+def _parse_geometry(path: Path, metadata: dict[str, Any], config: ReadConfig) -> Geometry:
     """Parse lengths from the metadata; the photon numbers that stay there are checked along with them."""
-    known = {key: metadata[key] for key in LENGTHS if metadata.get(key) is not None}
+    known = {key: metadata[key] for key in (*LENGTHS, "wavelength_m") if metadata.get(key) is not None}
     doses = {key: metadata[key] for key in ("nphotons", "photons_per_frame") if metadata.get(key) is not None}
     for key, value in (known | doses).items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
@@ -315,8 +316,18 @@ def _parse_geometry(path: Path, metadata: dict[str, Any]) -> Geometry:
             found=f"{propagation!r}",
             remedy="Correct it or leave it out.",
         )
-    lengths: dict[str, Any] = {key: float(value) for key, value in known.items()}
-    return Geometry(propagation=propagation, **lengths)
+    particle = metadata.get("particle")
+    if particle not in (None, "photon", "electron"):
+        raise ScanError(
+            path,
+            "_metadata",
+            expected='\'particle\' to be "photon" or "electron"',
+            found=f"{particle!r}",
+            remedy="Correct it, or say it with --particle.",
+        )
+    lengths = {key: float(value) for key, value in known.items()}
+    geometry = build_geometry(path, config.particle or particle, **lengths)
+    return dataclasses.replace(geometry, propagation=propagation)
 
 
 def _parse_unit(path: Path, metadata: dict[str, Any]) -> str | None:

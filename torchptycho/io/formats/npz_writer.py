@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from torchptycho.core.scan import Scan
 from torchptycho.io.checks import iter_raw_chunks
-from torchptycho.io.formats.npz import FORMAT, FORMAT_VERSION, LENGTHS, RESERVED
+from torchptycho.io.formats.npz import FORMAT, FORMAT_VERSION, RESERVED
 from torchptycho.io.frames.frame_stacks import working_dtype
 from torchptycho.io.storage.archive import write_array, write_header
 from torchptycho.io.storage.file_access import dump_json, replace_atomically
@@ -27,7 +28,9 @@ def write_npz(scan: Scan, path: Path, *, compressed: bool = True) -> None:
     Raises:
         ScanError: the frames fail `iter_checked_chunks`, the metadata is not plain, or the place cannot be written to.
     """
-    known = {key: value for key in LENGTHS if (value := getattr(scan.geometry, key)) is not None}
+    known: dict[str, Any] = {key: value for key, value in scan.geometry.lengths.items() if value is not None}
+    if scan.geometry.particle != "photon":
+        known["particle"] = scan.geometry.particle
     metadata = (
         {key: value for key, value in scan.metadata.items() if key not in RESERVED}
         | known

@@ -73,7 +73,7 @@ def read_ptychi(path: Path, config: ReadConfig) -> RawScan:
         position_keys=_POSITIONS,
         positions_n_px=None if probe is None else probe.shape[-1],
         probe=probe,
-        geometry=build_geometry(path, object_pixel_m=pixel_m),
+        geometry=build_geometry(path, config.particle, object_pixel_m=pixel_m),
         truth=truth,
         notes=(f"frames in {frames_path.name}, positions, probe and object in {parameters_path.name}", *notes),
         companion_files=(frames_path, parameters_path),

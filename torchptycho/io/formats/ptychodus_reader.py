@@ -112,7 +112,7 @@ def read_product(path: Path, config: ReadConfig) -> RawScan:
         probe=probe,
         bad_pixels=bad,
         mask_to_check=None if config.mask is None and config.mask_sense != "auto" else "bad_pixels",
-        geometry=build_geometry(path, **known, detector_pixel_m=detector_pixel_m),
+        geometry=build_geometry(path, config.particle, **known, detector_pixel_m=detector_pixel_m),
         far_field=far_field,
         truth=truth,
         metadata=metadata,

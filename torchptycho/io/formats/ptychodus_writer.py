@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from torchptycho.core.errors import ScanError
+from torchptycho.core.geometry import wavelength_to_energy_eV
 from torchptycho.core.scan import Scan
 from torchptycho.io.checks import iter_raw_chunks
 from torchptycho.io.formats.ptychodus_content import DIFFRACTION_FILE
@@ -56,7 +57,8 @@ def write_product(scan: Scan, path: Path, *, as_npz: bool, compressed: bool = Tr
         "name": str(scan.metadata.get("name", path.stem)),
         "comments": str(scan.metadata.get("comments", "")),
         "detector_object_distance_m": geometry.distance_m,
-        "photon_energy_eV": geometry.energy_eV,
+        # Products know photons alone; electrons become those of the same wavelength.
+        "photon_energy_eV": wavelength_to_energy_eV(geometry.wavelength_m or 0.0),
         "far_field": True,
         **{name: float(scan.metadata.get(name, 0.0)) for name in _NUMBERS},
     }

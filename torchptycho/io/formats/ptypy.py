@@ -15,8 +15,8 @@ from torchptycho.io.frames.frame_stacks import select_frames
 from torchptycho.io.frames.hdf5_frames import Hdf5Frames, open_hdf5_stack
 from torchptycho.io.frames.views import JoinedFrames
 from torchptycho.io.raw_scan import RawScan, align_to_frames, build_geometry, resolve_rows
-from torchptycho.io.storage.hdf5 import convert_hdf5_errors, find_dataset, is_hdf5, list_names, open_hdf5
-from torchptycho.io.storage.hdf5_datasets import load_array
+from torchptycho.io.storage.hdf5 import find_dataset, is_hdf5, list_names, open_hdf5
+from torchptycho.io.storage.hdf5_datasets import load_array, load_text
 from torchptycho.io.units import Quantity, choose_unit, compute_unit_factor, read_unit
 
 __all__ = ["read_ptyd", "sniff_ptyd"]
@@ -77,9 +77,9 @@ def read_ptyd(path: Path, config: ReadConfig) -> RawScan:
         numbers = {
             option: _read_number(file, path, name)
             for name, (_, _, option) in _NUMBERS.items()
-            if getattr(config, option) is None
+            if getattr(config, option) is None and not (option == "energy_eV" and config.states_energy)
         }
-        propagation = _read_text(file, path, "info/propagation")
+        propagation = load_text(file, path, "info/propagation")
     frames: Frames = stacks[0] if len(stacks) == 1 else JoinedFrames(tuple(stacks))
     m = frames.shape[0]
     cut = parse_frame_slice(config.frames)
@@ -98,7 +98,7 @@ def read_ptyd(path: Path, config: ReadConfig) -> RawScan:
         position_keys=("chunks/positions", "chunks/positions"),
         bad_pixels=bad,
         mask_to_check=None if config.mask is None and config.mask_sense != "auto" else "weights",
-        geometry=build_geometry(path, **numbers),
+        geometry=build_geometry(path, config.particle, **numbers),
         far_field=propagation is None or "near" not in propagation,
         notes=tuple(notes),
     )
@@ -169,12 +169,3 @@ def _read_number(file: Any, path: Path, name: str) -> float | None:
             remedy="Correct the file; oblong pixels are not modelled.",
         )
     return float(values[0]) * factor
-
-
-def _read_text(file: Any, path: Path, name: str) -> str | None:
-    node = find_dataset(file, path, name)
-    if node is None or node.shape != () or node.dtype.kind not in "OS":
-        return None
-    with convert_hdf5_errors(path, name):
-        value = node[()]
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

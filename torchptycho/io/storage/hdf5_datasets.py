@@ -12,7 +12,7 @@ from torchptycho.core.errors import ScanError
 from torchptycho.io.storage.hdf5 import convert_hdf5_errors, find_dataset, open_hdf5
 from torchptycho.io.storage.hdf5_chunks import find_chunk_fault
 
-__all__ = ["check_dataset", "load_array", "load_complex", "load_number"]
+__all__ = ["check_dataset", "load_array", "load_complex", "load_number", "load_text"]
 
 
 # Deflate compresses at most 1032:1; other filters may compress more, so small arrays are always accepted.
@@ -208,3 +208,13 @@ def load_number(dataset: Any, path: Path, key: str) -> float:
         found = f"{values.dtype} {values.shape}"
         raise ScanError(path, key, expected="a finite number", found=found, remedy="Correct it, or leave it out.")
     return number
+
+
+def load_text(file: Any, path: Path, name: str) -> str | None:
+    """Load a text; None when there is none of that name."""
+    node = find_dataset(file, path, name)
+    if node is None or node.shape != () or node.dtype.kind not in "OS":
+        return None
+    with convert_hdf5_errors(path, name):
+        value = node[()]
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -54,6 +54,9 @@ if TYPE_CHECKING:
     from torchptycho.io import (
         write_scan as write_scan,
     )
+    from torchptycho.io import (
+        write_tiff as write_tiff,
+    )
     from torchptycho.models.bundles import save_bundle as save_bundle
     from torchptycho.models.checkpoints import load_checkpoint as load_checkpoint
     from torchptycho.models.checkpoints import load_network as load_network
@@ -93,7 +96,7 @@ _HOME = {
     "data.prepare": ["append_scans", "drop_scans", "prepare"],
     "data.simulation": ["simulate"],
     "data.store": ["Store"],
-    "io": ["read_probe", "read_reconstruction", "read_scan", "write_reconstruction", "write_scan"],
+    "io": ["read_probe", "read_reconstruction", "read_scan", "write_reconstruction", "write_scan", "write_tiff"],
     "models.bundles": ["save_bundle"],
     "models.checkpoints": ["load_checkpoint", "load_network"],
     "models.export.export": ["export_network"],

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from tiny_run import TINY_SIMULATION, Command
 
 from torchptycho.cli.base import WritingCommand
@@ -211,3 +213,25 @@ def test_python_functions_find_it_first_too(tiny_scan: Path, tmp_path: Path) -> 
     for write in (lambda: write_scan(scan, inside.with_suffix(".npz")), lambda: save_bundle(module, inside)):
         with pytest.raises((ConfigError, ScanError), match=r"expected a"):
             write()
+
+
+@pytest.mark.contract("cli.tiff")
+def test_images_are_written_as_tiff_too(command: Command, tiny_scan: Path, tmp_path: Path) -> None:
+    out = tmp_path / "refined.npz"
+    answer = command("refine", tiny_scan, "--out", out, "--epochs", "1", "--tiff", "uint16", "--json")
+    assert answer.code == 0, answer.err
+    files = [tmp_path / f"refined-{what}.tif" for what in ("amplitude", "phase")]
+    assert json.loads(answer.out)["tiff"] == [str(file) for file in files]
+    assert all(tifffile.imread(file).dtype == np.uint16 for file in files)
+    assert f"{files[0].name}, which exists" in command("convert", out, tmp_path / "refined.tif").err
+    answer = command("convert", out, tmp_path / "refined.tif", "--overwrite")
+    assert answer.code == 0, answer.err
+    image = read_reconstruction(out)
+    amplitude = tifffile.imread(files[0])
+    np.testing.assert_allclose(amplitude[image.valid], np.abs(image.object[image.valid]), rtol=1e-6)
+    assert "Leave out the options for scans" in command("convert", out, tmp_path / "x.tif", "--flip-x").err
+    image_file = tmp_path / "image.npz"
+    answer = command("reconstruct", tiny_scan, "--out", image_file, "--tiff", "float32")
+    assert answer.code == 0, answer.err
+    assert "image-phase.tif" in answer.out
+    assert (tmp_path / "image-phase.tif").is_file()

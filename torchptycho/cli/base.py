@@ -14,7 +14,15 @@ from torchptycho.core.errors import ConfigError
 from torchptycho.io.storage.outputs import check_output_file, refuse_inputs
 from torchptycho.visualization.tables import to_json
 
-__all__ = ["NEXT_TO_RESULT", "Command", "ModelCommand", "NextToResult", "WritingCommand", "require_png"]
+__all__ = [
+    "NEXT_TO_RESULT",
+    "Command",
+    "ModelCommand",
+    "NextToResult",
+    "WritingCommand",
+    "require_png",
+    "split_checkpoint",
+]
 
 NextToResult = Literal["beside"]
 NEXT_TO_RESULT: NextToResult = "beside"
@@ -58,6 +66,18 @@ class Command:
     def show_status(self, what: str) -> Status:
         """Show progress on standard error, if that is a terminal, for work of unknown length."""
         return Console(stderr=True).status(what)
+
+
+def split_checkpoint(inputs: tuple[Path, ...]) -> tuple[Path | None, tuple[Path, ...]]:
+    """Split arguments into the checkpoint, None where none is named, and the scans."""
+    from torchptycho.models.checkpoints import names_network
+
+    if not inputs:
+        raise ConfigError("expected a scan file, after a checkpoint if there is one; found nothing.")
+    first, *rest = inputs
+    if names_network(first) or (rest and not first.is_file()):
+        return first, tuple(rest)
+    return None, inputs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

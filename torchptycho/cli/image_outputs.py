@@ -7,12 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torchptycho.cli.base import NEXT_TO_RESULT, NextToResult
+from torchptycho.core.config.read import TiffDtype
 from torchptycho.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from torchptycho.core.reconstruction import Reconstruction
 
-__all__ = ["choose_report_file", "join_file_names", "require_npz", "summarize_image"]
+__all__ = [
+    "choose_report_file",
+    "describe_image",
+    "join_file_names",
+    "list_tiff_files",
+    "require_npz",
+    "summarize_image",
+    "write_tiff_files",
+]
 
 
 def require_npz(out: Path) -> None:
@@ -36,14 +45,33 @@ def choose_report_file(asked: NextToResult | Path | None, out: Path, frc: bool) 
     return page
 
 
-def join_file_names(*files: Path | None) -> str:
+def list_tiff_files(out: Path, dtype: TiffDtype | None) -> tuple[Path, ...]:
+    """List the TIFF files next to an image, if any are asked for."""
+    from torchptycho.io.tiff_files import name_tiff_files
+
+    return () if dtype is None else name_tiff_files(out.with_suffix(".tif"))
+
+
+def write_tiff_files(image: Reconstruction, out: Path, dtype: TiffDtype | None) -> tuple[Path, ...]:
+    """Write the TIFF files next to an image, if any are asked for."""
+    if dtype is None:
+        return ()
+    from torchptycho.io import write_tiff
+
+    return write_tiff(image, out.with_suffix(".tif"), dtype=dtype)
+
+
+def join_file_names(*files: Path | str | None) -> str:
     return ", ".join(str(file) for file in files if file is not None)
 
 
-def summarize_image(image: Reconstruction, out: Path, picture: Path, page: Path | None) -> dict[str, Any]:
+def summarize_image(
+    image: Reconstruction, out: Path, picture: Path, page: Path | None, tiff: tuple[Path, ...] = ()
+) -> dict[str, Any]:
     return {
         "out": str(out),
         "picture": str(picture),
+        "tiff": [str(file) for file in tiff],
         "report": None if page is None else str(page),
         "shape_px": list(image.object.shape),
         "origin_px": list(image.origin_px),
@@ -51,3 +79,10 @@ def summarize_image(image: Reconstruction, out: Path, picture: Path, page: Path 
         "n_frames": image.provenance["frames"],
         "seconds": image.provenance["seconds"],
     }
+
+
+def describe_image(report: dict[str, Any]) -> str:
+    """Describe an image in one line: its files, its size, what it was made from."""
+    files = join_file_names(report["out"], *report["tiff"], report["picture"], report["report"])
+    size = "x".join(map(str, report["shape_px"]))
+    return f"{files}: {size} px from {report['n_frames']} frames in {report['seconds']:.1f} s"

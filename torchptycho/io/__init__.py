@@ -21,6 +21,7 @@ from torchptycho.io.reconstruction_files import read_reconstruction, write_recon
 from torchptycho.io.scan_builder import build_scan
 from torchptycho.io.source_files import list_other_files, read_file_state
 from torchptycho.io.storage.file_access import read_head
+from torchptycho.io.tiff_files import write_tiff
 from torchptycho.io.write import write_scan
 
 _log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ __all__ = [
     "read_scan",
     "write_reconstruction",
     "write_scan",
+    "write_tiff",
 ]
 
 

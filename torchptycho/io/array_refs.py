@@ -14,6 +14,7 @@ from torchptycho.core.errors import ScanError
 from torchptycho.core.scan import Frames
 from torchptycho.io.frames.frame_stacks import ViewFrames, open_stack
 from torchptycho.io.frames.hdf5_frames import open_hdf5_stack
+from torchptycho.io.frames.tiff_frames import is_tiff, list_numbered_files, open_tiff_stack
 from torchptycho.io.storage.archive import Member, NpzArchive, convert_zip_errors, is_zip, read_array_header
 from torchptycho.io.storage.file_access import read_head
 from torchptycho.io.storage.hdf5 import find_dataset, is_hdf5, open_hdf5
@@ -25,6 +26,9 @@ __all__ = ["NPY_MAGIC", "ArrayRef", "map_npy", "parse_array_ref"]
 
 NPY_MAGIC = b"\x93NUMPY"
 
+# Files that hold one array, which needs no name.
+_ONE_ARRAY = (".npy", ".tif", ".tiff")
+_WILDCARD = re.compile(r"[*?]")
 _ENTRY = re.compile(r"^(.*)\[(\d+)\]$")
 
 
@@ -57,6 +61,9 @@ class ArrayRef:
             values = self._open_archive().load(self.key)
         elif head.startswith(NPY_MAGIC):
             values = np.array(map_npy(self.path))
+        elif is_tiff(head):
+            stack = open_tiff_stack((self.path,))
+            values = stack[:] if stack.shape[0] > 1 else stack[:][0]
         else:
             return self._load_column(n_frames)
         if self.entry is None:
@@ -75,7 +82,7 @@ class ArrayRef:
         """Read the unit that a dataset in HDF5 states, or the header of a table; None in other files."""
         head = read_head(self.path)
         if not is_hdf5(head):
-            is_table = not is_zip(head) and not head.startswith(NPY_MAGIC)
+            is_table = not (is_zip(head) or is_tiff(head) or head.startswith(NPY_MAGIC))
             return read_text_column(self.path, self.key, self.entry).unit if is_table else None
         with open_hdf5(self.path) as file:
             return read_unit(self._find_dataset(file), self.path)
@@ -97,7 +104,23 @@ class ArrayRef:
                 found=f"one entry, [{self.entry}]",
                 remedy=f"Leave the brackets out; --energy-index {self.entry} takes one energy of a stack (E, M, H, W).",
             )
-        head = read_head(self.path)
+        files = list_numbered_files(self.path) if _WILDCARD.search(self.path.name) else (self.path,)
+        head = read_head(files[0])
+        if is_tiff(head):
+            stack = open_tiff_stack(files)
+            return (
+                stack
+                if axes == "myx"
+                else ViewFrames(np.transpose(stack[:], [axes.index(a) for a in "myx"]), key=self.path.name)
+            )
+        if len(files) > 1:
+            raise ScanError(
+                self.path,
+                None,
+                expected="TIFF files, where several are named",
+                found=f"{files[0].name} of another format",
+                remedy="Join them into one file.",
+            )
         if is_hdf5(head):
             with open_hdf5(self.path) as file:
                 return open_hdf5_stack(self._find_dataset(file), self.path, self.key, axes)
@@ -119,7 +142,7 @@ class ArrayRef:
         raise ScanError(
             self.path,
             self.key or None,
-            expected="frames in HDF5, NPZ or NPY",
+            expected="frames in HDF5, NPZ, NPY or TIFF",
             found="another format",
             remedy="Convert them with numpy.save.",
         )
@@ -159,7 +182,7 @@ def parse_array_ref(text: str, folder: Path, scan: Path | None = None) -> ArrayR
     entry = None if matched is None else int(matched[2])
     bare = text if matched is None else matched[1]
     name, colon, key = bare.partition(":")
-    if not colon and scan is not None and not name.endswith(".npy"):
+    if not colon and scan is not None and not name.lower().endswith(_ONE_ARRAY):
         return ArrayRef(scan, bare.strip("/"), entry)
     name = name.replace("{stem}", scan.stem) if scan is not None else name
     return ArrayRef(folder / Path(name).expanduser(), key.strip("/"), entry)

@@ -9,7 +9,7 @@ from tyro.conf import Positional
 
 from torchptycho.cli.base import WritingCommand, require_png
 from torchptycho.core.config import ReadConfig, SimulateConfig, to_dict
-from torchptycho.core.config.read import ScanFormat
+from torchptycho.core.config.read import ScanFormat, TiffDtype
 from torchptycho.core.errors import ConfigError
 from torchptycho.visualization.tables import (
     format_value,
@@ -113,15 +113,19 @@ class Convert(WritingCommand):
 
     torchptycho convert scan.cxi scan.npz --crop-px 256 --guess-probe
     torchptycho convert scan.npz product.h5
+    torchptycho convert image.npz image.tif --tiff uint16
     """
 
     scan: Positional[Path]
-    """Scan file of any supported format."""
+    """Scan file of any supported format; for TIFF an image file, or a scan with its object."""
     out: Positional[Path]
     """File to write: .npz canonical NPZ; .h5 a Ptychodus product, its frames in NAME-diffraction.h5 next to it
-    (those of product.h5 in diffraction.h5, as Ptychodus' batch mode has them)."""
+    (those of product.h5 in diffraction.h5, as Ptychodus' batch mode has them); .tif the
+    object of an image, as NAME-amplitude.tif and NAME-phase.tif."""
     format: ScanFormat | None = None
     """Format to write; None follows the name."""
+    tiff: TiffDtype = "float32"
+    """Pixels of TIFF files: 32-bit floats, or 16-bit integers with their scale in the file."""
     compressed: bool = True
     """Compress frames and arrays."""
     json: bool = False
@@ -131,6 +135,9 @@ class Convert(WritingCommand):
     reading: ReadConfig = dataclasses.field(default_factory=ReadConfig)
 
     def run(self) -> None:
+        if self.out.suffix.lower() in (".tif", ".tiff"):
+            self._convert_image()
+            return
         from torchptycho.io import read_scan, write_scan
         from torchptycho.io.storage.outputs import refuse_inputs
         from torchptycho.io.write import list_files
@@ -144,6 +151,21 @@ class Convert(WritingCommand):
             write_scan(scan, self.out, format=self.format, compressed=self.compressed)
         report = {"out": str(self.out), "n_frames": scan.n_frames, "n_px": scan.n_px, "notes": list(scan.notes)}
         self.print_result(report, *(f"- {note}" for note in scan.notes), f"{self.out}: {scan!r}", json=self.json)
+
+    def _convert_image(self) -> None:
+        from torchptycho.io import read_reconstruction, write_tiff
+        from torchptycho.io.tiff_files import name_tiff_files
+
+        if self.format is not None or self.reading != ReadConfig():
+            raise ConfigError(f"{self.out}: TIFF files hold an image as it is. Leave out the options for scans.")
+        self.claim_files("out", *name_tiff_files(self.out), inputs=[self.scan])
+        image = read_reconstruction(self.scan)
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        files = [str(file) for file in write_tiff(image, self.out, dtype=self.tiff)]
+        shape = list(image.object.shape)
+        self.print_result(
+            {"out": files, "shape_px": shape}, f"{', '.join(files)}: {shape[0]}x{shape[1]} px", json=self.json
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

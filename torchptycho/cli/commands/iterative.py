@@ -9,8 +9,16 @@ from typing import ClassVar
 from tyro.conf import Positional
 
 from torchptycho.cli.base import NextToResult, WritingCommand, require_png
-from torchptycho.cli.image_outputs import choose_report_file, join_file_names, require_npz, summarize_image
+from torchptycho.cli.image_outputs import (
+    choose_report_file,
+    join_file_names,
+    list_tiff_files,
+    require_npz,
+    summarize_image,
+    write_tiff_files,
+)
 from torchptycho.core.config import ReadConfig, RefineConfig
+from torchptycho.core.config.read import TiffDtype
 
 __all__ = ["Refine", "Resolution"]
 
@@ -52,6 +60,8 @@ class Refine(RefinementCommand):
     """Write a report on the image to this HTML file; --report alone writes it next to the image."""
     report_frc: bool = False
     """Include the FRC of two halves of the scan in the report, which takes two refinements."""
+    tiff: TiffDtype | None = None
+    """Write amplitude and phase as TIFF files, too: 32-bit floats, or 16-bit integers with their scale."""
     json: bool = False
     """Print one JSON object instead of a sentence."""
 
@@ -64,6 +74,7 @@ class Refine(RefinementCommand):
             self.out,
             state_file,
             self.out.with_suffix(".png"),
+            *list_tiff_files(self.out, self.tiff),
             inputs=[self.scan],
             resumes=self.resume and state_file.exists(),
         )
@@ -91,6 +102,7 @@ class Refine(RefinementCommand):
                 scratch=self.out.parent,
             )
         write_reconstruction(image, self.out)
+        tiff = write_tiff_files(image, self.out, self.tiff)
         picture = plot_reconstruction(image, self.out.with_suffix(".png"))
         if page is not None:
             from torchptycho.visualization.report import write_refinement_report
@@ -99,13 +111,13 @@ class Refine(RefinementCommand):
                 write_refinement_report(image, scan, page, self.refine, halves=self.report_frc, device=self.device)
         misfit = image.history["misfit"]
         fit = f"misfit {misfit[-1]:.4g} (1 is the photon noise) " if misfit else ""
-        report = summarize_image(image, self.out, picture, page)
+        report = summarize_image(image, self.out, picture, page, tiff)
         prior = describe_regularization(image)
         regularization = image.provenance["regularization"]
         self.print_result(
             report
             | {"misfit": misfit[-1] if misfit else None, "epochs": len(misfit), "regularization": regularization},
-            f"{join_file_names(self.out, picture, page)}: {image.object.shape[0]}x{image.object.shape[1]} px, "
+            f"{join_file_names(self.out, *tiff, picture, page)}: {image.object.shape[0]}x{image.object.shape[1]} px, "
             f"{fit}after {len(misfit)} epochs in {image.provenance['seconds']:.1f} s{', ' + prior if prior else ''}",
             json=self.json,
         )

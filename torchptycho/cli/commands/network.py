@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from tyro.conf import Positional, arg
 
-from torchptycho.cli.base import NEXT_TO_RESULT, Command, ModelCommand, NextToResult, WritingCommand
+from torchptycho.cli import image_outputs
+from torchptycho.cli.base import NEXT_TO_RESULT, Command, ModelCommand, NextToResult, WritingCommand, split_checkpoint
 from torchptycho.cli.commands.stores import require_scans
-from torchptycho.cli.image_outputs import choose_report_file, join_file_names, require_npz, summarize_image
 from torchptycho.cli.remedies import describe_error
 from torchptycho.core.config import (
     ExperimentConfig,
@@ -33,6 +33,7 @@ from torchptycho.core.config import (
     load_config,
     to_dict,
 )
+from torchptycho.core.config.read import TiffDtype
 from torchptycho.core.errors import ConfigError, ExportError, ScanError, TorchptychoError
 from torchptycho.visualization.tables import make_plan_lines
 
@@ -176,11 +177,13 @@ class Reconstruct(ModelCommand, WritingCommand):
     """Write a report on the image to this HTML file; --report alone writes it next to the image."""
     report_frc: bool = False
     """Include the FRC of two halves of the scan in the report, which takes two refinements."""
+    tiff: TiffDtype | None = None
+    """Write amplitude and phase as TIFF files, too: 32-bit floats, or 16-bit integers with their scale."""
     json: bool = False
     """Print one JSON object instead of a sentence."""
 
     def run(self) -> None:
-        checkpoint, scans = self._split_inputs()
+        checkpoint, scans = split_checkpoint(self.inputs)
         if not scans:
             raise ConfigError(f"expected at least one scan file after {checkpoint}; found none.")
         images = self._choose_image_files(scans)
@@ -211,17 +214,6 @@ class Reconstruct(ModelCommand, WritingCommand):
                 found=f"{len(failed)} that cannot, as reported above",
                 remedy="The images of the others are written.",
             )
-
-    def _split_inputs(self) -> tuple[Path | None, tuple[Path, ...]]:
-        """Split the arguments into the checkpoint, None where none is named, and the scans."""
-        from torchptycho.models.checkpoints import names_network
-
-        if not self.inputs:
-            raise ConfigError("expected a scan file, after a checkpoint if there is one; found nothing.")
-        first, *rest = self.inputs
-        if names_network(first) or (rest and not first.is_file()):
-            return first, tuple(rest)
-        return None, self.inputs
 
     def _use_checkpoint(self, checkpoint: Path) -> OpenScan:
         """Load a trained network, and return a function that opens a scan and the network for it."""
@@ -306,16 +298,17 @@ class Reconstruct(ModelCommand, WritingCommand):
         return images
 
     def _claim_image_files(self, out: Path, scans: tuple[Path, ...]) -> None:
-        require_npz(out)
-        page = choose_report_file(self.report, out, self.report_frc)
-        self.claim_files("--out", out, out.with_suffix(".png"), inputs=scans)
+        image_outputs.require_npz(out)
+        page = image_outputs.choose_report_file(self.report, out, self.report_frc)
+        tiff = image_outputs.list_tiff_files(out, self.tiff)
+        self.claim_files("--out", out, out.with_suffix(".png"), *tiff, inputs=scans)
         self.claim_files("--report", page, inputs=scans)
 
     def _reconstruct(self, open_scan: OpenScan, path: Path, out: Path) -> dict[str, Any]:
         from torchptycho.io import write_reconstruction
         from torchptycho.reconstructors.network_reconstruction import reconstruct
 
-        page = choose_report_file(self.report, out, self.report_frc)
+        page = image_outputs.choose_report_file(self.report, out, self.report_frc)
         scan, network, config = open_scan(path)
         # Next to the image if its folder exists, so that a bad file leaves nothing behind.
         room = out.parent if out.parent.is_dir() else None
@@ -332,18 +325,16 @@ class Reconstruct(ModelCommand, WritingCommand):
         write_reconstruction(image, out)
         from torchptycho.visualization.plot import plot_reconstruction
 
+        tiff = image_outputs.write_tiff_files(image, out, self.tiff)
         picture = plot_reconstruction(image, out.with_suffix(".png"))
         if page is not None:
             from torchptycho.visualization.report import write_network_report
 
             with self.show_status(f"writing {page}"):
                 write_network_report(image, scan, network, page, halves=self.report_frc, device=self.accelerator)
-        report = summarize_image(image, out, picture, page)
+        report = image_outputs.summarize_image(image, out, picture, page, tiff)
         if not self.json:
-            self.console.print(
-                f"{join_file_names(out, picture, page)}: {image.object.shape[0]}x{image.object.shape[1]} px from "
-                f"{scan.n_frames} frames in {image.provenance['seconds']:.1f} s"
-            )
+            self.console.print(image_outputs.describe_image(report))
         return report
 
 

@@ -15,10 +15,21 @@ from torchptycho.core.config.base import Count, Domain, Positive, validated_data
 from torchptycho.core.errors import ConfigError
 from torchptycho.core.geometry import Particle
 
-__all__ = ["MappingConfig", "MaskSense", "ReadConfig", "ScanFormat", "extract_read_config", "parse_frame_slice"]
+__all__ = [
+    "MappingConfig",
+    "MaskSense",
+    "ReadConfig",
+    "ScanFormat",
+    "TiffDtype",
+    "extract_read_config",
+    "parse_frame_slice",
+]
 
 ScanFormat = Literal["npz", "ptychodus-h5", "ptychodus-npz"]
 """Formats in which a scan can be written."""
+
+TiffDtype = Literal["float32", "uint16"]
+"""What the pixels of an image are in a TIFF file."""
 
 
 MaskSense = Literal["auto", "good", "bad"]
@@ -39,8 +50,9 @@ class MappingConfig:
     """Locations of the data in a file of an unknown format, each as `/path/in/the/file` or `other_file:/path`.
 
     The other file is searched next to the scan; `{stem}` in its name stands for the scan's name without its suffix. A
-    NumPy file (.npy) needs no path, in an NPZ file the path is the name of an array, and in a CSV file the name of a
-    column or its number from 0. `[k]` at the end selects entry k along the last axis: `/entry/positions[1]`.
+    NumPy file (.npy) or a TIFF file needs no path, in an NPZ file the path is the name of an array, and in a CSV file
+    the name of a column or its number from 0. `[k]` at the end selects entry k along the last axis:
+    `/entry/positions[1]`.
     """
 
     frames: str

@@ -21,6 +21,7 @@ from torchptycho.core.scan import ArrayFrames, Frames
 from torchptycho.io.frames.hdf5_frames import Hdf5Frames
 from torchptycho.io.frames.processing import ProcessedFrames
 from torchptycho.io.frames.thinning import ThinnedFrames
+from torchptycho.io.frames.tiff_frames import TiffFrames
 from torchptycho.io.frames.views import JoinedFrames, PickedFrames, WindowFrames
 from torchptycho.io.storage.archive import Member, NpzArchive, convert_zip_errors, fill
 
@@ -247,6 +248,8 @@ def find_backing_files(frames: Frames) -> tuple[tuple[Path, ...], str] | None:
         return (frames.member.path,), frames.key
     if isinstance(frames, Hdf5Frames):
         return frames.files, f"{frames.key}{frames.order}"
+    if isinstance(frames, TiffFrames):
+        return frames.files, "pages"
     if isinstance(frames, ViewFrames) and isinstance(frames.array, np.memmap) and frames.array.filename is not None:
         return (Path(frames.array.filename),), f"{frames.key}{frames.array.strides}"
     return None

@@ -23,8 +23,8 @@ _UNSUPPORTED = (
      "'mapping' of a --config file."),
     (b"\x93NUMPY", "a single NumPy array (.npy)", "Say where its positions are: section 'mapping' of a --config file."),
     (b"MATLAB", "a MATLAB file", "Export it to NPZ, for example with scipy.io.loadmat and numpy.savez_compressed."),
-    (b"II*\x00", "a TIFF image", "Stack the images into an array 'diffraction' (M, N, N) and save it as NPZ."),
-    (b"MM\x00*", "a TIFF image", "Stack the images into an array 'diffraction' (M, N, N) and save it as NPZ."),
+    (b"II*\x00", "a TIFF image", "Say where its positions are: section 'mapping' of a --config file."),
+    (b"MM\x00*", "a TIFF image", "Say where its positions are: section 'mapping' of a --config file."),
     (b"\x80", "perhaps a Python pickle", "Pickles are never opened, because they can run code; export to NPZ."),
 )  # fmt: skip
 

@@ -81,8 +81,8 @@ def compare(
     Raises:
         EvaluationError: the pixel sizes differ too much, or the images do not overlap enough.
     """
-    given = [first, second] + ([] if truth is None else [truth])
-    images, notes = _resample_to_coarsest(given, names)
+    inputs = [first, second] + ([] if truth is None else [truth])
+    images, notes = _resample_to_coarsest(inputs, names)
     reference_index = 0 if truth is None else len(images) - 1
     reference = images[reference_index]
     for i, image in enumerate(images):

@@ -202,10 +202,10 @@ def _explain_foreign(path: Path) -> str | None:
         head = read_head(path)
     except ScanError as error:
         return error.found
-    found = find_reader(path, head)
-    if found is None:
+    recognised = find_reader(path, head)
+    if recognised is None:
         return make_format_error(path, head).found
-    return "an archive without frames" if found[0].name == "NPZ" and not has_frames(path) else None
+    return "an archive without frames" if recognised[0].name == "NPZ" and not has_frames(path) else None
 
 
 def _drop_duplicates(opened: dict[Path, Scan]) -> list[Scan]:

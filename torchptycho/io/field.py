@@ -99,8 +99,8 @@ def _find_outliers(positions: Float64[np.ndarray, "m 2"]) -> Int64[np.ndarray, "
     """Find the few frames that lie far away from all others; none when they are many."""
     distance = np.abs(positions - np.median(positions, axis=0)).max(axis=1)
     usual = float(np.sort(distance)[int(_OUTLIER_QUANTILE * (len(distance) - 1))])
-    found = np.flatnonzero(distance > _OUTLIER_RATIO * max(usual, 1e-300))
-    return found if len(found) <= max(1, _MAX_OUTLIER_PART * len(distance)) else found[:0]
+    outliers = np.flatnonzero(distance > _OUTLIER_RATIO * max(usual, 1e-300))
+    return outliers if len(outliers) <= max(1, _MAX_OUTLIER_PART * len(distance)) else outliers[:0]
 
 
 def _make_outlier_error(

@@ -100,15 +100,15 @@ def suggest_units(
 
     now = per_pixel(unit) if in_px else 1.0
     step, extent = measure_steps(positions)[0], float(np.ptp(positions, axis=0).max())
-    found = []
+    units = []
     for name in _CANDIDATES:
         factor = per_pixel(name)
         if name == unit or factor is None or now is None:
             continue
         ratio = factor / now
         if _MIN_STEP_PX <= step * ratio <= max_step_px and extent * ratio >= min_extent_px:
-            found.append(name)
-    return found
+            units.append(name)
+    return units
 
 
 def describe_unit_error(units: list[str], geometry: Geometry) -> str:
@@ -125,14 +125,14 @@ def describe_unit_error(units: list[str], geometry: Geometry) -> str:
 
 
 def _describe_lengths(geometry: Geometry) -> str:
-    given = {
+    lengths = {
         "energy": (geometry.energy_eV, "eV", "--energy-eV"),
         "distance": (geometry.distance_m, "m", "--distance-m"),
         "detector pixel": (geometry.detector_pixel_m, "m", "--detector-pixel-m"),
     }
-    parts = [f"{name} {value:.4g} {unit} ({option})" for name, (value, unit, option) in given.items() if value]
+    parts = [f"{name} {value:.4g} {unit} ({option})" for name, (value, unit, option) in lengths.items() if value]
     pixel = f"the object pixel of {geometry.object_pixel_m:.4g} m"
-    return f"{pixel}, which follows from {', '.join(parts)}" if len(parts) == len(given) else pixel
+    return f"{pixel}, which follows from {', '.join(parts)}" if len(parts) == len(lengths) else pixel
 
 
 def find_particle_problem(scan: Scan) -> str | None:

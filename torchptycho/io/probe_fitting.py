@@ -148,5 +148,5 @@ def correlate_with_pattern(probe: Complex64[np.ndarray, "p n n"], amplitude: np.
         amplitude: square root of the mean pattern, 0 at masked pixels.
     """
     waves = np.fft.fftshift(np.fft.fft2(probe.astype(np.complex128)), axes=(-2, -1))
-    own = np.sqrt(np.square(np.abs(waves)).sum(0)) * (amplitude > 0)
-    return float((own * amplitude).sum() / max(float(np.linalg.norm(own) * np.linalg.norm(amplitude)), 1e-300))
+    modulus = np.sqrt(np.square(np.abs(waves)).sum(0)) * (amplitude > 0)
+    return float((modulus * amplitude).sum() / max(float(np.linalg.norm(modulus) * np.linalg.norm(amplitude)), 1e-300))

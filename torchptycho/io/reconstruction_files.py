@@ -87,14 +87,14 @@ def read_reconstruction(path: str | Path) -> Reconstruction:
     values = _load_object(archive, key)
     height, width = values.shape
     # A scan's own arrays of these names would describe the scan, not its object.
-    own = key == "object"
+    is_image = key == "object"
     coverage = np.ones((height, width), np.float32)
-    if own and "coverage" in archive:
+    if is_image and "coverage" in archive:
         coverage = _load_like_object(archive, "coverage", values.shape, "f").astype(np.float32)
         valid = coverage >= MIN_COVERAGE
     else:
-        valid = ~(find_unmeasured(values) if own else find_outside_zeros(values))
-    if own and "valid" in archive:
+        valid = ~(find_unmeasured(values) if is_image else find_outside_zeros(values))
+    if is_image and "valid" in archive:
         valid = _load_like_object(archive, "valid", values.shape, "b")
     metadata = archive.load_metadata()
     history: dict[str, list[float]] = {}
@@ -115,7 +115,7 @@ def read_reconstruction(path: str | Path) -> Reconstruction:
         object=values,
         coverage=coverage,
         valid=valid,
-        origin_px=_load_origin(archive) if own and "origin_px" in archive else (0, 0),
+        origin_px=_load_origin(archive) if is_image and "origin_px" in archive else (0, 0),
         object_pixel_m=next((_load_pixel_size(archive, name) for name in _PIXEL_KEYS if name in archive), None),
         provenance=metadata,
         spread=_load_spread(archive, values.shape) if refined and "spread" in archive else None,
@@ -181,7 +181,7 @@ def _find_ptypy_storage(file: Any, path: Path) -> str | None:
 
 def _read_ptypy_grid(file: Any, path: Path, storage: str) -> tuple[float | None, tuple[int, int]]:
     """Read the edge of a pixel in metres, and the (y, x) of pixel [0, 0] in pixels; PtyPy stores both in metres."""
-    found = {}
+    grid = {}
     for name in ("_psize", "_origin"):
         key, node = locate_dataset(file, path, f"{storage}/{name}")
         if node is None:
@@ -195,11 +195,11 @@ def _read_ptypy_grid(file: Any, path: Path, storage: str) -> tuple[float | None,
                 found=f"{values[:3]}",
                 remedy="Save the reconstruction again.",
             )
-        found[name] = values
-    pixel_m = found.get("_psize", np.zeros(2))
+        grid[name] = values
+    pixel_m = grid.get("_psize", np.zeros(2))
     if pixel_m.min() <= 0:
         return None, (0, 0)
-    y, x = np.rint(found.get("_origin", np.zeros(2)) / pixel_m).astype(int).tolist()
+    y, x = np.rint(grid.get("_origin", np.zeros(2)) / pixel_m).astype(int).tolist()
     return float(pixel_m[0]), (y, x)
 
 

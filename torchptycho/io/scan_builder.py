@@ -157,10 +157,10 @@ def _leave_out_bad_frames(
             notes.append(masked)
             _log.warning("%s: %s", recorded.path, masked)
     if config.mask is not None:
-        given, place, note = load_detector_mask(config.mask, (height, width), config.mask_sense)
+        extra_mask, place, note = load_detector_mask(config.mask, (height, width), config.mask_sense)
         if config.mask_sense == "auto":
-            check_masked_part(place.path, place.key, given, recorded.frames, domain, is_own=False)
-        bad |= given
+            check_masked_part(place.path, place.key, extra_mask, recorded.frames, domain, is_own=False)
+        bad |= extra_mask
         notes.append(note)
     if config.mask_codes:
         codes, seen_codes = find_codes(recorded.frames, domain)

@@ -45,8 +45,8 @@ def list_other_files(recorded: RawScan, config: ReadConfig) -> list[Path]:
     named += [
         parse_array_ref(text, Path()).path for text in (config.dark, config.flat, config.mask) if text is not None
     ]
-    own = os.path.abspath(recorded.path)
-    return [Path(path) for path in dict.fromkeys(os.path.abspath(path) for path in named) if path != own]
+    scan_path = os.path.abspath(recorded.path)
+    return [Path(path) for path in dict.fromkeys(os.path.abspath(path) for path in named) if path != scan_path]
 
 
 def describe_changes(files: Iterable[SourceFile]) -> list[str]:

@@ -175,13 +175,13 @@ def _choose_dialect(lines: list[str], above: list[str]) -> _Dialect:
         n_cells = counts.most_common(1)[0][0]
         if n_cells > 1 and all(not cells[-1] for cells in rows if len(cells) == n_cells):
             n_cells -= 1
-        found = dataclasses.replace(dialect, n_cells=n_cells)
-        rows = [found.split(line) for line in sampled]
-        fitting = [sum(map(found.is_number, cells)) / n_cells if len(cells) == n_cells else 0.0 for cells in rows]
+        candidate = dataclasses.replace(dialect, n_cells=n_cells)
+        rows = [candidate.split(line) for line in sampled]
+        fitting = [sum(map(candidate.is_number, cells)) / n_cells if len(cells) == n_cells else 0.0 for cells in rows]
         # A header with as many names as there are columns speaks for a way of writing.
-        header = found.split(lines[0])
-        if found.is_row(header):
-            header = found.split(_COMMENT.sub("", above[-1]).strip()) if above else []
+        header = candidate.split(lines[0])
+        if candidate.is_row(header):
+            header = candidate.split(_COMMENT.sub("", above[-1]).strip()) if above else []
         named = len(header) == n_cells and any(name.isalpha() for cell in header for name in cell)
         if (
             dialect.decimal == ","
@@ -192,7 +192,7 @@ def _choose_dialect(lines: list[str], above: list[str]) -> _Dialect:
             continue
         score = (round(sum(fitting) / len(rows), 2), named, n_cells)
         if score > most:
-            best, most = found, score
+            best, most = candidate, score
     return best
 
 

@@ -52,8 +52,8 @@ def _build_registry() -> Any:
 
 def read_unit(node: Any, path: Path) -> str | None:
     """Read the unit that an HDF5 dataset states in its attribute `units`; None when it states none."""
-    found = read_attribute(node, path, "units", "unit")
-    text = "" if found is None else str(found).strip(" \t\n\0()[]")
+    attribute = read_attribute(node, path, "units", "unit")
+    text = "" if attribute is None else str(attribute).strip(" \t\n\0()[]")
     return None if text.lower() in _NO_UNIT else text
 
 
@@ -94,11 +94,11 @@ def _parse_unit(name: str) -> Any:
     if not _WORD.fullmatch(name):
         return None
     try:
-        found = _build_registry().Unit(name)
+        unit = _build_registry().Unit(name)
     except (pint.errors.PintError, ValueError):
         return None
     # A screen's pixel is a length for pint.
-    return None if "pixel" in str(found) else found
+    return None if "pixel" in str(unit) else unit
 
 
 def _is_angle(unit: Any) -> bool:

@@ -48,9 +48,9 @@ class Evaluate(WritingCommand):
 
             plot_reconstruction(image, self.plot, truth=known, truth_origin_px=truth.origin_px, metrics=metrics)
         notes = [
-            f"- {path}: {int((~found.valid).sum())} of {found.valid.size} pixels are not valid and are not compared."
-            for path, found in ((self.reconstruction, image), (self.truth, truth))
-            if not found.has_coverage and not found.valid.all()
+            f"- {path}: {int((~one.valid).sum())} of {one.valid.size} pixels are not valid and are not compared."
+            for path, one in ((self.reconstruction, image), (self.truth, truth))
+            if not one.has_coverage and not one.valid.all()
         ]
         self.print_result({**metrics.to_dict(), "notes": notes}, *notes, make_metrics_table(metrics), json=self.json)
 
@@ -89,15 +89,15 @@ class Compare(WritingCommand):
         truth = None if self.truth is None else read_reconstruction(self.truth)
         names = _choose_names(self.first, self.second)
         with self.show_status("comparing"):
-            found = compare(first, second, truth, names=(*names, "truth"), min_coverage=self.min_coverage)
+            comparison = compare(first, second, truth, names=(*names, "truth"), min_coverage=self.min_coverage)
             from torchptycho.visualization.plot import plot_comparison
 
-            plot_comparison(found, self.out)
-        notes = [f"- {note}" for note in found.notes]
+            plot_comparison(comparison, self.out)
+        notes = [f"- {note}" for note in comparison.notes]
         self.print_result(
-            {"picture": str(self.out), **found.to_dict()},
+            {"picture": str(self.out), **comparison.to_dict()},
             *notes,
-            *make_comparison_lines(found.metrics),
+            *make_comparison_lines(comparison.metrics),
             f"picture: {self.out}",
             json=self.json,
         )

@@ -145,16 +145,16 @@ class Resolution(RefinementCommand):
 
         scan = read_scan(self.scan, self.reading)
         with self.show_status("refining two halves of the frames"):
-            found = resolution(scan, config=self.refine, device=self.device)
+            agreement = resolution(scan, config=self.refine, device=self.device)
         if self.plot:
             from torchptycho.visualization.plot import plot_frc
 
-            plot_frc(found.metrics, self.plot, halves=True)
-        metres = "" if found.half_period_m is None else f" ({found.half_period_m * 1e9:.3g} nm)"
-        values = {"half_period_px": found.half_period_px, "half_period_m": found.half_period_m}
+            plot_frc(agreement.metrics, self.plot, halves=True)
+        metres = "" if agreement.half_period_m is None else f" ({agreement.half_period_m * 1e9:.3g} nm)"
+        values = {"half_period_px": agreement.half_period_px, "half_period_m": agreement.half_period_m}
         self.print_result(
-            values | {"metrics": found.metrics.to_dict()},
-            f"{self.scan}: half period {found.half_period_px:.3g} px{metres} at the 1/2-bit threshold, from two halves "
-            f"of {scan.n_frames} frames",
+            values | {"metrics": agreement.metrics.to_dict()},
+            f"{self.scan}: half period {agreement.half_period_px:.3g} px{metres} at the 1/2-bit threshold, from two "
+            f"halves of {scan.n_frames} frames",
             json=self.json,
         )

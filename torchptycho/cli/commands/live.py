@@ -85,7 +85,7 @@ class Watch(ModelCommand, WritingCommand):
             if self.page:
                 url = open_.enter_context(serve(self.out, self.page_host, self.page_port))
                 sys.stderr.write(f"torchptycho: live page: {url}\n")
-            found = watch(
+            result = watch(
                 self.source,
                 network,
                 self.out,
@@ -98,7 +98,7 @@ class Watch(ModelCommand, WritingCommand):
                 drop_spool=self.drop_spool,
                 stop=stop,
             )
-        status, image = found.status, found.image
+        status, image = result.status, result.image
         report = dataclasses.asdict(status) | {
             "out": None if image is None else str(self.out / "reconstruction.npz"),
             "picture": None if image is None else str(self.out / "reconstruction.png"),
@@ -154,7 +154,7 @@ class Replay(WritingCommand):
         where = str(self.swmr or self.address)
         with _stop_on_signals() as stop, create_progress_bar() as bar:
             task = bar.add_task(f"playing to {where}", total=None, note="")
-            found = replay(
+            result = replay(
                 self.scan,
                 hz=self.hz,
                 address=self.address,
@@ -164,13 +164,13 @@ class Replay(WritingCommand):
                 stop=stop,
                 on_progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
-        report = {"to": where, "hz": self.hz, **dataclasses.asdict(found)}
+        report = {"to": where, "hz": self.hz, **dataclasses.asdict(result)}
         self.print_result(
             report,
-            f"{self.scan}: {found.played} of {found.frames} frames to {where} in {found.seconds:.1f} s",
+            f"{self.scan}: {result.played} of {result.frames} frames to {where} in {result.seconds:.1f} s",
             json=self.json,
         )
-        if found.played < found.frames:
+        if result.played < result.frames:
             raise KeyboardInterrupt
 
 

@@ -34,9 +34,12 @@ class Doctor(Command):
         from torchptycho.cli.doctor import examine
 
         with self.show_status("looking around"):
-            found = examine(self.path, disk_mb=self.disk_mb)
+            properties = examine(self.path, disk_mb=self.disk_mb)
         self.print_result(
-            found, make_doctor_table(found), *(f"! {problem}" for problem in found["problems"]), json=self.json
+            properties,
+            make_doctor_table(properties),
+            *(f"! {problem}" for problem in properties["problems"]),
+            json=self.json,
         )
 
 

@@ -74,11 +74,11 @@ def read_cxi(path: Path, config: ReadConfig) -> RawScan:
         )
         height, width = in_file.shape[1:]
         slow, fast, pixel_m = read_basis(entry, config, notes)
-        given, unit, position_key = None, "px", "raster"
+        positions_given, unit, position_key = None, "px", "raster"
         if not config.makes_raster:
-            given, unit, position_key = read_positions(entry, in_file, slow, fast, config, notes)
+            positions_given, unit, position_key = read_positions(entry, in_file, slow, fast, config, notes)
         keys = (position_key, position_key)
-        stack, positions = arrange_positions(path, in_file, given, keys, config)
+        stack, positions = arrange_positions(path, in_file, positions_given, keys, config)
         m = stack.shape[0]
         rows = resolve_rows(path, key, m, parse_frame_slice(config.frames))
         positions = align_to_frames(path, position_key, positions, m, rows, config)

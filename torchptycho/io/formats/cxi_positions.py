@@ -120,8 +120,8 @@ def _read_motion(entry: Entry, stack: Frames) -> tuple[str, np.ndarray, str | No
 
 def _read_motors(entry: Entry, stack: Frames) -> tuple[str, np.ndarray, str | None]:
     path = entry.path
-    found = [[entry.locate(f"{group}/{axis}") for axis in "yx"] for group in _MOTORS]
-    both = next((pair for pair in found if all(node is not None for _, node in pair)), None)
+    motors = [[entry.locate(f"{group}/{axis}") for axis in "yx"] for group in _MOTORS]
+    both = next((pair for pair in motors if all(node is not None for _, node in pair)), None)
     if both is None:
         raise ScanError(
             path,

@@ -54,9 +54,9 @@ def read_mapped(path: Path, config: ReadConfig, mapping: MappingConfig) -> RawSc
         at = place(mapping.mask)
         values = at.load()
         asked = _MASK_SENSE[mapping.mask_good]
-        own = config.mask_sense if config.mask is None and config.mask_sense != "auto" else asked
-        bad, note = interpret_mask(at.path, at.key, values, stack.shape[1:], own)
-        mask_key = None if own != "auto" else at.key
+        mask_sense = config.mask_sense if config.mask is None and config.mask_sense != "auto" else asked
+        bad, note = interpret_mask(at.path, at.key, values, stack.shape[1:], mask_sense)
+        mask_key = None if mask_sense != "auto" else at.key
         notes.append(note)
     particle = config.particle or mapping.particle or ("electron" if mapping.voltage is not None else "photon")
     return RawScan(

@@ -84,8 +84,8 @@ def _find_pair(path: Path) -> tuple[Path, Path]:
     """Find the halves with the frames and with the parameters; the names differ in dp and para."""
     with open_hdf5(path) as file:
         has_frames = "dp" in list_names(file, path)
-    own, other = ("dp", "para") if has_frames else ("para", "dp")
-    start, found, end = path.name.rpartition(own)
+    kind, other = ("dp", "para") if has_frames else ("para", "dp")
+    start, found, end = path.name.rpartition(kind)
     partner = path.with_name(f"{start}{other}{end}")
     if not found or not partner.is_file():
         raise ScanError(
@@ -93,7 +93,7 @@ def _find_pair(path: Path) -> tuple[Path, Path]:
             None,
             expected=f"the other half of the pair, {partner.name if found else 'NAME_dp and NAME_para'}",
             found="no such file",
-            remedy=f"Put it into the same folder, its name with '{other}' in the place of '{own}'.",
+            remedy=f"Put it into the same folder, its name with '{other}' in the place of '{kind}'.",
         )
     if not is_hdf5(read_head(partner)):
         raise ScanError(partner, None, expected="HDF5", found="another format", remedy="Export it again.")

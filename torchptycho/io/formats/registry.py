@@ -69,15 +69,15 @@ def _make_builtin_reader(name: str, module: str, sniff: str, read: str) -> Reade
 
 
 def _load_plugin_readers() -> list[Reader]:
-    found = []
+    readers = []
     for point in sorted(importlib.metadata.entry_points(group=ENTRY_POINTS), key=lambda point: point.name):
         reader = point.load()
         if not isinstance(reader, Reader):
             raise ConfigError(
                 f"entry point '{point.name}' of {ENTRY_POINTS}: expected a torchptycho.io.Reader; found {reader!r}."
             )
-        found.append(reader)
-    return found
+        readers.append(reader)
+    return readers
 
 
 def recognise(path: Path) -> tuple[Reader, str]:

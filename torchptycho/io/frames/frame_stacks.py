@@ -183,13 +183,13 @@ class ViewFrames(ArrayFrames):
         if not isinstance(array, np.memmap) or array.filename is None:
             return
         path, needed = Path(array.filename), array.offset + array.nbytes
-        found = path.stat().st_size if path.is_file() else 0
-        if found < needed:
+        n_bytes = path.stat().st_size if path.is_file() else 0
+        if n_bytes < needed:
             raise ScanError(
                 path,
                 self.key,
                 expected=f"{needed} bytes, as when it was opened",
-                found=f"{found}",
+                found=f"{n_bytes}",
                 remedy="Wait until it is written completely, and read it again.",
             )
 

@@ -119,15 +119,15 @@ def list_names(file: Any, path: Path, name: str = "/") -> list[str]:
 
 def list_array_names(file: Any, path: Path) -> dict[str, tuple[int, ...]]:
     """List all datasets of at least two axes with their shapes, without following links."""
-    found: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
 
     def add(name: str, node: Any) -> None:
         if is_dataset(node) and len(node.shape or ()) > 1:
-            found[name] = tuple(node.shape)
+            shapes[name] = tuple(node.shape)
 
     with convert_hdf5_errors(path, None):
         file.visititems(add)
-    return found
+    return shapes
 
 
 def read_attribute(node: Any, path: Path, *names: str) -> float | str | None:

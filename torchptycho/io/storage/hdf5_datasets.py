@@ -55,22 +55,22 @@ def check_dataset(dataset: Any, path: Path, key: str, depth: int = 0) -> list[Pa
                 found=f"values in the raw file {dataset.external[0][0]}",
                 remedy="Export it with the values inside, or with a virtual dataset.",
             )
-        own = Path(dataset.file.filename)
+        file_path = Path(dataset.file.filename)
         if dataset.is_virtual:
-            return [own, *_check_virtual(dataset, own, path, key, depth)]
+            return [file_path, *_check_virtual(dataset, file_path, path, key, depth)]
         stored, claimed = dataset.id.get_storage_size(), math.prod(shape) * dataset.dtype.itemsize
-        on_disk = own.stat().st_size
+        on_disk = file_path.stat().st_size
         if stored > on_disk:
             raise _make_size_error(path, key, f"a file with room for {stored} bytes of data", f"{on_disk} bytes")
         if dataset.chunks is None:
             if stored < claimed:
                 raise _make_unwritten_error(path, key, f"{stored} of {claimed} bytes")
-            return [own]
-        _check_chunks(dataset, path, key, stored, on_disk, own)
-        return [own]
+            return [file_path]
+        _check_chunks(dataset, path, key, stored, on_disk, file_path)
+        return [file_path]
 
 
-def _check_chunks(dataset: Any, path: Path, key: str, stored: int, on_disk: int, own: Path) -> None:
+def _check_chunks(dataset: Any, path: Path, key: str, stored: int, on_disk: int, file_path: Path) -> None:
     counts = [-(-length // chunk) for length, chunk in zip(dataset.shape, dataset.chunks, strict=True)]
     wanted, written = math.prod(counts), dataset.id.get_num_chunks()
     if written < wanted:
@@ -78,14 +78,14 @@ def _check_chunks(dataset: Any, path: Path, key: str, stored: int, on_disk: int,
     chunk_bytes = math.prod(dataset.chunks) * dataset.dtype.itemsize
     if chunk_bytes > max(_SMALL_BYTES, _MAX_RATIO * on_disk):
         raise _make_size_error(path, key, f"a file that warrants pieces of {chunk_bytes} bytes", f"{on_disk} bytes")
-    fault = find_chunk_fault(dataset, own, chunk_bytes)
+    fault = find_chunk_fault(dataset, file_path, chunk_bytes)
     if fault is not None:
         raise _make_size_error(path, key, "whole pieces", fault)
     if not dataset.id.get_create_plist().get_nfilters() and stored < wanted * chunk_bytes:
         raise _make_size_error(path, key, f"{wanted * chunk_bytes} bytes", f"{stored}")
 
 
-def _check_virtual(dataset: Any, own: Path, path: Path, key: str, depth: int) -> list[Path]:
+def _check_virtual(dataset: Any, file_path: Path, path: Path, key: str, depth: int) -> list[Path]:
     if depth >= _MAX_VIRTUAL_DEPTH:
         raise ScanError(
             path,
@@ -103,18 +103,18 @@ def _check_virtual(dataset: Any, own: Path, path: Path, key: str, depth: int) ->
         if "%b" in name or "%b" in source.dset_name:
             covered = -1
             continue
-        file = own if name == "." else own.parent / name
+        file = file_path if name == "." else file_path.parent / name
         if not file.is_file():
             raise ScanError(
                 path,
                 key,
                 expected=f"frames from {name}",
                 found="no such file",
-                remedy=f"Put it where {own.name} looks for it: {file}. HDF5 would give zeros in its place.",
+                remedy=f"Put it where {file_path.name} looks for it: {file}. HDF5 would give zeros in its place.",
             )
         if file not in files:
             files.append(file)
-            if file == own:
+            if file == file_path:
                 _check_source(dataset.file, source.dset_name, path, key, depth)
             else:
                 with open_hdf5(file) as opened:

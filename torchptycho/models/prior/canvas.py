@@ -39,18 +39,18 @@ def apply_prior(
     # Photons tell nothing there; a number instead of infinity keeps its neighbours finite.
     largest = sigma[usable].max()
     sigma = torch.where(usable, sigma, largest)
-    given = torch.where(usable, object, 0).to(torch.complex64)
-    scale = measure_amplitude(given[None], sigma[None])[0]
+    noisy = torch.where(usable, object, 0).to(torch.complex64)
+    scale = measure_amplitude(noisy[None], sigma[None])[0]
     weight = sigma.clamp_min(1e-12).square().reciprocal()
-    mean = (weight * given).sum()
+    mean = (weight * noisy).sum()
     phase_factor = mean / mean.abs() if float(mean.abs()) > 0 else torch.ones_like(mean)
-    given, sigma = given * phase_factor.conj() / scale, sigma / scale
-    found = torch.zeros_like(given)
+    noisy, sigma = noisy * phase_factor.conj() / scale, sigma / scale
+    denoised = torch.zeros_like(noisy)
     views = range(4) if average else range(1)
     for view in views:
-        found += _from_view(_apply_tiled(network, _to_view(given, view), _turn(sigma, view), tile_px), view)
-    found = found / len(views) * phase_factor * scale
-    return torch.where(usable, found.to(object.dtype), object)
+        denoised += _from_view(_apply_tiled(network, _to_view(noisy, view), _turn(sigma, view), tile_px), view)
+    denoised = denoised / len(views) * phase_factor * scale
+    return torch.where(usable, denoised.to(object.dtype), object)
 
 
 def _apply_tiled(network: PriorNetwork, object: Tensor, sigma: Tensor, tile_px: int) -> Tensor:
@@ -58,7 +58,7 @@ def _apply_tiled(network: PriorNetwork, object: Tensor, sigma: Tensor, tile_px: 
     height, width = object.shape
     if max(height, width) <= tile_px:
         return _apply_padded(network, object, sigma)
-    found = torch.empty_like(object)
+    denoised = torch.empty_like(object)
     step = tile_px - 2 * _MARGIN_PX
     for top in range(0, height, step):
         for left in range(0, width, step):
@@ -68,8 +68,8 @@ def _apply_tiled(network: PriorNetwork, object: Tensor, sigma: Tensor, tile_px: 
             )
             tile = _apply_padded(network, object[rows, columns], sigma[rows, columns])
             kept = tile[top - rows.start : top - rows.start + step, left - columns.start : left - columns.start + step]
-            found[top : top + step, left : left + step] = kept
-    return found
+            denoised[top : top + step, left : left + step] = kept
+    return denoised
 
 
 def _apply_padded(network: PriorNetwork, object: Tensor, sigma: Tensor) -> Tensor:
@@ -79,8 +79,8 @@ def _apply_padded(network: PriorNetwork, object: Tensor, sigma: Tensor) -> Tenso
     below, right = -height % multiple, -width % multiple
     parts = torch.stack([object.real, object.imag, sigma])[None]
     real, imaginary, noise = functional.pad(parts, (0, right, 0, below), mode="replicate")[0]
-    found: Tensor = network(torch.complex(real, imaginary)[None], noise[None], scale=noise.new_ones(1, 1, 1))[0]
-    return found[:height, :width]
+    denoised: Tensor = network(torch.complex(real, imaginary)[None], noise[None], scale=noise.new_ones(1, 1, 1))[0]
+    return denoised[:height, :width]
 
 
 def _turn(values: Tensor, view: int) -> Tensor:

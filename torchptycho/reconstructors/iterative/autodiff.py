@@ -107,13 +107,13 @@ class AutodiffSolver:
         self._frozen |= set() if update_positions else {"positions_px"}
         batches = split_into_batches(order, choose_batch_size(self._config, len(order)))
         if isinstance(self._optimizer, torch.optim.LBFGS):
-            found: list[float] = []
+            misfits: list[float] = []
 
             def evaluate_all_frames() -> Tensor:
                 misfit = ReducedChiSquared(state.background)
                 self._optimizer.zero_grad()
                 total = torch.stack([self._backward(index, len(index) / len(order), misfit) for index in batches]).sum()
-                found.append(misfit.compute(self._problem.n_good_pixels))
+                misfits.append(misfit.compute(self._problem.n_good_pixels))
                 return total
 
             self._optimizer.step(evaluate_all_frames)  # type: ignore[no-untyped-call]
@@ -125,11 +125,11 @@ class AutodiffSolver:
                 self._optimizer.zero_grad()
                 self._backward(index, 1.0, misfit)
                 self._optimizer.step()
-            found = [misfit.compute(self._problem.n_good_pixels)]
+            misfits = [misfit.compute(self._problem.n_good_pixels)]
         with torch.no_grad():
             self._parameters["background"].clamp_min_(0)
             self._write_state(state)
-        return found[0]
+        return misfits[0]
 
     def _backward(self, index: Tensor, weight: float, misfit: ReducedChiSquared) -> Tensor:
         with torch.enable_grad():

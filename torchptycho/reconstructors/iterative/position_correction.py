@@ -45,10 +45,12 @@ def add_momentum(
     """
     drift = step_px + _MOMENTUM * drift_px
     common = fit_linear_part(drift, positions_px)
-    own = drift - drift.mean(0) - common
+    separate = drift - drift.mean(0) - common
     reach = common.norm(dim=1).max().clamp_min(1e-12)
     common = common * (_AFFINE_STEP_FACTOR * longest_px / reach).clamp_max(1)
-    bounded: Tensor = common + own * (longest_px / own.norm(dim=1, keepdim=True).clamp_min(1e-12)).clamp_max(1)
+    bounded: Tensor = common + separate * (longest_px / separate.norm(dim=1, keepdim=True).clamp_min(1e-12)).clamp_max(
+        1
+    )
     return bounded
 
 
@@ -141,8 +143,8 @@ def random_search(
         radius, turn = torch.rand(2, len(lost), generator=generator, dtype=torch.float64).to(lost.device)
         direction = torch.stack([(2 * math.pi * turn).sin(), (2 * math.pi * turn).cos()], 1)
         there = (here, given_px[lost])[number % 2] + reach_px * radius[:, None] * direction
-        found = measure_misfits(lost, there)
-        better = found < least
-        place, least = torch.where(better[:, None], there, place), torch.where(better, found, least)
+        misfits = measure_misfits(lost, there)
+        better = misfits < least
+        place, least = torch.where(better[:, None], there, place), torch.where(better, misfits, least)
         moved = moved | better
     return lost[moved], place[moved]

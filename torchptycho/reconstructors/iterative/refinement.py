@@ -248,12 +248,12 @@ def _update_positions(
             problem, state, config, index, limit_positions(positions_px, given_px[index], config)
         )
 
-    found, places = random_search(
+    lost, places = random_search(
         measure_misfits, state.positions_px, given_px, shifts.residual, config.position_limit_px, generator
     )
-    if len(found):
-        state.positions_px[found] = limit_positions(places, given_px[found], config)
-        state.drift_px[found] = 0
+    if len(lost):
+        state.positions_px[lost] = limit_positions(places, given_px[lost], config)
+        state.drift_px[lost] = 0
 
 
 def _back_off_momentum(state: RefinementState) -> None:

@@ -106,7 +106,7 @@ def compute_frame_misfits(
 ) -> Float64[Tensor, " k"]:
     """Compute the misfit of each of these frames at this position, as `PositionSteps.residual` does; nothing is
     updated."""
-    found = []
+    misfits = []
     for part, places in zip(
         torch.split(index, _MAX_BATCH_SIZE), torch.split(positions_px, _MAX_BATCH_SIZE), strict=True
     ):
@@ -120,8 +120,8 @@ def compute_frame_misfits(
             config.likelihood,
             ReducedChiSquared(state.background),
         )
-        found.append((intensity * change.square()).sum((1, 2)).double())
-    return torch.cat(found)
+        misfits.append((intensity * change.square()).sum((1, 2)).double())
+    return torch.cat(misfits)
 
 
 def choose_batch_size(config: RefineConfig, n_frames: int) -> int:

@@ -93,8 +93,8 @@ class RefinementState:
         shape ends up to ten pixels away, and the image with it.
         """
         self.scale((self.probe_photons / compute_power(self.probe)).sqrt())
-        found = zip(find_center_of_mass(self.probe), self.center_px, strict=True)
-        back = tuple(-round(now - before) for now, before in found)
+        centers = zip(find_center_of_mass(self.probe), self.center_px, strict=True)
+        back = tuple(-round(now - before) for now, before in centers)
         if any(back):
             for name in ("probe", "probe_velocity", "probe_anchor", "object", "velocity", "anchor"):
                 setattr(self, name, torch.roll(getattr(self, name), back, (-2, -1)))

@@ -140,8 +140,8 @@ def _validate(module: PriorTraining, store: PairStore) -> float | None:
     if batch is None:
         return None
     with torch.no_grad():
-        found = module.average(batch.noisy, batch.sigma)
-        return round(float(measure_error_ratio(found, batch).mean()), 4)
+        denoised = module.average(batch.noisy, batch.sigma)
+        return round(float(measure_error_ratio(denoised, batch).mean()), 4)
 
 
 def _build_report(module: PriorTraining, store: PairStore, line: dict[str, Any]) -> dict[str, Any]:

@@ -86,8 +86,8 @@ def _shorten_names(comparison: Comparison) -> tuple[Comparison, list[str]]:
     if len(set(short.values())) < len(short) or all(short[name] == name for name in short):
         return comparison, []
     metrics = {
-        " against ".join(short.get(name, name) for name in title.split(" against ")): found
-        for title, found in comparison.metrics.items()
+        " against ".join(short.get(name, name) for name in title.split(" against ")): entry
+        for title, entry in comparison.metrics.items()
     }
     images = {short[name]: image for name, image in comparison.images.items()}
     legend = [f"{label}: {name}" for name, label in short.items() if label != name]
@@ -97,9 +97,9 @@ def _shorten_names(comparison: Comparison) -> tuple[Comparison, list[str]]:
 def _draw_curves(axis: Axes, metrics: dict[str, Metrics]) -> None:
     axis.axhline(0.5, color="0.6", linewidth=1, linestyle="--")
     lowest = 0.0
-    for colour, (name, found) in zip((BLUE, ORANGE, GREEN), metrics.items(), strict=False):
-        axis.plot(found.frc.frequency_cycles_per_px, found.frc.correlation, color=colour, linewidth=1.6, label=name)
-        lowest = min(lowest, float(found.frc.correlation.min()))
+    for colour, (name, figures) in zip((BLUE, ORANGE, GREEN), metrics.items(), strict=False):
+        axis.plot(figures.frc.frequency_cycles_per_px, figures.frc.correlation, color=colour, linewidth=1.6, label=name)
+        lowest = min(lowest, float(figures.frc.correlation.min()))
     style_axes(axis, "spatial frequency (cycles / px)", "Fourier ring correlation")
     axis.set_xlim(0, 0.5)
     axis.set_ylim(lowest - 0.03, 1.03)
@@ -118,15 +118,15 @@ def _draw_table(axis: Axes, metrics: dict[str, Metrics]) -> None:
     line = 0.115
     for row, text in enumerate(rows):
         axis.text(0.0, 0.8 - row * line, text, fontsize=FONT_SIZE, va="top")
-    for column, (name, found) in enumerate(metrics.items()):
-        last = float(found.frc.frequency_cycles_per_px[-1])
-        period = format_half_period(found.frc_half_cycles_per_px, last, found.object_pixel_m).split(" = ")[-1]
+    for column, (name, figures) in enumerate(metrics.items()):
+        last = float(figures.frc.frequency_cycles_per_px[-1])
+        period = format_half_period(figures.frc_half_cycles_per_px, last, figures.object_pixel_m).split(" = ")[-1]
         values = (
-            f"{found.amplitude_mae:.4g}",
-            f"{found.phase_mae_rad:.4g}",
-            f"{found.amplitude_ssim:.3f}",
-            f"{found.phase_ssim:.3f}",
-            f"{found.complex_nrmse:.4g}",
+            f"{figures.amplitude_mae:.4g}",
+            f"{figures.phase_mae_rad:.4g}",
+            f"{figures.amplitude_ssim:.3f}",
+            f"{figures.phase_ssim:.3f}",
+            f"{figures.complex_nrmse:.4g}",
             period,
         )
         x = 0.46 + 0.54 * (column + 1) / max(2, len(metrics))

@@ -312,6 +312,23 @@ class TestRefine:
         assert len(image.history["misfit"]) == 5
         assert is_picture(out.with_suffix(".png"))
 
+    @pytest.mark.contract("refine.hopeless")
+    def test_a_hopeless_fit_ends_with_a_warning(
+        self, command: Command, tiny_scan: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        out = tmp_path / "turned.npz"
+        answer = command("refine", tiny_scan, "--out", out, "--epochs", "20", "--swap-xy", "--json", "--report")
+        assert answer.code == 0
+        told = json.loads(answer.out)
+        (warning,) = told["warnings"]
+        assert warning.startswith(f"{tiny_scan}: the fit leaves ")
+        assert told["unexplained"] > 0.2
+        assert 0 < told["residual"] < 1
+        assert warning in caplog.text
+        page = out.with_suffix(".html").read_text(encoding="utf-8")
+        assert "differences between the frames unexplained" in page
+        assert "differences unexplained" in page
+
     @pytest.mark.contract("cli.refine")
     def test_a_trained_network_s_image_is_refined(
         self, command: Command, tiny_run: Path, tiny_scan: Path, tiny_image: Path, tmp_path: Path

@@ -78,7 +78,7 @@ def summarize_image(
         "object_pixel_m": image.object_pixel_m,
         "n_frames": image.provenance["frames"],
         "seconds": image.provenance["seconds"],
-    }
+    } | _summarize_refinement(image)
 
 
 def describe_image(report: dict[str, Any]) -> str:
@@ -86,3 +86,13 @@ def describe_image(report: dict[str, Any]) -> str:
     files = join_file_names(report["out"], *report["tiff"], report["picture"], report["report"])
     size = "x".join(map(str, report["shape_px"]))
     return f"{files}: {size} px from {report['n_frames']} frames in {report['seconds']:.1f} s"
+
+
+def _summarize_refinement(image: Reconstruction) -> dict[str, Any]:
+    """Return the last figures of the refinement, if there was one, and what they say against it."""
+    if not image.history:
+        return {}
+    from torchptycho.reconstructors.iterative import summarize_fit
+
+    refinement = image.provenance.get("refinement", image.provenance)
+    return summarize_fit(image.history) | {"warnings": refinement.get("warnings", [])}

@@ -60,7 +60,8 @@ def rank_orientations(scan: Scan, *, frames: int = _DEFAULT_FRAMES, epochs: int 
         places = part.positions_px[:, ::-1] if swap else part.positions_px
         turned = np.ascontiguousarray(places * (-1.0 if flip_y else 1.0, -1.0 if flip_x else 1.0))
         try:
-            misfit = refine(dataclasses.replace(part, positions_px=turned), config=config).history["misfit"][-1]
+            image = refine(dataclasses.replace(part, positions_px=turned), config=config, judge=False)
+            misfit = image.history["misfit"][-1]
         except FloatingPointError:
             misfit = math.inf
         ranked.append(Orientation(swap_xy=swap, flip_y=flip_y, flip_x=flip_x, misfit=misfit))

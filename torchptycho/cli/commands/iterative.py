@@ -110,13 +110,15 @@ class Refine(RefinementCommand):
             with self.show_status(f"writing {page}"):
                 write_refinement_report(image, scan, page, self.refine, halves=self.report_frc, device=self.device)
         misfit = image.history["misfit"]
-        fit = f"misfit {misfit[-1]:.4g} (1 is the photon noise) " if misfit else ""
+        fit = ""
+        if misfit:
+            left = image.history["unexplained"][-1]
+            fit = f"misfit {misfit[-1]:.4g} (1 is the photon noise; {left:.1%} of the frames' differences unexplained) "
         report = summarize_image(image, self.out, picture, page, tiff)
         prior = describe_regularization(image)
         regularization = image.provenance["regularization"]
         self.print_result(
-            report
-            | {"misfit": misfit[-1] if misfit else None, "epochs": len(misfit), "regularization": regularization},
+            report | {"epochs": len(misfit), "regularization": regularization},
             f"{join_file_names(self.out, *tiff, picture, page)}: {image.object.shape[0]}x{image.object.shape[1]} px, "
             f"{fit}after {len(misfit)} epochs in {image.provenance['seconds']:.1f} s{', ' + prior if prior else ''}",
             json=self.json,

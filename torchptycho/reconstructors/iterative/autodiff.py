@@ -11,7 +11,12 @@ from torch import Tensor
 from torchptycho.core.config import RefineConfig
 from torchptycho.physics.noise import poisson_deviance
 from torchptycho.physics.patches import extract
-from torchptycho.reconstructors.iterative.fit import ReducedChiSquared, compute_wave_correction, propagate_to_detector
+from torchptycho.reconstructors.iterative.fit import (
+    EpochFit,
+    ReducedChiSquared,
+    compute_wave_correction,
+    propagate_to_detector,
+)
 from torchptycho.reconstructors.iterative.problem import Problem
 from torchptycho.reconstructors.iterative.regularization import compute_penalty
 from torchptycho.reconstructors.iterative.rpie import choose_batch_size, split_into_batches
@@ -96,8 +101,8 @@ class AutodiffSolver:
         rate: float,
         update_probe: bool,
         update_positions: bool,
-    ) -> float:
-        """Run one pass over the frames and return its misfit: a step for each batch (Adam), or one for all of them
+    ) -> EpochFit:
+        """Run one pass over the frames and return its fit: a step for each batch (Adam), or one for all of them
         (L-BFGS).
 
         Arguments:
@@ -107,13 +112,13 @@ class AutodiffSolver:
         self._frozen |= set() if update_positions else {"positions_px"}
         batches = split_into_batches(order, choose_batch_size(self._config, len(order)))
         if isinstance(self._optimizer, torch.optim.LBFGS):
-            misfits: list[float] = []
+            fits: list[EpochFit] = []
 
             def evaluate_all_frames() -> Tensor:
                 misfit = ReducedChiSquared(state.background)
                 self._optimizer.zero_grad()
                 total = torch.stack([self._backward(index, len(index) / len(order), misfit) for index in batches]).sum()
-                misfits.append(misfit.compute(self._problem.n_good_pixels))
+                fits.append(misfit.compute_fit(self._problem.n_good_pixels))
                 return total
 
             self._optimizer.step(evaluate_all_frames)  # type: ignore[no-untyped-call]
@@ -125,11 +130,11 @@ class AutodiffSolver:
                 self._optimizer.zero_grad()
                 self._backward(index, 1.0, misfit)
                 self._optimizer.step()
-            misfits = [misfit.compute(self._problem.n_good_pixels)]
+            fits = [misfit.compute_fit(self._problem.n_good_pixels)]
         with torch.no_grad():
             self._parameters["background"].clamp_min_(0)
             self._write_state(state)
-        return misfits[0]
+        return fits[0]
 
     def _backward(self, index: Tensor, weight: float, misfit: ReducedChiSquared) -> Tensor:
         with torch.enable_grad():

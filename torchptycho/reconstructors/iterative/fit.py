@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Literal
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from torchptycho.physics.propagation import FAR_FIELD, Propagator
 from torchptycho.physics.wave_correction import compute_residuals, limit_poisson_change, project_amplitude
 
-__all__ = ["ReducedChiSquared", "compute_wave_correction", "propagate_to_detector"]
+__all__ = ["EpochFit", "ReducedChiSquared", "compute_wave_correction", "propagate_to_detector"]
 
 
 def propagate_to_detector(
@@ -42,19 +43,35 @@ def compute_wave_correction(
     """
     relative, difference, weight = compute_residuals(intensity, counts, mask)
     misfit.add(relative, difference, weight)
+    misfit.add_amplitudes(intensity, counts, mask)
     if likelihood == "poisson":
         return limit_poisson_change(relative)
     return project_amplitude(intensity, counts, mask)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EpochFit:
+    """How well the counts are fitted over one epoch, frame by frame as each was corrected.
+
+    Arguments:
+        misfit: reduced chi-squared, see `ReducedChiSquared.compute`.
+        residual: squared deviation of the amplitudes over the counts, see `ReducedChiSquared.compute_residual`.
+    """
+
+    misfit: float
+    residual: float
+
+
 class ReducedChiSquared:
     """Mean squared deviation of the counts, divided by that of photon noise: 1 is the limit.
 
-    sum (y - I)^2 / (I + 1) over sum I / (I + 1), which is its mean under the model.
+    sum (y - I)^2 / (I + 1) over sum I / (I + 1), which is its mean under the model. With it the residual relative to
+    the signal, which does not depend on the dose where the model is wrong: sum (sqrt(y) - sqrt(I))^2 over sum y.
     """
 
     def __init__(self, like: Tensor) -> None:
         self._squared_deviation = self._weights = like.new_zeros((), dtype=torch.float64)
+        self._squared_amplitude = self._counts = self._squared_deviation
         self._n_frames = 0
 
     def add(self, step: Tensor, difference: Tensor, weight: Tensor) -> None:
@@ -62,6 +79,23 @@ class ReducedChiSquared:
         self._squared_deviation = self._squared_deviation + torch.dot(step.flatten(), difference.flatten()).double()
         self._weights = self._weights + weight.sum().double()
         self._n_frames += weight.shape[0]
+
+    def add_amplitudes(
+        self, intensity: Float[Tensor, "k n n"], counts: Float[Tensor, "k n n"], mask: Bool[Tensor, "n n"] | None
+    ) -> None:
+        """Add the expected and the measured counts of one batch to the relative residual."""
+        off = counts.sqrt() - intensity.sqrt()
+        off = off if mask is None else off * mask
+        self._squared_amplitude = self._squared_amplitude + torch.dot(off.flatten(), off.flatten()).double()
+        self._counts = self._counts + counts.sum().double()
+
+    def compute_fit(self, n_good_pixels: int) -> EpochFit:
+        """Return both figures of all batches so far."""
+        return EpochFit(misfit=self.compute(n_good_pixels), residual=self.compute_residual())
+
+    def compute_residual(self) -> float:
+        """Return the residual relative to the signal, 0 to about 2, of all batches so far."""
+        return float(self._squared_amplitude / self._counts.clamp_min(1e-30))
 
     def compute(self, n_good_pixels: int) -> float:
         """Return the misfit of all batches so far, for frames with this number of good pixels."""

@@ -14,7 +14,7 @@ from torchptycho.core.errors import ConfigError
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.core.scan import Scan
 from torchptycho.physics.scaling import compute_probe_factor
-from torchptycho.reconstructors.iterative.probe_modes import set_mode_count
+from torchptycho.reconstructors.iterative.probe_modes import find_empty_modes, orthogonalize_modes, set_mode_count
 from torchptycho.reconstructors.iterative.problem import Problem
 from torchptycho.reconstructors.iterative.state import RefinementState
 
@@ -50,6 +50,15 @@ def initialize_state(
     if modes.shape[-2:] != (problem.n_px, problem.n_px):
         raise ConfigError(
             f"probe: expected {problem.n_px}x{problem.n_px} px, as the frames; found {tuple(modes.shape)}."
+        )
+    n_empty = int(find_empty_modes(orthogonalize_modes(modes)).sum())
+    if n_empty:
+        _log.warning(
+            "%s: %d of the %d modes of the probe are copies of the others but for noise, or dark; they are begun as "
+            "new ones, or left out.",
+            scan.source,
+            n_empty,
+            len(modes),
         )
     modes = set_mode_count(modes.to(problem.device, problem.dtype), config.n_modes or len(modes))
     positions_px = torch.from_numpy(scan.positions_px).to(problem.device)

@@ -20,9 +20,9 @@ from torchptycho.io import iter_checked_chunks
 from torchptycho.io.field import check_scan_field
 from torchptycho.io.near_field import refuse_near_field
 from torchptycho.physics.propagation import FAR_FIELD, Propagator, build_propagator
-from torchptycho.physics.scaling import Scaling, measure_scaling, sum_frames
+from torchptycho.physics.scaling import Scaling, measure_scaling
 
-__all__ = ["Problem", "open_problem"]
+__all__ = ["Problem", "measure_variation", "open_problem"]
 
 # Larger stacks of frames are copied to a memory-mapped temporary file instead of memory.
 _MAX_MEMORY_BYTES = 4 << 30
@@ -39,6 +39,8 @@ class Problem:
         origin_px, shape: where the canvas begins, in object pixels, and its size.
         dtype: of the arithmetic: complex64 or complex128.
         propagator: from the sample to the detector and back.
+        variation: how far the frames differ from their mean, in the measure of the residual of a fit; see
+            `measure_variation`.
     """
 
     frames: np.ndarray | Tensor
@@ -48,6 +50,7 @@ class Problem:
     shape: tuple[int, int]
     dtype: torch.dtype = torch.complex64
     propagator: Propagator = FAR_FIELD
+    variation: float = 0.0
 
     @property
     def n_px(self) -> int:
@@ -123,7 +126,8 @@ def open_problem(
         else:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".torchptycho-", dir=scratch))
             frames = np.lib.format.open_memmap(Path(folder) / "frames.npy", "w+", scan.frames.dtype, scan.frames.shape)
-        mean_intensity = _copy(scan, frames, shift=propagator.zero_frequency_first) / scan.n_frames
+        intensity, amplitude = _copy(scan, frames, shift=propagator.zero_frequency_first)
+        mean_intensity = float(intensity.sum()) / scan.n_frames
         scaling = measure_scaling(mean_intensity, scan.n_px, scan.domain, scan.photons_per_frame)
         low = np.floor(scan.positions_px.min(0)).astype(int) - scan.n_px // 2 - margin_px
         # With the arithmetic of `compute_corners_px`, because rounding could otherwise move an integer position off the
@@ -142,16 +146,41 @@ def open_problem(
             ),
             origin_px=(int(low[0]), int(low[1])),
             shape=(int(high[0] - low[0]), int(high[1] - low[1])),
+            variation=measure_variation(intensity, amplitude, scan.n_frames),
             dtype=dtype,
             propagator=propagator,
         )
 
 
-def _copy(scan: Scan, frames: np.ndarray, *, shift: bool) -> float:
-    """Fill `frames`, their zero frequency first on request; return the intensity of all good pixels, in file units."""
-    start, total = 0, 0.0
+def _copy(
+    scan: Scan, frames: np.ndarray, *, shift: bool
+) -> tuple[Float64[np.ndarray, "n n"], Float64[np.ndarray, "n n"]]:
+    """Fill `frames`, their zero frequency first on request; return the sums of intensity and amplitude over the frames,
+    in file units, 0 under the mask."""
+    start = 0
+    intensity, amplitude = np.zeros(scan.mask.shape), np.zeros(scan.mask.shape)
     for chunk in iter_checked_chunks(scan):
-        total += float(sum_frames(chunk, scan.domain).sum())
+        if scan.domain == "counts":
+            intensity += chunk.sum(0, dtype=np.float64)
+            amplitude += np.sqrt(chunk, dtype=np.float32).sum(0, dtype=np.float64)
+        else:
+            intensity += np.square(chunk, dtype=np.float64).sum(0)
+            amplitude += np.abs(chunk).sum(0, dtype=np.float64)
         frames[start : start + len(chunk)] = np.fft.ifftshift(chunk, axes=(-2, -1)) if shift else chunk
         start += len(chunk)
-    return total
+    return intensity * scan.mask, amplitude * scan.mask
+
+
+def measure_variation(
+    intensity: Float64[np.ndarray, "n n"], amplitude: Float64[np.ndarray, "n n"], n_frames: int
+) -> float:
+    """Measure how far the frames differ from one another: sum (sqrt(y) - sqrt(mean y))^2 over sum y.
+
+    It is the residual that a fit leaves which expects the mean pattern of every frame.
+
+    Arguments:
+        intensity, amplitude: sums of y and of sqrt(y) over the frames, 0 under the mask.
+    """
+    total = float(intensity.sum())
+    squared = 2 * total - 2 * float((np.sqrt(intensity / n_frames) * amplitude).sum())
+    return max(squared, 0.0) / max(total, 1e-300)

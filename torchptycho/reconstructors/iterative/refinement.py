@@ -27,11 +27,13 @@ from torchptycho.io.scan_choice import refuse_several_scans
 from torchptycho.io.storage.outputs import check_output_file
 from torchptycho.physics.illumination import compute_illumination
 from torchptycho.reconstructors.iterative.autodiff import AutodiffSolver
+from torchptycho.reconstructors.iterative.fit import EpochFit
 from torchptycho.reconstructors.iterative.initial_state import (
     compute_start_margin_px,
     initialize_state,
     limit_positions,
 )
+from torchptycho.reconstructors.iterative.judgement import compute_unexplained, judge_fit
 from torchptycho.reconstructors.iterative.position_correction import (
     PositionSteps,
     add_momentum,
@@ -77,6 +79,7 @@ def refine(
     on_image: ImageCallback | None = None,
     image_every_epochs: int = 10,
     scratch: str | Path | None = None,
+    judge: bool = True,
 ) -> Reconstruction:
     """Fit an image to the counts of a scan; without a start this is a plain iterative reconstruction.
 
@@ -95,12 +98,14 @@ def refine(
         on_epoch: called with the number of each finished epoch and its misfit.
         on_image: shown the image so far, every `image_every_epochs` epochs before the last.
         scratch: folder for a temporary copy of frames that do not fit into memory.
+        judge: warn when the fit cannot be right; the provenance says so in any case.
 
     Returns:
         the image on the canvas of all positions, with `probe`, `positions_px`, and in `history` for each epoch:
         `misfit` (mean squared deviation of the counts over that of photon noise: 1 is the limit, less is fitting the
-        noise), `seconds` since the beginning, and with a prior its `regularization_strength`; in `provenance` what
-        `regularization` acted and how its strength was found.
+        noise), `residual` (squared deviation of the amplitudes over the counts), `unexplained` (the part of the
+        differences between the frames that it leaves, without photon noise), `seconds` since the beginning, and with a
+        prior its `regularization_strength`; in `provenance` what `regularization` acted and how its strength was found.
 
     Raises:
         TorchptychoError: the scan is unusable, the start or the probe does not fit it, or the state is another's.
@@ -131,6 +136,8 @@ def refine(
                 on_image(_build_reconstruction(problem, scan, state, config, False, fingerprint["scan"]))
 
         complete = _run_epochs(problem, scan, state, config, report_epoch, state_file, fingerprint)
+        if judge and (fault := judge_fit(state.history, scan.source)) is not None:
+            _log.warning("%s", fault)
         return _build_reconstruction(problem, scan, state, config, complete, fingerprint["scan"])
 
 
@@ -161,7 +168,7 @@ def _run_epochs(
             begun = time.perf_counter()
             prior.decide(state)
             prior.prepare(state, solver)
-            misfit = _advance_epoch(problem, state, config, solver, given_px)
+            fit = _advance_epoch(problem, state, config, solver, given_px)
             if len(state.probe) > 1:
                 state.replace_modes(orthogonalize_modes(state.probe))
             state.fix_gauge()
@@ -170,12 +177,17 @@ def _run_epochs(
                 solver.read_state(state)
             state.epoch += 1
             state.seconds += time.perf_counter() - begun
-            for name, value in (("misfit", misfit), ("seconds", state.seconds)):
+            for name, value in (
+                ("misfit", fit.misfit),
+                ("residual", fit.residual),
+                ("unexplained", compute_unexplained(fit, problem.variation)),
+                ("seconds", state.seconds),
+            ):
                 state.history[name].append(value)
-            if not math.isfinite(misfit):
-                raise FloatingPointError(f"{scan.source}: the misfit is {misfit} after epoch {state.epoch}.")
+            if not math.isfinite(fit.misfit):
+                raise FloatingPointError(f"{scan.source}: the misfit is {fit.misfit} after epoch {state.epoch}.")
             _back_off_momentum(state)
-            on_epoch(state.epoch, misfit)
+            on_epoch(state.epoch, fit.misfit)
             if state_file is not None and time.perf_counter() - saved > _SAVE_EVERY_S:
                 state.save(state_file, fingerprint)
                 saved = time.perf_counter()
@@ -193,7 +205,7 @@ def _run_epochs(
 
 def _advance_epoch(
     problem: Problem, state: RefinementState, config: RefineConfig, solver: AutodiffSolver | None, given_px: Tensor
-) -> float:
+) -> EpochFit:
     # Depends on seed and epoch alone, so that a resumed run has the same order.
     generator = torch.Generator().manual_seed((config.refine_seed << 20) + state.epoch)
     order = torch.randperm(problem.n_frames, generator=generator).to(problem.device)
@@ -202,13 +214,13 @@ def _advance_epoch(
     polished = compute_polishing_progress(state, config)
     if solver is not None:
         before = state.positions_px
-        misfit = solver.run_epoch(state, order, rate=1 - 0.9 * polished, update_probe=probe, update_positions=positions)
+        fit = solver.run_epoch(state, order, rate=1 - 0.9 * polished, update_probe=probe, update_positions=positions)
         if config.position_update == "affine":
             state.positions_px = before + fit_linear_part(state.positions_px - before, before)
         state.positions_px = limit_positions(state.positions_px, given_px, config)
-        return misfit
+        return fit
     shifts = PositionSteps(problem.n_frames, problem.device) if positions else None
-    misfit = run_epoch(
+    fit = run_epoch(
         problem,
         state,
         config,
@@ -219,7 +231,7 @@ def _advance_epoch(
     )
     if shifts is not None:
         _update_positions(problem, state, config, shifts, given_px, polished, generator)
-    return misfit
+    return fit
 
 
 def _update_positions(
@@ -283,6 +295,7 @@ def _build_reconstruction(
         "regularization": state.regularization or {"kind": "none", "strength": 0.0},
         "complete": complete,
         "photons_per_frame": problem.scaling.photons_per_frame,
+        "warnings": [fault] if (fault := judge_fit(state.history, scan.source)) is not None else [],
         "versions": collect_versions(),
         "seconds": round(state.seconds, 3),
     }

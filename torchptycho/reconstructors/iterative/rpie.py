@@ -14,7 +14,12 @@ from torch import Tensor
 
 from torchptycho.core.config import RefineConfig
 from torchptycho.physics.patches import extract_inside, place_inside
-from torchptycho.reconstructors.iterative.fit import ReducedChiSquared, compute_wave_correction, propagate_to_detector
+from torchptycho.reconstructors.iterative.fit import (
+    EpochFit,
+    ReducedChiSquared,
+    compute_wave_correction,
+    propagate_to_detector,
+)
 from torchptycho.reconstructors.iterative.position_correction import PositionSteps
 from torchptycho.reconstructors.iterative.problem import Problem
 from torchptycho.reconstructors.iterative.regularization import apply_penalty_step
@@ -63,8 +68,8 @@ def run_epoch(
     *,
     frames_per_update: int,
     update_probe: bool,
-) -> float:
-    """Run one pass over the frames in this order and return its misfit; update object, probe and background on the way.
+) -> EpochFit:
+    """Run one pass over the frames in this order and return its fit; update object, probe and background on the way.
 
     Arguments:
         shifts: collects where each frame would rather be; None leaves positions alone.
@@ -94,7 +99,7 @@ def run_epoch(
             gathered = _AccumulatedUpdate.zeros(state)
     if background is not None:
         background.update_state()
-    return misfit.compute(problem.n_good_pixels)
+    return misfit.compute_fit(problem.n_good_pixels)
 
 
 def compute_frame_misfits(

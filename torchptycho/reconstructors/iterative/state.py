@@ -23,6 +23,7 @@ _FORMAT, _FORMAT_VERSION = "torchptycho-refinement", 4
 _TENSOR_FIELDS = (
     "object", "probe", "positions_px", "drift_px", "background", "velocity", "anchor", "probe_velocity", "probe_anchor",
 )  # fmt: skip
+_FIGURES = ("misfit", "residual", "unexplained", "seconds")
 # Keys of a state file that differ from the names of their fields.
 _KEYS = {"momentum_backoffs": "damped", "probe_photons": "light"}
 
@@ -66,7 +67,7 @@ class RefinementState:
     polishing_since: int | None = None
     momentum_backoffs: int = 0
     regularization: dict[str, Any] | None = None
-    history: dict[str, list[float]] = dataclasses.field(default_factory=lambda: {"misfit": [], "seconds": []})
+    history: dict[str, list[float]] = dataclasses.field(default_factory=lambda: {name: [] for name in _FIGURES})
     seconds: float = 0.0
 
     @classmethod

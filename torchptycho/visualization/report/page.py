@@ -100,6 +100,10 @@ def _collect_key_figures(
         facts.append(("Photons per frame", sections.format_photons(photons).removesuffix(" photons")))
     if image.history.get("misfit"):
         facts.append(("Misfit (noise is 1)", f"{image.history['misfit'][-1]:.4g}"))
+    if image.history.get("residual"):
+        facts.append(("Residual / counts", f"{image.history['residual'][-1]:.2%}"))
+    if image.history.get("unexplained"):
+        facts.append(("Frames' differences unexplained", f"{image.history['unexplained'][-1]:.1%}"))
     if (prior := describe_regularization(image)) is not None:
         facts.append(("Prior", prior))
     if halves is not None:

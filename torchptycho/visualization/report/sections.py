@@ -86,6 +86,7 @@ def make_image_section(image: Reconstruction) -> Section:
         title="Image",
         rows=[("wide", shown)],
         text="The constant phase and the phase plane, which ptychography does not determine, are removed for display.",
+        warnings=list(image.provenance.get("refinement", image.provenance).get("warnings", ())),
     )
 
 

@@ -24,7 +24,12 @@ from torchptycho.physics.patches import extract, extract_derivatives, extract_in
 from torchptycho.reconstructors.canvas import Canvas
 from torchptycho.reconstructors.iterative import refine
 from torchptycho.reconstructors.iterative.autodiff import compute_objective
-from torchptycho.reconstructors.iterative.fit import ReducedChiSquared, compute_wave_correction, propagate_to_detector
+from torchptycho.reconstructors.iterative.fit import (
+    EpochFit,
+    ReducedChiSquared,
+    compute_wave_correction,
+    propagate_to_detector,
+)
 from torchptycho.reconstructors.iterative.position_correction import PositionSteps
 from torchptycho.reconstructors.iterative.probe_modes import compute_power, orthogonalize_modes, set_mode_count
 from torchptycho.reconstructors.iterative.problem import open_problem
@@ -32,6 +37,7 @@ from torchptycho.reconstructors.iterative.regularization import apply_penalty_st
 from torchptycho.reconstructors.iterative.rpie import choose_batch_size
 from torchptycho.reconstructors.iterative.state import RefinementState
 
+NOT_FINITE = EpochFit(misfit=float("nan"), residual=float("nan"))
 QUICK = RefineConfig(epochs=3, batch_size=16, probe_update=False, patience=None)
 
 
@@ -470,7 +476,7 @@ class TestCourse:
     ) -> None:
         state = tmp_path / "state.npz"
         refine(scan, config=QUICK, state_file=state)
-        monkeypatch.setattr("torchptycho.reconstructors.iterative.refinement.run_epoch", lambda *_, **__: float("nan"))
+        monkeypatch.setattr("torchptycho.reconstructors.iterative.refinement.run_epoch", lambda *_, **__: NOT_FINITE)
         with pytest.raises(FloatingPointError, match="the misfit is nan after epoch 4"):
             refine(scan, config=dataclasses.replace(QUICK, epochs=5), state_file=state, resume=True)
         monkeypatch.undo()

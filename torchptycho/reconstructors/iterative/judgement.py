@@ -1,0 +1,55 @@
+"""Whether a fit that has ended can be right."""
+
+from __future__ import annotations
+
+from torchptycho.reconstructors.iterative.fit import EpochFit
+
+__all__ = ["HOPELESS_UNEXPLAINED", "compute_unexplained", "judge_fit", "summarize_fit"]
+
+HOPELESS_UNEXPLAINED = 0.2
+"""Part of the frames' differences that a fit leaves when the scan was read wrongly.
+
+Position errors of 0.5 px RMS leave 0.06, of 1 px 0.16 to 0.21, exchanged axes 0.22 and more, at any dose at which
+photon noise does not hide them (benchmarks/hopeless_fits.py).
+"""
+
+# A fit that has just begun is far from the counts whatever it is going to be, and one that still gains this much in as
+# many epochs may come to be right.
+_MIN_EPOCHS, _STILL_FALLING = 10, 0.9
+
+
+def compute_unexplained(fit: EpochFit, variation: float) -> float:
+    """Compute the part of what distinguishes the frames that a fit leaves unexplained.
+
+    0 is photon noise, and 1 no better than the same pattern for every frame. Unlike the misfit it does not grow with
+    the dose: from the residual and from the variation that of photon noise, whose misfit is 1, is subtracted.
+
+    Arguments:
+        variation: of the frames, see `measure_variation`.
+    """
+    if not fit.misfit > 1:
+        return 0.0
+    noise = fit.residual / fit.misfit
+    # Where the frames differ by less than photon noise there is nothing to explain but the mean pattern.
+    return (fit.residual - noise) / max(variation - noise, noise)
+
+
+def judge_fit(history: dict[str, list[float]], source: str) -> str | None:
+    """Describe what is wrong with a fit in one line when there is no hope that its image is right, else return None."""
+    unexplained = history.get("unexplained", [])
+    if len(unexplained) < _MIN_EPOCHS or unexplained[-1] <= HOPELESS_UNEXPLAINED:
+        return None
+    falls = unexplained[-1] < _STILL_FALLING * unexplained[-_MIN_EPOCHS // 2]
+    return (
+        f"{source}: the fit leaves {unexplained[-1]:.0%} of the differences between the frames unexplained, beyond "
+        f"photon noise (misfit {history['misfit'][-1]:.4g} after {len(unexplained)} epochs); above "
+        f"{HOPELESS_UNEXPLAINED:.0%} the scan is not what it is taken for. Look first at the orientation (inspect "
+        "--orientation), the units of positions, energy and distance, the mask, the domain (--domain), a background "
+        "(--background), then at the probe and at position errors (--position-update)."
+        + (" It still improves: give it more epochs before that." if falls else "")
+    )
+
+
+def summarize_fit(history: dict[str, list[float]]) -> dict[str, float | None]:
+    """Return the last figures of a fit; None for those that are not known."""
+    return {name: next(reversed(history.get(name, [])), None) for name in ("misfit", "residual", "unexplained")}

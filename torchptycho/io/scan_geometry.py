@@ -79,7 +79,7 @@ def build_geometry(recorded: RawScan, config: ReadConfig, n_px: int, scale: floa
     if changed.object_pixel_m is not None:
         changed = dataclasses.replace(changed, object_pixel_m=changed.object_pixel_m / scale)
     try:
-        return changed.with_object_pixel(n_px) if not is_pixels(recorded.unit) or configured else changed
+        return changed.with_object_pixel(n_px) if not is_pixels(recorded.unit) or given else changed
     except (ValueError, OverflowError, ZeroDivisionError):
         raise ScanError(
             recorded.path,

@@ -52,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with contextlib.nullcontext() if kind is None else adapt_logs(kind):
             _parse(argv).run()
+    except BrokenPipeError:
+        raise
     except (TorchptychoError, OSError, FloatingPointError) as error:
         if debug:
             raise

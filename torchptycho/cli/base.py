@@ -35,6 +35,13 @@ def require_png(option: str, path: Path | None) -> None:
         raise ConfigError(f"{option}: expected a file whose name ends in .png; found {path}.")
 
 
+class _Console(Console):
+    """A console that leaves a reader who has gone to the program, which ends quietly."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 class Command:
     """One command; a dataclass derives from it, its fields become arguments and options.
 
@@ -53,7 +60,7 @@ class Command:
     @property
     def console(self) -> Console:
         # Markup is disabled: [3, 4] is a pixel and torchptycho[wandb] a package, not a style.
-        return Console(highlight=False, soft_wrap=True, markup=False)
+        return _Console(highlight=False, soft_wrap=True, markup=False)
 
     def print_result(self, values: dict[str, Any], *lines: RenderableType, json: bool) -> None:
         """Print the result on standard output: for people its lines, for scripts its values as one JSON object."""

@@ -13,11 +13,13 @@ import lightning as L
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from torchptycho.core.devices import find_devices
 from torchptycho.core.errors import ConfigError
 from torchptycho.core.text import format_error
 
 __all__ = ["check_devices", "restore_keyboard_interrupt", "silence_lightning"]
 
+_ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 _SILENCED_WARNINGS = (
     ".*does not have many workers.*", ".*treespec.*", ".*Checkpoint directory.*exists.*", ".*LeafSpec.*",
     ".*across ranks is zero.*",
@@ -30,6 +32,12 @@ def check_devices(accelerator: str, devices: int, nodes: int = 1) -> ClusterEnvi
     Raises:
         ConfigError: this machine has no such devices, or torchrun or Slurm started other processes.
     """
+    if accelerator not in _ACCELERATORS:
+        raise ConfigError(
+            f"accelerator '{accelerator}': expected {', '.join(_ACCELERATORS)}. CUDA_VISIBLE_DEVICES chooses one of "
+            "several GPUs."
+        )
+    find_devices(accelerator, devices)
     try:
         with silence_lightning():
             trainer = L.Trainer(

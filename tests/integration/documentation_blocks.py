@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 from torchptycho.cli.app import _parse, main
-from torchptycho.cli.base import Command
+from torchptycho.cli.base import Command, WritingCommand
+from torchptycho.cli.command_table import COMMANDS
 from torchptycho.core.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -149,6 +150,9 @@ def _run_line(words: list[str]) -> None:
 def _run_words(words: list[str], patch: pytest.MonkeyPatch) -> None:
     program, *arguments = words
     if program == "torchptycho":
+        # The folder may hold files of these names already, which other pages read.
+        if issubclass(COMMANDS.get(arguments[0], Command), WritingCommand) and "--resume" not in arguments:
+            arguments = [*arguments, "--overwrite"]
         code = _run_for_exit_code(main, arguments)
         assert code == 0, f"exit code {code} of: {shlex.join(words)}"
     elif program == "python" and arguments[0] == "-c":

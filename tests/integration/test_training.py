@@ -29,7 +29,7 @@ from torchptycho.core.config import PrepareConfig, ReconstructConfig, RunConfig,
 from torchptycho.core.errors import ConfigError, ScanError, StoreError
 from torchptycho.core.scan import ArrayFrames
 from torchptycho.data.simulation import simulate
-from torchptycho.io import read_scan
+from torchptycho.io import read_scan, write_scan
 from torchptycho.models.checkpoints import find_checkpoint, load_checkpoint
 from torchptycho.models.lightning_module import PtychoPINN
 from torchptycho.reconstructors.network_reconstruction import reconstruct
@@ -280,6 +280,21 @@ class TestResume:
         with pytest.raises(ConfigError, match=rf"cannot be continued with other options: {words}.*config\.yaml"):
             run(tiny_scan, config, tiny_run, resume=True)
         assert load_config(tiny_run / "config.yaml") == TINY
+
+    @pytest.mark.contract("train.resume.moved")
+    def test_run_is_resumed_on_its_scan_in_another_place(self, tiny_scan: Path, tmp_path: Path) -> None:
+        scan = tmp_path / "scan.npz"
+        shutil.copyfile(tiny_scan, scan)
+        run(scan, tiny(train={"steps": 2}), tmp_path / "run")
+        moved = tmp_path / "archive" / "night.npz"
+        moved.parent.mkdir()
+        moved.write_bytes(scan.read_bytes())
+        scan.unlink()
+        resumed = run(moved, tiny(train={"steps": 3}), tmp_path / "run", resume=True)
+        assert torch.load(resumed.last, weights_only=True)["global_step"] == 3
+        write_scan(simulate(dataclasses.replace(TINY_SIMULATION, simulation_seed=9)), moved)
+        with pytest.raises(StoreError, match=r"other files or options"):
+            run(moved, tiny(train={"steps": 4}), tmp_path / "run", resume=True)
 
     @pytest.mark.contract("train.resume.first")
     def test_first_start_of_a_run_that_is_to_resume_begins_and_says_so(

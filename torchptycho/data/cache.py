@@ -16,7 +16,8 @@ from torchptycho.core.errors import StoreError
 from torchptycho.core.scan import Scan, SourceFile
 from torchptycho.core.versions import get_package_version
 from torchptycho.io.discovery import Sources, expand_sources
-from torchptycho.io.source_files import describe_changes
+from torchptycho.io.source_files import describe_changes, was_rewritten
+from torchptycho.io.storage.file_access import replace_atomically
 
 __all__ = ["StoreRequest", "fingerprint_config", "matches_request", "refuse_differences", "write_request"]
 
@@ -76,7 +77,8 @@ def write_request(folder: Path, request: StoreRequest, scans: Sequence[Scan]) ->
         "request": dataclasses.asdict(request),
         "files": [dataclasses.asdict(file) for file in files.values()],
     }
-    (folder / _REQUEST).write_text(json.dumps(record, indent=1), encoding="utf-8")
+    with replace_atomically(folder / _REQUEST) as stream:
+        stream.write(json.dumps(record, indent=1).encode())
 
 
 def matches_request(path: Path, request: StoreRequest | None) -> bool:
@@ -94,7 +96,12 @@ def matches_request(path: Path, request: StoreRequest | None) -> bool:
     was, files = kept
     if (was.paths, was.n_trained) != (request.paths, request.n_trained):
         return False
-    refuse_differences(path, was.parts, request.parts, describe_changes(files))
+    rewritten = [file for file in files if was_rewritten(file)]
+    others = [file for file in files if file not in rewritten]
+    refuse_differences(path, was.parts, request.parts, describe_changes(others))
+    if rewritten:
+        # Written again, or another file of this name; the content decides.
+        return False
     _log.info("%s: the store is complete and up to date", path)
     return True
 
@@ -122,7 +129,7 @@ def refuse_differences(path: Path, was: Mapping[str, str], now: Mapping[str, str
     ]
     if differs or files:
         raise StoreError(
-            f"{path}: is a store of something else; what differs: {'; '.join([*files, *differs])}. "
+            f"{path}: was made from other files or options; differences: {'; '.join([*files, *differs])}. "
             "Choose another folder, or replace this store with --overwrite."
         )
 

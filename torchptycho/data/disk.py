@@ -26,6 +26,7 @@ __all__ = [
     "check_new_folder",
     "check_space",
     "convert_os_errors",
+    "create_parent_folders",
     "estimate_store_bytes",
     "reserve_space",
     "sync_directory_entries",
@@ -106,6 +107,20 @@ def convert_os_errors(path: Path, needed: int) -> Iterator[None]:
             f"{path}: expected a place that can be written to; found: {why} ({error.filename or path.parent}). Check "
             "the permissions of the folder, or choose another; nothing was written."
         ) from error
+
+
+@contextlib.contextmanager
+def create_parent_folders(path: Path) -> Iterator[None]:
+    """Create the folders above `path`; remove those that had to be made when the block fails."""
+    missing = [folder for folder in path.parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for folder in missing:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def reserve_space(tensors: TensorDict, folder: Path) -> None:

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from torchptycho.core.errors import StoreError
 
-__all__ = ["exclusive_writer", "remove_stale_drafts", "temporary_store"]
+__all__ = ["exclusive_writer", "remove_stale_drafts", "replace_store", "temporary_store"]
 
 _log = logging.getLogger(__name__)
 
@@ -73,6 +73,18 @@ def temporary_store(path: Path) -> Iterator[Path]:
         yield draft
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def replace_store(draft: Path, path: Path) -> None:
+    """Give a complete store its name; an earlier one goes, and is a stale draft if this process is killed."""
+    path = _resolve_store_path(path)
+    if not path.exists():
+        os.replace(draft, path)
+        return
+    with temporary_store(path) as old:
+        # A folder takes the place of an empty one only.
+        os.replace(path, old)
+        os.replace(draft, path)
 
 
 def remove_stale_drafts(path: Path) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from torchptycho.core.config import SUPPORTED_N_PX, GroupConfig, PrepareConfig, ReadConfig, RunConfig, from_dict
@@ -14,14 +13,16 @@ from torchptycho.core.config.model import advise_network_size
 from torchptycho.core.errors import ConfigError, ScanError, StoreError
 from torchptycho.core.scan import Scan
 from torchptycho.data.cache import StoreRequest, fingerprint_config, matches_request, refuse_differences, write_request
+from torchptycho.data.content import holds_same_scans
 from torchptycho.data.disk import (
     check_space,
     convert_os_errors,
+    create_parent_folders,
     estimate_store_bytes,
     sync_directory_entries,
     sync_folder,
 )
-from torchptycho.data.locking import exclusive_writer, remove_stale_drafts, temporary_store
+from torchptycho.data.locking import exclusive_writer, remove_stale_drafts, replace_store, temporary_store
 from torchptycho.data.splits import choose_held_out_scans
 from torchptycho.data.store import MANIFEST, SCHEMA, Store
 from torchptycho.data.writer import StoredScan, load_stored_scans, open_for_update, write_scan, write_tables
@@ -102,17 +103,17 @@ def prepare(
     marks = [fingerprint_fields(scan) for scan in opened]
     fingerprint = _fingerprint_scans(opened, marks, held_out, config)
     if path.exists() and not overwrite:
-        return _reopen(path, fingerprint)
+        return _reopen(path, fingerprint, opened, request)
     if path.exists() and not (path / MANIFEST).is_file():
         raise StoreError(f"{path}: expected a store to replace; found something else. Choose another folder.")
     for scan in opened:
         with refuse_changes(scan):
             refuse_near_field(scan)
     needed = estimate_store_bytes(opened, config)
-    with convert_os_errors(path, needed), _create_parent_folders(path), exclusive_writer(path):
+    with convert_os_errors(path, needed), create_parent_folders(path), exclusive_writer(path):
         if path.exists() and not overwrite:
             # Another process has prepared the store in the meantime.
-            return _reopen(path, fingerprint)
+            return _reopen(path, fingerprint, opened, request)
         check_space(path, needed)
         with temporary_store(path) as draft:
             stored = [
@@ -123,7 +124,7 @@ def prepare(
             if request is not None:
                 write_request(draft, request, opened)
             sync_folder(draft)
-            _replace_store(draft, path)
+            replace_store(draft, path)
             sync_directory_entries(path.parent)
     return Store.open(path)
 
@@ -234,32 +235,6 @@ def _find_scan_numbers(store: Store, asked: int | str | Path) -> list[int]:
     return numbers
 
 
-def _replace_store(draft: Path, path: Path) -> None:
-    """Give a complete store its name; an earlier one goes, and is a stale draft if this process is killed."""
-    path = Path(os.path.realpath(path))
-    if not path.exists():
-        os.replace(draft, path)
-        return
-    with temporary_store(path) as old:
-        # A folder takes the place of an empty one only.
-        os.replace(path, old)
-        os.replace(draft, path)
-
-
-@contextlib.contextmanager
-def _create_parent_folders(path: Path) -> Iterator[None]:
-    """Create the folders above `path`; remove those that had to be made when the block fails."""
-    missing = [folder for folder in path.parents if not folder.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        for folder in missing:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-        raise
-
-
 def _replace_probe(scan: Scan, config: RunConfig) -> Scan:
     if config.prepare.probe in (None, scan.reading.probe):
         return scan
@@ -317,7 +292,13 @@ def check_existing_store(path: Path, scans: Sequence[Scan], held_out: Sequence[b
     """
     if path.exists():
         marks = [fingerprint_fields(scan) for scan in scans]
-        refuse_differences(path, Store.open(path).fingerprint, _fingerprint_scans(scans, marks, held_out, config))
+        _check_content(Store.open(path), scans, _fingerprint_scans(scans, marks, held_out, config))
+
+
+def _check_content(store: Store, scans: Sequence[Scan], fingerprint: dict[str, str]) -> None:
+    """Refuse, by StoreError, a store of other scans or options; scans that were moved or copied are the same."""
+    if not holds_same_scans(store, scans, fingerprint):
+        refuse_differences(store.path, store.fingerprint, fingerprint)
 
 
 def _fingerprint_scans(
@@ -343,9 +324,13 @@ def _build_fingerprint(scans: Sequence[tuple[str, dict[str, str], bool]], others
     return parts
 
 
-def _reopen(path: Path, fingerprint: dict[str, str]) -> Store:
+def _reopen(path: Path, fingerprint: dict[str, str], scans: Sequence[Scan], request: StoreRequest | None) -> Store:
     store = Store.open(path)
-    refuse_differences(path, store.fingerprint, fingerprint)
+    _check_content(store, scans, fingerprint)
+    if request is not None:
+        # The next time no file is read.
+        with contextlib.suppress(OSError, ScanError):
+            write_request(path, request, scans)
     remove_stale_drafts(path)
     _log.info("%s: the store is complete and up to date", path)
     return store

@@ -9,7 +9,7 @@ import numpy as np
 from torchptycho.core.scan import Scan
 from torchptycho.io.frames.frame_stacks import count_frames_in, find_backing_files
 
-__all__ = ["fingerprint_fields", "fingerprint_scan"]
+__all__ = ["fingerprint_content", "fingerprint_fields", "fingerprint_scan"]
 
 _CHUNK_BYTES = 16 << 20
 _ARRAYS = ("positions_px", "probe", "mask", "scan_id", "truth", "truth_patches")
@@ -18,6 +18,18 @@ _ARRAYS = ("positions_px", "probe", "mask", "scan_id", "truth", "truth_patches")
 def fingerprint_scan(scan: Scan) -> str:
     """Compute the SHA-256 of a scan; the frames of a file are represented by its size and modification time."""
     return hashlib.sha256(repr(sorted(fingerprint_fields(scan).items())).encode()).hexdigest()
+
+
+def fingerprint_content(scan: Scan) -> str:
+    """SHA-256 over all that the scan holds, whatever its files are called and when they were written; reads it all."""
+    digest = hashlib.sha256()
+    for name, part in sorted(fingerprint_fields(scan).items()):
+        if name != "frames":
+            digest.update(f"{name} {part}".encode())
+    digest.update(repr((scan.frames.shape, str(scan.frames.dtype))).encode())
+    for chunk in scan.frames.chunks(count_frames_in(_CHUNK_BYTES, scan.frames)):
+        digest.update(np.ascontiguousarray(chunk).data)
+    return digest.hexdigest()
 
 
 def fingerprint_fields(scan: Scan) -> dict[str, str]:

@@ -15,7 +15,7 @@ from torchptycho.io.frames.frame_stacks import find_backing_files
 from torchptycho.io.probe_files import parse_probe_ref
 from torchptycho.io.raw_scan import RawScan
 
-__all__ = ["describe_changes", "list_other_files", "read_file_state", "refuse_changes"]
+__all__ = ["describe_changes", "list_other_files", "read_file_state", "refuse_changes", "was_rewritten"]
 
 
 def read_file_state(path: str | Path) -> SourceFile:
@@ -63,6 +63,15 @@ def describe_changes(files: Iterable[SourceFile]) -> list[str]:
         elif now.modified_ns != was.modified_ns:
             changes.append(f"{was.path} (written again: {(now.modified_ns - was.modified_ns) / 1e9:+.3f} s)")
     return changes
+
+
+def was_rewritten(was: SourceFile) -> bool:
+    """Return whether a file of the same size was written since it was recorded, perhaps with the same content."""
+    try:
+        now = read_file_state(was.path)
+    except ScanError:
+        return False
+    return now.n_bytes == was.n_bytes and now.modified_ns != was.modified_ns
 
 
 @contextmanager

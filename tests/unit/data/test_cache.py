@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from torchptycho.cli.app import main
 from torchptycho.core.config import GroupConfig, MappingConfig, PrepareConfig, RefineConfig, RunConfig, SimulateConfig
 from torchptycho.core.errors import StoreError
+from torchptycho.core.scan import ArrayFrames
 from torchptycho.data import cache
 from torchptycho.data.cache import StoreRequest
 from torchptycho.data.prepare import open_if_unchanged, prepare
@@ -114,8 +116,12 @@ def test_a_changed_source_is_named(tmp_path: Path, which: str, change: str) -> N
     size = path.stat().st_size
     if change == "touched":
         os.utime(path, ns=(0, path.stat().st_mtime_ns + 1_500_000_000))
-        told = r"written again: \+1\.500 s"
-    elif change == "appended to":
+        # What it holds decides, and then the file is known by its new time.
+        assert open_if_unchanged(tmp_path / "store", request) is None
+        prepared([tmp_path / "scan.npy"], tmp_path / "store", config)
+        assert open_if_unchanged(tmp_path / "store", request) is not None
+        return
+    if change == "appended to":
         with path.open("ab") as file:
             file.write(b"\n")
         told = f"size: {size} bytes then, {size + 1} now"
@@ -125,6 +131,45 @@ def test_a_changed_source_is_named(tmp_path: Path, which: str, change: str) -> N
     words = rf"was made from other files or options; differences: {path} \({told}\)\. Choose"
     with pytest.raises(StoreError, match=words):
         open_if_unchanged(tmp_path / "store", request)
+
+
+@pytest.mark.contract("data.store.reopened.content")
+@pytest.mark.parametrize("how", ["moved", "copied"])
+def test_a_scan_that_was_moved_or_copied_is_known_by_its_content(scan_file: Path, tmp_path: Path, how: str) -> None:
+    store, other = tmp_path / "store", tmp_path / "archive" / "other.npz"
+    np.savez(tmp_path / "probe.npz", probe=SCAN.probe)
+    config = dataclasses.replace(CONFIG, prepare=dataclasses.replace(CONFIG.prepare, probe=str(tmp_path / "probe.npz")))
+    prepared([scan_file], store, config)
+    other.parent.mkdir()
+    if how == "moved":
+        scan_file.rename(other)
+        (tmp_path / "probe.npz").rename(tmp_path / "archive" / "probe.npz")
+    else:
+        other.write_bytes(scan_file.read_bytes())
+        shutil.copy(tmp_path / "probe.npz", tmp_path / "archive")
+    os.utime(other, ns=(0, 10**18))
+    new = dataclasses.replace(
+        config, prepare=dataclasses.replace(config.prepare, probe=str(tmp_path / "archive" / "probe.npz"))
+    )
+    before = (store / "store.json").read_bytes()
+    assert prepare([other], new, store).n_frames == SCAN.n_frames
+    assert (store / "store.json").read_bytes() == before
+    # Known from now on without reading it.
+    assert open_if_unchanged(store, StoreRequest.from_sources([other], new)) is not None
+
+
+@pytest.mark.contract("data.store.reopened.content")
+def test_another_scan_in_its_place_is_refused(scan_file: Path, tmp_path: Path) -> None:
+    prepared([scan_file], tmp_path / "store")
+    frames = SCAN.frames[:]
+    frames[17, 5, 6] += 1
+    for path in (scan_file, tmp_path / "other.npz"):
+        write_scan(dataclasses.replace(SCAN, frames=ArrayFrames(frames)), path)
+        with pytest.raises(StoreError, match="other files or options"):
+            prepare([path], CONFIG, tmp_path / "store")
+    write_scan(dataclasses.replace(SCAN, positions_px=SCAN.positions_px + 0.5), scan_file)
+    with pytest.raises(StoreError, match="other files or options"):
+        prepare([scan_file], CONFIG, tmp_path / "store")
 
 
 @pytest.mark.contract("data.store.reopened.named")

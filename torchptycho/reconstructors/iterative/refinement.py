@@ -22,7 +22,7 @@ from torchptycho.core.reconstruction import MIN_COVERAGE, Reconstruction
 from torchptycho.core.scan import Scan
 from torchptycho.core.versions import collect_versions
 from torchptycho.io import read_scan
-from torchptycho.io.fingerprint import fingerprint_scan
+from torchptycho.io.fingerprint import fingerprint_content, fingerprint_scan
 from torchptycho.io.scan_choice import refuse_several_scans
 from torchptycho.io.storage.outputs import check_output_file
 from torchptycho.physics.illumination import compute_illumination
@@ -122,7 +122,8 @@ def refine(
     moves = config.position_update != "none"
     margin_px = math.ceil(config.position_limit_px) if moves else compute_start_margin_px(scan, start)
     with torch.no_grad(), open_problem(scan, margin_px=margin_px, device=place, scratch=scratch) as problem:
-        fingerprint = build_fingerprint(scan, config)
+        fingerprint = {} if state_file is None else build_fingerprint(scan, config)
+        digest = fingerprint_scan(scan)
         if _can_resume(state_file, resume=resume):
             assert state_file is not None
             state = RefinementState.load(state_file, fingerprint, place)
@@ -133,12 +134,12 @@ def refine(
             if on_epoch is not None:
                 on_epoch(epoch, misfit)
             if on_image is not None and epoch % image_every_epochs == 0 and epoch < config.epochs:
-                on_image(_build_reconstruction(problem, scan, state, config, False, fingerprint["scan"]))
+                on_image(_build_reconstruction(problem, scan, state, config, False, digest))
 
         complete = _run_epochs(problem, scan, state, config, report_epoch, state_file, fingerprint)
         if judge and (fault := judge_fit(state.history, scan.source)) is not None:
             _log.warning("%s", fault)
-        return _build_reconstruction(problem, scan, state, config, complete, fingerprint["scan"])
+        return _build_reconstruction(problem, scan, state, config, complete, digest)
 
 
 def _can_resume(state_file: str | Path | None, *, resume: bool) -> bool:
@@ -317,4 +318,4 @@ def _build_reconstruction(
 def build_fingerprint(scan: Scan, config: RefineConfig) -> dict[str, Any]:
     """Build the fingerprint of a state: it may continue with more epochs, but not with another scan or method."""
     fixed = dataclasses.replace(config, epochs=1, patience=None)
-    return {"scan": fingerprint_scan(scan)} | {f"refine.{name}": value for name, value in to_dict(fixed).items()}
+    return {"scan": fingerprint_content(scan)} | {f"refine.{name}": value for name, value in to_dict(fixed).items()}

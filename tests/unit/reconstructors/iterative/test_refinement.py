@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torchptycho.core.errors import ConfigError, StoreError
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.core.scan import ArrayFrames, Scan
 from torchptycho.data.simulation import simulate
+from torchptycho.io import write_scan
 from torchptycho.physics.diffraction import expected_counts
 from torchptycho.physics.patches import extract, extract_derivatives, extract_inside, locate_corner, place, place_inside
 from torchptycho.reconstructors.canvas import Canvas
@@ -451,6 +453,21 @@ class TestCourse:
             refine(scan, config=other, state_file=state, resume=True)
         with pytest.raises(ConfigError, match="expected the state_file"):
             refine(scan, config=QUICK, resume=True)
+
+    @pytest.mark.contract("refine.resume")
+    def test_a_scan_that_was_copied_is_the_same(self, scan: Scan, tmp_path: Path) -> None:
+        state, (first, second) = tmp_path / "state.npz", (tmp_path / "scan.npz", tmp_path / "copy.npz")
+        write_scan(scan, first)
+        refine(first, config=dataclasses.replace(QUICK, epochs=1), state_file=state)
+        second.write_bytes(first.read_bytes())
+        os.utime(second, ns=(0, 10**18))
+        first.unlink()
+        assert len(refine(second, config=QUICK, state_file=state, resume=True).history["misfit"]) == QUICK.epochs
+        frames = scan.frames[:]
+        frames[3, 4, 5] += 1
+        write_scan(dataclasses.replace(scan, frames=ArrayFrames(frames)), second)
+        with pytest.raises(StoreError, match="scan differ"):
+            refine(second, config=QUICK, state_file=state, resume=True)
 
     @pytest.mark.contract("refine.resume")
     def test_first_start_begins_and_says_so(self, scan: Scan, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -39,7 +39,10 @@ from torchptycho.io.scan_geometry import (
     orient_positions,
 )
 
-__all__ = ["build_scan"]
+__all__ = ["PROBE_GUESSED", "build_scan"]
+
+PROBE_GUESSED = "probe guessed"
+"""How the note begins on a scan whose probe is a guess."""
 
 _log = logging.getLogger(__name__)
 
@@ -295,7 +298,7 @@ def _build_probe(
                 found="not both",
                 remedy="Give --energy-eV, --distance-m and --detector-pixel-m.",
             )
-        notes.append(f"probe guessed from the mean pattern, {config.probe_defocus_m:g} m from the focus")
+        notes.append(f"{PROBE_GUESSED} from the mean pattern, {config.probe_defocus_m:g} m from the focus")
         return estimate_probe(compute_mean_pattern(scan.frames, scan.domain), scan.geometry, config.probe_defocus_m)
     size = probe.modes.shape[-1]
     if config.probe is None and size == n_px:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Complex64
 
 from torchptycho.core.config import ReadConfig
 from torchptycho.core.errors import ConfigError, ScanError
@@ -21,8 +22,9 @@ from torchptycho.core.scan import ArrayFrames, Frames, Scan
 from torchptycho.core.text import format_error
 from torchptycho.io import read_scan
 from torchptycho.io.frames.frame_stacks import count_frames_in, random_access_is_slow
+from torchptycho.io.scan_builder import PROBE_GUESSED
 from torchptycho.io.scan_choice import refuse_several_scans
-from torchptycho.io.storage.outputs import check_output_file
+from torchptycho.io.storage.outputs import check_output_file, refuse_inputs
 from torchptycho.live.protocol import MAX_FRAME_BYTES, StreamRequest, make_frames_answer
 from torchptycho.live.scan_header import Chunk, ScanLayout, parse_json
 from torchptycho.live.zmq_source import import_zmq
@@ -81,10 +83,15 @@ def replay(
     options = dataclasses.replace(reading or ReadConfig(), guess_probe=True)
     scan = scan if isinstance(scan, Scan) else read_scan(scan, options)
     refuse_several_scans(scan, "a replay")
+    if swmr is not None:
+        refuse_inputs([swmr], (file.path for file in scan.files), option="--swmr")
+    # Frames can be replayed without a probe, and a guess that was not asked for is not to be taken for a known one.
+    guessed = not (reading and reading.guess_probe) and any(note.startswith(PROBE_GUESSED) for note in scan.notes)
     stop, on_progress = stop or threading.Event(), on_progress or (lambda done, total: None)
     with _open_random_access(scan.frames) as frames:
         if swmr is not None:
-            return _write_swmr_file(scan, frames, hz, Path(swmr), stop, on_progress)
+            probe = None if guessed else scan.probe
+            return _write_swmr_file(scan, frames, probe, hz, Path(swmr), stop, on_progress)
         return _serve_frames(scan, frames, hz, address, stop, on_progress)
 
 
@@ -163,7 +170,13 @@ def _serve_frames(
 
 
 def _write_swmr_file(
-    scan: Scan, frames: Frames, hz: float, path: Path, stop: threading.Event, on_progress: Callable[[int, int], None]
+    scan: Scan,
+    frames: Frames,
+    probe: Complex64[np.ndarray, "p n n"] | None,
+    hz: float,
+    path: Path,
+    stop: threading.Event,
+    on_progress: Callable[[int, int], None],
 ) -> ReplayResult:
     """Write a growing CXI file: frames first, then their positions, so that every frame with a position is complete."""
     import h5py
@@ -198,6 +211,8 @@ def _write_swmr_file(
         detector["distance"], detector["x_pixel_size"], detector["y_pixel_size"] = distance_m, pixel_m, pixel_m
         file["entry_1/instrument_1/source_1/probe"] = geometry.particle
         file["entry_1/instrument_1/beam_1/energy"] = energy_eV * 1.602176634e-19
+        if probe is not None:
+            file["entry_1/instrument_1/source_1/illumination"] = probe
         file.swmr_mode = True
         began, done = time.monotonic(), 0
         while done < n and not stop.is_set():

@@ -36,7 +36,7 @@ from torchptycho.core.config import (
 )
 from torchptycho.core.errors import ScanError
 from torchptycho.data.simulation import simulate
-from torchptycho.io import read_reconstruction, read_scan
+from torchptycho.io import read_reconstruction, read_scan, write_scan
 from torchptycho.live import replay
 from torchptycho.live.preview import LivePreview
 from torchptycho.live.replay import ReplayResult
@@ -180,4 +180,20 @@ def test_what_cannot_be_played_is_refused(recorded: Path, tmp_path: Path) -> Non
         replay(two, address=address())
     done = replay(dataclasses.replace(scan, geometry=LENGTHS), hz=1e5, swmr=tmp_path / "y.cxi")
     assert done == ReplayResult(frames=20, played=20, seconds=done.seconds)
-    assert read_scan(tmp_path / "y.cxi", ReadConfig(guess_probe=True)).n_frames == 20
+    assert read_scan(tmp_path / "y.cxi").n_frames == 20
+
+
+@pytest.mark.contract("live.replay.probe")
+def test_replayed_file_keeps_the_probe_and_no_guess(recorded: Path, tmp_path: Path) -> None:
+    scan = dataclasses.replace(simulate(dataclasses.replace(SIMULATION, n_frames=20, probe_modes=2)), geometry=LENGTHS)
+    write_scan(scan, tmp_path / "scan.npz")
+    for given in (scan, tmp_path / "scan.npz"):
+        replay(given, hz=1e5, swmr=tmp_path / "growing.cxi", overwrite=True)
+        np.testing.assert_array_equal(read_scan(tmp_path / "growing.cxi").probe, scan.probe)
+    with np.load(tmp_path / "scan.npz") as arrays:
+        np.savez(tmp_path / "bare.npz", **{name: arrays[name] for name in arrays if name != "probeGuess"})
+    replay(tmp_path / "bare.npz", hz=1e5, swmr=tmp_path / "bare.cxi")
+    with pytest.raises(ScanError, match="probe"):
+        read_scan(tmp_path / "bare.cxi")
+    replay(tmp_path / "bare.npz", hz=1e5, swmr=tmp_path / "guess.cxi", reading=ReadConfig(guess_probe=True))
+    assert read_scan(tmp_path / "guess.cxi").probe.shape == (1, 32, 32)

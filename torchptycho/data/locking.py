@@ -10,9 +10,10 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from torchptycho.core.errors import StoreError
+from torchptycho.io.storage.locks import hold_lock
 
 __all__ = ["exclusive_writer", "remove_stale_drafts", "replace_store", "temporary_store"]
 
@@ -45,19 +46,13 @@ def exclusive_writer(path: Path) -> Iterator[None]:
         OSError: the folder cannot be written to.
     """
     path = _resolve_store_path(path)
-    # If the file cannot be created, filelock may retry for ever, as if another process had just removed it.
-    _lock_path(path).touch()
-    lock = FileLock(_lock_path(path))
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
+
+    def warn() -> None:
         _log.warning("%s: another process is preparing it; waiting for it to end", path)
-        lock.acquire()
-    try:
+
+    with hold_lock(_lock_path(path), on_wait=warn):
         _remove_drafts(path)
         yield
-    finally:
-        _release(lock)
 
 
 @contextlib.contextmanager
@@ -92,22 +87,8 @@ def remove_stale_drafts(path: Path) -> None:
     path = _resolve_store_path(path)
     if not _lock_path(path).exists():
         return
-    with contextlib.suppress(OSError, Timeout):
-        lock = FileLock(_lock_path(path))
-        lock.acquire(blocking=False)
-        try:
-            _remove_drafts(path)
-        finally:
-            _release(lock)
-
-
-def _release(lock: FileLock) -> None:
-    # The file is removed while the lock is held: a process that waits for it then creates a new one. On file systems
-    # without locks, filelock uses another class, which removes its file itself.
-    if type(lock) is FileLock:
-        with contextlib.suppress(OSError):
-            os.unlink(lock.lock_file)
-    lock.release()
+    with contextlib.suppress(OSError, Timeout), hold_lock(_lock_path(path)):
+        _remove_drafts(path)
 
 
 def _remove_drafts(path: Path) -> None:

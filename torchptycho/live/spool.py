@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from jaxtyping import Complex64, Float64, Shaped
 
 from torchptycho.core.config.base import validated_dataclass
@@ -18,6 +18,7 @@ from torchptycho.core.errors import StoreError
 from torchptycho.core.scan import ArrayFrames, Frames, Scan
 from torchptycho.io.frames.views import PickedFrames
 from torchptycho.io.storage.file_access import replace_atomically, write_all
+from torchptycho.io.storage.locks import hold_lock
 from torchptycho.live.scan_header import Chunk, ScanLayout, StreamHeader, parse_json
 
 __all__ = ["Spool", "exclusive_receiver"]
@@ -43,21 +44,15 @@ def exclusive_receiver(folder: Path) -> Iterator[None]:
         StoreError: another process holds it.
         OSError: the folder cannot be written to.
     """
-    file = folder / ".watch.lock"
-    # If the file cannot be created, filelock may retry for ever; touch raises the error.
-    file.touch()
-    lock = FileLock(file)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise StoreError(
-            f"{folder}: expected a folder that no other process receives into; found a running watch. Choose "
-            "another --out, or end the other watch."
-        ) from None
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(hold_lock(folder / ".watch.lock"))
+        except Timeout:
+            raise StoreError(
+                f"{folder}: expected a folder that no other process receives into; found a running watch. Choose "
+                "another --out, or end the other watch."
+            ) from None
         yield
-    finally:
-        lock.release()
 
 
 class Spool:

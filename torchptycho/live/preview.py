@@ -21,13 +21,15 @@ from torchptycho.physics.patches import extract, locate_corner
 from torchptycho.physics.scaling import Scaling, measure_scaling, sum_frames
 from torchptycho.reconstructors.growing_canvas import GrowingCanvas
 from torchptycho.reconstructors.inference import batch_size_for, iterate_predictions
-from torchptycho.reconstructors.network_reconstruction import adapt_to_scan, check_fits
+from torchptycho.reconstructors.network_reconstruction import adapt_to_scan, check_fits, describe_dose
 from torchptycho.reconstructors.phase_sync import synchronize_phases
 
 __all__ = ["LivePreview", "require_frames"]
 
 # The most patches of a chunk that are compared with the image to find the chunk's global phase.
 _MAX_COMPARED_PATCHES = 64
+# Frames before the dose is compared with that of training.
+_MIN_MEASURED_FRAMES = 32
 
 
 class LivePreview:
@@ -57,10 +59,15 @@ class LivePreview:
         self._weight = network.compute_stitch_weight(config.stitch_weight, config.training_scan).to(device)
         self._mask = torch.from_numpy(layout.mask)
         self._scaling: Scaling | None = None
+        # Read here, because the network may be scaled to this scan.
+        self._trained_scale = float(network.input_scale[config.training_scan])
+        self._intensity_sum, self._n_measured = 0.0, 0
         self._groups_per_batch = 0
         self._context = contextlib.ExitStack()
         self.unfit: dict[int, str] = {}
         self.unplaced: dict[int, str] = {}
+        self.doubt: str | None = None
+        """Why the image may be poor, by the frames so far."""
 
     def __enter__(self) -> LivePreview:
         # Not in inference mode: the network's tensors would become inference tensors, read-only outside of that mode.
@@ -103,6 +110,7 @@ class LivePreview:
         frames, positions_px, numbers = frames[good], positions_px[good], numbers[good]
         if len(frames) < self._network.gridsize**2:
             return
+        self._compare_dose(frames[numbers >= first + n_placed])
         stream = self._group_frames(np.ascontiguousarray(frames), positions_px)
         if not self._groups_per_batch:
             self._context.enter_context(adapt_to_scan(self._network, stream, self._config))
@@ -132,16 +140,27 @@ class LivePreview:
         except ValueError:  # all weights are 0
             return None
 
+    def _compare_dose(self, frames: np.ndarray) -> None:
+        """Compare the frames so far with those of training, unless the network is scaled to each scan."""
+        self._intensity_sum += float(sum_frames(frames, self._layout.domain).sum())
+        self._n_measured += len(frames)
+        # A few frames may lie on a thick part of the sample.
+        if self._config.input_scale == "training" and self._n_measured >= _MIN_MEASURED_FRAMES:
+            found = self._measure_scaling(self._intensity_sum / self._n_measured)
+            self.doubt = describe_dose(self._trained_scale, found.input_scale)
+
+    def _measure_scaling(self, mean_intensity: float) -> Scaling:
+        return measure_scaling(
+            mean_intensity or 1.0,
+            self._layout.n_px,
+            self._layout.domain,
+            self._network.config.prepare.nphotons or self._layout.photons_per_frame,
+        )
+
     def _group_frames(self, frames: np.ndarray, positions_px: np.ndarray) -> InferenceDataset:
         if self._scaling is None:
             # Measured on the first frames; used only by a network that is scaled to each scan.
-            mean = float(sum_frames(frames, self._layout.domain).mean())
-            self._scaling = measure_scaling(
-                mean or 1.0,
-                self._layout.n_px,
-                self._layout.domain,
-                self._network.config.prepare.nphotons or self._layout.photons_per_frame,
-            )
+            self._scaling = self._measure_scaling(float(sum_frames(frames, self._layout.domain).mean()))
         return InferenceDataset.from_frames(
             ArrayFrames(frames),
             positions_px,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from torchptycho.core.config import ReconstructConfig
 from torchptycho.core.errors import ScanError
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.io import write_reconstruction
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from torchptycho.data.inference_dataset import InferenceBatch
 
 __all__ = ["SPOOL_FOLDER", "WatchSession", "explain_resume"]
+
+_log = logging.getLogger(__name__)
 
 SPOOL_FOLDER = "spool"
 """Name of the spool's folder inside the folder of the watch."""
@@ -51,6 +55,7 @@ class WatchSession:
         reporter: of the same receiver and folder.
         refresh_s: seconds between two live images.
         stop: ends the watch when it is set.
+        config: how patches are predicted and stitched.
     """
 
     def __init__(
@@ -62,10 +67,12 @@ class WatchSession:
         reporter: StatusReporter,
         refresh_s: float,
         stop: threading.Event,
+        config: ReconstructConfig,
     ) -> None:
         self._network, self._device, self._out, self._receiver = network, device, out, receiver
         self._reporter, self._refresh_s, self._stop = reporter, refresh_s, stop
-        self._config = network.config.reconstruct
+        self._config = config
+        self._doubt: str | None = None
         self._n_reconstructed = 0
         self._n_drawn = -1
         self._frames_per_s = 0.0
@@ -99,7 +106,9 @@ class WatchSession:
                 return None
             receiver.mark_reconstructed(spool.count)
         self.stopped = self._stop.is_set()
-        self._status.message = _describe_missing_frames(spool.count, receiver, stopped=self.stopped)
+        self._status.message = self._join_messages(
+            _describe_missing_frames(spool.count, receiver, stopped=self.stopped)
+        )
         self._reporter.report("done", self._n_reconstructed)
         return final
 
@@ -139,7 +148,7 @@ class WatchSession:
                 idle_since_s = time.monotonic()
             if time.monotonic() >= next_report_s:
                 self._draw_preview(preview)
-                self._status.message = None if n_frames else self._receiver.wait_reason
+                self._status.message = self._join_messages(None if n_frames else self._receiver.wait_reason)
                 self._reporter.report("receiving", self._n_reconstructed)
                 next_report_s = time.monotonic() + self._refresh_s
         self._receiver.raise_if_failed()
@@ -175,6 +184,9 @@ class WatchSession:
         start = min(self._n_reconstructed, max(0, stop - self._network.gridsize**2))
         frames, positions_px = spool.read_rows(start, stop)
         preview.add(frames, positions_px, start, self._n_reconstructed - start)
+        if preview.doubt is not None and self._doubt is None:
+            _log.warning("%s: %s", self._status.source, preview.doubt)
+        self._doubt = preview.doubt
         self._unfit, self._status.left_out = preview.unfit, preview.unfit | preview.unplaced
         self._n_reconstructed = stop
         wait_s = self._receiver.mark_reconstructed(stop)
@@ -194,7 +206,7 @@ class WatchSession:
     def _make_final_image(self, spool: Spool, accelerator: str, progress: bool) -> Reconstruction:
         """Reconstruct all frames and write the image and its files."""
         self._raise_if_stopped()
-        self._status.message = None
+        self._status.message = self._join_messages()
         self._reporter.report("finishing", self._n_reconstructed)
         # Frames that had no place in the live image (`unplaced`) are included, because this image covers the whole
         # scan.
@@ -219,6 +231,10 @@ class WatchSession:
         self._reporter.draw_image(final, provisional=False)
         self._status.left_out = {int(frame): reason for frame, reason in final.provenance["left_out"].items()}
         return final
+
+    def _join_messages(self, message: str | None = None) -> str | None:
+        """Join what makes the image poor, as far as it is known, with another message."""
+        return "; ".join(text for text in (self._doubt, message) if text) or None
 
     def _raise_if_stopped(self, batch: InferenceBatch | None = None, patches: Tensor | None = None) -> None:
         if self._stop.is_set():

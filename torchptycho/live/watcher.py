@@ -7,6 +7,7 @@ import dataclasses
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from torchptycho.core.config import ReadConfig
 from torchptycho.core.devices import find_devices
@@ -55,6 +56,7 @@ def watch(
     stop: threading.Event | None = None,
     progress: bool = True,
     trust_generator: bool | str = False,
+    input_scale: Literal["training", "scan"] | None = None,
 ) -> WatchResult:
     """Reconstruct a scan while it is recorded.
 
@@ -81,6 +83,8 @@ def watch(
             `drop_spool`. If the final image is already complete, its files are written first.
         progress: show a progress bar.
         trust_generator: whether a generator that the network's file names may be imported, see `load_checkpoint`.
+        input_scale: scale the network's input as in training, or from this scan; None as trained. A dose that differs
+            from that of training is reported in the status while frames come.
 
     Raises:
         TorchptychoError: the source cannot be used or does not fit the network, the disk is full, or the spool belongs
@@ -90,6 +94,9 @@ def watch(
     device = find_devices(accelerator, 1)[0]
     network = model if isinstance(model, PtychoNetwork) else load_network(model, trust_generator=trust_generator)
     network.require_statistics()
+    config = network.config.reconstruct
+    if input_scale is not None:
+        config = dataclasses.replace(config, input_scale=input_scale)
     _check_spool_size(spool_frames, network.gridsize**2)
     out = Path(out)
     check_output_folder(out)
@@ -104,7 +111,7 @@ def watch(
             source, out / SPOOL_FOLDER, spool_frames, frames, source.idle_s if idle_s is None else idle_s
         )
         reporter = StatusReporter(status, out, receiver)
-        session = WatchSession(network, device, out, receiver, reporter, refresh_s, stop or threading.Event())
+        session = WatchSession(network, device, out, receiver, reporter, refresh_s, stop or threading.Event(), config)
         with _write_failure(status, out):
             image = session.run(accelerator, progress)
         # After a stop the user may want to continue with other options, so the spool stays.

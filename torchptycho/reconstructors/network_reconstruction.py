@@ -35,7 +35,7 @@ from torchptycho.models.network import PtychoNetwork
 from torchptycho.reconstructors.absolute_scale import ScaleStatistics
 from torchptycho.reconstructors.inference import InferenceJob, InferenceResult, predict
 
-__all__ = ["adapt_to_scan", "check_fits", "check_network_options", "make_read_config", "reconstruct"]
+__all__ = ["adapt_to_scan", "check_fits", "check_network_options", "describe_dose", "make_read_config", "reconstruct"]
 
 _log = logging.getLogger(__name__)
 
@@ -136,7 +136,9 @@ def reconstruct(
             copy=devices > 1,
         )
         if config.input_scale == "training":
-            _compare_dose(float(network.input_scale[training_scan]), dataset.scaling.input_scale, scan.source)
+            doubt = describe_dose(float(network.input_scale[training_scan]), dataset.scaling.input_scale)
+            if doubt is not None:
+                _log.warning("%s: %s", scan.source, doubt)
         with adapt_to_scan(network, dataset, config):
             job = InferenceJob(
                 dataset=dataset, config=config, folder=Path(folder), progress=progress, on_batch=on_batch
@@ -314,12 +316,12 @@ def check_fits(network: PtychoNetwork, source: str, n_px: int, domain: Domain) -
         )
 
 
-def _compare_dose(trained_scale: float, found_scale: float, source: str) -> None:
+def describe_dose(trained_scale: float, found_scale: float) -> str | None:
+    """Describe how much brighter a scan is than the training scan where that matters, by their input scales."""
     ratio = (trained_scale / found_scale) ** 2
-    if not 1 / _DOSE_TOLERANCE < ratio < _DOSE_TOLERANCE:
-        _log.warning(
-            "%s: its frames are %.3g times as bright as those that the network was trained on. "
-            "If the illumination differs and not the sample, use --input-scale scan.",
-            source,
-            ratio,
-        )
+    if 1 / _DOSE_TOLERANCE < ratio < _DOSE_TOLERANCE:
+        return None
+    return (
+        f"its frames are {ratio:.3g} times as bright as those that the network was trained on, so the image may be "
+        "poor. If the illumination differs and not the sample, use --input-scale scan."
+    )

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from tyro.conf import Positional
 
@@ -53,6 +53,9 @@ class Watch(ModelCommand, WritingCommand):
     """Seconds between two live images."""
     accelerator: str = "auto"
     """Device: auto, cpu or gpu."""
+    input_scale: Literal["training", "scan"] | None = None
+    """Scale the input of the network as in training, or by this scan, if its dose differs from training; None as
+    trained."""
     page: bool = False
     """Show the live image on a web page."""
     page_host: str = "127.0.0.1"
@@ -96,6 +99,7 @@ class Watch(ModelCommand, WritingCommand):
                 accelerator=self.accelerator,
                 reading=reading,
                 drop_spool=self.drop_spool,
+                input_scale=self.input_scale,
                 stop=stop,
             )
         status, image = result.status, result.image

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torchptycho.analysis.registration import MAX_SHIFT_PX
 from torchptycho.analysis.resampling import resample_image
 from torchptycho.core.errors import EvaluationError
 from torchptycho.core.reconstruction import Reconstruction
+from torchptycho.io.inputs import as_reconstruction
 
 __all__ = ["Comparison", "compare"]
 
@@ -59,9 +61,9 @@ class Comparison:
 
 
 def compare(
-    first: Reconstruction,
-    second: Reconstruction,
-    truth: Reconstruction | None = None,
+    first: Reconstruction | str | Path,
+    second: Reconstruction | str | Path,
+    truth: Reconstruction | str | Path | None = None,
     *,
     names: tuple[str, str, str] = ("A", "B", "truth"),
     min_coverage: float = 0.1,
@@ -81,7 +83,9 @@ def compare(
     Raises:
         EvaluationError: the pixel sizes differ too much, or the images do not overlap enough.
     """
-    inputs = [first, second] + ([] if truth is None else [truth])
+    # A copy, so that an image may be compared with itself.
+    inputs = [as_reconstruction(first, "first"), dataclasses.replace(as_reconstruction(second, "second"))]
+    inputs += [] if truth is None else [as_reconstruction(truth, "truth")]
     images, notes = _resample_to_coarsest(inputs, names)
     reference_index = 0 if truth is None else len(images) - 1
     reference = images[reference_index]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from torchptycho.analysis.registration import MAX_SHIFT_PX, align
 from torchptycho.core.coverage import find_outside_zeros
 from torchptycho.core.errors import EvaluationError
 from torchptycho.core.reconstruction import Reconstruction
+from torchptycho.core.scan import Scan
+from torchptycho.io.inputs import as_reconstruction
 
 __all__ = ["AlignedPair", "FrcCurve", "Metrics", "align_to_truth", "evaluate", "measure"]
 
@@ -213,8 +216,8 @@ def align_to_truth(
 
 
 def evaluate(
-    reconstruction: Reconstruction,
-    truth: Complex[np.ndarray, "..."],
+    reconstruction: Reconstruction | str | Path,
+    truth: Complex[np.ndarray, "..."] | Reconstruction | Scan | str | Path,
     *,
     truth_origin_px: tuple[int, int] = (0, 0),
     min_coverage: float = 0.1,
@@ -224,8 +227,8 @@ def evaluate(
     """Compare a reconstruction with the truth over the pixels that the scan covers.
 
     Arguments:
-        reconstruction: placed by its `origin_px`.
-        truth: [H, W] complex object.
+        reconstruction: placed by its `origin_px`, or its file.
+        truth: [H, W] complex object; or an image or a scan with one, or its file, placed by its own origin.
         truth_origin_px: (y, x) object pixel of truth[0, 0].
         min_coverage: pixels with less coverage are left out.
         region_px: (y start, y stop, x start, x stop) in object pixels, to compare a part only; None compares all.
@@ -234,15 +237,28 @@ def evaluate(
     Raises:
         EvaluationError: the images do not overlap, no pixel can be compared, or too few are connected for a resolution.
     """
+    image = as_reconstruction(reconstruction)
+    if not isinstance(truth, np.ndarray):
+        truth, truth_origin_px = _open_truth(truth)
     pair = align_to_truth(
-        reconstruction,
+        image,
         truth,
         truth_origin_px=truth_origin_px,
         min_coverage=min_coverage,
         region_px=region_px,
         max_shift_px=max_shift_px,
     )
-    return measure(pair, reconstruction.object_pixel_m)
+    return measure(pair, image.object_pixel_m)
+
+
+def _open_truth(truth: Reconstruction | Scan | str | Path) -> tuple[Complex[np.ndarray, "h w"], tuple[int, int]]:
+    """Return an object, NaN where it is not valid, and its origin."""
+    if isinstance(truth, Scan):
+        if truth.truth is None:
+            raise EvaluationError(f"truth: expected a scan with a true object; {truth.source} has none.")
+        return truth.truth, (0, 0)
+    image = as_reconstruction(truth, "truth")
+    return np.where(image.valid, image.object, np.nan).astype(np.complex64), image.origin_px
 
 
 def measure(pair: AlignedPair, object_pixel_m: float | None = None) -> Metrics:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torchptycho.io import iter_checked_chunks
 from torchptycho.io.bad_pixels import find_dead_pixels, find_hot_pixels
 from torchptycho.io.detector_codes import reaches_saturation
 from torchptycho.io.field import find_islands
+from torchptycho.io.inputs import as_scan
 from torchptycho.io.near_field import detect_near_field
 from torchptycho.io.position_scale import (
     estimate_probe_diameter_px,
@@ -111,12 +113,13 @@ class ScanSummary:
         } | {name: [list(pixel) for pixel in getattr(self, name)] for name in ("dead_pixels", "hot_pixels")}
 
 
-def inspect_scan(scan: Scan) -> ScanSummary:
+def inspect_scan(scan: Scan | str | Path) -> ScanSummary:
     """Inspect a scan in one pass, with memory for a few frames.
 
     Raises:
         ScanError: the frames fail `iter_checked_chunks`.
     """
+    scan = as_scan(scan)
     totals, summed, saturated = _accumulate_statistics(scan)
     mean_total = float(totals.mean())
     dose = 1.0 if scan.domain == "counts" else (scan.photons_per_frame or 0.0) / mean_total

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 
 from torchptycho.core.errors import ConfigError
+from torchptycho.core.inputs import describe_type
 
 __all__ = ["find_devices"]
 
 
-def find_devices(name: str, count: int = 1, *, option: str = "accelerator") -> list[torch.device]:
+def find_devices(name: str | torch.device, count: int = 1, *, option: str = "accelerator") -> list[torch.device]:
     """Return `count` devices of a kind; `auto` is a GPU where there is one, else the CPU.
 
     Arguments:
@@ -20,6 +21,9 @@ def find_devices(name: str, count: int = 1, *, option: str = "accelerator") -> l
     Raises:
         ConfigError: this machine has no such devices.
     """
+    name = str(name) if isinstance(name, torch.device) else name
+    if not isinstance(name, str):
+        raise ConfigError(f"{option}: expected auto, cpu, gpu, cuda:1 or mps; found {describe_type(name)}.")
     if count < 1:
         raise ConfigError(f"devices: expected at least 1; found {count}.")
     n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -11,7 +11,9 @@ from jaxtyping import Bool, Complex64, Float64, Int64
 
 from torchptycho.core.config.base import Domain
 from torchptycho.core.config.read import ReadConfig
+from torchptycho.core.errors import ScanError
 from torchptycho.core.geometry import Geometry
+from torchptycho.core.inputs import describe_type
 
 __all__ = ["DEFAULT_PHOTONS_PER_FRAME", "ArrayFrames", "Frames", "Scan", "SourceFile"]
 
@@ -119,6 +121,36 @@ class Scan:
     notes: tuple[str, ...] = ()
     left_out: dict[int, str] = dataclasses.field(default_factory=dict)
     files: tuple[SourceFile, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Take arrays as frames and as one mode, and refuse a probe that is none."""
+        frames: Any = self.frames
+        if isinstance(frames, np.ndarray) and frames.ndim == 3:
+            frames = ArrayFrames(frames)
+            object.__setattr__(self, "frames", frames)
+        probe: Any = self.probe
+        if isinstance(probe, np.ndarray) and probe.dtype.kind == "c":
+            modes = probe.astype(np.complex64, copy=False)
+            object.__setattr__(self, "probe", modes[None] if modes.ndim == 2 else modes)
+        if not isinstance(frames, Frames) or len(frames.shape) != 3:
+            self._refuse("frames", "a stack (M, N, N)", frames, "Give an array, or frames that a file holds.")
+        if not isinstance(probe, np.ndarray) or probe.dtype.kind != "c" or self.probe.ndim != 3:
+            self._refuse("probe", "complex modes (P, N, N)", probe, "Give the complex wave of each mode.")
+        if not np.isfinite(self.probe).all():
+            self._refuse("probe", "finite values", "NaN or infinity", "Give another probe.")
+        places: Any = self.positions_px
+        if not isinstance(places, np.ndarray) or places.shape != (self.frames.shape[0], 2):
+            expected = f"an array ({self.frames.shape[0]}, 2), as there are frames"
+            self._refuse("positions_px", expected, places, "Give (y, x) in object pixels of each frame.")
+
+    def require_probe(self) -> None:
+        """Raise ScanError when the probe has no intensity."""
+        if not self.probe.any():
+            self._refuse("probe", "a probe with intensity", "zeros only", "A first guess may be rough, but not dark.")
+
+    def _refuse(self, key: str, expected: str, found: object, remedy: str) -> None:
+        text = found if isinstance(found, str) else describe_type(found)
+        raise ScanError(self.source, key, expected=expected, found=text, remedy=remedy)
 
     @property
     def n_frames(self) -> int:

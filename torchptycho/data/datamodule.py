@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -9,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from torchptycho.core.errors import ConfigError
+from torchptycho.core.inputs import as_path
 from torchptycho.data.batch import GroupBatch
 from torchptycho.data.dataloader import ThreadedLoader
 from torchptycho.data.datasets import GroupDataset, collate_unchanged
@@ -33,7 +35,7 @@ class PtychoDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        store: Store,
+        store: Store | str | Path,
         *,
         batch_size: int = 64,
         predict_batch_size: int = 64,
@@ -43,6 +45,7 @@ class PtychoDataModule(L.LightningDataModule):
         training_scan: int | None = None,
     ) -> None:
         super().__init__()
+        store = store if isinstance(store, Store) else Store.open(as_path(store, "store", "a store or its folder"))
         self.store = store
         members = store.gridsize**2
         self._groups_per_batch = max(1, batch_size // members)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from torchptycho.core.inputs import as_path
 from torchptycho.data.batch import GroupBatch
 from torchptycho.data.grouping import Groups, partition
 from torchptycho.data.store import Store
@@ -30,12 +32,13 @@ class GroupDataset(Dataset[GroupBatch]):
 
     def __init__(
         self,
-        store: Store,
+        store: Store | str | Path,
         split: Literal["train", "val", "predict"],
         *,
         with_truth: bool = False,
         training_scan: int | None = None,
     ) -> None:
+        store = store if isinstance(store, Store) else Store.open(as_path(store, "store", "a store or its folder"))
         self.store = store
         self.with_truth = with_truth
         self._training_scan = training_scan if split == "predict" else None

@@ -7,10 +7,20 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from torchptycho.core.config import SUPPORTED_N_PX, GroupConfig, PrepareConfig, ReadConfig, RunConfig, from_dict
+from torchptycho.core.config import (
+    SUPPORTED_N_PX,
+    GroupConfig,
+    PrepareConfig,
+    ReadConfig,
+    RunConfig,
+    as_config,
+    from_dict,
+)
 from torchptycho.core.config.model import advise_network_size
 from torchptycho.core.errors import ConfigError, ScanError, StoreError
+from torchptycho.core.inputs import as_path
 from torchptycho.core.scan import Scan
 from torchptycho.data.cache import StoreRequest, fingerprint_config, matches_request, refuse_differences, write_request
 from torchptycho.data.content import holds_same_scans
@@ -58,7 +68,7 @@ def open_if_unchanged(path: str | Path, request: StoreRequest | None) -> Store |
 
 def prepare(
     scans: Sources,
-    config: RunConfig,
+    config: RunConfig | dict[str, Any] | None,
     path: str | Path,
     *,
     val_scans: Sources = (),
@@ -88,7 +98,7 @@ def prepare(
         StoreError: `path` is not a store, or one of other scans or of another configuration; the disk is full, or the
             folder is not writable.
     """
-    path = Path(path)
+    path, config = as_path(path, "path"), as_config(RunConfig, config)
     if request is None:
         request = StoreRequest.from_sources(scans, config, val_scans)
         store = None if overwrite else open_if_unchanged(path, request)
@@ -181,7 +191,7 @@ def append_scans(store: Store | str | Path, scans: Sources, *, val_scans: Source
         return Store.open(path)
 
 
-def drop_scans(store: Store | str | Path, scans: Sequence[int | str | Path]) -> Store:
+def drop_scans(store: Store | str | Path, scans: Sequence[int | str | Path] | int | str | Path) -> Store:
     """Remove scans from a store and free their space, atomically as in `append_scans`; no frame is rewritten.
 
     Arguments:
@@ -194,7 +204,8 @@ def drop_scans(store: Store | str | Path, scans: Sequence[int | str | Path]) -> 
     """
     path = store.path if isinstance(store, Store) else Path(store)
     with open_for_update(path) as now:
-        gone = {number for asked in scans for number in _find_scan_numbers(now, asked)}
+        wanted = [scans] if isinstance(scans, int | str | Path) else scans
+        gone = {number for asked in wanted for number in _find_scan_numbers(now, asked)}
         left = [one for number, one in enumerate(load_stored_scans(now)) if number not in gone]
         if all(one.held_out for one in left):
             raise StoreError(

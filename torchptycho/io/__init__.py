@@ -7,8 +7,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from torchptycho.core.config import ReadConfig, extract_read_config
+from torchptycho.core.config import ReadConfig, as_config, extract_read_config
 from torchptycho.core.config.base import Domain
+from torchptycho.core.inputs import as_path
 from torchptycho.core.scan import Scan
 from torchptycho.io.checks import iter_checked_chunks
 from torchptycho.io.field import find_islands
@@ -41,7 +42,7 @@ __all__ = [
 
 def read_scan(
     path: str | Path,
-    config: ReadConfig | None = None,
+    config: ReadConfig | dict[str, Any] | None = None,
     *,
     domain: Domain | None = None,
     probe: str | Path | None = None,
@@ -60,13 +61,13 @@ def read_scan(
         ScanError: the file breaks the contract; file, key, expected, found and remedy are named. The values of the
             frames are judged as they are read: see `iter_checked_chunks`.
     """
-    path = Path(path)
+    path = as_path(path, "path", "the path of a scan file")
     given: dict[str, Any] = {
         "domain": domain,
         "probe": None if probe is None else str(probe),
         "frames": None if frames is None else _format_slice(frames),
     }
-    base = ReadConfig() if config is None else extract_read_config(config)
+    base = extract_read_config(as_config(ReadConfig, config))
     reading = dataclasses.replace(base, **{name: value for name, value in given.items() if value is not None})
     if reading.mapping is not None:
         read_head(path)

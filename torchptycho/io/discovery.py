@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import glob
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 from torchptycho.core.config import ReadConfig
 from torchptycho.core.errors import ConfigError, ScanError
+from torchptycho.core.inputs import as_path, describe_type
 from torchptycho.core.scan import Scan
 from torchptycho.core.text import format_first
 from torchptycho.io import read_scan
@@ -18,7 +19,7 @@ from torchptycho.io.formats.registry import find_reader, recognise
 from torchptycho.io.frames.frame_stacks import find_backing_files
 from torchptycho.io.storage.file_access import make_format_error, read_head
 
-__all__ = ["Source", "Sources", "expand_sources", "open_scans"]
+__all__ = ["Source", "Sources", "as_sources", "expand_sources", "open_scans"]
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def open_scans(sources: Sources, config: ReadConfig, val_sources: Sources = ()) 
         ScanError: a scan cannot be read, nothing is found, or two files hold the same frames.
     """
     taken = _OpenedScans()
-    wanted = (_as_list(val_sources), _as_list(sources))
+    wanted = (as_sources(val_sources), as_sources(sources))
     # Explicitly named scans come first: they determine which of several files represents the same frames.
     named = [[None if _is_folder_or_pattern(one) else taken.add(_read(one, config)) for one in part] for part in wanted]
     _refuse_held_out_twice(*named)
@@ -82,7 +83,7 @@ def expand_sources(sources: Sources, config: ReadConfig) -> list[Path] | None:
         ConfigError, ScanError: as `open_scans`.
     """
     paths: list[Path] = []
-    for source in _as_list(sources):
+    for source in as_sources(sources):
         if isinstance(source, Scan):
             return None
         paths += _list_files(source, config) if _is_folder_or_pattern(source) else [Path(source)]
@@ -102,8 +103,21 @@ class _OpenedScans:
         return scan
 
 
-def _as_list(sources: Sources) -> list[Source]:
-    return [sources] if isinstance(sources, (Scan, str, Path)) else list(sources)
+def as_sources(sources: Sources) -> list[Source]:
+    """Return sources as a list.
+
+    Raises:
+        ConfigError: they are neither scans nor paths.
+        ScanError: the probe of a scan has no intensity.
+    """
+    if isinstance(sources, (Scan, str, Path)):
+        sources = [sources]
+    if not isinstance(sources, Iterable) or hasattr(sources, "shape"):
+        raise ConfigError(f"scans: expected scans, files, folders or patterns; found {describe_type(sources)}.")
+    for one in sources:
+        if isinstance(one, Scan):
+            one.require_probe()
+    return [one if isinstance(one, Scan) else as_path(one, "scans", "a Scan or a path") for one in sources]
 
 
 def _is_folder_or_pattern(source: Source) -> bool:

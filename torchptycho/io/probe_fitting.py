@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Complex64
 
 from torchptycho.core.errors import ScanError
+from torchptycho.core.inputs import as_path
 from torchptycho.core.scan import Scan
 from torchptycho.io.guesses import compute_mean_pattern
 from torchptycho.io.probe_files import ProbeFile, read_probe_file
@@ -42,6 +43,7 @@ def read_probe(path: str | Path, n_px: int, object_pixel_m: float | None = None)
     Raises:
         ScanError: no probe in the file, one of another size and of unknown pixels, zero or not finite.
     """
+    path = as_path(path, "path", "the path of a file with a probe")
     probe = read_probe_file(path, n_px)
     edge = probe.modes.shape[-1]
     if probe.pixel_m and object_pixel_m:

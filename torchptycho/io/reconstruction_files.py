@@ -10,6 +10,7 @@ import numpy as np
 
 from torchptycho.core.coverage import find_outside_zeros, find_unmeasured
 from torchptycho.core.errors import ScanError
+from torchptycho.core.inputs import as_path, require_type
 from torchptycho.core.reconstruction import MIN_COVERAGE, Reconstruction
 from torchptycho.io.probe_files import load_probe
 from torchptycho.io.storage.archive import NpzArchive, write_array
@@ -34,7 +35,8 @@ def write_reconstruction(reconstruction: Reconstruction, path: str | Path) -> No
     Raises:
         ScanError: the provenance is not plain data, or the place cannot be written to.
     """
-    path = Path(path)
+    require_type(reconstruction, Reconstruction, "reconstruction")
+    path = as_path(path, "path")
     metadata = {
         "format": _FORMAT,
         "format_version": _FORMAT_VERSION,
@@ -78,8 +80,9 @@ def read_reconstruction(path: str | Path) -> Reconstruction:
     Raises:
         ScanError: no object, or arrays that do not fit it.
     """
-    if is_hdf5(read_head(Path(path))):
-        return _read_hdf5(Path(path))
+    path = as_path(path, "path", "the path of an image file")
+    if is_hdf5(read_head(path)):
+        return _read_hdf5(path)
     archive = NpzArchive(path)
     key = next((name for name in ("object", "objectGuess") if name in archive), None)
     if key is None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torchptycho.core.config.read import ScanFormat
 from torchptycho.core.errors import ConfigError
+from torchptycho.core.inputs import as_path, require_type
 from torchptycho.core.scan import Scan
 from torchptycho.io.formats.npz_writer import write_npz
 
@@ -61,7 +62,8 @@ def write_scan(scan: Scan, path: str | Path, *, format: ScanFormat | None = None
         ScanError: the frames fail `iter_checked_chunks`, the metadata is not plain, a product lacks the object pixel or
             required lengths, or the path is not writable.
     """
-    path = Path(path)
+    require_type(scan, Scan, "scan")
+    path = as_path(path, "path")
     # The writer reports a folder with its own message.
     kind = "npz" if path.is_dir() else choose_format(path, format)
     if kind == "npz":

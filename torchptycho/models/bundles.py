@@ -66,7 +66,7 @@ _KERAS_SUFFIXES = (".keras", ".h5", ".pb")
 _TORCH_SUFFIXES = (".pth", ".pt", ".ckpt")
 
 
-def save_bundle(module: PtychoPINN, path: str | Path) -> Path:
+def save_bundle(module: PtychoPINN | str | Path, path: str | Path) -> Path:
     """Write a trained module as a bundle, atomically.
 
     Arguments:
@@ -80,6 +80,10 @@ def save_bundle(module: PtychoPINN, path: str | Path) -> Path:
         StoreError: the module has no statistics, or holds what safetensors cannot.
         ConfigError: the place cannot be written to.
     """
+    if isinstance(module, str | Path):
+        from torchptycho.models.checkpoints import load_checkpoint
+
+        module = load_checkpoint(module)
     module.require_statistics()
     path = _complete_path(Path(path))
     check_output_file(path, option="bundle")

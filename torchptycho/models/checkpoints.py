@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from torchptycho.core.errors import ConfigError, StoreError
+from torchptycho.core.inputs import as_path
 from torchptycho.core.text import format_error
 from torchptycho.core.versions import collect_versions
 from torchptycho.models.bundles import BUNDLE, is_bundle, load_bundle, load_bundled_network
@@ -139,7 +140,7 @@ def find_checkpoint(path: str | Path) -> Path:
     Raises:
         StoreError: the folder holds none.
     """
-    path = Path(path)
+    path = as_path(path, "checkpoint", "a checkpoint or the folder of a run")
     if not path.is_dir():
         return path
     for candidate in (path / "checkpoints" / "best.ckpt", path / "checkpoints" / "last.ckpt", path / BUNDLE):

@@ -15,7 +15,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from torchptycho.core.config import PrepareConfig, ReadConfig, ReconstructConfig, extract_read_config, to_dict
+from torchptycho.core.config import (
+    PrepareConfig,
+    ReadConfig,
+    ReconstructConfig,
+    as_config,
+    extract_read_config,
+    to_dict,
+)
 from torchptycho.core.config.base import Domain
 from torchptycho.core.devices import find_devices
 from torchptycho.core.errors import ConfigError, ScanError, StoreError
@@ -25,8 +32,8 @@ from torchptycho.core.scan import Scan
 from torchptycho.core.text import format_first
 from torchptycho.core.versions import collect_versions
 from torchptycho.data.inference_dataset import InferenceBatch, InferenceDataset
-from torchptycho.io import read_scan
 from torchptycho.io.frames.frame_stacks import to_file_rows
+from torchptycho.io.inputs import as_scan
 from torchptycho.io.scan_choice import refuse_several_scans
 from torchptycho.models.default_network import build_default_network
 from torchptycho.models.export.runtimes import EngineName, ExportedNetwork, check_options
@@ -74,7 +81,7 @@ def make_read_config(config: PrepareConfig, asked: ReadConfig = ReadConfig()) ->
 def reconstruct(
     checkpoint: str | Path | PtychoNetwork | None,
     scan: Scan | str | Path,
-    config: ReconstructConfig | None = None,
+    config: ReconstructConfig | dict[str, Any] | None = None,
     *,
     accelerator: str = "auto",
     devices: int = 1,
@@ -111,12 +118,12 @@ def reconstruct(
     """
     start = time.perf_counter()
     if checkpoint is None:
-        scan = scan if isinstance(scan, Scan) else read_scan(scan)
+        scan = as_scan(scan)
         checkpoint = build_default_network(scan)
     network = load_for_inference(checkpoint, engine, accelerator=accelerator, trust_generator=trust_generator)
     network.require_statistics()
-    config = config or network.config.reconstruct
-    scan = scan if isinstance(scan, Scan) else read_scan(scan, make_read_config(network.config.prepare))
+    config = network.config.reconstruct if config is None else as_config(ReconstructConfig, config)
+    scan = as_scan(scan, make_read_config(network.config.prepare))
     _check_request(network, scan, config, devices, engine, calls_back=on_batch is not None)
     # Exporting takes a minute or more, so all checks come first, except for groups wider than the canvas.
     network = export_for_engine(network, engine, training_scan=config.training_scan, accelerator=accelerator)

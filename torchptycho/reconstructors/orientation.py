@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 
 from torchptycho.core.config import RefineConfig
 from torchptycho.core.scan import ArrayFrames, Scan
+from torchptycho.io.inputs import as_scan
 from torchptycho.reconstructors.iterative import refine
 
 __all__ = ["Orientation", "rank_orientations"]
@@ -37,7 +39,9 @@ class Orientation:
         return ", ".join(done) or "as it is"
 
 
-def rank_orientations(scan: Scan, *, frames: int = _DEFAULT_FRAMES, epochs: int = _DEFAULT_EPOCHS) -> list[Orientation]:
+def rank_orientations(
+    scan: Scan | str | Path, *, frames: int = _DEFAULT_FRAMES, epochs: int = _DEFAULT_EPOCHS
+) -> list[Orientation]:
     """Rank the eight orientations of the positions, best first.
 
     The criterion is the misfit after a few epochs of refinement of object and probe on a compact part of the scan. With
@@ -51,7 +55,7 @@ def rank_orientations(scan: Scan, *, frames: int = _DEFAULT_FRAMES, epochs: int 
     Raises:
         ScanError: the frames are unusable.
     """
-    part = _select_central_frames(scan, frames)
+    part = _select_central_frames(as_scan(scan), frames)
     config = RefineConfig(
         epochs=epochs, batch_size=max(1, min(16, part.n_frames // 4)), patience=None, regularization="none"
     )

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64
 from scipy.spatial import cKDTree
 
 from torchptycho.analysis.evaluation import Metrics, evaluate
-from torchptycho.core.config import RefineConfig
+from torchptycho.core.config import RefineConfig, as_config
 from torchptycho.core.errors import EvaluationError
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.core.scan import Scan
 from torchptycho.io.frames.selection import pick_frames
+from torchptycho.io.inputs import as_scan
 from torchptycho.io.scan_choice import refuse_several_scans
 from torchptycho.reconstructors.iterative import refine
 
@@ -57,9 +60,9 @@ def split_into_halves(
 
 
 def resolution(
-    scan: Scan,
+    scan: Scan | str | Path,
     *,
-    config: RefineConfig = RefineConfig(),  # noqa: B008 -- frozen
+    config: RefineConfig | dict[str, Any] | None = None,
     device: str = "auto",
 ) -> Resolution:
     """Refine each half of the frames from a uniform start, and compare the images by Fourier ring correlation.
@@ -73,6 +76,7 @@ def resolution(
         EvaluationError: too few frames, or the images overlap too little.
         KeyboardInterrupt: it was interrupted.
     """
+    scan, config = as_scan(scan), as_config(RefineConfig, config)
     refuse_several_scans(scan, "two images of its halves")
     if scan.n_frames < 2 * _MIN_FRAMES_PER_HALF:
         raise EvaluationError(

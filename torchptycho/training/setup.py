@@ -11,7 +11,7 @@ from torchptycho.core.scan import Scan
 from torchptycho.data.cache import StoreRequest
 from torchptycho.data.prepare import load_store_config, open_if_unchanged, prepare
 from torchptycho.data.store import MANIFEST, Store
-from torchptycho.io.discovery import Sources, open_scans
+from torchptycho.io.discovery import Sources, as_sources, open_scans
 from torchptycho.models.generators import find_generator
 from torchptycho.models.lightning_module import PtychoPINN
 from torchptycho.models.losses import Loss
@@ -25,7 +25,7 @@ def open_given_store(source: Store | Sources) -> Store | None:
     """Return the store, when the source is a store or the folder of one, else None."""
     if isinstance(source, Store):
         return source
-    sources = [source] if isinstance(source, (Scan, str, Path)) else list(source)
+    sources = as_sources(source)
     only = sources[0] if len(sources) == 1 else None
     return Store.open(only) if isinstance(only, (str, Path)) and (Path(only) / MANIFEST).is_file() else None
 

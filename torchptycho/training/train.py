@@ -6,14 +6,16 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
 from torchptycho.analysis.history import read_history
-from torchptycho.core.config import ReadConfig, RunConfig, save_config
+from torchptycho.core.config import ReadConfig, RunConfig, as_config, save_config
 from torchptycho.core.errors import ConfigError, TrainingError
+from torchptycho.core.inputs import as_path
 from torchptycho.core.scan import Scan
 from torchptycho.core.text import format_first
 from torchptycho.data.datamodule import PtychoDataModule
@@ -64,7 +66,7 @@ class TrainResult:
 
 def train(
     source: Store | Sources,
-    config: RunConfig | None = None,
+    config: RunConfig | dict[str, Any] | None = None,
     out: str | Path = "runs/train",
     *,
     val_scans: Sources = (),
@@ -94,7 +96,9 @@ def train(
         TrainingError: a number is not finite, or the network predicts featureless patches; checkpoints are kept.
         TorchptychoError: the scans, the configuration or the folder cannot be used; nothing is written.
     """
-    request = _resolve_request(source, config or RunConfig(), Path(out), val_scans, start, resume=resume)
+    request = _resolve_request(
+        source, as_config(RunConfig, config), as_path(out, "out"), val_scans, start, resume=resume
+    )
     config = request.config
     processes = RankCoordinator.from_environment(
         check_devices(config.train.accelerator, config.train.devices, config.train.nodes)

@@ -10,7 +10,7 @@ from torchptycho.core.config.model import SUPPORTED_N_PX, LossConfig, ModelConfi
 from torchptycho.core.config.read import MappingConfig, ReadConfig, extract_read_config, parse_frame_slice
 from torchptycho.core.config.reconstruct import ReconstructConfig
 from torchptycho.core.config.refine import RefineConfig
-from torchptycho.core.config.run import RunConfig, from_dict, load_config, save_config, to_dict
+from torchptycho.core.config.run import RunConfig, as_config, from_dict, load_config, save_config, to_dict
 from torchptycho.core.config.simulate import SimulateConfig
 from torchptycho.core.config.train import TrainConfig
 
@@ -29,6 +29,7 @@ __all__ = [
     "RunConfig",
     "SimulateConfig",
     "TrainConfig",
+    "as_config",
     "extract_read_config",
     "from_dict",
     "load_config",

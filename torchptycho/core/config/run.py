@@ -20,9 +20,10 @@ from torchptycho.core.config.reconstruct import ReconstructConfig
 from torchptycho.core.config.refine import RefineConfig
 from torchptycho.core.config.train import TrainConfig
 from torchptycho.core.errors import ConfigError
+from torchptycho.core.inputs import as_path, describe_type
 from torchptycho.core.text import format_error
 
-__all__ = ["RunConfig", "from_dict", "load_config", "save_config", "to_dict"]
+__all__ = ["RunConfig", "as_config", "from_dict", "load_config", "save_config", "to_dict"]
 
 T = TypeVar("T")
 
@@ -80,6 +81,26 @@ def from_dict(kind: type[T], values: dict[str, Any], *, source: str = "configura
         raise to_config_error(error, source) from None
 
 
+def as_config(kind: type[T], config: object, name: str = "config") -> T:
+    """Return a configuration, built from a dict, with the defaults for None, or taken from that of a whole run.
+
+    Raises:
+        ConfigError: it is none of these, or the dict has an unknown key or a bad value.
+    """
+    if config is None:
+        return kind()
+    if isinstance(config, kind):
+        return config
+    if isinstance(config, dict):
+        return from_dict(kind, config, source=name)
+    if isinstance(config, RunConfig):
+        parts = (config.reading, *(getattr(config, section) for section in _SECTIONS))
+        for part in parts:
+            if type(part) is kind:
+                return part
+    raise ConfigError(f"{name}: expected {kind.__name__}, a dict or None; found {describe_type(config)}.")
+
+
 def _refuse_unknown_keys(kind: Any, values: Any, source: str, prefix: str) -> None:
     if not isinstance(values, dict):
         raise ConfigError(f"{source}: '{prefix.rstrip('.') or 'top level'}': expected a table; found {values!r}.")
@@ -101,7 +122,7 @@ def load_config(path: str | Path) -> RunConfig:
     Raises:
         ConfigError: unreadable, not a table, an unknown key or a bad value.
     """
-    path = Path(path)
+    path = as_path(path, "path", "the path of a configuration file")
     try:
         text = path.read_text(encoding="utf-8")
         values = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)

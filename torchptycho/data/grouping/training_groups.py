@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from torchptycho.core.config import GroupConfig
+from torchptycho.core.config import GroupConfig, as_config
 from torchptycho.core.errors import GroupingError
 from torchptycho.data.grouping.combinations import choose_neighbours, draw_oversampled
 from torchptycho.data.grouping.groups import Groups, build_groups
@@ -25,7 +27,7 @@ __all__ = ["group"]
 
 def group(
     positions_px: Float64[np.ndarray, "m 2"],
-    config: GroupConfig = GroupConfig(),  # noqa: B008 -- frozen
+    config: GroupConfig | dict[str, Any] | None = None,
     *,
     scan_id: Int64[np.ndarray, " m"] | None = None,
     candidates: Int64[np.ndarray, " n"] | None = None,
@@ -48,6 +50,7 @@ def group(
     Raises:
         GroupingError: the groups cannot be formed; the message has the numbers and the remedy.
     """
+    config = as_config(GroupConfig, config)
     scan_id = validate_scan_id(positions_px, scan_id)
     size = config.gridsize**2
     _check_options(config, size, explicit=seeds is not None)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from torchptycho.core.config import SimulateConfig, to_dict
+from torchptycho.core.config import SimulateConfig, as_config, to_dict
 from torchptycho.core.errors import ConfigError
 from torchptycho.core.geometry import Geometry
 from torchptycho.core.scan import ArrayFrames, Scan
@@ -38,7 +38,7 @@ _MAX_BORDER_FRACTION = 0.01
 
 
 def simulate(
-    config: SimulateConfig | None = None,
+    config: SimulateConfig | dict[str, Any] | None = None,
     *,
     object: ArrayLike | None = None,
     probe: ArrayLike | None = None,
@@ -65,7 +65,7 @@ def simulate(
         ScanError: `config.probe_file` contains no probe of this size.
         ConfigError: the inputs contradict each other, a given array is invalid, or the dose overflows.
     """
-    config = SimulateConfig() if config is None else config
+    config = as_config(SimulateConfig, config)
     if config.simulation_seed < 0:
         raise ConfigError(f"simulation_seed: expected 0 or more; found {config.simulation_seed}.")
     object_seed, position_seed, noise_seed = np.random.SeedSequence(config.simulation_seed).spawn(3)

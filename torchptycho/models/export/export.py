@@ -29,10 +29,12 @@ from torch.nn import functional
 
 from torchptycho.core.config import to_dict
 from torchptycho.core.errors import ConfigError, ExportError
+from torchptycho.core.inputs import as_path
 from torchptycho.core.text import format_error
 from torchptycho.data.inference_dataset import InferenceBatch
 from torchptycho.io.storage.file_access import replace_atomically
 from torchptycho.io.storage.outputs import check_output_file
+from torchptycho.models.checkpoints import load_network
 from torchptycho.models.export.matrix_patches import MatrixPatches
 from torchptycho.models.export.metadata import (
     METADATA_KEY,
@@ -65,7 +67,7 @@ _CHECK_BATCH_SIZES = (3, 1, 5)
 
 
 def export_network(
-    network: PtychoNetwork,
+    network: PtychoNetwork | str | Path,
     path: str | Path,
     *,
     training_scan: int | None = None,
@@ -87,13 +89,15 @@ def export_network(
         ExportError: a package is missing, the network uses unsupported operators, or the file does not agree.
         ConfigError: the format, path, scan or distance is invalid.
     """
-    path = Path(path)
+    path = as_path(path, "path")
     kind = _SUFFIXES.get(path.suffix.lower())
     if kind is None:
         raise ConfigError(f"{path}: expected a name that ends in .onnx or .pt2, which tells the format.")
     check_output_file(path)
     if not 0 <= (max_offset_px or 0.0) <= _MAX_OFFSET_PX:
         raise ConfigError(f"max_offset_px: expected 0 to {_MAX_OFFSET_PX}; found {max_offset_px}.")
+    if not isinstance(network, PtychoNetwork):
+        network = load_network(network)
     network.require_statistics()
     require_packages(("onnx", "onnxscript", "onnxruntime") if kind == "onnx" else (), "torchptycho[onnx]")
     scan_index = network.config.reconstruct.training_scan if training_scan is None else training_scan

@@ -15,14 +15,14 @@ import torch
 from jaxtyping import Complex
 from torch import Tensor
 
-from torchptycho.core.config import RefineConfig, to_dict
+from torchptycho.core.config import RefineConfig, as_config, to_dict
 from torchptycho.core.devices import find_devices
 from torchptycho.core.errors import ConfigError
 from torchptycho.core.reconstruction import MIN_COVERAGE, Reconstruction
 from torchptycho.core.scan import Scan
 from torchptycho.core.versions import collect_versions
-from torchptycho.io import read_scan
 from torchptycho.io.fingerprint import fingerprint_content, fingerprint_scan
+from torchptycho.io.inputs import as_probe, as_reconstruction, as_scan
 from torchptycho.io.scan_choice import refuse_several_scans
 from torchptycho.io.storage.outputs import check_output_file
 from torchptycho.physics.illumination import compute_illumination
@@ -68,10 +68,10 @@ ImageCallback = Callable[[Reconstruction], None]
 
 def refine(
     scan: Scan | str | Path,
-    start: Reconstruction | None = None,
+    start: Reconstruction | str | Path | None = None,
     *,
-    probe: Complex[np.ndarray, "p n n"] | None = None,
-    config: RefineConfig = RefineConfig(),  # noqa: B008 -- frozen
+    probe: Complex[np.ndarray, "*p n n"] | str | Path | None = None,
+    config: RefineConfig | dict[str, Any] | None = None,
     device: str = "auto",
     state_file: str | Path | None = None,
     resume: bool = False,
@@ -87,8 +87,8 @@ def refine(
 
     Arguments:
         scan: what was measured, or its file.
-        start: an image of it to begin with, such as a trained network's; its probe and positions are taken over when
-            it has them, resampled when energy, distance or detector were corrected since. None begins with a
+        start: an image of it to begin with, such as a trained network's, or its file; its probe and positions are taken
+            over when it has them, resampled when energy, distance or detector were corrected since. None begins with a
             transparent object.
         probe: modes in sqrt(photons) that replace the scan's (and the start's) own.
         config: method, epochs, and what may change besides the object.
@@ -110,36 +110,37 @@ def refine(
     Raises:
         TorchptychoError: the scan is unusable, the start or the probe does not fit it, or the state is another's.
     """
-    scan = scan if isinstance(scan, Scan) else read_scan(scan)
+    settings, scan = as_config(RefineConfig, config), as_scan(scan)
     if resume and state_file is None:
         raise ConfigError("resume: expected the state_file of an earlier refinement; found none.")
     refuse_several_scans(scan, "a refinement")
     if state_file is not None:
         check_output_file(state_file, option="state_file")
-    check_regularization(config)
+    check_regularization(settings)
     (place,) = find_devices(device, option="device")
-    start = None if start is None else match_start(start, scan)
-    moves = config.position_update != "none"
-    margin_px = math.ceil(config.position_limit_px) if moves else compute_start_margin_px(scan, start)
+    image = None if start is None else match_start(as_reconstruction(start, "start"), scan)
+    modes = None if probe is None else as_probe(probe, scan.n_px)
+    moves = settings.position_update != "none"
+    margin_px = math.ceil(settings.position_limit_px) if moves else compute_start_margin_px(scan, image)
     with torch.no_grad(), open_problem(scan, margin_px=margin_px, device=place, scratch=scratch) as problem:
-        fingerprint = {} if state_file is None else build_fingerprint(scan, config)
+        fingerprint = {} if state_file is None else build_fingerprint(scan, settings)
         digest = fingerprint_scan(scan)
         if _can_resume(state_file, resume=resume):
             assert state_file is not None
             state = RefinementState.load(state_file, fingerprint, place)
         else:
-            state = initialize_state(problem, scan, start, probe, config)
+            state = initialize_state(problem, scan, image, modes, settings)
 
         def report_epoch(epoch: int, misfit: float) -> None:
             if on_epoch is not None:
                 on_epoch(epoch, misfit)
-            if on_image is not None and epoch % image_every_epochs == 0 and epoch < config.epochs:
-                on_image(_build_reconstruction(problem, scan, state, config, False, digest))
+            if on_image is not None and epoch % image_every_epochs == 0 and epoch < settings.epochs:
+                on_image(_build_reconstruction(problem, scan, state, settings, False, digest))
 
-        complete = _run_epochs(problem, scan, state, config, report_epoch, state_file, fingerprint)
+        complete = _run_epochs(problem, scan, state, settings, report_epoch, state_file, fingerprint)
         if judge and (fault := judge_fit(state.history, scan.source)) is not None:
             _log.warning("%s", fault)
-        return _build_reconstruction(problem, scan, state, config, complete, digest)
+        return _build_reconstruction(problem, scan, state, settings, complete, digest)
 
 
 def _can_resume(state_file: str | Path | None, *, resume: bool) -> bool:

@@ -13,6 +13,7 @@ from torchptycho.analysis.evaluation import Metrics, align_to_truth
 from torchptycho.analysis.registration import flatten_phase
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.core.scan import Scan
+from torchptycho.io.inputs import as_reconstruction
 from torchptycho.visualization.plot import panels
 from torchptycho.visualization.plot.curves import format_half_period
 from torchptycho.visualization.plot.figure import FONT_SIZE, make_figure, save
@@ -22,7 +23,7 @@ __all__ = ["plot_overview", "plot_reconstruction"]
 
 
 def plot_reconstruction(
-    reconstruction: Reconstruction,
+    reconstruction: Reconstruction | str | Path,
     path: str | Path,
     *,
     truth: Complex[np.ndarray, "h w"] | None = None,
@@ -42,6 +43,7 @@ def plot_reconstruction(
     Raises:
         EvaluationError: the truth does not overlap the reconstruction.
     """
+    reconstruction = as_reconstruction(reconstruction)
     pixel_m = reconstruction.object_pixel_m
     if truth is None:
         mask = reconstruction.valid & np.isfinite(reconstruction.object)

@@ -15,6 +15,7 @@ from torchptycho.analysis.inspection import inspect_scan
 from torchptycho.core.reconstruction import Reconstruction, describe_regularization
 from torchptycho.core.scan import Scan
 from torchptycho.core.versions import collect_versions
+from torchptycho.io.inputs import as_reconstruction, as_scan
 from torchptycho.io.storage.file_access import replace_atomically
 from torchptycho.visualization.plot.panels import choose_length_unit
 from torchptycho.visualization.report import run_sections, sections
@@ -24,8 +25,8 @@ __all__ = ["write_report"]
 
 
 def write_report(
-    image: Reconstruction,
-    scan: Scan,
+    image: Reconstruction | str | Path,
+    scan: Scan | str | Path,
     path: str | Path,
     *,
     probe: Complex[np.ndarray, "p n n"] | None = None,
@@ -51,6 +52,7 @@ def write_report(
         ScanError: the frames cannot be read, or the path is not writable.
     """
     start, path = time.perf_counter(), Path(path)
+    image, scan = as_reconstruction(image, "image"), as_scan(scan)
     probe = image.probe if probe is None else probe
     summary = inspect_scan(scan)
     parts = [

@@ -274,7 +274,7 @@ class TestRefusals:
         [
             (run_config(loss=LossConfig(mae_weight=1.0)), "nll_weight compares counts and mae_weight amplitudes"),
             (run_config(loss=LossConfig(nll_weight=0.0, tv_weight=1.0)), "expected a term that depends on the data"),
-            (run_config(model=ModelConfig(generator="resnet")), "one of cnn, pie_unet, resunet"),
+            (run_config(model=ModelConfig(generator="resnet")), "one of .*cnn, .*pie_unet, .*resunet"),
             (run_config(model=ModelConfig(generator="cnn")), "takes frames of N = 64, 128, 256 px; found N = 32"),
             (run_config(group=GroupConfig(gridsize=2)), r"gridsize: expected 1 as in .*store; found 2"),
             (run_config(loss=LossConfig(realspace_weight=1.0)), "without a truth"),

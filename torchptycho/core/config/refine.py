@@ -49,11 +49,13 @@ class RefineConfig:
     """Largest change of a position in one epoch; it decreases towards the end."""
     position_limit_px: Annotated[float, Field(gt=0, le=1024)] = 8.0
     """Largest total correction of a position along each axis."""
-    regularization: Literal["none", "tv", "auto"] = "none"
-    """Prior that acts on the object while it is polished. tv: total variation; auto: the same, only where held-out
-    counts become likelier by it, and not with `tv_weight` or `smoothness_weight`."""
+    regularization: Literal["none", "tv", "learned", "auto"] = "none"
+    """Prior that acts on the object while it is polished. tv: total variation; learned: the network that comes with the
+    package; auto: total variation, only where held-out counts become likelier by it, and not with `tv_weight` or
+    `smoothness_weight`."""
     regularization_strength: NonNegative | None = None
-    """Strength of tv in units of the local photon noise, such as 0.1; None chooses it by held-out counts."""
+    """Strength in units of the local photon noise. tv: such as 0.1; None chooses it by held-out counts. learned: what
+    the noise is taken to be; None takes 0.8, a little less than what the photons leave."""
     smoothness_weight: NonNegative = 0.0
     """Weight of the squared differences between neighbouring object pixels, from the first epoch on, by hand."""
     tv_weight: NonNegative = 0.0

@@ -20,7 +20,7 @@ _PLANES = 5
 # Relative to the object's mean amplitude: noise beyond this says no more than that nothing is known ...
 _MAX_SIGMA = 2.0
 # ... and with less than the first of these, counts need no prior; it acts in full from the second.
-_OFF_SIGMA, _FULL_SIGMA = 0.001, 0.003
+_OFF_SIGMA, _FULL_SIGMA = 0.002, 0.006
 
 
 @dataclasses.dataclass(frozen=True)

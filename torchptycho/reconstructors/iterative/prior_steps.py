@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -13,11 +14,20 @@ from torchptycho.core.errors import ConfigError
 from torchptycho.physics.illumination import compute_illumination
 from torchptycho.reconstructors.iterative.autodiff import AutodiffSolver
 from torchptycho.reconstructors.iterative.held_out import Choice, choose_strength
+from torchptycho.reconstructors.iterative.learned_prior import (
+    DEFAULT_STRENGTH,
+    LearnedPrior,
+    apply_last_step,
+    apply_learned_step,
+)
 from torchptycho.reconstructors.iterative.problem import Problem
 from torchptycho.reconstructors.iterative.regularization import TotalVariation
+from torchptycho.reconstructors.iterative.schedule import count_polishing_epochs_left
 from torchptycho.reconstructors.iterative.state import RefinementState
 
 __all__ = ["PriorSteps", "check_regularization"]
+
+_Prior = TotalVariation | LearnedPrior
 
 
 def check_regularization(config: RefineConfig) -> None:
@@ -32,16 +42,16 @@ def check_regularization(config: RefineConfig) -> None:
             f"regularization_strength: expected none with regularization '{kind}'; found {strength:g}. Set "
             "regularization to tv to give its strength by hand."
         )
-    if kind != "tv":
+    if kind not in ("tv", "learned"):
         return
     by_hand = [name for name in ("tv_weight", "smoothness_weight") if getattr(config, name)]
     if by_hand:
         raise ConfigError(
-            f"regularization: expected none or auto with {by_hand[0]}; found tv. Give one of the two penalties."
+            f"regularization: expected none or auto with {by_hand[0]}; found {kind}. Give one of the two penalties."
         )
     if config.polish == 0:
         raise ConfigError(
-            "regularization: expected none without polishing; found tv, which acts in it. Set polish to more than 0."
+            f"regularization: expected none without polishing; found {kind}, which acts in it. Raise polish from 0."
         )
 
 
@@ -53,24 +63,29 @@ class PriorSteps:
 
     def __init__(self, problem: Problem, config: RefineConfig) -> None:
         self._problem, self._config = problem, config
-        self._prior = _choose_prior(config)
+        self._prior = _choose_prior(config, problem.device)
 
     def decide(self, state: RefinementState) -> None:
         """Choose the strength, if polishing has begun and it has not been chosen."""
         if self._prior is None or state.polishing_since is None or state.regularization is not None:
             return
+        self._choose_strength(state, self._prior)
+
+    def _choose_strength(self, state: RefinementState, prior: _Prior) -> None:
         given = self._config.regularization_strength
-        choice = (
-            choose_strength(self._problem, state, self._config, self._prior)
-            if given is None
-            else Choice(strength=given, reason="given")
-        )
-        state.regularization = {"kind": "tv"} | dataclasses.asdict(choice)
+        if given is not None:
+            choice = Choice(strength=given, reason="given")
+        elif isinstance(prior, LearnedPrior):
+            choice = Choice(strength=DEFAULT_STRENGTH, reason="a little less than the noise that the photons leave")
+        else:
+            choice = choose_strength(self._problem, state, self._config, prior)
+        kind = "learned" if isinstance(prior, LearnedPrior) else "tv"
+        state.regularization = {"kind": kind} | dataclasses.asdict(choice)
 
     def prepare(self, state: RefinementState, solver: AutodiffSolver | None) -> None:
         """Give the prior to a solver that takes penalties instead of steps."""
         strength = self._get_strength(state)
-        if solver is None or self._prior is None or strength == 0:
+        if solver is None or not isinstance(self._prior, TotalVariation) or strength == 0:
             return
         photons_per_px = self._count_photons(state)
         solver.penalty = functools.partial(
@@ -82,10 +97,26 @@ class PriorSteps:
         if self._prior is None:
             return
         strength = self._get_strength(state)
-        if solver is None and strength > 0:
+        if isinstance(self._prior, LearnedPrior):
+            left = count_polishing_epochs_left(state, self._config)
+            # The last step is that of `finish`.
+            if strength > 0 and left != 0 and left % self._prior.every_epochs == 0:
+                apply_learned_step(self._problem, state, self._prior, strength)
+        elif solver is None and strength > 0:
             photons_per_px = self._count_photons(state)
             state.object = self._prior.denoise(state.object, photons_per_px, strength)
         state.history.setdefault("regularization_strength", []).append(strength)
+
+    def finish(self, state: RefinementState) -> None:
+        """Take the step that follows the last epoch, unless it was taken."""
+        if not isinstance(self._prior, LearnedPrior):
+            return
+        if state.regularization is None:
+            self._choose_strength(state, self._prior)
+        assert state.regularization is not None
+        if self._get_strength(state) > 0 and state.regularization.get("finished_epoch") != state.epoch:
+            found = apply_last_step(self._problem, state, self._prior, self._get_strength(state))
+            state.regularization |= found | {"finished_epoch": state.epoch}
 
     def _count_photons(self, state: RefinementState) -> Float[Tensor, "h w"]:
         corners_px = self._problem.compute_corners_px(state.positions_px)
@@ -95,9 +126,11 @@ class PriorSteps:
         return 0.0 if state.regularization is None else float(state.regularization["strength"])
 
 
-def _choose_prior(config: RefineConfig) -> TotalVariation | None:
+def _choose_prior(config: RefineConfig, device: torch.device) -> _Prior | None:
     if config.regularization == "none" or config.polish == 0:
         return None
+    if config.regularization == "learned":
+        return LearnedPrior(device=device)
     if config.regularization == "auto" and (config.tv_weight or config.smoothness_weight):
         return None
     return TotalVariation(config.alpha)

@@ -193,6 +193,7 @@ def _run_epochs(
             if state_file is not None and time.perf_counter() - saved > _SAVE_EVERY_S:
                 state.save(state_file, fingerprint)
                 saved = time.perf_counter()
+        prior.finish(state)
         complete = True
     except KeyboardInterrupt:
         _log.warning(
@@ -273,6 +274,8 @@ def _update_positions(
 def _back_off_momentum(state: RefinementState) -> None:
     """Reduce the momentum and restart it from zero if the fit became worse, except in the first epochs."""
     misfit = state.history["misfit"]
+    if state.regularization is not None and state.regularization["kind"] == "learned":
+        return  # Each step of it starts momentum afresh.
     if state.regularization is not None and state.epoch - (state.polishing_since or 0) <= _PRIOR_SETTLES_IN_EPOCHS:
         return
     if len(misfit) > 3 and misfit[-1] > _DIVERGENCE_RATIO * misfit[-2]:

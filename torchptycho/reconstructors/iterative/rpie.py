@@ -25,7 +25,7 @@ from torchptycho.reconstructors.iterative.problem import Problem
 from torchptycho.reconstructors.iterative.regularization import apply_penalty_step
 from torchptycho.reconstructors.iterative.state import RefinementState
 
-__all__ = ["choose_batch_size", "compute_frame_misfits", "run_epoch", "split_into_batches"]
+__all__ = ["choose_batch_size", "compute_frame_misfits", "measure_misfit", "run_epoch", "split_into_batches"]
 
 # Momentum is applied four times per epoch: every pixel has then been updated about once.
 _MOMENTUM_PER_EPOCH = 4
@@ -127,6 +127,17 @@ def compute_frame_misfits(
         )
         misfits.append((intensity * change.square()).sum((1, 2)).double())
     return torch.cat(misfits)
+
+
+def measure_misfit(problem: Problem, state: RefinementState, object: Complex[Tensor, "h w"]) -> float:
+    """Measure the misfit of an object with the probe, positions and background of the state; nothing is updated."""
+    misfit = ReducedChiSquared(state.background)
+    for index in torch.split(torch.arange(problem.n_frames, device=problem.device), _MAX_BATCH_SIZE):
+        patches = extract_inside(object, problem.compute_corners_px(state.positions_px[index]), problem.n_px)
+        _, intensity = propagate_to_detector(patches, state.probe, problem.propagator)
+        counts = problem.load_counts(index)
+        compute_wave_correction(intensity + state.background, counts, problem.mask_or_none, "poisson", misfit)
+    return misfit.compute(problem.n_good_pixels)
 
 
 def choose_batch_size(config: RefineConfig, n_frames: int) -> int:

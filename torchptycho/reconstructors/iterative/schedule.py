@@ -6,7 +6,13 @@ from torchptycho.core.config import RefineConfig
 from torchptycho.reconstructors.iterative.rpie import choose_batch_size
 from torchptycho.reconstructors.iterative.state import RefinementState
 
-__all__ = ["advance_polishing", "compute_polishing_progress", "has_stalled", "plan_frames_per_update"]
+__all__ = [
+    "advance_polishing",
+    "compute_polishing_progress",
+    "count_polishing_epochs_left",
+    "has_stalled",
+    "plan_frames_per_update",
+]
 
 
 def advance_polishing(state: RefinementState, config: RefineConfig) -> bool:
@@ -47,6 +53,13 @@ def compute_polishing_progress(state: RefinementState, config: RefineConfig) -> 
     if state.polishing_since is None:
         return 0.0
     return min(1.0, (state.epoch - state.polishing_since + 1) / max(1, round(config.polish * config.epochs)))
+
+
+def count_polishing_epochs_left(state: RefinementState, config: RefineConfig) -> int:
+    """Return how many epochs of polishing follow the present one; negative when it takes longer than planned."""
+    if state.polishing_since is None:
+        return 0
+    return max(1, round(config.polish * config.epochs)) - (state.epoch - state.polishing_since + 1)
 
 
 def plan_frames_per_update(n_frames: int, state: RefinementState, config: RefineConfig) -> int:

@@ -18,8 +18,8 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
-import importlib.util
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +107,7 @@ def make_images(scan: Scan, options: argparse.Namespace) -> dict[str, tuple[Reco
             seconds = time.process_time() - begun
             results.append((evaluate(image, scan.truth).complex_nrmse, image, weight, seconds))
         found[name] = min(results, key=lambda result: result[0])[1:]
-    if importlib.util.find_spec("bm3d") is not None:
+    if options.bm3d:
         images = [(denoise_bm3d(found["none"][0], s), s) for s in (0.7, 1.0, 1.4, 2.0)]
         found["bm3d"] = (*min(images, key=lambda pair: evaluate(pair[0], scan.truth).complex_nrmse), 0.0)
     return found
@@ -148,6 +148,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=KINDS)
     parser.add_argument("--tv", type=float, nargs="+", default=[0.03, 0.06, 0.12, 0.24])
     parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--bm3d", action=argparse.BooleanOptionalAction, default=find_spec("bm3d") is not None)
     parser.add_argument("--seed", type=int, default=991, help="of objects, positions and noise")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()

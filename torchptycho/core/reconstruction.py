@@ -59,7 +59,7 @@ def describe_regularization(image: Reconstruction) -> str | None:
     found = image.provenance.get("regularization")
     if not found or found["kind"] == "none":
         return None
-    names = {"tv": "total variation"}
+    names = {"tv": "total variation", "learned": "learnt prior"}
     if found["strength"] == 0:
         return f"no prior ({found['reason']})"
     how = "" if found["reason"] == "given" else f" ({found['reason']})"

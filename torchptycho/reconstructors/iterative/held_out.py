@@ -192,7 +192,8 @@ class _Trials:
         (top, left), (bottom, right) = low.tolist(), high.tolist()
         scaling = dataclasses.replace(problem.scaling, domain="counts")
         on_device = torch.from_numpy(frames).to(problem.device)
-        return Problem(on_device, scaling, problem.mask, (top, left), (bottom - top, right - left), problem.dtype)
+        shape = (bottom - top, right - left)
+        return Problem(on_device, scaling, problem.mask, (top, left), shape, problem.dtype, problem.propagator)
 
     def _begin(self) -> RefinementState:
         given = self._given
@@ -234,7 +235,8 @@ class _Trials:
         found = []
         for part in torch.split(torch.arange(self._held.n_frames, device=self._held.device), _FRAMES_AT_ONCE):
             corners_px = self._held.compute_corners_px(self._held_px[part])
-            _, intensity = propagate_to_detector(extract_inside(state.object, corners_px, self._held.n_px), state.probe)
+            patches = extract_inside(state.object, corners_px, self._held.n_px)
+            _, intensity = propagate_to_detector(patches, state.probe, self._held.propagator)
             if self._config.background:
                 intensity = intensity + state.background
             for expected, counts in zip(intensity * self._model_factor, self._held.load_counts(part), strict=True):

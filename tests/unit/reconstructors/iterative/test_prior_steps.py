@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from torchptycho.core.scan import ArrayFrames, Scan
 from torchptycho.data.simulation import simulate
 from torchptycho.reconstructors.iterative import held_out, refine
 from torchptycho.reconstructors.iterative.held_out import find_best_strength
+from torchptycho.reconstructors.iterative.initial_state import initialize_state
+from torchptycho.reconstructors.iterative.problem import open_problem
 from torchptycho.reconstructors.iterative.regularization import TotalVariation, denoise_total_variation
 
 AUTO = RefineConfig(epochs=80, probe_update=False, regularization="auto")
@@ -204,3 +207,12 @@ class TestOptions:
     def test_contradictions_are_refused(self, dim: Scan, options: dict[str, Any], message: str) -> None:
         with pytest.raises(ConfigError, match=message):
             refine(dim, config=RefineConfig(epochs=1, **options))
+
+
+@pytest.mark.contract("refine.held-out.propagator")
+def test_trials_propagate_as_the_scan_does(dim: Scan) -> None:
+    with open_problem(dim) as problem:
+        problem = dataclasses.replace(problem, propagator=copy.copy(problem.propagator))
+        state = initialize_state(problem, dim, None, None, AUTO)
+        trials = held_out._Trials(problem, state, AUTO, 32)
+    assert trials._kept.propagator is trials._held.propagator is problem.propagator

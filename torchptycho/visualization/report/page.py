@@ -111,5 +111,6 @@ def _collect_key_figures(
     if halves is not None:
         facts.append(("Half period, ½ bit", sections.format_resolution(halves)))
     if "seconds" in image.provenance:
-        facts.append(("Computed in", f"{image.provenance['seconds']:.1f} s"))
+        label = "Computed in, without training" if "checkpoint" in image.provenance else "Computed in"
+        facts.append((label, f"{image.provenance['seconds']:.1f} s"))
     return facts

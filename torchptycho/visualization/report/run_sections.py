@@ -11,7 +11,10 @@ from torchptycho.visualization.report.html_blocks import (
     Section,
     Table,
 )
+from torchptycho.visualization.report.quantities import LABELS
 from torchptycho.visualization.tables import format_value
+
+_ABOUT_DATA = "What `inspect` reports of the scan. Pairs are (y, x): down and to the right, as arrays are indexed."
 
 __all__ = ["make_configuration_section", "make_data_section", "make_provenance_section"]
 
@@ -25,7 +28,13 @@ def make_data_section(summary: ScanSummary) -> Section:
         if name not in (*apart, "usable", "near_field")
     ]
     rows += [("how it was read" if number == 0 else "", note) for number, note in enumerate(summary.notes)]
-    return Section(id="data", title="Data", rows=[("", [Table(rows=rows)])], warnings=list(summary.problems))
+    return Section(
+        id="data",
+        title="Data",
+        rows=[("", [Table(rows=rows)])],
+        text=_ABOUT_DATA,
+        warnings=list(summary.problems),
+    )
 
 
 def make_configuration_section(image: Reconstruction) -> Section | None:
@@ -80,8 +89,8 @@ def make_provenance_section(image: Reconstruction, report_seconds: float) -> Sec
 
 def _format_label(name: str) -> str:
     """Format the name of a field for people: n_dead_pixels is dead pixels, step_px is step (px)."""
-    if name == "n_px":
-        return "frame edge (px)"
+    if name in LABELS:
+        return LABELS[name]
     words, _, unit = name.removeprefix("n_").replace("_", " ").rpartition(" ")
     return f"{words} ({unit})" if unit in ("px", "m") else f"{words} {unit}".strip()
 

@@ -30,6 +30,7 @@ from torchptycho.visualization.report.html_blocks import (
     make_scale_bar,
 )
 from torchptycho.visualization.report.pattern_panels import DetectorModel, compare_patterns
+from torchptycho.visualization.report.quantities import CURVES, explain_misfit
 from torchptycho.visualization.report.svg_charts import Series, draw_curves_svg, draw_positions_svg
 
 __all__ = [
@@ -44,6 +45,9 @@ __all__ = [
     "make_truth_section",
 ]
 
+_WHEEL_KEY = (
+    "Colour is the phase, as around the wheel: 0 to the right, π/2 up, ±π to the left. Brightness is the amplitude."
+)
 _DECADES = 5
 _STAGE_COLOURS = {"train": 1, "val": 2, "test": 3, "": 4}
 # Describes the machine, not the image.
@@ -121,6 +125,7 @@ def make_patterns_section(
     scan: Scan, image: Reconstruction, probe: np.ndarray, detect: DetectorModel | None
 ) -> Section:
     """Show a few frames, measured and predicted, and their difference in units of the photon noise."""
+    misfits = image.history.get("misfit")
     patterns = compare_patterns(scan, image, probe, detect=detect)
     rows: list[tuple[Any, list[Block]]] = []
     good = scan.mask
@@ -172,7 +177,7 @@ def make_patterns_section(
         title="Measured and predicted",
         rows=rows,
         text="Counts on a logarithmic scale. The difference is in units of the photon noise of the predicted counts: "
-        "it should look like noise, without structure. A misfit of 1 is photon noise.",
+        "it should look like noise, without structure. " + explain_misfit(misfits[-1] if misfits else None),
     )
 
 
@@ -183,7 +188,8 @@ def make_curves_section(image: Reconstruction, history: dict[str, list[tuple[int
         misfit = np.array(image.history["misfit"])
         one = Series(name="misfit", x=np.arange(1.0, len(misfit) + 1), y=misfit)
         noise = Series(name="photon noise", x=np.array([1.0, len(misfit)]), y=np.ones(2), colour=3, dashed=True)
-        charts.append(_make_chart("Refinement", [one, noise] if len(misfit) > 1 else [one], "epoch", "misfit"))
+        both, about = [one, noise] if len(misfit) > 1 else [one], explain_misfit(float(misfit[-1]))
+        charts.append(_make_chart("Refinement", both, "epoch", "misfit", note=about))
     # The loss comes first, because it is the most important curve.
     for quantity, curves in sorted(group_by_quantity(history).items(), key=lambda item: "loss" not in item[0]):
         series = [
@@ -196,8 +202,11 @@ def make_curves_section(image: Reconstruction, history: dict[str, list[tuple[int
             for stage, points in curves
         ]
         if quantity not in _HIDDEN_QUANTITIES and any(np.isfinite(one.y).any() for one in series):
-            label = quantity.replace("_", " ")
-            charts.append(_make_chart(f"Training: {label}", series, "optimiser step", label))
+            label, about = CURVES.get(quantity.removesuffix("_epoch"), (quantity.replace("_", " "), ""))
+            stages = {stage for stage, _ in curves} - {""}
+            if "val" in stages:
+                about = f"{about} val: frames that were held out from training.".strip()
+            charts.append(_make_chart(f"Training: {label}", series, "optimiser step", label, note=about))
     return Section(id="curves", title="Curves", rows=[("wide", charts)]) if charts else None
 
 
@@ -229,8 +238,10 @@ def make_probe_section(probe: Complex[np.ndarray, "p n n"], pixel_m: float | Non
         )
         for number, mode in enumerate(probe, start=1)
     ]
-    text = "Each mode has its own brightness scale; the percentage is its fraction of the photons."
-    return Section(id="probe", title="Probe", rows=[("small", figures)], text=text if len(probe) > 1 else "")
+    text = "The illumination of the sample, in object pixels."
+    if len(probe) > 1:
+        text += " Each mode has its own brightness scale; the percentage is its fraction of the photons per frame."
+    return Section(id="probe", title="Probe", rows=[("small", figures)], text=text)
 
 
 def make_positions_section(scan: Scan, image: Reconstruction) -> Section:
@@ -241,9 +252,11 @@ def make_positions_section(scan: Scan, image: Reconstruction) -> Section:
         and refined_px.shape == scan.positions_px.shape
         and bool(np.any(refined_px != scan.positions_px))
     )
-    svg, times = draw_positions_svg(scan.positions_px, refined_px if moved else None, scan.n_px)
+    svg, times = draw_positions_svg(scan.positions_px, refined_px if moved else None, scan.n_px, image.object_pixel_m)
+    frame = f"The square in the corner is one frame, {scan.n_px}x{scan.n_px} px."
     if not moved or refined_px is None:
-        chart = Chart(title=f"{scan.n_frames} positions", svg=svg, note="Positions of the file, not corrected.")
+        note = f"Positions of the file, not corrected. {frame}"
+        chart = Chart(title=f"{scan.n_frames} positions", svg=svg, legend=(("scan position", 1, False),), note=note)
         return Section(id="positions", title="Scan positions", rows=[("wide", [chart])])
     shift = refined_px - scan.positions_px
     length = np.hypot(*shift.T)
@@ -251,7 +264,8 @@ def make_positions_section(scan: Scan, image: Reconstruction) -> Section:
     chart = Chart(
         title=f"{scan.n_frames} positions and their corrections",
         svg=svg,
-        legend=(("given", 1, False), (f"correction{drawn}", 2, False)),
+        legend=(("given scan position", 1, False), (f"correction{drawn}", 2, False)),
+        note=frame,
     )
     mean = shift.mean(axis=0)
     rows = [
@@ -292,10 +306,16 @@ def _make_frc_chart(title: str, metrics: Metrics, threshold: str, *, halves: boo
 
 
 def _make_chart(
-    title: str, series: list[Series], x_label: str, y_label: str, y_range: tuple[float, float] | None = None
+    title: str,
+    series: list[Series],
+    x_label: str,
+    y_label: str,
+    y_range: tuple[float, float] | None = None,
+    *,
+    note: str = "",
 ) -> Chart:
     legend = tuple((one.name, one.colour, one.dashed) for one in series) if len(series) > 1 else ()
-    return Chart(title=title, svg=draw_curves_svg(series, x_label, y_label, y_range=y_range), legend=legend)
+    return Chart(title=title, svg=draw_curves_svg(series, x_label, y_label, y_range=y_range), legend=legend, note=note)
 
 
 def _format_length(length_px: float, pixel_m: float | None) -> str:

@@ -11,7 +11,7 @@ from jaxtyping import Float64
 from markupsafe import Markup, escape
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from torchptycho.visualization.plot.panels import Limits
+from torchptycho.visualization.plot.panels import Limits, choose_length_unit
 
 __all__ = ["Series", "draw_curves_svg", "draw_positions_svg"]
 
@@ -19,6 +19,7 @@ _WIDTH, _HEIGHT = 420.0, 250.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 76.0, 12.0, 12.0, 40.0
 _MAX_POINTS = 800
 _MAX_POINTS_WITH_DOTS = 40
+_MIN_RELATIVE_RANGE = 0.02
 _TICK_STEPS = [1, 2, 2.5, 5, 10]
 
 _AxisTransform = Callable[[np.ndarray], np.ndarray]
@@ -83,38 +84,77 @@ def draw_curves_svg(
 
 
 def draw_positions_svg(
-    given_px: Float64[np.ndarray, "m 2"], found_px: Float64[np.ndarray, "m 2"] | None, n_px: int
+    given_px: Float64[np.ndarray, "m 2"],
+    found_px: Float64[np.ndarray, "m 2"] | None,
+    n_px: int,
+    pixel_m: float | None = None,
 ) -> tuple[str, float]:
     """Draw the scan positions (y down, as in the image), the square of one frame, and the correction of each position.
+
+    Arguments:
+        pixel_m: edge of an object pixel, for axes in units of length; without it they are in object pixels.
 
     Returns:
         the drawing, and the factor by which the corrections are magnified.
     """
     low, high = given_px.min(axis=0) - n_px / 2, given_px.max(axis=0) + n_px / 2
     height, width = np.maximum(high - low, 1.0)
-    scale = _WIDTH / max(width, height)
-    placed = (given_px - low) * scale
+    area = _WIDTH - _LEFT - _RIGHT
+    scale = area / max(width, height)
+    placed = (given_px - low) * scale + (_TOP, _LEFT)
     # Smaller if lines are drawn over them.
     dot = float(np.clip((160 if found_px is None else 70) / math.sqrt(len(placed)), 1.2, 5))
     points = "".join(f"M{x:.1f} {y:.1f}h0" for y, x in placed)
     frame = n_px * scale
-    drawn = [f'<path class="dots c1" stroke-width="{dot:.2f}" d="{points}"/>']
+    right, floor = _LEFT + width * scale, _TOP + height * scale
+    drawn = [_draw_position_axes(low, high, scale, pixel_m)]
+    drawn += [f'<path class="dots c1" stroke-width="{dot:.2f}" d="{points}"/>']
     times = 1.0
     if found_px is not None:
         moved = (found_px - given_px) * scale
         longest = float(np.abs(moved).max())
         if longest > 0:
             # Magnified to be visible: at most a twentieth of the figure, in steps of 1, 2, 5.
-            times = max(1.0, _round_down(_WIDTH / 20 / longest))
+            times = max(1.0, _round_down(area / 20 / longest))
         lines = "".join(
             f"M{x:.1f} {y:.1f}l{dx * times:.2f} {dy * times:.2f}"
             for (y, x), (dy, dx) in zip(placed, moved, strict=True)
         )
         drawn.append(f'<path class="thin c2" d="{lines}"/>')
-    drawn.append(f'<rect class="frame" x="1" y="1" width="{frame:.1f}" height="{frame:.1f}"/>')
-    drawn.append(f'<text x="{5:g}" y="{frame + 14:.1f}">one frame</text>')
-    box = f"0 0 {max(width * scale, frame + 2):.1f} {max(height * scale, frame + 20):.1f}"
+    drawn.append(f'<rect class="frame" x="{_LEFT:g}" y="{_TOP:g}" width="{frame:.1f}" height="{frame:.1f}"/>')
+    box = f"0 0 {right + _RIGHT:.1f} {floor + _BOTTOM:.1f}"
     return Markup(f'<svg viewBox="{box}" role="img" aria-label="scan positions">{"".join(drawn)}</svg>'), times
+
+
+def _draw_position_axes(low: np.ndarray, high: np.ndarray, scale: float, pixel_m: float | None) -> str:
+    """Draw axes around the scan positions, in pixels or in the unit of length that suits them."""
+    factor, unit = 1.0, "px"
+    if pixel_m:
+        length_m, unit = choose_length_unit(float((high - low).max()) * pixel_m)
+        factor = pixel_m / length_m
+    height, width = (high - low) * scale
+    floor, right = _TOP + height, _LEFT + width
+    parts = [f'<path class="axis" d="M{_LEFT:g} {_TOP:g}V{floor:.1f}H{right:.1f}"/>']
+    for axis, edge in ((0, height), (1, width)):
+        # Fewer ticks along a short side.
+        ticks = MaxNLocator(max(1, min(6, int(edge / 50))), steps=_TICK_STEPS).tick_values(
+            low[axis] * factor, high[axis] * factor
+        )
+        for tick in ticks:
+            at = (tick / factor - low[axis]) * scale
+            if not 0 <= at <= edge:
+                continue
+            if axis:
+                parts.append(f'<path class="axis" d="M{_LEFT + at:.1f} {floor:.1f}v4"/>')
+                parts.append(f'<text class="mid" x="{_LEFT + at:.1f}" y="{floor + 17:.1f}">{_format_tick(tick)}</text>')
+            else:
+                parts.append(f'<path class="axis" d="M{_LEFT:g} {_TOP + at:.1f}h-4"/>')
+                parts.append(f'<text class="end" x="{_LEFT - 6:g}" y="{_TOP + at + 4:.1f}">{_format_tick(tick)}</text>')
+    middle = _TOP + height / 2
+    parts.append(f'<text class="mid" x="{(_LEFT + right) / 2:.1f}" y="{floor + 34:.1f}">x ({unit})</text>')
+    turned = f'transform="rotate(-90 11 {middle:.1f})"'
+    parts.append(f'<text class="mid" x="11" y="{middle:.1f}" {turned}>y ({unit}), down</text>')
+    return "".join(parts)
 
 
 def _find_range(values: np.ndarray, *, zero: bool = False) -> tuple[float, float]:
@@ -124,7 +164,11 @@ def _find_range(values: np.ndarray, *, zero: bool = False) -> tuple[float, float
     low, high = float(values.min()), float(values.max())
     if zero and 0 < low <= 0.1 * high:
         low = 0.0
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
+    if high == low:
+        return low - 0.5, high + 0.5
+    # A curve that hardly changes must not fill the figure.
+    missing = _MIN_RELATIVE_RANGE * max(abs(low), abs(high)) - (high - low)
+    return (low - missing / 2, high + missing / 2) if missing > 0 and not zero else (low, high)
 
 
 def _round_down(value: float) -> float:

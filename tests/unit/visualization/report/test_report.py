@@ -336,3 +336,57 @@ def test_drawing_leaves_torch_s_random_state_alone(scan: Scan, tmp_path: Path) -
     before = torch.get_rng_state()
     write_report(image_of(scan), scan, tmp_path / "page.html")
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.contract("report.explained")
+def test_a_reader_who_has_never_seen_the_program_finds_what_figures_mean(scan: Scan, tmp_path: Path) -> None:
+    image = image_of(scan, positions_px=scan.positions_px + 0.2, object_pixel_m=8e-9)
+    image = dataclasses.replace(image, history={"misfit": [1.4, 0.7]})
+    history = {"contrast": [(1, 0.1), (2, 0.2)], "misfit_over_empty": [(1, 0.9), (2, 0.5)]}
+    text = write_report(image, scan, tmp_path / "page.html", history=history).read_text(encoding="utf-8")
+    for words in (
+        "overlap: 1 − step / probe diameter",
+        "photons per frame, mean",
+        "lowest position (y, x) (px)",
+        "misfit relative to that of an empty sample",
+        "contrast of the predicted patches",
+        "It is 0.7 here. Below 1, object and probe have enough unknowns to follow a part of the noise",
+        "The square in the corner is one frame",
+        "given scan position",
+    ):
+        assert words in text, words
+    assert "photons mean" not in text
+    # A scan without misfits above the noise is not accused of it.
+    fair = dataclasses.replace(image, history={"misfit": [1.4, 1.0]})
+    assert "It is" not in write_report(fair, scan, tmp_path / "fair.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.contract("report.explained")
+@pytest.mark.parametrize(("pixel_m", "unit"), [(None, "px"), (1e-8, "nm")])
+def test_scan_positions_have_axes_with_units(pixel_m: float | None, unit: str) -> None:
+    given = np.array([[20.0, 30.0], [20.0, 70.0], [50.0, 30.0]])
+    drawn, _ = draw_positions_svg(given, None, 16, pixel_m)
+    assert f"x ({unit})" in drawn
+    assert f"y ({unit}), down" in drawn
+    ticks = [float(tick) for tick in re.findall(r'class="mid"[^>]*>([\d.]+)<', drawn)]
+    low, high = (edge * (1.0 if pixel_m is None else pixel_m / 1e-9) for edge in (22.0, 78.0))
+    assert len(ticks) >= 3
+    assert low <= min(ticks) < max(ticks) <= high
+    # All dots lie inside of the axes.
+    left, top, bottom, right = map(
+        float, re.search(r'class="axis" d="M([\d.]+) ([\d.]+)V([\d.]+)H([\d.]+)"', drawn).groups()
+    )  # type: ignore[union-attr]
+    dots = re.search(r'class="dots c1"[^>]* d="([^"]*)"', drawn)
+    assert dots is not None
+    for x, y in re.findall(r"M([\d.]+) ([\d.]+)h0", dots[1]):
+        assert left < float(x) < right
+        assert top < float(y) < bottom
+
+
+@pytest.mark.contract("report.explained")
+def test_a_curve_that_hardly_changes_does_not_fill_the_figure() -> None:
+    flat = Series(name="flat", x=np.array([1.0, 2.0]), y=np.array([1.0, 1.00001]))
+    drawn = draw_curves_svg([flat], "epoch", "misfit")
+    path = re.search(r'class="line c1" d="M[\d.]+ ([\d.]+)L[\d.]+ ([\d.]+)"', drawn)
+    assert path is not None
+    assert abs(float(path[1]) - float(path[2])) < 1

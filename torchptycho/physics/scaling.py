@@ -33,6 +33,8 @@ __all__ = [
 Number = TypeVar("Number", float, Tensor)
 
 _MIN_SEEN_FRACTION = 1e-6
+# Power of a probe that is not refined, relative to the photons of a mean frame, within which it is taken as known.
+_MIN_FIXED_POWER, _MAX_FIXED_POWER = 0.95, 20.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,17 +140,23 @@ def compute_gauge_factor(
     return math.sqrt(photons_per_frame / power)
 
 
-def compute_probe_factor(scan: Scan, scaling: Scaling) -> float:
+def compute_probe_factor(scan: Scan, scaling: Scaling, *, probe_is_fixed: bool = False) -> float:
     """Compute the factor that brings a scan's probe to the counts gauge at this scaling.
+
+    Arguments:
+        probe_is_fixed: the probe is not refined. One whose power can be the incident photons of the frames is taken as
+            it is, because an object that absorbs leaves fewer of them than it receives.
 
     Raises:
         ScanError: the probe's far field misses the good pixels.
     """
     if not scan.probe_is_calibrated:
         try:
-            return compute_gauge_factor(
+            factor = compute_gauge_factor(
                 torch.from_numpy(scan.probe), scaling.photons_per_frame, torch.from_numpy(scan.mask), scan.geometry
             )
+            is_plausible = _MIN_FIXED_POWER <= factor**-2 <= _MAX_FIXED_POWER
+            return 1.0 if probe_is_fixed and scan.domain == "counts" and is_plausible else factor
         except ValueError as error:
             raise ScanError(
                 scan.source,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import subprocess
 import sys
 import zipfile
@@ -215,31 +214,18 @@ def test_frames_by_slice_and_by_indices(tmp_path: Path, compressed: bool, cut: s
     ("dtype", "stated", "asked", "domain"),
     [
         ("u2", None, None, "counts"),
-        ("f4", None, None, "amplitude"),
+        ("f4", None, None, "counts"),
         ("f4", "counts", None, "counts"),
         ("u2", "amplitude", None, "amplitude"),
         ("f4", "amplitude", "counts", "counts"),
     ],
 )
-def test_domain_by_argument_then_metadata_then_dtype(
+def test_domain_by_argument_then_metadata_then_values(
     tmp_path: Path, dtype: str, stated: str | None, asked: Any, domain: str
 ) -> None:
     frames = arrays()["diffraction"].astype(dtype)
     path = saved(tmp_path / "scan.npz", diffraction=frames, _metadata=json_array(domain=stated) if stated else None)
     assert read_scan(path, domain=asked).domain == domain
-
-
-@pytest.mark.contract("files.read.domain-warning")
-def test_whole_floats_warn_that_they_look_like_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    counts = arrays()["diffraction"].astype(np.float32)
-    with caplog.at_level(logging.WARNING):
-        read_scan(saved(tmp_path / "amplitude.npz", diffraction=np.sqrt(counts)))
-        read_scan(saved(tmp_path / "said.npz", diffraction=counts), domain="counts")
-    assert not caplog.records
-    with caplog.at_level(logging.WARNING):
-        read_scan(saved(tmp_path / "doubtful.npz", diffraction=counts))
-    assert "doubtful.npz" in caplog.text
-    assert "--domain counts" in caplog.text
 
 
 @pytest.mark.contract("files.read.canonical")

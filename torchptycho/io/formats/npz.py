@@ -16,6 +16,7 @@ from torchptycho.core.errors import ScanError
 from torchptycho.core.geometry import Geometry
 from torchptycho.core.scan import Frames
 from torchptycho.io.checks import check_frame_shape
+from torchptycho.io.domain_inference import infer_domain
 from torchptycho.io.frame_positions import arrange_positions
 from torchptycho.io.frames.frame_stacks import open_stack, select_frames
 from torchptycho.io.frames.views import get_lead_shape
@@ -35,7 +36,6 @@ RESERVED = (
     "format_version", "propagation", *LENGTHS,
 )  # fmt: skip
 _FRAMES_KEYS = ("diffraction", "diff3d")
-_SAMPLED_PX = 2**20
 _log = logging.getLogger(__name__)
 
 
@@ -72,9 +72,9 @@ def read_npz(path: Path, config: ReadConfig) -> RawScan:
     rows = resolve_rows(path, member.key, n_in_file, frames)
     stack = select_frames(in_file, rows)
     own_sense = config.mask_sense if config.mask is None else "auto"
-    own_probe, probe_notes = None, list[str]()
+    own_probe, more_notes = None, list[str]()
     if config.probe is None and "probeGuess" in archive:
-        own_probe = load_probe(archive, "probeGuess", height if height == width else None, probe_notes)
+        own_probe = load_probe(archive, "probeGuess", height if height == width else None, more_notes)
     elif config.probe is None and not config.guess_probe:
         raise archive.make_missing_error(
             "probeGuess", f"the probe, ({height}, {height}) complex", f"Or give {PROBE_REMEDY}"
@@ -84,7 +84,7 @@ def read_npz(path: Path, config: ReadConfig) -> RawScan:
         format="NPZ",
         frames=stack,
         rows=rows,
-        domain=_choose_domain(path, member.key, config.domain, metadata, stack),
+        domain=_choose_domain(path, member.key, config.domain, metadata, stack, more_notes),
         positions=align_to_frames(path, "', '".join(reversed(keys)), positions_px, n_in_file, rows, config),
         unit=unit,
         position_keys=keys,
@@ -105,7 +105,7 @@ def read_npz(path: Path, config: ReadConfig) -> RawScan:
             f"frames in '{member.key}', axis {axis} counts them",
             f"positions in {keys[0]}, {keys[1]}, in {'object pixels' if is_pixels(unit) else unit}",
             "_metadata is there" if metadata else "no _metadata",
-            *probe_notes,
+            *more_notes,
         ),
     )
 
@@ -344,7 +344,9 @@ def _parse_unit(path: Path, metadata: dict[str, Any]) -> str | None:
     return unit
 
 
-def _choose_domain(path: Path, key: str, asked: Domain | None, metadata: dict[str, Any], stack: Frames) -> Domain:
+def _choose_domain(
+    path: Path, key: str, asked: Domain | None, metadata: dict[str, Any], stack: Frames, notes: list[str]
+) -> Domain:
     stated = asked or metadata.get("domain")
     if stated is not None:
         if stated not in ("counts", "amplitude"):
@@ -358,17 +360,18 @@ def _choose_domain(path: Path, key: str, asked: Domain | None, metadata: dict[st
         return cast(Domain, stated)
     if stack.dtype.kind in "iu":
         return "counts"
-    few = max(1, min(stack.shape[0], _SAMPLED_PX // (stack.shape[1] * stack.shape[2])))
-    first = next(stack.chunks(few))
-    with np.errstate(invalid="ignore"):
-        whole = bool((first == np.round(first)).all()) and bool((first > 1).any())
-    if whole:
+    domain, why, certain = infer_domain(stack)
+    other = "amplitude" if domain == "counts" else "counts"
+    notes.append(f"frames taken as {domain}: {why}")
+    if not certain:
         _log.warning(
-            "%s: '%s' is %s and is taken as amplitude, by the file contract, but the first %d frames hold whole "
-            "numbers, as counts do. If they are counts, say so with --domain counts.",
+            "%s: '%s' is %s without a stated domain and is taken as %s: %s. If it holds %s, use --domain %s.",
             path,
             key,
             stack.dtype,
-            len(first),
+            domain,
+            why,
+            other,
+            other,
         )
-    return "amplitude"
+    return domain

@@ -44,7 +44,15 @@ def initialize_state(
     if probe is None and start is not None and start.probe is not None:
         probe = start.probe
     if probe is None:
-        modes = torch.from_numpy(scan.probe) * compute_probe_factor(scan, problem.scaling)
+        factor = compute_probe_factor(scan, problem.scaling, probe_is_fixed=not config.probe_update)
+        modes = torch.from_numpy(scan.probe) * factor
+        if not config.probe_update and not scan.probe_is_calibrated:
+            _log.warning(
+                "%s: the probe is not refined; its power is %s. The entry \"probe_is_calibrated\": true in '_metadata' "
+                "of an NPZ states that it is known.",
+                scan.source,
+                "taken as known" if factor == 1.0 else f"scaled by {factor**2:.4g} to the photons of a mean frame",
+            )
     else:
         modes = torch.from_numpy(np.ascontiguousarray(probe))
     if modes.shape[-2:] != (problem.n_px, problem.n_px):

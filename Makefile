@@ -107,7 +107,7 @@ bench-network-or-iteration: $(VENV)/.installed
 
 # The weights that the package ships: hours of simulation and training; runs/prior is resumed when it exists.
 prior: $(VENV)/.installed
-	$(BIN)/torchptycho pretrain --out runs/prior --minutes 80 $(if $(wildcard runs/prior/prior.ckpt),--resume)
+	$(BIN)/torchptycho pretrain --out runs/prior --minutes 74 $(if $(wildcard runs/prior/prior.ckpt),--resume)
 	cp runs/prior/prior.safetensors torchptycho/models/prior/prior.safetensors
 
 # An hour on 2 cores.

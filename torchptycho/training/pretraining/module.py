@@ -40,7 +40,7 @@ class PretrainingConfig:
     """Of AdamW, after the warm-up and before the cooldown."""
     warmup_steps: Count = 100
     """Steps in which the learning rate rises."""
-    cooldown: Annotated[float, Field(gt=0, le=1)] = 0.35
+    cooldown: Annotated[float, Field(gt=0, le=1)] = 0.6
     """Last part of the training, in which the learning rate falls to zero."""
     weight_decay: NonNegative = 1e-4
     """Of AdamW."""

@@ -44,9 +44,8 @@ def test_other_dose_is_reported_while_frames_come(
     )
     watching.start()
     try:
-        until(
-            lambda: "times as bright" in (out / "status.json").read_text() if (out / "status.json").exists() else False
-        )
+        file = out / "status.json"
+        until(lambda: file.exists() and "times as bright" in file.read_text())
         status = json.loads(file.read_text())
     finally:
         stop.set()

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from torchptycho.core.config.read import ReadConfig
 from torchptycho.core.errors import ScanError
 from torchptycho.core.scan import Frames
 from torchptycho.io.frames.frame_stacks import ViewFrames, open_stack
-from torchptycho.io.frames.hdf5_frames import open_hdf5_stack
+from torchptycho.io.frames.hdf5_series import open_hdf5_series
 from torchptycho.io.frames.tiff_frames import is_tiff, list_numbered_files, open_tiff_stack
 from torchptycho.io.storage.archive import Member, NpzArchive, convert_zip_errors, is_zip, read_array_header
 from torchptycho.io.storage.file_access import read_head
@@ -87,11 +88,12 @@ class ArrayRef:
         with open_hdf5(self.path) as file:
             return read_unit(self._find_dataset(file), self.path)
 
-    def open_frames(self, axes: str = "myx") -> Frames:
-        """Open the frames of a stack, which stay in their file.
+    def open_frames(self, axes: str = "myx", config: ReadConfig = ReadConfig()) -> Frames:  # noqa: B008 -- frozen
+        """Open the frames of a stack, or of several in HDF5, which stay in their files.
 
         Arguments:
             axes: their order in the file: m counts the frames, y the rows, x the columns.
+            config: says which frames are wanted; the others need not be there.
 
         Raises:
             ScanError: it is not there, or no stack of real frames.
@@ -123,7 +125,7 @@ class ArrayRef:
             )
         if is_hdf5(head):
             with open_hdf5(self.path) as file:
-                return open_hdf5_stack(self._find_dataset(file), self.path, self.key, axes)
+                return open_hdf5_series(file, self.path, self.key, axes, config)
         if is_zip(head):
             archive = self._open_archive()
             member = archive.inspect_member(self.key)

@@ -15,7 +15,14 @@ from torchptycho.io.detector_codes import reaches_saturation
 from torchptycho.io.frames.frame_stacks import count_frames_in, random_access_is_slow
 from torchptycho.io.frames.views import PickedFrames
 
-__all__ = ["FrameSurvey", "compute_mean_pattern", "estimate_beam_center_px", "estimate_probe", "survey_frames"]
+__all__ = [
+    "FrameSurvey",
+    "compute_mean_pattern",
+    "estimate_beam_center_px",
+    "estimate_probe",
+    "fill_masked",
+    "survey_frames",
+]
 
 _CHUNK_BYTES = 16 * 2**20
 _MAX_SAMPLED_FRAMES = 64
@@ -103,6 +110,22 @@ def estimate_beam_center_px(pattern: Float64[np.ndarray, "h w"], bad: Bool[np.nd
         return pattern.shape[0] / 2, pattern.shape[1] / 2
     rows, columns = np.indices(pattern.shape)
     return float((weight * rows).sum() / total), float((weight * columns).sum() / total)
+
+
+def fill_masked(pattern: Float64[np.ndarray, "n n"], mask: Bool[np.ndarray, "n n"]) -> Float64[np.ndarray, "n n"]:
+    """Replace what a mean pattern has under a mask, such as codes of the detector, by the nearest good pixels.
+
+    Arguments:
+        mask: True where the pixel can be trusted; somewhere at least.
+    """
+    if mask.all():
+        return pattern
+    from scipy.ndimage import distance_transform_edt, gaussian_filter
+
+    nearest = distance_transform_edt(~mask, return_distances=False, return_indices=True)
+    filled = pattern[tuple(nearest)]
+    # Where two edges of a gap meet, their mean.
+    return np.where(mask, pattern, gaussian_filter(filled, 1.0))
 
 
 def estimate_probe(

@@ -19,7 +19,13 @@ from torchptycho.io.detector_images import load_detector_image, load_detector_ma
 from torchptycho.io.field import check_field, refuse_outliers
 from torchptycho.io.frame_positions import place_on_raster
 from torchptycho.io.frames.processing import ProcessedFrames, Processing, resample_probe
-from torchptycho.io.guesses import compute_mean_pattern, estimate_beam_center_px, estimate_probe, survey_frames
+from torchptycho.io.guesses import (
+    compute_mean_pattern,
+    estimate_beam_center_px,
+    estimate_probe,
+    fill_masked,
+    survey_frames,
+)
 from torchptycho.io.masks import check_masked_part
 from torchptycho.io.near_field_reading import (
     estimate_near_field_probe,
@@ -299,7 +305,8 @@ def _build_probe(
                 remedy="Give --energy-eV, --distance-m and --detector-pixel-m.",
             )
         notes.append(f"{PROBE_GUESSED} from the mean pattern, {config.probe_defocus_m:g} m from the focus")
-        return estimate_probe(compute_mean_pattern(scan.frames, scan.domain), scan.geometry, config.probe_defocus_m)
+        pattern = fill_masked(compute_mean_pattern(scan.frames, scan.domain), scan.mask)
+        return estimate_probe(pattern, scan.geometry, config.probe_defocus_m)
     size = probe.modes.shape[-1]
     if config.probe is None and size == n_px:
         return probe.modes

@@ -68,7 +68,7 @@ def read_cxi(path: Path, config: ReadConfig) -> RawScan:
                 found="no such dataset",
                 remedy="Perhaps it is a reconstruction; name the file with the frames.",
             )
-        in_file = open_hdf5_stack(dataset, path, key)
+        in_file = open_hdf5_stack(dataset, path, key, config=config)
         notes.append(
             f"frames in {key}, {dataset.shape} {dataset.dtype}" + _describe_storage(dataset, len(in_file.files))
         )

@@ -39,7 +39,7 @@ def read_mapped(path: Path, config: ReadConfig, mapping: MappingConfig) -> RawSc
 
     cut = parse_frame_slice(config.frames)
     frames_at = place(mapping.frames)
-    stack = frames_at.open_frames(mapping.frames_axes)
+    stack = frames_at.open_frames(mapping.frames_axes, config)
     given, keys, unit = _read_places(place, path, config, mapping, stack)
     stack, positions = arrange_positions(path, stack, given, keys, config, _count_energies(place, config, mapping))
     m = stack.shape[0]

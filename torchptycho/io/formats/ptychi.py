@@ -45,7 +45,7 @@ def read_ptychi(path: Path, config: ReadConfig) -> RawScan:
     frames_path, parameters_path = _find_pair(path)
     cut = parse_frame_slice(config.frames)
     with open_hdf5(frames_path) as file:
-        stack = open_hdf5_stack(find_dataset(file, frames_path, "dp"), frames_path, "dp")
+        stack = open_hdf5_stack(find_dataset(file, frames_path, "dp"), frames_path, "dp", config=config)
     rows = resolve_rows(frames_path, "dp", stack.shape[0], cut)
     notes: list[str] = []
     with open_hdf5(parameters_path) as file:

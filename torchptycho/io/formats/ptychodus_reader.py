@@ -150,7 +150,7 @@ def _open_frames(
                     found="no such dataset",
                     remedy="Name a diffraction file of Ptychodus with --diffraction FILE.",
                 )
-            stack = open_hdf5_stack(node, file_path, "patterns")
+            stack = open_hdf5_stack(node, file_path, "patterns", config=config)
             sizes = [read_attribute(node, file_path, f"detector_pixel_{name}_m") for name in ("height", "width")]
             pixel_m = float(sizes[0]) if isinstance(sizes[0], int | float) and sizes[0] > 0 else None
             index_node, bad_node = find_dataset(file, file_path, "indexes"), find_dataset(file, file_path, "bad_pixels")
@@ -170,7 +170,7 @@ def _open_frames(
             node = find_dataset(file, path, "raw_data/diffraction")
             if node is not None:
                 notes.append("frames in its group raw_data")
-                stack = open_hdf5_stack(node, path, "raw_data/diffraction")
+                stack = open_hdf5_stack(node, path, "raw_data/diffraction", config=config)
                 index_node = find_dataset(file, path, "probe_position_indexes")
                 indexes = load_array(index_node, path, "probe_position_indexes")
                 same = len(indexes) == stack.shape[0]

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from torchptycho.core.config.read import ReadConfig, parse_frame_slice
 from torchptycho.core.errors import ScanError
 from torchptycho.io.storage.hdf5 import convert_hdf5_errors, open_hdf5
-from torchptycho.io.storage.hdf5_datasets import check_dataset
+from torchptycho.io.storage.hdf5_datasets import FrameRequest, check_dataset
 
 __all__ = ["Hdf5Frames", "open_hdf5_stack"]
 
@@ -126,16 +127,27 @@ class Hdf5Frames:
             return np.concatenate(parts)
 
 
-def open_hdf5_stack(dataset: Any, path: Path, key: str, axes: str = "myx") -> Hdf5Frames:
+def open_hdf5_stack(
+    dataset: Any, path: Path, key: str, axes: str = "myx", config: ReadConfig | None = None
+) -> Hdf5Frames:
     """Open the frames of a dataset, without reading them.
 
     Arguments:
         axes: order of the axes of a 3-D dataset: m counts the frames, y the rows, x the columns.
+        config: says which frames are wanted; the others need not have been written. None wants all.
 
     Raises:
         ScanError: not a stack of real frames, or see `check_dataset`.
     """
-    files = check_dataset(dataset, path, key)
+    wanted = None
+    if config is not None and dataset.shape is not None and len(dataset.shape) > 2:
+        lead = (axes.index("m"),) if len(dataset.shape) == 3 else tuple(range(len(dataset.shape) - 2))
+        m = math.prod(dataset.shape[axis] for axis in lead)
+        wanted = FrameRequest(lead, range(m))
+        if config.energy_index is None:
+            rows = range(m)[parse_frame_slice(config.frames) or slice(None)]
+            wanted = FrameRequest(lead, rows, frozenset(frame for frame in config.drop_frames if frame in rows))
+    files = check_dataset(dataset, path, key, wanted=wanted)
     shape = tuple(int(length) for length in dataset.shape)
     if len(shape) < 3 or (len(shape) > 3 and axes != "myx"):
         raise ScanError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from torchptycho.core.errors import ScanError
 from torchptycho.io.storage.hdf5 import convert_hdf5_errors, find_dataset, open_hdf5
 from torchptycho.io.storage.hdf5_chunks import find_chunk_fault
 
-__all__ = ["check_dataset", "load_array", "load_complex", "load_number", "load_text"]
+__all__ = ["FrameRequest", "check_dataset", "load_array", "load_complex", "load_number", "load_text"]
 
 
 # Deflate compresses at most 1032:1; other filters may compress more, so small arrays are always accepted.
@@ -25,12 +27,32 @@ _SMALL_BYTES = 64 * 2**20
 _MAX_VIRTUAL_DEPTH = 4
 
 
+_MAX_COUNTED_FRAMES = 10_000_000
+
+
 # h5py itself turns pairs named r, i into complex numbers.
 _COMPLEX_NAMES = (("real", "imag"), ("re", "im"), ("r", "i"), ("real", "imaginary"))
 
 
-def check_dataset(dataset: Any, path: Path, key: str, depth: int = 0) -> list[Path]:
+@dataclasses.dataclass(frozen=True)
+class FrameRequest:
+    """The frames of a stack that are wanted, so that the others need not have been written.
+
+    Arguments:
+        axes: of the dataset, that count its frames in C order.
+        rows: numbers of the frames, without `dropped`.
+    """
+
+    axes: tuple[int, ...]
+    rows: range
+    dropped: frozenset[int] = frozenset()
+
+
+def check_dataset(dataset: Any, path: Path, key: str, depth: int = 0, wanted: FrameRequest | None = None) -> list[Path]:
     """Refuse a dataset that cannot hold what it claims.
+
+    Arguments:
+        wanted: the part of it that is read; None for all.
 
     Returns:
         the files that its values come from.
@@ -57,7 +79,7 @@ def check_dataset(dataset: Any, path: Path, key: str, depth: int = 0) -> list[Pa
             )
         file_path = Path(dataset.file.filename)
         if dataset.is_virtual:
-            return [file_path, *_check_virtual(dataset, file_path, path, key, depth)]
+            return [file_path, *_check_virtual(dataset, file_path, path, key, depth, wanted)]
         stored, claimed = dataset.id.get_storage_size(), math.prod(shape) * dataset.dtype.itemsize
         on_disk = file_path.stat().st_size
         if stored > on_disk:
@@ -66,26 +88,74 @@ def check_dataset(dataset: Any, path: Path, key: str, depth: int = 0) -> list[Pa
             if stored < claimed:
                 raise _make_unwritten_error(path, key, f"{stored} of {claimed} bytes")
             return [file_path]
-        _check_chunks(dataset, path, key, stored, on_disk, file_path)
+        _check_chunks(dataset, path, key, stored, file_path, wanted)
         return [file_path]
 
 
-def _check_chunks(dataset: Any, path: Path, key: str, stored: int, on_disk: int, file_path: Path) -> None:
+def _check_chunks(
+    dataset: Any, path: Path, key: str, stored: int, file_path: Path, request: FrameRequest | None
+) -> None:
+    on_disk = file_path.stat().st_size
     counts = [-(-length // chunk) for length, chunk in zip(dataset.shape, dataset.chunks, strict=True)]
     wanted, written = math.prod(counts), dataset.id.get_num_chunks()
     if written < wanted:
-        raise _make_unwritten_error(path, key, f"{written} of {wanted} pieces")
+        if request is None:
+            raise _make_unwritten_error(path, key, f"{written} of {wanted} pieces")
+        m = math.prod(dataset.shape[axis] for axis in request.axes)
+        _check_written(_find_written_frames(dataset, counts, request), m, path, key, request)
     chunk_bytes = math.prod(dataset.chunks) * dataset.dtype.itemsize
     if chunk_bytes > max(_SMALL_BYTES, _MAX_RATIO * on_disk):
         raise _make_size_error(path, key, f"a file that warrants pieces of {chunk_bytes} bytes", f"{on_disk} bytes")
     fault = find_chunk_fault(dataset, file_path, chunk_bytes)
     if fault is not None:
         raise _make_size_error(path, key, "whole pieces", fault)
-    if not dataset.id.get_create_plist().get_nfilters() and stored < wanted * chunk_bytes:
-        raise _make_size_error(path, key, f"{wanted * chunk_bytes} bytes", f"{stored}")
+    if not dataset.id.get_create_plist().get_nfilters() and stored < written * chunk_bytes:
+        raise _make_size_error(path, key, f"{written * chunk_bytes} bytes", f"{stored}")
 
 
-def _check_virtual(dataset: Any, file_path: Path, path: Path, key: str, depth: int) -> list[Path]:
+def _find_written_frames(dataset: Any, counts: list[int], request: FrameRequest) -> np.ndarray:
+    """Find the frames all of whose pieces are in the file, in memory for these alone: a file may claim any number."""
+    axes = request.axes
+    pieces: Counter[tuple[int, ...]] = Counter()
+
+    def count(piece: Any) -> None:
+        pieces[tuple(int(piece.chunk_offset[axis]) for axis in axes)] += 1
+
+    dataset.id.chunk_iter(count)
+    per_block = math.prod(counts) // math.prod(counts[axis] for axis in axes)
+    lead = [dataset.shape[axis] for axis in axes]
+    found = [np.zeros(0, np.int64)]
+    for first, n in pieces.items():
+        if n == per_block:
+            ends = [min(at + dataset.chunks[axis], dataset.shape[axis]) for at, axis in zip(first, axes, strict=True)]
+            block = np.meshgrid(*(np.arange(at, end) for at, end in zip(first, ends, strict=True)), indexing="ij")
+            found.append(np.ravel_multi_index([axis.reshape(-1) for axis in block], lead))
+    return np.sort(np.concatenate(found))
+
+
+def _check_written(written: np.ndarray, n_frames: int, path: Path, key: str, request: FrameRequest) -> None:
+    """Check that all frames that are wanted are among those that were written, which are in order."""
+    rows = request.rows
+    if len(rows) - len(request.dropped) <= len(written):
+        wanted = np.setdiff1d(np.arange(rows.start, rows.stop, rows.step), list(request.dropped))
+        if np.isin(wanted, written).all():
+            return
+    n = len(written)
+    gaps = np.flatnonzero(written != np.arange(n))
+    first = int(gaps[0]) if len(gaps) else n
+    remedy = f"Take what is there with --frames :{n}." if first == n > 1 else "Leave the others out with --drop-frames."
+    raise ScanError(
+        path,
+        key,
+        expected="all of the frames",
+        found=f"{n} of {n_frames} frames: frame {first} (counted from 0) was never written",
+        remedy=f"{remedy} While the scan goes on, wait until it is complete.",
+    )
+
+
+def _check_virtual(
+    dataset: Any, file_path: Path, path: Path, key: str, depth: int, request: FrameRequest | None
+) -> list[Path]:
     if depth >= _MAX_VIRTUAL_DEPTH:
         raise ScanError(
             path,
@@ -96,6 +166,9 @@ def _check_virtual(dataset: Any, file_path: Path, path: Path, key: str, depth: i
         )
     files: list[Path] = []
     covered = 0
+    m = 0 if request is None else math.prod(dataset.shape[axis] for axis in request.axes)
+    # What follows keeps an entry for each frame, and a file may claim any number of them.
+    there = None if request is None or m > _MAX_COUNTED_FRAMES else _VirtualCoverage(dataset, request)
     for source in dataset.virtual_sources():
         n_points = source.vspace.get_select_npoints()
         covered = covered + n_points if covered >= 0 and n_points >= 0 else -1
@@ -105,6 +178,9 @@ def _check_virtual(dataset: Any, file_path: Path, path: Path, key: str, depth: i
             continue
         file = file_path if name == "." else file_path.parent / name
         if not file.is_file():
+            if there is not None and not there.needs(source):
+                covered = -1
+                continue
             raise ScanError(
                 path,
                 key,
@@ -112,6 +188,8 @@ def _check_virtual(dataset: Any, file_path: Path, path: Path, key: str, depth: i
                 found="no such file",
                 remedy=f"Put it where {file_path.name} looks for it: {file}. HDF5 would give zeros in its place.",
             )
+        if there is not None:
+            there.add(source, n_points)
         if file not in files:
             files.append(file)
             if file == file_path:
@@ -120,8 +198,38 @@ def _check_virtual(dataset: Any, file_path: Path, path: Path, key: str, depth: i
                 with open_hdf5(file) as opened:
                     _check_source(opened, source.dset_name, path, key, depth)
     if 0 <= covered < math.prod(dataset.shape):
+        if there is not None and request is not None:
+            _check_written(there.find_written_frames(), m, path, key, request)
+            return files
         raise _make_unwritten_error(path, key, f"sources for {covered} of {math.prod(dataset.shape)} values")
     return files
+
+
+class _VirtualCoverage:
+    """Which frames of a virtual dataset have sources."""
+
+    def __init__(self, dataset: Any, request: FrameRequest) -> None:
+        self._lead = tuple(dataset.shape[axis] for axis in request.axes)
+        self._axes, self._wanted = request.axes, np.zeros(math.prod(self._lead), bool)
+        self._wanted[request.rows.start : request.rows.stop : request.rows.step] = True
+        self._wanted[list(request.dropped)] = False
+        self._points = np.zeros(self._lead)
+        self._per_frame = math.prod(dataset.shape) // math.prod(self._lead)
+
+    def _cut(self, source: Any) -> tuple[slice, ...]:
+        first, last = source.vspace.get_select_bounds()
+        return tuple(slice(int(first[axis]), int(last[axis]) + 1) for axis in self._axes)
+
+    def needs(self, source: Any) -> bool:
+        """Return whether a wanted frame comes from a source."""
+        return bool(self._wanted.reshape(self._lead)[self._cut(source)].any())
+
+    def add(self, source: Any, n_points: int) -> None:
+        part = self._points[self._cut(source)]
+        part += n_points / part.size
+
+    def find_written_frames(self) -> np.ndarray:
+        return np.flatnonzero(self._points.reshape(-1) >= self._per_frame)
 
 
 def _check_source(file: Any, name: str, path: Path, key: str, depth: int) -> None:

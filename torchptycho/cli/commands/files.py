@@ -10,7 +10,7 @@ from tyro.conf import Positional
 from torchptycho.cli.base import WritingCommand, require_png
 from torchptycho.core.config import ReadConfig, SimulateConfig, to_dict
 from torchptycho.core.config.read import ScanFormat, TiffDtype
-from torchptycho.core.errors import ConfigError
+from torchptycho.core.errors import ConfigError, ScanError
 from torchptycho.visualization.tables import (
     format_value,
     make_orientation_table,
@@ -56,9 +56,13 @@ class Inspect(WritingCommand):
         from torchptycho.analysis.inspection import inspect_scan
         from torchptycho.io import read_scan
 
-        scan = read_scan(self.scan, self.reading)
-        with self.show_status(f"reading {self.scan}"):
-            summary = inspect_scan(scan)
+        try:
+            scan = read_scan(self.scan, self.reading)
+            with self.show_status(f"reading {self.scan}"):
+                summary = inspect_scan(scan)
+        except ScanError as error:
+            self._print_survey(error)
+            return
         if self.plot:
             from torchptycho.visualization.plot import plot_scan
 
@@ -91,6 +95,32 @@ class Inspect(WritingCommand):
                     "surprise for an orientation and its reverse (both flips): one image is the twin of the other. "
                     "Give a measured probe with --probe FILE, or a cleaner part of the scan with --frames."
                 )
+
+    def _print_survey(self, fault: ScanError) -> None:
+        """Print what is in a file that cannot be read as a scan."""
+        from torchptycho.analysis.file_survey import survey_file
+
+        with self.show_status(f"reading {self.scan}"):
+            survey = survey_file(self.scan, self.reading, fault)
+        if self.json:
+            if survey.summary is None:
+                raise fault
+            self.print_result(survey.to_dict(), json=True)
+            return
+        table = make_table("", "", title=str(self.scan), show_header=False)
+        for name, value in (survey.summary or {}).items():
+            if name not in ("metadata", "notes", "left_out", "near_field"):
+                table.add_row(name, format_value(value))
+        if survey.summary is not None:
+            self.console.print(table)
+        self.console.print("in the file:")
+        for array in survey.arrays:
+            self.console.print(f"  {array}")
+        if survey.summary is None:
+            raise fault
+        for line in (*survey.faults, *survey.needs):
+            self.console.print(f"! {line}")
+        self.console.print("not usable as it is")
 
     def _print_store(self) -> None:
         from torchptycho.data.store import Store

@@ -5,7 +5,7 @@ VENV ?= .venv
 TYPECHECKER := beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-processors docs lint install format parity-table freeze bench-data bench-steps bench-memory bench-refine bench-photon-limit bench-robustness bench-hopeless-fits bench-train bench-stitch bench-reconstruct bench-live bench-convergence bench-generators bench-options bench-network-or-iteration bench-heldout prior fuzz mutate clean
+.PHONY: demo test test-processors docs lint install format parity-table freeze bench-data bench-steps bench-memory bench-refine bench-photon-limit bench-robustness bench-hopeless-fits bench-position-errors bench-train bench-stitch bench-reconstruct bench-live bench-convergence bench-generators bench-options bench-network-or-iteration bench-heldout prior fuzz mutate clean
 
 demo: $(VENV)/.installed
 	$(BIN)/torchptycho demo --out demo --overwrite
@@ -75,6 +75,10 @@ bench-robustness: $(VENV)/.installed
 # Half an hour on 2 cores.
 bench-hopeless-fits: $(VENV)/.installed
 	$(BIN)/python benchmarks/hopeless_fits.py
+
+# Half an hour on 2 cores.
+bench-position-errors: $(VENV)/.installed
+	$(BIN)/python benchmarks/position_errors.py
 
 # Needs 2 GB of disk where temporary files are.
 bench-data: $(VENV)/.installed-test

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
+from jaxtyping import Float32
+from scipy.ndimage import label
+
+from torchptycho.core.reconstruction import MIN_COVERAGE
 from torchptycho.reconstructors.iterative.fit import EpochFit
 
-__all__ = ["HOPELESS_UNEXPLAINED", "compute_unexplained", "judge_fit", "summarize_fit"]
+__all__ = ["HOPELESS_UNEXPLAINED", "compute_unexplained", "judge_fit", "judge_illumination", "summarize_fit"]
 
 HOPELESS_UNEXPLAINED = 0.2
 """Part of the frames' differences that a fit leaves when the scan was read wrongly.
@@ -16,6 +21,10 @@ photon noise does not hide them (benchmarks/hopeless_fits.py).
 # A fit that has just begun is far from the counts whatever it is going to be, and one that still gains this much in as
 # many epochs may come to be right.
 _MIN_EPOCHS, _STILL_FALLING = 10, 0.9
+
+# A fit that leaves less of the frames' differences has found its probe, however small it is. Otherwise a probe that
+# fills less than this part of what it began with, or a canvas with this part outside its largest piece, has run away.
+_EXPLAINED, _MIN_AREA_RATIO, _MAX_APART = 0.05, 0.3, 0.1
 
 
 def compute_unexplained(fit: EpochFit, variation: float) -> float:
@@ -47,6 +56,39 @@ def judge_fit(history: dict[str, list[float]], source: str) -> str | None:
         "--orientation), the units of positions, energy and distance, the mask, the domain (--domain), a background "
         "(--background), then at the probe and at position errors (--position-update)."
         + (" It still improves: give it more epochs before that." if falls else "")
+    )
+
+
+def judge_illumination(
+    history: dict[str, list[float]], area_ratio: float, coverage: Float32[np.ndarray, "h w"], source: str
+) -> str | None:
+    """Describe in one line that the probe has run away from the positions, else return None.
+
+    When positions are wrong by much, a probe that has shrunk to a spot fits each frame alone: the frames no longer
+    overlap, and the canvas falls into parts.
+
+    Arguments:
+        area_ratio: pixels that the light of the probe fills, over those that it filled in the beginning.
+        coverage: of the canvas, 1 at its peak.
+    """
+    unexplained = history.get("unexplained", [])
+    if len(unexplained) < _MIN_EPOCHS or unexplained[-1] < _EXPLAINED:
+        return None
+    illuminated = coverage > MIN_COVERAGE
+    parts, n_parts = label(illuminated, np.ones((3, 3)))
+    apart = 0.0 if n_parts < 2 else 1 - float(np.bincount(parts[illuminated]).max()) / float(illuminated.sum())
+    shrunk = area_ratio < _MIN_AREA_RATIO
+    if not shrunk and apart < _MAX_APART:
+        return None
+    faults = []
+    if shrunk:
+        faults.append(f"the probe has shrunk to {area_ratio:.0%} of the area that it began with")
+    if apart >= _MAX_APART:
+        faults.append(f"the illuminated canvas falls into {n_parts} parts")
+    return (
+        f"{source}: {' and '.join(faults)}, as it happens when positions are wrong by much. Refine the positions with "
+        "the probe as it is (--position-update frames --no-probe-update --position-limit-px), correct their unit, or "
+        "give a better probe."
     )
 
 

@@ -6,7 +6,14 @@ import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
-__all__ = ["compute_power", "find_center_of_mass", "find_empty_modes", "orthogonalize_modes", "set_mode_count"]
+__all__ = [
+    "compute_area_px",
+    "compute_power",
+    "find_center_of_mass",
+    "find_empty_modes",
+    "orthogonalize_modes",
+    "set_mode_count",
+]
 
 # Initial fraction of the power in a mode that the scan's probe did not have.
 _NEW_MODE_POWER = 0.02
@@ -18,6 +25,12 @@ _EMPTY_MODE_POWER, _NOISE_EVENNESS = 1e-9, 3.0
 def compute_power(probe: Complex[Tensor, "*p n n"]) -> Float[Tensor, ""]:
     """Compute the photons in all modes."""
     return probe.abs().square().sum()
+
+
+def compute_area_px(probe: Complex[Tensor, "p n n"]) -> Float[Tensor, ""]:
+    """Compute how many pixels the light of all modes fills: (sum I)^2 / sum I^2."""
+    intensity = probe.abs().square().sum(0)
+    return intensity.sum().square() / intensity.square().sum().clamp_min(1e-30)
 
 
 def find_center_of_mass(probe: Complex[Tensor, "p n n"]) -> tuple[float, float]:

@@ -33,7 +33,7 @@ from torchptycho.reconstructors.iterative.initial_state import (
     initialize_state,
     limit_positions,
 )
-from torchptycho.reconstructors.iterative.judgement import compute_unexplained, judge_fit
+from torchptycho.reconstructors.iterative.judgement import compute_unexplained, judge_fit, judge_illumination
 from torchptycho.reconstructors.iterative.position_correction import (
     PositionSteps,
     add_momentum,
@@ -41,7 +41,7 @@ from torchptycho.reconstructors.iterative.position_correction import (
     random_search,
 )
 from torchptycho.reconstructors.iterative.prior_steps import PriorSteps, check_regularization
-from torchptycho.reconstructors.iterative.probe_modes import orthogonalize_modes
+from torchptycho.reconstructors.iterative.probe_modes import compute_area_px, orthogonalize_modes
 from torchptycho.reconstructors.iterative.problem import Problem, open_problem
 from torchptycho.reconstructors.iterative.rpie import compute_frame_misfits, run_epoch
 from torchptycho.reconstructors.iterative.schedule import (
@@ -138,9 +138,10 @@ def refine(
                 on_image(_build_reconstruction(problem, scan, state, settings, False, digest))
 
         complete = _run_epochs(problem, scan, state, settings, report_epoch, state_file, fingerprint)
-        if judge and (fault := judge_fit(state.history, scan.source)) is not None:
+        image = _build_reconstruction(problem, scan, state, settings, complete, digest)
+        for fault in image.provenance["warnings"] if judge else ():
             _log.warning("%s", fault)
-        return _build_reconstruction(problem, scan, state, settings, complete, digest)
+        return image
 
 
 def _can_resume(state_file: str | Path | None, *, resume: bool) -> bool:
@@ -290,6 +291,11 @@ def _build_reconstruction(
     coverage = (illumination / illumination.max()).float().cpu().numpy()
     shifted = torch.fft.fftshift(state.background) if problem.propagator.zero_frequency_first else state.background
     background = shifted.float().cpu().numpy()
+    area_px = float(compute_area_px(state.probe))
+    faults = (
+        judge_fit(state.history, scan.source),
+        judge_illumination(state.history, area_px / state.probe_area_px, coverage, scan.source),
+    )
     provenance: dict[str, Any] = {
         "source": scan.source,
         "frames": scan.n_frames,
@@ -300,7 +306,7 @@ def _build_reconstruction(
         "regularization": state.regularization or {"kind": "none", "strength": 0.0},
         "complete": complete,
         "photons_per_frame": problem.scaling.photons_per_frame,
-        "warnings": [fault] if (fault := judge_fit(state.history, scan.source)) is not None else [],
+        "warnings": [fault for fault in faults if fault is not None],
         "versions": collect_versions(),
         "seconds": round(state.seconds, 3),
     }

@@ -15,11 +15,11 @@ from torch import Tensor
 from torchptycho.core.errors import StoreError
 from torchptycho.io.storage.archive import NpzArchive, write_array
 from torchptycho.io.storage.file_access import dump_json, replace_atomically
-from torchptycho.reconstructors.iterative.probe_modes import compute_power, find_center_of_mass
+from torchptycho.reconstructors.iterative.probe_modes import compute_area_px, compute_power, find_center_of_mass
 
 __all__ = ["RefinementState"]
 
-_FORMAT, _FORMAT_VERSION = "torchptycho-refinement", 4
+_FORMAT, _FORMAT_VERSION = "torchptycho-refinement", 5
 _TENSOR_FIELDS = (
     "object", "probe", "positions_px", "drift_px", "background", "velocity", "anchor", "probe_velocity", "probe_anchor",
 )  # fmt: skip
@@ -42,6 +42,7 @@ class RefinementState:
         probe_velocity, probe_anchor: the same of the probe.
         probe_photons, center_px: photons in all modes of the probe that it began with, and their centre of mass (y, x),
             which the probe keeps.
+        probe_area_px: pixels that the light of the probe filled when it began.
         epoch: finished passes over the frames.
         updates: updates since momentum was last used.
         polishing_since: epoch in which updates began to gather more frames, or None.
@@ -62,6 +63,7 @@ class RefinementState:
     probe_anchor: Complex[Tensor, "p n n"]
     probe_photons: float
     center_px: tuple[float, float]
+    probe_area_px: float
     epoch: int = 0
     updates: int = 0
     polishing_since: int | None = None
@@ -84,6 +86,7 @@ class RefinementState:
             probe_velocity=torch.zeros_like(probe),
             probe_anchor=probe.clone(),
             probe_photons=float(compute_power(probe)),
+            probe_area_px=float(compute_area_px(probe)),
             center_px=find_center_of_mass(probe),
         )
 

@@ -15,7 +15,12 @@ from torchptycho.core.scan import ArrayFrames, Scan
 from torchptycho.data.simulation import simulate
 from torchptycho.reconstructors.iterative import refine, summarize_fit
 from torchptycho.reconstructors.iterative.fit import EpochFit
-from torchptycho.reconstructors.iterative.judgement import HOPELESS_UNEXPLAINED, compute_unexplained, judge_fit
+from torchptycho.reconstructors.iterative.judgement import (
+    HOPELESS_UNEXPLAINED,
+    compute_unexplained,
+    judge_fit,
+    judge_illumination,
+)
 from torchptycho.reconstructors.iterative.problem import measure_variation, open_problem
 
 CONFIG = RefineConfig(epochs=24, batch_size=8, patience=None)
@@ -147,3 +152,29 @@ def test_residual_is_that_of_the_image(method: Any, likelihood: Any) -> None:
 def test_variation_of_equal_frames_is_nothing() -> None:
     pattern = np.arange(16.0).reshape(4, 4)
     assert measure_variation(3 * pattern, 3 * np.sqrt(pattern), 3) < 1e-12
+
+
+@pytest.mark.contract("refine.runaway")
+def test_a_probe_that_shrank_and_a_canvas_in_parts_are_reported() -> None:
+    history = {"unexplained": [0.1] * 12}
+    whole = np.ones((16, 16), np.float32)
+    parts = np.zeros((16, 16), np.float32)
+    parts[1:5, 1:5] = parts[8:12, 8:12] = 1
+    assert judge_illumination(history, 1.0, whole, "scan") is None
+    shrunk, apart = judge_illumination(history, 0.1, whole, "scan"), judge_illumination(history, 1.0, parts, "scan")
+    assert shrunk is not None
+    assert "shrunk to 10% of the area" in shrunk
+    assert apart is not None
+    assert "falls into 2 parts" in apart
+    assert judge_illumination({"unexplained": [0.0] * 12}, 0.1, parts, "scan") is None
+
+
+@pytest.mark.contract("refine.runaway")
+def test_a_runaway_is_recorded(caplog: pytest.LogCaptureFixture) -> None:
+    scan = make_scan(1e7)
+    middle = scan.positions_px.mean(0)
+    apart = dataclasses.replace(scan, positions_px=middle + 20 * (scan.positions_px - middle))
+    with caplog.at_level(logging.WARNING):
+        image = refine(apart, config=dataclasses.replace(CONFIG, epochs=12))
+    assert any("falls into" in warning for warning in image.provenance["warnings"])
+    assert "falls into" in caplog.text

@@ -144,10 +144,10 @@ CASES: dict[str, tuple[dict[str, Any], str, list[str]]] = {
         "diffraction",
         ["counts of at least 0", "negative", "2 frames: 1, 4", "Drop"],
     ),
-    "amplitudes negative": (
+    "floats negative": (
         without(diffraction=changed(FRAMES, "f4", (slice(None), 0, 0), -0.5)),
         "diffraction",
-        ["amplitude of at least 0", "6 frames: 0, 1, 2, 3, 4 and 1 more"],
+        ["counts of at least 0", "6 frames: 0, 1, 2, 3, 4 and 1 more"],
     ),
     "frames all zero": (without(diffraction=0 * FRAMES), "diffraction", ["6 frames", "all zero", "shutter"]),
     "frames all equal": (without(diffraction=0 * FRAMES + FRAMES[0]), "diffraction", ["6 frames", "all equal"]),

@@ -114,7 +114,7 @@ prior: $(VENV)/.installed
 	$(BIN)/torchptycho pretrain --out runs/prior --minutes 74 $(if $(wildcard runs/prior/prior.ckpt),--resume)
 	cp runs/prior/prior.safetensors torchptycho/models/prior/prior.safetensors
 
-# An hour on 2 cores.
+# An hour on 2 idle cores.
 bench-heldout: $(VENV)/.installed
 	$(BIN)/python benchmarks/heldout.py
 

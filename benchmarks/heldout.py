@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from torchptycho.analysis.evaluation import evaluate
+from torchptycho.analysis.evaluation import align_to_truth, evaluate
 from torchptycho.core.config import RefineConfig, SimulateConfig
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.core.scan import Scan
@@ -75,6 +75,13 @@ def refine_from_polishing(scan: Scan, folder: Path, configs: dict[str, RefineCon
     return images
 
 
+def refine_plainly_and_with_prior(scan: Scan) -> dict[str, Reconstruction]:
+    plain = RefineConfig(epochs=EPOCHS, patience=None, regularization="none")
+    with tempfile.TemporaryDirectory() as folder:
+        configs = {"none": plain, "auto": dataclasses.replace(plain, regularization="auto")}
+        return refine_from_polishing(scan, Path(folder), configs)
+
+
 def measure(scan: Scan) -> tuple[dict[str, Any], dict[str, Reconstruction]]:
     plain = RefineConfig(epochs=EPOCHS, patience=None, regularization="none")
     configs = {"none": plain, "auto": dataclasses.replace(plain, regularization="auto")}
@@ -124,17 +131,12 @@ def draw(shown: dict[tuple[str, float], tuple[Scan, dict[str, Reconstruction]]],
                 continue
             scan, images = shown[kind, dose]
             assert scan.truth is not None
-            inside = slice(24, -24)
-            truth = scan.truth[inside, inside]
-            row[0].imshow(np.angle(truth), cmap="gray", vmin=-0.9, vmax=0.9)
+            limits = {"cmap": "gray", "vmin": -0.9, "vmax": 0.9}
             for column, name in enumerate(("none", "auto")):
-                image = images[name]
-                y, x = (24 - start for start in image.origin_px)
-                part = image.object[y : y + len(truth), x : x + len(truth)]
+                pair = align_to_truth(images[name], scan.truth)
+                row[0].imshow(np.angle(np.where(pair.mask, pair.truth, 1)), **limits)
                 axis = row[1 + 2 * number + column]
-                axis.imshow(
-                    np.angle(part * np.exp(-1j * np.angle(np.vdot(truth, part)))), cmap="gray", vmin=-0.9, vmax=0.9
-                )
+                axis.imshow(np.angle(np.where(pair.mask, pair.object, 1)), **limits)
                 if kind == kinds[0]:
                     axis.set_title(f"{name}, {dose:.0e} photons", fontsize=8)
     axes[0][0].set_title("truth", fontsize=8)
@@ -161,6 +163,7 @@ def main() -> None:
     parser.add_argument("--doses", type=float, nargs="+", default=[1e3, 1e4, 1e5, 1e6, 1e9])
     parser.add_argument("--kinds", nargs="+", default=list(KINDS))
     parser.add_argument("--seed", type=int, default=11)
+    parser.add_argument("--pictures", action="store_true", help="draw heldout.png alone, and measure nothing")
     parser.add_argument("--scan", type=Path, help="a scan of counts to thin and refine instead")
     parser.add_argument("--photons", type=float, default=1e4, help="per frame of the thinned scan")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
@@ -174,6 +177,11 @@ def main() -> None:
     for dose in options.doses:
         for kind in options.kinds:
             scan = make_scan(kind, dose, options.seed)
+            if options.pictures:
+                if kind in SHOWN and dose in SHOWN_DOSES:
+                    shown[kind, dose] = scan, refine_plainly_and_with_prior(scan)
+                    draw(shown, options.out / "heldout.png")
+                continue
             row, images = measure(scan)
             rows.append({"dose": dose, "kind": kind} | row)
             print(" ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in rows[-1].values()), flush=True)

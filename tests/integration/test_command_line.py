@@ -320,7 +320,7 @@ class TestRefine:
         answer = command("refine", tiny_scan, "--out", out, "--epochs", "20", "--swap-xy", "--json", "--report")
         assert answer.code == 0
         told = json.loads(answer.out)
-        (warning,) = told["warnings"]
+        warning, *_ = told["warnings"]
         assert warning.startswith(f"{tiny_scan}: the fit leaves ")
         assert told["unexplained"] > 0.2
         assert 0 < told["residual"] < 1

@@ -90,7 +90,7 @@ def test_exchanged_axes_are_reported(photons: float, caplog: pytest.LogCaptureFi
     scan = exchange_axes(make_scan(photons))
     with caplog.at_level(logging.WARNING):
         image = refine(scan, config=CONFIG)
-    (warning,) = image.provenance["warnings"]
+    warning, *_ = image.provenance["warnings"]
     assert warning in caplog.text
     for word in ("orientation", "units", "mask", "domain", "background", f"after {CONFIG.epochs} epochs"):
         assert word in warning

@@ -52,9 +52,8 @@ def judge_fit(history: dict[str, list[float]], source: str) -> str | None:
     return (
         f"{source}: the fit leaves {unexplained[-1]:.0%} of the differences between the frames unexplained, beyond "
         f"photon noise (misfit {history['misfit'][-1]:.4g} after {len(unexplained)} epochs); above "
-        f"{HOPELESS_UNEXPLAINED:.0%} the scan is not what it is taken for. Look first at the orientation (inspect "
-        "--orientation), the units of positions, energy and distance, the mask, the domain (--domain), a background "
-        "(--background), then at the probe and at position errors (--position-update)."
+        f"{HOPELESS_UNEXPLAINED:.0%} the scan is not what it is taken for. Look first at the orientation, the units of "
+        "positions, energy and distance, the mask, the domain, a background, then at the probe and at position errors."
         + (" It still improves: give it more epochs before that." if falls else "")
     )
 
@@ -87,8 +86,7 @@ def judge_illumination(
         faults.append(f"the illuminated canvas falls into {n_parts} parts")
     return (
         f"{source}: {' and '.join(faults)}, as it happens when positions are wrong by much. Refine the positions with "
-        "the probe as it is (--position-update frames --no-probe-update --position-limit-px), correct their unit, or "
-        "give a better probe."
+        "the probe fixed first, correct their unit, or give a better probe."
     )
 
 

@@ -113,7 +113,9 @@ class Refine(RefinementCommand):
         fit = ""
         if misfit:
             left = image.history["unexplained"][-1]
-            fit = f"misfit {misfit[-1]:.4g} (1 is the photon noise; {left:.1%} of the frames' differences unexplained) "
+            fit = (
+                f"misfit {misfit[-1]:.4g} (1 is photon noise; {left:.1%} of the variation between frames unexplained) "
+            )
         report = summarize_image(image, self.out, picture, page, tiff)
         prior = describe_regularization(image)
         regularization = image.provenance["regularization"]

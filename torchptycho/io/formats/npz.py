@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 from pathlib import Path
@@ -13,28 +12,20 @@ import numpy as np
 from torchptycho.core.config.base import Domain
 from torchptycho.core.config.read import MaskSense, ReadConfig, parse_frame_slice
 from torchptycho.core.errors import ScanError
-from torchptycho.core.geometry import Geometry
 from torchptycho.core.scan import Frames
 from torchptycho.io.checks import check_frame_shape
 from torchptycho.io.domain_inference import infer_domain
+from torchptycho.io.formats.npz_metadata import FORMAT, RESERVED, parse_geometry, parse_unit, refuse_newer_format
 from torchptycho.io.frame_positions import arrange_positions
 from torchptycho.io.frames.frame_stacks import open_stack, select_frames
 from torchptycho.io.frames.views import get_lead_shape
 from torchptycho.io.probe_files import PROBE_REMEDY, load_probe
-from torchptycho.io.raw_scan import RawScan, align_to_frames, build_geometry, resolve_rows
+from torchptycho.io.raw_scan import RawScan, align_to_frames, resolve_rows
 from torchptycho.io.storage.archive import Member, NpzArchive, is_zip
 from torchptycho.io.units import choose_unit, is_pixels
 
-__all__ = ["FORMAT", "FORMAT_VERSION", "LENGTHS", "RESERVED", "has_frames", "read_npz", "sniff_npz"]
+__all__ = ["has_frames", "read_npz", "sniff_npz"]
 
-FORMAT, FORMAT_VERSION = "torchptycho-scan", 1
-LENGTHS = tuple(Geometry().lengths)
-# Entries of `_metadata` that become fields of the scan and are removed, so that they cannot contradict the fields
-# later.
-RESERVED = (
-    "domain", "probe_is_calibrated", "frames_axis", "positions_unit", "particle", "wavelength_m", "format",
-    "format_version", "propagation", *LENGTHS,
-)  # fmt: skip
 _FRAMES_KEYS = ("diffraction", "diff3d")
 _log = logging.getLogger(__name__)
 
@@ -58,13 +49,13 @@ def read_npz(path: Path, config: ReadConfig) -> RawScan:
     frames = parse_frame_slice(config.frames)
     archive = NpzArchive(path)
     metadata = archive.load_metadata()
-    _refuse_newer_format(path, metadata)
+    refuse_newer_format(path, metadata)
     member, axis = _find_frames_member(archive, metadata)
     height, width = member.shape[-2:] if axis == 0 else member.shape[:2]
     if not config.changes_frames:
         check_frame_shape(path, member.key, height, width)
     keys = _choose_position_keys(archive)
-    unit = choose_unit(config.positions_unit, _parse_unit(path, metadata), default="px")
+    unit = choose_unit(config.positions_unit, parse_unit(path, metadata), default="px")
     in_file = open_stack(archive, member, axis)
     positions = None if config.makes_raster else _load_positions(archive, keys, in_file)
     in_file, positions_px = arrange_positions(path, in_file, positions, keys, config)
@@ -92,7 +83,7 @@ def read_npz(path: Path, config: ReadConfig) -> RawScan:
         bad_pixels=~_load_mask(archive, (height, width), own_sense),
         mask_to_check=None if own_sense != "auto" or metadata.get("format") == FORMAT else "mask",
         scan_id=_load_scan_id(archive, rows, n_in_file, config),
-        geometry=_parse_geometry(path, metadata, config),
+        geometry=parse_geometry(path, metadata, config),
         truth=_load_truth(archive),
         truth_patches=_load_truth_patches(archive, n_in_file, height, axis, rows, cut=frames is not None)
         if height == width
@@ -108,18 +99,6 @@ def read_npz(path: Path, config: ReadConfig) -> RawScan:
             *more_notes,
         ),
     )
-
-
-def _refuse_newer_format(path: Path, metadata: dict[str, Any]) -> None:
-    version = metadata.get("format_version", 0)
-    if metadata.get("format") == FORMAT and not (isinstance(version, int) and version <= FORMAT_VERSION):
-        raise ScanError(
-            path,
-            "_metadata",
-            expected=f"{FORMAT} version {FORMAT_VERSION} or older",
-            found=f"version {version}",
-            remedy="Update torchptycho.",
-        )
 
 
 def _find_frames_member(archive: NpzArchive, metadata: dict[str, Any]) -> tuple[Member, int]:
@@ -291,57 +270,6 @@ def _load_truth_patches(
             remedy="Leave it out: it is optional.",
         )
     return select_frames(open_stack(archive, member, axis), rows)[:]
-
-
-def _parse_geometry(path: Path, metadata: dict[str, Any], config: ReadConfig) -> Geometry:
-    """Parse lengths from the metadata; the photon numbers that stay there are checked along with them."""
-    known = {key: metadata[key] for key in (*LENGTHS, "wavelength_m") if metadata.get(key) is not None}
-    doses = {key: metadata[key] for key in ("nphotons", "photons_per_frame") if metadata.get(key) is not None}
-    for key, value in (known | doses).items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-            unit = key.rsplit("_", 1)[-1] if key in known else "photons"
-            raise ScanError(
-                path,
-                "_metadata",
-                expected=f"'{key}' to be a positive number in {unit}",
-                found=f"{value!r}",
-                remedy="Correct it or leave it out.",
-            )
-    propagation = metadata.get("propagation", "far")
-    if propagation not in ("far", "near"):
-        raise ScanError(
-            path,
-            "_metadata",
-            expected='\'propagation\' to be "far" or "near"',
-            found=f"{propagation!r}",
-            remedy="Correct it or leave it out.",
-        )
-    particle = metadata.get("particle")
-    if particle not in (None, "photon", "electron"):
-        raise ScanError(
-            path,
-            "_metadata",
-            expected='\'particle\' to be "photon" or "electron"',
-            found=f"{particle!r}",
-            remedy="Correct it, or say it with --particle.",
-        )
-    lengths = {key: float(value) for key, value in known.items()}
-    geometry = build_geometry(path, config.particle or particle, **lengths)
-    return dataclasses.replace(geometry, propagation=propagation)
-
-
-def _parse_unit(path: Path, metadata: dict[str, Any]) -> str | None:
-    """Parse the unit of the positions from the metadata."""
-    unit = metadata.get("positions_unit")
-    if unit is not None and not isinstance(unit, str):
-        raise ScanError(
-            path,
-            "_metadata",
-            expected="'positions_unit' to be the name of a unit, such as um",
-            found=f"{unit!r}",
-            remedy="Correct it, or say it with --positions-unit.",
-        )
-    return unit
 
 
 def _choose_domain(

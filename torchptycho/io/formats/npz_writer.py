@@ -11,7 +11,7 @@ import numpy as np
 
 from torchptycho.core.scan import Scan
 from torchptycho.io.checks import iter_raw_chunks
-from torchptycho.io.formats.npz import FORMAT, FORMAT_VERSION, RESERVED
+from torchptycho.io.formats.npz_metadata import FORMAT, FORMAT_VERSION, RESERVED
 from torchptycho.io.frames.frame_stacks import working_dtype
 from torchptycho.io.storage.archive import write_array, write_header
 from torchptycho.io.storage.file_access import dump_json, replace_atomically

@@ -12,7 +12,7 @@ from torchptycho.reconstructors.iterative.fit import EpochFit
 __all__ = ["HOPELESS_UNEXPLAINED", "compute_unexplained", "judge_fit", "judge_illumination", "summarize_fit"]
 
 HOPELESS_UNEXPLAINED = 0.2
-"""Part of the frames' differences that a fit leaves when the scan was read wrongly.
+"""Part of the variation between frames that a fit leaves when the scan was read wrongly.
 
 Position errors of 0.5 px RMS leave 0.06, of 1 px 0.16 to 0.21, exchanged axes 0.22 and more, at any dose at which
 photon noise does not hide them (benchmarks/hopeless_fits.py).
@@ -22,8 +22,8 @@ photon noise does not hide them (benchmarks/hopeless_fits.py).
 # many epochs may come to be right.
 _MIN_EPOCHS, _STILL_FALLING = 10, 0.9
 
-# A fit that leaves less of the frames' differences has found its probe, however small it is. Otherwise a probe that
-# fills less than this part of what it began with, or a canvas with this part outside its largest piece, has run away.
+# A fit that leaves less of the variation between frames has found its probe, however small it is. Otherwise a probe
+# that fills less than this part of what it began with, or a canvas with this part outside its largest piece, has run away.
 _EXPLAINED, _MIN_AREA_RATIO, _MAX_APART = 0.05, 0.3, 0.1
 
 
@@ -50,7 +50,7 @@ def judge_fit(history: dict[str, list[float]], source: str) -> str | None:
         return None
     falls = unexplained[-1] < _STILL_FALLING * unexplained[-_MIN_EPOCHS // 2]
     return (
-        f"{source}: the fit leaves {unexplained[-1]:.0%} of the differences between the frames unexplained, beyond "
+        f"{source}: the fit leaves {unexplained[-1]:.0%} of the variation between frames unexplained, beyond "
         f"photon noise (misfit {history['misfit'][-1]:.4g} after {len(unexplained)} epochs); above "
         f"{HOPELESS_UNEXPLAINED:.0%} the scan is not what it is taken for. Look first at the orientation, the units of "
         "positions, energy and distance, the mask, the domain, a background, then at the probe and at position errors."

@@ -104,7 +104,7 @@ def refine(
         the image on the canvas of all positions, with `probe`, `positions_px`, and in `history` for each epoch:
         `misfit` (mean squared deviation of the counts over that of photon noise: 1 is the limit, less is fitting the
         noise), `residual` (squared deviation of the amplitudes over the counts), `unexplained` (the part of the
-        differences between the frames that it leaves, without photon noise), `seconds` since the beginning, and with a
+        variation between frames that it leaves, without photon noise), `seconds` since the beginning, and with a
         prior its `regularization_strength`; in `provenance` what `regularization` acted and how its strength was found.
 
     Raises:

@@ -105,7 +105,7 @@ def _collect_key_figures(
     if image.history.get("residual"):
         facts.append(("Residual / counts", f"{image.history['residual'][-1]:.2%}"))
     if image.history.get("unexplained"):
-        facts.append(("Frames' differences unexplained", f"{image.history['unexplained'][-1]:.1%}"))
+        facts.append(("Variation between frames unexplained", f"{image.history['unexplained'][-1]:.1%}"))
     if (prior := describe_regularization(image)) is not None:
         facts.append(("Prior", prior))
     if halves is not None:

@@ -23,7 +23,7 @@ photon noise does not hide them (benchmarks/hopeless_fits.py).
 _MIN_EPOCHS, _STILL_FALLING = 10, 0.9
 
 # A fit that leaves less of the variation between frames has found its probe, however small it is. Otherwise a probe
-# that fills less than this part of what it began with, or a canvas with this part outside its largest piece, has run away.
+# that fills less than this part of what it began with, or a canvas with this part outside its largest piece, ran away.
 _EXPLAINED, _MIN_AREA_RATIO, _MAX_APART = 0.05, 0.3, 0.1
 
 

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from torchptycho.io.storage.file_access import make_draft_path
 
@@ -54,7 +54,7 @@ def hold_lock(file: Path, *, on_wait: Callable[[], None] | None = None) -> Itera
         _release(lock)
 
 
-def _release(lock: FileLock) -> None:
+def _release(lock: BaseFileLock) -> None:
     # While the lock is held: a process that waits for the removed file then creates a new one and asks again. Without
     # locks of the file system, filelock has put another class in this one's place, which removes its file itself.
     if type(lock) is FileLock:

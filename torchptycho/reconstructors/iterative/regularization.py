@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Complex, Float
@@ -41,6 +41,7 @@ def _compute_differences(object: Tensor) -> tuple[Tensor, Tensor]:
     return object[1:] - object[:-1], object[:, 1:] - object[:, :-1]
 
 
+@runtime_checkable
 class Regularizer(Protocol):
     """A prior that the object takes a step towards, once in each epoch of polishing."""
 

@@ -403,7 +403,7 @@ class TestGiven:
     @pytest.mark.contract("simulation.given.probe-file")
     def test_probe_file_of_another_size_is_refused(self, tmp_path: Path) -> None:
         np.savez(tmp_path / "beam.npz", probe=make_probe(SimulateConfig(n_px=64)))
-        with pytest.raises(ScanError, match=r"beam\.npz: 'probe': expected \(32, 32\).*found \(1, 64, 64\).*crop"):
+        with pytest.raises(ScanError, match=r"beam\.npz: 'probe': expected a probe of \(32, 32\).*found \(1, 64, 64\)"):
             simulate(SimulateConfig(**SMALL, probe_file=str(tmp_path / "beam.npz")))
 
     def test_beam_at_the_border_is_warned_of(self, caplog: pytest.LogCaptureFixture) -> None:

@@ -92,6 +92,6 @@ class TestFrames:
         parts = hold_out(make_scan(frames), how="photons")
         with pytest.raises(ScanError, match=r"whole numbers.*frame 7"):
             parts.kept.frames[:]
+        few = make_scan(frames[:12], positions_px=make_scan().positions_px[:12], scan_id=np.zeros(12, np.int64))
         with pytest.raises(ScanError, match="expected 14 frames or more"):
-            few = make_scan(frames[:12], positions_px=make_scan().positions_px[:12], scan_id=np.zeros(12, np.int64))
             hold_out(few, how="frames")

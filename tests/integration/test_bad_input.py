@@ -157,7 +157,7 @@ def test_good_scan_beside_a_bad_one_is_not_written_either(
         (["--n-groups", "99"], ["n_groups 99", "11 or fewer"]),
         (["--n-subsample", "99"], ["n_subsample 99"]),
         (["--probe", "absent.npz"], ["absent.npz", "nothing of that name"]),
-        (["--accelerator", "abacus"], ["accelerator 'abacus'", "not on this machine"]),
+        (["--accelerator", "abacus"], ["accelerator 'abacus'", "expected auto, cpu, gpu"]),
         (["--steps", "0"], ["'steps'", "found 0"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

@@ -373,8 +373,8 @@ def test_the_command_writes_and_tells(trained: Path, tmp_path: Path, command: Co
     for wrong, told in (
         ([tmp_path / "network.txt"], "ends in .onnx or .pt2"),
         ([trained], "which is read"),
-        ([tmp_path / "folder.onnx"], "found a folder"),
-        ([tmp_path / "network.onnx", "--max-offset-px", "nan"], "max_offset_px: expected 0 to 4096; found nan"),
+        ([tmp_path / "folder.onnx"], "found the folder"),
+        ([tmp_path / "other.onnx", "--max-offset-px", "nan"], "max_offset_px: expected 0 to 4096; found nan"),
     ):
         answer = command("export", trained, *wrong)
         assert (answer.code, told in answer.err) == (1, True), answer.err

@@ -101,4 +101,4 @@ def test_run_is_not_resumed_on_a_store_that_has_changed(command: Command, days: 
     answer = command("train", store, "--out", tmp_path / "run", *flags, "--steps", "4", "--resume")
     assert answer.code == 1
     assert "has 3 scans" in answer.err
-    assert "trained on 1. Scans were added or dropped: begin another run from this one, with --from" in answer.err
+    assert "trained on 1. Scans were added or dropped: start a new run from this one, with --from" in answer.err

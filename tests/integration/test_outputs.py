@@ -65,8 +65,8 @@ def test_every_command_that_writes_files_follows_the_rule() -> None:
         for name, kind in COMMANDS.items()
         if outputs & {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     }
-    # A run is never replaced, but continued with --resume.
-    assert with_outputs == tested | {"train"}
+    # A training is never replaced, but continued with --resume.
+    assert with_outputs == tested | {"train", "pretrain"}
 
 
 @pytest.mark.contract("cli.overwrite")

@@ -55,6 +55,8 @@ def test_interrupt_while_importing_is_one_line(tiny_scan: Path, tmp_path: Path, 
         env=environment,
         stderr=subprocess.PIPE,
         text=True,
+        # Where the tests run in the background of a shell, it is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not (tmp_path / "importing").exists() and process.poll() is None:
         time.sleep(0.02)

@@ -162,7 +162,7 @@ class TestDryRun:
             (["--n-groups", "900"], "900"),
             (["--realspace-weight", "1", "--nll-weight", "0", "--frames", ":20"], ""),
             (["--resume"], ""),
-            (["--probe-trainable", "--realspace-weight", "1", "--nll-weight", "0"], "looks at the detector"),
+            (["--probe-trainable", "--realspace-weight", "1", "--nll-weight", "0"], "depends on the detector"),
             pytest.param(
                 ["--logger", "wandb"],
                 "'wandb' is not installed",

@@ -27,9 +27,8 @@ from torchptycho.core.text import format_error
 __all__ = ["main"]
 
 _EPILOGUE = """
-torchptycho COMMAND --help tells about one. --version prints the version;
---completion bash (zsh, fish) a script that completes commands and options; with
---debug a command shows tracebacks and what is going on."""
+torchptycho COMMAND --help describes one command; --debug shows tracebacks and
+the log; --version; --completion bash (zsh, fish) prints a completion script."""
 
 _SHELLS = ("bash", "zsh", "fish")
 

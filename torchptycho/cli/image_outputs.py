@@ -31,7 +31,9 @@ def require_npz(out: Path) -> None:
 
     # Not even with --overwrite: what was measured cannot be computed again.
     if zipfile.is_zipfile(out) and has_frames(out):
-        raise ConfigError(f"--out: {out} is a scan. Choose another name, or move it away.")
+        raise ConfigError(
+            f"--out: expected a new file; found {out}, which is a scan. Choose another name, or move it away."
+        )
 
 
 def choose_report_file(asked: NextToResult | Path | None, out: Path, frc: bool) -> Path | None:

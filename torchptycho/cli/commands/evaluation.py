@@ -57,7 +57,7 @@ class Evaluate(WritingCommand):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compare(WritingCommand):
-    """Compare two reconstructions of any origin, optionally with a ground truth.
+    """Compare two images of any origin, and each with a ground truth.
 
     They are first brought to the same pixel size, position, phase ramp and scale. Supported are image files of this
     program, Ptychodus products, PtyPy .ptyr files, CXI files, and any NPZ with a complex `object`.

@@ -27,7 +27,7 @@ _MIN_MISFIT_RATIO = 1.2
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Inspect(WritingCommand):
-    """Summarize a scan file or a store, and report whether it is usable.
+    """Summarize a scan file or a store, and whether it is usable.
 
     torchptycho inspect scan.npz --plot scan.png
     torchptycho inspect store

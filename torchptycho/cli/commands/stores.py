@@ -23,7 +23,7 @@ __all__ = ["Append", "Drop", "Prepare", "require_scans"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prepare(WritingCommand):
-    """Write scans as a store for training; `train` does this automatically.
+    """Write scans as a store for training, which `train` does itself.
 
     torchptycho prepare day1.npz day2.npz --out store --gridsize 2
     torchptycho prepare day1/ 'day2/*.cxi' --val-scans day3.npz --out store

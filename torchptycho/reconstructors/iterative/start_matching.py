@@ -141,7 +141,7 @@ def _find_change(start: Reconstruction, scan: Scan, pixel_m: float | None) -> _C
     return change
 
 
-def _match_some_frames(given: Positions, now: Positions, by_pixel: _Change) -> _Change:
+def _match_some_frames(given: Positions, now: Float64[np.ndarray, "k 2"], by_pixel: _Change) -> _Change:
     """Find the change for a start of fewer or more frames, which lie where some of the others do.
 
     Raises:

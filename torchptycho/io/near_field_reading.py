@@ -123,7 +123,8 @@ def _infer_focus(geometry: Geometry, object_pixel_m: float) -> Geometry:
     assert geometry.detector_pixel_m is not None
     assert geometry.distance_m is not None
     magnification = geometry.detector_pixel_m / object_pixel_m
-    if magnification < _MIN_MAGNIFICATION:
+    # Both pixels are stated, not measured: only rounding is in the way.
+    if magnification < 1 + 1e-6:
         return geometry
     return dataclasses.replace(geometry, focus_distance_m=geometry.distance_m / (magnification - 1))
 

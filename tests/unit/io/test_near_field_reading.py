@@ -50,6 +50,18 @@ def test_near_field_scan_is_written_and_read_again(near_scan: Scan, tmp_path: Pa
     assert read_scan(tmp_path / "cone.npz").geometry.focus_distance_m == 0.3
 
 
+@pytest.mark.contract("files.near-field.round-trip")
+@pytest.mark.parametrize("focus_m", [None, 0.3])
+def test_near_field_product_is_read_as_one(near_scan: Scan, tmp_path: Path, focus_m: float | None) -> None:
+    geometry = dataclasses.replace(near_scan.geometry, focus_distance_m=focus_m, object_pixel_m=None)
+    written = dataclasses.replace(near_scan, geometry=geometry.with_object_pixel(64))
+    write_scan(written, tmp_path / "near.h5")
+    back = read_scan(tmp_path / "near.h5").geometry
+    assert back.propagation == "near"
+    assert back.object_pixel_m == pytest.approx(written.geometry.object_pixel_m)
+    assert back.magnification == pytest.approx(written.geometry.magnification)
+
+
 @pytest.mark.contract("files.near-field.read")
 @pytest.mark.parametrize("magnification", [1.0, 40.0])
 def test_magnification_follows_from_the_images(near_scan: Scan, tmp_path: Path, magnification: float) -> None:

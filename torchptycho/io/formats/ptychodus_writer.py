@@ -59,7 +59,7 @@ def write_product(scan: Scan, path: Path, *, as_npz: bool, compressed: bool = Tr
         "detector_object_distance_m": geometry.distance_m,
         # Products know photons alone; electrons become those of the same wavelength.
         "photon_energy_eV": wavelength_to_energy_eV(geometry.wavelength_m or 0.0),
-        "far_field": True,
+        "far_field": geometry.propagation == "far",
         **{name: float(scan.metadata.get(name, 0.0)) for name in _NUMBERS},
     }
     losses = np.array(scan.metadata.get("loss_values", ()), np.float64)

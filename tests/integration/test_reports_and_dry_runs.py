@@ -17,6 +17,8 @@ from tiny_run import TINY_FLAGS, Command
 from torchptycho.cli.command_table import COMMANDS
 from torchptycho.core.config import RefineConfig
 from torchptycho.core.scan import Scan
+from torchptycho.io import read_scan
+from torchptycho.reconstructors.iterative import frame_source, refine
 from torchptycho.reconstructors.resolution import Resolution
 
 IN_A_PROCESS = "import sys; from torchptycho.cli.app import main; sys.exit(main())"
@@ -141,6 +143,22 @@ class TestDryRun:
         assert plan["groups"] == made["groups"]
         size = sum(file.stat().st_size for file in (tmp_path / "store").rglob("frames*"))
         assert size <= plan["store_bytes"] < size + 1.5e6
+
+    @pytest.mark.contract("cli.dry-run")
+    def test_refine_tells_where_the_frames_would_be(
+        self, command: Command, tiny_scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        flags = ["refine", tiny_scan, "--out", tmp_path / "refined.npz", "--epochs", "1", "--dry-run"]
+        plan = json.loads(command(*flags, "--json").out)
+        assert (plan["frames"], plan["frames_bytes"]) == ("memory", 64 * 32 * 32 * 4)
+        assert (plan["batch_size"], plan["updates_per_epoch"], plan["epochs"]) == (8, 8, 1)
+        image = refine(read_scan(tiny_scan), config=RefineConfig(epochs=1), device="cpu")
+        assert np.abs(np.subtract(plan["canvas_px"], image.object.shape)).max() <= 2
+        monkeypatch.setattr(frame_source, "MAX_MEMORY_BYTES", 0)
+        answer = command(*flags)
+        assert (answer.code, answer.err) == (0, "")
+        assert "64 frames of 32x32 px, read from" in answer.out
+        assert not list(tmp_path.iterdir())
 
     @pytest.mark.contract("cli.dry-run")
     def test_a_prepared_store_is_planned_with(self, command: Command, tiny_scan: Path, tmp_path: Path) -> None:

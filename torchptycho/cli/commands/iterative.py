@@ -56,6 +56,8 @@ class Refine(RefinementCommand):
     """Image file to write (NPZ), with the refined probe and positions; a PNG of the same name is drawn next to it."""
     resume: bool = False
     """Continue an earlier refinement into this file, if there is one, up to the requested number of epochs."""
+    dry_run: bool = False
+    """Report where the frames would be kept, the canvas, and the updates of an epoch, and write nothing."""
     report: NextToResult | Path | None = None
     """Write a report on the image to this HTML file; --report alone writes it next to the image."""
     report_frc: bool = False
@@ -79,6 +81,9 @@ class Refine(RefinementCommand):
             resumes=self.resume and state_file.exists(),
         )
         self.claim_files("--report", page, inputs=[self.scan], resumes=self.resume and state_file.exists())
+        if self.dry_run:
+            self._print_plan()
+            return
         from torchptycho.core.progress import EpochProgress
         from torchptycho.core.reconstruction import describe_regularization
         from torchptycho.io import read_reconstruction, read_scan, write_reconstruction
@@ -123,6 +128,22 @@ class Refine(RefinementCommand):
             report | {"epochs": len(misfit), "regularization": regularization},
             f"{join_file_names(self.out, *tiff, picture, page)}: {image.object.shape[0]}x{image.object.shape[1]} px, "
             f"{fit}after {len(misfit)} epochs in {image.provenance['seconds']:.1f} s{', ' + prior if prior else ''}",
+            json=self.json,
+        )
+
+    def _print_plan(self) -> None:
+        from torchptycho.io import read_scan
+        from torchptycho.reconstructors.iterative.plan import plan_refinement
+
+        plan = plan_refinement(read_scan(self.scan, self.reading), self.refine, self.device)
+        height, width = plan["canvas_px"]
+        self.print_result(
+            plan,
+            f"{plan['source']}: {plan['n_frames']} frames of {plan['n_px']}x{plan['n_px']} px, "
+            f"{plan['frames_described']}",
+            f"canvas of {height}x{width} px, about {plan['canvas_bytes'] / 1e6:.4g} MB with all that is computed on it",
+            f"{plan['epochs']} epochs on {plan['device']}, in each {plan['updates_per_epoch']} updates of "
+            f"{plan['batch_size']} frames",
             json=self.json,
         )
 

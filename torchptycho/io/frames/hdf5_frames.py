@@ -13,7 +13,7 @@ import numpy as np
 
 from torchptycho.core.config.read import ReadConfig, parse_frame_slice
 from torchptycho.core.errors import ScanError
-from torchptycho.io.storage.hdf5 import convert_hdf5_errors, open_hdf5
+from torchptycho.io.storage.hdf5 import convert_hdf5_errors, find_dataset, open_hdf5
 from torchptycho.io.storage.hdf5_datasets import FrameRequest, check_dataset
 
 __all__ = ["Hdf5Frames", "open_hdf5_stack"]
@@ -30,9 +30,11 @@ class Hdf5Frames:
         path, key: the file and the dataset in it, which may be virtual or lie behind a link.
         stored_shape: of the dataset; with more than 3 axes, all but the last two count the frames, in C order.
         order: axes of a 3-D dataset that are frame, row and column.
-        per_block: frames that one chunk of the file holds.
+        frames_per_block: consecutive frames that one chunk of the file holds.
         files: all the files that the values come from.
         grows: more frames may have come since it was looked at; else that is an error.
+        scattered: reading a frame may read many others with it: chunks that hold frames of several rows of a raster,
+            frames that are interleaved, or a virtual dataset of such.
     """
 
     path: Path
@@ -43,6 +45,7 @@ class Hdf5Frames:
     frames_per_block: int
     files: tuple[Path, ...]
     grows: bool = False
+    scattered: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -87,6 +90,11 @@ class Hdf5Frames:
                 out[first : last + 1] = block[rows[first : last + 1] - rows[first]]
                 first = last + 1
         return out[inverse].reshape(*np.shape(wanted), *self.shape[1:])
+
+    @property
+    def block_bytes(self) -> int:
+        """Size of the frames of one chunk of the file, unpacked."""
+        return self.frames_per_block * self._frame_bytes
 
     @property
     def _frame_bytes(self) -> int:
@@ -171,4 +179,29 @@ def open_hdf5_stack(
         order=(frame, row, column),
         frames_per_block=frames_per_block,
         files=tuple(dict.fromkeys((path, *files))),
+        scattered=_is_scattered(dataset, path, key, frame),
     )
+
+
+def _is_scattered(dataset: Any, path: Path, key: str, frame_axis: int) -> bool:
+    """Return whether reading one frame may read many others that do not follow it."""
+    if not dataset.is_virtual:
+        return _has_scattered_chunks(dataset, frame_axis)
+    # Sources of one dataset were written alike.
+    with convert_hdf5_errors(path, key):
+        source = dataset.virtual_sources()[0]
+        source_path = Path(dataset.file.filename).parent / source.file_name
+        if source.file_name == "." or not source_path.is_file():
+            return True
+        with open_hdf5(source_path) as file:
+            part = find_dataset(file, source_path, source.dset_name)
+            if part is None or len(part.shape) < 3 or part.is_virtual or (part.chunks and part.chunks[-3] > 1):
+                return True
+            return _has_scattered_chunks(part, frame_axis)
+
+
+def _has_scattered_chunks(dataset: Any, frame_axis: int) -> bool:
+    if dataset.chunks is None:
+        # Frames that are not the slowest axis lie between each other.
+        return len(dataset.shape) == 3 and frame_axis > 0
+    return len(dataset.shape) > 3 and max(dataset.chunks[:-3]) > 1

@@ -34,15 +34,20 @@ def compute_objective(
     index: Int64[Tensor, " k"],
     likelihood: str,
     misfit: ReducedChiSquared | None = None,
+    counts: Float[Tensor, "k n n"] | None = None,
 ) -> Float[Tensor, ""]:
     """Compute half the deviance of these frames over the mean count, mean over good pixels; differentiable everywhere.
 
     For the amplitude likelihood it is twice the squared difference of the square roots, whose noise variance is 1/4.
+
+    Arguments:
+        misfit: receives these frames.
+        counts: of these frames, where they have been loaded.
     """
     patches = extract(object, problem.compute_corners_px(positions_px[index]).to(object.real.dtype), problem.n_px)
     _, intensity = propagate_to_detector(patches, probe, problem.propagator)
     intensity = intensity + background
-    counts = problem.load_counts(index)
+    counts = problem.load_counts(index) if counts is None else counts
     if misfit is not None:
         compute_wave_correction(intensity.detach(), counts, problem.mask_or_none, "poisson", misfit)
     mean = problem.scaling.photons_per_frame / problem.n_px**2
@@ -117,7 +122,11 @@ class AutodiffSolver:
             def evaluate_all_frames() -> Tensor:
                 misfit = ReducedChiSquared(state.background)
                 self._optimizer.zero_grad()
-                total = torch.stack([self._backward(index, len(index) / len(order), misfit) for index in batches]).sum()
+                losses = [
+                    self._backward(index, counts, len(index) / len(order), misfit)
+                    for index, counts in self._problem.iterate_counts(batches)
+                ]
+                total = torch.stack(losses).sum()
                 fits.append(misfit.compute_fit(self._problem.n_good_pixels))
                 return total
 
@@ -126,9 +135,9 @@ class AutodiffSolver:
             misfit = ReducedChiSquared(state.background)
             for group in self._optimizer.param_groups:
                 group["lr"] = self._config.learning_rate * rate
-            for index in batches:
+            for index, counts in self._problem.iterate_counts(batches):
                 self._optimizer.zero_grad()
-                self._backward(index, 1.0, misfit)
+                self._backward(index, counts, 1.0, misfit)
                 self._optimizer.step()
             fits = [misfit.compute_fit(self._problem.n_good_pixels)]
         with torch.no_grad():
@@ -136,11 +145,13 @@ class AutodiffSolver:
             self._write_state(state)
         return fits[0]
 
-    def _backward(self, index: Tensor, weight: float, misfit: ReducedChiSquared) -> Tensor:
+    def _backward(self, index: Tensor, counts: Tensor, weight: float, misfit: ReducedChiSquared) -> Tensor:
         with torch.enable_grad():
-            return self._compute_loss_and_gradient(index, weight, misfit)
+            return self._compute_loss_and_gradient(index, counts, weight, misfit)
 
-    def _compute_loss_and_gradient(self, index: Tensor, weight: float, misfit: ReducedChiSquared) -> Tensor:
+    def _compute_loss_and_gradient(
+        self, index: Tensor, counts: Tensor, weight: float, misfit: ReducedChiSquared
+    ) -> Tensor:
         config, values = self._config, self._get_physical_values()
         loss = weight * compute_objective(
             self._problem,
@@ -151,6 +162,7 @@ class AutodiffSolver:
             index,
             config.likelihood,
             misfit,
+            counts,
         )
         if config.smoothness_weight or config.tv_weight:
             loss = loss + weight * compute_penalty(values["object"], config.smoothness_weight, config.tv_weight)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import math
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +16,22 @@ from torch import Tensor
 from torchptycho.core.scan import Scan
 from torchptycho.io import iter_checked_chunks
 from torchptycho.io.field import check_scan_field
+from torchptycho.io.frames.frame_stacks import count_frames_in
 from torchptycho.io.near_field import refuse_near_field
 from torchptycho.physics.propagation import FAR_FIELD, Propagator, build_propagator
 from torchptycho.physics.scaling import Scaling, measure_scaling
+from torchptycho.reconstructors.iterative.frame_source import (
+    FrameOrder,
+    FrameReader,
+    FrameWriter,
+    plan_frames,
+    read_ahead,
+)
 
 __all__ = ["Problem", "measure_variation", "open_problem"]
 
-# Larger stacks of frames are copied to a memory-mapped temporary file instead of memory.
-_MAX_MEMORY_BYTES = 4 << 30
+# Frames that are checked at once; sums over them take some ten times as much memory.
+_CHECKED_BYTES = 2 << 20
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,7 +39,8 @@ class Problem:
     """The measured side. In the far field detector arrays have the zero frequency at [0, 0], where the FFT puts it.
 
     Arguments:
-        frames: [M, N, N] in the detector's dtype, in memory, in a mapped file, or on the device.
+        frames: [M, N, N] in the detector's dtype or as floats: in memory, in a mapped file, on the device, or in the
+            scan's own file.
         scaling: how they become photon counts.
         mask: [N, N], True where the pixel can be trusted.
         origin_px, shape: where the canvas begins, in object pixels, and its size.
@@ -41,9 +48,10 @@ class Problem:
         propagator: from the sample to the detector and back.
         variation: how far the frames differ from their mean, in the measure of the residual of a fit; see
             `measure_variation`.
+        order: draws the order of the frames in each pass; None takes all of them at random.
     """
 
-    frames: np.ndarray | Tensor
+    frames: np.ndarray | Tensor | FrameReader
     scaling: Scaling
     mask: Bool[Tensor, "n n"]
     origin_px: tuple[int, int]
@@ -51,6 +59,7 @@ class Problem:
     dtype: torch.dtype = torch.complex64
     propagator: Propagator = FAR_FIELD
     variation: float = 0.0
+    order: FrameOrder | None = None
 
     @property
     def n_px(self) -> int:
@@ -78,12 +87,37 @@ class Problem:
         """None when every pixel can be trusted, which spares a pass over the frames."""
         return self.mask if self.n_good_pixels < self.n_px**2 else None
 
+    def draw_order(self, generator: torch.Generator) -> Int64[Tensor, " m"]:
+        """Draw the order of the frames in one pass."""
+        order = torch.randperm(self.n_frames, generator=generator) if self.order is None else self.order.draw(generator)
+        return order.to(self.device)
+
     def load_counts(self, index: Int64[Tensor, " k"]) -> Float[Tensor, "k n n"]:
         """Load the photon counts of these frames to the device, 0 under the mask."""
         if isinstance(self.frames, Tensor):
-            values = self.frames[index]
-        else:
-            values = torch.from_numpy(self.frames[index.cpu().numpy()]).to(self.device)
+            return self._to_counts(self.frames[index])
+        rows = index.cpu().numpy()
+        return self._to_counts(self.frames.read(rows) if isinstance(self.frames, FrameReader) else self.frames[rows])
+
+    def iterate_counts(
+        self, batches: Sequence[Int64[Tensor, " _"]]
+    ) -> Iterator[tuple[Int64[Tensor, " _"], Float[Tensor, "_ n n"]]]:
+        """Iterate over these batches and their counts; from a file the next few are read meanwhile."""
+        frames = self.frames
+        if not isinstance(frames, FrameReader | np.memmap) or not batches:
+            for index in batches:
+                yield index, self.load_counts(index)
+            return
+        # Together, because each copy from a GPU waits for its queued work.
+        rows = np.split(torch.cat(list(batches)).cpu().numpy(), np.cumsum([len(index) for index in batches])[:-1])
+        read = frames.iterate(rows) if isinstance(frames, FrameReader) else read_ahead(frames.__getitem__, rows)
+        with contextlib.closing(read):
+            for index, values in zip(batches, read, strict=True):
+                yield index, self._to_counts(values)
+
+    def _to_counts(self, values: np.ndarray | Tensor) -> Float[Tensor, "k n n"]:
+        if not isinstance(values, Tensor):
+            values = torch.from_numpy(values).to(self.device)
         values = values.to(self.dtype.to_real())
         return values if self.scaling.domain == "counts" else values.square() * self.scaling.counts_per_intensity
 
@@ -106,7 +140,8 @@ def open_problem(
     Arguments:
         scan: what was measured.
         margin_px: room around the patches, for positions that move.
-        scratch: folder for a temporary copy of frames that are too many for the memory; None takes the system's.
+        scratch: folder for a temporary copy of frames that are too many for the memory and that their file cannot give
+            in any order; None takes the system's.
 
     Raises:
         ScanError: a frame holds what no detector counts, the frames of a far-field scan are near-field images, or a
@@ -117,16 +152,9 @@ def open_problem(
     if scan.geometry.propagation == "far":
         refuse_near_field(scan)
     propagator = build_propagator(scan.geometry, scan.n_px, dtype=dtype, device=device)
-    with contextlib.ExitStack() as stack:
-        size = math.prod(scan.frames.shape) * scan.frames.dtype.itemsize
-        if size <= _MAX_MEMORY_BYTES:
-            # As floats if memory allows, which saves a conversion per batch.
-            roomy = math.prod(scan.frames.shape) * 4 <= _MAX_MEMORY_BYTES // 2
-            frames = np.empty(scan.frames.shape, np.float32 if roomy else scan.frames.dtype)
-        else:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".torchptycho-", dir=scratch))
-            frames = np.lib.format.open_memmap(Path(folder) / "frames.npy", "w+", scan.frames.dtype, scan.frames.shape)
-        intensity, amplitude = _copy(scan, frames, shift=propagator.zero_frequency_first)
+    order, plan = FrameOrder(scan.frames), plan_frames(scan, device)
+    with FrameWriter(scan, plan, device, shift=propagator.zero_frequency_first, scratch=scratch) as writer:
+        intensity, amplitude = _sum_frames(scan, writer)
         mean_intensity = float(intensity.sum()) / scan.n_frames
         scaling = measure_scaling(mean_intensity, scan.n_px, scan.domain, scan.photons_per_frame)
         low = np.floor(scan.positions_px.min(0)).astype(int) - scan.n_px // 2 - margin_px
@@ -135,11 +163,8 @@ def open_problem(
         corners = scan.positions_px - low.astype(np.float64) - scan.n_px // 2
         moved = margin_px + 1 if margin_px else 0
         high = low + np.floor(corners.max(0)).astype(int) + moved + scan.n_px + 1
-        # Only floats, because torch cannot index unsigned integers on a GPU.
-        on_device = device.type == "cuda" and frames.dtype == np.float32
-        on_device = on_device and frames.nbytes < torch.cuda.mem_get_info(device)[0] // 2
         yield Problem(
-            frames=torch.from_numpy(frames).to(device) if on_device else frames,
+            frames=writer.finish(order.blocks),
             scaling=scaling,
             mask=torch.from_numpy(np.fft.ifftshift(scan.mask) if propagator.zero_frequency_first else scan.mask).to(
                 device
@@ -149,25 +174,22 @@ def open_problem(
             variation=measure_variation(intensity, amplitude, scan.n_frames),
             dtype=dtype,
             propagator=propagator,
+            order=order,
         )
 
 
-def _copy(
-    scan: Scan, frames: np.ndarray, *, shift: bool
-) -> tuple[Float64[np.ndarray, "n n"], Float64[np.ndarray, "n n"]]:
-    """Fill `frames`, their zero frequency first on request; return the sums of intensity and amplitude over the frames,
-    in file units, 0 under the mask."""
-    start = 0
+def _sum_frames(scan: Scan, writer: FrameWriter) -> tuple[Float64[np.ndarray, "n n"], Float64[np.ndarray, "n n"]]:
+    """Check the frames and pass them on; return the sums of their intensity and amplitude, in file units, 0 under the
+    mask."""
     intensity, amplitude = np.zeros(scan.mask.shape), np.zeros(scan.mask.shape)
-    for chunk in iter_checked_chunks(scan):
+    for chunk in iter_checked_chunks(scan, count_frames_in(_CHECKED_BYTES, scan.frames)):
         if scan.domain == "counts":
             intensity += chunk.sum(0, dtype=np.float64)
             amplitude += np.sqrt(chunk, dtype=np.float32).sum(0, dtype=np.float64)
         else:
             intensity += np.square(chunk, dtype=np.float64).sum(0)
             amplitude += np.abs(chunk).sum(0, dtype=np.float64)
-        frames[start : start + len(chunk)] = np.fft.ifftshift(chunk, axes=(-2, -1)) if shift else chunk
-        start += len(chunk)
+        writer.add(chunk)
     return intensity * scan.mask, amplitude * scan.mask
 
 

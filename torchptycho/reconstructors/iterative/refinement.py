@@ -97,7 +97,8 @@ def refine(
         resume: go on from that file, up to the configured epochs; begin, with a warning, where there is none yet.
         on_epoch: called with the number of each finished epoch and its misfit.
         on_image: shown the image so far, every `image_every_epochs` epochs before the last.
-        scratch: folder for a temporary copy of frames that do not fit into memory.
+        scratch: folder for a temporary copy of frames that need more than 256 MB and that their file cannot give in any
+            order, as a compressed NPZ.
         judge: warn when the fit cannot be right; the provenance says so in any case.
 
     Returns:
@@ -212,7 +213,7 @@ def _advance_epoch(
 ) -> EpochFit:
     # Depends on seed and epoch alone, so that a resumed run has the same order.
     generator = torch.Generator().manual_seed((config.refine_seed << 20) + state.epoch)
-    order = torch.randperm(problem.n_frames, generator=generator).to(problem.device)
+    order = problem.draw_order(generator)
     probe = config.probe_update and state.epoch >= config.probe_start_epoch
     positions = config.position_update != "none" and state.epoch >= config.position_start_epoch
     polished = compute_polishing_progress(state, config)

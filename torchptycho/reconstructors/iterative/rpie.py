@@ -80,14 +80,12 @@ def run_epoch(
     gathered = _AccumulatedUpdate.zeros(state)
     batches = split_into_batches(order, choose_batch_size(config, len(order)))
     n_updates = max(1, round(len(order) / frames_per_update))
-    for number, index in enumerate(batches, start=1):
+    for number, (index, counts) in enumerate(problem.iterate_counts(batches), start=1):
         corners_px = problem.compute_corners_px(state.positions_px[index])
         patches = extract_inside(state.object, corners_px, problem.n_px)
         wave, intensity = propagate_to_detector(patches, state.probe, problem.propagator)
         if background is not None:
             intensity = intensity + state.background
-        counts = problem.load_counts(index)
-        if background is not None:
             background.add(intensity, counts)
         change = compute_wave_correction(intensity, counts, problem.mask_or_none, config.likelihood, misfit)
         exit_change = problem.propagator.adjoint(wave * change[:, None])
@@ -132,10 +130,10 @@ def compute_frame_misfits(
 def measure_misfit(problem: Problem, state: RefinementState, object: Complex[Tensor, "h w"]) -> float:
     """Measure the misfit of an object with the probe, positions and background of the state; nothing is updated."""
     misfit = ReducedChiSquared(state.background)
-    for index in torch.split(torch.arange(problem.n_frames, device=problem.device), _MAX_BATCH_SIZE):
+    batches = torch.split(torch.arange(problem.n_frames, device=problem.device), _MAX_BATCH_SIZE)
+    for index, counts in problem.iterate_counts(batches):
         patches = extract_inside(object, problem.compute_corners_px(state.positions_px[index]), problem.n_px)
         _, intensity = propagate_to_detector(patches, state.probe, problem.propagator)
-        counts = problem.load_counts(index)
         compute_wave_correction(intensity + state.background, counts, problem.mask_or_none, "poisson", misfit)
     return misfit.compute(problem.n_good_pixels)
 

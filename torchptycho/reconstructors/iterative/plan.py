@@ -1,0 +1,60 @@
+"""What a refinement would do: sizes, updates and devices, from the headers of a scan alone."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torchptycho.core.config import RefineConfig, as_config, to_dict
+from torchptycho.core.devices import find_devices
+from torchptycho.core.scan import Scan
+from torchptycho.io.field import check_scan_field
+from torchptycho.io.inputs import as_scan
+from torchptycho.io.scan_choice import refuse_several_scans
+from torchptycho.reconstructors.iterative.frame_source import plan_frames
+from torchptycho.reconstructors.iterative.prior_steps import check_regularization
+from torchptycho.reconstructors.iterative.rpie import choose_batch_size
+
+__all__ = ["plan_refinement"]
+
+# Complex numbers of a canvas that are alive at once: object, velocity, anchor, update and what they are computed from.
+_CANVASES = 8
+
+
+def plan_refinement(
+    scan: Scan | str | Path, config: RefineConfig | dict[str, Any] | None = None, device: str = "auto"
+) -> dict[str, Any]:
+    """Plan a refinement without reading a frame: where frames are kept, the canvas, the updates of an epoch.
+
+    Raises:
+        TorchptychoError: what `refine` would refuse before it reads the frames.
+    """
+    settings, scan = as_config(RefineConfig, config), as_scan(scan)
+    refuse_several_scans(scan, "a refinement")
+    check_regularization(settings)
+    check_scan_field(scan)
+    place = find_devices(device, option="device")[0]
+    frames = plan_frames(scan, place)
+    margin_px = math.ceil(settings.position_limit_px) if settings.position_update != "none" else 0
+    canvas_px = (np.ptp(scan.positions_px, axis=0) + scan.n_px + 2 * margin_px).astype(int).tolist()
+    batch_size = choose_batch_size(settings, scan.n_frames)
+    return {
+        "source": scan.source,
+        "n_frames": scan.n_frames,
+        "n_px": scan.n_px,
+        "dtype": str(scan.frames.dtype),
+        "domain": scan.domain,
+        "frames": frames.place,
+        "frames_described": frames.describe(),
+        "frames_bytes": frames.n_bytes,
+        "canvas_px": canvas_px,
+        "canvas_bytes": _CANVASES * 8 * math.prod(canvas_px),
+        "epochs": settings.epochs,
+        "batch_size": batch_size,
+        "updates_per_epoch": math.ceil(scan.n_frames / batch_size),
+        "device": str(place),
+        "config": to_dict(settings),
+    }

@@ -14,6 +14,7 @@ __all__ = [
     "extract",
     "extract_derivatives",
     "extract_inside",
+    "index_inside",
     "locate_corner",
     "place",
     "place_inside",
@@ -101,11 +102,19 @@ def place_inside(
     field: Shaped[Tensor, "h w"], patches: Shaped[Tensor, "k n n"], corner_px: Float[Tensor, "k 2"]
 ) -> None:
     """Add patches to the contiguous `field` in place: the adjoint of `extract_inside`, under the same condition."""
-    base, fraction = _split(corner_px)
-    block = shift_bilinear(patches, fraction)
-    width, span = field.shape[-1], torch.arange(block.shape[-1], device=base.device)
+    block = shift_bilinear(patches, _split(corner_px)[1])
+    index = index_inside(corner_px, block.shape[-1], field.shape[-1])
+    field.view(-1).scatter_add_(0, index, block.reshape(-1))
+
+
+def index_inside(corner_px: Float[Tensor, "k 2"], n_px: int, width: int) -> Int64[Tensor, " j"]:
+    """Return the flat indices, in a field of this width, of the n_px x n_px pixels that begin at each whole corner.
+
+    There are k n_px^2 of them: pixels of several blocks appear several times. The corners are not checked.
+    """
+    base, span = _split(corner_px)[0], torch.arange(n_px, device=corner_px.device)
     index = (base[:, 0] * width + base[:, 1])[:, None, None] + (span[:, None] * width + span)
-    field.view(-1).scatter_add_(0, index.reshape(-1), block.reshape(-1))
+    return index.reshape(-1)
 
 
 def shift_bilinear(

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchptycho.physics.propagation import FAR_FIELD, Propagator
 from torchptycho.physics.wave_correction import compute_residuals, limit_poisson_change, project_amplitude
 
-__all__ = ["EpochFit", "ReducedChiSquared", "compute_wave_correction", "propagate_to_detector"]
+__all__ = ["EpochFit", "ReducedChiSquared", "compute_wave_correction", "propagate_to_detector", "scale_wave"]
 
 
 def propagate_to_detector(
@@ -23,6 +23,11 @@ def propagate_to_detector(
     wave = propagator.forward(patches[:, None] * probe)
     intensity = wave.real.square() + wave.imag.square()
     return wave, intensity[:, 0] if len(probe) == 1 else intensity.sum(1)
+
+
+def scale_wave(wave: Complex[Tensor, "k p n n"], factor: Float[Tensor, "k #p n n"]) -> Complex[Tensor, "k p n n"]:
+    """Multiply waves by real factors, as real numbers: torch would convert the factors to complex ones first."""
+    return torch.view_as_complex(torch.view_as_real(wave) * factor[..., None])
 
 
 def compute_wave_correction(

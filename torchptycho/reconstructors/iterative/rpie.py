@@ -5,7 +5,6 @@ Maiden, Johnson, Li, Optica 4, 736 (2017); Odstrcil, Menzel, Guizar-Sicairos, Op
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import torch
@@ -13,12 +12,14 @@ from jaxtyping import Bool, Complex, Float, Float64, Int64
 from torch import Tensor
 
 from torchptycho.core.config import RefineConfig
-from torchptycho.physics.patches import extract_inside, place_inside
+from torchptycho.physics.patches import extract_inside
+from torchptycho.reconstructors.iterative.canvas_update import AccumulatedUpdate, add_momentum_in_place
 from torchptycho.reconstructors.iterative.fit import (
     EpochFit,
     ReducedChiSquared,
     compute_wave_correction,
     propagate_to_detector,
+    scale_wave,
 )
 from torchptycho.reconstructors.iterative.position_correction import PositionSteps
 from torchptycho.reconstructors.iterative.problem import Problem
@@ -39,26 +40,6 @@ _UPDATES_PER_EPOCH, _MIN_BATCH_SIZE, _MAX_BATCH_SIZE = 25, 8, 64
 _SCALE_FREE_FRACTION = 0.25
 
 
-@dataclasses.dataclass(eq=False)
-class _AccumulatedUpdate:
-    """What the frames since the last update ask for."""
-
-    object: Tensor
-    illumination: Tensor
-    probe: Tensor
-    transmission: Tensor
-    frames: int = 0
-
-    @classmethod
-    def zeros(cls, state: RefinementState) -> _AccumulatedUpdate:
-        return cls(
-            torch.zeros_like(state.object),
-            torch.zeros_like(state.object.real),
-            torch.zeros_like(state.probe),
-            torch.zeros_like(state.probe[0].real),
-        )
-
-
 def run_epoch(
     problem: Problem,
     state: RefinementState,
@@ -77,7 +58,8 @@ def run_epoch(
     """
     misfit = ReducedChiSquared(state.background)
     background = _BackgroundEstimator(state, problem.mask) if config.background else None
-    gathered = _AccumulatedUpdate.zeros(state)
+    state.object = state.object.contiguous()
+    gathered = AccumulatedUpdate(state, config.alpha)
     batches = split_into_batches(order, choose_batch_size(config, len(order)))
     n_updates = max(1, round(len(order) / frames_per_update))
     for number, (index, counts) in enumerate(problem.iterate_counts(batches), start=1):
@@ -88,13 +70,13 @@ def run_epoch(
             intensity = intensity + state.background
             background.add(intensity, counts)
         change = compute_wave_correction(intensity, counts, problem.mask_or_none, config.likelihood, misfit)
-        exit_change = problem.propagator.adjoint(wave * change[:, None])
+        exit_change = problem.propagator.adjoint(scale_wave(wave, change[:, None]))
         if shifts is not None:
             shifts.add(index, state.object, state.probe, corners_px, exit_change)
-        _accumulate(gathered, patches, state.probe, corners_px, exit_change, update_probe)
+        gathered.add(patches, state.probe, corners_px, exit_change, update_probe=update_probe)
         if number * n_updates // len(batches) > (number - 1) * n_updates // len(batches):
             _apply_update(gathered, state, config, problem, patches, corners_px, exit_change, update_probe)
-            gathered = _AccumulatedUpdate.zeros(state)
+            gathered.clear()
     if background is not None:
         background.update_state()
     return misfit.compute_fit(problem.n_good_pixels)
@@ -150,26 +132,8 @@ def split_into_batches(order: Int64[Tensor, " m"], batch_size: int) -> tuple[Ten
     return order.tensor_split(math.ceil(len(order) / batch_size))
 
 
-def _accumulate(
-    gathered: _AccumulatedUpdate,
-    patches: Complex[Tensor, "k n n"],
-    probe: Complex[Tensor, "p n n"],
-    corners_px: Float[Tensor, "k 2"],
-    exit_change: Complex[Tensor, "k p n n"],
-    update_probe: bool,
-) -> None:
-    power = (probe.real.square() + probe.imag.square()).sum(0)
-    backprojection = exit_change[:, 0] * probe[0].conj() if len(probe) == 1 else (exit_change * probe.conj()).sum(1)
-    place_inside(gathered.object, backprojection, corners_px)
-    place_inside(gathered.illumination, power.expand(len(patches), -1, -1), corners_px)
-    if update_probe:
-        gathered.probe += (exit_change * patches.conj()[:, None]).sum(0)
-        gathered.transmission += (patches.real.square() + patches.imag.square()).sum(0)
-    gathered.frames += len(patches)
-
-
 def _apply_update(
-    gathered: _AccumulatedUpdate,
+    gathered: AccumulatedUpdate,
     state: RefinementState,
     config: RefineConfig,
     problem: Problem,
@@ -179,8 +143,8 @@ def _apply_update(
     update_probe: bool,
 ) -> None:
     """Update object and probe; the last batch's frames tell how far LSQML goes."""
-    update = gathered.object / _regularize(gathered.illumination, config.alpha)
-    probe_change = gathered.probe / _regularize(gathered.transmission, config.alpha) if update_probe else None
+    update = gathered.compute_object_change()
+    probe_change = gathered.compute_probe_change() if update_probe else None
     if probe_change is not None and gathered.frames >= _SCALE_FREE_FRACTION * problem.n_frames:
         probe_change = _remove_scale(probe_change, state.probe)
     step: float | Tensor = config.step
@@ -190,7 +154,7 @@ def _apply_update(
             extract_inside(update, corners_px, problem.n_px), state.probe, patches, probe_change, exit_change
         )
         step, probe_step = (config.step * length for length in lengths)
-    state.object = state.object + step * update
+    gathered.apply_to(state.object, step)
     if probe_change is not None:
         state.probe = state.probe + probe_step * probe_change
     if config.smoothness_weight or config.tv_weight:
@@ -200,10 +164,6 @@ def _apply_update(
     wait = math.ceil(problem.n_frames / _MOMENTUM_PER_EPOCH / gathered.frames) * 2**state.momentum_backoffs
     if config.momentum and state.updates >= wait:
         _apply_momentum(state, config.momentum, update_probe)
-
-
-def _regularize(curvature: Tensor, alpha: float) -> Tensor:
-    return (1 - alpha) * curvature + alpha * curvature.max()
 
 
 def _remove_scale(update: Complex[Tensor, "p n n"], probe: Complex[Tensor, "p n n"]) -> Complex[Tensor, "p n n"]:
@@ -251,14 +211,10 @@ def _compute_inner_products(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _apply_momentum(state: RefinementState, momentum: float, update_probe: bool) -> None:
-    """Go on in the direction of the last updates: mPIE's momentum."""
-    state.velocity = momentum * state.velocity + (state.object - state.anchor)
-    state.object = state.object + momentum * state.velocity
-    state.anchor = state.object
+    """Go on in the direction of the last updates."""
+    add_momentum_in_place(state.object, state.velocity, state.anchor, momentum)
     if update_probe:
-        state.probe_velocity = momentum * state.probe_velocity + (state.probe - state.probe_anchor)
-        state.probe = state.probe + momentum * state.probe_velocity
-        state.probe_anchor = state.probe
+        add_momentum_in_place(state.probe, state.probe_velocity, state.probe_anchor, momentum)
     state.updates = 0
 
 

@@ -74,17 +74,17 @@ class RefinementState:
 
     @classmethod
     def begin(cls, object: Tensor, probe: Tensor, positions_px: Tensor) -> RefinementState:
-        """Create a state without momentum and background."""
+        """Create a state without momentum and background. Object and probe are copied, as they change in place."""
         return cls(
-            object=object,
-            probe=probe,
+            object=object.clone(memory_format=torch.contiguous_format),
+            probe=probe.clone(memory_format=torch.contiguous_format),
             positions_px=positions_px,
             drift_px=torch.zeros_like(positions_px),
             background=probe.real.new_zeros(probe.shape[-2:]),
-            velocity=torch.zeros_like(object),
-            anchor=object.clone(),
-            probe_velocity=torch.zeros_like(probe),
-            probe_anchor=probe.clone(),
+            velocity=torch.zeros_like(object, memory_format=torch.contiguous_format),
+            anchor=object.clone(memory_format=torch.contiguous_format),
+            probe_velocity=torch.zeros_like(probe, memory_format=torch.contiguous_format),
+            probe_anchor=probe.clone(memory_format=torch.contiguous_format),
             probe_photons=float(compute_power(probe)),
             probe_area_px=float(compute_area_px(probe)),
             center_px=find_center_of_mass(probe),
@@ -106,16 +106,18 @@ class RefinementState:
     def scale(self, factor: Float[Tensor, ""]) -> None:
         """Multiply the probe by a factor and divide the object by it, which no count depends on."""
         for name in ("probe", "probe_velocity", "probe_anchor"):
-            setattr(self, name, getattr(self, name) * factor)
+            getattr(self, name).mul_(factor)
         for name in ("object", "velocity", "anchor"):
-            setattr(self, name, getattr(self, name) / factor)
+            getattr(self, name).mul_(1 / factor)
 
     def replace_modes(self, probe: Complex[Tensor, "p n n"]) -> None:
         """Take the same light in other modes; what momentum the old ones had means nothing to them."""
-        self.probe, self.probe_velocity, self.probe_anchor = probe, torch.zeros_like(probe), probe
+        self.probe = probe.contiguous()
+        self.probe_velocity, self.probe_anchor = torch.zeros_like(self.probe), self.probe.clone()
 
     def reset_momentum(self) -> None:
         """Forget the momentum."""
+        self.object, self.probe = self.object.contiguous(), self.probe.contiguous()
         self.velocity, self.anchor = torch.zeros_like(self.object), self.object.clone()
         self.probe_velocity, self.probe_anchor = torch.zeros_like(self.probe), self.probe.clone()
         self.updates = 0

@@ -36,8 +36,8 @@ from torchptycho.data.prepare import prepare
 from torchptycho.data.simulation import simulate
 from torchptycho.data.store import Store
 from torchptycho.io import read_scan, write_scan
-from torchptycho.io.frames.frame_stacks import StoredFrames, ZippedFrames
 from torchptycho.io.frames.hdf5_frames import Hdf5Frames
+from torchptycho.io.frames.npz_frames import StoredFrames, ZippedFrames
 
 M, N, KILLS = 30, 32, 20
 SCAN = simulate(SimulateConfig(n_px=N, object_px=72, n_frames=M, photons_per_frame=1e4))

@@ -67,10 +67,13 @@ class ScanError(TorchptychoError, ValueError):
         expected: what the contract requires.
         found: the actual content.
         remedy: how the user can fix it.
+        part: which part of a scan is at fault, as `mask`; None where that is not known.
     """
 
-    def __init__(self, source: str | Path, key: str | None, *, expected: str, found: str, remedy: str) -> None:
-        self.source, self.key = str(source), key
+    def __init__(
+        self, source: str | Path, key: str | None, *, expected: str, found: str, remedy: str, part: str | None = None
+    ) -> None:
+        self.source, self.key, self.part = str(source), key, part
         self.expected, self.found, self.remedy = expected, found, remedy
         where = f"{source}: '{key}'" if key else f"{source}"
         super().__init__(f"{where}: expected {expected}; found {found}. {remedy}")

@@ -10,7 +10,7 @@ import torch
 
 from torchptycho.core.scan import Scan
 from torchptycho.data.store import Store
-from torchptycho.io.frames.frame_stacks import count_frames_in
+from torchptycho.io.frames.npz_frames import count_frames_in
 
 __all__ = ["holds_same_scans"]
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torchptycho.core.scan import ArrayFrames, Frames, Scan
 from torchptycho.data.grouping import partition
 from torchptycho.io import iter_checked_chunks
-from torchptycho.io.frames.frame_stacks import StoredFrames
+from torchptycho.io.frames.npz_frames import StoredFrames
 from torchptycho.io.near_field import refuse_near_field
 from torchptycho.physics.scaling import Scaling, measure_scaling, sum_frames
 

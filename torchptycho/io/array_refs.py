@@ -13,8 +13,8 @@ import numpy as np
 from torchptycho.core.config.read import ReadConfig
 from torchptycho.core.errors import ScanError
 from torchptycho.core.scan import Frames
-from torchptycho.io.frames.frame_stacks import ViewFrames, open_stack
 from torchptycho.io.frames.hdf5_series import open_hdf5_series
+from torchptycho.io.frames.npz_frames import ViewFrames, open_stack
 from torchptycho.io.frames.tiff_frames import is_tiff, list_numbered_files, open_tiff_stack
 from torchptycho.io.storage.archive import Member, NpzArchive, convert_zip_errors, is_zip, read_array_header
 from torchptycho.io.storage.file_access import read_head

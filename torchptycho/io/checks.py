@@ -13,7 +13,8 @@ from torchptycho.core.errors import ScanError
 from torchptycho.core.geometry import Geometry
 from torchptycho.core.scan import Frames, Scan
 from torchptycho.core.text import format_first
-from torchptycho.io.frames.frame_stacks import count_frames_in, to_file_rows
+from torchptycho.io.frames.frame_stacks import to_file_rows
+from torchptycho.io.frames.npz_frames import count_frames_in
 from torchptycho.io.position_scale import describe_unit_error, suggest_units
 from torchptycho.io.raw_scan import RawScan
 from torchptycho.io.source_files import refuse_changes
@@ -57,7 +58,8 @@ def check_frame_shape(source: Path, key: str, height: int, width: int) -> None:
         f"Keep the centre: rows {advise_crop(height, n)}, columns {advise_crop(width, n)}; --crop-px N and "
         "--beam-center-px Y X do it."
     )
-    raise ScanError(source, key, expected=expected, found=f"frames of {height}x{width} pixels", remedy=remedy)
+    found = f"frames of {height}x{width} pixels"
+    raise ScanError(source, key, expected=expected, found=found, remedy=remedy, part="frame-size")
 
 
 def check_finite(recorded: RawScan) -> None:
@@ -176,6 +178,7 @@ def _iter_checked(scan: Scan, frames_per_chunk: int | None) -> Iterator[tuple[np
             expected="finite values of at least 0" if worst is not_finite else f"{scan.domain} of at least 0",
             found=f"{what} in {_describe_frames(to_file_rows(frames, worst.first), worst.total)}",
             remedy=_advise_on_faulty_frames(what, worst.total, start),
+            part="negative" if what == "negative values" and worst.total > start / 2 else "frames",
         )
     if start != scan.n_frames:
         found = f"a stream that ended after {start}"

@@ -7,7 +7,8 @@ import hashlib
 import numpy as np
 
 from torchptycho.core.scan import Scan
-from torchptycho.io.frames.frame_stacks import count_frames_in, find_backing_files
+from torchptycho.io.frames.frame_stacks import find_backing_files
+from torchptycho.io.frames.npz_frames import count_frames_in
 
 __all__ = ["fingerprint_content", "fingerprint_fields", "fingerprint_scan"]
 

@@ -14,6 +14,8 @@ from torchptycho.core.errors import ScanError
 from torchptycho.core.scan import Frames
 from torchptycho.io.frames.frame_stacks import random_access_is_slow
 from torchptycho.io.frames.views import WindowFrames, get_lead_shape
+from torchptycho.io.given_positions import load_given_positions
+from torchptycho.io.parts import name_part
 from torchptycho.io.raw_scan import RawScan, align_to_frames
 
 __all__ = ["arrange_positions", "choose_energy_value", "fit_grid", "place_on_raster"]
@@ -37,7 +39,7 @@ def arrange_positions(
     stack (E, M, H, W) or (E, ny, nx, H, W) with positions for one energy, or with E different energies, is a spectrum.
 
     Arguments:
-        positions: y and x; None where a raster of the options comes in their place.
+        positions: y and x; None where those of the options come in their place.
         keys: the arrays they came from, (y, x).
         n_energies: how many different energies the file states.
 
@@ -49,7 +51,9 @@ def arrange_positions(
         ScanError: a grid of another shape than the frames, or several energies of which none is chosen.
     """
     lead = get_lead_shape(stack)
-    total, rest = math.prod(lead), math.prod(lead[1:]) if len(lead) > 1 else 0
+    given = load_given_positions(config, math.prod(lead))
+    if given is not None:
+        positions, keys = (given.y, given.x), given.keys
     if positions is None:
         shape = config.raster_shape or lead[-2:]
         n_lead = math.prod(shape)
@@ -57,6 +61,16 @@ def arrange_positions(
         frames = _choose_energy(path, stack, lead, keys, config) if is_spectrum else stack
         _refuse_energy_index(path, config, used=is_spectrum)
         return frames, np.full((frames.shape[0], 2), np.nan)
+    with name_part("positions"):
+        return _arrange(path, stack, positions, keys, config, n_energies)
+
+
+def _arrange(
+    path: Path, stack: Frames, positions: Grid, keys: tuple[str, str], config: ReadConfig, n_energies: int
+) -> tuple[Frames, Float64[np.ndarray, "k 2"]]:
+    """Arrange positions of a file or of an option, as for `arrange_positions`."""
+    lead = get_lead_shape(stack)
+    total, rest = math.prod(lead), math.prod(lead[1:]) if len(lead) > 1 else 0
     y, x = (np.squeeze(np.asarray(one, np.float64)) for one in positions)
     every_energy = n_energies > 1 and n_energies == lead[0] and len(lead) > 1 and y.size == x.size == total
     target = total
@@ -114,6 +128,7 @@ def _choose_energy(
             expected="frames at one energy" if index is None else f"an energy {index}",
             found=f"{n} energies of {each} frames each, {(*lead, *stack.shape[1:])}",
             remedy=f"Take one with --energy-index N, from 0 to {n - 1}.",
+            part="energy-index",
         )
     return WindowFrames(stack, index * each, (index + 1) * each, lead[1:], random_access_is_slow(stack))
 
@@ -150,6 +165,7 @@ def choose_energy_value(path: Path, key: str, values: np.ndarray, config: ReadCo
             expected="one energy",
             found=f"{flat.size} from {low:.6g} to {high:.6g}",
             remedy="Take one with --energy-index N, or give it with --energy-eV.",
+            part="energy",
         )
     return float(flat.mean())
 

@@ -12,7 +12,8 @@ from torchptycho.core.geometry import Geometry
 from torchptycho.core.scan import Frames
 from torchptycho.io.bad_pixels import find_dead_pixels, find_hot_pixels
 from torchptycho.io.detector_codes import reaches_saturation
-from torchptycho.io.frames.frame_stacks import count_frames_in, random_access_is_slow
+from torchptycho.io.frames.frame_stacks import random_access_is_slow
+from torchptycho.io.frames.npz_frames import count_frames_in
 from torchptycho.io.frames.views import PickedFrames
 
 __all__ = [

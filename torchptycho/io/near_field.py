@@ -9,7 +9,8 @@ from jaxtyping import Float64
 
 from torchptycho.core.errors import ScanError
 from torchptycho.core.scan import Scan
-from torchptycho.io.frames.frame_stacks import count_frames_in, random_access_is_slow
+from torchptycho.io.frames.frame_stacks import random_access_is_slow
+from torchptycho.io.frames.npz_frames import count_frames_in
 from torchptycho.io.frames.views import PickedFrames
 
 __all__ = ["NearFieldEvidence", "detect_near_field", "measure_magnification", "refuse_near_field"]

@@ -114,6 +114,7 @@ def _complete_lengths(recorded: RawScan, config: ReadConfig) -> Geometry:
             expected="the lengths of a near-field experiment",
             found=f"no {', no '.join(missing)}",
             remedy=f"Give them with {' '.join('--' + name.replace('_', '-') for name in missing)}.",
+            part="propagation",
         )
     return geometry
 

@@ -151,6 +151,9 @@ def build_geometry(path: Path, particle: Particle | None = None, /, **values: fl
                 expected="a positive number",
                 found=f"{value!r}",
                 remedy=f"Correct it, or give --{name.replace('_', '-')}.",
+                part={"energy_eV": "energy", "wavelength_m": "energy", "distance_m": "distance"}.get(
+                    name, "detector-pixel"
+                ),
             )
     known: dict[str, Any] = {name: value for name, value in values.items() if value}
     kind: Particle = particle or "photon"

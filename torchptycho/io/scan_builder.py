@@ -18,37 +18,30 @@ from torchptycho.io.detector_codes import find_codes
 from torchptycho.io.detector_images import load_detector_image, load_detector_mask
 from torchptycho.io.field import check_field, refuse_outliers
 from torchptycho.io.frame_positions import place_on_raster
-from torchptycho.io.frames.processing import ProcessedFrames, Processing, resample_probe
+from torchptycho.io.frames.processing import ProcessedFrames, Processing
+from torchptycho.io.given_positions import replace_positions
 from torchptycho.io.guesses import (
     compute_mean_pattern,
     estimate_beam_center_px,
-    estimate_probe,
-    fill_masked,
     survey_frames,
 )
 from torchptycho.io.masks import check_masked_part
 from torchptycho.io.near_field_reading import (
-    estimate_near_field_probe,
     is_near_field,
-    pad_probe,
     prepare_near_field,
 )
-from torchptycho.io.probe_files import PROBE_REMEDY, ProbeFile, read_probe_file
-from torchptycho.io.probe_fitting import fit_probe
+from torchptycho.io.parts import POSITIONS_REMEDY, describe_replacement, name_part
 from torchptycho.io.raw_scan import RawScan
-from torchptycho.io.scan_choice import choose_scan, describe_scans, pick_frames
+from torchptycho.io.scan_choice import choose_scan, describe_scans, leave_out_unreadable, pick_frames
 from torchptycho.io.scan_geometry import (
     build_geometry,
     convert_to_pixels,
-    find_reference_edge,
     find_scale,
     orient_positions,
 )
+from torchptycho.io.scan_probe import build_probe
 
-__all__ = ["PROBE_GUESSED", "build_scan"]
-
-PROBE_GUESSED = "probe guessed"
-"""How the note begins on a scan whose probe is a guess."""
+__all__ = ["build_scan"]
 
 _log = logging.getLogger(__name__)
 
@@ -67,10 +60,28 @@ def build_scan(recorded: RawScan, why: str, config: ReadConfig) -> Scan:
     notes = [f"recognised as {recorded.format}: {why}", *recorded.notes]
     domain = config.domain or recorded.domain or _infer_domain(recorded.frames)
     in_file = np.asarray(recorded.rows)
-    recorded = place_on_raster(recorded, config, notes)
+    recorded = replace_positions(place_on_raster(recorded, config, notes), config, notes)
+    if config.ignore:
+        notes.append(f"left unread: {', '.join(config.ignore)}")
     recorded = _choose_frames(recorded, config, notes)
-    recorded, bad, left_out = _leave_out_bad_frames(recorded, config, domain, in_file, notes)
+    n_notes = len(notes)
+    try:
+        recorded, bad, left_out = _leave_out_bad_frames(recorded, config, domain, in_file, notes)
+    except ScanError:
+        readable = leave_out_unreadable(recorded) if config.bad_frames == "leave-out" else recorded
+        if readable is recorded:
+            raise
+        del notes[n_notes:]
+        recorded, bad, left_out = _leave_out_bad_frames(readable, config, domain, in_file, notes)
     if is_near_field(recorded, config):
+        if config.object_pixel_m is not None:
+            raise ScanError(
+                recorded.path,
+                None,
+                expected="far-field frames, for --object-pixel-m",
+                found="near-field frames, whose object pixel is that of the detector, magnified",
+                remedy="Give --detector-pixel-m and --focus-distance-m instead.",
+            )
         recorded, config = prepare_near_field(recorded, bad, domain, config, notes)
     elif recorded.geometry.propagation == "near":
         recorded = dataclasses.replace(
@@ -80,14 +91,16 @@ def build_scan(recorded: RawScan, why: str, config: ReadConfig) -> Scan:
     n_px = frames.shape[1]
     scale = 1.0 if steps is None else find_scale(recorded, n_px, steps.binning)
     geometry = build_geometry(recorded, config, n_px, scale, 1 if steps is None else steps.binning)
-    check_finite(recorded)
-    refuse_outliers(recorded)
+    with name_part("positions", POSITIONS_REMEDY):
+        check_finite(recorded)
+        refuse_outliers(recorded)
     positions_px = orient_positions(convert_to_pixels(recorded, geometry, scale, n_px), config, notes)
     if recorded.truth is not None and recorded.truth_is_centered:
         middle = (positions_px.min(axis=0) + positions_px.max(axis=0)) / 2
         positions_px = positions_px + np.array(recorded.truth.shape) / 2 - middle
-    check_positions(recorded.path, positions_px, geometry, recorded.position_keys, recorded.unit, n_px)
-    check_field(positions_px, n_px, recorded.path, recorded.position_keys, np.asarray(recorded.rows))
+    with name_part("positions"):
+        check_positions(recorded.path, positions_px, geometry, recorded.position_keys, recorded.unit, n_px)
+        check_field(positions_px, n_px, recorded.path, recorded.position_keys, np.asarray(recorded.rows))
     turned = config.swap_xy or config.flip_y or config.flip_x
     same_pixels = math.isclose(scale, 1.0) and not turned
     if recorded.truth is not None and not same_pixels:
@@ -118,9 +131,11 @@ def build_scan(recorded: RawScan, why: str, config: ReadConfig) -> Scan:
             "mask",
             expected="some good pixels",
             found="none",
-            remedy="Check what the mask means, and where the beam centre is.",
+            remedy="Check what the mask means (--mask-sense, --ignore mask), and where the beam centre is "
+            "(--beam-center-px).",
+            part="mask",
         )
-    return dataclasses.replace(scan, probe=_build_probe(recorded, scan, steps, config, notes), notes=tuple(notes))
+    return dataclasses.replace(scan, probe=build_probe(recorded, scan, steps, config, notes), notes=tuple(notes))
 
 
 def _infer_domain(frames: Frames) -> Domain:
@@ -155,13 +170,15 @@ def _leave_out_bad_frames(
             "mask",
             expected=f"({height}, {width}), as the frames",
             found=found,
-            remedy="Export a mask of the size of the frames.",
+            remedy=f"Export a mask of the size of the frames. {describe_replacement('mask')}",
+            part="mask",
         )
     bad = np.zeros((height, width), bool) if recorded.bad_pixels is None else recorded.bad_pixels.copy()
     if recorded.mask_to_check is not None:
-        masked = check_masked_part(
-            recorded.path, recorded.mask_to_check, bad, recorded.frames, domain, is_own=config.mapping is None
-        )
+        with name_part("mask", describe_replacement("mask")):
+            masked = check_masked_part(
+                recorded.path, recorded.mask_to_check, bad, recorded.frames, domain, is_own=config.mapping is None
+            )
         if masked is not None:
             notes.append(masked)
             _log.warning("%s: %s", recorded.path, masked)
@@ -274,54 +291,3 @@ def _process_frames(
     if config.dark is not None or config.clip_negative:
         notes.append("negative counts set to 0")
     return ProcessedFrames(recorded.frames, steps, domain), steps
-
-
-def _build_probe(
-    recorded: RawScan, scan: Scan, steps: Processing | None, config: ReadConfig, notes: list[str]
-) -> np.ndarray:
-    n_px, edge = scan.n_px, find_reference_edge(recorded)
-    probe = None
-    if config.probe is not None:
-        probe = read_probe_file(config.probe, n_px)
-        notes.append(f"probe of {config.probe}")
-    elif recorded.probe is not None:
-        probe = ProbeFile(path=recorded.path, key="probe", modes=recorded.probe)
-    if probe is None:
-        if not config.guess_probe:
-            raise ScanError(
-                recorded.path, None, expected="a probe", found="none in the file", remedy=f"Give {PROBE_REMEDY}"
-            )
-        if scan.geometry.propagation == "near":
-            notes.append("probe guessed from the mean image, propagated back to the sample")
-            pattern = compute_mean_pattern(scan.frames, scan.domain)
-            return estimate_near_field_probe(pattern, scan.mask, scan.geometry)
-        known = scan.geometry.wavelength_m is not None and scan.geometry.object_pixel_m is not None
-        if config.probe_defocus_m and not known:
-            raise ScanError(
-                recorded.path,
-                None,
-                expected="energy and object pixel, for probe_defocus_m",
-                found="not both",
-                remedy="Give --energy-eV, --distance-m and --detector-pixel-m.",
-            )
-        notes.append(f"{PROBE_GUESSED} from the mean pattern, {config.probe_defocus_m:g} m from the focus")
-        pattern = fill_masked(compute_mean_pattern(scan.frames, scan.domain), scan.mask)
-        return estimate_probe(pattern, scan.geometry, config.probe_defocus_m)
-    size = probe.modes.shape[-1]
-    if config.probe is None and size == n_px:
-        return probe.modes
-    if scan.geometry.propagation == "near" and (steps is None or steps.binning == 1):
-        return pad_probe(probe.modes, n_px)
-    if steps is not None and size == edge and (config.probe is None or (size != n_px and probe.pixel_m is None)):
-        # The probe belongs to the recorded frames, and is cropped and binned like them.
-        return resample_probe(probe.modes, n_px, steps.binning)
-    if config.probe is None and size == recorded.positions_n_px:
-        # The object pixel of the file belongs to its probe, and would be different for frames of this size.
-        raise ScanError(
-            recorded.path,
-            "probe",
-            expected=f"a probe of {n_px}x{n_px} px, as the frames",
-            found=f"{size}x{size} px",
-            remedy=f"Cut the frames with --crop-px {size}, or give another probe with --probe FILE.",
-        )
-    return fit_probe(probe, scan, notes)

@@ -12,10 +12,11 @@ from torchptycho.core.errors import ScanError
 from torchptycho.core.scan import Scan
 from torchptycho.core.text import format_first
 from torchptycho.io.frames.frame_stacks import random_access_is_slow
+from torchptycho.io.frames.salvage import find_readable
 from torchptycho.io.frames.views import PickedFrames
 from torchptycho.io.raw_scan import RawScan
 
-__all__ = ["choose_scan", "describe_scans", "pick_frames", "refuse_several_scans"]
+__all__ = ["choose_scan", "describe_scans", "leave_out_unreadable", "pick_frames", "refuse_several_scans"]
 
 _MAX_LISTED = 10
 
@@ -88,3 +89,17 @@ def pick_frames(recorded: RawScan, rows: Int64[np.ndarray, " k"]) -> RawScan:
     }
     frames = PickedFrames(recorded.frames, rows, streamed=random_access_is_slow(recorded.frames))
     return dataclasses.replace(recorded, frames=frames, rows=np.asarray(recorded.rows)[rows], **picked)
+
+
+def leave_out_unreadable(recorded: RawScan) -> RawScan:
+    """Leave out the frames that cannot be read, and list them; return the scan itself where all can be.
+
+    Raises:
+        ScanError: fewer than two can be read.
+    """
+    readable = find_readable(recorded.frames)
+    if readable.all():
+        return recorded
+    lost = {int(row): "cannot be read" for row in np.asarray(recorded.rows)[~readable]}
+    rest = pick_frames(recorded, np.flatnonzero(readable))
+    return dataclasses.replace(rest, left_out=rest.left_out | lost)

@@ -65,7 +65,7 @@ def build_geometry(recorded: RawScan, config: ReadConfig, n_px: int, scale: floa
     """Build the geometry of the scan: options override the file; the detector pixel is that after binning."""
     given: dict[str, Any] = {
         name: value
-        for name in ("energy_eV", "distance_m", "detector_pixel_m")
+        for name in ("energy_eV", "distance_m", "detector_pixel_m", "object_pixel_m")
         if (value := getattr(config, name)) is not None
     }
     own = recorded.geometry
@@ -73,7 +73,7 @@ def build_geometry(recorded: RawScan, config: ReadConfig, n_px: int, scale: floa
         given["particle"] = config.particle
     if config.wavelength_m is not None:
         given["energy_eV"] = wavelength_to_energy_eV(config.wavelength_m, config.particle or own.particle)
-    changed = dataclasses.replace(own, object_pixel_m=None if given else own.object_pixel_m, **given)
+    changed = dataclasses.replace(own, **({"object_pixel_m": None} if given else {}) | given)
     if changed.detector_pixel_m is not None:
         changed = dataclasses.replace(changed, detector_pixel_m=changed.detector_pixel_m * binning)
     if changed.object_pixel_m is not None:
@@ -87,6 +87,7 @@ def build_geometry(recorded: RawScan, config: ReadConfig, n_px: int, scale: floa
             expected="lengths of an experiment",
             found=f"{changed}",
             remedy="Correct --energy-eV or --wavelength-m, --distance-m or --detector-pixel-m.",
+            part="object-pixel",
         ) from None
 
 
@@ -123,7 +124,9 @@ def convert_to_pixels(recorded: RawScan, geometry: Geometry, scale: float, n_px:
             key,
             expected=f"lengths that turn {recorded.unit} into object pixels",
             found=f"no {', no '.join(name.strip('-') for name in missing)}",
-            remedy=f"Give them with {' '.join(missing)}; --wavelength-m may replace --energy-eV.",
+            remedy=f"Give them with {' '.join(missing)}; --wavelength-m may replace --energy-eV, and --object-pixel-m "
+            "replaces all of them.",
+            part="object-pixel",
         )
     return positions_m / geometry.object_pixel_m
 

@@ -43,7 +43,9 @@ def list_other_files(recorded: RawScan, config: ReadConfig) -> list[Path]:
     named = [*recorded.companion_files, *(() if backing is None else backing[0])]
     named += [parse_probe_ref(config.probe)[0]] if config.probe is not None else []
     named += [
-        parse_array_ref(text, Path()).path for text in (config.dark, config.flat, config.mask) if text is not None
+        parse_array_ref(text, Path()).path
+        for text in (config.dark, config.flat, config.mask, *(config.positions or ()))
+        if text is not None
     ]
     scan_path = os.path.abspath(recorded.path)
     return [Path(path) for path in dict.fromkeys(os.path.abspath(path) for path in named) if path != scan_path]

@@ -21,9 +21,10 @@ from torchptycho.core.errors import ConfigError, ScanError
 from torchptycho.core.scan import ArrayFrames, Frames, Scan
 from torchptycho.core.text import format_error
 from torchptycho.io import read_scan
-from torchptycho.io.frames.frame_stacks import count_frames_in, random_access_is_slow
-from torchptycho.io.scan_builder import PROBE_GUESSED
+from torchptycho.io.frames.frame_stacks import random_access_is_slow
+from torchptycho.io.frames.npz_frames import count_frames_in
 from torchptycho.io.scan_choice import refuse_several_scans
+from torchptycho.io.scan_probe import PROBE_GUESSED
 from torchptycho.io.storage.outputs import check_output_file, refuse_inputs
 from torchptycho.live.protocol import MAX_FRAME_BYTES, StreamRequest, make_frames_answer
 from torchptycho.live.scan_header import Chunk, ScanLayout, parse_json

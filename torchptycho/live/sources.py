@@ -55,6 +55,11 @@ def _open_growing_file(path: Path, reading: ReadConfig) -> GrowingFile:
     for name in ("frames", "drop_frames"):
         if getattr(reading, name):
             _log.warning("%s: %s is ignored while the scan grows: all frames are used", path, name)
+    if reading.replaces_positions:
+        raise ConfigError(
+            f"{path}: expected the positions of the file while it grows; found an option that replaces them. Leave out "
+            "positions and raster_step_px or raster_step_m, or reconstruct the complete scan."
+        )
     return GrowingFile(path, extract_read_config(reading))
 
 

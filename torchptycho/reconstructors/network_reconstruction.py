@@ -67,8 +67,10 @@ def make_read_config(config: PrepareConfig, asked: ReadConfig = ReadConfig()) ->
             "no checkpoint: the scan is then reconstructed with its own probe."
         )
     # What names a part of the training scan's file means nothing in another file.
-    of_file: dict[str, Any] = dict.fromkeys(("domain", "frames", "probe", "scan", "entry", "energy_index"))
-    trained = dataclasses.replace(extract_read_config(config), guess_probe=True, drop_frames=(), **of_file)
+    of_file: dict[str, Any] = dict.fromkeys(
+        ("domain", "frames", "probe", "scan", "entry", "energy_index", "positions", "frames_axis")
+    )
+    trained = dataclasses.replace(extract_read_config(config), guess_probe=True, drop_frames=(), ignore=(), **of_file)
     default = ReadConfig()
     given = {
         field.name: value

@@ -13,7 +13,8 @@ import pytest
 from torchptycho.core.config import MappingConfig, ReadConfig
 from torchptycho.core.errors import ConfigError, ScanError
 from torchptycho.io import read_scan
-from torchptycho.io.frames.frame_stacks import StoredFrames, to_file_rows
+from torchptycho.io.frames.frame_stacks import to_file_rows
+from torchptycho.io.frames.npz_frames import StoredFrames
 
 ROWS, COLUMNS, N = 3, 4, 8
 M = ROWS * COLUMNS

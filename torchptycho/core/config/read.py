@@ -18,6 +18,7 @@ from torchptycho.core.geometry import Particle
 __all__ = [
     "MappingConfig",
     "MaskSense",
+    "OptionalPart",
     "ReadConfig",
     "ScanFormat",
     "TiffDtype",
@@ -34,6 +35,12 @@ TiffDtype = Literal["float32", "uint16"]
 
 MaskSense = Literal["auto", "good", "bad"]
 """What values other than 0 in a detector mask mean."""
+
+OptionalPart = Literal[
+    "probe", "object", "patches", "nominal-positions", "mask", "metadata", "scan-index", "energy", "distance",
+    "detector-pixel", "basis-vectors", "checksum",
+]  # fmt: skip
+"""Parts of a file without which a scan can be read."""
 
 FRAMES_PATTERN = r"^-?\d*:-?\d*(:-?\d+)?$"
 
@@ -124,6 +131,14 @@ class ReadConfig:
     """Energy to take, counted from 0, from a stack that holds the scan at several, (E, M, H, W)."""
     frames: Annotated[str | None, Field(pattern=FRAMES_PATTERN)] = None
     """Frames to keep, as start:stop or start:stop:step, like :721 for the first 721; None keeps all."""
+    ignore: tuple[OptionalPart, ...] = ()
+    """Parts of the file to leave unread, for example because they are damaged. Without `probe`, give another one or
+    guess_probe; without `checksum`, values that changed in an NPZ file since it was written go unnoticed."""
+    positions: tuple[str, str] | None = None
+    """FILE:KEY of the positions y and of x, which replace the file's, such as list.csv:y list.csv:x; in m if nothing
+    states their unit."""
+    frames_axis: Literal[0, 2] | None = None
+    """NPZ files: axis of the stack that counts the frames, 2 in old files (N, N, M); None follows the file."""
     raster_step_px: tuple[Positive, Positive] | None = None
     """Step of a raster scan (y, x) in object pixels, which takes the place of positions."""
     raster_step_m: tuple[Positive, Positive] | None = None
@@ -137,8 +152,8 @@ class ReadConfig:
     drop_frames: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """Frames to leave out, counted from 0 as in the file. Lists that have no entry for them fit without them."""
     bad_frames: Literal["refuse", "leave-out"] = "refuse"
-    """Frames with NaN, with negative values or without any count: refuse the scan (frames without counts are only
-    reported), or leave these frames out and list them."""
+    """Frames with NaN, with negative values or without any count, and frames that cannot be read or were never written:
+    refuse the scan (frames without counts are only reported), or leave these frames out and list them."""
     particle: Particle | None = None
     """Whether photons or electrons are diffracted; None follows the file, else takes photons."""
     energy_eV: Positive | None = None
@@ -149,6 +164,9 @@ class ReadConfig:
     """Sample to detector; replaces the file's."""
     detector_pixel_m: Positive | None = None
     """Edge of a detector pixel as recorded, before binning; replaces the file's."""
+    object_pixel_m: Positive | None = None
+    """Edge of an object pixel of frames as in the file, in place of energy, distance and detector pixel; replaces the
+    file's."""
     positions_unit: str | None = None
     """Unit of the positions in the file, such as um, or px for object pixels; replaces what the file says."""
     propagation: Literal["auto", "far", "near"] = "auto"
@@ -205,6 +223,13 @@ class ReadConfig:
         if self.beam_center_px is not None and self.beam_center_px != "estimated" and min(self.beam_center_px) < 0:
             raise ConfigError(f"beam_center_px: expected pixels (y, x) of at least 0; found {self.beam_center_px}.")
 
+        if self.object_pixel_m is not None and (self.distance_m is not None or self.detector_pixel_m is not None):
+            raise ConfigError(
+                "object_pixel_m: expected without distance_m and detector_pixel_m, which it replaces; found both. "
+                "Leave --object-pixel-m out, or --distance-m and --detector-pixel-m."
+            )
+        if self.positions is not None and self.makes_raster:
+            raise ConfigError("positions: expected a list or a raster; found both. Leave one of them out.")
         if self.raster_step_px is not None and self.raster_step_m is not None:
             raise ConfigError("raster_step_px, raster_step_m: expected one of them; found both.")
         if not self.makes_raster and (self.raster_shape or self.raster_rotation_deg or self.raster_snake):
@@ -214,6 +239,11 @@ class ReadConfig:
     def makes_raster(self) -> bool:
         """Whether the positions are those of a raster and not the file's."""
         return self.raster_step_px is not None or self.raster_step_m is not None
+
+    @property
+    def replaces_positions(self) -> bool:
+        """Whether the positions of the file are not read."""
+        return self.makes_raster or self.positions is not None
 
     @property
     def states_energy(self) -> bool:

@@ -17,6 +17,7 @@ from torchptycho.io.frame_positions import arrange_positions
 from torchptycho.io.frames.frame_stacks import select_frames
 from torchptycho.io.frames.hdf5_frames import open_hdf5_stack
 from torchptycho.io.frames.views import get_lead_shape
+from torchptycho.io.parts import POSITIONS_REMEDY, name_part, read_optional
 from torchptycho.io.probe_arrays import to_probe_modes
 from torchptycho.io.raw_scan import RawScan, align_to_frames, build_geometry, resolve_rows
 from torchptycho.io.storage.hdf5 import is_hdf5, list_names, open_hdf5
@@ -67,26 +68,33 @@ def read_cxi(path: Path, config: ReadConfig) -> RawScan:
                 expected="the frames, (M, H, W)",
                 found="no such dataset",
                 remedy="Perhaps it is a reconstruction; name the file with the frames.",
+                part="frames",
             )
-        in_file = open_hdf5_stack(dataset, path, key, config=config)
+        with name_part("frames"):
+            in_file = open_hdf5_stack(dataset, path, key, config=config)
         notes.append(
             f"frames in {key}, {dataset.shape} {dataset.dtype}" + _describe_storage(dataset, len(in_file.files))
         )
         height, width = in_file.shape[1:]
         slow, fast, pixel_m = read_basis(entry, config, notes)
         positions_given, unit, position_key = None, "px", "raster"
-        if not config.makes_raster:
-            positions_given, unit, position_key = read_positions(entry, in_file, slow, fast, config, notes)
+        if not config.replaces_positions:
+            with name_part("positions", POSITIONS_REMEDY):
+                positions_given, unit, position_key = read_positions(entry, in_file, slow, fast, config, notes)
         keys = (position_key, position_key)
         stack, positions = arrange_positions(path, in_file, positions_given, keys, config)
         m = stack.shape[0]
         rows = resolve_rows(path, key, m, parse_frame_slice(config.frames))
-        positions = align_to_frames(path, position_key, positions, m, rows, config)
+        with name_part("positions", POSITIONS_REMEDY):
+            positions = align_to_frames(path, position_key, positions, m, rows, config)
         particle = read_particle(entry, config)
-        energy_eV = None if config.states_energy else read_energy_eV(entry, config, particle, notes)
-        distance_m = config.distance_m or _read_distance_m(entry)
+        energy_eV = None
+        if not config.states_energy:
+            energy_eV = read_optional("energy", config, lambda: read_energy_eV(entry, config, particle, notes), None)
+        distance_m = config.distance_m or read_optional("distance", config, lambda: _read_distance_m(entry), None)
         own_sense = config.mask_sense if config.mask is None else "auto"
-        probe = _read_probe(entry, config, (height, width))
+        shape = (height, width)
+        probe = read_optional("probe", config, lambda: _read_probe(entry, config, shape), None)
         return RawScan(
             path=path,
             format="CXI / NXcxi_ptycho",
@@ -97,9 +105,11 @@ def read_cxi(path: Path, config: ReadConfig) -> RawScan:
             unit=unit,
             position_keys=keys,
             probe=probe,
-            bad_pixels=_read_bad_pixels(entry, (height, width), own_sense, notes),
+            bad_pixels=read_optional(
+                "mask", config, lambda: _read_bad_pixels(entry, (height, width), own_sense, notes), None
+            ),
             mask_to_check=None if own_sense != "auto" else "mask",
-            truth=_read_object(entry, notes),
+            truth=read_optional("object", config, lambda: _read_object(entry, notes), None),
             truth_is_centered=True,
             geometry=build_geometry(
                 path, particle, energy_eV=energy_eV, distance_m=distance_m, detector_pixel_m=pixel_m

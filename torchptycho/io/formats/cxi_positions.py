@@ -12,6 +12,7 @@ from torchptycho.core.errors import ScanError
 from torchptycho.core.scan import Frames
 from torchptycho.io.formats.cxi_entry import DETECTOR, Entry
 from torchptycho.io.frame_positions import fit_grid
+from torchptycho.io.parts import read_optional
 from torchptycho.io.storage.hdf5_datasets import load_array
 from torchptycho.io.units import choose_unit, compute_unit_factor, load_quantity, read_unit
 
@@ -30,21 +31,43 @@ _MOTORS = ("sample_1/transformations", "sample_1/geometry_1", "data_1", "data")
 def read_basis(entry: Entry, config: ReadConfig, notes: list[str]) -> tuple[np.ndarray, np.ndarray, float | None]:
     """Read unit vectors along the detector's rows and columns, and the edge of a pixel in metres."""
     path = entry.path
-    node = entry.find(f"{DETECTOR}/basis_vectors")
-    sizes = {
-        name: load_quantity(found, path, name, "length", default="m", option="--detector-pixel-m")
-        for name in ("y_pixel_size", "x_pixel_size")
-        if config.detector_pixel_m is None and (found := entry.find(f"{DETECTOR}/{name}")) is not None
-    }
-    if node is None:
+    sizes: dict[str, float] = read_optional("detector-pixel", config, lambda: _read_pixel_sizes(entry, config), {})
+    basis = read_optional("basis-vectors", config, lambda: _read_vectors(entry), None)
+    if basis is None:
         y = sizes.get("y_pixel_size", sizes.get("x_pixel_size"))
         x = sizes.get("x_pixel_size", y)
         notes.append("no basis_vectors: rows along -y, columns along -x")
         return np.array([0.0, -1.0, 0.0]), np.array([-1.0, 0.0, 0.0]), _check_square(path, y, x, config)
+    vectors, lengths, stated = basis
+    slow, fast = vectors / lengths[:, None]
+    notes.append(f"basis_vectors: rows along {_format_axis(slow)}, columns along {_format_axis(fast)}")
+    if "detector-pixel" in config.ignore:
+        return slow, fast, config.detector_pixel_m
+    if config.detector_pixel_m is None and len(sizes) < 2:
+        unit = choose_unit(stated, default="m")
+        lengths = lengths * compute_unit_factor(path, "basis_vectors", unit, "length", "--detector-pixel-m")
+    y, x = sizes.get("y_pixel_size", float(lengths[0])), sizes.get("x_pixel_size", float(lengths[1]))
+    return slow, fast, _check_square(path, y, x, config)
+
+
+def _read_pixel_sizes(entry: Entry, config: ReadConfig) -> dict[str, float]:
+    return {
+        name: load_quantity(found, entry.path, name, "length", default="m", option="--detector-pixel-m")
+        for name in ("y_pixel_size", "x_pixel_size")
+        if config.detector_pixel_m is None and (found := entry.find(f"{DETECTOR}/{name}")) is not None
+    }
+
+
+def _read_vectors(entry: Entry) -> tuple[np.ndarray, np.ndarray, str | None] | None:
+    """Read the vectors along rows and columns, their lengths, and the unit that they state; None without them."""
+    path = entry.path
+    node = entry.find(f"{DETECTOR}/basis_vectors")
+    if node is None:
+        return None
     vectors = load_array(node, path, "basis_vectors")
     vectors = vectors.astype(np.float64) if vectors.dtype.kind in "iuf" else np.zeros((0, 0))
     vectors = vectors.T if vectors.shape == (3, 2) else vectors
-    lengths = np.linalg.norm(vectors, axis=-1)
+    lengths = np.linalg.norm(vectors.reshape(-1, 3) if vectors.size % 3 == 0 else np.zeros((1, 3)), axis=-1)
     if vectors.shape != (2, 3) or not np.isfinite(lengths).all() or not (lengths > 0).all():
         raise ScanError(
             path,
@@ -53,13 +76,7 @@ def read_basis(entry: Entry, config: ReadConfig, notes: list[str]) -> tuple[np.n
             found=f"{vectors.tolist()}",
             remedy="Correct them, or leave them out.",
         )
-    slow, fast = vectors / lengths[:, None]
-    notes.append(f"basis_vectors: rows along {_format_axis(slow)}, columns along {_format_axis(fast)}")
-    if config.detector_pixel_m is None and len(sizes) < 2:
-        unit = choose_unit(read_unit(node, path), default="m")
-        lengths = lengths * compute_unit_factor(path, "basis_vectors", unit, "length", "--detector-pixel-m")
-    y, x = sizes.get("y_pixel_size", float(lengths[0])), sizes.get("x_pixel_size", float(lengths[1]))
-    return slow, fast, _check_square(path, y, x, config)
+    return vectors, lengths, read_unit(node, path)
 
 
 def _format_axis(vector: np.ndarray) -> str:
@@ -76,6 +93,7 @@ def _check_square(path: Path, y: float | None, x: float | None, config: ReadConf
             expected="square detector pixels",
             found=f"{y:.6g} m x {x:.6g} m",
             remedy="Correct the file, or give --detector-pixel-m; oblong pixels are not modelled.",
+            part="detector-pixel",
         )
     return y
 

@@ -9,6 +9,7 @@ from torchptycho.core.errors import ScanError
 from torchptycho.core.geometry import Particle, energy_to_wavelength_m, wavelength_to_energy_eV
 from torchptycho.io.formats.cxi_entry import Entry
 from torchptycho.io.frame_positions import choose_energy_value
+from torchptycho.io.parts import name_part
 from torchptycho.io.storage.hdf5_datasets import load_array, load_text
 from torchptycho.io.units import Quantity, choose_unit, compute_unit_factor, read_unit
 
@@ -35,8 +36,11 @@ def read_particle(entry: Entry, config: ReadConfig) -> Particle:
     """Read whether photons or electrons are diffracted: by the option, else by what NeXus calls the source's probe."""
     if config.particle is not None:
         return config.particle
+    if "energy" in config.ignore:
+        return "photon"
     names = (f"{entry.name}/{source}/{name}" for source in _SOURCES for name in ("probe", "type"))
-    texts = (load_text(entry.file, entry.path, name) for name in names)
+    with name_part("energy", "Or say it with --particle."):
+        texts = [load_text(entry.file, entry.path, name) for name in names]
     return "electron" if any("electron" in (text or "").lower() for text in texts) else "photon"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from torchptycho.core.config.read import MappingConfig, MaskSense, ReadConfig, parse_frame_slice
+from torchptycho.core.config.read import MappingConfig, MaskSense, OptionalPart, ReadConfig, parse_frame_slice
 from torchptycho.core.errors import ScanError
 from torchptycho.core.scan import Frames
 from torchptycho.io.array_refs import ArrayRef, parse_array_ref
@@ -15,6 +15,7 @@ from torchptycho.io.frame_positions import arrange_positions, choose_energy_valu
 from torchptycho.io.frames.frame_stacks import select_frames
 from torchptycho.io.frames.views import get_lead_shape
 from torchptycho.io.masks import interpret_mask
+from torchptycho.io.parts import POSITIONS_REMEDY, name_part, read_optional
 from torchptycho.io.probe_arrays import to_probe_modes
 from torchptycho.io.raw_scan import RawScan, align_to_frames, build_geometry, resolve_rows
 from torchptycho.io.storage.file_access import read_head
@@ -23,6 +24,9 @@ from torchptycho.io.units import Quantity, choose_unit, compute_position_factor,
 __all__ = ["read_mapped"]
 
 
+_PARTS: dict[str, OptionalPart] = {
+    "energy_eV": "energy", "distance_m": "distance", "detector_pixel_m": "detector-pixel",
+}  # fmt: skip
 _MASK_SENSE: dict[str, MaskSense] = {"auto": "auto", "nonzero": "good", "zero": "bad"}
 
 
@@ -39,25 +43,34 @@ def read_mapped(path: Path, config: ReadConfig, mapping: MappingConfig) -> RawSc
 
     cut = parse_frame_slice(config.frames)
     frames_at = place(mapping.frames)
-    stack = frames_at.open_frames(mapping.frames_axes, config)
-    given, keys, unit = _read_places(place, path, config, mapping, stack)
+    with name_part("frames"):
+        stack = frames_at.open_frames(mapping.frames_axes, config)
+    with name_part("positions", POSITIONS_REMEDY):
+        given, keys, unit = _read_places(place, path, config, mapping, stack)
     stack, positions = arrange_positions(path, stack, given, keys, config, _count_energies(place, config, mapping))
     m = stack.shape[0]
     rows = resolve_rows(frames_at.path, frames_at.key, m, cut)
-    positions = align_to_frames(path, "', '".join(dict.fromkeys(keys)), positions, m, rows, config)
+    with name_part("positions", POSITIONS_REMEDY):
+        positions = align_to_frames(path, "', '".join(dict.fromkeys(keys)), positions, m, rows, config)
     probe, notes = None, list[str]()
     if mapping.probe is not None and config.probe is None:
-        at = place(mapping.probe)
-        probe = to_probe_modes(at.path, at.key or at.path.name, at.load(), notes=notes)
+        probe_at = place(mapping.probe)
+        probe = read_optional("probe", config, lambda: _read_probe(probe_at, notes), None)
     bad, mask_key = None, None
     if mapping.mask is not None:
-        at = place(mapping.mask)
-        values = at.load()
+        mask_at = place(mapping.mask)
         asked = _MASK_SENSE[mapping.mask_good]
         mask_sense = config.mask_sense if config.mask is None and config.mask_sense != "auto" else asked
-        bad, note = interpret_mask(at.path, at.key, values, stack.shape[1:], mask_sense)
-        mask_key = None if mask_sense != "auto" else at.key
-        notes.append(note)
+        read = read_optional(
+            "mask",
+            config,
+            lambda: interpret_mask(mask_at.path, mask_at.key, mask_at.load(), stack.shape[1:], mask_sense),
+            None,
+        )
+        if read is not None:
+            bad, note = read
+            mask_key = None if mask_sense != "auto" else mask_at.key
+            notes.append(note)
     particle = config.particle or mapping.particle or ("electron" if mapping.voltage is not None else "photon")
     return RawScan(
         path=path,
@@ -78,11 +91,15 @@ def read_mapped(path: Path, config: ReadConfig, mapping: MappingConfig) -> RawSc
     )
 
 
+def _read_probe(at: ArrayRef, notes: list[str]) -> np.ndarray:
+    return to_probe_modes(at.path, at.key or at.path.name, at.load(), notes=notes)
+
+
 def _read_places(
     place: Callable[[str], ArrayRef], path: Path, config: ReadConfig, mapping: MappingConfig, stack: Frames
 ) -> tuple[tuple[np.ndarray, np.ndarray] | None, tuple[str, str], str]:
     """Read positions (y, x), None for those of a raster; return where they come from, and their unit."""
-    if config.makes_raster:
+    if config.replaces_positions:
         return None, ("raster", "raster"), "px"
     if mapping.positions_y is None or mapping.positions_x is None:
         raise ScanError(
@@ -90,7 +107,8 @@ def _read_places(
             "mapping",
             expected="positions_y and positions_x",
             found="not both",
-            remedy="Name them, or describe a raster with --raster-step-px or --raster-step-m.",
+            remedy="Name them, give them with --positions Y X, or describe a raster with --raster-step-px or "
+            "--raster-step-m.",
         )
     keys = (mapping.positions_y, mapping.positions_x)
     positions = [_read_positions(place(key), stack) for key in keys]
@@ -107,7 +125,8 @@ def _count_energies(place: Callable[[str], ArrayRef], config: ReadConfig, mappin
     text = mapping.energy or mapping.wavelength or mapping.voltage
     if text is None or config.states_energy:
         return 1
-    return len(set(_read_numbers(place(text)).reshape(-1).tolist()))
+    values = read_optional("energy", config, lambda: _read_numbers(place(text)), np.ones(1))
+    return len(set(values.reshape(-1).tolist()))
 
 
 def _read_lengths(
@@ -119,11 +138,15 @@ def _read_lengths(
         if text is None or getattr(config, name) is not None or (name == "energy_eV" and config.states_energy):
             return None
         at = place(text)
-        unit = choose_unit(asked, at.read_unit(), default=default)
-        factor = compute_unit_factor(at.path, at.key or None, unit, quantity, f"--{name.replace('_', '-')}")
-        if name == "energy_eV":
-            return choose_energy_value(at.path, at.key, _read_numbers(at), config) * factor
-        return _read_number(at) * factor
+
+        def load() -> float:
+            unit = choose_unit(asked, at.read_unit(), default=default)
+            factor = compute_unit_factor(at.path, at.key or None, unit, quantity, f"--{name.replace('_', '-')}")
+            if name == "energy_eV":
+                return choose_energy_value(at.path, at.key, _read_numbers(at), config) * factor
+            return _read_number(at) * factor
+
+        return read_optional(_PARTS[name], config, load, None)
 
     energy_eV = read(mapping.energy, "energy", mapping.energy_unit, "eV", "energy_eV")
     voltage_V = read(mapping.voltage, "voltage", mapping.voltage_unit, "V", "energy_eV")

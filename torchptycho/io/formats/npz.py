@@ -17,8 +17,10 @@ from torchptycho.io.checks import check_frame_shape
 from torchptycho.io.domain_inference import infer_domain
 from torchptycho.io.formats.npz_metadata import FORMAT, RESERVED, parse_geometry, parse_unit, refuse_newer_format
 from torchptycho.io.frame_positions import arrange_positions
-from torchptycho.io.frames.frame_stacks import open_stack, select_frames
+from torchptycho.io.frames.frame_stacks import select_frames
+from torchptycho.io.frames.npz_frames import open_stack
 from torchptycho.io.frames.views import get_lead_shape
+from torchptycho.io.parts import POSITIONS_REMEDY, name_part, read_optional
 from torchptycho.io.probe_files import PROBE_REMEDY, load_probe
 from torchptycho.io.raw_scan import RawScan, align_to_frames, resolve_rows
 from torchptycho.io.storage.archive import Member, NpzArchive, is_zip
@@ -48,16 +50,20 @@ def read_npz(path: Path, config: ReadConfig) -> RawScan:
     """Read a scan in an NPZ file: canonical, legacy, or as Ptychodus writes it for training."""
     frames = parse_frame_slice(config.frames)
     archive = NpzArchive(path)
-    metadata = archive.load_metadata()
+    metadata: dict[str, Any] = read_optional("metadata", config, archive.load_metadata, {})
     refuse_newer_format(path, metadata)
-    member, axis = _find_frames_member(archive, metadata)
-    height, width = member.shape[-2:] if axis == 0 else member.shape[:2]
-    if not config.changes_frames:
-        check_frame_shape(path, member.key, height, width)
+    with name_part("frames"):
+        member, axis = _find_frames_member(archive, metadata, config)
+        height, width = member.shape[-2:] if axis == 0 else member.shape[:2]
+        if not config.changes_frames:
+            check_frame_shape(path, member.key, height, width)
+        in_file = open_stack(archive, member, axis, verify="checksum" not in config.ignore)
     keys = _choose_position_keys(archive)
-    unit = choose_unit(config.positions_unit, parse_unit(path, metadata), default="px")
-    in_file = open_stack(archive, member, axis)
-    positions = None if config.makes_raster else _load_positions(archive, keys, in_file)
+    unit = choose_unit(config.positions_unit, _parse_unit(path, metadata, config), default="px")
+    positions = None
+    if not config.replaces_positions:
+        with name_part("positions", POSITIONS_REMEDY):
+            positions = _load_positions(archive, keys, in_file)
     in_file, positions_px = arrange_positions(path, in_file, positions, keys, config)
     n_in_file = in_file.shape[0]
     rows = resolve_rows(path, member.key, n_in_file, frames)
@@ -65,30 +71,45 @@ def read_npz(path: Path, config: ReadConfig) -> RawScan:
     own_sense = config.mask_sense if config.mask is None else "auto"
     own_probe, more_notes = None, list[str]()
     if config.probe is None and "probeGuess" in archive:
-        own_probe = load_probe(archive, "probeGuess", height if height == width else None, more_notes)
+        size = height if height == width else None
+        own_probe = read_optional("probe", config, lambda: load_probe(archive, "probeGuess", size, more_notes), None)
     elif config.probe is None and not config.guess_probe:
         raise archive.make_missing_error(
-            "probeGuess", f"the probe, ({height}, {height}) complex", f"Or give {PROBE_REMEDY}"
+            "probeGuess", f"the probe, ({height}, {height}) complex", f"Or give {PROBE_REMEDY}", part="probe"
         )
+    every_frame = np.zeros(len(rows), np.int64)
+    square, cut = height == width, frames is not None
+    with name_part("positions", POSITIONS_REMEDY):
+        aligned = align_to_frames(path, "', '".join(reversed(keys)), positions_px, n_in_file, rows, config)
     return RawScan(
         path=path,
         format="NPZ",
         frames=stack,
         rows=rows,
         domain=_choose_domain(path, member.key, config.domain, metadata, stack, more_notes),
-        positions=align_to_frames(path, "', '".join(reversed(keys)), positions_px, n_in_file, rows, config),
+        positions=aligned,
         unit=unit,
         position_keys=keys,
         probe=own_probe,
-        bad_pixels=~_load_mask(archive, (height, width), own_sense),
+        bad_pixels=read_optional("mask", config, lambda: ~_load_mask(archive, (height, width), own_sense), None),
         mask_to_check=None if own_sense != "auto" or metadata.get("format") == FORMAT else "mask",
-        scan_id=_load_scan_id(archive, rows, n_in_file, config),
-        geometry=parse_geometry(path, metadata, config),
-        truth=_load_truth(archive),
-        truth_patches=_load_truth_patches(archive, n_in_file, height, axis, rows, cut=frames is not None)
-        if height == width
+        scan_id=read_optional(
+            "scan-index", config, lambda: _load_scan_id(archive, rows, n_in_file, config), every_frame
+        ),
+        geometry=read_optional(
+            "metadata", config, lambda: parse_geometry(path, metadata, config), parse_geometry(path, {}, config)
+        ),
+        truth=read_optional("object", config, lambda: _load_truth(archive), None),
+        truth_patches=read_optional(
+            "patches", config, lambda: _load_truth_patches(archive, n_in_file, height, axis, rows, cut=cut), None
+        )
+        if square
         else None,
-        nominal_positions_px=_load_nominal_positions(archive, rows, in_file, config) if is_pixels(unit) else None,
+        nominal_positions_px=read_optional(
+            "nominal-positions", config, lambda: _load_nominal_positions(archive, rows, in_file, config), None
+        )
+        if is_pixels(unit)
+        else None,
         metadata={key: value for key, value in metadata.items() if key not in RESERVED},
         probe_is_calibrated=config.probe is None and metadata.get("probe_is_calibrated") is True,
         lead_shape=get_lead_shape(in_file),
@@ -101,7 +122,13 @@ def read_npz(path: Path, config: ReadConfig) -> RawScan:
     )
 
 
-def _find_frames_member(archive: NpzArchive, metadata: dict[str, Any]) -> tuple[Member, int]:
+def _parse_unit(path: Path, metadata: dict[str, Any], config: ReadConfig) -> str | None:
+    if config.positions_unit is not None:
+        return None
+    return read_optional("metadata", config, lambda: parse_unit(path, metadata), None)
+
+
+def _find_frames_member(archive: NpzArchive, metadata: dict[str, Any], config: ReadConfig) -> tuple[Member, int]:
     """Find the member with the frames, and the axis along which they lie: 0, or 2 in old files."""
     key = next((name for name in _FRAMES_KEYS if name in archive), None)
     if key is None:
@@ -119,7 +146,7 @@ def _find_frames_member(archive: NpzArchive, metadata: dict[str, Any]) -> tuple[
         _refuse_complex_frames(archive, member)
         return member, 0
     _refuse_complex_frames(archive, member)
-    return member, _find_frame_axis(archive, member, metadata)
+    return member, _find_frame_axis(archive, member, metadata, config)
 
 
 def _refuse_complex_frames(archive: NpzArchive, member: Member) -> None:
@@ -130,8 +157,8 @@ def _refuse_complex_frames(archive: NpzArchive, member: Member) -> None:
         )
 
 
-def _find_frame_axis(archive: NpzArchive, member: Member, metadata: dict[str, Any]) -> int:
-    said = metadata.get("frames_axis")
+def _find_frame_axis(archive: NpzArchive, member: Member, metadata: dict[str, Any], config: ReadConfig) -> int:
+    said = metadata.get("frames_axis") if config.frames_axis is None else config.frames_axis
     if said in (0, 2):
         return int(said)
     a, b, c = member.shape
@@ -142,10 +169,14 @@ def _find_frame_axis(archive: NpzArchive, member: Member, metadata: dict[str, An
             expected="a stack whose axes can be distinguished",
             found=f"shape {member.shape}: as many frames as pixels along an edge, so (M, N, N) and the old order "
             "(N, N, M) look the same",
-            remedy="Add the entry \"frames_axis\": 0 for (M, N, N), or 2 for (N, N, M), to the JSON in '_metadata'.",
+            remedy='Say --frames-axis 0 for (M, N, N), or 2 for (N, N, M), or add "frames_axis" to the JSON in '
+            "'_metadata'.",
+            part="frames-axis",
         )
     key = _choose_position_keys(archive)[1]
-    n_positions = archive.inspect_member(key).shape[0] if key in archive and archive.inspect_member(key).shape else a
+    with name_part("positions", POSITIONS_REMEDY):
+        shape = archive.inspect_member(key).shape if key in archive and not config.replaces_positions else ()
+    n_positions = shape[0] if shape else a
     # Only in the old order the first two axes are equal; otherwise the number of positions decides.
     return 2 if (a == b and a != n_positions) or (c == n_positions and n_positions not in (a, b)) else 0
 
@@ -280,7 +311,8 @@ def _choose_domain(
         if stated not in ("counts", "amplitude"):
             raise ScanError(
                 path,
-                "_metadata" if asked is None else key,
+                "_metadata",
+                part="metadata",
                 expected='\'domain\' to be "counts" or "amplitude"',
                 found=f"{stated!r}",
                 remedy="Correct it, or say it with --domain.",

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from torchptycho.core.config.read import ReadConfig
+from torchptycho.core.config.read import OptionalPart, ReadConfig
 from torchptycho.core.errors import ScanError
 from torchptycho.core.geometry import Geometry
+from torchptycho.io.parts import describe_replacement
 from torchptycho.io.raw_scan import build_geometry
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "LENGTHS", "RESERVED", "parse_geometry", "parse_unit", "refuse_newer_format"]
 
 FORMAT, FORMAT_VERSION = "torchptycho-scan", 1
 LENGTHS = tuple(Geometry().lengths)
+LENGTH_PARTS: dict[str, OptionalPart] = {
+    "energy_eV": "energy", "wavelength_m": "energy", "distance_m": "distance", "detector_pixel_m": "detector-pixel",
+}  # fmt: skip
 # Entries of `_metadata` that become fields of the scan and are removed, so that they cannot contradict the fields
 # later.
 RESERVED = (
@@ -42,7 +46,14 @@ def refuse_newer_format(path: Path, metadata: dict[str, Any]) -> None:
 
 def parse_geometry(path: Path, metadata: dict[str, Any], config: ReadConfig) -> Geometry:
     """Parse lengths from the metadata; the photon numbers that stay there are checked along with them."""
-    known = {key: metadata[key] for key in (*LENGTHS, "wavelength_m") if metadata.get(key) is not None}
+    replaced = {key for key in (*LENGTHS, "wavelength_m") if getattr(config, key, None) not in (None, "estimated")}
+    if config.states_energy:
+        replaced |= {"energy_eV", "wavelength_m"}
+    known = {
+        key: metadata[key]
+        for key in (*LENGTHS, "wavelength_m")
+        if metadata.get(key) is not None and key not in replaced and LENGTH_PARTS.get(key) not in config.ignore
+    }
     doses = {key: metadata[key] for key in ("nphotons", "photons_per_frame") if metadata.get(key) is not None}
     for key, value in (known | doses).items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
@@ -52,18 +63,21 @@ def parse_geometry(path: Path, metadata: dict[str, Any], config: ReadConfig) -> 
                 "_metadata",
                 expected=f"'{key}' to be a positive number in {unit}",
                 found=f"{value!r}",
-                remedy="Correct it or leave it out.",
+                remedy=f"Correct it. {describe_replacement(LENGTH_PARTS.get(key, 'metadata'))}",
+                part=LENGTH_PARTS.get(key, "metadata"),
             )
-    propagation = metadata.get("propagation", "far")
+    propagation: Literal["far", "near"] = "far"
+    if config.propagation == "auto":
+        propagation = metadata.get("propagation", "far")
     if propagation not in ("far", "near"):
         raise ScanError(
             path,
             "_metadata",
             expected='\'propagation\' to be "far" or "near"',
             found=f"{propagation!r}",
-            remedy="Correct it or leave it out.",
+            remedy="Correct it, or say it with --propagation.",
         )
-    particle = metadata.get("particle")
+    particle = metadata.get("particle") if config.particle is None else None
     if particle not in (None, "photon", "electron"):
         raise ScanError(
             path,

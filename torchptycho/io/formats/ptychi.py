@@ -11,6 +11,8 @@ from torchptycho.core.config.read import ReadConfig, parse_frame_slice
 from torchptycho.core.errors import ScanError
 from torchptycho.io.frames.frame_stacks import select_frames
 from torchptycho.io.frames.hdf5_frames import open_hdf5_stack
+from torchptycho.io.frames.views import get_lead_shape
+from torchptycho.io.parts import POSITIONS_REMEDY, name_part, read_optional
 from torchptycho.io.probe_arrays import to_probe_modes
 from torchptycho.io.raw_scan import RawScan, align_to_frames, build_geometry, resolve_rows
 from torchptycho.io.storage.file_access import read_head
@@ -44,24 +46,33 @@ def read_ptychi(path: Path, config: ReadConfig) -> RawScan:
     """
     frames_path, parameters_path = _find_pair(path)
     cut = parse_frame_slice(config.frames)
-    with open_hdf5(frames_path) as file:
+    with name_part("frames"), open_hdf5(frames_path) as file:
         stack = open_hdf5_stack(find_dataset(file, frames_path, "dp"), frames_path, "dp", config=config)
     rows = resolve_rows(frames_path, "dp", stack.shape[0], cut)
     notes: list[str] = []
     with open_hdf5(parameters_path) as file:
-        pixel_m, truth, shape = _read_object(file, parameters_path)
+        pixel_m = config.object_pixel_m or _read_pixel(file, parameters_path)
+        no_object: tuple[None, tuple[int, int]] = (None, (0, 0))
+        truth, shape = read_optional("object", config, lambda: _read_object(file, parameters_path), no_object)
         m = stack.shape[0]
-        columns = []
-        for key in _POSITIONS:
-            column = _read_positions_m(file, parameters_path, key, config, pixel_m)
-            columns.append(align_to_frames(parameters_path, key, column, m, rows, config))
+        columns = [np.full(len(rows), np.nan)] * 2
+        if not config.replaces_positions:
+            with name_part("positions", POSITIONS_REMEDY):
+                columns = [
+                    align_to_frames(
+                        parameters_path,
+                        key,
+                        _read_positions_m(file, parameters_path, key, config, pixel_m),
+                        m,
+                        rows,
+                        config,
+                    )
+                    for key in _POSITIONS
+                ]
         positions_m = np.stack(columns, axis=1)
-        node = find_dataset(file, parameters_path, "probe") if config.probe is None else None
-        probe = (
-            None
-            if node is None
-            else to_probe_modes(parameters_path, "probe", load_complex(node, parameters_path, "probe"), notes=notes)
-        )
+        probe = None
+        if config.probe is None:
+            probe = read_optional("probe", config, lambda: _read_probe(file, parameters_path, notes), None)
     return RawScan(
         path=path,
         format="pty-chi",
@@ -76,6 +87,7 @@ def read_ptychi(path: Path, config: ReadConfig) -> RawScan:
         geometry=build_geometry(path, config.particle, object_pixel_m=pixel_m),
         truth=truth,
         notes=(f"frames in {frames_path.name}, positions, probe and object in {parameters_path.name}", *notes),
+        lead_shape=get_lead_shape(stack),
         companion_files=(frames_path, parameters_path),
     )
 
@@ -116,19 +128,43 @@ def _read_positions_m(file: Any, path: Path, key: str, config: ReadConfig, pixel
     return values.reshape(-1).astype(np.float64) * compute_position_factor(path, key, unit, pixel_m)
 
 
-def _read_object(file: Any, path: Path) -> tuple[float, np.ndarray | None, tuple[int, int]]:
-    """Read the edge of an object pixel, the object if it has one slice, and its size."""
-    node = find_dataset(file, path, "object")
-    pixel_m = None if node is None else read_attribute(node, path, "pixel_height_m", "pixel_size_m", "pixel_width_m")
-    pixel_m = read_attribute(file, path, "pixel_size_m", "object_pixel_size_m") if pixel_m is None else pixel_m
-    if node is None or len(node.shape) not in (2, 3) or not isinstance(pixel_m, int | float) or not pixel_m > 0:
+def _read_probe(file: Any, path: Path, notes: list[str]) -> np.ndarray | None:
+    node = find_dataset(file, path, "probe")
+    return None if node is None else to_probe_modes(path, "probe", load_complex(node, path, "probe"), notes=notes)
+
+
+def _read_pixel(file: Any, path: Path) -> float:
+    """Read the edge of an object pixel."""
+    remedy = "It says how metres become pixels; export it again, or give it with --object-pixel-m."
+    with name_part("object-pixel", remedy):
+        node = find_dataset(file, path, "object")
+        pixel_m = (
+            None if node is None else read_attribute(node, path, "pixel_height_m", "pixel_size_m", "pixel_width_m")
+        )
+        pixel_m = read_attribute(file, path, "pixel_size_m", "object_pixel_size_m") if pixel_m is None else pixel_m
+    if not isinstance(pixel_m, int | float) or not pixel_m > 0:
         raise ScanError(
             path,
             "object",
-            expected="an object (layers, H, W) with its attribute pixel_height_m",
-            found="none" if node is None else f"{node.shape}, pixel {pixel_m}",
-            remedy="It says how metres become pixels; export it again, or describe the pair in a mapping.",
+            expected="an object with its attribute pixel_height_m",
+            found="none" if node is None else f"pixel {pixel_m}",
+            remedy=remedy,
+            part="object-pixel",
+        )
+    return float(pixel_m)
+
+
+def _read_object(file: Any, path: Path) -> tuple[np.ndarray | None, tuple[int, int]]:
+    """Read the object if it has one slice, and its size."""
+    node = find_dataset(file, path, "object")
+    if node is None or len(node.shape) not in (2, 3):
+        raise ScanError(
+            path,
+            "object",
+            expected="an object (layers, H, W)",
+            found="none" if node is None else f"{node.shape}",
+            remedy="Its size says where the positions are in it; export it again.",
         )
     values = load_complex(node, path, "object")
     shape = (int(values.shape[-2]), int(values.shape[-1]))
-    return float(pixel_m), values.reshape(shape) if values.size == shape[0] * shape[1] else None, shape
+    return values.reshape(shape) if values.size == shape[0] * shape[1] else None, shape

@@ -22,6 +22,7 @@ __all__ = [
     "DIFFRACTION_FILE",
     "NUMBERS",
     "POSITIONS",
+    "ProductContent",
     "open_content",
     "read_number",
     "read_object",
@@ -46,7 +47,7 @@ NUMBERS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class _ProductContent:
+class ProductContent:
     """The arrays of a product, and its single values by the names of its NPZ form; None for what is empty."""
 
     path: Path
@@ -56,7 +57,7 @@ class _ProductContent:
 
 
 @contextmanager
-def open_content(path: Path) -> Iterator[_ProductContent]:
+def open_content(path: Path) -> Iterator[ProductContent]:
     if is_zip(read_head(path)):
         archive = NpzArchive(path)
 
@@ -73,7 +74,7 @@ def open_content(path: Path) -> Iterator[_ProductContent]:
         def array(name: str) -> np.ndarray | None:
             return archive.load(name) if name in archive and not archive.is_empty(name) else None
 
-        yield _ProductContent(path, array, from_archive, lambda name: None)
+        yield ProductContent(path, array, from_archive, lambda name: None)
         return
     with open_hdf5(path) as file:
 
@@ -96,10 +97,10 @@ def open_content(path: Path) -> Iterator[_ProductContent]:
             node = find_dataset(file, path, name)
             return None if node is None else read_unit(node, path)
 
-        yield _ProductContent(path, dataset, from_attributes, unit)
+        yield ProductContent(path, dataset, from_attributes, unit)
 
 
-def read_number(content: _ProductContent, *names: str, default: float | None = None) -> float:
+def read_number(content: ProductContent, *names: str, default: float | None = None) -> float:
     value = content.value(*names)
     value = default if value is None else value
     if value is None or isinstance(value, str):
@@ -113,7 +114,7 @@ def read_number(content: _ProductContent, *names: str, default: float | None = N
     return float(value)
 
 
-def read_pixel_size(content: _ProductContent, owner: str) -> float:
+def read_pixel_size(content: ProductContent, owner: str) -> float:
     height, width = (read_number(content, f"{owner}_pixel_{name}_m") for name in ("height", "width"))
     if not (height > 0 and math.isclose(height, width, rel_tol=1e-3)):
         raise ScanError(
@@ -127,7 +128,7 @@ def read_pixel_size(content: _ProductContent, owner: str) -> float:
 
 
 def read_positions(
-    content: _ProductContent, asked_unit: str | None, pixel_m: float, notes: list[str]
+    content: ProductContent, asked_unit: str | None, pixel_m: float, notes: list[str]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Read distinct indexes, ascending, and their positions (y, x) in metres."""
     arrays = [content.array(name) for name in POSITIONS]
@@ -159,7 +160,7 @@ def read_positions(
     return indexes, positions / counts[:, None]
 
 
-def read_object(content: _ProductContent, notes: list[str]) -> tuple[np.ndarray | None, tuple[int, int]]:
+def read_object(content: ProductContent, notes: list[str]) -> tuple[np.ndarray | None, tuple[int, int]]:
     """Read the object of one layer, and its size; products of several layers have no object for a scan."""
     array = content.array("object")
     if array is None or array.ndim not in (2, 3):

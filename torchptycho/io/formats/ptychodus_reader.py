@@ -17,6 +17,7 @@ from torchptycho.io.formats.ptychodus_content import (
     DIFFRACTION_FILE,
     NUMBERS,
     POSITIONS,
+    ProductContent,
     open_content,
     read_number,
     read_object,
@@ -28,6 +29,7 @@ from torchptycho.io.formats.ptychodus_writer import name_diffraction_file
 from torchptycho.io.frames.frame_stacks import CastFrames, random_access_is_slow, working_dtype
 from torchptycho.io.frames.hdf5_frames import Hdf5Frames, open_hdf5_stack
 from torchptycho.io.frames.views import PickedFrames
+from torchptycho.io.parts import POSITIONS_REMEDY, name_part, read_optional
 from torchptycho.io.probe_arrays import to_probe_modes
 from torchptycho.io.raw_scan import RawScan, build_geometry, resolve_rows
 from torchptycho.io.storage.archive import NpzArchive, is_zip
@@ -42,11 +44,19 @@ def sniff_product(path: Path, head: bytes) -> str | None:
     """Return why this is a product, or None."""
     if is_hdf5(head):
         with open_hdf5(path) as file:
-            there = set(POSITIONS) <= set(list_names(file, path))
-        return f"HDF5 with {POSITIONS[0]} and positions in metres" if there else None
-    if is_zip(head) and set(POSITIONS) <= set(NpzArchive(path).keys):
-        return f"a zip archive with {POSITIONS[0]} and positions in metres"
-    return None
+            names, marks = set(list_names(file, path)), set(file.attrs)
+        how = "HDF5"
+    elif is_zip(head):
+        names = marks = set(NpzArchive(path).keys)
+        how = "a zip archive"
+    else:
+        return None
+    if set(POSITIONS) <= names:
+        return f"{how} with {POSITIONS[0]} and positions in metres"
+    # One of which something is missing.
+    there = sorted(set(POSITIONS) & names)
+    is_product = bool(there) and bool({"photon_energy_eV", "probe_energy_eV", "detector_object_distance_m"} & marks)
+    return f"{how} with {there[0]} and what a product states" if is_product else None
 
 
 def read_product(path: Path, config: ReadConfig) -> RawScan:
@@ -61,41 +71,43 @@ def read_product(path: Path, config: ReadConfig) -> RawScan:
     """
     notes: list[str] = []
     with open_content(path) as content:
-        pixel_m = read_pixel_size(content, "object")
-        indexes, positions_m = read_positions(content, config.positions_unit, pixel_m, notes)
-        truth, shape = read_object(content, notes)
-        center = tuple(read_number(content, f"object_center_{axis}_m", default=0.0) for axis in "yx")
-        positions_px = (positions_m - np.array(center)) / pixel_m + np.array(shape) / 2
+        with name_part("object-pixel", "Or give it with --object-pixel-m."):
+            pixel_m = config.object_pixel_m or read_pixel_size(content, "object")
+        indexes, positions_px, truth = _place(content, config, pixel_m, notes)
         probe = None
-        if config.probe is None and (array := content.array("probe")) is not None:
-            probe = to_probe_modes(path, "probe", to_complex(path, "probe", array), notes=notes)
+        if config.probe is None:
+            probe = read_optional("probe", config, lambda: _read_probe(content, notes), None)
         known = {
-            "energy_eV": read_number(content, "photon_energy_eV", "probe_energy_eV", default=0.0),
-            "distance_m": abs(read_number(content, "detector_object_distance_m", default=0.0)),
+            "energy_eV": 0.0
+            if config.states_energy
+            else read_optional(
+                "energy", config, lambda: read_number(content, "photon_energy_eV", "probe_energy_eV", default=0.0), 0.0
+            ),
+            "distance_m": 0.0
+            if config.distance_m
+            else read_optional(
+                "distance", config, lambda: abs(read_number(content, "detector_object_distance_m", default=0.0)), 0.0
+            ),
             "object_pixel_m": pixel_m,
         }
-        metadata: dict[str, Any] = {name: value for name in NUMBERS if (value := content.value(name)) is not None}
-        if (
-            "mass_attenuation_m2_per_kg" not in metadata
-            and (old := content.value("mass_attenuation_m2_kg")) is not None
-        ):
-            metadata["mass_attenuation_m2_per_kg"] = old
-        for name in ("name", "comments"):
-            if isinstance(text := content.value(name), str) and text:
-                metadata[name] = text
-        for name, older in (("loss_values", "costs"), ("loss_epochs", "loss_epochs")):
-            values = content.array(name)
-            values = content.array(older) if values is None else values
-            if values is not None and values.dtype.kind in "iuf" and np.isfinite(values).all():
-                metadata[name] = values.reshape(-1).tolist()
-        far_field = content.value("far_field") is None or bool(content.value("far_field"))
+        metadata: dict[str, Any] = read_optional("metadata", config, lambda: _read_metadata(content), {})
+        far_field = True
+        if config.propagation == "auto":
+            with name_part("propagation", "Or say it with --propagation."):
+                far_field = content.value("far_field") is None or bool(content.value("far_field"))
     stack, frame_indexes, bad, detector_pixel_m, key = _open_frames(path, config, notes)
-    rows, places, left_out = _pair_frames(path, key, frame_indexes, indexes, parse_frame_slice(config.frames))
-    used = np.zeros(len(indexes), bool)
-    used[places] = True
-    if not used.all():
-        first = ", ".join(str(index) for index in indexes[~used][:20])
-        notes.append(f"{int((~used).sum())} position(s) without a frame left out: indexes {first}")
+    cut = parse_frame_slice(config.frames)
+    if indexes is None:
+        rows, left_out = np.asarray(resolve_rows(path, key, stack.shape[0], cut)), dict[int, str]()
+        positions = np.full((len(rows), 2), np.nan)
+    else:
+        with name_part("positions", POSITIONS_REMEDY):
+            rows, places, left_out = _pair_frames(path, key, frame_indexes, indexes, cut)
+        positions = positions_px[places]
+        unused = np.setdiff1d(np.arange(len(indexes)), places)
+        if len(unused):
+            first = ", ".join(str(index) for index in indexes[unused][:20])
+            notes.append(f"{len(unused)} position(s) without a frame left out: indexes {first}")
     picked: Frames = stack
     if not np.array_equal(rows, np.arange(stack.shape[0])):
         picked = PickedFrames(stack, rows, streamed=random_access_is_slow(stack))
@@ -105,7 +117,7 @@ def read_product(path: Path, config: ReadConfig) -> RawScan:
         frames=_cast(picked),
         rows=rows,
         domain="counts",
-        positions=positions_px[places],
+        positions=positions,
         unit="px",
         position_keys=("probe_position_y_m", "probe_position_x_m"),
         positions_n_px=None if probe is None else probe.shape[-1],
@@ -118,7 +130,49 @@ def read_product(path: Path, config: ReadConfig) -> RawScan:
         metadata=metadata,
         notes=tuple(notes),
         left_out=left_out,
+        lead_shape=stack.shape[:1],
     )
+
+
+def _place(
+    content: ProductContent, config: ReadConfig, pixel_m: float, notes: list[str]
+) -> tuple[np.ndarray | None, np.ndarray, np.ndarray | None]:
+    """Read the indexes of the positions, None where others come in their place; the positions in the pixels of the
+    object, and the object."""
+    nothing: tuple[None, tuple[int, int], tuple[float, float]] = (None, (0, 0), (0.0, 0.0))
+
+    def read() -> tuple[np.ndarray | None, tuple[int, int], tuple[float, float]]:
+        truth, shape = read_object(content, notes)
+        y, x = (read_number(content, f"object_center_{axis}_m", default=0.0) for axis in "yx")
+        return truth, shape, (y, x)
+
+    truth, shape, center = read_optional("object", config, read, nothing)
+    if config.replaces_positions:
+        return None, np.zeros((0, 2)), truth
+    with name_part("positions", POSITIONS_REMEDY):
+        indexes, positions_m = read_positions(content, config.positions_unit, pixel_m, notes)
+    return indexes, (positions_m - np.array(center)) / pixel_m + np.array(shape) / 2, truth
+
+
+def _read_probe(content: ProductContent, notes: list[str]) -> np.ndarray | None:
+    array = content.array("probe")
+    path = content.path
+    return None if array is None else to_probe_modes(path, "probe", to_complex(path, "probe", array), notes=notes)
+
+
+def _read_metadata(content: ProductContent) -> dict[str, Any]:
+    metadata: dict[str, Any] = {name: value for name in NUMBERS if (value := content.value(name)) is not None}
+    if "mass_attenuation_m2_per_kg" not in metadata and (old := content.value("mass_attenuation_m2_kg")) is not None:
+        metadata["mass_attenuation_m2_per_kg"] = old
+    for name in ("name", "comments"):
+        if isinstance(text := content.value(name), str) and text:
+            metadata[name] = text
+    for name, older in (("loss_values", "costs"), ("loss_epochs", "loss_epochs")):
+        values = content.array(name)
+        values = content.array(older) if values is None else values
+        if values is not None and values.dtype.kind in "iuf" and np.isfinite(values).all():
+            metadata[name] = values.reshape(-1).tolist()
+    return metadata
 
 
 def _cast(frames: Frames) -> Frames:
@@ -150,31 +204,23 @@ def _open_frames(
                     found="no such dataset",
                     remedy="Name a diffraction file of Ptychodus with --diffraction FILE.",
                 )
-            stack = open_hdf5_stack(node, file_path, "patterns", config=config)
-            sizes = [read_attribute(node, file_path, f"detector_pixel_{name}_m") for name in ("height", "width")]
-            pixel_m = float(sizes[0]) if isinstance(sizes[0], int | float) and sizes[0] > 0 else None
-            index_node, bad_node = find_dataset(file, file_path, "indexes"), find_dataset(file, file_path, "bad_pixels")
-            indexes = None if index_node is None else load_array(index_node, file_path, "indexes")
-            bad = None if bad_node is None else load_array(bad_node, file_path, "bad_pixels")
-            if bad is not None and config.mask is None and config.mask_sense == "good":
-                bad = bad == 0
-        return (
-            stack,
-            _check_indexes(file_path, indexes, stack.shape[0]),
-            _check_bad_pixels(file_path, bad),
-            pixel_m,
-            "patterns",
-        )
+            with name_part("frames"):
+                stack = open_hdf5_stack(node, file_path, "patterns", config=config)
+            pixel_m = read_optional(
+                "detector-pixel", config, lambda: _read_detector_pixel(node, file_path, config), None
+            )
+            indexes = _read_indexes(file, file_path, "indexes", stack.shape[0], config)
+            bad = read_optional("mask", config, lambda: _read_bad_pixels(file, file_path, config), None)
+        return stack, indexes, bad, pixel_m, "patterns"
     if not is_zip(read_head(path)) and not config.diffraction:
         with open_hdf5(path) as file:
             node = find_dataset(file, path, "raw_data/diffraction")
             if node is not None:
                 notes.append("frames in its group raw_data")
-                stack = open_hdf5_stack(node, path, "raw_data/diffraction", config=config)
-                index_node = find_dataset(file, path, "probe_position_indexes")
-                indexes = load_array(index_node, path, "probe_position_indexes")
-                same = len(indexes) == stack.shape[0]
-                return stack, _check_indexes(path, indexes if same else None, stack.shape[0]), None, None, stack.key
+                with name_part("frames"):
+                    stack = open_hdf5_stack(node, path, "raw_data/diffraction", config=config)
+                indexes = _read_indexes(file, path, "probe_position_indexes", stack.shape[0], config, may_differ=True)
+                return stack, indexes, None, None, stack.key
     raise ScanError(
         path,
         None,
@@ -198,21 +244,42 @@ def _open_diffraction_file(path: Path) -> Iterator[Any]:
         yield file
 
 
-def _check_indexes(path: Path, values: np.ndarray | None, m: int) -> np.ndarray:
-    if values is None:
+def _read_detector_pixel(node: Any, path: Path, config: ReadConfig) -> float | None:
+    if config.detector_pixel_m is not None:
+        return None
+    size = read_attribute(node, path, "detector_pixel_height_m")
+    return float(size) if isinstance(size, int | float) and size > 0 else None
+
+
+def _read_indexes(
+    file: Any, path: Path, key: str, m: int, config: ReadConfig, *, may_differ: bool = False
+) -> np.ndarray:
+    """Read the index of each of m frames; their numbers where the file has none, or other positions are given.
+
+    Arguments:
+        may_differ: indexes of another number than the frames are not those of the frames.
+    """
+    if config.replaces_positions:
         return np.arange(m)
-    if values.shape != (m,) or values.dtype.kind not in "iu":
-        raise ScanError(
-            path,
-            "indexes",
-            expected=f"{m} integers, one per frame",
-            found=f"{values.dtype} {values.shape}",
-            remedy="Export the frames again.",
-        )
-    return values.astype(np.int64)
+    with name_part("positions", POSITIONS_REMEDY):
+        node = find_dataset(file, path, key)
+        values = None if node is None else load_array(node, path, key)
+        if values is None or (may_differ and len(values) != m):
+            return np.arange(m)
+        if values.shape != (m,) or values.dtype.kind not in "iu":
+            raise ScanError(
+                path,
+                key,
+                expected=f"{m} integers, one per frame",
+                found=f"{values.dtype} {values.shape}",
+                remedy="Export the frames again.",
+            )
+        return values.astype(np.int64)
 
 
-def _check_bad_pixels(path: Path, values: np.ndarray | None) -> np.ndarray | None:
+def _read_bad_pixels(file: Any, path: Path, config: ReadConfig) -> np.ndarray | None:
+    node = find_dataset(file, path, "bad_pixels")
+    values = None if node is None else load_array(node, path, "bad_pixels")
     if values is not None and (values.ndim != 2 or values.dtype.kind not in "biu"):
         raise ScanError(
             path,
@@ -221,7 +288,10 @@ def _check_bad_pixels(path: Path, values: np.ndarray | None) -> np.ndarray | Non
             found=f"{values.dtype} {values.shape}",
             remedy="Export the frames again.",
         )
-    return None if values is None else values.astype(bool)
+    if values is None:
+        return None
+    is_good_nonzero = config.mask is None and config.mask_sense == "good"
+    return (values == 0) if is_good_nonzero else values.astype(bool)
 
 
 def _pair_frames(

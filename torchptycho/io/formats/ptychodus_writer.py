@@ -16,7 +16,8 @@ from torchptycho.core.geometry import wavelength_to_energy_eV
 from torchptycho.core.scan import Scan
 from torchptycho.io.checks import iter_raw_chunks
 from torchptycho.io.formats.ptychodus_content import DIFFRACTION_FILE
-from torchptycho.io.frames.frame_stacks import count_frames_in, working_dtype
+from torchptycho.io.frames.frame_stacks import working_dtype
+from torchptycho.io.frames.npz_frames import count_frames_in
 from torchptycho.io.scan_choice import refuse_several_scans
 from torchptycho.io.storage.archive import write_array
 from torchptycho.io.storage.file_access import replace_atomically

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from torchptycho.core.config.read import ReadConfig, parse_frame_slice
+from torchptycho.core.config.read import OptionalPart, ReadConfig, parse_frame_slice
 from torchptycho.core.errors import ScanError
 from torchptycho.core.scan import Frames
 from torchptycho.io.frames.frame_stacks import select_frames
 from torchptycho.io.frames.hdf5_frames import Hdf5Frames, open_hdf5_stack
 from torchptycho.io.frames.views import JoinedFrames
+from torchptycho.io.parts import POSITIONS_REMEDY, name_part, read_optional
 from torchptycho.io.raw_scan import RawScan, align_to_frames, build_geometry, resolve_rows
 from torchptycho.io.storage.hdf5 import find_dataset, is_hdf5, list_names, open_hdf5
 from torchptycho.io.storage.hdf5_datasets import load_array, load_text
@@ -21,11 +23,11 @@ from torchptycho.io.units import Quantity, choose_unit, compute_unit_factor, rea
 
 __all__ = ["read_ptyd", "sniff_ptyd"]
 
-# What the numbers of `meta` are, in which unit PtyPy has them, and the option that replaces them.
-_NUMBERS: dict[str, tuple[Quantity, str, str]] = {
-    "energy": ("energy", "keV", "energy_eV"),
-    "distance": ("length", "m", "distance_m"),
-    "psize": ("length", "m", "detector_pixel_m"),
+# What the numbers of `meta` are, in which unit PtyPy has them, the option that replaces them, and the part they are.
+_NUMBERS: dict[str, tuple[Quantity, str, str, OptionalPart]] = {
+    "energy": ("energy", "keV", "energy_eV", "energy"),
+    "distance": ("length", "m", "distance_m", "distance"),
+    "psize": ("length", "m", "detector_pixel_m", "detector-pixel"),
 }
 
 
@@ -56,14 +58,21 @@ def read_ptyd(path: Path, config: ReadConfig) -> RawScan:
         names = list_names(file, path, "chunks")
         names = sorted(names, key=lambda name: (len(name), name))
         stacks: list[Hdf5Frames] = []
-        positions, units = [], []
-        bad: np.ndarray | None = None
+        positions, units, masks = [], [], ["meta/weight2d", "common/weight2d"]
+        cut = parse_frame_slice(config.frames)
         for name in names:
-            stack, places, unit = _read_chunk(file, path, name, config)
+            so_far = sum(stack.shape[0] for stack in stacks)
+            try:
+                stack, places, unit = _read_chunk(file, path, name, config, so_far if len(names) > 1 else None)
+            except ScanError:
+                # Chunks that were never written do not matter beyond the frames that are asked for.
+                if cut is None or cut.stop is None or not 0 < cut.stop <= so_far:
+                    raise
+                break
             stacks.append(stack)
             positions.append(places)
             units.append(unit)
-            bad = _add_zero_weights(file, path, f"chunks/{name}/weights", stack.shape[1:], bad)
+            masks.append(f"chunks/{name}/weights")
         if len({(stack.shape[1:], stack.dtype) for stack in stacks}) != 1:
             raise ScanError(
                 path,
@@ -72,17 +81,19 @@ def read_ptyd(path: Path, config: ReadConfig) -> RawScan:
                 found=", ".join(f"{s.dtype} {s.shape}" for s in stacks),
                 remedy="Export it again.",
             )
-        for key in ("meta/weight2d", "common/weight2d"):
-            bad = _add_zero_weights(file, path, key, stacks[0].shape[1:], bad)
+        shape = stacks[0].shape[1:]
+        bad = read_optional("mask", config, lambda: _find_zero_weights(file, path, masks, shape), None)
         numbers = {
-            option: _read_number(file, path, name)
-            for name, (_, _, option) in _NUMBERS.items()
+            option: read_optional(part, config, functools.partial(_read_number, file, path, name), None)
+            for name, (_, _, option, part) in _NUMBERS.items()
             if getattr(config, option) is None and not (option == "energy_eV" and config.states_energy)
         }
-        propagation = load_text(file, path, "info/propagation")
+        propagation = None
+        if config.propagation == "auto":
+            with name_part("propagation", "Or say it with --propagation."):
+                propagation = load_text(file, path, "info/propagation")
     frames: Frames = stacks[0] if len(stacks) == 1 else JoinedFrames(tuple(stacks))
     m = frames.shape[0]
-    cut = parse_frame_slice(config.frames)
     rows = resolve_rows(path, "chunks", m, cut)
     notes.append(f"{len(stacks)} chunk(s) with {m} frames")
     if bad is not None:
@@ -100,35 +111,58 @@ def read_ptyd(path: Path, config: ReadConfig) -> RawScan:
         mask_to_check=None if config.mask is None and config.mask_sense != "auto" else "weights",
         geometry=build_geometry(path, config.particle, **numbers),
         far_field=propagation is None or "near" not in propagation,
+        lead_shape=frames.shape[:1],
         notes=tuple(notes),
     )
 
 
-def _read_chunk(file: Any, path: Path, name: str, config: ReadConfig) -> tuple[Hdf5Frames, np.ndarray, str]:
-    data, places = (find_dataset(file, path, f"chunks/{name}/{key}") for key in ("data", "positions"))
-    for node, key in ((data, "data"), (places, "positions")):
-        if node is None:
+def _read_chunk(
+    file: Any, path: Path, name: str, config: ReadConfig, first_frame: int | None
+) -> tuple[Hdf5Frames, np.ndarray, str]:
+    """Open the frames of a chunk, and read their positions and the unit of these."""
+    key = f"chunks/{name}/data"
+    with name_part("frames"):
+        data = find_dataset(file, path, key)
+        if data is None:
+            raise _make_missing_error(path, key)
+        stack = open_hdf5_stack(data, path, key, config=config, first_frame=first_frame)
+    m = stack.shape[0]
+    if config.replaces_positions:
+        return stack, np.full((m, 2), np.nan), "px"
+    key = f"chunks/{name}/positions"
+    with name_part("positions", POSITIONS_REMEDY):
+        places = find_dataset(file, path, key)
+        if places is None:
+            raise _make_missing_error(path, key)
+        values = load_array(places, path, key)
+        if values.ndim != 2 or values.shape[1] != 2 or values.dtype.kind not in "iuf":
             raise ScanError(
                 path,
-                f"chunks/{name}/{key}",
-                expected="a dataset",
-                found="none",
-                remedy="Let PtyPy save the data with its positions (save='append').",
+                key,
+                expected="(M, 2) real, (y, x) in metres",
+                found=f"{values.dtype} {values.shape}",
+                remedy="Export it again.",
             )
-    stack = open_hdf5_stack(data, path, f"chunks/{name}/data")
-    key = f"chunks/{name}/positions"
-    values = load_array(places, path, key)
-    if values.ndim != 2 or values.shape[1] != 2 or values.dtype.kind not in "iuf":
-        raise ScanError(
-            path,
-            key,
-            expected="(M, 2) real, (y, x) in metres",
-            found=f"{values.dtype} {values.shape}",
-            remedy="Export it again.",
-        )
-    unit = choose_unit(config.positions_unit, read_unit(places, path), default="m")
-    m = stack.shape[0]
-    return stack, align_to_frames(path, key, values.astype(np.float64), m, range(m), ReadConfig()), unit
+        unit = choose_unit(config.positions_unit, read_unit(places, path), default="m")
+        return stack, align_to_frames(path, key, values.astype(np.float64), m, range(m), ReadConfig()), unit
+
+
+def _make_missing_error(path: Path, key: str) -> ScanError:
+    return ScanError(
+        path,
+        key,
+        expected="a dataset",
+        found="none",
+        remedy="Let PtyPy save the data with its positions (save='append').",
+    )
+
+
+def _find_zero_weights(file: Any, path: Path, keys: list[str], shape: tuple[int, int]) -> np.ndarray | None:
+    """Find the pixels whose weight is 0 in any frame of any of these datasets; None where there are none of them."""
+    bad: np.ndarray | None = None
+    for key in keys:
+        bad = _add_zero_weights(file, path, key, shape, bad)
+    return bad
 
 
 def _add_zero_weights(
@@ -154,7 +188,7 @@ def _read_number(file: Any, path: Path, name: str) -> float | None:
     node = find_dataset(file, path, f"meta/{name}", f"info/{name}")
     if node is None or node.dtype.kind not in "iuf" or node.shape is None or 0 in node.shape:
         return None
-    quantity, default, option = _NUMBERS[name]
+    quantity, default, option, _ = _NUMBERS[name]
     unit = choose_unit(read_unit(node, path), default=default)
     factor = compute_unit_factor(path, f"meta/{name}", unit, quantity, f"--{option.replace('_', '-')}")
     values = load_array(node, path, name).astype(np.float64).reshape(-1)

@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Int64
 
 from torchptycho.core.scan import ArrayFrames, Frames
-from torchptycho.io.frames.frame_stacks import CastFrames, StoredFrames
+from torchptycho.io.frames.frame_stacks import CastFrames
 from torchptycho.io.frames.hdf5_frames import Hdf5Frames
+from torchptycho.io.frames.npz_frames import StoredFrames
 from torchptycho.io.frames.processing import ProcessedFrames
 from torchptycho.io.frames.views import JoinedFrames, PickedFrames, WindowFrames
 

@@ -13,8 +13,10 @@ import numpy as np
 
 from torchptycho.core.config.read import ReadConfig, parse_frame_slice
 from torchptycho.core.errors import ScanError
+from torchptycho.io.parts import FRAMES_REMEDY, name_part
 from torchptycho.io.storage.hdf5 import convert_hdf5_errors, find_dataset, open_hdf5
-from torchptycho.io.storage.hdf5_datasets import FrameRequest, check_dataset
+from torchptycho.io.storage.hdf5_datasets import check_dataset
+from torchptycho.io.storage.hdf5_requests import FrameRequest, UnwrittenError
 
 __all__ = ["Hdf5Frames", "open_hdf5_stack"]
 
@@ -35,6 +37,7 @@ class Hdf5Frames:
         grows: more frames may have come since it was looked at; else that is an error.
         scattered: reading a frame may read many others with it: chunks that hold frames of several rows of a raster,
             frames that are interleaved, or a virtual dataset of such.
+        unwritten: frames that are not in the file, in place of which HDF5 would give zeros.
     """
 
     path: Path
@@ -46,6 +49,7 @@ class Hdf5Frames:
     files: tuple[Path, ...]
     grows: bool = False
     scattered: bool = False
+    unwritten: frozenset[int] = frozenset()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -61,6 +65,7 @@ class Hdf5Frames:
 
     def chunks(self, frames_per_chunk: int) -> Iterator[np.ndarray]:
         """Iterate over the stack in order; reads begin where chunks of the file begin."""
+        self._refuse_unwritten(range(self.shape[0]))
         step = max(self.frames_per_block, frames_per_chunk // self.frames_per_block * self.frames_per_block)
         if step > frames_per_chunk and step * self._frame_bytes > _MAX_READ_BYTES:
             step = frames_per_chunk
@@ -73,6 +78,7 @@ class Hdf5Frames:
     def __getitem__(self, index: Any) -> np.ndarray:
         wanted = np.arange(self.shape[0])[index]
         rows, inverse = np.unique(wanted, return_inverse=True)
+        self._refuse_unwritten(rows)
         out = np.empty((len(rows), *self.shape[1:]), self.dtype)
         longest = max(1, _READ_BYTES // self._frame_bytes)
         with self._open_dataset() as dataset:
@@ -90,6 +96,18 @@ class Hdf5Frames:
                 out[first : last + 1] = block[rows[first : last + 1] - rows[first]]
                 first = last + 1
         return out[inverse].reshape(*np.shape(wanted), *self.shape[1:])
+
+    def _refuse_unwritten(self, rows: range | np.ndarray) -> None:
+        missing = self.unwritten and self.unwritten.intersection(np.asarray(rows).tolist())
+        if missing:
+            raise ScanError(
+                self.path,
+                self.key,
+                expected="all of the frames",
+                found=f"no frame {min(missing)} (counted from 0): it was never written",
+                remedy="Leave it out with --drop-frames or --frames.",
+                part="frames",
+            )
 
     @property
     def block_bytes(self) -> int:
@@ -120,7 +138,7 @@ class Hdf5Frames:
             yield dataset
 
     def _read(self, dataset: Any, start: int, stop: int) -> np.ndarray:
-        with convert_hdf5_errors(self.path, self.key):
+        with name_part("frames", FRAMES_REMEDY), convert_hdf5_errors(self.path, self.key):
             if len(self.stored_shape) == 3:
                 cut = [slice(None)] * 3
                 cut[self.order[0]] = slice(start, stop)
@@ -136,26 +154,25 @@ class Hdf5Frames:
 
 
 def open_hdf5_stack(
-    dataset: Any, path: Path, key: str, axes: str = "myx", config: ReadConfig | None = None
+    dataset: Any,
+    path: Path,
+    key: str,
+    axes: str = "myx",
+    config: ReadConfig | None = None,
+    first_frame: int | None = None,
 ) -> Hdf5Frames:
     """Open the frames of a dataset, without reading them.
 
     Arguments:
         axes: order of the axes of a 3-D dataset: m counts the frames, y the rows, x the columns.
         config: says which frames are wanted; the others need not have been written. None wants all.
+        first_frame: number in the scan of the first frame of this dataset, one of several; None for the only one.
 
     Raises:
         ScanError: not a stack of real frames, or see `check_dataset`.
     """
-    wanted = None
-    if config is not None and dataset.shape is not None and len(dataset.shape) > 2:
-        lead = (axes.index("m"),) if len(dataset.shape) == 3 else tuple(range(len(dataset.shape) - 2))
-        m = math.prod(dataset.shape[axis] for axis in lead)
-        wanted = FrameRequest(lead, range(m))
-        if config.energy_index is None:
-            rows = range(m)[parse_frame_slice(config.frames) or slice(None)]
-            wanted = FrameRequest(lead, rows, frozenset(frame for frame in config.drop_frames if frame in rows))
-    files = check_dataset(dataset, path, key, wanted=wanted)
+    request = None if config is None else _request_frames(dataset, axes, config, first_frame)
+    files, unwritten = _check_frames(dataset, path, key, request, config)
     shape = tuple(int(length) for length in dataset.shape)
     if len(shape) < 3 or (len(shape) > 3 and axes != "myx"):
         raise ScanError(
@@ -180,6 +197,7 @@ def open_hdf5_stack(
         frames_per_block=frames_per_block,
         files=tuple(dict.fromkeys((path, *files))),
         scattered=_is_scattered(dataset, path, key, frame),
+        unwritten=unwritten,
     )
 
 
@@ -205,3 +223,38 @@ def _has_scattered_chunks(dataset: Any, frame_axis: int) -> bool:
         # Frames that are not the slowest axis lie between each other.
         return len(dataset.shape) == 3 and frame_axis > 0
     return len(dataset.shape) > 3 and max(dataset.chunks[:-3]) > 1
+
+
+def _check_frames(
+    dataset: Any, path: Path, key: str, request: FrameRequest | None, config: ReadConfig | None
+) -> tuple[list[Path], frozenset[int]]:
+    """Check a dataset as `check_dataset` does; return its files, and frames that were not written and may be left
+    out."""
+    may_miss = config is not None and config.bad_frames == "leave-out"
+    unwritten: frozenset[int] = frozenset()
+    while True:
+        try:
+            return check_dataset(dataset, path, key, wanted=request), unwritten
+        except UnwrittenError as error:
+            missing = frozenset(error.frames) - unwritten
+            if request is None or not may_miss or not missing:
+                raise
+            unwritten |= missing
+            request = dataclasses.replace(request, dropped=request.dropped | missing)
+
+
+def _request_frames(dataset: Any, axes: str, config: ReadConfig, first_frame: int | None) -> FrameRequest | None:
+    if dataset.shape is None or len(dataset.shape) < 3:
+        return None
+    lead = (axes.index("m"),) if len(dataset.shape) == 3 else tuple(range(len(dataset.shape) - 2))
+    m = math.prod(dataset.shape[axis] for axis in lead)
+    cut, before = parse_frame_slice(config.frames) or slice(None), first_frame or 0
+    rows = range(before + m)[cut]
+    # What is counted from the end is not known to one of several datasets.
+    from_end = first_frame is not None and any(at is not None and at < 0 for at in (cut.start, cut.stop))
+    if config.energy_index is not None or from_end or rows.step < 1:
+        return FrameRequest(lead, range(m))
+    rest = rows[max(0, -((rows.start - before) // rows.step)) :]
+    own = range(rest.start - before, rest.stop - before, rest.step) if rest else range(0)
+    dropped = (frame - before for frame in config.drop_frames)
+    return FrameRequest(lead, own, frozenset(frame for frame in dropped if frame in own))

@@ -37,13 +37,12 @@ def open_hdf5_series(file: Any, path: Path, key: str, axes: str, config: ReadCon
     parts: list[Hdf5Frames] = []
     cut = parse_frame_slice(config.frames)
     for name in names:
-        wanted = config if len(names) == 1 else ReadConfig()
+        so_far = None if len(names) == 1 else sum(part.shape[0] for part in parts)
         try:
-            parts.append(open_hdf5_stack(find_dataset(file, path, name), path, name, axes, wanted))
+            parts.append(open_hdf5_stack(find_dataset(file, path, name), path, name, axes, config, so_far))
         except ScanError:
             # Files that were never written do not matter beyond the frames that are asked for.
-            so_far = sum(part.shape[0] for part in parts)
-            if cut is None or cut.stop is None or not 0 <= cut.stop <= so_far:
+            if so_far is None or cut is None or cut.stop is None or not 0 < cut.stop <= so_far:
                 raise
             break
     if len({(part.shape[1:], part.dtype) for part in parts}) != 1:

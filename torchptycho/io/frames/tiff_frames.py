@@ -17,6 +17,7 @@ import numpy as np
 from torchptycho.core.errors import ScanError
 from torchptycho.core.scan import Frames
 from torchptycho.core.text import format_error
+from torchptycho.io.frames.npz_frames import ViewFrames
 
 __all__ = ["TiffFrames", "is_tiff", "list_numbered_files", "open_tiff_stack"]
 
@@ -96,8 +97,6 @@ def open_tiff_stack(files: tuple[Path, ...]) -> Frames:
     Raises:
         ScanError: damaged, not of real numbers, or several stacks in one file.
     """
-    from torchptycho.io.frames.frame_stacks import ViewFrames
-
     path = files[0]
     with _open_tiff(path) as file:
         series = file.series[0]

@@ -140,12 +140,12 @@ class NpzArchive:
     def __contains__(self, key: str) -> bool:
         return key in self._infos
 
-    def make_missing_error(self, key: str, expected: str, remedy: str = "") -> ScanError:
+    def make_missing_error(self, key: str, expected: str, remedy: str = "", part: str | None = None) -> ScanError:
         """Make the error for an array that is not there; it names the most similar key."""
         near = difflib.get_close_matches(key, self._infos, n=1, cutoff=0.6)
         hint = f"Did you mean '{near[0]}'? Rename it." if near else "Add it to the file."
         found = f"no such key among: {', '.join(self._infos)}"
-        return ScanError(self.path, key, expected=expected, found=found, remedy=f"{hint} {remedy}".strip())
+        return ScanError(self.path, key, expected=expected, found=found, remedy=f"{hint} {remedy}".strip(), part=part)
 
     def is_empty(self, key: str) -> bool:
         """Return whether an array has no values at all, as lists of nothing have."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import math
 from collections import Counter
 from pathlib import Path
@@ -13,8 +13,9 @@ import numpy as np
 from torchptycho.core.errors import ScanError
 from torchptycho.io.storage.hdf5 import convert_hdf5_errors, find_dataset, open_hdf5
 from torchptycho.io.storage.hdf5_chunks import find_chunk_fault
+from torchptycho.io.storage.hdf5_requests import FrameRequest, UnwrittenError, VirtualCoverage
 
-__all__ = ["FrameRequest", "check_dataset", "load_array", "load_complex", "load_number", "load_text"]
+__all__ = ["check_dataset", "load_array", "load_complex", "load_number", "load_text"]
 
 
 # Deflate compresses at most 1032:1; other filters may compress more, so small arrays are always accepted.
@@ -32,20 +33,6 @@ _MAX_COUNTED_FRAMES = 10_000_000
 
 # h5py itself turns pairs named r, i into complex numbers.
 _COMPLEX_NAMES = (("real", "imag"), ("re", "im"), ("r", "i"), ("real", "imaginary"))
-
-
-@dataclasses.dataclass(frozen=True)
-class FrameRequest:
-    """The frames of a stack that are wanted, so that the others need not have been written.
-
-    Arguments:
-        axes: of the dataset, that count its frames in C order.
-        rows: numbers of the frames, without `dropped`.
-    """
-
-    axes: tuple[int, ...]
-    rows: range
-    dropped: frozenset[int] = frozenset()
 
 
 def check_dataset(dataset: Any, path: Path, key: str, depth: int = 0, wanted: FrameRequest | None = None) -> list[Path]:
@@ -136,20 +123,24 @@ def _find_written_frames(dataset: Any, counts: list[int], request: FrameRequest)
 def _check_written(written: np.ndarray, n_frames: int, path: Path, key: str, request: FrameRequest) -> None:
     """Check that all frames that are wanted are among those that were written, which are in order."""
     rows = request.rows
-    if len(rows) - len(request.dropped) <= len(written):
-        wanted = np.setdiff1d(np.arange(rows.start, rows.stop, rows.step), list(request.dropped))
-        if np.isin(wanted, written).all():
-            return
     n = len(written)
     gaps = np.flatnonzero(written != np.arange(n))
     first = int(gaps[0]) if len(gaps) else n
     remedy = f"Take what is there with --frames :{n}." if first == n > 1 else "Leave the others out with --drop-frames."
-    raise ScanError(
+    missing: tuple[int, ...] = ()
+    if len(rows) - len(request.dropped) <= n or n_frames <= _MAX_COUNTED_FRAMES:
+        wanted = np.setdiff1d(np.arange(rows.start, rows.stop, rows.step), list(request.dropped))
+        missing = tuple(wanted[~np.isin(wanted, written)].tolist())
+        if not missing:
+            return
+    raise UnwrittenError(
         path,
         key,
         expected="all of the frames",
         found=f"{n} of {n_frames} frames: frame {first} (counted from 0) was never written",
-        remedy=f"{remedy} While the scan goes on, wait until it is complete.",
+        remedy=f"{remedy} Or --bad-frames leave-out does. While the scan goes on, wait until it is complete.",
+        part="frames",
+        frames=missing,
     )
 
 
@@ -165,10 +156,11 @@ def _check_virtual(
             remedy="Copy the frames into one dataset.",
         )
     files: list[Path] = []
+    whole: set[tuple[Path, str]] = set()
     covered = 0
     m = 0 if request is None else math.prod(dataset.shape[axis] for axis in request.axes)
     # What follows keeps an entry for each frame, and a file may claim any number of them.
-    there = None if request is None or m > _MAX_COUNTED_FRAMES else _VirtualCoverage(dataset, request)
+    there = None if request is None or m > _MAX_COUNTED_FRAMES else VirtualCoverage(dataset, request)
     for source in dataset.virtual_sources():
         n_points = source.vspace.get_select_npoints()
         covered = covered + n_points if covered >= 0 and n_points >= 0 else -1
@@ -177,26 +169,20 @@ def _check_virtual(
             covered = -1
             continue
         file = file_path if name == "." else file_path.parent / name
-        if not file.is_file():
-            if there is not None and not there.needs(source):
-                covered = -1
-                continue
-            raise ScanError(
-                path,
-                key,
-                expected=f"frames from {name}",
-                found="no such file",
-                remedy=f"Put it where {file_path.name} looks for it: {file}. HDF5 would give zeros in its place.",
-            )
+        files += [file] if file.is_file() and file not in files else []
+        if (file, source.dset_name) not in whole:
+            try:
+                is_whole = _check_source(dataset, source, file, path, key, depth, there)
+            except ScanError as error:
+                needed = () if there is None else there.list_needed(source)
+                if there is not None and not needed:
+                    covered = covered - n_points if covered >= 0 and n_points >= 0 else -1
+                    continue
+                raise _make_source_error(error, needed) from None
+            if is_whole:
+                whole.add((file, source.dset_name))
         if there is not None:
             there.add(source, n_points)
-        if file not in files:
-            files.append(file)
-            if file == file_path:
-                _check_source(dataset.file, source.dset_name, path, key, depth)
-            else:
-                with open_hdf5(file) as opened:
-                    _check_source(opened, source.dset_name, path, key, depth)
     if 0 <= covered < math.prod(dataset.shape):
         if there is not None and request is not None:
             _check_written(there.find_written_frames(), m, path, key, request)
@@ -205,40 +191,52 @@ def _check_virtual(
     return files
 
 
-class _VirtualCoverage:
-    """Which frames of a virtual dataset have sources."""
-
-    def __init__(self, dataset: Any, request: FrameRequest) -> None:
-        self._lead = tuple(dataset.shape[axis] for axis in request.axes)
-        self._axes, self._wanted = request.axes, np.zeros(math.prod(self._lead), bool)
-        self._wanted[request.rows.start : request.rows.stop : request.rows.step] = True
-        self._wanted[list(request.dropped)] = False
-        self._points = np.zeros(self._lead)
-        self._per_frame = math.prod(dataset.shape) // math.prod(self._lead)
-
-    def _cut(self, source: Any) -> tuple[slice, ...]:
-        first, last = source.vspace.get_select_bounds()
-        return tuple(slice(int(first[axis]), int(last[axis]) + 1) for axis in self._axes)
-
-    def needs(self, source: Any) -> bool:
-        """Return whether a wanted frame comes from a source."""
-        return bool(self._wanted.reshape(self._lead)[self._cut(source)].any())
-
-    def add(self, source: Any, n_points: int) -> None:
-        part = self._points[self._cut(source)]
-        part += n_points / part.size
-
-    def find_written_frames(self) -> np.ndarray:
-        return np.flatnonzero(self._points.reshape(-1) >= self._per_frame)
-
-
-def _check_source(file: Any, name: str, path: Path, key: str, depth: int) -> None:
-    source = find_dataset(file, Path(file.filename), name)
-    if source is None:
+def _check_source(
+    dataset: Any, source: Any, file: Path, path: Path, key: str, depth: int, there: VirtualCoverage | None
+) -> bool:
+    """Check what a virtual dataset has from a source, and return whether all of that source is in its file."""
+    own = Path(dataset.file.filename)
+    if not file.is_file():
         raise ScanError(
-            path, key, expected=f"'{name}' in {file.filename}", found="no such dataset", remedy="Export the file again."
+            path,
+            key,
+            expected=f"frames from {source.file_name}",
+            found="no such file",
+            remedy=f"Put it where {own.name} looks for it: {file}. HDF5 would give zeros in its place.",
         )
-    check_dataset(source, path, key, depth + 1)
+    with contextlib.nullcontext(dataset.file) if file == own else open_hdf5(file) as opened:
+        values = find_dataset(opened, file, source.dset_name)
+        if values is None:
+            expected = f"'{source.dset_name}' in {file}"
+            raise ScanError(path, key, expected=expected, found="no such dataset", remedy="Export the file again.")
+        try:
+            check_dataset(values, path, key, depth + 1)
+        except ScanError:
+            wanted, shift = (None, 0) if there is None else there.translate(source, values.shape or ())
+            if wanted is None:
+                raise
+            try:
+                check_dataset(values, path, key, depth + 1, wanted)
+            except UnwrittenError as error:
+                raise error.shift(shift) from None
+            return False
+    return True
+
+
+def _make_source_error(error: ScanError, needed: tuple[int, ...]) -> ScanError:
+    """Make the error about a source of a virtual dataset, with the frames that are not there because of it."""
+    known = isinstance(error, UnwrittenError) and error.frames
+    return UnwrittenError(
+        error.source,
+        error.key,
+        expected=error.expected,
+        found=error.found,
+        remedy=error.remedy
+        if known or not needed
+        else f"{error.remedy} Or leave out its frames with --bad-frames leave-out.",
+        part="frames",
+        frames=error.frames if isinstance(error, UnwrittenError) and error.frames else needed,
+    )
 
 
 def _make_size_error(path: Path, key: str, claim: str, found: str) -> ScanError:

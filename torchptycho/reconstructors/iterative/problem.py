@@ -16,7 +16,7 @@ from torch import Tensor
 from torchptycho.core.scan import Scan
 from torchptycho.io import iter_checked_chunks
 from torchptycho.io.field import check_scan_field
-from torchptycho.io.frames.frame_stacks import count_frames_in
+from torchptycho.io.frames.npz_frames import count_frames_in
 from torchptycho.io.near_field import refuse_near_field
 from torchptycho.physics.propagation import FAR_FIELD, Propagator, build_propagator
 from torchptycho.physics.scaling import Scaling, measure_scaling

@@ -20,7 +20,7 @@ from torchptycho.analysis.evaluation import Metrics, evaluate
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.core.scan import ArrayFrames, Scan
 from torchptycho.io import read_scan, write_scan
-from torchptycho.io.frames.frame_stacks import ZippedFrames
+from torchptycho.io.frames.npz_frames import ZippedFrames
 from torchptycho.visualization import plot
 from torchptycho.visualization.plot.panels import choose_phase_map, choose_scale_length, compute_limits
 from torchptycho.visualization.plot.phase_colors import complex_to_rgb, make_wheel_rgba, phase_to_rgb

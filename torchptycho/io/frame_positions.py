@@ -17,6 +17,7 @@ from torchptycho.io.frames.views import WindowFrames, get_lead_shape
 from torchptycho.io.given_positions import load_given_positions
 from torchptycho.io.parts import name_part
 from torchptycho.io.raw_scan import RawScan, align_to_frames
+from torchptycho.io.scan_geometry import rotate_positions
 
 __all__ = ["arrange_positions", "choose_energy_value", "fit_grid", "place_on_raster"]
 
@@ -193,14 +194,7 @@ def place_on_raster(recorded: RawScan, config: ReadConfig, notes: list[str]) -> 
     if config.raster_snake:
         columns[1::2] = columns[1::2, ::-1]
     y, x = rows * step[0], columns * step[1]
-    turn = math.radians(config.raster_rotation_deg)
-    places = np.stack(
-        [
-            (y * math.cos(turn) + x * math.sin(turn)).reshape(-1),
-            (x * math.cos(turn) - y * math.sin(turn)).reshape(-1),
-        ],
-        axis=1,
-    )
+    places = rotate_positions(np.stack([y.reshape(-1), x.reshape(-1)], axis=1), config.raster_rotation_deg)
     in_file = np.asarray(recorded.rows)
     n_in_file = len(places) if lead is None else math.prod(lead)
     unit = "px" if config.raster_step_px is not None else "m"

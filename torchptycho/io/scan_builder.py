@@ -16,6 +16,7 @@ from torchptycho.core.text import format_first
 from torchptycho.io.checks import check_finite, check_frame_shape, check_positions
 from torchptycho.io.detector_codes import find_codes
 from torchptycho.io.detector_images import load_detector_image, load_detector_mask
+from torchptycho.io.electron_calibration import calibrate_angle_rad
 from torchptycho.io.field import check_field, refuse_outliers
 from torchptycho.io.frame_positions import place_on_raster
 from torchptycho.io.frames.processing import ProcessedFrames, Processing
@@ -90,7 +91,13 @@ def build_scan(recorded: RawScan, why: str, config: ReadConfig) -> Scan:
     frames, steps = _process_frames(recorded, bad, config, domain, notes)
     n_px = frames.shape[1]
     scale = 1.0 if steps is None else find_scale(recorded, n_px, steps.binning)
-    geometry = build_geometry(recorded, config, n_px, scale, 1 if steps is None else steps.binning)
+    binning = 1 if steps is None else steps.binning
+    angle_rad = None
+    if config.angle_per_pixel_mrad is not None or config.convergence_mrad is not None:
+        pattern = compute_mean_pattern(frames, domain)
+        good = ~bad if steps is None else steps.mask
+        angle_rad = calibrate_angle_rad(recorded, pattern, good, config, binning, notes)
+    geometry = build_geometry(recorded, config, n_px, scale, binning, angle_rad)
     with name_part("positions", POSITIONS_REMEDY):
         check_finite(recorded)
         refuse_outliers(recorded)
@@ -101,7 +108,7 @@ def build_scan(recorded: RawScan, why: str, config: ReadConfig) -> Scan:
     with name_part("positions"):
         check_positions(recorded.path, positions_px, geometry, recorded.position_keys, recorded.unit, n_px)
         check_field(positions_px, n_px, recorded.path, recorded.position_keys, np.asarray(recorded.rows))
-    turned = config.swap_xy or config.flip_y or config.flip_x
+    turned = config.swap_xy or config.flip_y or config.flip_x or bool(config.positions_rotation_deg)
     same_pixels = math.isclose(scale, 1.0) and not turned
     if recorded.truth is not None and not same_pixels:
         notes.append("its object is left out: positions or pixels are no longer the file's")

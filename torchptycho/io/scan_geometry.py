@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ __all__ = [
     "find_reference_edge",
     "find_scale",
     "orient_positions",
+    "rotate_positions",
 ]
 
 
@@ -61,8 +63,19 @@ def find_reference_edge(recorded: RawScan) -> int:
     return height if height == width or recorded.probe is None else recorded.probe.shape[-1]
 
 
-def build_geometry(recorded: RawScan, config: ReadConfig, n_px: int, scale: float, binning: int) -> Geometry:
-    """Build the geometry of the scan: options override the file; the detector pixel is that after binning."""
+def build_geometry(
+    recorded: RawScan,
+    config: ReadConfig,
+    n_px: int,
+    scale: float,
+    binning: int,
+    angle_per_pixel_rad: float | None = None,
+) -> Geometry:
+    """Build the geometry of the scan: options override the file; the detector pixel is that after binning.
+
+    Arguments:
+        angle_per_pixel_rad: of the frames after binning, where it is known instead of distance and detector pixel.
+    """
     given: dict[str, Any] = {
         name: value
         for name in ("energy_eV", "distance_m", "detector_pixel_m", "object_pixel_m")
@@ -76,6 +89,13 @@ def build_geometry(recorded: RawScan, config: ReadConfig, n_px: int, scale: floa
     changed = dataclasses.replace(own, **({"object_pixel_m": None} if given else {}) | given)
     if changed.detector_pixel_m is not None:
         changed = dataclasses.replace(changed, detector_pixel_m=changed.detector_pixel_m * binning)
+    if angle_per_pixel_rad is not None and changed.wavelength_m is not None:
+        pixel_m = changed.detector_pixel_m
+        return dataclasses.replace(
+            changed,
+            object_pixel_m=changed.wavelength_m / (n_px * angle_per_pixel_rad),
+            distance_m=None if pixel_m is None else pixel_m / angle_per_pixel_rad,
+        )
     if changed.object_pixel_m is not None:
         changed = dataclasses.replace(changed, object_pixel_m=changed.object_pixel_m / scale)
     try:
@@ -125,17 +145,29 @@ def convert_to_pixels(recorded: RawScan, geometry: Geometry, scale: float, n_px:
             expected=f"lengths that turn {recorded.unit} into object pixels",
             found=f"no {', no '.join(name.strip('-') for name in missing)}",
             remedy=f"Give them with {' '.join(missing)}; --wavelength-m may replace --energy-eV, and --object-pixel-m "
-            "replaces all of them.",
+            "replaces all of them; for electrons --angle-per-pixel-mrad or --convergence-mrad replace the two lengths.",
             part="object-pixel",
         )
     return positions_m / geometry.object_pixel_m
 
 
 def orient_positions(positions_px: np.ndarray, config: ReadConfig, notes: list[str]) -> np.ndarray:
+    """Exchange, reverse and turn the axes of positions as the options ask for, in this order."""
     turned = positions_px[:, ::-1] if config.swap_xy else positions_px
     sign = np.array([-1.0 if config.flip_y else 1.0, -1.0 if config.flip_x else 1.0])
     done = [name for name in ("swap_xy", "flip_y", "flip_x") if getattr(config, name)]
     if done:
         notes.append(f"positions turned: {', '.join(done)}")
+    turned = turned * sign
+    if config.positions_rotation_deg:
+        notes.append(f"positions turned by {config.positions_rotation_deg:g} degrees")
+        turned = rotate_positions(turned, config.positions_rotation_deg)
     # + 0.0 turns -0.0 into 0.0, whose bytes differ.
-    return np.ascontiguousarray(turned * sign + 0.0, dtype=np.float64)
+    return np.ascontiguousarray(turned + 0.0, dtype=np.float64)
+
+
+def rotate_positions(positions: Float64[np.ndarray, "m 2"], angle_deg: float) -> Float64[np.ndarray, "m 2"]:
+    """Turn positions (y, x) about the origin, from x towards y."""
+    cosine, sine = math.cos(math.radians(angle_deg)), math.sin(math.radians(angle_deg))
+    y, x = positions.T
+    return np.stack([y * cosine + x * sine, x * cosine - y * sine], axis=1)

@@ -8,6 +8,7 @@ from jaxtyping import Complex64
 from torchptycho.core.config.read import ReadConfig
 from torchptycho.core.errors import ScanError
 from torchptycho.core.scan import Scan
+from torchptycho.io.electron_calibration import make_guessed_electron_probe
 from torchptycho.io.frames.processing import Processing, resample_probe
 from torchptycho.io.guesses import compute_mean_pattern, estimate_probe, fill_masked
 from torchptycho.io.near_field_reading import estimate_near_field_probe, pad_probe
@@ -55,6 +56,10 @@ def build_probe(
             notes.append("probe guessed from the mean image, propagated back to the sample")
             pattern = compute_mean_pattern(scan.frames, scan.domain)
             return estimate_near_field_probe(pattern, scan.mask, scan.geometry)
+        if config.convergence_mrad is not None:
+            modes, aperture = make_guessed_electron_probe(recorded, scan.geometry, n_px, config)
+            notes.append(f"{PROBE_GUESSED} from {aperture}")
+            return modes
         known = scan.geometry.wavelength_m is not None and scan.geometry.object_pixel_m is not None
         if config.probe_defocus_m and not known:
             raise ScanError(

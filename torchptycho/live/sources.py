@@ -67,7 +67,7 @@ def _list_changed_options(reading: ReadConfig) -> list[str]:
     """List the options by which the frames or positions of a scan differ from those in its file."""
     default = ReadConfig()
     names = (
-        "swap_xy", "flip_y", "flip_x", "fftshift", "beam_center_px", "crop_px", "binning", "dark", "flat",
-        "clip_negative", "mask", "find_bad_pixels",
+        "swap_xy", "flip_y", "flip_x", "positions_rotation_deg", "fftshift", "beam_center_px", "crop_px", "binning",
+        "dark", "flat", "clip_negative", "mask", "find_bad_pixels",
     )  # fmt: skip
     return [name for name in names if getattr(reading, name) != getattr(default, name)]

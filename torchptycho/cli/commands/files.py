@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from tyro.conf import Positional
 
@@ -11,6 +12,7 @@ from torchptycho.cli.base import WritingCommand, require_png
 from torchptycho.core.config import ReadConfig, SimulateConfig, to_dict
 from torchptycho.core.config.read import ScanFormat, TiffDtype
 from torchptycho.core.errors import ConfigError, ScanError
+from torchptycho.core.scan import Scan
 from torchptycho.visualization.tables import (
     format_value,
     make_orientation_table,
@@ -41,6 +43,9 @@ class Inspect(WritingCommand):
     orientation: bool = False
     """Rank the eight orientations of the positions by the misfit of a short refinement of a part of the scan; takes
     about a minute."""
+    virtual_images: Path | None = None
+    """Draw virtual bright and dark field and the centre of mass of an electron scan into this PNG, and find its
+    rotation against the detector."""
     json: bool = False
     """Print one JSON object instead of a table."""
     config: Path | None = None
@@ -48,8 +53,9 @@ class Inspect(WritingCommand):
     reading: ReadConfig = dataclasses.field(default_factory=ReadConfig)
 
     def run(self) -> None:
-        require_png("--plot", self.plot)
-        self.claim_files("--plot", self.plot, inputs=[self.scan])
+        for option, path in (("--plot", self.plot), ("--virtual-images", self.virtual_images)):
+            require_png(option, path)
+            self.claim_files(option, path, inputs=[self.scan])
         if (self.scan / "store.json").is_file():
             self._print_store()
             return
@@ -74,12 +80,15 @@ class Inspect(WritingCommand):
             with self.show_status("refining a part of the scan in eight orientations"):
                 ranked = rank_orientations(scan)
             report["orientations"] = [dataclasses.asdict(one) for one in ranked]
+        if self.virtual_images:
+            report["virtual_images"] = self._draw_virtual_images(scan, self.virtual_images)
         if self.json:
             self.print_result(report, json=True)
             return
         table = make_table("", "", title=str(self.scan), show_header=False)
+        apart = ("problems", "metadata", "notes", "orientations", "left_out", "near_field", "virtual_images")
         for name, value in report.items():
-            if name not in ("problems", "metadata", "notes", "orientations", "left_out", "near_field"):
+            if name not in apart:
                 table.add_row(name, format_value(value))
         self.console.print(table)
         for note in summary.notes:
@@ -87,6 +96,8 @@ class Inspect(WritingCommand):
         for problem in summary.problems:
             self.console.print(f"! {problem}")
         self.console.print("usable" if summary.usable else "not usable as it is")
+        if self.virtual_images:
+            self.console.print(report["virtual_images"]["advice"])
         if self.orientation:
             self.console.print(make_orientation_table(ranked))
             if ranked[1].misfit < _MIN_MISFIT_RATIO * ranked[0].misfit:
@@ -95,6 +106,18 @@ class Inspect(WritingCommand):
                     "surprise for an orientation and its reverse (both flips): one image is the twin of the other. "
                     "Give a measured probe with --probe FILE, or a cleaner part of the scan with --frames."
                 )
+
+    def _draw_virtual_images(self, scan: Scan, path: Path) -> dict[str, Any]:
+        """Draw virtual images; return what they say of the disc and the rotation."""
+        from torchptycho.analysis.stem import advise_rotation, compute_virtual_images
+        from torchptycho.visualization.plot import plot_virtual_images
+
+        with self.show_status("computing virtual images"):
+            images = compute_virtual_images(scan)
+        plot_virtual_images(scan, images, path)
+        disc = None if images.disc is None else dataclasses.asdict(images.disc)
+        advice = advise_rotation(images.rotation, scan.reading)
+        return {"disc": disc, **dataclasses.asdict(images.rotation), "advice": advice}
 
     def _print_survey(self, fault: ScanError) -> None:
         """Print what is in a file that cannot be read as a scan."""

@@ -12,6 +12,7 @@ import tyro
 from pydantic import Field
 
 from torchptycho.core.config.base import Count, Domain, Positive, validated_dataclass
+from torchptycho.core.electron_optics import parse_aberrations
 from torchptycho.core.errors import ConfigError
 from torchptycho.core.geometry import Particle
 
@@ -160,6 +161,15 @@ class ReadConfig:
     """Energy of the photons, or kinetic energy of the electrons (their acceleration voltage); replaces the file's."""
     wavelength_m: Positive | None = None
     """Wavelength, in place of the energy; replaces the file's."""
+    convergence_mrad: Positive | None = None
+    """Convergence semi-angle of an electron probe. The bright-field disc then calibrates the detector, unless the file
+    or `angle_per_pixel_mrad` does, and `guess_probe` makes the probe of a round aperture."""
+    angle_per_pixel_mrad: Positive | None = None
+    """Angle between neighbouring detector pixels as recorded, in place of distance and detector pixel; replaces the
+    file's."""
+    aberrations: tuple[str, ...] = ()
+    """Aberrations of that probe in metres, by their Krivanek names: C12a=2e-9 C30=1.2e-3. `probe_defocus_m` is C10,
+    positive for overfocus."""
     distance_m: Positive | None = None
     """Sample to detector; replaces the file's."""
     detector_pixel_m: Positive | None = None
@@ -181,6 +191,9 @@ class ReadConfig:
     """Reverse the sign of y."""
     flip_x: bool = False
     """Reverse the sign of x."""
+    positions_rotation_deg: float = 0.0
+    """Angle by which to turn the positions after that, from x towards y; `inspect --virtual-images` determines it for
+    electrons."""
     translation_sign: Literal[-1, 1] = -1
     """CXI files: -1 reads `translation` as the motion of the sample, as the format defines; 1 as that of the probe."""
     diffraction: str | None = None
@@ -217,6 +230,18 @@ class ReadConfig:
         if self.probe_defocus_m and not self.guess_probe:
             raise ConfigError(
                 "probe_defocus_m: expected guess_probe; found none. Add --guess-probe, or omit probe_defocus_m."
+            )
+        if self.aberrations and not (self.guess_probe and self.convergence_mrad):
+            raise ConfigError(
+                "aberrations: expected guess_probe and convergence_mrad, whose probe they shape; found not both. Add "
+                "--guess-probe and --convergence-mrad."
+            )
+        if self.probe_defocus_m and "C10" in parse_aberrations(self.aberrations):
+            raise ConfigError("aberrations: expected C10 or probe_defocus_m; found both, which are the same number.")
+        if self.angle_per_pixel_mrad is not None and (self.distance_m or self.detector_pixel_m or self.object_pixel_m):
+            raise ConfigError(
+                "angle_per_pixel_mrad: expected it in place of distance_m, detector_pixel_m and object_pixel_m; found "
+                "both. Leave one of them out."
             )
         if self.energy_eV is not None and self.wavelength_m is not None:
             raise ConfigError("wavelength_m: expected an energy or a wavelength; found both. Leave one of them out.")

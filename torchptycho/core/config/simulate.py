@@ -25,12 +25,22 @@ class SimulateConfig:
     """Lowest transmission |O|; the highest is 1."""
     phase_range_rad: NonNegative = 1.6
     """Difference between the largest and the smallest phase of the object."""
-    probe_kind: Literal["disk", "gaussian", "zone_plate"] = "zone_plate"
-    """Shape of the probe."""
+    probe_kind: Literal["disk", "gaussian", "zone_plate", "electron"] = "zone_plate"
+    """Shape of the probe; electron is that of a round aperture in an electron microscope."""
     probe_diameter_px: Positive | None = None
     """Width of the probe (disk: diameter; gaussian, zone plate: full width at half maximum); None takes 0.4 N."""
     probe_defocus_waves: float = 2.0
     """Zone plate only: defocus phase at the edge of the aperture, in waves."""
+    energy_eV: Positive = 80e3
+    """Electron probe only: kinetic energy, as are the next four options."""
+    convergence_mrad: Positive = 20.0
+    """Semi-angle of the aperture."""
+    angle_per_pixel_mrad: Positive = 2.0
+    """Angle between neighbouring detector pixels; with N and the wavelength it gives the object pixel."""
+    probe_defocus_m: float = 0.0
+    """Distance from the focus to the sample, positive for overfocus."""
+    aberrations: tuple[str, ...] = ()
+    """Other aberrations in metres, by their Krivanek names, such as C30=1e-3."""
     probe_modes: Count = 1
     """Number of incoherent modes."""
     probe_file: str | None = None

@@ -1,7 +1,8 @@
-"""Probes: disk, Gaussian and defocused zone plate, in one or several incoherent modes.
+"""Probes: disk, Gaussian, defocused zone plate and electron aperture, in one or several incoherent modes.
 
-Every simulated probe passes a soft round aperture (1 within 0.3 N of the centre, 0 beyond 0.45 N), as behind an
-order-sorting aperture would: what reaches the border of the frame would wrap around in the Fourier transform.
+Every simulated probe but that of an electron microscope passes a soft round aperture (1 within 0.3 N of the centre, 0
+beyond 0.45 N), as behind an order-sorting aperture would: what reaches the border of the frame would wrap around in the
+Fourier transform.
 The centre of the probe is pixel [N/2, N/2], the pixel that sits on the scan position.
 """
 
@@ -15,7 +16,9 @@ from scipy.interpolate import CubicSpline
 from scipy.special import eval_hermite, j0
 
 from torchptycho.core.config import SimulateConfig
+from torchptycho.core.electron_optics import make_electron_probe, parse_aberrations
 from torchptycho.core.errors import ConfigError
+from torchptycho.core.geometry import energy_to_wavelength_m
 
 __all__ = ["border_fraction", "disk", "gaussian", "make_probe", "scale_to_photons", "zone_plate"]
 
@@ -40,6 +43,8 @@ def make_probe(config: SimulateConfig) -> Complex64[np.ndarray, "p n n"]:
         ConfigError: the probe does not fit into the frame, or is too fine for its pixels.
     """
     n_px = config.n_px
+    if config.probe_kind == "electron":
+        return _make_electron_modes(config)
     diameter_px = config.probe_diameter_px or 0.4 * n_px
     if diameter_px > _MAX_DIAMETER * n_px:
         raise ConfigError(
@@ -55,6 +60,31 @@ def make_probe(config: SimulateConfig) -> Complex64[np.ndarray, "p n n"]:
         first = shape(radius_px, diameter_px).astype(np.complex128)
     first = first * _raised_cosine((radius_px / n_px - _APERTURE_START) / (_APERTURE_STOP - _APERTURE_START))
     modes = _make_modes(first, 2 * y / diameter_px, 2 * x / diameter_px, config.probe_modes)
+    return scale_to_photons(modes, config.photons_per_frame)
+
+
+def _make_electron_modes(config: SimulateConfig) -> Complex64[np.ndarray, "p n n"]:
+    """Make the probe of a round aperture, and modes of the size that its light has."""
+    n_px = config.n_px
+    if config.convergence_mrad >= config.angle_per_pixel_mrad * n_px / 2:
+        raise ConfigError(
+            f"convergence_mrad: expected less than half of the detector's {config.angle_per_pixel_mrad * n_px:g} mrad; "
+            f"found {config.convergence_mrad:g}. Raise n_px or angle_per_pixel_mrad."
+        )
+    aberrations = parse_aberrations(config.aberrations)
+    if config.probe_defocus_m and "C10" in aberrations:
+        raise ConfigError("aberrations: expected C10 or probe_defocus_m; found both, which are the same number.")
+    first = make_electron_probe(
+        n_px,
+        config.angle_per_pixel_mrad * 1e-3,
+        energy_to_wavelength_m(config.energy_eV, "electron"),
+        config.convergence_mrad * 1e-3,
+        {"C10": config.probe_defocus_m} | aberrations,
+    )
+    y, x = _centered_grid(n_px)
+    # Root mean square width along an axis, twice.
+    width_px = 2 * float(np.sqrt((np.abs(first) ** 2 * (y**2 + x**2)).sum() / 2))
+    modes = _make_modes(first, y / width_px, x / width_px, config.probe_modes)
     return scale_to_photons(modes, config.photons_per_frame)
 
 

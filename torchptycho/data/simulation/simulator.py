@@ -125,7 +125,13 @@ def simulate(
 
 
 def _make_geometry(config: SimulateConfig) -> Geometry:
-    """Make the lengths of a near-field experiment of this Fresnel number; a far-field one needs none."""
+    """Make the lengths of a near-field experiment of this Fresnel number, or those of an electron microscope; another
+    far-field experiment needs none."""
+    if config.propagation == "far" and config.probe_kind == "electron":
+        geometry = Geometry(energy_eV=config.energy_eV, particle="electron")
+        assert geometry.wavelength_m is not None
+        angle_rad = config.n_px * config.angle_per_pixel_mrad * 1e-3
+        return dataclasses.replace(geometry, object_pixel_m=geometry.wavelength_m / angle_rad)
     if config.propagation == "far":
         return Geometry()
     pixel_m = _NEAR_FIELD_PIXEL_M

@@ -40,6 +40,7 @@ class Reader:
 
 # Tried in this order; modules are imported when they are tried. A format that is a special case of another comes first.
 _BUILTIN_READERS = (
+    ("electron microscope", "microscope", "sniff_microscope_file", "read_microscope_file"),
     ("CXI / NXcxi_ptycho", "cxi", "sniff_cxi", "read_cxi"),
     ("Ptychodus product", "ptychodus_reader", "sniff_product", "read_product"),
     ("PtyPy .ptyd", "ptypy", "sniff_ptyd", "read_ptyd"),

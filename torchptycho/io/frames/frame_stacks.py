@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from torchptycho.core.scan import Frames
+from torchptycho.io.frames.dask_frames import DaskFrames
 from torchptycho.io.frames.hdf5_frames import Hdf5Frames
 from torchptycho.io.frames.npz_frames import NpzFrames, ViewFrames, ZippedFrames
 from torchptycho.io.frames.processing import ProcessedFrames
@@ -87,6 +88,8 @@ def find_backing_files(frames: Frames) -> tuple[tuple[Path, ...], str] | None:
         return frames.files, f"{frames.key}{frames.order}"
     if isinstance(frames, TiffFrames):
         return frames.files, "pages"
+    if isinstance(frames, DaskFrames):
+        return (frames.path,), f"{frames.key}{frames.lead_shape}"
     if isinstance(frames, ViewFrames) and isinstance(frames.array, np.memmap) and frames.array.filename is not None:
         return (Path(frames.array.filename),), f"{frames.key}{frames.array.strides}"
     return None

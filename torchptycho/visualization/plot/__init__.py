@@ -11,7 +11,9 @@ from torchptycho.visualization.plot.curves import plot_frc, plot_history
 from torchptycho.visualization.plot.patch_grid import plot_patches
 from torchptycho.visualization.plot.reconstruction_figures import plot_overview, plot_reconstruction
 from torchptycho.visualization.plot.scan_figures import plot_scan
+from torchptycho.visualization.plot.virtual_images import plot_virtual_images
 
 __all__ = [
     "plot_comparison", "plot_frc", "plot_history", "plot_overview", "plot_patches", "plot_reconstruction", "plot_scan",
+    "plot_virtual_images",
 ]  # fmt: skip

@@ -7,6 +7,7 @@ import resource
 import sys
 from pathlib import Path
 
+import pint  # noqa: F401  # It loads dask where that is installed, which unpickles its own operators on import.
 import pytest
 from hypothesis import HealthCheck, given, settings
 from scan_files import ScanFileCase, make_cases, mutate, read_all, write_files

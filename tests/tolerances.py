@@ -22,6 +22,7 @@ TOLERANCES: dict[str, tuple[float, str]] = {
     "oracle_steps": (1e-3, "ten steps of Adam, each of which makes the most of the last digits of the one before"),
     "oracle_double": (1e-12, "the same, where both compute in float64"),
     "devices": (1e-6, "the same formula on CPU and GPU, whose FFTs and sums run in another order"),
+    "processes": (1e-5, "epochs of float32 sums over the same frames, added in another order by several processes"),
     "first_order": (0.02, "a formula linear in a perturbation of 1 %, whose square is left out"),
     "high_dose": (1e-4, "half a count added to 1e4 and more of them"),
     "two_percent": (0.02, "statistics of 2e5 draws: five standard errors of a variance are 1.6 %"),

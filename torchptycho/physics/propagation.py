@@ -40,12 +40,13 @@ class FarField:
 
     def forward(self, wave: Complex[Tensor, "*batch n n"]) -> Complex[Tensor, "*batch n n"]:
         """Propagate from the sample to the detector, zero frequency at [0, 0]."""
-        detector_wave: Tensor = torch.fft.fft2(wave, norm="ortho")
+        # The CPU's library refuses to transform nothing.
+        detector_wave: Tensor = torch.fft.fft2(wave, norm="ortho") if wave.numel() else wave
         return detector_wave
 
     def adjoint(self, wave: Complex[Tensor, "*batch n n"]) -> Complex[Tensor, "*batch n n"]:
         """Propagate from the detector back to the sample."""
-        exit_wave: Tensor = torch.fft.ifft2(wave, norm="ortho")
+        exit_wave: Tensor = torch.fft.ifft2(wave, norm="ortho") if wave.numel() else wave
         return exit_wave
 
 
@@ -70,12 +71,12 @@ class NearField:
 
     def forward(self, wave: Complex[Tensor, "*batch n n"]) -> Complex[Tensor, "*batch n n"]:
         """Propagate from the sample to the detector."""
-        detector_wave: Tensor = torch.fft.ifft2(torch.fft.fft2(wave) * self._transfer)
+        detector_wave: Tensor = torch.fft.ifft2(torch.fft.fft2(wave) * self._transfer) if wave.numel() else wave
         return detector_wave
 
     def adjoint(self, wave: Complex[Tensor, "*batch n n"]) -> Complex[Tensor, "*batch n n"]:
         """Propagate from the detector back to the sample."""
-        exit_wave: Tensor = torch.fft.ifft2(torch.fft.fft2(wave) * self._conjugate)
+        exit_wave: Tensor = torch.fft.ifft2(torch.fft.fft2(wave) * self._conjugate) if wave.numel() else wave
         return exit_wave
 
 

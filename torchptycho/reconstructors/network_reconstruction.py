@@ -162,7 +162,7 @@ def reconstruct(
         image = _apply_absolute_scale(image, predicted.scale)
     if not refine_epochs:
         return image
-    return _refine_image(image, network, scan, training_scan, refine_epochs, accelerator, progress, scratch)
+    return _refine_image(image, network, scan, training_scan, refine_epochs, accelerator, devices, progress, scratch)
 
 
 def _check_request(
@@ -263,6 +263,7 @@ def _refine_image(
     training_scan: int,
     epochs: int,
     accelerator: str,
+    devices: int,
     progress: bool,
     scratch: str | Path | None,
 ) -> Reconstruction:
@@ -275,7 +276,14 @@ def _refine_image(
         probe = probe * network.experiment.scale[training_scan].detach().sqrt().to(probe.real.dtype)
     with EpochProgress("refining", epochs) if progress else contextlib.nullcontext() as bar:
         refined = refine(
-            scan, image, probe=probe.cpu().numpy(), config=settings, device=accelerator, on_epoch=bar, scratch=scratch
+            scan,
+            image,
+            probe=probe.cpu().numpy(),
+            config=settings,
+            device=accelerator,
+            devices=devices,
+            on_epoch=bar,
+            scratch=scratch,
         )
     # These values describe the network's image and do not apply to the refined one.
     stale = ("absolute_scale", "frames_per_second")

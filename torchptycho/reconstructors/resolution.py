@@ -19,6 +19,7 @@ from torchptycho.io.frames.selection import pick_frames
 from torchptycho.io.inputs import as_scan
 from torchptycho.io.scan_choice import refuse_several_scans
 from torchptycho.reconstructors.iterative import refine
+from torchptycho.reconstructors.iterative.job import refine_side_by_side
 
 __all__ = ["Resolution", "resolution", "split_into_halves"]
 
@@ -64,6 +65,7 @@ def resolution(
     *,
     config: RefineConfig | dict[str, Any] | None = None,
     device: str = "auto",
+    devices: int = 1,
 ) -> Resolution:
     """Refine each half of the frames from a uniform start, and compare the images by Fourier ring correlation.
 
@@ -71,6 +73,10 @@ def resolution(
     detected. Both start from the scan's probe, and no prior acts, because both would follow it. Each half has half
     the photons, so the resolution of all frames is slightly better.
     Reference: van Heel, Schatz, J. Struct. Biol. 151, 250 (2005).
+
+    Arguments:
+        devices: of this machine; with two or more the halves are refined at the same time, each on its part of them, in
+            processes of their own, so that a script needs `if __name__ == "__main__":`.
 
     Raises:
         EvaluationError: too few frames, or the images overlap too little.
@@ -83,11 +89,16 @@ def resolution(
             f"{scan.source}: expected {2 * _MIN_FRAMES_PER_HALF} frames or more; found {scan.n_frames}."
         )
     plain = dataclasses.replace(config, regularization="none", regularization_strength=None)
+    halves = [pick_frames(scan, rows) for rows in split_into_halves(scan.positions_px)]
     images = []
-    for rows in split_into_halves(scan.positions_px):
-        images.append(refine(pick_frames(scan, rows), config=plain, device=device))
+    if devices > 1:
+        images = refine_side_by_side(halves, config=plain, device=device, devices=devices)
+    for half in halves if devices == 1 else ():
+        images.append(refine(half, config=plain, device=device))
         if not images[-1].provenance["complete"]:
-            raise KeyboardInterrupt
+            break
+    if not all(image.provenance["complete"] for image in images):
+        raise KeyboardInterrupt
     first, second = images
     known = np.where(second.valid, second.object, np.nan).astype(np.complex64)
     metrics = evaluate(first, known, truth_origin_px=second.origin_px)

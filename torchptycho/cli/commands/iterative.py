@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from tyro.conf import Positional
 
@@ -19,6 +20,10 @@ from torchptycho.cli.image_outputs import (
 )
 from torchptycho.core.config import ReadConfig, RefineConfig
 from torchptycho.core.config.read import TiffDtype
+from torchptycho.core.launched import find_launched_process
+
+if TYPE_CHECKING:
+    from torchptycho.core.reconstruction import Reconstruction
 
 __all__ = ["Refine", "Resolution"]
 
@@ -31,6 +36,9 @@ class RefinementCommand(WritingCommand):
     """Scan file."""
     device: str = "auto"
     """Device: auto, cpu or gpu."""
+    devices: int = 1
+    """Number of processes on this machine, each with a GPU or a part of the CPU. `refine` distributes the frames among
+    them, `resolution` the halves."""
     config: Path | None = None
     """YAML or TOML file with the sections prepare and refine; flags override it."""
     reading: ReadConfig = dataclasses.field(default_factory=ReadConfig)
@@ -56,6 +64,8 @@ class Refine(RefinementCommand):
     """Image file to write (NPZ), with the refined probe and positions; a PNG of the same name is drawn next to it."""
     resume: bool = False
     """Continue an earlier refinement into this file, if there is one, up to the requested number of epochs."""
+    nodes: int = 1
+    """Number of machines, on each of which torchrun or srun has started as many processes as --devices."""
     dry_run: bool = False
     """Report where the frames would be kept, the canvas, and the updates of an epoch, and write nothing."""
     report: NextToResult | Path | None = None
@@ -69,6 +79,12 @@ class Refine(RefinementCommand):
 
     def run(self) -> None:
         require_npz(self.out)
+        launched = find_launched_process()
+        if launched is not None:
+            launched.check(self.devices, self.nodes)
+            if launched.rank:
+                self._join_first()
+                return
         page = choose_report_file(self.report, self.out, self.report_frc)
         state_file = self.out.with_suffix(".state.npz")
         self.claim_files(
@@ -86,14 +102,12 @@ class Refine(RefinementCommand):
             return
         from torchptycho.core.progress import EpochProgress
         from torchptycho.core.reconstruction import describe_regularization
-        from torchptycho.io import read_reconstruction, read_scan, write_reconstruction
+        from torchptycho.io import read_scan, write_reconstruction
         from torchptycho.reconstructors.iterative import refine
         from torchptycho.visualization.plot import plot_reconstruction
 
         scan = read_scan(self.scan, self.reading)
-        start = None if self.start is None else read_reconstruction(self.start)
-        if start is not None and self.reading.probe is not None:
-            start = dataclasses.replace(start, probe=None)
+        start = self._read_start()
         self.out.parent.mkdir(parents=True, exist_ok=True)
         with EpochProgress("refining", self.refine.epochs) as bar:
             image = refine(
@@ -101,6 +115,8 @@ class Refine(RefinementCommand):
                 start,
                 config=self.refine,
                 device=self.device,
+                devices=self.devices,
+                nodes=self.nodes,
                 resume=self.resume,
                 on_epoch=bar,
                 state_file=state_file,
@@ -131,19 +147,45 @@ class Refine(RefinementCommand):
             json=self.json,
         )
 
+    def _read_start(self) -> Reconstruction | None:
+        from torchptycho.io import read_reconstruction
+
+        start = None if self.start is None else read_reconstruction(self.start)
+        if start is not None and self.reading.probe is not None:
+            start = dataclasses.replace(start, probe=None)
+        return start
+
+    def _join_first(self) -> None:
+        """Take part as one of several processes; the first of them reports and writes."""
+        from torchptycho.io import read_scan
+        from torchptycho.reconstructors.iterative import refine
+
+        logging.getLogger("torchptycho").setLevel(logging.ERROR)
+        refine(
+            read_scan(self.scan, self.reading),
+            self._read_start(),
+            config=self.refine,
+            device=self.device,
+            devices=self.devices,
+            nodes=self.nodes,
+            resume=self.resume,
+            state_file=self.out.with_suffix(".state.npz"),
+            scratch=self.out.parent,
+        )
+
     def _print_plan(self) -> None:
         from torchptycho.io import read_scan
         from torchptycho.reconstructors.iterative.plan import plan_refinement
 
-        plan = plan_refinement(read_scan(self.scan, self.reading), self.refine, self.device)
+        plan = plan_refinement(read_scan(self.scan, self.reading), self.refine, self.device, self.devices)
         height, width = plan["canvas_px"]
         self.print_result(
             plan,
             f"{plan['source']}: {plan['n_frames']} frames of {plan['n_px']}x{plan['n_px']} px, "
             f"{plan['frames_described']}",
             f"canvas of {height}x{width} px, about {plan['canvas_bytes'] / 1e6:.4g} MB with all that is computed on it",
-            f"{plan['epochs']} epochs on {plan['device']}, in each {plan['updates_per_epoch']} updates of "
-            f"{plan['batch_size']} frames",
+            f"{plan['epochs']} epochs on {plan['devices']} x {plan['device']}, in each "
+            f"{plan['updates_per_epoch']} updates of {plan['batch_size']} frames",
             json=self.json,
         )
 
@@ -170,7 +212,7 @@ class Resolution(RefinementCommand):
 
         scan = read_scan(self.scan, self.reading)
         with self.show_status("refining two halves of the frames"):
-            agreement = resolution(scan, config=self.refine, device=self.device)
+            agreement = resolution(scan, config=self.refine, device=self.device, devices=self.devices)
         if self.plot:
             from torchptycho.visualization.plot import plot_frc
 

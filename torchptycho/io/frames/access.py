@@ -12,6 +12,7 @@ from torchptycho.io.frames.frame_stacks import CastFrames
 from torchptycho.io.frames.hdf5_frames import Hdf5Frames
 from torchptycho.io.frames.npz_frames import StoredFrames
 from torchptycho.io.frames.processing import ProcessedFrames
+from torchptycho.io.frames.shared_frames import SharedFrames
 from torchptycho.io.frames.views import JoinedFrames, PickedFrames, WindowFrames
 
 __all__ = ["Access", "classify_access", "is_in_memory", "number_blocks"]
@@ -38,7 +39,7 @@ def classify_access(frames: Frames) -> Access:
         return classify_access(frames.inner) if plain and frames.inner.shape == frames.shape else "slow"
     if isinstance(frames, ArrayFrames):
         return "slow" if _is_interleaved(frames.array) else "direct"
-    if isinstance(frames, StoredFrames):
+    if isinstance(frames, StoredFrames | SharedFrames):
         return "direct"
     if isinstance(frames, Hdf5Frames) and not frames.scattered:
         if frames.frames_per_block == 1:

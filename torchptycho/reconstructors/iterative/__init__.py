@@ -1,6 +1,6 @@
 """Refinement: from nothing, or from a network's image, to the best one that the counts allow."""
 
+from torchptycho.reconstructors.iterative.job import refine
 from torchptycho.reconstructors.iterative.judgement import summarize_fit
-from torchptycho.reconstructors.iterative.refinement import refine
 
 __all__ = ["refine", "summarize_fit"]

@@ -123,10 +123,12 @@ class AutodiffSolver:
                 misfit = ReducedChiSquared(state.background)
                 self._optimizer.zero_grad()
                 losses = [
-                    self._backward(index, counts, len(index) / len(order), misfit)
-                    for index, counts in self._problem.iterate_counts(batches)
+                    self._backward(index, counts, len(batch), len(batch) / len(order), misfit)
+                    for batch, (index, counts) in zip(batches, self._problem.iterate_counts(batches), strict=True)
                 ]
                 total = torch.stack(losses).sum()
+                self._add_others(total)
+                misfit.add_others(self._problem.reducer)
                 fits.append(misfit.compute_fit(self._problem.n_good_pixels))
                 return total
 
@@ -135,42 +137,71 @@ class AutodiffSolver:
             misfit = ReducedChiSquared(state.background)
             for group in self._optimizer.param_groups:
                 group["lr"] = self._config.learning_rate * rate
-            for index, counts in self._problem.iterate_counts(batches):
+            for batch, (index, counts) in zip(batches, self._problem.iterate_counts(batches), strict=True):
                 self._optimizer.zero_grad()
-                self._backward(index, counts, 1.0, misfit)
+                loss = self._backward(index, counts, len(batch), 1.0, misfit)
+                self._add_others(loss)
                 self._optimizer.step()
+                with torch.no_grad():
+                    # No wave explains fewer than no counts.
+                    self._parameters["background"].clamp_min_(0)
+            misfit.add_others(self._problem.reducer)
             fits = [misfit.compute_fit(self._problem.n_good_pixels)]
         with torch.no_grad():
             self._parameters["background"].clamp_min_(0)
             self._write_state(state)
         return fits[0]
 
-    def _backward(self, index: Tensor, counts: Tensor, weight: float, misfit: ReducedChiSquared) -> Tensor:
+    def _add_others(self, loss: Tensor) -> None:
+        """Add loss and gradients of the other processes."""
+        if self._problem.reducer.size == 1:
+            return
+        gradients = []
+        for name, tensor in self._parameters.items():
+            if tensor.requires_grad and name not in self._frozen:
+                # A process without frames in this batch has none.
+                tensor.grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+                gradients.append(tensor.grad)
+        self._problem.reducer.sum(loss, *gradients)
+
+    def _backward(
+        self, index: Tensor, counts: Tensor, n_frames: int, weight: float, misfit: ReducedChiSquared
+    ) -> Tensor:
         with torch.enable_grad():
-            return self._compute_loss_and_gradient(index, counts, weight, misfit)
+            return self._compute_loss_and_gradient(index, counts, n_frames, weight, misfit)
 
     def _compute_loss_and_gradient(
-        self, index: Tensor, counts: Tensor, weight: float, misfit: ReducedChiSquared
+        self, index: Tensor, counts: Tensor, n_frames: int, weight: float, misfit: ReducedChiSquared
     ) -> Tensor:
+        """Compute this process' part of the weighted loss of a batch of `n_frames`, and its gradients."""
         config, values = self._config, self._get_physical_values()
-        loss = weight * compute_objective(
-            self._problem,
-            values["object"],
-            values["probe"],
-            values["positions_px"],
-            values["background"],
-            index,
-            config.likelihood,
-            misfit,
-            counts,
-        )
+        loss = values["object"].real.new_zeros(())
+        if len(index):
+            loss = (
+                weight
+                * (len(index) / n_frames)
+                * compute_objective(
+                    self._problem,
+                    values["object"],
+                    values["probe"],
+                    values["positions_px"],
+                    values["background"],
+                    index,
+                    config.likelihood,
+                    misfit,
+                    counts,
+                )
+            )
+        # Each process has the whole object, and adds its part of the penalties.
+        weight = weight / self._problem.reducer.size
         if config.smoothness_weight or config.tv_weight:
             loss = loss + weight * compute_penalty(values["object"], config.smoothness_weight, config.tv_weight)
         if self.penalty is not None:
             problem = self._problem
             all_counts = problem.n_frames * problem.n_good_pixels * problem.scaling.photons_per_frame / problem.n_px**2
             loss = loss + weight * self.penalty(values["object"]) / all_counts
-        loss.backward()  # type: ignore[no-untyped-call]
+        if loss.requires_grad:
+            loss.backward()  # type: ignore[no-untyped-call]
         for name in self._frozen:
             self._parameters[name].grad = None
         return loss.detach()

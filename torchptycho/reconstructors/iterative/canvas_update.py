@@ -7,6 +7,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from torchptycho.physics.patches import index_inside, place_inside
+from torchptycho.reconstructors.iterative.reducer import Reducer
 from torchptycho.reconstructors.iterative.state import RefinementState
 
 __all__ = ["AccumulatedUpdate", "add_momentum_in_place"]
@@ -47,6 +48,7 @@ class AccumulatedUpdate:
         exit_change: Complex[Tensor, "k p n n"],
         *,
         update_probe: bool,
+        touched_px: Float[Tensor, "all 2"] | None = None,
     ) -> None:
         """Add the frames of a batch.
 
@@ -54,6 +56,7 @@ class AccumulatedUpdate:
             patches: of the object, at `corners_px`.
             exit_change: change of each frame's exit waves.
             update_probe: whether the probe changes too.
+            touched_px: the corners of the frames of all processes in this batch; None where there is only this one.
         """
         power = (probe.real.square() + probe.imag.square()).sum(0)
         backprojection = exit_change[:, 0] * probe[0].conj() if len(probe) == 1 else (exit_change * probe.conj()).sum(1)
@@ -62,9 +65,27 @@ class AccumulatedUpdate:
         if update_probe:
             self._probe += (exit_change * patches.conj()[:, None]).sum(0)
             self._transmission += (patches.real.square() + patches.imag.square()).sum(0)
-        self._corners_px.append(corners_px)
+        touched_px = corners_px if touched_px is None else touched_px
+        self._corners_px.append(touched_px)
         self._index = None
-        self.frames += len(patches)
+        self.frames += len(touched_px)
+
+    def add_others(self, reducer: Reducer) -> None:
+        """Add the sums of the other processes: where any frame lies, or on the whole canvas where that is less."""
+        if reducer.size == 1:
+            return
+        index = self._index_touched()
+        if index is None:
+            reducer.sum(self._object, self._illumination, self._probe, self._transmission)
+            return
+        is_touched = torch.zeros(self._object.numel(), dtype=torch.bool, device=index.device)
+        is_touched[index] = True
+        pixels = is_touched.nonzero()[:, 0]
+        fields = self._object.view(-1), self._illumination.view(-1)
+        sums = [field[pixels] for field in fields]
+        reducer.sum(*sums, self._probe, self._transmission)
+        for field, values in zip(fields, sums, strict=True):
+            field[pixels] = values
 
     def compute_object_change(self) -> Complex[Tensor, "h w"]:
         """Return the sum over the frames, divided by the regularised illumination, where the frames lie.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchptycho.physics.propagation import FAR_FIELD, Propagator
 from torchptycho.physics.wave_correction import compute_residuals, limit_poisson_change, project_amplitude
+from torchptycho.reconstructors.iterative.reducer import Reducer
 
 __all__ = ["EpochFit", "ReducedChiSquared", "compute_wave_correction", "propagate_to_detector", "scale_wave"]
 
@@ -93,6 +94,14 @@ class ReducedChiSquared:
         off = off if mask is None else off * mask
         self._squared_amplitude = self._squared_amplitude + torch.dot(off.flatten(), off.flatten()).double()
         self._counts = self._counts + counts.sum().double()
+
+    def add_others(self, reducer: Reducer) -> None:
+        """Add what the other processes that share the frames have."""
+        sums = self._squared_deviation, self._weights, self._squared_amplitude, self._counts
+        values = torch.stack([*sums, torch.full_like(self._weights, self._n_frames)])
+        reducer.sum(values)
+        self._squared_deviation, self._weights, self._squared_amplitude, self._counts = values[:4]
+        self._n_frames = int(values[4]) if reducer.size > 1 else self._n_frames
 
     def compute_fit(self, n_good_pixels: int) -> EpochFit:
         """Return both figures of all batches so far."""

@@ -140,7 +140,10 @@ class _Trials:
         self._config, self._given = config, state
         distance = (state.positions_px - state.positions_px.median(0).values).square().sum(1)
         rows = distance.argsort(stable=True)[:n_frames].sort().values
-        frames, places = _round_counts(problem.load_counts(rows).cpu().numpy()), state.positions_px[rows]
+        frames, places = (
+            _round_counts(problem.collect(problem.load_counts(problem.select_own(rows)), rows).cpu().numpy()),
+            state.positions_px[rows],
+        )
         if are_whole_numbers(frames):
             self.held_out = "photons"
             self._part, self._model_factor = _KEPT_FRACTION, (1 - _KEPT_FRACTION) / _KEPT_FRACTION

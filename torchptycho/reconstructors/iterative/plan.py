@@ -17,6 +17,7 @@ from torchptycho.io.scan_choice import refuse_several_scans
 from torchptycho.reconstructors.iterative.frame_source import plan_frames
 from torchptycho.reconstructors.iterative.prior_steps import check_regularization
 from torchptycho.reconstructors.iterative.rpie import choose_batch_size
+from torchptycho.reconstructors.iterative.shares import count_useful_processes
 
 __all__ = ["plan_refinement"]
 
@@ -25,9 +26,14 @@ _CANVASES = 8
 
 
 def plan_refinement(
-    scan: Scan | str | Path, config: RefineConfig | dict[str, Any] | None = None, device: str = "auto"
+    scan: Scan | str | Path,
+    config: RefineConfig | dict[str, Any] | None = None,
+    device: str = "auto",
+    devices: int = 1,
 ) -> dict[str, Any]:
     """Plan a refinement without reading a frame: where frames are kept, the canvas, the updates of an epoch.
+
+    Sizes are those of one of the processes that share the frames.
 
     Raises:
         TorchptychoError: what `refine` would refuse before it reads the frames.
@@ -36,11 +42,12 @@ def plan_refinement(
     refuse_several_scans(scan, "a refinement")
     check_regularization(settings)
     check_scan_field(scan)
-    place = find_devices(device, option="device")[0]
-    frames = plan_frames(scan, place)
+    place = find_devices(device, devices, option="device")[0]
+    batch_size = choose_batch_size(settings, scan.n_frames)
+    useful = count_useful_processes(devices, batch_size)
+    frames = plan_frames(scan, place, -(-scan.n_frames // useful))
     margin_px = math.ceil(settings.position_limit_px) if settings.position_update != "none" else 0
     canvas_px = (np.ptp(scan.positions_px, axis=0) + scan.n_px + 2 * margin_px).astype(int).tolist()
-    batch_size = choose_batch_size(settings, scan.n_frames)
     return {
         "source": scan.source,
         "n_frames": scan.n_frames,
@@ -55,6 +62,7 @@ def plan_refinement(
         "epochs": settings.epochs,
         "batch_size": batch_size,
         "updates_per_epoch": math.ceil(scan.n_frames / batch_size),
-        "device": str(place),
+        "device": place.type,
+        "devices": useful,
         "config": to_dict(settings),
     }

@@ -10,6 +10,7 @@ from jaxtyping import Complex, Float, Float64, Int64
 from torch import Tensor
 
 from torchptycho.physics.patches import extract_derivatives
+from torchptycho.reconstructors.iterative.reducer import Reducer
 
 __all__ = ["PositionSteps", "add_momentum", "fit_linear_part", "random_search"]
 
@@ -85,6 +86,10 @@ class PositionSteps:
         self.residual[index] = exit_change.abs().square().sum((1, 2, 3)).double()
         self._curvature[index] = (weighted @ plain.mT).double()
         self._slope[index] = (plain @ torch.view_as_real(backprojection).flatten(1)[..., None])[..., 0].double()
+
+    def add_others(self, reducer: Reducer) -> None:
+        """Add the frames of the other processes."""
+        reducer.sum(self.residual, self._curvature, self._slope)
 
     def solve_per_frame(self) -> Float64[Tensor, "m 2"]:
         """Solve for each frame's own shift."""

@@ -27,6 +27,8 @@ from torchptycho.reconstructors.iterative.frame_source import (
     plan_frames,
     read_ahead,
 )
+from torchptycho.reconstructors.iterative.reducer import ONE_PROCESS, Reducer
+from torchptycho.reconstructors.iterative.shares import assign_frames
 
 __all__ = ["Problem", "measure_variation", "open_problem"]
 
@@ -49,6 +51,8 @@ class Problem:
         variation: how far the frames differ from their mean, in the measure of the residual of a fit; see
             `measure_variation`.
         order: draws the order of the frames in each pass; None takes all of them at random.
+        reducer: adds what the processes have that share the frames.
+        is_own: [M], True for the frames of this process, the only ones that it can load, or None for all.
     """
 
     frames: np.ndarray | Tensor | FrameReader
@@ -60,6 +64,8 @@ class Problem:
     propagator: Propagator = FAR_FIELD
     variation: float = 0.0
     order: FrameOrder | None = None
+    reducer: Reducer = ONE_PROCESS
+    is_own: Bool[Tensor, " m"] | None = None
 
     @property
     def n_px(self) -> int:
@@ -67,7 +73,7 @@ class Problem:
 
     @property
     def n_frames(self) -> int:
-        return int(self.frames.shape[0])
+        return int(self.frames.shape[0]) if self.is_own is None else len(self.is_own)
 
     @property
     def device(self) -> torch.device:
@@ -92,8 +98,18 @@ class Problem:
         order = torch.randperm(self.n_frames, generator=generator) if self.order is None else self.order.draw(generator)
         return order.to(self.device)
 
+    def select_own(self, index: Int64[Tensor, " k"]) -> Int64[Tensor, " own"]:
+        """Select those of some frames that are of this process."""
+        return index if self.is_own is None else index[self.is_own[index]]
+
+    def collect(self, values: Tensor, index: Int64[Tensor, " k"]) -> Tensor:
+        """Return rows for these frames, of which each process has computed those of its own."""
+        return values if self.is_own is None else self.reducer.collect(values, self.is_own[index])
+
     def load_counts(self, index: Int64[Tensor, " k"]) -> Float[Tensor, "k n n"]:
-        """Load the photon counts of these frames to the device, 0 under the mask."""
+        """Load the photon counts of these frames, all of this process, to the device, 0 under the mask."""
+        if self.is_own is not None and not isinstance(self.frames, FrameReader):
+            index = self._row_held[index]
         if isinstance(self.frames, Tensor):
             return self._to_counts(self.frames[index])
         rows = index.cpu().numpy()
@@ -102,18 +118,30 @@ class Problem:
     def iterate_counts(
         self, batches: Sequence[Int64[Tensor, " _"]]
     ) -> Iterator[tuple[Int64[Tensor, " _"], Float[Tensor, "_ n n"]]]:
-        """Iterate over these batches and their counts; from a file the next few are read meanwhile."""
-        frames = self.frames
+        """Iterate over these batches and their counts; from a file the next few are read meanwhile.
+
+        Of the frames of each batch those of this process are given, perhaps none.
+        """
+        frames, batches = self.frames, [self.select_own(index) for index in batches]
         if not isinstance(frames, FrameReader | np.memmap) or not batches:
             for index in batches:
                 yield index, self.load_counts(index)
             return
         # Together, because each copy from a GPU waits for its queued work.
-        rows = np.split(torch.cat(list(batches)).cpu().numpy(), np.cumsum([len(index) for index in batches])[:-1])
+        wanted = torch.cat(batches)
+        if self.is_own is not None and not isinstance(frames, FrameReader):
+            wanted = self._row_held[wanted]
+        rows = np.split(wanted.cpu().numpy(), np.cumsum([len(index) for index in batches])[:-1])
         read = frames.iterate(rows) if isinstance(frames, FrameReader) else read_ahead(frames.__getitem__, rows)
         with contextlib.closing(read):
             for index, values in zip(batches, read, strict=True):
                 yield index, self._to_counts(values)
+
+    @functools.cached_property
+    def _row_held(self) -> Int64[Tensor, " m"]:
+        """Rows of the frames of this process in what it holds."""
+        assert self.is_own is not None
+        return self.is_own.cumsum(0) - 1
 
     def _to_counts(self, values: np.ndarray | Tensor) -> Float[Tensor, "k n n"]:
         if not isinstance(values, Tensor):
@@ -134,6 +162,7 @@ def open_problem(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.complex64,
     scratch: str | Path | None = None,
+    reducer: Reducer = ONE_PROCESS,
 ) -> Iterator[Problem]:
     """Read and check the frames of a scan, and lay out its canvas.
 
@@ -142,6 +171,7 @@ def open_problem(
         margin_px: room around the patches, for positions that move.
         scratch: folder for a temporary copy of frames that are too many for the memory and that their file cannot give
             in any order; None takes the system's.
+        reducer: the processes that share the frames. Each checks all of them and keeps its own.
 
     Raises:
         ScanError: a frame holds what no detector counts, the frames of a far-field scan are near-field images, or a
@@ -152,8 +182,9 @@ def open_problem(
     if scan.geometry.propagation == "far":
         refuse_near_field(scan)
     propagator = build_propagator(scan.geometry, scan.n_px, dtype=dtype, device=device)
-    order, plan = FrameOrder(scan.frames), plan_frames(scan, device)
-    with FrameWriter(scan, plan, device, shift=propagator.zero_frequency_first, scratch=scratch) as writer:
+    own = None if reducer.size == 1 else assign_frames(scan.positions_px, reducer.size) == reducer.rank
+    order, plan = FrameOrder(scan.frames), plan_frames(scan, device, None if own is None else int(own.sum()))
+    with FrameWriter(scan, plan, device, shift=propagator.zero_frequency_first, own=own, scratch=scratch) as writer:
         intensity, amplitude = _sum_frames(scan, writer)
         mean_intensity = float(intensity.sum()) / scan.n_frames
         scaling = measure_scaling(mean_intensity, scan.n_px, scan.domain, scan.photons_per_frame)
@@ -175,6 +206,8 @@ def open_problem(
             dtype=dtype,
             propagator=propagator,
             order=order,
+            reducer=reducer,
+            is_own=None if own is None else torch.from_numpy(own).to(device),
         )
 
 

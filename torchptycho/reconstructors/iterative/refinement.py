@@ -12,47 +12,35 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Complex
 from torch import Tensor
 
-from torchptycho.core.config import RefineConfig, as_config, to_dict
-from torchptycho.core.devices import find_devices
-from torchptycho.core.errors import ConfigError
+from torchptycho.core.config import RefineConfig, to_dict
 from torchptycho.core.reconstruction import MIN_COVERAGE, Reconstruction
 from torchptycho.core.scan import Scan
 from torchptycho.core.versions import collect_versions
-from torchptycho.io.fingerprint import fingerprint_content, fingerprint_scan
-from torchptycho.io.inputs import as_probe, as_reconstruction, as_scan
-from torchptycho.io.scan_choice import refuse_several_scans
-from torchptycho.io.storage.outputs import check_output_file
+from torchptycho.io.fingerprint import fingerprint_content
 from torchptycho.physics.illumination import compute_illumination
 from torchptycho.reconstructors.iterative.autodiff import AutodiffSolver
 from torchptycho.reconstructors.iterative.fit import EpochFit
 from torchptycho.reconstructors.iterative.initial_state import (
-    compute_start_margin_px,
-    initialize_state,
     limit_positions,
 )
 from torchptycho.reconstructors.iterative.judgement import compute_unexplained, judge_fit, judge_illumination
-from torchptycho.reconstructors.iterative.position_correction import (
-    PositionSteps,
-    add_momentum,
-    fit_linear_part,
-    random_search,
-)
-from torchptycho.reconstructors.iterative.prior_steps import PriorSteps, check_regularization
+from torchptycho.reconstructors.iterative.position_correction import PositionSteps, fit_linear_part
+from torchptycho.reconstructors.iterative.position_updates import update_positions
+from torchptycho.reconstructors.iterative.prior_steps import PriorSteps
 from torchptycho.reconstructors.iterative.probe_modes import compute_area_px, orthogonalize_modes
-from torchptycho.reconstructors.iterative.problem import Problem, open_problem
-from torchptycho.reconstructors.iterative.rpie import compute_frame_misfits, run_epoch
+from torchptycho.reconstructors.iterative.problem import Problem
+from torchptycho.reconstructors.iterative.reducer import Reducer
+from torchptycho.reconstructors.iterative.rpie import run_epoch
 from torchptycho.reconstructors.iterative.schedule import (
     advance_polishing,
     compute_polishing_progress,
     plan_frames_per_update,
 )
-from torchptycho.reconstructors.iterative.start_matching import match_start
 from torchptycho.reconstructors.iterative.state import RefinementState
 
-__all__ = ["build_fingerprint", "refine"]
+__all__ = ["EpochCallback", "build_fingerprint", "build_reconstruction", "run_epochs"]
 
 _log = logging.getLogger(__name__)
 
@@ -63,97 +51,9 @@ _PRIOR_SETTLES_IN_EPOCHS = 3
 _SAVE_EVERY_S = 30.0
 
 EpochCallback = Callable[[int, float], None]
-ImageCallback = Callable[[Reconstruction], None]
 
 
-def refine(
-    scan: Scan | str | Path,
-    start: Reconstruction | str | Path | None = None,
-    *,
-    probe: Complex[np.ndarray, "*p n n"] | str | Path | None = None,
-    config: RefineConfig | dict[str, Any] | None = None,
-    device: str = "auto",
-    state_file: str | Path | None = None,
-    resume: bool = False,
-    on_epoch: EpochCallback | None = None,
-    on_image: ImageCallback | None = None,
-    image_every_epochs: int = 10,
-    scratch: str | Path | None = None,
-    judge: bool = True,
-) -> Reconstruction:
-    """Fit an image to the counts of a scan; without a start this is a plain iterative reconstruction.
-
-    Ctrl+C ends it after the current batch with the image so far, and its provenance says so.
-
-    Arguments:
-        scan: what was measured, or its file.
-        start: an image of it to begin with, such as a trained network's, or its file; its probe and positions are taken
-            over when it has them, resampled when energy, distance or detector were corrected since. None begins with a
-            transparent object.
-        probe: modes in sqrt(photons) that replace the scan's (and the start's) own.
-        config: method, epochs, and what may change besides the object.
-        device: "auto" takes a GPU when there is one; "gpu", "cpu", or another name that torch knows.
-        state_file: where to write the state from time to time and at the end, for `resume`.
-        resume: go on from that file, up to the configured epochs; begin, with a warning, where there is none yet.
-        on_epoch: called with the number of each finished epoch and its misfit.
-        on_image: shown the image so far, every `image_every_epochs` epochs before the last.
-        scratch: folder for a temporary copy of frames that need more than 256 MB and that their file cannot give in any
-            order, as a compressed NPZ.
-        judge: warn when the fit cannot be right; the provenance says so in any case.
-
-    Returns:
-        the image on the canvas of all positions, with `probe`, `positions_px`, and in `history` for each epoch:
-        `misfit` (mean squared deviation of the counts over that of photon noise: 1 is the limit, less is fitting the
-        noise), `residual` (squared deviation of the amplitudes over the counts), `unexplained` (the part of the
-        variation between frames that it leaves, without photon noise), `seconds` since the beginning, and with a
-        prior its `regularization_strength`; in `provenance` what `regularization` acted and how its strength was found.
-
-    Raises:
-        TorchptychoError: the scan is unusable, the start or the probe does not fit it, or the state is another's.
-    """
-    settings, scan = as_config(RefineConfig, config), as_scan(scan)
-    if resume and state_file is None:
-        raise ConfigError("resume: expected the state_file of an earlier refinement; found none.")
-    refuse_several_scans(scan, "a refinement")
-    if state_file is not None:
-        check_output_file(state_file, option="state_file")
-    check_regularization(settings)
-    (place,) = find_devices(device, option="device")
-    image = None if start is None else match_start(as_reconstruction(start, "start"), scan)
-    modes = None if probe is None else as_probe(probe, scan.n_px)
-    moves = settings.position_update != "none"
-    margin_px = math.ceil(settings.position_limit_px) if moves else compute_start_margin_px(scan, image)
-    with torch.no_grad(), open_problem(scan, margin_px=margin_px, device=place, scratch=scratch) as problem:
-        fingerprint = {} if state_file is None else build_fingerprint(scan, settings)
-        digest = fingerprint_scan(scan)
-        if _can_resume(state_file, resume=resume):
-            assert state_file is not None
-            state = RefinementState.load(state_file, fingerprint, place)
-        else:
-            state = initialize_state(problem, scan, image, modes, settings)
-
-        def report_epoch(epoch: int, misfit: float) -> None:
-            if on_epoch is not None:
-                on_epoch(epoch, misfit)
-            if on_image is not None and epoch % image_every_epochs == 0 and epoch < settings.epochs:
-                on_image(_build_reconstruction(problem, scan, state, settings, False, digest))
-
-        complete = _run_epochs(problem, scan, state, settings, report_epoch, state_file, fingerprint)
-        image = _build_reconstruction(problem, scan, state, settings, complete, digest)
-        for fault in image.provenance["warnings"] if judge else ():
-            _log.warning("%s", fault)
-        return image
-
-
-def _can_resume(state_file: str | Path | None, *, resume: bool) -> bool:
-    """Return whether to continue; a job script may ask for it before there is a state."""
-    if not resume or state_file is None or Path(state_file).exists():
-        return resume
-    _log.warning("%s: no state to resume from yet; refinement begins from the start.", state_file)
-    return False
-
-
-def _run_epochs(
+def run_epochs(
     problem: Problem,
     scan: Scan,
     state: RefinementState,
@@ -171,12 +71,15 @@ def _run_epochs(
         while state.epoch < config.epochs and advance_polishing(state, config):
             begun = time.perf_counter()
             prior.decide(state)
+            _share_strength(state, problem.reducer)
             prior.prepare(state, solver)
             fit = _advance_epoch(problem, state, config, solver, given_px)
             if len(state.probe) > 1:
                 state.replace_modes(orthogonalize_modes(state.probe))
             state.fix_gauge()
             prior.apply(state, solver)
+            # Sums are the same in all processes, but not what different machines make of them.
+            state.copy_from_first(problem.reducer)
             if solver is not None:
                 solver.read_state(state)
             state.epoch += 1
@@ -208,6 +111,13 @@ def _run_epochs(
     return complete
 
 
+def _share_strength(state: RefinementState, reducer: Reducer) -> None:
+    if state.regularization is not None and reducer.size > 1:
+        strength = state.object.real.new_tensor([state.regularization["strength"]], dtype=torch.float64)
+        reducer.copy_from_first(strength)
+        state.regularization["strength"] = float(strength)
+
+
 def _advance_epoch(
     problem: Problem, state: RefinementState, config: RefineConfig, solver: AutodiffSolver | None, given_px: Tensor
 ) -> EpochFit:
@@ -235,42 +145,8 @@ def _advance_epoch(
         update_probe=probe,
     )
     if shifts is not None:
-        _update_positions(problem, state, config, shifts, given_px, polished, generator)
+        update_positions(problem, state, config, shifts, given_px, polished, generator)
     return fit
-
-
-def _update_positions(
-    problem: Problem,
-    state: RefinementState,
-    config: RefineConfig,
-    shifts: PositionSteps,
-    given_px: Tensor,
-    polished: float,
-    generator: torch.Generator,
-) -> None:
-    """Bring the positions nearer to where the frames would rather be."""
-    step = torch.zeros_like(state.positions_px)
-    if config.position_update in ("affine", "both"):
-        step = step + shifts.solve_affine(state.positions_px)
-    if config.position_update in ("frames", "both"):
-        step = step + shifts.solve_per_frame()
-    longest_px = config.position_step_px * (1 - 0.9 * polished)
-    state.drift_px = add_momentum(step, state.drift_px, state.positions_px, longest_px)
-    state.positions_px = limit_positions(state.positions_px + state.drift_px, given_px, config)
-    if config.position_update == "affine" or state.polishing_since is not None:
-        return
-
-    def measure_misfits(index: Tensor, positions_px: Tensor) -> Tensor:
-        return compute_frame_misfits(
-            problem, state, config, index, limit_positions(positions_px, given_px[index], config)
-        )
-
-    lost, places = random_search(
-        measure_misfits, state.positions_px, given_px, shifts.residual, config.position_limit_px, generator
-    )
-    if len(lost):
-        state.positions_px[lost] = limit_positions(places, given_px[lost], config)
-        state.drift_px[lost] = 0
 
 
 def _back_off_momentum(state: RefinementState) -> None:
@@ -285,7 +161,7 @@ def _back_off_momentum(state: RefinementState) -> None:
         state.reset_momentum()
 
 
-def _build_reconstruction(
+def build_reconstruction(
     problem: Problem, scan: Scan, state: RefinementState, config: RefineConfig, complete: bool, digest: str
 ) -> Reconstruction:
     illumination = compute_illumination(state.probe, problem.compute_corners_px(state.positions_px), problem.shape)

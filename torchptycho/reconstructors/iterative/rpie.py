@@ -23,6 +23,7 @@ from torchptycho.reconstructors.iterative.fit import (
 )
 from torchptycho.reconstructors.iterative.position_correction import PositionSteps
 from torchptycho.reconstructors.iterative.problem import Problem
+from torchptycho.reconstructors.iterative.reducer import Reducer
 from torchptycho.reconstructors.iterative.regularization import apply_penalty_step
 from torchptycho.reconstructors.iterative.state import RefinementState
 
@@ -62,7 +63,7 @@ def run_epoch(
     gathered = AccumulatedUpdate(state, config.alpha)
     batches = split_into_batches(order, choose_batch_size(config, len(order)))
     n_updates = max(1, round(len(order) / frames_per_update))
-    for number, (index, counts) in enumerate(problem.iterate_counts(batches), start=1):
+    for number, (batch, (index, counts)) in enumerate(zip(batches, problem.iterate_counts(batches), strict=True), 1):
         corners_px = problem.compute_corners_px(state.positions_px[index])
         patches = extract_inside(state.object, corners_px, problem.n_px)
         wave, intensity = propagate_to_detector(patches, state.probe, problem.propagator)
@@ -73,12 +74,17 @@ def run_epoch(
         exit_change = problem.propagator.adjoint(scale_wave(wave, change[:, None]))
         if shifts is not None:
             shifts.add(index, state.object, state.probe, corners_px, exit_change)
-        gathered.add(patches, state.probe, corners_px, exit_change, update_probe=update_probe)
+        touched_px = corners_px if index is batch else problem.compute_corners_px(state.positions_px[batch])
+        gathered.add(patches, state.probe, corners_px, exit_change, update_probe=update_probe, touched_px=touched_px)
         if number * n_updates // len(batches) > (number - 1) * n_updates // len(batches):
-            _apply_update(gathered, state, config, problem, patches, corners_px, exit_change, update_probe)
+            gathered.add_others(problem.reducer)
+            _apply_update(gathered, state, config, problem, batch, patches, corners_px, exit_change, update_probe)
             gathered.clear()
     if background is not None:
-        background.update_state()
+        background.update_state(problem.reducer)
+    if shifts is not None:
+        shifts.add_others(problem.reducer)
+    misfit.add_others(problem.reducer)
     return misfit.compute_fit(problem.n_good_pixels)
 
 
@@ -91,10 +97,11 @@ def compute_frame_misfits(
 ) -> Float64[Tensor, " k"]:
     """Compute the misfit of each of these frames at this position, as `PositionSteps.residual` does; nothing is
     updated."""
+    own, own_px = problem.select_own(index), positions_px
+    if problem.is_own is not None:
+        own_px = positions_px[problem.is_own[index]]
     misfits = []
-    for part, places in zip(
-        torch.split(index, _MAX_BATCH_SIZE), torch.split(positions_px, _MAX_BATCH_SIZE), strict=True
-    ):
+    for part, places in zip(torch.split(own, _MAX_BATCH_SIZE), torch.split(own_px, _MAX_BATCH_SIZE), strict=True):
         patches = extract_inside(state.object, problem.compute_corners_px(places), problem.n_px)
         _, intensity = propagate_to_detector(patches, state.probe, problem.propagator)
         expected = intensity + state.background if config.background else intensity
@@ -106,7 +113,7 @@ def compute_frame_misfits(
             ReducedChiSquared(state.background),
         )
         misfits.append((intensity * change.square()).sum((1, 2)).double())
-    return torch.cat(misfits)
+    return problem.collect(torch.cat(misfits), index)
 
 
 def measure_misfit(problem: Problem, state: RefinementState, object: Complex[Tensor, "h w"]) -> float:
@@ -117,6 +124,7 @@ def measure_misfit(problem: Problem, state: RefinementState, object: Complex[Ten
         patches = extract_inside(object, problem.compute_corners_px(state.positions_px[index]), problem.n_px)
         _, intensity = propagate_to_detector(patches, state.probe, problem.propagator)
         compute_wave_correction(intensity + state.background, counts, problem.mask_or_none, "poisson", misfit)
+    misfit.add_others(problem.reducer)
     return misfit.compute(problem.n_good_pixels)
 
 
@@ -137,12 +145,13 @@ def _apply_update(
     state: RefinementState,
     config: RefineConfig,
     problem: Problem,
+    batch: Int64[Tensor, " frames"],
     patches: Complex[Tensor, "k n n"],
     corners_px: Float[Tensor, "k 2"],
     exit_change: Complex[Tensor, "k p n n"],
     update_probe: bool,
 ) -> None:
-    """Update object and probe; the last batch's frames tell how far LSQML goes."""
+    """Update object and probe; the last batch's frames, of all processes, tell how far LSQML goes."""
     update = gathered.compute_object_change()
     probe_change = gathered.compute_probe_change() if update_probe else None
     if probe_change is not None and gathered.frames >= _SCALE_FREE_FRACTION * problem.n_frames:
@@ -150,9 +159,10 @@ def _apply_update(
     step: float | Tensor = config.step
     probe_step: float | Tensor = config.step
     if config.method == "lsqml":
-        lengths = _compute_step_lengths(
+        products = _compute_step_products(
             extract_inside(update, corners_px, problem.n_px), state.probe, patches, probe_change, exit_change
         )
+        lengths = _solve_step_lengths(problem.collect(products, batch))
         step, probe_step = (config.step * length for length in lengths)
     gathered.apply_to(state.object, step)
     if probe_change is not None:
@@ -176,28 +186,33 @@ def _remove_scale(update: Complex[Tensor, "p n n"], probe: Complex[Tensor, "p n 
     return update - factor * probe
 
 
-def _compute_step_lengths(
+def _compute_step_products(
     update: Complex[Tensor, "k n n"],
     probe: Complex[Tensor, "p n n"],
     patches: Complex[Tensor, "k n n"],
     probe_change: Complex[Tensor, "p n n"] | None,
     exit_change: Complex[Tensor, "k p n n"],
-) -> tuple[Tensor, Tensor]:
-    """Compute the mean over the frames of the step lengths that bring exit waves closest to the corrected ones.
+) -> Float[Tensor, "k products"]:
+    """Compute what the step lengths follow from, for each frame: <a, a>, <a, c>, and with a change of the probe
+    <b, b>, <b, c>, <a, b>; a and b are the changes of the exit wave by object and probe, c is the wanted one."""
+    by_object = update[:, None] * probe
+    pairs = [(by_object, by_object), (by_object, exit_change)]
+    if probe_change is not None:
+        by_probe = patches[:, None] * probe_change
+        pairs += [(by_probe, by_probe), (by_probe, exit_change), (by_object, by_probe)]
+    return torch.stack([_compute_inner_products(a, b) for a, b in pairs], 1)
+
+
+def _solve_step_lengths(products: Float[Tensor, "k products"]) -> tuple[Tensor, Tensor]:
+    """Solve for the mean over the frames of the step lengths that bring exit waves closest to the corrected ones.
 
     Both at once when object and probe move together (eq. 22 of Odstrcil et al.).
     """
-    by_object = update[:, None] * probe
-    aa, ab = _compute_inner_products(by_object, by_object), _compute_inner_products(by_object, exit_change)
-    if probe_change is None:
+    aa, ab, *of_probe = products.unbind(1)
+    if not of_probe:
         length = ab.sum() / aa.sum().clamp_min(1e-30)
         return length.clamp(0, _MAX_STEP), torch.zeros_like(length)
-    by_probe = patches[:, None] * probe_change
-    bb, bc, cross = (
-        _compute_inner_products(by_probe, by_probe),
-        _compute_inner_products(by_probe, exit_change),
-        _compute_inner_products(by_object, by_probe),
-    )
+    bb, bc, cross = of_probe
     aa, bb = aa + _STEP_DAMPING * aa.mean(), bb + _STEP_DAMPING * bb.mean()
     determinant = (aa * bb - cross.square()).clamp_min(1e-30)
     lengths = (bb * ab - cross * bc) / determinant, (aa * bc - cross * ab) / determinant
@@ -233,5 +248,7 @@ class _BackgroundEstimator:
         self._ratio += (counts / intensity.clamp_min(1e-6)).sum(0)
         self._frames += len(counts)
 
-    def update_state(self) -> None:
-        self._state.background = self._state.background * self._ratio / self._frames * self._mask
+    def update_state(self, reducer: Reducer) -> None:
+        frames = self._ratio.new_full((), self._frames, dtype=torch.float64)
+        reducer.sum(self._ratio, frames)
+        self._state.background = self._state.background * self._ratio / frames.to(self._ratio.dtype) * self._mask

@@ -16,6 +16,7 @@ from torchptycho.core.errors import StoreError
 from torchptycho.io.storage.archive import NpzArchive, write_array
 from torchptycho.io.storage.file_access import dump_json, replace_atomically
 from torchptycho.reconstructors.iterative.probe_modes import compute_area_px, compute_power, find_center_of_mass
+from torchptycho.reconstructors.iterative.reducer import Reducer
 
 __all__ = ["RefinementState"]
 
@@ -121,6 +122,10 @@ class RefinementState:
         self.velocity, self.anchor = torch.zeros_like(self.object), self.object.clone()
         self.probe_velocity, self.probe_anchor = torch.zeros_like(self.probe), self.probe.clone()
         self.updates = 0
+
+    def copy_from_first(self, reducer: Reducer) -> None:
+        """Take all tensors from the first of several processes."""
+        reducer.copy_from_first(*(getattr(self, name) for name in _TENSOR_FIELDS))
 
     def save(self, path: str | Path, fingerprint: dict[str, Any]) -> None:
         """Write everything, with what it belongs to; the file appears only when it is whole."""

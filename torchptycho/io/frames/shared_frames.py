@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 
 from torchptycho.core.scan import ArrayFrames, Frames
-from torchptycho.io.frames.frame_stacks import CastFrames, count_frames_in
+from torchptycho.io.frames.frame_stacks import CastFrames
+from torchptycho.io.frames.hdf5_frames import Hdf5Frames
+from torchptycho.io.frames.npz_frames import StoredFrames, ZippedFrames, count_frames_in
 from torchptycho.io.frames.processing import ProcessedFrames
 from torchptycho.io.frames.thinning import ThinnedFrames
+from torchptycho.io.frames.tiff_frames import TiffFrames
 from torchptycho.io.frames.views import JoinedFrames, PickedFrames, WindowFrames
 
 __all__ = ["SharedFrames", "share_frames"]
@@ -45,7 +48,7 @@ class SharedFrames:
 
 
 def share_frames(frames: Frames, path: Path) -> Frames:
-    """Return frames that can be sent to other processes: themselves, or a copy of those that an array holds.
+    """Return frames that can be sent to other processes: themselves, or a copy of what an array holds.
 
     Arguments:
         path: of the copy, which is made when it is needed.
@@ -53,7 +56,7 @@ def share_frames(frames: Frames, path: Path) -> Frames:
     array = frames.array if isinstance(frames, ArrayFrames) else None
     if isinstance(array, np.memmap) and not isinstance(array.base, np.ndarray) and array.flags.c_contiguous:
         return SharedFrames(Path(str(array.filename)), frames.shape, array.dtype, array.offset)
-    if not _holds_array(frames):
+    if _can_be_sent(frames):
         return frames
     with path.open("wb", buffering=0) as file:
         for chunk in frames.chunks(count_frames_in(_CHUNK_BYTES, frames)):
@@ -61,9 +64,10 @@ def share_frames(frames: Frames, path: Path) -> Frames:
     return SharedFrames(path, frames.shape, frames.dtype)
 
 
-def _holds_array(frames: Frames) -> bool:
+def _can_be_sent(frames: Frames) -> bool:
+    """Return whether other processes can open the file that these frames are in."""
     if isinstance(frames, JoinedFrames):
-        return any(_holds_array(part) for part in frames.parts)
+        return all(_can_be_sent(part) for part in frames.parts)
     if isinstance(frames, CastFrames | PickedFrames | WindowFrames | ProcessedFrames | ThinnedFrames):
-        return _holds_array(frames.inner)
-    return isinstance(frames, ArrayFrames)
+        return _can_be_sent(frames.inner)
+    return isinstance(frames, StoredFrames | ZippedFrames | Hdf5Frames | TiffFrames | SharedFrames)

@@ -5,7 +5,7 @@ VENV ?= .venv
 TYPECHECKER := beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-processors docs lint install format parity-table freeze bench-data bench-steps bench-memory bench-refine bench-photon-limit bench-robustness bench-hopeless-fits bench-position-errors bench-train bench-stitch bench-reconstruct bench-live bench-convergence bench-generators bench-options bench-network-or-iteration bench-heldout prior fuzz mutate clean
+.PHONY: demo test test-processors docs lint install format parity-table freeze bench-data bench-steps bench-memory bench-refine bench-photon-limit bench-robustness bench-hopeless-fits bench-position-errors bench-train bench-stitch bench-reconstruct bench-live bench-convergence bench-generators bench-options bench-network-or-iteration bench-heldout bench-prior bench-default-network prior fuzz mutate clean
 
 demo: $(VENV)/.installed
 	$(BIN)/torchptycho demo --out demo --overwrite
@@ -117,6 +117,14 @@ prior: $(VENV)/.installed
 # An hour on 2 idle cores.
 bench-heldout: $(VENV)/.installed
 	$(BIN)/python benchmarks/heldout.py
+
+# An hour on one core; with BM3D where `bm3d` is installed.
+bench-prior: $(VENV)/.installed
+	$(BIN)/python benchmarks/prior.py
+
+# Ten minutes on one core.
+bench-default-network: $(VENV)/.installed
+	$(BIN)/python benchmarks/default_network.py
 
 bench-steps: $(VENV)/.installed
 	$(BIN)/python benchmarks/steps.py

@@ -19,7 +19,7 @@ from tiny_run import TINY_SIMULATION, Command
 from tolerances import relative_l2
 
 from torchptycho.analysis.evaluation import evaluate
-from torchptycho.core.config import ReconstructConfig
+from torchptycho.core.config import GroupConfig, ReconstructConfig, RunConfig
 from torchptycho.core.devices import find_devices
 from torchptycho.core.errors import ConfigError
 from torchptycho.core.reconstruction import Reconstruction
@@ -27,6 +27,7 @@ from torchptycho.data.inference_dataset import InferenceBatch, InferenceDataset
 from torchptycho.data.simulation import simulate
 from torchptycho.io import read_reconstruction, write_scan
 from torchptycho.models.checkpoints import load_checkpoint, load_network, names_network
+from torchptycho.models.default_network import build_default_network, choose_gridsize
 from torchptycho.reconstructors.inference import iterate_predictions
 from torchptycho.reconstructors.network_reconstruction import reconstruct
 from torchptycho.training.train import TrainResult, train
@@ -293,7 +294,7 @@ from pathlib import Path
 import numpy as np, torch
 torch.set_num_threads(1)
 from torchptycho.analysis.evaluation import evaluate
-from torchptycho.core.config import ReconstructConfig
+from torchptycho.core.config import GroupConfig, ReconstructConfig, RunConfig
 from torchptycho.models.checkpoints import load_network
 from torchptycho.reconstructors.network_reconstruction import reconstruct
 from torchptycho.core.scan import ArrayFrames
@@ -432,6 +433,16 @@ def test_image_without_training_resembles_the_object() -> None:
     scan = simulate(dataclasses.replace(TINY_SIMULATION, photons_per_frame=1e6))
     assert scan.truth is not None
     assert evaluate(reconstruct(None, scan, **QUIET), scan.truth).phase_correlation > 0.8
+
+
+@pytest.mark.contract("cli.reconstruct.untrained.groups")
+def test_groups_are_as_large_as_the_scan_allows() -> None:
+    assert [choose_gridsize(n) for n in (1, 17, 18, 31, 32, 10_000)] == [2, 2, 3, 3, 4, 4]
+    scan = simulate(dataclasses.replace(TINY_SIMULATION, object_kind="siemens_star"))
+    assert scan.truth is not None
+    small = build_default_network(scan, RunConfig(group=GroupConfig(gridsize=2)))
+    errors = [evaluate(reconstruct(network, scan, **QUIET), scan.truth).complex_nrmse for network in (None, small)]
+    assert errors[0] < 0.92 * errors[1]
 
 
 @pytest.mark.contract("cli.reconstruct.untrained")

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Complex64, Float32, Float64
 
-__all__ = ["MIN_COVERAGE", "Reconstruction", "describe_regularization"]
+__all__ = ["MIN_COVERAGE", "PRIOR_NAMES", "Reconstruction", "describe_regularization", "find_regularization"]
 
 MIN_COVERAGE = 0.02
 """A pixel that got less than this part of the largest weight is not an image of anything."""
+PRIOR_NAMES = {"tv": "total variation", "learned": "learnt prior"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,13 +55,22 @@ class Reconstruction:
         return bool(self.coverage.size) and float(self.coverage.min()) != float(self.coverage.max())
 
 
+def find_regularization(image: Reconstruction) -> dict[str, Any] | None:
+    """Find which prior a refined image was made with, its strength and how it was chosen; None for other images."""
+    found: dict[str, Any] | None = image.provenance.get("refinement", image.provenance).get("regularization")
+    return found
+
+
 def describe_regularization(image: Reconstruction) -> str | None:
     """Describe in a few words the prior that a refined image was made with; None when none was asked for."""
-    found = image.provenance.get("regularization")
+    found = find_regularization(image)
     if not found or found["kind"] == "none":
         return None
-    names = {"tv": "total variation", "learned": "learnt prior"}
     if found["strength"] == 0:
         return f"no prior ({found['reason']})"
-    how = "" if found["reason"] == "given" else f" ({found['reason']})"
-    return f"{names.get(found['kind'], found['kind'])} of strength {found['strength']:.3g}{how}"
+    how = "" if found["reason"] == "given" else f" ({found['reason']}"
+    if how and found.get("held_out_gain") is not None:
+        how += f", by {found['held_out_gain']:.2g} per count than without"
+    return (
+        f"{PRIOR_NAMES.get(found['kind'], found['kind'])} of strength {found['strength']:.3g}{how}{')' if how else ''}"
+    )

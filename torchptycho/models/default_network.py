@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from torchptycho.core.config import RunConfig, to_dict
+from torchptycho.core.config import GroupConfig, RunConfig, to_dict
 from torchptycho.core.errors import ScanError
 from torchptycho.core.scan import Scan
 from torchptycho.io import iter_checked_chunks
@@ -12,7 +12,11 @@ from torchptycho.models.generators import find_generator
 from torchptycho.models.network import PtychoNetwork
 from torchptycho.physics.scaling import compute_probe_factor, measure_scaling, sum_frames
 
-__all__ = ["build_default_network"]
+__all__ = ["build_default_network", "choose_gridsize"]
+
+# Larger groups determine their object better, at no more time (benchmarks/default_network.py); from 5 on little is
+# gained.
+_MIN_GRIDSIZE, _MAX_GRIDSIZE = 2, 4
 
 
 def build_default_network(scan: Scan, config: RunConfig | None = None) -> PtychoNetwork:
@@ -23,13 +27,13 @@ def build_default_network(scan: Scan, config: RunConfig | None = None) -> Ptycho
 
     Arguments:
         scan: whose probe, mask and scale the network takes.
-        config: None takes the defaults.
+        config: None takes the defaults, with groups of up to 4 x 4 frames.
 
     Raises:
         ScanError: the generator does not take frames of this size, a frame holds what no detector counts, or the
             probe's far field misses the good pixels.
     """
-    config = config or RunConfig()
+    config = config or RunConfig(group=GroupConfig(gridsize=choose_gridsize(scan.n_frames)))
     _check_size(scan, config)
     total = sum(float(sum_frames(chunk, scan.domain).sum()) for chunk in iter_checked_chunks(scan))
     nphotons = config.prepare.nphotons or scan.photons_per_frame
@@ -41,6 +45,12 @@ def build_default_network(scan: Scan, config: RunConfig | None = None) -> Ptycho
     network.photons_per_frame.fill_(scaling.photons_per_frame)
     network.masks.copy_(torch.from_numpy(scan.mask)[None])
     return network.eval()
+
+
+def choose_gridsize(n_frames: int) -> int:
+    """Choose the largest gridsize up to 4 with which a scan has two groups or more, at least 2."""
+    sizes = range(_MAX_GRIDSIZE, _MIN_GRIDSIZE, -1)
+    return next((size for size in sizes if n_frames >= 2 * size**2), _MIN_GRIDSIZE)
 
 
 def _check_size(scan: Scan, config: RunConfig) -> None:

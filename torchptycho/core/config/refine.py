@@ -51,8 +51,8 @@ class RefineConfig:
     """Largest total correction of a position along each axis."""
     regularization: Literal["none", "tv", "learned", "auto"] = "none"
     """Prior that acts on the object while it is polished. tv: total variation; learned: the network that comes with the
-    package; auto: total variation, only where held-out counts become likelier by it, and not with `tv_weight` or
-    `smoothness_weight`."""
+    package; auto: the one of them that makes held-out counts likelier, or none where neither does, and not with
+    `tv_weight` or `smoothness_weight`."""
     regularization_strength: NonNegative | None = None
     """Strength in units of the local photon noise. tv: such as 0.1; None chooses it by held-out counts. learned: what
     the noise is taken to be; None takes 0.8, a little less than what the photons leave."""

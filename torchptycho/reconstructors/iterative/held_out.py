@@ -1,4 +1,4 @@
-"""The strength of a prior, chosen by counts that the trial images do not see."""
+"""A prior and its strength, chosen by counts that the trial images do not see."""
 
 from __future__ import annotations
 
@@ -19,28 +19,36 @@ from torchptycho.physics.illumination import compute_illumination
 from torchptycho.physics.noise import poisson_log_ratio
 from torchptycho.physics.patches import extract_inside
 from torchptycho.reconstructors.iterative.fit import propagate_to_detector
+from torchptycho.reconstructors.iterative.learned_prior import (
+    DEFAULT_STRENGTH,
+    LearnedPrior,
+    apply_last_step,
+    apply_learned_step,
+)
 from torchptycho.reconstructors.iterative.problem import Problem
 from torchptycho.reconstructors.iterative.regularization import Regularizer
 from torchptycho.reconstructors.iterative.rpie import choose_batch_size, run_epoch
 from torchptycho.reconstructors.iterative.state import RefinementState
 
-__all__ = ["Choice", "choose_strength", "find_best_strength"]
+__all__ = ["Choice", "choose_prior", "find_best_strength"]
 
 # Photons, or frames, that the trials see.
 _KEPT_FRACTION = 0.85
 # Tried in this order, each from the image of the one before, until the held-out counts became less likely twice.
 _STRENGTHS = (0.025, 0.05, 0.1, 0.2, 0.4)
-_MAX_FRAMES, _MIN_FRAMES = 64, 16
+_MAX_FRAMES, _MIN_FRAMES = 64, 14
 # Epochs of a trial: from a uniform object, and polishing for each strength. With half as many of the latter, images lag
 # behind the strength, which is chosen up to twice too large.
 _BASE_EPOCHS, _POLISHING_EPOCHS = 24, 16
-# Frames computed in trials, of those that the refinement computes: half of its time, because small batches take longer.
-_WORK = 0.4
+# Frames computed in trials of total variation, of those that the refinement computes. Half of its time with the trial
+# of the learnt prior, which adds a quarter to it, and because small batches take longer.
+_WORK = 0.32
 # Photons through an object pixel beyond which no prior is tried.
 _ENOUGH_PHOTONS_PER_PX = 1e6
 # Standard errors by which held-out counts must be likelier with a prior than without.
 _MIN_SIGNIFICANCE = 2.0
 _FRAMES_AT_ONCE = 16
+_LIKELIEST = "held-out counts are likelier"
 _LARGEST_EXACT = 1e4
 
 
@@ -49,6 +57,7 @@ class Choice:
     """A strength and how it was found.
 
     Arguments:
+        kind: "tv" or "learned".
         strength: 0 for no prior.
         reason: why, in a few words.
         photons_per_px: median of the photons through an object pixel.
@@ -56,9 +65,13 @@ class Choice:
         frames: number of frames in the trials.
         strengths: those that were tried.
         gains: for each, log-likelihood of the held-out counts above that under the mean frame, per count.
+        learned_gain: the same with the learnt prior; None when it was not tried.
+        held_out_gain: how much likelier the held-out counts are with the chosen prior than without, per count; None
+            without trials.
         seconds: time that it took.
     """
 
+    kind: str = "tv"
     strength: float
     reason: str
     photons_per_px: float | None = None
@@ -66,17 +79,29 @@ class Choice:
     frames: int = 0
     strengths: tuple[float, ...] = ()
     gains: tuple[float, ...] = ()
+    learned_gain: float | None = None
+    held_out_gain: float | None = None
     seconds: float = 0.0
 
 
-def choose_strength(problem: Problem, state: RefinementState, config: RefineConfig, prior: Regularizer) -> Choice:
-    """Choose the strength of a prior under which held-out counts are likeliest; 0 where they are not likelier with it.
+def choose_prior(
+    problem: Problem,
+    state: RefinementState,
+    config: RefineConfig,
+    prior: Regularizer,
+    load_learned: Callable[[], LearnedPrior] | None,
+) -> Choice:
+    """Choose the prior under which held-out counts are likeliest; strength 0 where they are not likelier with one.
 
     A compact part of the scan is refined from a uniform object, with the probe and the positions of the state, from
     85 % of its photons, drawn one by one; the others judge. Where there are no photons to draw (counts that are not
     whole numbers, amplitudes that are not roots of such), one in seven of its frames is held out instead. In units of
     the noise, the strength means the same for the part and for the whole. At most half as many frames are computed as
     by the refinement itself.
+
+    Arguments:
+        prior: whose strength is chosen.
+        load_learned: loads the learnt prior, which is tried at its own strength; None does not try it.
     """
     begun = time.perf_counter()
     photons = compute_illumination(state.probe, problem.compute_corners_px(state.positions_px), problem.shape)
@@ -91,10 +116,14 @@ def choose_strength(problem: Problem, state: RefinementState, config: RefineConf
     trials = _Trials(problem, state, config, n_frames)
     if not trials.n_held_counts > 0:
         return Choice(strength=0.0, reason="no counts to judge by", photons_per_px=per_px)
-    likelihoods = trials.run(prior)
+    likelihoods, with_learned = trials.run(prior, None if load_learned is None else load_learned())
     strengths = (0.0, *_STRENGTHS[: len(likelihoods) - 1])
     strength, reason = find_best_strength(strengths, likelihoods)
+    kind, best = "tv", max(likelihoods, key=torch.sum) if strength > 0 else likelihoods[0]
+    if with_learned is not None and _is_likelier(with_learned, likelihoods):
+        kind, strength, reason, best = "learned", DEFAULT_STRENGTH, _LIKELIEST, with_learned
     return Choice(
+        kind=kind,
         strength=strength,
         reason=reason,
         photons_per_px=per_px,
@@ -102,8 +131,20 @@ def choose_strength(problem: Problem, state: RefinementState, config: RefineConf
         frames=n_frames,
         strengths=strengths,
         gains=tuple(float(values.sum()) / trials.n_held_counts for values in likelihoods),
+        learned_gain=None if with_learned is None else float(with_learned.sum()) / trials.n_held_counts,
+        held_out_gain=float((best - likelihoods[0]).sum()) / trials.n_held_counts,
         seconds=round(time.perf_counter() - begun, 3),
     )
+
+
+def _is_likelier(learned: Float64[Tensor, " h"], likelihoods: list[Float64[Tensor, " h"]]) -> bool:
+    """Return whether the learnt prior beats every strength tried, and no prior by more than the noise."""
+    best = max(float(values.sum()) for values in likelihoods)
+    return float(learned.sum()) > best and _is_significant(learned - likelihoods[0])
+
+
+def _is_significant(gain: Float64[Tensor, " h"]) -> bool:
+    return float(gain.sum()) > _MIN_SIGNIFICANCE * float(gain.std()) * math.sqrt(len(gain))
 
 
 def find_best_strength(strengths: tuple[float, ...], likelihoods: list[Float64[Tensor, " h"]]) -> tuple[float, str]:
@@ -115,10 +156,9 @@ def find_best_strength(strengths: tuple[float, ...], likelihoods: list[Float64[T
     """
     totals = torch.stack([values.sum() for values in likelihoods])
     best = int(totals.argmax())
-    gain = likelihoods[best] - likelihoods[0]
-    if best == 0 or not float(gain.sum()) > _MIN_SIGNIFICANCE * float(gain.std()) * math.sqrt(len(gain)):
+    if best == 0 or not _is_significant(likelihoods[best] - likelihoods[0]):
         return 0.0, "held-out counts are not likelier with a prior"
-    reason = "held-out counts are likeliest"
+    reason = _LIKELIEST
     if not 1 < best < len(strengths) - 1:
         return strengths[best], reason
     # The peak of a parabola through the best and its neighbours, over the logarithm.
@@ -164,9 +204,11 @@ class _Trials:
         self._held, self._held_px = self._make_problem(problem, held[0], places), held[1]
         self.n_held_counts = float(np.sum(held[0], dtype=np.float64))
 
-    def run(self, prior: Regularizer) -> list[Float64[Tensor, " h"]]:
+    def run(
+        self, prior: Regularizer, learned: LearnedPrior | None
+    ) -> tuple[list[Float64[Tensor, " h"]], Float64[Tensor, " h"] | None]:
         """Return, for no prior and for each strength, the log-likelihood of each held frame above that of the mean
-        frame."""
+        frame; and the same with the learnt prior."""
         base = self._begin()
         self._run_epochs(base, _BASE_EPOCHS, lambda epoch: 0.0)
         photons_per_px = compute_illumination(
@@ -175,6 +217,7 @@ class _Trials:
         plain = dataclasses.replace(base)
         self._run_epochs(plain, _POLISHING_EPOCHS, _grow)
         found = [self._judge(plain)]
+        with_learned = None if learned is None else self._judge_learned(dataclasses.replace(base), learned)
         for strength in _STRENGTHS:
             growth = _grow if len(found) == 1 else _take_all
 
@@ -186,7 +229,20 @@ class _Trials:
             totals = [float(values.sum()) for values in found]
             if len(totals) > 3 and totals[-1] < totals[-2] < totals[-3]:
                 break
-        return found
+        return found, with_learned
+
+    def _judge_learned(self, state: RefinementState, learned: LearnedPrior) -> Float64[Tensor, " h"]:
+        """Polish with the steps of the learnt prior, the last of which ends the trial."""
+        last = state.epoch + _POLISHING_EPOCHS
+
+        def denoise(state: RefinementState) -> None:
+            left = last - state.epoch - 1
+            if left and left % learned.every_epochs == 0:
+                apply_learned_step(self._kept, state, learned, DEFAULT_STRENGTH)
+
+        self._run_epochs(state, _POLISHING_EPOCHS, _grow, denoise)
+        apply_last_step(self._kept, state, learned, DEFAULT_STRENGTH)
+        return self._judge(state)
 
     def _make_problem(self, problem: Problem, frames: np.ndarray, places: Tensor) -> Problem:
         """Build the problem of some frames on the canvas of all at these positions."""

@@ -100,7 +100,8 @@ def refine(
         `misfit` (mean squared deviation of the counts over that of photon noise: 1 is the limit, less is fitting the
         noise), `residual` (squared deviation of the amplitudes over the counts), `unexplained` (the part of the
         variation between frames that it leaves, without photon noise), `seconds` since the beginning, and with a
-        prior its `regularization_strength`; in `provenance` what `regularization` acted and how its strength was found.
+        prior its `regularization_strength` and, where held-out counts chose it, `held_out_gain` (log-likelihood of a
+        held-out count above that without the prior); in `provenance` what `regularization` acted and how it was chosen.
 
     Raises:
         TorchptychoError: the scan is unusable, the start or the probe does not fit it, the state is another's, or one

@@ -1,11 +1,10 @@
-"""When a prior acts on the object, and how strongly."""
+"""Which prior acts on the object, when, and how strongly."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -13,7 +12,7 @@ from torchptycho.core.config import RefineConfig
 from torchptycho.core.errors import ConfigError
 from torchptycho.physics.illumination import compute_illumination
 from torchptycho.reconstructors.iterative.autodiff import AutodiffSolver
-from torchptycho.reconstructors.iterative.held_out import Choice, choose_strength
+from torchptycho.reconstructors.iterative.held_out import Choice, choose_prior
 from torchptycho.reconstructors.iterative.learned_prior import (
     DEFAULT_STRENGTH,
     LearnedPrior,
@@ -26,8 +25,6 @@ from torchptycho.reconstructors.iterative.schedule import count_polishing_epochs
 from torchptycho.reconstructors.iterative.state import RefinementState
 
 __all__ = ["PriorSteps", "check_regularization"]
-
-_Prior = TotalVariation | LearnedPrior
 
 
 def check_regularization(config: RefineConfig) -> None:
@@ -63,59 +60,72 @@ class PriorSteps:
 
     def __init__(self, problem: Problem, config: RefineConfig) -> None:
         self._problem, self._config = problem, config
-        self._prior = _choose_prior(config, problem.device)
+        self._kinds = _list_kinds(config)
+        self._learned: LearnedPrior | None = None
 
     def decide(self, state: RefinementState) -> None:
-        """Choose the strength, if polishing has begun and it has not been chosen."""
-        if self._prior is None or state.polishing_since is None or state.regularization is not None:
-            return
-        self._choose_strength(state, self._prior)
+        """Choose the prior and its strength, if polishing has begun and they have not been chosen."""
+        if self._kinds and state.polishing_since is not None and state.regularization is None:
+            self._choose(state)
 
-    def _choose_strength(self, state: RefinementState, prior: _Prior) -> None:
+    def _choose(self, state: RefinementState) -> None:
         given = self._config.regularization_strength
-        if given is not None:
+        if self._config.regularization == "learned":
+            reason = "a little less than the noise that the photons leave" if given is None else "given"
+            choice = Choice(kind="learned", strength=DEFAULT_STRENGTH if given is None else given, reason=reason)
+        elif given is not None:
             choice = Choice(strength=given, reason="given")
-        elif isinstance(prior, LearnedPrior):
-            choice = Choice(strength=DEFAULT_STRENGTH, reason="a little less than the noise that the photons leave")
         else:
-            choice = choose_strength(self._problem, state, self._config, prior)
-        kind = "learned" if isinstance(prior, LearnedPrior) else "tv"
-        state.regularization = {"kind": kind} | dataclasses.asdict(choice)
+            load_learned = self._load_learned if "learned" in self._kinds else None
+            choice = choose_prior(self._problem, state, self._config, TotalVariation(self._config.alpha), load_learned)
+        state.regularization = dataclasses.asdict(choice)
+
+    def _get_prior(self, state: RefinementState) -> TotalVariation | LearnedPrior | None:
+        """Return the prior that acts, None before it was chosen and where none does."""
+        if state.regularization is None or self._get_strength(state) == 0:
+            return None
+        return self._load_learned() if state.regularization["kind"] == "learned" else TotalVariation(self._config.alpha)
+
+    def _load_learned(self) -> LearnedPrior:
+        if self._learned is None:
+            self._learned = LearnedPrior(device=self._problem.device)
+        return self._learned
 
     def prepare(self, state: RefinementState, solver: AutodiffSolver | None) -> None:
         """Give the prior to a solver that takes penalties instead of steps."""
-        strength = self._get_strength(state)
-        if solver is None or not isinstance(self._prior, TotalVariation) or strength == 0:
+        strength, prior = self._get_strength(state), self._get_prior(state)
+        if solver is None or not isinstance(prior, TotalVariation):
             return
         photons_per_px = self._count_photons(state)
-        solver.penalty = functools.partial(
-            self._prior.compute_penalty, photons_per_px=photons_per_px, strength=strength
-        )
+        solver.penalty = functools.partial(prior.compute_penalty, photons_per_px=photons_per_px, strength=strength)
 
     def apply(self, state: RefinementState, solver: AutodiffSolver | None) -> None:
-        """Take the step that follows an epoch, and note the strength in the history."""
-        if self._prior is None:
+        """Take the step that follows an epoch, and note in the history how strong it is and what it gains."""
+        if not self._kinds:
             return
-        strength = self._get_strength(state)
-        if isinstance(self._prior, LearnedPrior):
+        strength, prior = self._get_strength(state), self._get_prior(state)
+        if isinstance(prior, LearnedPrior):
             left = count_polishing_epochs_left(state, self._config)
             # The last step is that of `finish`.
-            if strength > 0 and left != 0 and left % self._prior.every_epochs == 0:
-                apply_learned_step(self._problem, state, self._prior, strength)
-        elif solver is None and strength > 0:
-            photons_per_px = self._count_photons(state)
-            state.object = self._prior.denoise(state.object, photons_per_px, strength)
-        state.history.setdefault("regularization_strength", []).append(strength)
+            if left != 0 and left % prior.every_epochs == 0:
+                apply_learned_step(self._problem, state, prior, strength)
+        elif prior is not None and solver is None:
+            state.object = prior.denoise(state.object, self._count_photons(state), strength)
+        _append(state, "regularization_strength", strength)
+        if self._config.regularization != "learned" and self._config.regularization_strength is None:
+            gain = None if state.regularization is None else state.regularization.get("held_out_gain")
+            _append(state, "held_out_gain", gain or 0.0)
 
     def finish(self, state: RefinementState) -> None:
         """Take the step that follows the last epoch, unless it was taken."""
-        if not isinstance(self._prior, LearnedPrior):
+        if self._config.regularization == "learned" and state.regularization is None:
+            self._choose(state)
+        prior = self._get_prior(state)
+        if not isinstance(prior, LearnedPrior):
             return
-        if state.regularization is None:
-            self._choose_strength(state, self._prior)
         assert state.regularization is not None
-        if self._get_strength(state) > 0 and state.regularization.get("finished_epoch") != state.epoch:
-            found = apply_last_step(self._problem, state, self._prior, self._get_strength(state))
+        if state.regularization.get("finished_epoch") != state.epoch:
+            found = apply_last_step(self._problem, state, prior, self._get_strength(state))
             state.regularization |= found | {"finished_epoch": state.epoch}
 
     def _count_photons(self, state: RefinementState) -> Float[Tensor, "h w"]:
@@ -126,11 +136,15 @@ class PriorSteps:
         return 0.0 if state.regularization is None else float(state.regularization["strength"])
 
 
-def _choose_prior(config: RefineConfig, device: torch.device) -> _Prior | None:
-    if config.regularization == "none" or config.polish == 0:
-        return None
-    if config.regularization == "learned":
-        return LearnedPrior(device=device)
-    if config.regularization == "auto" and (config.tv_weight or config.smoothness_weight):
-        return None
-    return TotalVariation(config.alpha)
+def _append(state: RefinementState, name: str, value: float) -> None:
+    """Append a figure of the present epoch; no prior acted in epochs that have none."""
+    figures = state.history.setdefault(name, [])
+    figures += [0.0] * (state.epoch - len(figures)) + [value]
+
+
+def _list_kinds(config: RefineConfig) -> tuple[str, ...]:
+    """List the kinds of priors that may act."""
+    kind, by_hand = config.regularization, config.tv_weight or config.smoothness_weight
+    if kind == "none" or config.polish == 0 or (kind == "auto" and by_hand):
+        return ()
+    return ("tv", "learned") if kind == "auto" else (kind,)

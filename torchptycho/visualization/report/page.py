@@ -20,6 +20,7 @@ from torchptycho.io.storage.file_access import replace_atomically
 from torchptycho.visualization.plot.panels import choose_length_unit
 from torchptycho.visualization.report import run_sections, sections
 from torchptycho.visualization.report.pattern_panels import DetectorModel
+from torchptycho.visualization.report.prior_section import make_prior_section
 
 __all__ = ["write_report"]
 
@@ -33,6 +34,7 @@ def write_report(
     detect: DetectorModel | None = None,
     history: dict[str, list[tuple[int, float]]] | None = None,
     halves: Metrics | None = None,
+    plain: Reconstruction | None = None,
     title: str | None = None,
 ) -> Path:
     """Write an HTML report on an image, its fit to the counts, and its provenance.
@@ -46,6 +48,7 @@ def write_report(
         detect: background, scale and blur of the model that made the image, for the predicted patterns.
         history: curves of its training, from `read_history`.
         halves: Fourier ring correlation of two halves of the scan, from `resolution`.
+        plain: the image without the prior that acted on it.
         title: heading; None takes the name of the scan.
 
     Raises:
@@ -57,6 +60,7 @@ def write_report(
     summary = inspect_scan(scan)
     parts = [
         sections.make_image_section(image),
+        make_prior_section(image, plain),
         sections.make_truth_section(image, scan),
         None if probe is None else sections.make_patterns_section(scan, image, probe, detect),
         sections.make_curves_section(image, history or {}),

@@ -15,11 +15,16 @@ from torchptycho.core.config import RefineConfig
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.core.scan import Scan
 from torchptycho.models.network import PtychoNetwork
+from torchptycho.reconstructors.iterative import refine
 from torchptycho.reconstructors.resolution import resolution
 from torchptycho.visualization.report.page import write_report
 from torchptycho.visualization.report.pattern_panels import DetectorModel
+from torchptycho.visualization.report.prior_section import prior_acted
 
 __all__ = ["write_network_report", "write_refinement_report"]
+
+# Fewer do not bring back the noise that a prior removed.
+_MIN_POLISHING_EPOCHS = 20
 
 
 def write_network_report(
@@ -62,6 +67,7 @@ def write_network_report(
         if image.probe is None
         else None,
         history=read_history(run) if run is not None and (run / LOGS_FOLDER).is_dir() else None,
+        plain=_refine_without_prior(image, scan, module.config.refine, device) if prior_acted(image) else None,
     )
 
 
@@ -74,12 +80,33 @@ def write_refinement_report(
     halves: bool = False,
     device: str = "auto",
 ) -> Path:
-    """Write the report on an image by `refine`.
+    """Write the report on an image by `refine`; where a prior acted, next to the image without it.
 
     Arguments:
         config: of the refinement, and for the two halves if their Fourier ring correlation is requested.
     """
-    return write_report(image, scan, path, halves=_correlate_halves(scan, config, device) if halves else None)
+    return write_report(
+        image,
+        scan,
+        path,
+        halves=_correlate_halves(scan, config, device) if halves else None,
+        plain=_refine_without_prior(image, scan, config, device) if prior_acted(image) else None,
+    )
+
+
+def _refine_without_prior(image: Reconstruction, scan: Scan, config: RefineConfig, device: str) -> Reconstruction:
+    """Polish an image as it was polished, with its probe and positions, but without the prior."""
+    plain = dataclasses.replace(
+        config,
+        epochs=max(_MIN_POLISHING_EPOCHS, round(config.polish * config.epochs)),
+        polish=1.0,
+        probe_update=False,
+        position_update="none",
+        regularization="none",
+        regularization_strength=None,
+        patience=None,
+    )
+    return refine(scan, image, config=plain, device=device, judge=False)
 
 
 def _correlate_halves(scan: Scan, config: RefineConfig, device: str) -> Metrics:

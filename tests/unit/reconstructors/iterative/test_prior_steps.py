@@ -29,7 +29,7 @@ AUTO = RefineConfig(epochs=80, probe_update=False, regularization="auto")
 
 
 def scan_of(photons: float, **changes: Any) -> Scan:
-    scan = simulate(SimulateConfig(n_px=32, object_px=72, n_frames=64, photons_per_frame=photons, simulation_seed=3))
+    scan = simulate(SimulateConfig(n_px=32, object_px=72, n_frames=80, photons_per_frame=photons, simulation_seed=3))
     return dataclasses.replace(scan, **changes)
 
 
@@ -100,19 +100,39 @@ class TestChoice:
     @pytest.mark.contract("refine.regularise.auto")
     def test_lowers_the_error_at_a_low_dose_and_is_recorded(self, dim: Scan, dim_image: Reconstruction) -> None:
         found = dim_image.provenance["regularization"]
-        assert found["kind"] == "tv"
-        assert 0.02 < found["strength"] < 0.4
+        if found["kind"] == "tv":
+            assert 0.02 < found["strength"] < 0.4
+            assert found["held_out_gain"] == pytest.approx(max(found["gains"]) - found["gains"][0])
+        else:
+            assert found["held_out_gain"] == pytest.approx(found["learned_gain"] - found["gains"][0])
+        assert found["held_out_gain"] > 0
         assert found["held_out"] == "photons"
         assert found["gains"][0] < max(found["gains"])
         strengths = dim_image.history["regularization_strength"]
         assert len(strengths) == len(dim_image.history["misfit"])
         assert set(strengths[:48]) == {0.0}
         assert set(strengths[48:]) == {found["strength"]}
-        assert "total variation of strength" in str(describe_regularization(dim_image))
+        assert "of strength" in str(describe_regularization(dim_image))
         plain = refine(dim, config=dataclasses.replace(AUTO, regularization="none"))
         assert describe_regularization(plain) is None
         error, before = (evaluate(image, dim.truth).complex_nrmse for image in (dim_image, plain))
         assert error < 0.7 * before
+
+    @pytest.mark.contract("refine.regularise.auto.kind")
+    @pytest.mark.parametrize("kind", ["tv", "learned"])
+    def test_prior_acts_that_makes_held_out_counts_likelier(
+        self, dim: Scan, kind: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        original, factor = held_out._Trials._judge_learned, {"tv": 0.8, "learned": 1.25}[kind]
+        monkeypatch.setattr(held_out._Trials, "_judge_learned", lambda *given: factor * original(*given))
+        image = refine(dim, config=AUTO)
+        found = image.provenance["regularization"]
+        assert found["kind"] == kind
+        assert (found["learned_gain"] > max(found["gains"])) == (kind == "learned")
+        gains = image.history["held_out_gain"]
+        assert len(gains) == len(image.history["misfit"])
+        assert (gains[0], gains[-1]) == (0.0, found["held_out_gain"])
+        assert f"by {gains[-1]:.2g} per count" in str(describe_regularization(image))
 
     @pytest.mark.contract("refine.regularise.auto.zero")
     def test_many_photons_are_refined_as_without(self) -> None:
@@ -143,10 +163,11 @@ class TestChoice:
         assert "too few" in image.provenance["regularization"]["reason"]
 
     @pytest.mark.contract("refine.regularise.auto.seed")
-    def test_same_seed_same_choice(self, dim: Scan, dim_image: Reconstruction) -> None:
-        again, other = (refine(dim, config=dataclasses.replace(AUTO, refine_seed=seed)) for seed in (0, 1))
-        np.testing.assert_array_equal(again.object, dim_image.object)
-        strengths = [image.provenance["regularization"]["strength"] for image in (dim_image, other)]
+    def test_same_seed_same_choice(self, dim: Scan) -> None:
+        chosen = dataclasses.replace(AUTO, regularization="tv")
+        first, again, other = (refine(dim, config=dataclasses.replace(chosen, refine_seed=seed)) for seed in (0, 0, 1))
+        np.testing.assert_array_equal(again.object, first.object)
+        strengths = [image.provenance["regularization"]["strength"] for image in (first, other)]
         assert strengths[0] != strengths[1]
         assert 0.4 < strengths[0] / strengths[1] < 2.5
 

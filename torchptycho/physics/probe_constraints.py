@@ -27,9 +27,10 @@ def soft_disc(n_px: int, diameter_px: float, edge_px: float) -> Float[Tensor, "n
 def scale_probe_power(
     probe: Complex[Tensor, "*batch p n n"], photons: Float[Tensor, "*batch"]
 ) -> Complex[Tensor, "*batch p n n"]:
-    """Scale the probe so that the sum of |P|^2 over all modes is a given number of photons."""
+    """Scale the probe so that the sum of |P|^2 over all modes is a given number of photons; an empty probe stays so."""
     power = (probe.real.square() + probe.imag.square()).sum(dim=(-3, -2, -1))
-    factor = (photons.to(power.dtype) / power.clamp_min(torch.finfo(power.dtype).tiny)).sqrt()
+    limits = torch.finfo(power.dtype)
+    factor = (photons.to(power.dtype) / power.clamp_min(limits.tiny)).clamp_max(limits.max).sqrt()
     return probe * factor[..., None, None, None]
 
 

@@ -12,7 +12,12 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from torchptycho.analysis.comparison import compare
+from torchptycho.analysis.comparison import (
+    _multiply_neighbours,
+    _place_on_grid,
+    _place_on_reference,
+    compare,
+)
 from torchptycho.analysis.evaluation import evaluate
 from torchptycho.core.errors import EvaluationError, ScanError
 from torchptycho.core.reconstruction import Reconstruction
@@ -88,6 +93,62 @@ def test_a_rim_that_has_run_away_and_is_called_valid_does_not_hide_the_place() -
     found = compare(image_of(truth), image_of(part, (0, 0)))
     # To a pixel, by the rim; what is left is found as any sub-pixel shift is.
     assert re.fullmatch(r"B: moved by (9|10|11), (14|15|16) px \(y, x\), where it matches\.", found.notes[0])
+
+
+@pytest.mark.contract("compare.place")
+@pytest.mark.parametrize("origin_px", [(-40, 70), (200, -90)])
+def test_any_place_is_found_wherever_the_origins_are(origin_px: tuple[int, int]) -> None:
+    truth = make_object()
+    # The part begins above and to the left of the reference in one case, and below and to its right in the other.
+    for reference, image, away in (
+        (truth[30:, 25:], truth[:-20, :-15], (-30, -25)),
+        (truth[:-30, :-25], truth[20:, 15:], (20, 15)),
+    ):
+        found, moved = _place_on_reference(image_of(turned(image), origin_px), image_of(reference, (5, -6)))
+        assert found.origin_px == (5 + away[0], -6 + away[1])
+        assert (
+            moved
+            == f"moved by {5 + away[0] - origin_px[0]}, {-6 + away[1] - origin_px[1]} px (y, x), where it matches."
+        )
+
+
+@pytest.mark.contract("compare.place")
+def test_neighbour_products_are_free_of_phase_ramps_scale_and_what_is_not_valid() -> None:
+    truth = make_object((40, 44))
+    valid = np.ones(truth.shape, bool)
+    valid[5:9, 10:20] = False
+    image = dataclasses.replace(image_of(truth), valid=valid)
+    plain = _multiply_neighbours(image)
+    ramped = _multiply_neighbours(dataclasses.replace(image, object=turned(truth).astype(np.complex64)))
+    other = np.where(valid, truth, 1e8)
+    changed = _multiply_neighbours(dataclasses.replace(image, object=other.astype(np.complex64)))
+    size = np.abs(truth[valid])
+    wave = truth * np.minimum(1, 1.5 * np.median(size) / np.abs(truth)) / np.median(size)
+    for axis, found in enumerate(plain):
+        ahead = np.roll(valid, -1, axis) & valid
+        ahead[(slice(None),) * axis + (-1,)] = False
+        product = wave * np.roll(wave, -1, axis).conj()
+        expected = np.where(ahead, product - product[ahead].mean(), 0)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+        # A phase ramp turns all products of an axis alike, a scale changes none.
+        np.testing.assert_allclose(ramped[axis] / np.exp(-1j * (0.06, -0.04)[axis]), found, atol=1e-5)
+        np.testing.assert_allclose(changed[axis], found, atol=1e-6)
+    nothing = dataclasses.replace(image, valid=np.zeros(truth.shape, bool))
+    assert not np.any(_multiply_neighbours(nothing))
+
+
+@pytest.mark.parametrize("origin_px", [(0, 0), (-3, 2), (4, -5), (-9, 0), (0, 30), (3, 4)])
+@pytest.mark.parametrize("grid_origin_px", [(0, 0), (-2, 3)])
+def test_a_mask_is_laid_on_another_grid_pixel_by_pixel(
+    origin_px: tuple[int, int], grid_origin_px: tuple[int, int]
+) -> None:
+    mask = np.random.default_rng(0).random((7, 9)) < 0.6
+    placed = _place_on_grid(mask, origin_px, grid_origin_px, (10, 12))
+    for y in range(10):
+        for x in range(12):
+            row, column = (y + grid_origin_px[0] - origin_px[0], x + grid_origin_px[1] - origin_px[1])
+            inside = 0 <= row < 7 and 0 <= column < 9
+            assert placed[y, x] == (inside and mask[row, column])
 
 
 @pytest.mark.contract("compare.place")

@@ -92,6 +92,18 @@ class TestSpool:
         np.testing.assert_array_equal(spool.read_rows(0, 5)[0], chunk(5).frames)
         spool.close()
 
+    @given(start=st.integers(0, 8), count=st.integers(0, 8))
+    def test_any_rows_are_read_from_where_they_lie(
+        self, tmp_path_factory: pytest.TempPathFactory, start: int, count: int
+    ) -> None:
+        spool = Spool.create(tmp_path_factory.mktemp("spool") / "spool", LAYOUT, "here")
+        spool.append(chunk(8))
+        stop = min(start + count, 8)
+        frames, positions_px = spool.read_rows(start, stop)
+        np.testing.assert_array_equal(frames, chunk(8).frames[start:stop])
+        np.testing.assert_array_equal(positions_px, chunk(8).positions_px[start:stop])
+        spool.close()
+
     @pytest.mark.contract("live.spool.scan")
     def test_it_is_a_scan(self, tmp_path: Path) -> None:
         layout = dataclasses.replace(LAYOUT, photons_per_frame=3.0, geometry=Geometry(object_pixel_m=1e-8))
@@ -101,6 +113,11 @@ class TestSpool:
         probe = np.ones((1, N, N), np.complex64)
         scan = spool.make_scan(probe, {2: "why", 4: "why"})
         kept = [0, 1, 3, 5]
+        np.testing.assert_array_equal(spool.make_scan(probe, {}).frames[:], chunk(6).frames)
+        np.testing.assert_array_equal(scan.scan_id, np.zeros(4))
+        assert (scan.domain, scan.source) == ("counts", "here")
+        np.testing.assert_array_equal(scan.probe, probe)
+        np.testing.assert_array_equal(scan.mask, layout.mask)
         np.testing.assert_array_equal(scan.frames[:], chunk(6).frames[kept])
         np.testing.assert_array_equal(scan.positions_px, chunk(6).positions_px[kept])
         assert (scan.photons_per_frame, scan.left_out, scan.geometry) == (3.0, {2: "why", 4: "why"}, layout.geometry)

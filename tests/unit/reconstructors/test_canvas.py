@@ -162,6 +162,62 @@ def test_canvas_without_spread_has_none_and_adds_to_its_like_only() -> None:
         canvas + Canvas.for_positions(at((0, 0)), N)
 
 
+@pytest.mark.parametrize("with_spread", [True, False])
+def test_sums_that_were_saved_make_the_same_canvas(with_spread: bool) -> None:
+    canvas = Canvas.for_positions(at((3, -4.5), (9, 2)), N, with_spread=with_spread)
+    canvas.add(normal((2, N, N), 1, torch.complex64), at((3, -4.5), (9, 2)), torch.ones(N, N))
+    sums = canvas.to_sums()
+    assert set(sums) == {"numerator", "weight", "origin_px"} | ({"squares"} if with_spread else set())
+    assert sums["origin_px"].tolist() == list(canvas.origin_px)
+    again = Canvas.from_sums(sums)
+    assert (again.origin_px, again.shape) == (canvas.origin_px, canvas.shape)
+    for both in (canvas, again):
+        both.add(normal((1, N, N), 2, torch.complex64), at((5, -1)), torch.ones(N, N))
+    one, other = canvas.finish(), again.finish()
+    np.testing.assert_array_equal(one.object, other.object)
+    np.testing.assert_array_equal(one.coverage, other.coverage)
+    assert (one.spread is None, other.spread is None) == (not with_spread, not with_spread)
+    if one.spread is not None and other.spread is not None:
+        np.testing.assert_array_equal(one.spread, other.spread)
+
+
+@pytest.mark.contract("stitch.result")
+def test_a_canvas_that_grew_passes_on_what_was_said_about_it() -> None:
+    canvas = GrowingCanvas(tile_px=16, largest_px=64)
+    assert canvas.used_px is None
+    canvas.add(ones(1), at((3, 4)), torch.ones(N, N))
+    result = canvas.finish(object_pixel_m=2e-8, provenance={"seed": 1})
+    assert (result.origin_px, result.object_pixel_m, result.provenance) == ((0, 1), 2e-8, {"seed": 1})
+    assert result.object.shape == (N + 1, N + 1)
+    assert (canvas.origin_px, canvas.shape) == ((0, 0), (16, 16))
+
+
+@pytest.mark.contract("stitch.grow.limit")
+def test_the_sum_of_two_canvases_has_their_tiles_and_reach() -> None:
+    one, other = (GrowingCanvas(tile_px=16, largest_px=200) for _ in range(2))
+    one.add(ones(1), at((0, 0)), torch.ones(N, N))
+    other.add(ones(1), at((-20, 40)), torch.ones(N, N))
+    for total in (one + other, GrowingCanvas(tile_px=16, largest_px=200) + one + other):
+        assert total.used_px == ((-23, -3), (4, 44))
+        assert (total.origin_px, total.shape) == ((-32, -16), (48, 64))
+        # In reach of the first patch of the first canvas: (200 - 6) // 2 - 16 - 1 px.
+        assert total.add(ones(3), at((0, 80), (0, 81), (-80, 0)), torch.ones(N, N)).tolist() == [True, False, True]
+    with pytest.raises(ValueError, match="both with or both without"):
+        one + GrowingCanvas(with_spread=False)
+    with pytest.raises(ValueError, match="both with or both without"):
+        one + Canvas((4, 4), (0, 0))
+
+
+def test_each_patch_of_a_growing_canvas_keeps_its_own_weight() -> None:
+    places = at((0, 0), (np.nan, 0), (0, 30))
+    weights = torch.tensor([1.0, 5.0, 3.0])[:, None, None].expand(3, N, N)
+    canvas = GrowingCanvas(tile_px=16, largest_px=200)
+    canvas.add(ones(3), places, weights)
+    found = canvas.crop()
+    y = -found.origin_px[0]
+    assert [float(found.weight[y, x - found.origin_px[1]]) for x in (0, 30)] == [1.0, 3.0]
+
+
 @pytest.mark.contract("stitch.exact")
 def test_sums_are_whole_quanta_and_exact() -> None:
     """Where the sums of any terms are rounded, the order shows."""

@@ -12,7 +12,13 @@ from tolerances import relative_l2
 from torch import Tensor
 
 from torchptycho.physics.patches import extract, locate_corner
-from torchptycho.reconstructors.phase_sync import synchronize_phases
+from torchptycho.reconstructors.phase_sync import (
+    _compute_overlaps,
+    _find_neighbours,
+    _fit_phases,
+    _remove_global_phase,
+    synchronize_phases,
+)
 
 N = 16
 FIELD = 96
@@ -92,6 +98,91 @@ def test_what_has_no_weight_has_no_say() -> None:
     # The phase that is left over is chosen by all pixels; the differences are not.
     difference = found * expected.conj()
     assert float((difference / difference[0] - 1).abs().max()) < 1e-3
+
+
+@pytest.mark.contract("phases.weight")
+def test_each_patch_may_have_a_weight_of_its_own() -> None:
+    patches, positions_px, group = scan(7)
+    spoilt = turned(patches, group, 2.0, 2)
+    weight = 0.1 + normal((N, N), 4, torch.float64).square()
+    shared = synchronize_phases(spoilt, positions_px, weight, group)
+    each = synchronize_phases(spoilt, positions_px, weight.expand(len(patches), N, N).contiguous(), group)
+    assert float((shared - each).abs().max()) < 1e-5
+    # The weight goes with its own patch: noise outside it has no say.
+    generator = torch.Generator().manual_seed(0)
+    kept = torch.rand(len(patches), N, N, generator=generator) < 0.6
+    noisy = torch.where(kept, spoilt, 100 * normal(tuple(spoilt.shape), 9, torch.complex64))
+    found = synchronize_phases(noisy, positions_px, kept.double(), group)
+    clean = synchronize_phases(spoilt, positions_px, kept.double(), group)
+    difference = found * clean.conj()
+    assert float((difference / difference[0] - 1).abs().max()) < 1e-3
+
+
+@pytest.mark.parametrize("edge", [8, 64])
+def test_overlaps_are_the_sums_over_the_common_pixels(edge: int) -> None:
+    positions_px = torch.tensor([[0.0, 0.0], [3.0, -2.0], [2.6, 5.4], [edge - 1.0, 1.0], [0.0, edge]])
+    patches, weight = normal((5, edge, edge), 1), 0.1 + normal((edge, edge), 2, torch.float64).square()
+    first, second = (np.array(side) for side in ((0, 0, 1, 0, 0), (1, 2, 2, 3, 4)))
+    found = _compute_overlaps(patches, positions_px, weight, first, second)
+    # Every second pixel of the larger ones.
+    sample = range(0, edge, max(1, edge // 32))
+    weighted = patches * weight
+    for a, b, value in zip(first, second, found, strict=True):
+        dy, dx = (positions_px[b] - positions_px[a]).round().int().tolist()
+        terms = [
+            weighted[a, y + dy, x + dx] * weighted[b, y, x].conj()
+            for y in sample
+            for x in sample
+            if 0 <= y + dy < edge and 0 <= x + dx < edge
+        ]
+        assert complex(value) == pytest.approx(complex(sum(terms)), rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.contract("phases.found")
+def test_phases_are_the_weighted_least_squares_of_all_overlaps() -> None:
+    # Three groups in a circle whose differences do not add up to 0: the weakest overlap gives way most.
+    edges = np.array([[0, 0, 1], [1, 2, 2]])
+    strength, angle = np.array([4.0, 1.0, 2.0]), np.array([0.3, -0.2, 0.1])
+    phase = _fit_phases(edges, strength * np.exp(1j * angle), 3)
+    left = phase[edges[0]] + angle - phase[edges[1]]
+    slope = np.zeros(3)
+    np.add.at(slope, edges[0], strength * left)
+    np.add.at(slope, edges[1], -strength * left)
+    np.testing.assert_allclose(slope, 0, atol=1e-6)
+    np.testing.assert_allclose(strength * left, strength[0] * left[0] * np.array([1, -1, 1]), atol=1e-6)
+    assert abs(left).max() > 0.05
+
+
+@pytest.mark.contract("phases.found")
+def test_phases_far_from_each_other_follow_the_strongest_overlaps() -> None:
+    # Around the circle of three the wrong branch of a weak overlap would be off by a whole period.
+    truth = np.array([0.0, 2.5, 5.0])
+    edges = np.array([[0, 0, 1], [1, 2, 2]])
+    angle = truth[edges[1]] - truth[edges[0]]
+    overlap = np.array([3.0, 0.01, 2.0]) * np.exp(1j * (angle + np.array([0, 2.5, 0])))
+    phase = _fit_phases(edges, overlap, 3)
+    np.testing.assert_allclose(np.exp(1j * (phase - phase[0])), np.exp(1j * truth), atol=0.05)
+
+
+def test_neighbours_are_pairs_of_different_groups_each_once() -> None:
+    positions_px = np.random.default_rng(0).uniform(0, 50, (60, 2))
+    group = np.arange(60) // 3
+    first, second = _find_neighbours(positions_px, group)
+    pairs = list(zip(first.tolist(), second.tolist(), strict=True))
+    assert len(set(pairs)) == len(pairs)
+    distance = np.linalg.norm(positions_px[:, None] - positions_px, axis=2)
+    nearest = np.argsort(distance, axis=1)[:, 1:11]
+    expected = {(min(a, b), max(a, b)) for a in range(60) for b in nearest[a].tolist() if group[a] != group[b]}
+    assert set(pairs) == expected
+
+
+def test_each_connected_part_keeps_its_mean_phase() -> None:
+    edges, phase, power = np.array([[0, 3], [1, 4]]), np.array([0.5, 1.5, 0.7, -2.0, -1.0]), np.array([1, 3, 2, 1, 1.0])
+    found = _remove_global_phase(phase, edges, power)
+    phasor = power * np.exp(1j * found)
+    for part in ([0, 1], [2], [3, 4]):
+        assert np.angle(phasor[part].sum()) == pytest.approx(0, abs=1e-12)
+        np.testing.assert_allclose(np.diff(found[part]), np.diff(phase[part]))
 
 
 @pytest.mark.contract("phases.alone")

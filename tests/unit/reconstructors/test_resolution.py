@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+from torchptycho.analysis.evaluation import evaluate
 from torchptycho.core.config import RefineConfig, SimulateConfig
+from torchptycho.core.errors import EvaluationError
+from torchptycho.core.geometry import Geometry
 from torchptycho.data.simulation import simulate
+from torchptycho.io.frames.selection import pick_frames
+from torchptycho.reconstructors.iterative import refine
 from torchptycho.reconstructors.resolution import resolution, split_into_halves
 
 
@@ -27,6 +34,34 @@ def test_each_half_is_refined_from_its_own_frames() -> None:
     places = np.concatenate([first, second])
     assert len(np.unique(places, axis=0)) == scan.n_frames
     np.testing.assert_allclose(np.sort(places, axis=0), np.sort(scan.positions_px, axis=0))
+
+
+def test_the_halves_are_compared_with_each_other_and_refined_as_configured() -> None:
+    scan = simulate(SimulateConfig(n_px=32, object_px=72, n_frames=40, photons_per_frame=1e5, probe_defocus_waves=1))
+    scan = dataclasses.replace(scan, geometry=Geometry(object_pixel_m=2e-8))
+    config = RefineConfig(epochs=3, refine_seed=7, regularization="none")
+    found = resolution(scan, config=config, device="cpu")
+    for half, rows in zip(found.halves, split_into_halves(scan.positions_px), strict=True):
+        alone = refine(pick_frames(scan, rows), config=config, device="cpu")
+        np.testing.assert_array_equal(half.object, alone.object)
+    first, second = found.halves
+    known = np.where(second.valid, second.object, np.nan).astype(np.complex64)
+    assert found.metrics.to_dict() == evaluate(first, known, truth_origin_px=second.origin_px).to_dict()
+    frequency = found.metrics.frc_half_bit_cycles_per_px
+    assert 0 < frequency <= 0.5
+    assert found.half_period_px == 0.5 / frequency
+    assert found.half_period_m == pytest.approx(0.5 / frequency * 2e-8)
+
+
+@pytest.mark.parametrize("frames", [15, 16])
+def test_too_few_frames_have_no_halves(frames: int) -> None:
+    scan = simulate(SimulateConfig(n_px=32, object_px=72, n_frames=40, probe_defocus_waves=1))
+    part = pick_frames(scan, np.arange(frames))
+    if frames == 15:
+        with pytest.raises(EvaluationError, match="expected 16 frames or more; found 15"):
+            resolution(part, config=RefineConfig(epochs=1))
+    else:
+        assert len(resolution(part, config={"epochs": 1}).halves) == 2
 
 
 @pytest.mark.contract("refine.regularise.halves")

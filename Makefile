@@ -5,7 +5,7 @@ VENV ?= .venv
 TYPECHECKER := beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-processors docs lint install format parity-table freeze bench-data bench-steps bench-memory bench-refine bench-photon-limit bench-robustness bench-hopeless-fits bench-position-errors bench-train bench-stitch bench-reconstruct bench-live bench-convergence bench-generators bench-options bench-network-or-iteration bench-heldout bench-prior bench-default-network prior fuzz mutate clean
+.PHONY: demo test test-processors docs lint install format parity-table freeze bench-data bench-steps bench-memory bench-refine bench-photon-limit bench-robustness bench-experiments bench-hopeless-fits bench-position-errors bench-train bench-stitch bench-reconstruct bench-live bench-convergence bench-generators bench-options bench-network-or-iteration bench-heldout bench-prior bench-default-network prior fuzz mutate clean
 
 demo: $(VENV)/.installed
 	$(BIN)/torchptycho demo --out demo --overwrite
@@ -68,6 +68,10 @@ bench-refine: $(VENV)/.installed
 
 bench-photon-limit: $(VENV)/.installed
 	$(BIN)/python benchmarks/photon_limit.py
+
+# With pty-chi installed it runs next to it; half an hour on 2 cores.
+bench-experiments: $(VENV)/.installed
+	$(BIN)/python benchmarks/experiments.py
 
 bench-robustness: $(VENV)/.installed
 	$(BIN)/python benchmarks/robustness.py

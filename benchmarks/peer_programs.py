@@ -83,6 +83,7 @@ def run_torchptycho(task: Task, epochs: list[int], method: str, **options: Any) 
     import torch
 
     from torchptycho.core.config import RefineConfig
+    from torchptycho.core.reconstruction import get_frame_probe
     from torchptycho.physics.patches import extract, locate_corner
     from torchptycho.reconstructors.iterative import refine
 
@@ -94,9 +95,10 @@ def run_torchptycho(task: Task, epochs: list[int], method: str, **options: Any) 
         assert image.probe is not None
 
         def expected(index: np.ndarray, image: Any = image) -> np.ndarray:
-            corners = locate_corner(torch.from_numpy(task.positions_px[index]), task.n_px, image.origin_px)
+            corners = locate_corner(torch.from_numpy(image.positions_px[index]), task.n_px, image.origin_px)
             patches = extract(torch.from_numpy(image.object), corners.float(), task.n_px)
-            waves = torch.fft.fft2(patches[:, None] * torch.from_numpy(image.probe), norm="ortho")
+            probes = np.stack([get_frame_probe(image, frame) for frame in index.tolist()])
+            waves = torch.fft.fft2(patches[:, None] * torch.from_numpy(probes), norm="ortho")
             return torch.fft.fftshift(waves.abs().square().sum(1), dim=(-2, -1)).numpy()
 
         yield ProgramResult(count, clock.seconds, image.object, np.array(image.origin_px), expected)
@@ -159,17 +161,27 @@ def run_plain_pie(task: Task, epochs: list[int], batch_size: int = 16, alpha: fl
             yield ProgramResult(epoch, clock.seconds, image.numpy(), low, expected)
 
 
-def run_pty_chi(task: Task, epochs: list[int], engine: str, batches: int, **options: Any) -> Iterator[ProgramResult]:
+def run_pty_chi(
+    task: Task,
+    epochs: list[int],
+    engine: str,
+    batches: int,
+    opr_modes: int = 0,
+    positions: bool = False,
+    **options: Any,
+) -> Iterator[ProgramResult]:
     """pty-chi: unnormalised transforms, positions about the middle of the object, far field shifted by itself.
 
     Its authors' scripts cut a scan into 10 batches. rPIE diverges with batches of its default size (100) where many
-    frames of a batch overlap; in 40 batches it does not.
+    frames of a batch overlap; in 40 batches it does not. Modes of a variable probe begin as its own functions make
+    them, with the intensity of each frame.
     """
     import torch
 
     _offer_gaussian_blur()
     import ptychi.api as api
     from ptychi.api.task import PtychographyTask
+    from ptychi.utils import add_additional_opr_probe_modes_to_probe, generate_initial_opr_mode_weights
 
     clock = Clock()
     with clock:
@@ -187,13 +199,22 @@ def run_pty_chi(task: Task, epochs: list[int], engine: str, batches: int, **opti
             settings.reconstructor_options.rescale_probe_intensity_in_first_epoch = False
         for name, value in options.items():
             setattr(settings.reconstructor_options, name, value)
+        probe, weights = torch.from_numpy(task.probe / task.n_px)[None, None], None
+        if opr_modes:
+            torch.manual_seed(0)
+            settings.opr_mode_weight_options.optimizable = True
+            settings.opr_mode_weight_options.optimize_intensity_variation = True
+            probe = add_additional_opr_probe_modes_to_probe(probe, opr_modes)
+            weights = generate_initial_opr_mode_weights(len(task.frames), 1 + opr_modes)
+        settings.probe_position_options.optimizable = positions
         running = PtychographyTask(
             settings,
             diffraction_data=torch.from_numpy(task.frames.astype(np.float32)),
             object_data=torch.ones([1, *size], dtype=torch.complex64),
-            probe_data=torch.from_numpy(task.probe / task.n_px)[None, None],
+            probe_data=probe,
             probe_position_y_px=torch.from_numpy(offset[:, 0]).float(),
             probe_position_x_px=torch.from_numpy(offset[:, 1]).float(),
+            **({} if weights is None else {"opr_mode_weights_data": weights}),
         )
 
     def expected(index: np.ndarray) -> np.ndarray:
@@ -268,10 +289,28 @@ PROGRAMS: dict[str, Program] = {
     "torchptycho rpie, amplitude": functools.partial(run_torchptycho, method="rpie", likelihood="amplitude"),
     "torchptycho lsqml": functools.partial(run_torchptycho, method="lsqml"),
     "torchptycho gradient": functools.partial(run_torchptycho, method="gradient"),
+    "torchptycho rpie, OPR": functools.partial(run_torchptycho, method="rpie", opr_modes=3, frame_scale=True),
+    "torchptycho lsqml, OPR": functools.partial(run_torchptycho, method="lsqml", opr_modes=3, frame_scale=True),
+    "torchptycho gradient, OPR": functools.partial(run_torchptycho, method="gradient", opr_modes=3, frame_scale=True),
+    "torchptycho rpie, OPR, positions": functools.partial(
+        run_torchptycho, method="rpie", opr_modes=3, frame_scale=True, position_update="frames"
+    ),
     "plain PIE": run_plain_pie,
     "pty-chi LSQML": functools.partial(run_pty_chi, engine="lsqml", batches=10),
     "pty-chi LSQML momentum": functools.partial(
         run_pty_chi, engine="lsqml", batches=10, batching_mode="compact", momentum_acceleration_gain=0.5
+    ),
+    "pty-chi LSQML, OPR": functools.partial(run_pty_chi, engine="lsqml", batches=10, opr_modes=3),
+    "pty-chi LSQML, OPR, momentum": functools.partial(
+        run_pty_chi,
+        engine="lsqml",
+        batches=10,
+        opr_modes=3,
+        batching_mode="compact",
+        momentum_acceleration_gain=0.5,
+    ),
+    "pty-chi LSQML, OPR, positions": functools.partial(
+        run_pty_chi, engine="lsqml", batches=10, opr_modes=3, positions=True
     ),
     "pty-chi rPIE": functools.partial(run_pty_chi, engine="rpie", batches=40),
     "PtyLab mPIE": run_ptylab,

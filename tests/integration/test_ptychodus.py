@@ -34,6 +34,7 @@ from ptychodus.api.settings import SettingsRegistry
 from ptychodus_scan import (
     BORDER_PX,
     CENTER_M,
+    PHOTONS,
     PIXEL_M,
     make_reconstruct_input,
     make_true_product,
@@ -44,14 +45,15 @@ from ptychodus_scan import (
 from torchptycho.analysis.evaluation import Metrics, evaluate
 from torchptycho.core.config import RefineConfig, RunConfig, from_dict, to_dict
 from torchptycho.core.errors import ConfigError, ScanError
-from torchptycho.core.reconstruction import Reconstruction
+from torchptycho.core.reconstruction import Reconstruction, get_frame_probe
 from torchptycho.data.simulation import simulate
 from torchptycho.interop.ptychodus import installation, plugin, reconstructor_library, settings
 from torchptycho.interop.ptychodus.jobs import ReconstructJob, RefineJob, TrainJob
-from torchptycho.interop.ptychodus.product_conversion import make_scan_from_input, place_on_canvas
+from torchptycho.interop.ptychodus.product_conversion import make_scan_from_input, make_start_image, place_on_canvas
 from torchptycho.interop.ptychodus.reconstructor_library import TorchptychoReconstructorLibrary
 from torchptycho.interop.ptychodus.training_files import read_training_scan
 from torchptycho.interop.ptychodus.worker import reconstruct_product, refine_product, train_network
+from torchptycho.io import read_reconstruction
 from torchptycho.physics.diffraction import expected_counts
 from torchptycho.physics.patches import extract, locate_corner
 from torchptycho.training.train import TrainResult
@@ -192,6 +194,32 @@ def test_refine_finds_the_object_on_the_canvas_of_the_product(from_product: bool
     )
     # The probe has the light that was counted, and the object its scale.
     np.testing.assert_allclose(product.probes.get_array(), rough.probes.get_array(), rtol=1e-2, atol=1e-6)
+
+
+@pytest.mark.contract("ptychodus.opr")
+def test_variable_probe_comes_back_and_is_started_from(tmp_path: Path) -> None:
+    parameters = make_reconstruct_input(TRUE, simulate_counts(TRUE))
+    product = refined(parameters, epochs=12, opr_modes=2, frame_scale=True).outputs()[-1].product
+    weights, array = product.probes.get_opr_weights(), product.probes.get_array()
+    assert weights.shape == (SCAN.n_frames, 3)
+    assert array.shape == (3, 1, *SCAN.probe.shape[1:])
+    assert float(weights[:, 0].mean()) == pytest.approx(1, abs=1e-4)
+    save_product(tmp_path / "product.h5", product)
+    start, read = make_start_image(product), read_reconstruction(tmp_path / "product.h5")
+    assert start is not None
+    for image in (start, read):
+        for frame in (0, SCAN.n_frames - 1):
+            np.testing.assert_allclose(
+                get_frame_probe(image, frame), product.probes[frame].get_array(), rtol=1e-4, atol=1e-3
+            )
+    scaled = make_start_image(product, 100 * PHOTONS)
+    assert scaled is not None
+    assert scaled.probe is not None
+    assert float(np.sum(np.abs(scaled.probe) ** 2)) == pytest.approx(100 * PHOTONS, rel=1e-4)
+    # From the product, the first epoch fits about as well as the last one did; without its weights it does not.
+    again = dataclasses.replace(parameters, product=product)
+    first = refined(again, epochs=1, opr_modes=2, frame_scale=True, opr_start_epoch=0).outputs()[-1].product
+    assert first.losses[0].value < 2 * product.losses[-1].value
 
 
 @pytest.mark.contract("ptychodus.canvas.cut")

@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Complex64, Float32, Float64
 
-__all__ = ["MIN_COVERAGE", "PRIOR_NAMES", "Reconstruction", "describe_regularization", "find_regularization"]
+__all__ = [
+    "MIN_COVERAGE",
+    "PRIOR_NAMES",
+    "Reconstruction",
+    "describe_regularization",
+    "find_regularization",
+    "get_frame_probe",
+]
 
 MIN_COVERAGE = 0.02
 """A pixel that got less than this part of the largest weight is not an image of anything."""
@@ -29,6 +36,10 @@ class Reconstruction:
         spread: [H, W] weighted standard deviation of the overlapping patches at a pixel, in its unit; 0 where there
             is only one patch. Stitched images only.
         probe: [P, N, N] refined modes in sqrt(photons); refinement only, as all that follows but `given_positions_px`.
+        opr_modes: [V, N, N] modes of variation of the first mode of the probe, if it was refined frame by frame: that
+            of frame j is s_j (probe[0] + sum_k opr_weights[j, k] opr_modes[k]), and the others are s_j probe[m].
+        opr_weights: [M, V] real.
+        frame_scale: [M] s_j, mean 1: square root of the power of the probe in each frame; None where it is 1.
         positions_px: [M, 2] (y, x) refined positions.
         given_positions_px: [M, 2] (y, x) positions given by the scan, by which a later refinement from this image
             detects that the scan is read with other options.
@@ -44,6 +55,9 @@ class Reconstruction:
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
     spread: Float32[np.ndarray, "h w"] | None = None
     probe: Complex64[np.ndarray, "p n n"] | None = None
+    opr_modes: Complex64[np.ndarray, "v n n"] | None = None
+    opr_weights: Float32[np.ndarray, "m v"] | None = None
+    frame_scale: Float32[np.ndarray, " m"] | None = None
     positions_px: Float64[np.ndarray, "m 2"] | None = None
     given_positions_px: Float64[np.ndarray, "m 2"] | None = None
     background: Float32[np.ndarray, "n n"] | None = None
@@ -59,6 +73,20 @@ def find_regularization(image: Reconstruction) -> dict[str, Any] | None:
     """Find which prior a refined image was made with, its strength and how it was chosen; None for other images."""
     found: dict[str, Any] | None = image.provenance.get("refinement", image.provenance).get("regularization")
     return found
+
+
+def get_frame_probe(image: Reconstruction, frame: int) -> Complex64[np.ndarray, "p n n"]:
+    """Return the modes of the probe of one frame of a refined image.
+
+    Raises:
+        ValueError: the image has no probe.
+    """
+    if image.probe is None:
+        raise ValueError("expected a refined image; found one without a probe")
+    probe = image.probe.copy()
+    if image.opr_modes is not None and image.opr_weights is not None:
+        probe[0] += np.tensordot(image.opr_weights[frame], image.opr_modes, axes=1)
+    return probe if image.frame_scale is None else probe * image.frame_scale[frame]
 
 
 def describe_regularization(image: Reconstruction) -> str | None:

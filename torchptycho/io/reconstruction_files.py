@@ -13,6 +13,7 @@ from torchptycho.core.errors import ScanError
 from torchptycho.core.inputs import as_path, require_type
 from torchptycho.core.reconstruction import MIN_COVERAGE, Reconstruction
 from torchptycho.io.probe_files import load_probe
+from torchptycho.io.probe_variation import load_variation, read_product_variation
 from torchptycho.io.storage.archive import NpzArchive, write_array
 from torchptycho.io.storage.file_access import dump_json, read_head, replace_atomically
 from torchptycho.io.storage.hdf5 import is_hdf5, list_names, locate_dataset, open_hdf5, read_attribute
@@ -30,7 +31,8 @@ def write_reconstruction(reconstruction: Reconstruction, path: str | Path) -> No
 
     Arrays: `object`, `coverage`, `valid`, `origin_px`, `object_pixel_m` (when known), `_metadata` (JSON: provenance and
     history), of a stitched image `spread`, and of a refinement `probe`, `ycoords` and `xcoords` (refined positions),
-    `background`; `ycoords_given` and `xcoords_given` (positions as the scan gave them).
+    `background`, `opr_modes` and `opr_weights`, `frame_scale`; `ycoords_given` and `xcoords_given`
+    (positions as the scan gave them).
 
     Raises:
         ScanError: the provenance is not plain data, or the place cannot be written to.
@@ -60,6 +62,10 @@ def write_reconstruction(reconstruction: Reconstruction, path: str | Path) -> No
         arrays["ycoords"], arrays["xcoords"] = reconstruction.positions_px.astype(np.float64).T
     if reconstruction.given_positions_px is not None:
         arrays["ycoords_given"], arrays["xcoords_given"] = reconstruction.given_positions_px.astype(np.float64).T
+    for key in ("opr_modes", "opr_weights", "frame_scale"):
+        values = getattr(reconstruction, key)
+        if values is not None:
+            arrays[key] = values.astype(np.complex64 if key == "opr_modes" else np.float32, copy=False)
     if reconstruction.background is not None:
         arrays["background"] = reconstruction.background.astype(np.float32, copy=False)
     with replace_atomically(path) as target, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -123,6 +129,7 @@ def read_reconstruction(path: str | Path) -> Reconstruction:
         provenance=metadata,
         spread=_load_spread(archive, values.shape) if refined and "spread" in archive else None,
         probe=_load_probe(archive) if refined and "probe" in archive else None,
+        **(load_variation(archive) if refined else {}),
         positions_px=_load_positions(archive) if refined and "ycoords" in archive else None,
         given_positions_px=_load_positions(archive, "_given") if refined and "ycoords_given" in archive else None,
         background=archive.load("background").astype(np.float32) if refined and "background" in archive else None,
@@ -131,9 +138,13 @@ def read_reconstruction(path: str | Path) -> Reconstruction:
 
 
 def _read_hdf5(path: Path) -> Reconstruction:
-    """Read the object of one slice; a product's pixel [0, 0] is the one that its positions count from."""
+    """Read the object of one slice, and the probe of a product with `opr_weights`.
+
+    A product's pixel [0, 0] is the one that its positions count from.
+    """
     with open_hdf5(path) as file:
         key, node = locate_dataset(file, path, "object", "entry_1/image_2/data")
+        variation = {} if node is None else read_product_variation(file, path)
         storage = None if node is not None else _find_ptypy_storage(file, path)
         if storage is not None:
             key, node = locate_dataset(file, path, f"{storage}/data")
@@ -165,6 +176,7 @@ def _read_hdf5(path: Path) -> Reconstruction:
         valid=~find_unmeasured(values.reshape(shape)),
         origin_px=origin_px,
         object_pixel_m=float(pixel_m) if isinstance(pixel_m, int | float) and pixel_m > 0 else None,
+        **variation,
     )
 
 

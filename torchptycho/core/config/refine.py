@@ -39,6 +39,16 @@ class RefineConfig:
     """Epochs before the probe is refined. A large value fits the object to a wrong probe first."""
     n_modes: Annotated[int, Field(ge=1, le=64)] | None = None
     """Incoherent modes of the probe; None takes the scan's."""
+    opr_modes: Annotated[int, Field(ge=0, le=32)] = 0
+    """Modes of variation of a probe that changes from frame to frame (orthogonal probe relaxation); 0 is a stable
+    one."""
+    opr_start_epoch: Annotated[int, Field(ge=0)] = 3
+    """Epochs before the probe may vary from frame to frame, in shape or power."""
+    opr_smoothing: NonNegative = 0.0
+    """Frames within which the variation stays the same: its weights lose what changes faster. 0 leaves every frame its
+    own."""
+    frame_scale: bool = False
+    """Fit the power of the probe in each frame on its own."""
     background: bool = False
     """Fit counts that do not come from the sample, the same in every frame."""
     position_update: Literal["none", "affine", "frames", "both"] = "none"

@@ -45,6 +45,13 @@ class SimulateConfig:
     """Number of incoherent modes."""
     probe_file: str | None = None
     """NPZ whose `probeGuess` (or `probe`) replaces the simulated probe."""
+    probe_drift_px: NonNegative = 0.0
+    """Distance by which the probe drifts from the first to the last frame, in pixels."""
+    power_fluctuation: Fraction = 0.0
+    """Standard deviation of the probe's power from frame to frame, relative to its mean."""
+    probe_wander: NonNegative = 0.0
+    """Root mean square by which the shape of the probe wanders during the scan, in three components, relative to the
+    probe."""
     propagation: Literal["far", "near"] = "far"
     """What the detector records: diffraction patterns (far), or Fresnel images in a parallel beam (near)."""
     fresnel_number: Positive = 0.1

@@ -18,6 +18,7 @@ from torchptycho.core.versions import collect_versions
 from torchptycho.data.simulation.objects import make_object
 from torchptycho.data.simulation.positions import check_positions, make_positions
 from torchptycho.data.simulation.probes import border_fraction, make_probe, scale_to_photons
+from torchptycho.data.simulation.unstable_probe import ProbeChanges, draw_probe_changes
 from torchptycho.io import read_probe
 from torchptycho.physics.diffraction import illuminate, measurement
 from torchptycho.physics.noise import poisson_sample
@@ -68,7 +69,7 @@ def simulate(
     config = as_config(SimulateConfig, config)
     if config.simulation_seed < 0:
         raise ConfigError(f"simulation_seed: expected 0 or more; found {config.simulation_seed}.")
-    object_seed, position_seed, noise_seed = np.random.SeedSequence(config.simulation_seed).spawn(3)
+    object_seed, position_seed, noise_seed, probe_seed = np.random.SeedSequence(config.simulation_seed).spawn(4)
     modes = _choose_probe(probe, config)
     if object is None:
         truth = make_object(config, np.random.default_rng(object_seed))
@@ -92,7 +93,8 @@ def simulate(
 
     generator = torch.Generator().manual_seed(int(noise_seed.generate_state(1, np.uint64)[0])) if config.noise else None
     geometry = _make_geometry(config)
-    frames = _record_frames(truth, modes, places, geometry, generator)
+    changes = draw_probe_changes(config, modes, len(places), np.random.default_rng(probe_seed))
+    frames = _record_frames(truth, modes, places, geometry, generator, changes)
     total = frames.sum(dtype=np.float64 if generator is None else np.uint64).item()
     given = [
         name
@@ -108,7 +110,7 @@ def simulate(
         "photons_drawn_total": total,
         "photons_drawn_mean": total / len(frames),
         "versions": collect_versions(),
-    }
+    } | ({} if changes is None else changes.describe())
     return Scan(
         frames=ArrayFrames(frames),
         domain="counts",
@@ -147,6 +149,7 @@ def _record_frames(
     positions_px: np.ndarray,
     geometry: Geometry,
     generator: torch.Generator | None,
+    changes: ProbeChanges | None,
 ) -> np.ndarray:
     """Record frames [M, N, N] in batches; counts with a generator, expected counts in float32 without."""
     count, n_px = len(positions_px), modes.shape[-1]
@@ -156,7 +159,8 @@ def _record_frames(
     step = max(1, _BATCH_ELEMENTS // modes.size)
     for start in range(0, count, step):
         batch = slice(start, start + step)
-        exit_waves = illuminate(extract(field, corners_px[batch], n_px), probe)
+        shown = probe if changes is None else changes.apply(probe, batch)
+        exit_waves = illuminate(extract(field, corners_px[batch], n_px), shown)
         expected = measurement(compute_detector_wave(exit_waves, geometry))
         if generator is None:
             frames[batch] = expected.numpy()

@@ -23,12 +23,16 @@ from torchptycho.interop.ptychodus.training_files import PATCH_CENTRE_OFFSET_PX
 from torchptycho.io import RawScan
 from torchptycho.io.frames.frame_stacks import working_dtype
 from torchptycho.io.probe_arrays import to_probe_modes
+from torchptycho.io.probe_variation import join_variation, split_variation
 from torchptycho.io.raw_scan import build_geometry
 from torchptycho.io.scan_builder import build_scan
 
 __all__ = ["make_product", "make_scan_from_input", "make_start_image", "place_on_canvas"]
 
 _log = logging.getLogger(__name__)
+
+# Power of a probe in sqrt(photons) over the photons of a mean frame: more than 1, because objects absorb.
+_MIN_POWER, _MAX_POWER = 0.95, 20.0
 
 
 def make_scan_from_input(parameters: ReconstructInput) -> Scan:
@@ -84,18 +88,40 @@ def make_scan_from_input(parameters: ReconstructInput) -> Scan:
     return build_scan(recorded, "handed over in memory", ReadConfig(domain="counts"))
 
 
-def make_start_image(product: Product) -> Reconstruction | None:
-    """Convert the product's object to a start image; return None if it has no finite value other than 0."""
+def make_start_image(product: Product, photons_per_frame: float = 0.0) -> Reconstruction | None:
+    """Convert the product's object to a start image; return None if it has no finite value other than 0.
+
+    With `opr_weights` the start has the product's probe too, and how it varies.
+
+    Arguments:
+        photons_per_frame: of the patterns. A probe whose power is not of this order is in other units, and scaled.
+    """
     values = product.object_.get_layer(0).astype(np.complex64)
     valid = np.isfinite(values) & (values != 0)
     if not valid.any():
         return None
+    weights = product.probes.get_opr_weights_or_none()
+    variation: dict[str, Any] = {}
+    if weights is not None:
+        name = Path(product.metadata.name or "product")
+        variation = split_variation(name, product.probes.get_array(), weights)
+        factor = _choose_probe_factor(variation["probe"], photons_per_frame)
+        variation |= {key: variation[key] * factor for key in ("probe", "opr_modes") if key in variation}
     return Reconstruction(
         object=np.where(valid, values, 0).astype(np.complex64),
         coverage=valid.astype(np.float32),
         valid=valid,
         origin_px=(0, 0),
+        **variation,
     )
+
+
+def _choose_probe_factor(probe: np.ndarray, photons_per_frame: float) -> np.float32:
+    """Return 1 for a probe in sqrt(photons), else what makes its power that of a mean frame."""
+    power = float(np.sum(np.abs(probe) ** 2, dtype=np.float64))
+    if photons_per_frame <= 0 or power <= 0 or _MIN_POWER <= power / photons_per_frame <= _MAX_POWER:
+        return np.float32(1)
+    return np.float32(math.sqrt(photons_per_frame / power))
 
 
 def place_on_canvas(image: Reconstruction, shape: tuple[int, int]) -> Complex64[np.ndarray, "h w"]:
@@ -131,7 +157,9 @@ def make_product(parameters: ReconstructInput, image: Reconstruction, *, moved: 
     product_object = product.object_
     probes, places = product.probes, product.probe_positions
     if image.probe is not None:
-        probes = ProbeSequence(array=image.probe, opr_weights=None, pixel_geometry=probes.get_pixel_geometry())
+        variation = join_variation(image)
+        array, weights = (image.probe, None) if variation is None else variation
+        probes = ProbeSequence(array=array, opr_weights=weights, pixel_geometry=probes.get_pixel_geometry())
     if moved and image.positions_px is not None:
         places = _make_positions(product, image.positions_px)
     return Product(

@@ -51,7 +51,7 @@ class TorchptychoReconstructorLibrary(PtychoPINNTorchReconstructorLibrary):
             if isinstance(value, bool):
                 group.create_boolean_parameter(name, value)
             elif isinstance(value, int):
-                group.create_integer_parameter(name, value, minimum=1)
+                group.create_integer_parameter(name, value, minimum=min(value, 1))
             else:
                 group.create_string_parameter(name, value)
         self._defaults = self._read_values()

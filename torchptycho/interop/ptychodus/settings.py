@@ -40,6 +40,8 @@ SINGLE_FIELDS: dict[str, str] = {
     "Torchptycho.refine_method": "refine.method",
     "Torchptycho.refine_probe_update": "refine.probe_update",
     "Torchptycho.refine_position_update": "refine.position_update",
+    "Torchptycho.refine_opr_modes": "refine.opr_modes",
+    "Torchptycho.refine_frame_scale": "refine.frame_scale",
 }
 """Settings that correspond to one field each."""
 
@@ -163,6 +165,8 @@ OWN_SETTINGS: dict[str, Any] = {
     "refine_method": "rpie",
     "refine_probe_update": True,
     "refine_position_update": "none",
+    "refine_opr_modes": 0,
+    "refine_frame_scale": False,
     "refine_start": "product",
     "refine_image_every_epochs": 10,
 }

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from ptychodus.api.product import LossValue
@@ -90,7 +91,9 @@ def refine_product(job: RefineJob, queue: MessageQueue) -> None:
     """Fit object and probe to the counts; send intermediate products and the final one."""
     _set_visible_gpus(job.visible_gpus)
     config = from_dict(RunConfig, job.config)
-    start = make_start_image(job.parameters.product) if job.from_product else None
+    patterns = job.parameters.diffraction_patterns
+    photons = float(np.sum(patterns, dtype=np.float64)) / max(1, len(patterns))
+    start = make_start_image(job.parameters.product, photons) if job.from_product else None
 
     def send_product(image: Reconstruction) -> None:
         moved = config.refine.position_update != "none"

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchptycho.core.config import RefineConfig
 from torchptycho.physics.noise import poisson_deviance
 from torchptycho.physics.patches import extract
+from torchptycho.physics.variable_probe import combine_probe
 from torchptycho.reconstructors.iterative.fit import (
     EpochFit,
     ReducedChiSquared,
@@ -21,6 +22,7 @@ from torchptycho.reconstructors.iterative.problem import Problem
 from torchptycho.reconstructors.iterative.regularization import compute_penalty
 from torchptycho.reconstructors.iterative.rpie import choose_batch_size, split_into_batches
 from torchptycho.reconstructors.iterative.state import RefinementState
+from torchptycho.reconstructors.iterative.variable_probe import MIN_SCALE
 
 __all__ = ["AutodiffSolver", "compute_objective"]
 
@@ -35,6 +37,7 @@ def compute_objective(
     likelihood: str,
     misfit: ReducedChiSquared | None = None,
     counts: Float[Tensor, "k n n"] | None = None,
+    variation: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> Float[Tensor, ""]:
     """Compute half the deviance of these frames over the mean count, mean over good pixels; differentiable everywhere.
 
@@ -43,8 +46,12 @@ def compute_objective(
     Arguments:
         misfit: receives these frames.
         counts: of these frames, where they have been loaded.
+        variation: modes, weights and scale of a probe that changes from frame to frame, see `physics.variable_probe`.
     """
     patches = extract(object, problem.compute_corners_px(positions_px[index]).to(object.real.dtype), problem.n_px)
+    if variation is not None:
+        modes, weights, scale = variation
+        probe = combine_probe(probe, modes, weights[index], scale[index])
     _, intensity = propagate_to_detector(patches, probe, problem.propagator)
     intensity = intensity + background
     counts = problem.load_counts(index) if counts is None else counts
@@ -79,6 +86,10 @@ class AutodiffSolver:
             "positions_px": config.position_update != "none",
             "background": config.background,
         }
+        if state.has_variable_probe:
+            self._units |= {"opr_modes": self._units["probe"], "opr_weights": 0.2, "frame_scale": 0.1}
+            wanted |= dict.fromkeys(("opr_modes", "opr_weights"), config.opr_modes > 0)
+            wanted["frame_scale"] = config.frame_scale
         # L-BFGS needs contiguous tensors, and the decomposition into orthogonal modes does not return such.
         self._parameters = {
             name: _view_as_real(getattr(state, name) / unit)
@@ -106,6 +117,7 @@ class AutodiffSolver:
         rate: float,
         update_probe: bool,
         update_positions: bool,
+        update_variation: bool,
     ) -> EpochFit:
         """Run one pass over the frames and return its fit: a step for each batch (Adam), or one for all of them
         (L-BFGS).
@@ -115,6 +127,10 @@ class AutodiffSolver:
         """
         self._frozen = set() if update_probe else {"probe"}
         self._frozen |= set() if update_positions else {"positions_px"}
+        if not update_variation:
+            self._frozen |= {"opr_modes", "opr_weights", "frame_scale"}
+        elif not update_probe:
+            self._frozen |= {"opr_modes", "opr_weights"}
         batches = split_into_batches(order, choose_batch_size(self._config, len(order)))
         if isinstance(self._optimizer, torch.optim.LBFGS):
             fits: list[EpochFit] = []
@@ -149,6 +165,8 @@ class AutodiffSolver:
             fits = [misfit.compute_fit(self._problem.n_good_pixels)]
         with torch.no_grad():
             self._parameters["background"].clamp_min_(0)
+            if "frame_scale" in self._parameters:
+                self._parameters["frame_scale"].clamp_min_(MIN_SCALE / self._units["frame_scale"])
             self._write_state(state)
         return fits[0]
 
@@ -190,6 +208,9 @@ class AutodiffSolver:
                     config.likelihood,
                     misfit,
                     counts,
+                    (values["opr_modes"], values["opr_weights"], values["frame_scale"])
+                    if "opr_modes" in values
+                    else None,
                 )
             )
         # Each process has the whole object, and adds its part of the penalties.
@@ -203,13 +224,15 @@ class AutodiffSolver:
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]
         for name in self._frozen:
-            self._parameters[name].grad = None
+            if name in self._parameters:
+                self._parameters[name].grad = None
         return loss.detach()
 
     def _get_physical_values(self) -> dict[str, Tensor]:
         """Return the variables in their physical units."""
         values = {name: tensor * self._units[name] for name, tensor in self._parameters.items()}
-        return values | {name: torch.view_as_complex(values[name]) for name in ("object", "probe")}
+        waves = values.keys() & {"object", "probe", "opr_modes"}
+        return values | {name: torch.view_as_complex(values[name]) for name in waves}
 
     def _write_state(self, state: RefinementState) -> None:
         for name, value in self._get_physical_values().items():

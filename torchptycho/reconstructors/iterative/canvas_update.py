@@ -43,26 +43,31 @@ class AccumulatedUpdate:
     def add(
         self,
         patches: Complex[Tensor, "k n n"],
-        probe: Complex[Tensor, "p n n"],
+        probe: Complex[Tensor, "*frames p n n"],
         corners_px: Float[Tensor, "k 2"],
         exit_change: Complex[Tensor, "k p n n"],
         *,
         update_probe: bool,
         touched_px: Float[Tensor, "all 2"] | None = None,
+        scale: Float[Tensor, " k"] | None = None,
     ) -> None:
         """Add the frames of a batch.
 
         Arguments:
             patches: of the object, at `corners_px`.
             exit_change: change of each frame's exit waves.
+            probe: one for all frames, or that of each.
             update_probe: whether the probe changes too.
             touched_px: the corners of the frames of all processes in this batch; None where there is only this one.
+            scale: factor of each frame's probe.
         """
-        power = (probe.real.square() + probe.imag.square()).sum(0)
-        backprojection = exit_change[:, 0] * probe[0].conj() if len(probe) == 1 else (exit_change * probe.conj()).sum(1)
+        power = (probe.real.square() + probe.imag.square()).sum(-3)
+        one = probe.shape[-3] == 1
+        backprojection = exit_change[:, 0] * probe[..., 0, :, :].conj() if one else (exit_change * probe.conj()).sum(1)
         place_inside(self._object, backprojection, corners_px)
         place_inside(self._illumination, power.expand(len(patches), -1, -1), corners_px)
         if update_probe:
+            patches = patches if scale is None else patches * scale[:, None, None]
             self._probe += (exit_change * patches.conj()[:, None]).sum(0)
             self._transmission += (patches.real.square() + patches.imag.square()).sum(0)
         touched_px = corners_px if touched_px is None else touched_px

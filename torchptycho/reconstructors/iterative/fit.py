@@ -17,13 +17,17 @@ __all__ = ["EpochFit", "ReducedChiSquared", "compute_wave_correction", "propagat
 
 
 def propagate_to_detector(
-    patches: Complex[Tensor, "k n n"], probe: Complex[Tensor, "p n n"], propagator: Propagator = FAR_FIELD
+    patches: Complex[Tensor, "k n n"], probe: Complex[Tensor, "*frames p n n"], propagator: Propagator = FAR_FIELD
 ) -> tuple[Complex[Tensor, "k p n n"], Float[Tensor, "k n n"]]:
     """Return the waves on the detector (in the far field with the zero frequency at [0, 0]) and their summed
-    intensity."""
+    intensity.
+
+    Arguments:
+        probe: one for all frames, or that of each.
+    """
     wave = propagator.forward(patches[:, None] * probe)
     intensity = wave.real.square() + wave.imag.square()
-    return wave, intensity[:, 0] if len(probe) == 1 else intensity.sum(1)
+    return wave, intensity[:, 0] if probe.shape[-3] == 1 else intensity.sum(1)
 
 
 def scale_wave(wave: Complex[Tensor, "k p n n"], factor: Float[Tensor, "k #p n n"]) -> Complex[Tensor, "k p n n"]:

@@ -18,6 +18,7 @@ from torchptycho.io.frames.thinning import are_whole_numbers, thin
 from torchptycho.physics.illumination import compute_illumination
 from torchptycho.physics.noise import poisson_log_ratio
 from torchptycho.physics.patches import extract_inside
+from torchptycho.physics.variable_probe import combine_probe
 from torchptycho.reconstructors.iterative.fit import propagate_to_detector
 from torchptycho.reconstructors.iterative.learned_prior import (
     DEFAULT_STRENGTH,
@@ -104,7 +105,9 @@ def choose_prior(
         load_learned: loads the learnt prior, which is tried at its own strength; None does not try it.
     """
     begun = time.perf_counter()
-    photons = compute_illumination(state.probe, problem.compute_corners_px(state.positions_px), problem.shape)
+    photons = compute_illumination(
+        state.build_mean_probe(), problem.compute_corners_px(state.positions_px), problem.shape
+    )
     per_px = float(photons[photons >= MIN_COVERAGE * photons.max()].median())
     if per_px > _ENOUGH_PHOTONS_PER_PX:
         return Choice(strength=0.0, reason="more photons than a prior improves", photons_per_px=per_px)
@@ -177,7 +180,11 @@ class _Trials:
     """
 
     def __init__(self, problem: Problem, state: RefinementState, config: RefineConfig, n_frames: int) -> None:
-        self._config, self._given = config, state
+        # The trials take the variation of the probe as they take the probe.
+        self._config, self._given = (
+            dataclasses.replace(config, opr_modes=0, opr_smoothing=0.0, frame_scale=False),
+            state,
+        )
         distance = (state.positions_px - state.positions_px.median(0).values).square().sum(1)
         rows = distance.argsort(stable=True)[:n_frames].sort().values
         frames, places = (
@@ -190,6 +197,7 @@ class _Trials:
             pairs = zip(frames, rows.tolist(), strict=True)
             seen = np.stack([thin(frame, _KEPT_FRACTION, config.refine_seed, row) for frame, row in pairs])
             kept, held = (seen, places), (frames - seen, places)
+            self._kept_rows = self._held_rows = rows
         else:
             self.held_out = "frames"
             self._part = self._model_factor = 1.0
@@ -199,6 +207,9 @@ class _Trials:
             is_held[distance[rows].argsort(stable=True).cpu().numpy()[every // 2 :: every]] = True
             kept, held = (
                 (frames[part], places[torch.from_numpy(part).to(places.device)]) for part in (~is_held, is_held)
+            )
+            self._kept_rows, self._held_rows = (
+                rows[torch.from_numpy(part).to(rows.device)] for part in (~is_held, is_held)
             )
         self._kept, self._kept_px = self._make_problem(problem, kept[0], places), kept[1]
         self._held, self._held_px = self._make_problem(problem, held[0], places), held[1]
@@ -212,7 +223,7 @@ class _Trials:
         base = self._begin()
         self._run_epochs(base, _BASE_EPOCHS, lambda epoch: 0.0)
         photons_per_px = compute_illumination(
-            base.probe, self._kept.compute_corners_px(base.positions_px), self._kept.shape
+            base.build_mean_probe(), self._kept.compute_corners_px(base.positions_px), self._kept.shape
         ).to(base.object.real.dtype)
         plain = dataclasses.replace(base)
         self._run_epochs(plain, _POLISHING_EPOCHS, _grow)
@@ -262,6 +273,10 @@ class _Trials:
             torch.full(self._kept.shape, float(size), dtype=probe.dtype, device=probe.device), probe, self._kept_px
         )
         state.background = given.background * self._part
+        if given.has_variable_probe:
+            state.opr_modes = given.opr_modes * math.sqrt(self._part)
+            state.opr_weights = given.opr_weights[self._kept_rows]
+            state.frame_scale = given.frame_scale[self._kept_rows]
         return state
 
     def _run_epochs(
@@ -295,12 +310,19 @@ class _Trials:
         for part in torch.split(torch.arange(self._held.n_frames, device=self._held.device), _FRAMES_AT_ONCE):
             corners_px = self._held.compute_corners_px(self._held_px[part])
             patches = extract_inside(state.object, corners_px, self._held.n_px)
-            _, intensity = propagate_to_detector(patches, state.probe, self._held.propagator)
+            probe = self._build_held_probe(state, part)
+            _, intensity = propagate_to_detector(patches, probe, self._held.propagator)
             if self._config.background:
                 intensity = intensity + state.background
             for expected, counts in zip(intensity * self._model_factor, self._held.load_counts(part), strict=True):
                 found.append(poisson_log_ratio(expected, mean, counts, self._held.mask_or_none))
         return torch.stack(found)
+
+    def _build_held_probe(self, state: RefinementState, part: Int64[Tensor, " k"]) -> Tensor:
+        given, rows = self._given, self._held_rows[part]
+        if not given.has_variable_probe:
+            return state.probe
+        return combine_probe(state.probe, state.opr_modes, given.opr_weights[rows], given.frame_scale[rows])
 
 
 def _round_counts(counts: np.ndarray) -> np.ndarray:

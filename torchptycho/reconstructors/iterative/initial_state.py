@@ -17,6 +17,7 @@ from torchptycho.physics.scaling import compute_probe_factor
 from torchptycho.reconstructors.iterative.probe_modes import find_empty_modes, orthogonalize_modes, set_mode_count
 from torchptycho.reconstructors.iterative.problem import Problem
 from torchptycho.reconstructors.iterative.state import RefinementState
+from torchptycho.reconstructors.iterative.variable_probe import begin_variation, take_over_variation
 
 _log = logging.getLogger(__name__)
 
@@ -87,6 +88,10 @@ def initialize_state(
         positions_px = limit_positions(start_px, positions_px, config) if moves else start_px
     object = _make_uniform_object(problem, modes) if start is None else _crop_start_to_canvas(problem, start)
     state = RefinementState.begin(object, modes, positions_px)
+    if config.opr_modes or config.frame_scale:
+        begin_variation(state, config.opr_modes, config.refine_seed)
+        if start is not None and start.probe is not None and probe is start.probe:
+            take_over_variation(state, start, config)
     if config.background:
         state.background += _INITIAL_BACKGROUND * problem.scaling.photons_per_frame / problem.n_px**2
     return state

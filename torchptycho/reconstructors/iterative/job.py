@@ -45,6 +45,7 @@ from torchptycho.reconstructors.iterative.rpie import choose_batch_size
 from torchptycho.reconstructors.iterative.shares import count_useful_processes
 from torchptycho.reconstructors.iterative.start_matching import match_start
 from torchptycho.reconstructors.iterative.state import RefinementState
+from torchptycho.reconstructors.iterative.variable_probe import check_variation
 
 __all__ = ["refine", "refine_side_by_side"]
 
@@ -116,6 +117,7 @@ def refine(
     if state_file is not None and is_first:
         check_output_file(state_file, option="state_file")
     check_regularization(settings)
+    check_variation(settings, scan.n_frames)
     places = _choose_devices(scan, settings, device, devices, nodes, launched)
     job = RefinementJob(
         scan=scan,

@@ -82,4 +82,4 @@ def apply_last_step(problem: Problem, state: RefinementState, prior: LearnedPrio
 
 def _measure_photons(problem: Problem, state: RefinementState) -> Tensor:
     corners_px = problem.compute_corners_px(state.positions_px)
-    return compute_illumination(state.probe, corners_px, problem.shape)
+    return compute_illumination(state.build_mean_probe(), corners_px, problem.shape)

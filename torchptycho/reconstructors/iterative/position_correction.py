@@ -72,16 +72,16 @@ class PositionSteps:
         self,
         index: Int64[Tensor, " k"],
         object: Complex[Tensor, "h w"],
-        probe: Complex[Tensor, "p n n"],
+        probe: Complex[Tensor, "*frames p n n"],
         corners_px: Float[Tensor, "k 2"],
         exit_change: Complex[Tensor, "k p n n"],
     ) -> None:
         """Add one batch of frames, at the estimate that `exit_change` was computed for."""
-        power = (probe.real.square() + probe.imag.square()).sum(0)
+        power = (probe.real.square() + probe.imag.square()).sum(-3)
         backprojection = (exit_change * probe.conj()).sum(1)
         dy, dx = extract_derivatives(object, corners_px, probe.shape[-1])
         columns = torch.stack([dy, dx], 1)
-        weighted = torch.view_as_real(columns * power).flatten(2)
+        weighted = torch.view_as_real(columns * power.unsqueeze(-3)).flatten(2)
         plain = torch.view_as_real(columns).flatten(2)
         self.residual[index] = exit_change.abs().square().sum((1, 2, 3)).double()
         self._curvature[index] = (weighted @ plain.mT).double()

@@ -130,7 +130,9 @@ class PriorSteps:
 
     def _count_photons(self, state: RefinementState) -> Float[Tensor, "h w"]:
         corners_px = self._problem.compute_corners_px(state.positions_px)
-        return compute_illumination(state.probe, corners_px, self._problem.shape).to(state.object.real.dtype)
+        return compute_illumination(state.build_mean_probe(), corners_px, self._problem.shape).to(
+            state.object.real.dtype
+        )
 
     def _get_strength(self, state: RefinementState) -> float:
         return 0.0 if state.regularization is None else float(state.regularization["strength"])

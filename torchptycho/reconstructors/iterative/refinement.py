@@ -39,6 +39,7 @@ from torchptycho.reconstructors.iterative.schedule import (
     plan_frames_per_update,
 )
 from torchptycho.reconstructors.iterative.state import RefinementState
+from torchptycho.reconstructors.iterative.variable_probe import fix_variation_gauge
 
 __all__ = ["EpochCallback", "build_fingerprint", "build_reconstruction", "run_epochs"]
 
@@ -129,7 +130,17 @@ def _advance_epoch(
     polished = compute_polishing_progress(state, config)
     if solver is not None:
         before = state.positions_px
-        fit = solver.run_epoch(state, order, rate=1 - 0.9 * polished, update_probe=probe, update_positions=positions)
+        varies = state.has_variable_probe and state.epoch >= config.opr_start_epoch
+        fit = solver.run_epoch(
+            state,
+            order,
+            rate=1 - 0.9 * polished,
+            update_probe=probe,
+            update_positions=positions,
+            update_variation=varies,
+        )
+        if varies:
+            fix_variation_gauge(problem, state, config, update_probe=probe)
         if config.position_update == "affine":
             state.positions_px = before + fit_linear_part(state.positions_px - before, before)
         state.positions_px = limit_positions(state.positions_px, given_px, config)
@@ -164,7 +175,9 @@ def _back_off_momentum(state: RefinementState) -> None:
 def build_reconstruction(
     problem: Problem, scan: Scan, state: RefinementState, config: RefineConfig, complete: bool, digest: str
 ) -> Reconstruction:
-    illumination = compute_illumination(state.probe, problem.compute_corners_px(state.positions_px), problem.shape)
+    illumination = compute_illumination(
+        state.build_mean_probe(), problem.compute_corners_px(state.positions_px), problem.shape
+    )
     coverage = (illumination / illumination.max()).float().cpu().numpy()
     shifted = torch.fft.fftshift(state.background) if problem.propagator.zero_frequency_first else state.background
     background = shifted.float().cpu().numpy()
@@ -195,6 +208,9 @@ def build_reconstruction(
         object_pixel_m=scan.geometry.with_object_pixel(scan.n_px).object_pixel_m,
         provenance=provenance,
         probe=state.probe.to(torch.complex64).cpu().numpy(),
+        opr_modes=state.opr_modes.to(torch.complex64).cpu().numpy().copy() if config.opr_modes else None,
+        opr_weights=state.opr_weights.float().cpu().numpy().copy() if config.opr_modes else None,
+        frame_scale=state.frame_scale.float().cpu().numpy().copy() if config.frame_scale else None,
         positions_px=state.positions_px.cpu().numpy(),
         given_positions_px=scan.positions_px,
         background=background if config.background else None,

@@ -26,6 +26,7 @@ from torchptycho.reconstructors.iterative.problem import Problem
 from torchptycho.reconstructors.iterative.reducer import Reducer
 from torchptycho.reconstructors.iterative.regularization import apply_penalty_step
 from torchptycho.reconstructors.iterative.state import RefinementState
+from torchptycho.reconstructors.iterative.variable_probe import VariationFit, fix_variation_gauge
 
 __all__ = ["choose_batch_size", "compute_frame_misfits", "measure_misfit", "run_epoch", "split_into_batches"]
 
@@ -36,6 +37,8 @@ _STEP_DAMPING = 0.01
 _MAX_STEP = 2.0
 # Small scans need small batches for enough updates per epoch; larger batches than this save no time.
 _UPDATES_PER_EPOCH, _MIN_BATCH_SIZE, _MAX_BATCH_SIZE = 25, 8, 64
+# Frames in a batch for each probe that they have in common: fewer hardly determine the modes of variation.
+_FRAMES_PER_PROBE = 4
 # Fraction of the frames in a batch above which only the object corrects the total intensity; otherwise object and probe
 # would both correct it.
 _SCALE_FREE_FRACTION = 0.25
@@ -63,23 +66,41 @@ def run_epoch(
     gathered = AccumulatedUpdate(state, config.alpha)
     batches = split_into_batches(order, choose_batch_size(config, len(order)))
     n_updates = max(1, round(len(order) / frames_per_update))
+    varies = state.has_variable_probe and state.epoch >= config.opr_start_epoch
+    variation = VariationFit(problem, state, config) if varies and (update_probe or config.frame_scale) else None
     for number, (batch, (index, counts)) in enumerate(zip(batches, problem.iterate_counts(batches), strict=True), 1):
         corners_px = problem.compute_corners_px(state.positions_px[index])
         patches = extract_inside(state.object, corners_px, problem.n_px)
-        wave, intensity = propagate_to_detector(patches, state.probe, problem.propagator)
+        probe = state.build_probe(index)
+        wave, intensity = propagate_to_detector(patches, probe, problem.propagator)
         if background is not None:
             intensity = intensity + state.background
+        if variation is not None:
+            wave, intensity = variation.fit_frames(batch, index, patches, wave, intensity, counts)
+            probe = state.build_probe(index)
+        if background is not None:
             background.add(intensity, counts)
         change = compute_wave_correction(intensity, counts, problem.mask_or_none, config.likelihood, misfit)
         exit_change = problem.propagator.adjoint(scale_wave(wave, change[:, None]))
         if shifts is not None:
-            shifts.add(index, state.object, state.probe, corners_px, exit_change)
+            shifts.add(index, state.object, probe, corners_px, exit_change)
         touched_px = corners_px if index is batch else problem.compute_corners_px(state.positions_px[batch])
-        gathered.add(patches, state.probe, corners_px, exit_change, update_probe=update_probe, touched_px=touched_px)
+        scale = state.frame_scale[index] if state.has_variable_probe else None
+        gathered.add(
+            patches, probe, corners_px, exit_change, update_probe=update_probe, touched_px=touched_px, scale=scale
+        )
+        if variation is not None and update_probe:
+            variation.accumulate(index, len(batch), patches, exit_change)
         if number * n_updates // len(batches) > (number - 1) * n_updates // len(batches):
             gathered.add_others(problem.reducer)
-            _apply_update(gathered, state, config, problem, batch, patches, corners_px, exit_change, update_probe)
+            _apply_update(
+                gathered, state, config, problem, batch, patches, probe, corners_px, exit_change, update_probe
+            )
             gathered.clear()
+            if variation is not None:
+                variation.update_modes()
+    if variation is not None:
+        fix_variation_gauge(problem, state, config, update_probe=update_probe)
     if background is not None:
         background.update_state(problem.reducer)
     if shifts is not None:
@@ -103,7 +124,7 @@ def compute_frame_misfits(
     misfits = []
     for part, places in zip(torch.split(own, _MAX_BATCH_SIZE), torch.split(own_px, _MAX_BATCH_SIZE), strict=True):
         patches = extract_inside(state.object, problem.compute_corners_px(places), problem.n_px)
-        _, intensity = propagate_to_detector(patches, state.probe, problem.propagator)
+        _, intensity = propagate_to_detector(patches, state.build_probe(part), problem.propagator)
         expected = intensity + state.background if config.background else intensity
         change = compute_wave_correction(
             expected,
@@ -122,7 +143,7 @@ def measure_misfit(problem: Problem, state: RefinementState, object: Complex[Ten
     batches = torch.split(torch.arange(problem.n_frames, device=problem.device), _MAX_BATCH_SIZE)
     for index, counts in problem.iterate_counts(batches):
         patches = extract_inside(object, problem.compute_corners_px(state.positions_px[index]), problem.n_px)
-        _, intensity = propagate_to_detector(patches, state.probe, problem.propagator)
+        _, intensity = propagate_to_detector(patches, state.build_probe(index), problem.propagator)
         compute_wave_correction(intensity + state.background, counts, problem.mask_or_none, "poisson", misfit)
     misfit.add_others(problem.reducer)
     return misfit.compute(problem.n_good_pixels)
@@ -130,7 +151,8 @@ def measure_misfit(problem: Problem, state: RefinementState, object: Complex[Ten
 
 def choose_batch_size(config: RefineConfig, n_frames: int) -> int:
     """Return the configured batch size, or one that suits the number of frames."""
-    wanted = config.batch_size or min(_MAX_BATCH_SIZE, max(_MIN_BATCH_SIZE, round(n_frames / _UPDATES_PER_EPOCH)))
+    least = max(_MIN_BATCH_SIZE, _FRAMES_PER_PROBE * (1 + config.opr_modes))
+    wanted = config.batch_size or max(least, min(_MAX_BATCH_SIZE, round(n_frames / _UPDATES_PER_EPOCH)))
     return min(wanted, n_frames)
 
 
@@ -147,6 +169,7 @@ def _apply_update(
     problem: Problem,
     batch: Int64[Tensor, " frames"],
     patches: Complex[Tensor, "k n n"],
+    probe: Complex[Tensor, "*frames p n n"],
     corners_px: Float[Tensor, "k 2"],
     exit_change: Complex[Tensor, "k p n n"],
     update_probe: bool,
@@ -160,7 +183,7 @@ def _apply_update(
     probe_step: float | Tensor = config.step
     if config.method == "lsqml":
         products = _compute_step_products(
-            extract_inside(update, corners_px, problem.n_px), state.probe, patches, probe_change, exit_change
+            extract_inside(update, corners_px, problem.n_px), probe, patches, probe_change, exit_change
         )
         lengths = _solve_step_lengths(problem.collect(products, batch))
         step, probe_step = (config.step * length for length in lengths)
@@ -188,7 +211,7 @@ def _remove_scale(update: Complex[Tensor, "p n n"], probe: Complex[Tensor, "p n 
 
 def _compute_step_products(
     update: Complex[Tensor, "k n n"],
-    probe: Complex[Tensor, "p n n"],
+    probe: Complex[Tensor, "*frames p n n"],
     patches: Complex[Tensor, "k n n"],
     probe_change: Complex[Tensor, "p n n"] | None,
     exit_change: Complex[Tensor, "k p n n"],

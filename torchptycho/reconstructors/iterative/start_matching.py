@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from typing import Any
 
 import numpy as np
 from jaxtyping import Complex64, Float64
@@ -72,7 +73,7 @@ def match_start(start: Reconstruction, scan: Scan) -> Reconstruction:
     change = _find_change(start, scan, pixel_m)
     extent_px = float(max(*start.object.shape, *np.abs(start.origin_px)))
     if not change.moves(extent_px):
-        return start if start.probe is None else dataclasses.replace(start, probe=_match_probe(start, scan, pixel_m))
+        return dataclasses.replace(start, **_match_probe(start, scan, pixel_m))
     if not 1 / _MAX_SCALE <= change.scale <= _MAX_SCALE:
         raise ConfigError(
             f"start: its object pixels are {change.scale:.4g} times as large as the scan's"
@@ -89,7 +90,7 @@ def match_start(start: Reconstruction, scan: Scan) -> Reconstruction:
     )
     return dataclasses.replace(
         moved,
-        probe=None if start.probe is None else _match_probe(start, scan, pixel_m),
+        **_match_probe(start, scan, pixel_m),
         positions_px=None if start.positions_px is None else change.apply(start.positions_px),
         given_positions_px=None if start.given_positions_px is None else change.apply(start.given_positions_px),
     )
@@ -191,9 +192,19 @@ def _measure_rms(change: _Change, before: Positions, now: Positions) -> float:
     return float(np.sqrt(np.square(off - off.mean(0)).sum(1).mean()))
 
 
-def _match_probe(start: Reconstruction, scan: Scan, pixel_m: float | None) -> Complex64[np.ndarray, "p n n"]:
-    probe = start.probe
-    assert probe is not None
+def _match_probe(start: Reconstruction, scan: Scan, pixel_m: float | None) -> dict[str, Any]:
+    """Return the start's probe, and its modes of variation likewise, as fields of the matched start."""
+    if start.probe is None:
+        return {}
+    modes = start.probe if start.opr_modes is None else np.concatenate([start.probe, start.opr_modes])
+    matched = _match_modes(modes, len(start.probe), start, scan, pixel_m)
+    probe, variation = np.split(matched, [len(start.probe)])
+    return {"probe": probe} if start.opr_modes is None else {"probe": probe, "opr_modes": variation}
+
+
+def _match_modes(
+    probe: Complex64[np.ndarray, "all n n"], n_modes: int, start: Reconstruction, scan: Scan, pixel_m: float | None
+) -> Complex64[np.ndarray, "all k k"]:
     ratio = start.object_pixel_m / pixel_m if start.object_pixel_m and pixel_m else 1.0
     if not 1 / _MAX_SCALE <= ratio <= _MAX_SCALE:
         return probe
@@ -204,7 +215,7 @@ def _match_probe(start: Reconstruction, scan: Scan, pixel_m: float | None) -> Co
     if not same_edge:
         return resampled
     pattern = np.sqrt(compute_mean_pattern(scan.frames, scan.domain)) * scan.mask
-    return max((probe, resampled), key=lambda modes: correlate_with_pattern(modes, pattern))
+    return max((probe, resampled), key=lambda modes: correlate_with_pattern(modes[:n_modes], pattern))
 
 
 def _describe_pixels(start_m: float | None, scan_m: float | None) -> str:

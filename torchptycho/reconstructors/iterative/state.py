@@ -9,21 +9,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Complex, Float, Float64
+from jaxtyping import Complex, Float, Float64, Int64
 from torch import Tensor
 
 from torchptycho.core.errors import StoreError
 from torchptycho.io.storage.archive import NpzArchive, write_array
 from torchptycho.io.storage.file_access import dump_json, replace_atomically
+from torchptycho.physics.variable_probe import combine_probe
 from torchptycho.reconstructors.iterative.probe_modes import compute_area_px, compute_power, find_center_of_mass
 from torchptycho.reconstructors.iterative.reducer import Reducer
 
 __all__ = ["RefinementState"]
 
-_FORMAT, _FORMAT_VERSION = "torchptycho-refinement", 5
+_FORMAT, _FORMAT_VERSION = "torchptycho-refinement", 6
 _TENSOR_FIELDS = (
     "object", "probe", "positions_px", "drift_px", "background", "velocity", "anchor", "probe_velocity", "probe_anchor",
+    "opr_modes", "opr_weights", "frame_scale",
 )  # fmt: skip
+_VARIATION_FIELDS = ("opr_modes", "opr_weights", "frame_scale")
 _FIGURES = ("misfit", "residual", "unexplained", "seconds")
 # Keys of a state file that differ from the names of their fields.
 _KEYS = {"momentum_backoffs": "damped", "probe_photons": "light"}
@@ -41,6 +44,8 @@ class RefinementState:
         background: [N, N] counts that do not come from the sample, zero frequency at [0, 0].
         velocity, anchor: momentum of the object, and the object when it was last used.
         probe_velocity, probe_anchor: the same of the probe.
+        opr_modes, opr_weights, frame_scale: [V, N, N], [M, V], [M]: how the probe of each frame differs from `probe`,
+            see `physics.variable_probe`; of no modes and no frames for a stable probe.
         probe_photons, center_px: photons in all modes of the probe that it began with, and their centre of mass (y, x),
             which the probe keeps.
         probe_area_px: pixels that the light of the probe filled when it began.
@@ -62,6 +67,9 @@ class RefinementState:
     anchor: Complex[Tensor, "h w"]
     probe_velocity: Complex[Tensor, "p n n"]
     probe_anchor: Complex[Tensor, "p n n"]
+    opr_modes: Complex[Tensor, "v n n"]
+    opr_weights: Float[Tensor, "frames v"]
+    frame_scale: Float[Tensor, " frames"]
     probe_photons: float
     center_px: tuple[float, float]
     probe_area_px: float
@@ -86,10 +94,35 @@ class RefinementState:
             anchor=object.clone(memory_format=torch.contiguous_format),
             probe_velocity=torch.zeros_like(probe, memory_format=torch.contiguous_format),
             probe_anchor=probe.clone(memory_format=torch.contiguous_format),
+            opr_modes=torch.zeros_like(probe[:0]),
+            opr_weights=probe.real.new_zeros(0, 0),
+            frame_scale=probe.real.new_zeros(0),
             probe_photons=float(compute_power(probe)),
             probe_area_px=float(compute_area_px(probe)),
             center_px=find_center_of_mass(probe),
         )
+
+    @property
+    def has_variable_probe(self) -> bool:
+        """Whether the probe may differ from frame to frame."""
+        return len(self.frame_scale) > 0
+
+    def build_probe(self, index: Int64[Tensor, " k"]) -> Complex[Tensor, "*frames p n n"]:
+        """Return the probe of these frames: one for all if it is stable, else [K, P, N, N]."""
+        if not self.has_variable_probe:
+            return self.probe
+        return combine_probe(self.probe, self.opr_modes, self.opr_weights[index], self.frame_scale[index])
+
+    def build_mean_probe(self) -> Complex[Tensor, "all_modes n n"]:
+        """Return modes whose summed intensity is that of the mean frame's probe.
+
+        Exact when the weights have mean 0 and are uncorrelated, as after each epoch.
+        """
+        if not self.has_variable_probe:
+            return self.probe
+        squared = self.frame_scale.square()
+        spread = (squared[:, None] * self.opr_weights.square()).mean(0).sqrt()
+        return torch.cat([self.probe * squared.mean().sqrt(), self.opr_modes * spread[:, None, None]])
 
     def fix_gauge(self) -> None:
         """Bring the probe back to the power and, by whole pixels, to the place that it began with.
@@ -101,12 +134,12 @@ class RefinementState:
         centers = zip(find_center_of_mass(self.probe), self.center_px, strict=True)
         back = tuple(-round(now - before) for now, before in centers)
         if any(back):
-            for name in ("probe", "probe_velocity", "probe_anchor", "object", "velocity", "anchor"):
+            for name in ("probe", "probe_velocity", "probe_anchor", "opr_modes", "object", "velocity", "anchor"):
                 setattr(self, name, torch.roll(getattr(self, name), back, (-2, -1)))
 
     def scale(self, factor: Float[Tensor, ""]) -> None:
         """Multiply the probe by a factor and divide the object by it, which no count depends on."""
-        for name in ("probe", "probe_velocity", "probe_anchor"):
+        for name in ("probe", "probe_velocity", "probe_anchor", "opr_modes"):
             getattr(self, name).mul_(factor)
         for name in ("object", "velocity", "anchor"):
             getattr(self, name).mul_(1 / factor)
@@ -125,7 +158,8 @@ class RefinementState:
 
     def copy_from_first(self, reducer: Reducer) -> None:
         """Take all tensors from the first of several processes."""
-        reducer.copy_from_first(*(getattr(self, name) for name in _TENSOR_FIELDS))
+        fields = (getattr(self, name) for name in _TENSOR_FIELDS)
+        reducer.copy_from_first(*(field for field in fields if field.numel()))
 
     def save(self, path: str | Path, fingerprint: dict[str, Any]) -> None:
         """Write everything, with what it belongs to; the file appears only when it is whole."""
@@ -138,6 +172,8 @@ class RefinementState:
         metadata = {"format": _FORMAT, "format_version": _FORMAT_VERSION, "fingerprint": fingerprint, **numbers}
         with replace_atomically(path) as target, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
             for name in _TENSOR_FIELDS:
+                if name in _VARIATION_FIELDS and not getattr(self, name).numel():
+                    continue  # A stable probe has none.
                 write_array(archive, name, getattr(self, name).cpu().numpy())
             write_array(archive, "_metadata", np.array(dump_json(metadata, path, "state")))
 
@@ -163,12 +199,16 @@ class RefinementState:
                 "and scan, or start again."
             )
         names = [field.name for field in dataclasses.fields(cls) if field.name not in _TENSOR_FIELDS]
-        missing = [name for name in _TENSOR_FIELDS if name not in archive.keys] + [
+        stored = [name for name in _TENSOR_FIELDS if name not in _VARIATION_FIELDS or name in archive]
+        missing = [name for name in stored if name not in archive.keys] + [
             key for n in names if (key := _KEYS.get(n, n)) not in metadata
         ]
         if missing:
             raise StoreError(f"{path}: expected {', '.join(missing)} in the state; found none. Refine from the start.")
-        tensors: dict[str, Any] = {name: torch.from_numpy(archive.load(name)).to(device) for name in _TENSOR_FIELDS}
+        tensors: dict[str, Any] = {name: torch.from_numpy(archive.load(name)).to(device) for name in stored}
+        empty = {"opr_modes": tensors["probe"][:0].clone(), "frame_scale": tensors["background"].new_zeros(0)}
+        tensors = empty | tensors
+        tensors.setdefault("opr_weights", tensors["frame_scale"].new_zeros(len(tensors["frame_scale"]), 0))
         numbers = {name: metadata[_KEYS.get(name, name)] for name in names}
         numbers["center_px"] = tuple(numbers["center_px"])
         return cls(**tensors, **numbers)

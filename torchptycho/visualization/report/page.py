@@ -21,6 +21,7 @@ from torchptycho.visualization.plot.panels import choose_length_unit
 from torchptycho.visualization.report import run_sections, sections
 from torchptycho.visualization.report.pattern_panels import DetectorModel
 from torchptycho.visualization.report.prior_section import make_prior_section
+from torchptycho.visualization.report.variation_section import make_variation_section
 
 __all__ = ["write_report"]
 
@@ -66,6 +67,7 @@ def write_report(
         sections.make_curves_section(image, history or {}),
         None if halves is None else sections.make_resolution_section(halves),
         None if probe is None else sections.make_probe_section(probe, image.object_pixel_m),
+        make_variation_section(image),
         sections.make_positions_section(scan, image),
         run_sections.make_data_section(summary),
         run_sections.make_configuration_section(image),

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Complex, Float64
 from torch import Tensor
 
-from torchptycho.core.reconstruction import Reconstruction
+from torchptycho.core.reconstruction import Reconstruction, get_frame_probe
 from torchptycho.core.scan import Scan
 from torchptycho.physics.diffraction import illuminate, measurement
 from torchptycho.physics.patches import extract, locate_corner
@@ -73,6 +73,8 @@ def compare_patterns(
     positions_px = scan.positions_px if image.positions_px is None else image.positions_px
     corners = locate_corner(torch.from_numpy(positions_px[index]), scan.n_px, image.origin_px)
     patches = extract(torch.from_numpy(image.object), corners, scan.n_px)
+    if probe is image.probe and (image.opr_modes is not None or image.frame_scale is not None):
+        probe = np.stack([get_frame_probe(image, frame) for frame in index.tolist()])
     exit_waves = illuminate(patches, torch.from_numpy(np.ascontiguousarray(probe)))
     expected = measurement(compute_detector_wave(exit_waves, scan.geometry))
     if detect is not None:

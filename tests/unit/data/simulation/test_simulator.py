@@ -35,6 +35,37 @@ def power(probe: np.ndarray) -> float:
     return float(np.sum(np.abs(probe.astype(np.complex128)) ** 2))
 
 
+@pytest.mark.contract("simulation.probe.unstable")
+def test_unstable_probe_changes_as_configured() -> None:
+    given = {**SMALL, "n_frames": 400, "object_kind": "lines", "photons_per_frame": 1e6}
+    scan = simulate(SimulateConfig(**given, power_fluctuation=0.1, probe_wander=0.3))
+    drawn, weights = np.array(scan.metadata["probe_power"]), np.array(scan.metadata["probe_weights"])
+    assert drawn.mean() == pytest.approx(1, abs=1e-9)
+    assert drawn.std() == pytest.approx(0.1, rel=0.15)
+    assert weights.shape == (400, 3)
+    assert np.sqrt((weights**2).sum(1).mean()) == pytest.approx(0.3, rel=1e-6)
+    assert np.abs(weights.mean(0)).max() < 1e-9
+    assert np.abs(np.diff(weights, axis=0)).max() < 0.1 * np.ptp(weights)
+    assert "probe_power" not in simulate(SimulateConfig(**SMALL)).metadata
+
+
+@pytest.mark.contract("simulation.probe.unstable")
+def test_probe_of_each_frame_is_what_is_recorded() -> None:
+    given = {**SMALL, "noise": False}
+    flat = np.ones((80, 80), complex)
+    stable = frames_of(simulate(SimulateConfig(**given), object=flat))
+    scan = simulate(SimulateConfig(**given, power_fluctuation=0.2), object=flat)
+    found = frames_of(scan).sum((1, 2)) / stable.sum((1, 2))
+    np.testing.assert_allclose(found, scan.metadata["probe_power"], rtol=1e-5)
+    # A drift is a shift of the positions, which the far field of a uniform object does not show.
+    drifting = simulate(SimulateConfig(**given, probe_drift_px=3.0))
+    assert np.hypot(*np.diff(np.array(drifting.metadata["probe_shift_px"])[[0, -1]], axis=0)[0]) == pytest.approx(3)
+    np.testing.assert_allclose(
+        frames_of(simulate(SimulateConfig(**given, probe_drift_px=3.0), object=flat)), stable, rtol=1e-3, atol=1.0
+    )
+    assert not np.allclose(frames_of(drifting), frames_of(simulate(SimulateConfig(**given))), rtol=1e-2)
+
+
 def diameter_holding(fraction: float, probe: np.ndarray) -> float:
     n_px = probe.shape[-1]
     y, x = np.indices((n_px, n_px)) - n_px // 2

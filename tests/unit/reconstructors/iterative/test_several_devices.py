@@ -63,7 +63,7 @@ def distance(found: np.ndarray | None, wanted: np.ndarray | None) -> float:
 
 
 def check_same(found: Reconstruction, wanted: Reconstruction) -> None:
-    for name in ("object", "probe", "positions_px", "background"):
+    for name in ("object", "probe", "positions_px", "background", "frame_scale"):
         if getattr(wanted, name) is not None:
             assert distance(getattr(found, name), getattr(wanted, name)) < tolerance("processes"), name
     for name in ("misfit", "residual", "unexplained"):
@@ -78,6 +78,8 @@ class TestSameImage:
             ({"method": "rpie"} | ALL, 2),
             ({"method": "lsqml"} | ALL, 2),
             ({"method": "gradient"} | ALL, 2),
+            ({"method": "lsqml", "opr_modes": 2, "frame_scale": True, "opr_start_epoch": 1}, 2),
+            ({"method": "gradient", "opr_modes": 2, "frame_scale": True, "opr_start_epoch": 1}, 2),
             ({"method": "rpie", "batch_size": 32, "position_update": "affine", "likelihood": "amplitude"}, 4),
             ({"method": "lsqml", "probe_update": False, "smoothness_weight": 0.01}, 2),
             ({"method": "gradient", "tv_weight": 0.01, "position_update": "affine"}, 2),

@@ -19,7 +19,7 @@ from PIL import Image
 
 from torchptycho.analysis.evaluation import evaluate
 from torchptycho.core.config import RefineConfig, SimulateConfig
-from torchptycho.core.reconstruction import Reconstruction
+from torchptycho.core.reconstruction import Reconstruction, get_frame_probe
 from torchptycho.core.scan import ArrayFrames, Scan
 from torchptycho.data.simulation import simulate
 from torchptycho.visualization.plot.png import downsample
@@ -27,6 +27,7 @@ from torchptycho.visualization.report import write_report
 from torchptycho.visualization.report.inline_png import encode_mapped_png
 from torchptycho.visualization.report.pattern_panels import compare_patterns
 from torchptycho.visualization.report.svg_charts import Series, draw_curves_svg, draw_positions_svg
+from torchptycho.visualization.report.variation_section import make_variation_section
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
@@ -204,6 +205,26 @@ def test_an_image_that_cannot_be_compared_is_shown_and_says_so(scan: Scan, tmp_p
 def test_an_image_without_a_valid_pixel_is_shown(scan: Scan, tmp_path: Path) -> None:
     nothing = image_of(scan, valid=np.zeros_like(image_of(scan).valid))
     assert "image" in Page(write_report(nothing, scan, tmp_path / "page.html").read_text(encoding="utf-8")).sections
+
+
+@pytest.mark.contract("refine.opr.report")
+def test_variation_of_the_probe_is_shown(scan: Scan, tmp_path: Path) -> None:
+    weights = np.linspace(-0.2, 0.2, scan.n_frames, dtype=np.float32)[:, None]
+    scale = np.linspace(0.9, 1.1, scan.n_frames, dtype=np.float32)
+    image = image_of(scan, opr_modes=np.roll(scan.probe, 3, 1), opr_weights=weights, frame_scale=scale)
+    text = write_report(image, scan, tmp_path / "page.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert "variation" in page.sections
+    assert "Variation 1" in text
+    assert "Weights of the variations" in text
+    assert "Power of the probe" in text
+    assert image.probe is not None
+    patterns = compare_patterns(scan, image, image.probe)
+    for frame, expected in zip(patterns.frames, patterns.expected, strict=True):
+        alone = dataclasses.replace(image, opr_modes=None, opr_weights=None, frame_scale=None)
+        own = compare_patterns(scan, alone, get_frame_probe(image, frame)).expected[patterns.frames.index(frame)]
+        np.testing.assert_allclose(expected, own, rtol=1e-4, atol=1e-3)
+    assert make_variation_section(image_of(scan)) is None
 
 
 class TestPatterns:

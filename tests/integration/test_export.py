@@ -31,6 +31,7 @@ from torchptycho.data.inference_dataset import InferenceBatch
 from torchptycho.data.simulation import simulate
 from torchptycho.io import write_scan
 from torchptycho.models.export.export import MAX_RELATIVE_ERROR, export_network
+from torchptycho.models.export.matrix_patches import MatrixPatches
 from torchptycho.models.export.metadata import METADATA_KEY
 from torchptycho.models.export.runtimes import ExportedNetwork, load_exported
 from torchptycho.models.loading import open_network
@@ -144,6 +145,9 @@ def test_scale_and_mask_of_training_may_be_left_out(exported: Path) -> None:
     (found,) = session.run(None, {"frames": batch.frames.numpy(), "offset_px": batch.offset_px.numpy()})
     assert found.shape == (2, 4, 32, 32, 2)
     assert np.array_equal(found, torch.view_as_real(network(batch)).numpy())
+    # The graph has the operators that it was exported with.
+    with pytest.raises(ValueError, match="patch_operators: expected none with an exported network"):
+        network(batch, MatrixPatches())
 
 
 @pytest.mark.contract("export.refuses_disagreement")

@@ -67,6 +67,8 @@ def test_clean_scan_has_no_problems(seed: int) -> None:
     assert summary.problems == []
     assert summary.usable
     assert summary.photons_mean == pytest.approx(PHOTONS + 0.5 * N * N, rel=1e-2)
+    assert (summary.n_modes, summary.has_truth, summary.has_truth_patches) == (1, False, False)
+    assert (summary.n_frames, summary.n_scans, summary.n_px, summary.dtype) == (64, 1, N, "uint32")
     assert summary.field_m == pytest.approx([length * 2e-8 for length in summary.field_px], rel=1e-12)
     assert summary.field_px == pytest.approx((21, 21), abs=0.6)
     assert summary.overlap == pytest.approx(1 - summary.step_px / summary.probe_diameter_px, abs=1e-12)

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from torchptycho.core.scan import DEFAULT_PHOTONS_PER_FRAME
 from torchptycho.physics.diffraction import expected_counts, far_field
-from torchptycho.physics.scaling import Scaling, compute_gauge_factor, measure_scaling, to_intensity
+from torchptycho.physics.scaling import Scaling, compute_gauge_factor, measure_scaling, sum_frames, to_intensity
 
 N = 16
 units = st.floats(1e-6, 1e6)
@@ -156,3 +157,26 @@ def test_gauge_factor_undoes_any_unit_of_the_probe(probe: Tensor, unit: float) -
 def test_scaling_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         scaling_of(frames(1), "counts").input_scale = 1.0  # type: ignore[misc]
+
+
+@pytest.mark.contract("physics.units.counts")
+@pytest.mark.parametrize("dtype", ["u1", "u2", "u4", "u8", "i2", "i4", "f4", "f8"])
+@pytest.mark.parametrize("domain", ["counts", "amplitude"])
+def test_sums_of_frames_do_not_overflow_and_lose_no_count(dtype: str, domain: Any) -> None:
+    kind = np.dtype(dtype)
+    largest = 2**24 if kind.kind == "f" else min(int(np.iinfo(kind).max), 2**52)
+    frames = np.zeros((3, 4, 4), kind)
+    frames[0], frames[1, 2, 3], frames[2] = largest, 1, 3
+    frames[2, 0, 0] = largest - 1
+    squared = 2 if domain == "amplitude" else 1
+    exact = [sum(int(value) ** squared for value in frame.ravel()) for frame in frames]
+    found = sum_frames(frames, domain)
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, np.array(exact, float), rtol=1e-15)
+
+
+def test_integer_sums_are_exact_up_to_the_largest_that_fit() -> None:
+    # 2^16 - 1 in 257 x 257 pixels is above 2^32.
+    for edge in (256, 257):
+        frames = np.full((1, edge, edge), 65535, np.uint16)
+        assert sum_frames(frames, "counts").tolist() == [65535 * edge**2]

@@ -147,6 +147,7 @@ def test_position_out_of_reach_is_not_placed_and_takes_no_memory() -> None:
 def test_canvas_that_has_not_grown_has_no_image() -> None:
     canvas = GrowingCanvas()
     assert not bool(canvas.add(ones(1), at((np.nan, 0)), torch.ones(N, N)).any())
+    assert (canvas.shape, canvas.origin_px, canvas.used_px) == ((0, 0), (0, 0), None)
     with pytest.raises(ValueError, match="no patch was placed"):
         canvas.finish()
     with pytest.raises(ValueError, match="at least four tiles"):

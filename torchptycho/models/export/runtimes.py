@@ -224,6 +224,16 @@ class ExportedNetwork(PtychoNetwork):
     def forward(
         self, batch: FrameBatch, patch_operators: PatchOperators = GATHER_SCATTER
     ) -> Complex[Tensor, "b c n n"]:
+        """Predict the object patches of the frames of each group.
+
+        Raises:
+            ValueError: other patch operators than those that the exported graph has are asked for.
+        """
+        if patch_operators is not GATHER_SCATTER:
+            raise ValueError(
+                "patch_operators: expected none with an exported network, whose graph has its own; found "
+                f"{type(patch_operators).__name__}"
+            )
         self.expect_offsets(float(batch.offset_px.abs().max()))
         patches = self._runner(
             batch.frames.float(), batch.offset_px.float(), self.input_scale[0].float(), self.masks[0]

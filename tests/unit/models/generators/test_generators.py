@@ -330,6 +330,25 @@ class TestProjection:
         assert float(projection.gradient_step(field).abs().max()) < 1e-6
         assert float(projection.preconditioned_step(field).abs().max()) < 1e-6
 
+    @pytest.mark.contract("phys.projection.fixed")
+    def test_each_group_has_its_own_mask_probe_and_background(self) -> None:
+        count = torch.Generator().manual_seed(0)
+        offset_px = 4 * torch.rand(2, 3, 2, generator=count, dtype=torch.float64)
+        offset_px = offset_px - offset_px.mean(1, keepdim=True)
+        amplitude = torch.rand(2, 3, 32, 32, generator=count, dtype=torch.float64)
+        mask = torch.rand(2, 1, 32, 32, generator=count) < 0.7
+        probe = torch.cat([unit_beam(32, 1, torch.complex128), 0.5j * unit_beam(32, 1, torch.complex128)])
+        photon, background = torch.tensor([PHOTON, 3 * PHOTON]), torch.tensor([0.0, 0.2])
+        field = torch.cat([weak_object(40, 0.3, seed)[0] for seed in (1, 2)])
+        both = GroupProjection(amplitude, probe, offset_px, mask, photon, background, 40)
+        for group in (0, 1):
+            own = slice(group, group + 1)
+            alone = GroupProjection(
+                amplitude[own], probe[own], offset_px[own], mask[own], photon[own], background[own], 40
+            )
+            for method in ("gradient_step", "preconditioned_step", "extract_patches"):
+                assert_close(getattr(both, method)(field)[own], getattr(alone, method)(field[own]), "double")
+
     @pytest.mark.contract("phys.projection.between-pixels")
     def test_beam_between_pixels_is_where_it_is_said_to_be(self) -> None:
         def gaussian(y_px: float, x_px: float) -> Tensor:

@@ -9,7 +9,9 @@ from tolerances import relative_l2
 from torch import Tensor
 
 from torchptycho.physics.illumination import compute_illumination, compute_noise_level
-from torchptycho.reconstructors.iterative.learned_prior import LearnedPrior
+from torchptycho.reconstructors.iterative.learned_prior import LearnedPrior, apply_last_step
+from torchptycho.reconstructors.iterative.problem import Problem
+from torchptycho.reconstructors.iterative.state import RefinementState
 
 
 def add_noise(truth: Tensor, photons: float, seed: int = 0) -> Tensor:
@@ -90,3 +92,45 @@ def test_illumination_counts_the_photons_of_all_frames() -> None:
     assert float(sigma[2, 2]) == pytest.approx(10**-0.5)
     assert bool(torch.isinf(sigma[photons == 0]).all())
     assert np.isfinite(sigma[photons > 0].numpy()).all()
+
+
+@pytest.mark.parametrize(
+    ("before", "after_full", "step"),
+    [
+        # Fitted noise of 0.2 may come back one and a half times: up to 1.3.
+        (0.8, 1.29, 1.0),
+        (0.8, 1.31, 0.75),
+        # Above 1 only a hundredth of noise is allowed for.
+        (1.5, 1.51, 1.0),
+        (1.5, 1.529, 0.5),
+        (0.8, 5.0, 0.0),
+    ],
+)
+def test_the_last_step_is_as_long_as_the_counts_allow(
+    monkeypatch: pytest.MonkeyPatch, before: float, after_full: float, step: float
+) -> None:
+    start = torch.full((8, 8), 0.5 + 0j, dtype=torch.cfloat)
+    state = RefinementState.begin(start, torch.ones(1, 4, 4, dtype=torch.cfloat), torch.zeros(1, 2).double())
+    state.updates = 3
+    asked: list[tuple[float, float]] = []
+
+    def denoise(_: object, object: Tensor, photons_per_px: Tensor, strength: float) -> Tensor:
+        asked.append((float(photons_per_px.mean()), strength))
+        return object + 1
+
+    def measure(_: object, state: RefinementState, object: Tensor) -> float:
+        length = float((object - start).real.mean())
+        return before + length * (after_full - before)
+
+    monkeypatch.setattr("torchptycho.reconstructors.iterative.learned_prior._measure_photons", lambda *_: start.real)
+    monkeypatch.setattr("torchptycho.reconstructors.iterative.learned_prior.measure_misfit", measure)
+    monkeypatch.setattr(LearnedPrior, "denoise", denoise)
+    found = apply_last_step(object.__new__(Problem), state, object.__new__(LearnedPrior), 0.7)
+    assert asked == [(0.5, pytest.approx(0.7))]
+    assert found == {
+        "misfit_before": before,
+        "misfit_after": pytest.approx(before + step * (after_full - before)),
+        "step": step,
+    }
+    assert torch.equal(state.object, start + step)
+    assert (state.updates, torch.equal(state.anchor, state.object)) == (0, True)

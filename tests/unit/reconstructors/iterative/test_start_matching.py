@@ -73,6 +73,9 @@ def test_positions_found_by_the_start_are_scaled(scan: Scan, wrong: Reconstructi
     start = match_start(dataclasses.replace(wrong, positions_px=wrong.positions_px + found), scan)
     assert start.positions_px is not None
     np.testing.assert_allclose(start.positions_px, scan.positions_px + found * 8 / 7)
+    assert start.given_positions_px is not None
+    np.testing.assert_allclose(start.given_positions_px, scan.positions_px)
+    assert match_start(dataclasses.replace(wrong, positions_px=None), scan).positions_px is None
 
 
 @pytest.mark.contract("refine.start.geometry")

@@ -57,7 +57,7 @@ def fill(arguments: list[str], file: Path) -> list[str]:
 
 @pytest.mark.contract("cli.overwrite")
 def test_every_command_that_writes_files_follows_the_rule() -> None:
-    tested = {name.split()[0] for name in WRITERS} | {"watch", "prepare", "demo"}
+    tested = {name.split()[0] for name in WRITERS} | {"watch", "prepare", "demo", "train", "pretrain"}
     assert {name for name, kind in COMMANDS.items() if issubclass(kind, WritingCommand)} == tested
     outputs = {"out", "plot", "swmr", "report"}
     with_outputs = {
@@ -65,8 +65,7 @@ def test_every_command_that_writes_files_follows_the_rule() -> None:
         for name, kind in COMMANDS.items()
         if outputs & {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     }
-    # A training is never replaced, but continued with --resume.
-    assert with_outputs == tested | {"train", "pretrain"}
+    assert with_outputs == tested
 
 
 @pytest.mark.contract("cli.overwrite")

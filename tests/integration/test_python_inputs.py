@@ -54,6 +54,13 @@ def test_files_stand_for_scans_and_images(files: tp.Reconstruction) -> None:
         assert tp.compare(image, image, scan if isinstance(scan, str | Path) else None).metrics
         assert tp.plot_reconstruction(image, "image.png").is_file()
         assert tp.write_report(image, scan, "page.html").is_file()
+        assert len(tp.group(scan, {"gridsize": 1}).members) == 40
+        tp.write_scan(scan, "again.npz")
+        assert tp.read_scan("again.npz").n_frames == 40
+        tp.write_reconstruction(image, "again.npz")
+        np.testing.assert_array_equal(tp.read_reconstruction("again.npz").object, files.object)
+        assert tp.write_tiff(image, "image.tif")[0].is_file()
+        assert len(tp.rank_orientations(scan)) == 8 if scan is SCAN else True
     halves = [tp.resolution(scan, config=ONE, device="cpu").half_period_px for scan in (SCAN, "scan.npz")]
     assert halves[0] == pytest.approx(halves[1])
 
@@ -137,6 +144,21 @@ WRONG: dict[str, Callable[[], object]] = {
     "reconstruct": lambda: tp.reconstruct(3, SCAN, **CPU),  # type: ignore[arg-type]
     "prepare": lambda: tp.prepare(3, None, "store"),  # type: ignore[arg-type]
     "train": lambda: tp.train(None, None, "run"),  # type: ignore[arg-type]
+    "group": lambda: tp.group(3),  # type: ignore[arg-type]
+    "group, one axis": lambda: tp.group(SCAN.positions_px[:, 0]),
+    "group, no file": lambda: tp.group("absent.npz"),
+    "plot_comparison": lambda: tp.plot_comparison("image.npz", "a.png"),  # type: ignore[arg-type]
+    "plot_reconstruction": lambda: tp.plot_reconstruction(3, "a.png"),  # type: ignore[arg-type]
+    "write_report": lambda: tp.write_report(3, SCAN, "a.html"),  # type: ignore[arg-type]
+    "write_tiff": lambda: tp.write_tiff(3, "a.tif"),  # type: ignore[arg-type]
+    "append_scans": lambda: tp.append_scans(3, SCAN),  # type: ignore[arg-type]
+    "drop_scans": lambda: tp.drop_scans(3, 0),  # type: ignore[arg-type]
+    "export_network": lambda: tp.export_network(3, "a.onnx"),  # type: ignore[arg-type]
+    "open_network": lambda: tp.open_network(3),  # type: ignore[arg-type]
+    "save_bundle": lambda: tp.save_bundle(3, "a.zip"),  # type: ignore[arg-type]
+    "load_checkpoint": lambda: tp.load_checkpoint(3),  # type: ignore[arg-type]
+    "store": lambda: tp.Store.open(3),  # type: ignore[arg-type]
+    "data set": lambda: tp.GroupDataset(3, "train"),  # type: ignore[arg-type]
     "data module": lambda: tp.PtychoDataModule(3),  # type: ignore[arg-type]
 }
 

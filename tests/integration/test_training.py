@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
-from tiny_run import TINY, TINY_SIMULATION
+from tiny_run import TINY, TINY_FLAGS, TINY_SIMULATION, Command
 from tolerances import relative_l2
 
 from torchptycho.cli.app import main
@@ -29,6 +29,7 @@ from torchptycho.core.config import PrepareConfig, ReconstructConfig, RunConfig,
 from torchptycho.core.errors import ConfigError, ScanError, StoreError
 from torchptycho.core.scan import ArrayFrames
 from torchptycho.data.simulation import simulate
+from torchptycho.data.store import Store
 from torchptycho.io import read_scan, write_scan
 from torchptycho.models.checkpoints import find_checkpoint, load_checkpoint
 from torchptycho.models.lightning_module import PtychoPINN
@@ -191,6 +192,29 @@ class TestRun:
     def test_existing_run_is_not_overwritten(self, tiny_run: Path, tiny_scan: Path) -> None:
         with pytest.raises(ConfigError, match=r"holds a finished or interrupted run.*--resume"):
             run(tiny_scan, TINY, tiny_run)
+
+    @pytest.mark.contract("cli.overwrite")
+    def test_run_is_replaced_on_request_and_nothing_else(
+        self, command: Command, tiny_scan: Path, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "run"
+        flags: list[Any] = ["train", tiny_scan, "--out", out, *TINY_FLAGS, "--steps", "1"]
+        assert command(*flags).code == 0
+        (out / "mine.txt").write_text("mine")
+        first = (out / "checkpoints" / "last.ckpt").read_bytes()
+        answer = command(*flags, "--seed", "5")
+        assert answer.code == 1
+        assert "--overwrite" in answer.err
+        assert command(*flags, "--seed", "5", "--gridsize", "1", "--overwrite", "--dry-run").code == 0
+        assert (out / "checkpoints" / "last.ckpt").read_bytes() == first
+        for wrong in (["--from", out], ["--from", out / "checkpoints" / "best.ckpt"], ["--resume"]):
+            assert command(*flags, "--overwrite", *wrong).code == 1
+            assert (out / "checkpoints" / "last.ckpt").read_bytes() == first
+        answer = command(*flags, "--seed", "5", "--gridsize", "1", "--overwrite")
+        assert answer.code == 0, answer.err
+        assert (out / "checkpoints" / "last.ckpt").read_bytes() != first
+        assert load_config(out / "config.yaml").group.gridsize == Store.open(out / "store").gridsize == 1
+        assert (out / "mine.txt").read_text() == "mine"
 
     @pytest.mark.contract("train.scans")
     def test_two_scans_train_together_and_either_is_reconstructed(self, tiny_scan: Path, tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def append_scans(store: Store | str | Path, scans: Sources, *, val_scans: Source
         StoreError: there is no store, or it already contains one of the scans.
         TorchptychoError: as `prepare`; the store is unchanged.
     """
-    path = store.path if isinstance(store, Store) else Path(store)
+    path = store.path if isinstance(store, Store) else as_path(store, "store", "a Store or its folder")
     with open_for_update(path) as now:
         config = load_store_config(now)
         trained, validated = open_scans(scans, config.prepare, val_scans)
@@ -202,7 +202,7 @@ def drop_scans(store: Store | str | Path, scans: Sequence[int | str | Path] | in
         StoreError: there is no store or no such scan, or no training scan would remain.
         GroupingError: the configured groups cannot be formed from the rest; the store is unchanged.
     """
-    path = store.path if isinstance(store, Store) else Path(store)
+    path = store.path if isinstance(store, Store) else as_path(store, "store", "a Store or its folder")
     with open_for_update(path) as now:
         wanted = [scans] if isinstance(scans, int | str | Path) else scans
         gone = {number for asked in wanted for number in _find_scan_numbers(now, asked)}

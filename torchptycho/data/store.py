@@ -19,6 +19,7 @@ from jaxtyping import Complex64, Float64
 from tensordict import TensorDict
 
 from torchptycho.core.errors import StoreError
+from torchptycho.core.inputs import as_path
 from torchptycho.data.frame_stack import FrameStack
 from torchptycho.data.grouping import Groups
 from torchptycho.data.quality import FrameFindings
@@ -161,8 +162,9 @@ class Store:
 
         Raises:
             StoreError: not a store, of another version, or incomplete.
+            ConfigError: no path.
         """
-        path = Path(path)
+        path = as_path(path, "path", "the folder of a store")
         while True:
             manifest = _read_manifest(path)
             try:

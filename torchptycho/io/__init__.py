@@ -15,7 +15,7 @@ from torchptycho.io.checks import iter_checked_chunks
 from torchptycho.io.field import find_islands
 from torchptycho.io.formats.mapped import read_mapped
 from torchptycho.io.formats.registry import Reader, recognise
-from torchptycho.io.position_scale import find_particle_problem, find_scale_problem
+from torchptycho.io.position_scale import find_particle_problem, find_scale_problem, refuse_isolated_frames
 from torchptycho.io.probe_fitting import read_probe
 from torchptycho.io.raw_scan import RawScan
 from torchptycho.io.reconstruction_files import read_reconstruction, write_reconstruction
@@ -79,7 +79,8 @@ def read_scan(
         recorded = reader.read(path, reading)
     others = tuple(read_file_state(file) for file in list_other_files(recorded, reading))
     scan = dataclasses.replace(build_scan(recorded, why, reading), files=(before, *others))
-    for problem in (find_scale_problem(scan) or find_islands(scan), find_particle_problem(scan)):
+    refuse_isolated_frames(scan)
+    for problem in (*recorded.warnings, find_scale_problem(scan) or find_islands(scan), find_particle_problem(scan)):
         if problem is not None:
             _log.warning("%s: %s", path, problem)
     return scan

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 from jaxtyping import Float64
 
@@ -9,7 +11,7 @@ from torchptycho.core.config.base import Domain
 from torchptycho.core.scan import Frames
 from torchptycho.io.frames.frame_stacks import sample_frames
 
-__all__ = ["infer_domain"]
+__all__ = ["InferredDomain", "infer_domain"]
 
 # Steps of float32 can be seen up to here; most values must lie on one.
 _MAX_STEPS, _STEP_TOLERANCE, _MIN_ON_STEPS, _MIN_VALUES = 1000.0, 0.02, 0.99, 200
@@ -21,34 +23,52 @@ _MIN_TAIL_OF_ROOTS, _MAX_TAIL_OF_COUNTS = 0.7, 0.35
 _LONG_LAG, _MIN_EDGE_PX = 0.3, 16
 
 
-def infer_domain(frames: Frames) -> tuple[Domain, str, bool]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InferredDomain:
+    """What frames of floats seem to hold.
+
+    Arguments:
+        domain: counts or amplitudes.
+        why: in a few words.
+        is_certain: whether the values leave no doubt.
+        count: what one photon is in these values, where they are multiples of it.
+    """
+
+    domain: Domain
+    why: str
+    is_certain: bool
+    count: float | None = None
+
+
+def infer_domain(frames: Frames) -> InferredDomain:
     """Infer what frames of floats hold.
 
     Whole numbers, and multiples of one number, are counts; roots of such are amplitudes. Other values are judged by
     their noise and by the autocorrelation of a frame, and are amplitudes where that leaves a doubt.
-
-    Returns:
-        the domain, why, and whether that is certain.
     """
     sample = np.stack([np.asarray(frame, np.float64) for frame in sample_frames(frames)])
     values = sample[np.isfinite(sample) & (sample > 0)]
     if len(values) == 0 or values.min() == values.max():
-        return "amplitude", "there is nothing to judge", False
+        return InferredDomain(domain="amplitude", why="there is nothing to judge", is_certain=False)
     if (values == np.round(values)).all() and (values > 1).any():
-        return "counts", "the values are whole numbers", True
+        return InferredDomain(domain="counts", why="the values are whole numbers", is_certain=True)
     smallest = float(values.min())
     if _is_on_steps(values / smallest):
-        return "counts", f"the values are multiples of {smallest:.4g}", True
+        why = f"the values are multiples of {smallest:.4g}"
+        return InferredDomain(domain="counts", why=why, is_certain=True, count=smallest)
     if _is_on_steps((values / smallest) ** 2):
-        return "amplitude", f"the squared values are multiples of {smallest**2:.4g}", True
+        why = f"the squared values are multiples of {smallest**2:.4g}"
+        return InferredDomain(domain="amplitude", why=why, is_certain=True, count=smallest**2)
     clean = np.where(np.isfinite(sample) & (sample > 0), sample, 0.0)
     if min(clean.shape[1:]) >= _MIN_EDGE_PX and len(values) >= _MIN_VALUES:
         slope, tail = _fit_noise_slope(clean), _compare_tails(clean)
         if slope < _MAX_SLOPE_OF_ROOTS or tail > _MIN_TAIL_OF_ROOTS:
-            return "amplitude", "their noise and autocorrelation are those of amplitudes", True
+            why = "their noise and autocorrelation are those of amplitudes"
+            return InferredDomain(domain="amplitude", why=why, is_certain=True)
         if slope > _MIN_SLOPE_OF_COUNTS and tail < _MAX_TAIL_OF_COUNTS:
-            return "counts", "their noise and autocorrelation are those of counts", False
-    return "amplitude", "their statistics do not tell", False
+            why = "their noise and autocorrelation are those of counts"
+            return InferredDomain(domain="counts", why=why, is_certain=False)
+    return InferredDomain(domain="amplitude", why="their statistics do not tell", is_certain=False)
 
 
 def _is_on_steps(ratios: Float64[np.ndarray, " k"]) -> bool:

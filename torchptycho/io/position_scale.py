@@ -7,6 +7,7 @@ import math
 import numpy as np
 from jaxtyping import Complex64, Float64, Int64
 
+from torchptycho.core.errors import ScanError
 from torchptycho.core.geometry import Geometry, energy_to_wavelength_m
 from torchptycho.core.scan import Scan
 from torchptycho.io.units import compute_unit_factor, is_pixels
@@ -18,6 +19,7 @@ __all__ = [
     "find_scale_problem",
     "measure_center",
     "measure_steps",
+    "refuse_isolated_frames",
     "suggest_units",
 ]
 
@@ -181,4 +183,30 @@ def find_scale_problem(scan: Scan) -> str | None:
         f"{what} If they are lengths, name their unit with --positions-unit and give --energy-eV, --distance-m and "
         "--detector-pixel-m; if they are object pixels, the scan is too "
         + ("coarse." if step_px >= probe_px else "small for its probe.")
+    )
+
+
+def refuse_isolated_frames(scan: Scan) -> None:
+    """Refuse a scan whose frames nowhere touch another one, read in pixels that nothing states: they are lengths.
+
+    Raises:
+        ScanError: naming the unit to state.
+    """
+    if scan.reading.positions_unit is not None or not is_pixels(scan.positions_unit):
+        return
+    moves_px = np.hypot(*np.diff(scan.positions_px, axis=0).T)
+    if float(np.median(moves_px)) <= scan.n_px:
+        return
+    step_px, _ = measure_steps(scan.positions_px, scan.scan_id)
+    if step_px <= scan.n_px:
+        return
+    known = scan.geometry.with_object_pixel(scan.n_px)
+    units = suggest_units(scan.positions_px, scan.positions_unit, known, scan.n_px, in_px=True)
+    raise ScanError(
+        scan.source,
+        None,
+        expected="frames that overlap",
+        found=f"steps of {step_px:.4g} px, more than the {scan.n_px} px of a frame, read in {scan.positions_unit}",
+        remedy=f"{describe_unit_error(units, known)} Where they are pixels all the same, say --positions-unit px.",
+        part="positions",
     )

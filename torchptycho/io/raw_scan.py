@@ -44,6 +44,7 @@ class RawScan:
         notes: how the file was understood, sentence by sentence.
         left_out: frames of the file without a place in the scan, and why.
         lead_shape: axes of the file's stack that count its frames; None where the format has one axis of them.
+        warnings: doubts about how the file was understood, which are of use once it is a scan.
         companion_files: other files that something was read from; those of the frames need not be named.
     """
 
@@ -71,6 +72,7 @@ class RawScan:
     notes: tuple[str, ...] = ()
     left_out: dict[int, str] = dataclasses.field(default_factory=dict)
     lead_shape: tuple[int, ...] | None = None
+    warnings: tuple[str, ...] = ()
     companion_files: tuple[Path, ...] = ()
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from torchptycho.core.coverage import find_outside_zeros, find_unmeasured
 from torchptycho.core.errors import ScanError
-from torchptycho.core.inputs import as_path, require_type
+from torchptycho.core.inputs import as_path
 from torchptycho.core.reconstruction import MIN_COVERAGE, Reconstruction
 from torchptycho.io.probe_files import load_probe
 from torchptycho.io.probe_variation import load_variation, read_product_variation
@@ -26,7 +26,7 @@ _FORMAT, _FORMAT_VERSION = "torchptycho-reconstruction", 1
 _PIXEL_KEYS = ("object_pixel_m", "object_pixel_height_m")
 
 
-def write_reconstruction(reconstruction: Reconstruction, path: str | Path) -> None:
+def write_reconstruction(reconstruction: Reconstruction | str | Path, path: str | Path) -> None:
     """Write a reconstruction as NPZ; the file appears only when it is whole.
 
     Arrays: `object`, `coverage`, `valid`, `origin_px`, `object_pixel_m` (when known), `_metadata` (JSON: provenance and
@@ -37,8 +37,11 @@ def write_reconstruction(reconstruction: Reconstruction, path: str | Path) -> No
     Raises:
         ScanError: the provenance is not plain data, or the place cannot be written to.
     """
-    require_type(reconstruction, Reconstruction, "reconstruction")
     path = as_path(path, "path")
+    if not isinstance(reconstruction, Reconstruction):
+        reconstruction = read_reconstruction(
+            as_path(reconstruction, "reconstruction", "a Reconstruction or the path of an image file")
+        )
     metadata = {
         "format": _FORMAT,
         "format_version": _FORMAT_VERSION,

@@ -9,6 +9,7 @@ import numpy as np
 
 from torchptycho.core.config.read import TiffDtype
 from torchptycho.core.errors import ConfigError
+from torchptycho.core.inputs import as_path
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.io.storage.file_access import replace_atomically
 
@@ -31,7 +32,9 @@ def name_tiff_files(path: str | Path) -> tuple[Path, Path]:
     return amplitude, phase
 
 
-def write_tiff(reconstruction: Reconstruction, path: str | Path, *, dtype: TiffDtype = "float32") -> tuple[Path, Path]:
+def write_tiff(
+    reconstruction: Reconstruction | str | Path, path: str | Path, *, dtype: TiffDtype = "float32"
+) -> tuple[Path, Path]:
     """Write amplitude and phase of a reconstruction as two TIFF files.
 
     float32 holds the values, the phase in rad, and NaN where the image is not valid. uint16 holds whole numbers n that
@@ -46,7 +49,10 @@ def write_tiff(reconstruction: Reconstruction, path: str | Path, *, dtype: TiffD
         ConfigError: the name does not end in .tif or .tiff.
         ScanError: the place cannot be written to.
     """
-    files = name_tiff_files(path)
+    from torchptycho.io.inputs import as_reconstruction
+
+    files = name_tiff_files(as_path(path, "path"))
+    reconstruction = as_reconstruction(reconstruction)
     valid = reconstruction.valid & np.isfinite(reconstruction.object)
     amplitude, phase = np.abs(reconstruction.object), np.angle(reconstruction.object)
     highest = float(amplitude[valid].max(initial=0)) or 1.0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torchptycho.core.config.read import ScanFormat
 from torchptycho.core.errors import ConfigError
-from torchptycho.core.inputs import as_path, require_type
+from torchptycho.core.inputs import as_path
 from torchptycho.core.scan import Scan
 from torchptycho.io.formats.npz_writer import write_npz
 
@@ -49,10 +49,13 @@ def list_files(path: str | Path, format: ScanFormat | None = None) -> tuple[Path
     return (path, name_diffraction_file(path))
 
 
-def write_scan(scan: Scan, path: str | Path, *, format: ScanFormat | None = None, compressed: bool = True) -> None:
+def write_scan(
+    scan: Scan | str | Path, path: str | Path, *, format: ScanFormat | None = None, compressed: bool = True
+) -> None:
     """Write a scan, streaming its frames; no file appears before it is whole.
 
     Arguments:
+        scan: or its file.
         format: None follows the name: .npz is canonical NPZ, .h5 and .hdf5 a Ptychodus product, whose frames go into a
             separate file next to it, diffraction.h5 for product.h5 and NAME-diffraction.h5 for NAME.h5.
         compressed: without it the file is larger, and its frames can be memory-mapped.
@@ -62,8 +65,11 @@ def write_scan(scan: Scan, path: str | Path, *, format: ScanFormat | None = None
         ScanError: the frames fail `iter_checked_chunks`, the metadata is not plain, a product lacks the object pixel or
             required lengths, or the path is not writable.
     """
-    require_type(scan, Scan, "scan")
+    # Reading and writing are one package, whose reader imports this module.
+    from torchptycho.io.inputs import as_scan
+
     path = as_path(path, "path")
+    scan = as_scan(scan)
     # The writer reports a folder with its own message.
     kind = "npz" if path.is_dir() else choose_format(path, format)
     if kind == "npz":

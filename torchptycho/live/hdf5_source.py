@@ -23,6 +23,7 @@ from torchptycho.io.frames.frame_stacks import CastFrames
 from torchptycho.io.frames.hdf5_frames import Hdf5Frames
 from torchptycho.io.frames.processing import ProcessedFrames
 from torchptycho.io.frames.views import PickedFrames
+from torchptycho.io.near_field import refuse_near_field
 from torchptycho.io.raw_scan import RawScan
 from torchptycho.io.scan_builder import build_scan
 from torchptycho.io.scan_geometry import convert_positions
@@ -97,7 +98,7 @@ class GrowingFile:
         """Read the layout from the first frames; return None until they exist.
 
         Raises:
-            ScanError: the path is a folder, or the file has not become a scan in 10 s.
+            ScanError: the path is a folder, the file has not become a scan in 10 s, or it says that it is near-field.
         """
         if not self._is_poll_due():
             return None
@@ -119,6 +120,8 @@ class GrowingFile:
                 self._last_success_s = time.monotonic()
             self._tolerate(error)
             return None
+        if scan.geometry.propagation == "near":
+            refuse_near_field(scan)
         self._scan, self._scan_digest, self._inode, self._wait_reason = scan, digest, inode, None
         return ScanLayout(
             scan=f"{self.name} {digest}",

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Complex64
 
 from torchptycho.core.config import ReconstructConfig
 from torchptycho.core.errors import ScanError
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.io import write_reconstruction
+from torchptycho.io.near_field import refuse_near_field
 from torchptycho.live.preview import LivePreview, require_frames
 from torchptycho.live.receiver import Receiver
 from torchptycho.live.spool import Spool
@@ -38,6 +40,8 @@ SPOOL_FOLDER = "spool"
 _POLL_S = 0.05
 # While frames come, an incomplete group waits this long for its missing frames.
 _GROUP_TIMEOUT_S = 0.5
+# As many frames show whether they are near-field images.
+_MIN_SHOWING_FRAMES = 64
 # The most frames in one pass through the network, and the most bytes of their patches.
 _MAX_CHUNK_FRAMES, _MAX_PATCH_BYTES = 2048, 64 << 20
 
@@ -73,6 +77,7 @@ class WatchSession:
         self._reporter, self._refresh_s, self._stop = reporter, refresh_s, stop
         self._config = config
         self._doubt: str | None = None
+        self._looked_at_field = False
         self._n_reconstructed = 0
         self._n_drawn = -1
         self._frames_per_s = 0.0
@@ -177,6 +182,17 @@ class WatchSession:
         time_limit = int(self._frames_per_s * self._refresh_s / 2) if self._frames_per_s else 64
         return max(4 * self._network.gridsize**2, min(memory_limit, time_limit))
 
+    def _refuse_near_field(self, spool: Spool) -> None:
+        """Refuse frames that no network is made for as soon as they show it."""
+        if self._looked_at_field or self._n_reconstructed < _MIN_SHOWING_FRAMES:
+            return
+        self._looked_at_field = True
+        later = range(self._n_reconstructed, spool.count)
+        refuse_near_field(spool.make_scan(self._get_probe(), self._unfit | dict.fromkeys(later, "not looked at yet")))
+
+    def _get_probe(self) -> Complex64[np.ndarray, "p n n"]:
+        return self._network.probe[self._config.training_scan].detach().cpu().numpy().astype(np.complex64)
+
     def _reconstruct_chunk(self, spool: Spool, preview: LivePreview, n_frames: int) -> None:
         began_s = time.monotonic()
         stop = self._n_reconstructed + n_frames
@@ -189,6 +205,7 @@ class WatchSession:
         self._doubt = preview.doubt
         self._unfit, self._status.left_out = preview.unfit, preview.unfit | preview.unplaced
         self._n_reconstructed = stop
+        self._refuse_near_field(spool)
         wait_s = self._receiver.mark_reconstructed(stop)
         speed = n_frames / max(time.monotonic() - began_s, 1e-6)
         self._frames_per_s = speed if not self._frames_per_s else 0.5 * (self._frames_per_s + speed)
@@ -211,8 +228,7 @@ class WatchSession:
         # Frames that had no place in the live image (`unplaced`) are included, because this image covers the whole
         # scan.
         self._require_frames(spool, spool.count - len(self._unfit))
-        probe = self._network.probe[self._config.training_scan].detach().cpu().numpy().astype(np.complex64)
-        scan = spool.make_scan(probe, self._unfit)
+        scan = spool.make_scan(self._get_probe(), self._unfit)
         final = reconstruct(
             self._network,
             scan,

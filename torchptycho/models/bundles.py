@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from torchptycho.core.errors import ConfigError, StoreError
+from torchptycho.core.inputs import as_path
 from torchptycho.core.text import format_error
 from torchptycho.core.versions import collect_versions
 from torchptycho.io.storage.file_access import replace_atomically
@@ -80,10 +81,10 @@ def save_bundle(module: PtychoPINN | str | Path, path: str | Path) -> Path:
         StoreError: the module has no statistics, or holds what safetensors cannot.
         ConfigError: the place cannot be written to.
     """
-    if isinstance(module, str | Path):
+    if isinstance(module, str | Path) or not hasattr(module, "require_statistics"):
         from torchptycho.models.checkpoints import load_checkpoint
 
-        module = load_checkpoint(module)
+        module = load_checkpoint(as_path(module, "module", "a trained module or its file"))
     module.require_statistics()
     path = _complete_path(Path(path))
     check_output_file(path, option="bundle")

@@ -21,6 +21,7 @@ from torchptycho.io.near_field import refuse_near_field
 from torchptycho.io.storage.outputs import check_output_folder
 from torchptycho.models.generators import build_generator
 from torchptycho.models.losses import Loss
+from torchptycho.training.earlier_run import check_earlier_run
 from torchptycho.training.loggers import build_loggers
 from torchptycho.training.resume import (
     check_frame_size,
@@ -105,6 +106,7 @@ def plan_training(
     val_scans: Sequence[str | Path] = (),
     start: str | Path | None = None,
     resume: bool = False,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Plan a training: its store, its network, and how many steps it would take.
 
@@ -119,8 +121,8 @@ def plan_training(
             raise ConfigError(f"val_scans: {store.path} is prepared already. Prepare the scans together.")
         config = apply_store_config(config, store)
     last = out / "checkpoints" / "last.ckpt"
-    if last.exists() and not resume:
-        raise ConfigError(f"{out}: holds a run. Continue it with --resume, or choose another --out.")
+    inputs = (start, *scans, *val_scans)
+    check_earlier_run(out, last, resume=resume, overwrite=overwrite, inputs=inputs if store is None else (start,))
     interrupted = load_interrupted(last, config, out / "config.yaml") if resume else None
     check_start_options(config, start, interrupted)
     begun = load_start_network(start, config) if start is not None and interrupted is None else None
@@ -133,7 +135,7 @@ def plan_training(
     else:
         trained, validated = open_scans(scans, config.prepare, val_scans)
         store = open_if_unchanged(out / "store", StoreRequest.from_sources(scans, config, val_scans))
-        plan = _plan_from_scans(trained, validated, config, out / "store", store is not None)
+        plan = _plan_from_scans(trained, validated, config, out / "store", overwrite or store is not None)
         n_px = plan["scans"][0]["n_px"]
         has_truth = all(scan.truth is not None or scan.truth_patches is not None for scan in (*trained, *validated))
     if interrupted is not None and store is not None:

@@ -80,11 +80,13 @@ def prepare_run_store(
     *,
     progress: bool,
     start: PtychoPINN | None = None,
+    overwrite: bool = False,
 ) -> Store:
     """Prepare the store of a run, of scans that its network and its loss can use.
 
     Arguments:
         start: network from which the run starts.
+        overwrite: replace a store of other scans.
 
     Raises:
         TorchptychoError: they cannot, or not together.
@@ -110,4 +112,4 @@ def prepare_run_store(
         if needs_truth and scan.truth is None and scan.truth_patches is None:
             raise ConfigError(f"realspace_weight, realspace_mae_weight: {scan.source} has no truth to compare with.")
     trained, validated = _refine_probes(opened, config, path.with_name("bootstrap.npz"), progress=progress)
-    return prepare(trained, config, path, val_scans=validated, request=request)
+    return prepare(trained, config, path, val_scans=validated, request=request, overwrite=overwrite)

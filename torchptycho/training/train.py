@@ -22,11 +22,12 @@ from torchptycho.data.datamodule import PtychoDataModule
 from torchptycho.data.datasets import GroupDataset
 from torchptycho.data.store import Store
 from torchptycho.io import read_scan
-from torchptycho.io.discovery import Sources
+from torchptycho.io.discovery import Sources, as_sources
 from torchptycho.io.storage.outputs import check_output_folder
 from torchptycho.models.lightning_module import PtychoPINN
 from torchptycho.training.compile import compile_generator
 from torchptycho.training.distributed import RankCoordinator, wait_for_store
+from torchptycho.training.earlier_run import check_earlier_run, remove_earlier_run
 from torchptycho.training.loggers import build_loggers
 from torchptycho.training.resume import (
     check_same_scans,
@@ -72,6 +73,7 @@ def train(
     val_scans: Sources = (),
     start: str | Path | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     progress: bool = True,
     callbacks: Sequence[Callback] = (),
 ) -> TrainResult:
@@ -89,6 +91,7 @@ def train(
             prepared.
         start: checkpoint or run whose network this one starts from, on these scans.
         resume: continue from checkpoints/last.ckpt of this folder; begin, with a warning, where there is none yet.
+        overwrite: replace a run in this folder, once its successor can begin, and a store there of other scans.
         progress: show a progress bar.
         callbacks: more Lightning callbacks.
 
@@ -97,7 +100,7 @@ def train(
         TorchptychoError: the scans, the configuration or the folder cannot be used; nothing is written.
     """
     request = _resolve_request(
-        source, as_config(RunConfig, config), as_path(out, "out"), val_scans, start, resume=resume
+        source, as_config(RunConfig, config), as_path(out, "out"), val_scans, start, resume=resume, overwrite=overwrite
     )
     config = request.config
     processes = RankCoordinator.from_environment(
@@ -144,6 +147,7 @@ class _Request:
     val_scans: Sources
     start: str | Path | None
     resume: bool
+    overwrite: bool
 
     @property
     def last(self) -> Path:
@@ -168,26 +172,33 @@ class _Inputs:
 
 
 def _resolve_request(
-    source: Store | Sources, config: RunConfig, out: Path, val_scans: Sources, start: str | Path | None, *, resume: bool
+    source: Store | Sources,
+    config: RunConfig,
+    out: Path,
+    val_scans: Sources,
+    start: str | Path | None,
+    *,
+    resume: bool,
+    overwrite: bool,
 ) -> _Request:
     store = open_given_store(source)
+    how: dict[str, Any] = {"out": out, "start": start, "resume": resume, "overwrite": overwrite}
     if store is not None:
         if val_scans:
             raise ConfigError(f"val_scans: {store.path} is prepared already. Prepare the scans together.")
         config = apply_store_config(config, store)
-        return _Request(source=None, store=store, config=config, out=out, val_scans=(), start=start, resume=resume)
+        return _Request(source=None, store=store, config=config, val_scans=(), **how)
     assert not isinstance(source, Store)
-    return _Request(source=source, store=None, config=config, out=out, val_scans=val_scans, start=start, resume=resume)
+    return _Request(source=source, store=None, config=config, val_scans=val_scans, **how)
 
 
 def _prepare_inputs(request: _Request, is_first: bool, *, progress: bool) -> _Inputs:
     """Validate the request against the folder and the start, and prepare the store or wait for it."""
     config, start = request.config, None
     check_output_folder(request.out)
-    if is_first and request.last.exists() and not request.resume:
-        raise ConfigError(
-            f"{request.out}: holds a finished or interrupted run. Continue it with --resume, or choose another --out."
-        )
+    if is_first:
+        inputs = (request.start, *as_sources(request.source or ()), *as_sources(request.val_scans))
+        check_earlier_run(request.out, request.last, resume=request.resume, overwrite=request.overwrite, inputs=inputs)
     interrupted = load_interrupted(request.last, config, request.out / _CONFIG_FILE) if request.resume else None
     check_start_options(config, request.start, interrupted)
     if interrupted is None and request.start is not None:
@@ -195,6 +206,8 @@ def _prepare_inputs(request: _Request, is_first: bool, *, progress: bool) -> _In
     # Only to detect missing loggers before anything is written.
     build_loggers(config.log.logger, request.out)
     store = _open_or_prepare_store(request, is_first, start, progress=progress)
+    if is_first and request.overwrite:
+        remove_earlier_run(request.out)
     if interrupted is not None:
         check_same_scans(request.last, interrupted, store)
         return _Inputs(store=store, start=None, started_from=interrupted.hparams["started_from"], resumed=True)
@@ -208,7 +221,13 @@ def _open_or_prepare_store(request: _Request, is_first: bool, start: PtychoPINN 
     if is_first:
         assert request.source is not None
         return prepare_run_store(
-            request.source, request.val_scans, request.config, path, progress=progress, start=start
+            request.source,
+            request.val_scans,
+            request.config,
+            path,
+            progress=progress,
+            start=start,
+            overwrite=request.overwrite,
         )
     store = wait_for_store(path)
     apply_store_config(request.config, store)

@@ -9,12 +9,15 @@ import re
 import threading
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from live_scans import OFFLINE, SIMULATION, InMemory, same, until, watched
+from shadow_scans import shadows
 from tiny_run import Command
 
-from torchptycho.core.config import ReconstructConfig
+from torchptycho.core.config import MappingConfig, ReadConfig, ReconstructConfig
+from torchptycho.core.errors import ScanError
 from torchptycho.data.simulation import simulate
 from torchptycho.io import read_reconstruction
 from torchptycho.live import watch
@@ -76,3 +79,29 @@ def test_network_is_scaled_to_the_scan_on_request(
 @pytest.mark.contract("live.dose")
 def test_command_has_the_option_that_it_advises(command: Command) -> None:
     assert "--input-scale" in command("watch", "--help").out
+
+
+@pytest.mark.contract("live.near-field")
+def test_near_field_frames_are_refused_while_the_scan_goes_on(single: Path, tmp_path: Path) -> None:
+    class Endless(InMemory):
+        def fetch(self, start: int, at_most: int) -> Chunk:
+            return dataclasses.replace(super().fetch(start, at_most), end=False)
+
+    with pytest.raises(ScanError, match="near-field frames"):
+        watched(Endless(shadows()), single, tmp_path / "live", frames=1000, idle_s=60)
+    status = json.loads((tmp_path / "live" / "status.json").read_text())
+    assert status["state"] == "failed"
+    assert "near-field" in status["message"]
+
+
+@pytest.mark.contract("live.near-field")
+def test_file_that_says_near_field_is_refused_at_its_first_frames(single: Path, tmp_path: Path) -> None:
+    path = tmp_path / "growing.cxi"
+    with h5py.File(path, "w") as file:
+        file["frames"] = SCAN.frames[:][:8]
+        file["y"], file["x"] = SCAN.positions_px[:8].T * 1e-8
+    mapping = MappingConfig(frames="frames", positions_y="y", positions_x="x")
+    lengths = {"energy_eV": 8e3, "distance_m": 1.0, "detector_pixel_m": 1e-6, "focus_distance_m": 0.1}
+    reading = ReadConfig(mapping=mapping, propagation="near", **lengths)  # type: ignore[arg-type]
+    with pytest.raises(ScanError, match="expected far-field diffraction, which networks are made for"):
+        watched(path, single, tmp_path / "live", reading=reading, idle_s=60)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from torchptycho.core.config import ReadConfig, SimulateConfig
+from torchptycho.core.errors import ScanError
 from torchptycho.core.scan import ArrayFrames
 from torchptycho.data.simulation import simulate
 from torchptycho.io import read_scan
@@ -42,11 +43,12 @@ FRAMES = {
 @pytest.mark.parametrize("name", FRAMES)
 def test_values_tell_counts_from_amplitudes(name: str, dtype: str) -> None:
     frames, domain, certain = FRAMES[name]
-    found, why, is_certain = infer_domain(ArrayFrames(frames.astype(dtype)))
-    assert found == domain, why
-    assert certain in (None, is_certain)
+    inferred = infer_domain(ArrayFrames(frames.astype(dtype)))
+    assert inferred.domain == domain, inferred.why
+    assert certain in (None, inferred.is_certain)
 
 
+@pytest.mark.contract("files.read.normalised")
 @pytest.mark.contract("files.read.domain-warning")
 def test_a_doubt_names_the_option(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def opened(frames: np.ndarray, **options: str) -> str:
@@ -67,3 +69,28 @@ def test_a_doubt_names_the_option(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert "--domain counts" in caplog.text
     assert opened(few, domain="counts") == "counts"
     assert "--domain" not in caplog.text
+    assert opened(COUNTS / COUNTS.max()) == "counts"
+    assert f"multiplied by {COUNTS.max():.0f}" in caplog.text
+    assert opened(COUNTS * 0.73) == "counts"
+    assert not caplog.records
+
+
+@pytest.mark.contract("files.read.normalised")
+def test_refused_file_is_one_message(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    y, x = SCAN.positions_px.T
+    for number, frames in enumerate((COUNTS / FLAT, COUNTS / COUNTS.max())):
+        path = tmp_path / f"{number}.npz"
+        few = frames.astype("f4")
+        np.savez(path, diffraction=few, ycoords=y[: len(few)] * np.nan, xcoords=x[: len(few)], probeGuess=SCAN.probe)
+        with caplog.at_level(logging.WARNING), pytest.raises(ScanError):
+            read_scan(path)
+        assert not caplog.records
+
+
+@pytest.mark.contract("files.read.isolated")
+def test_positions_in_nanometres_without_lengths_are_refused(tmp_path: Path) -> None:
+    y, x = SCAN.positions_px.T * 65
+    np.savez(tmp_path / "nm.npz", diffraction=SCAN.frames[:], ycoords=y, xcoords=x, probeGuess=SCAN.probe)
+    with pytest.raises(ScanError, match=r"steps of .* px, more than the 64 px of a frame.*--positions-unit"):
+        read_scan(tmp_path / "nm.npz")
+    assert read_scan(tmp_path / "nm.npz", ReadConfig(positions_unit="px")).n_frames == SCAN.n_frames

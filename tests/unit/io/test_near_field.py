@@ -7,39 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from shadow_scans import M, shadows
 
 from torchptycho.analysis.inspection import inspect_scan
 from torchptycho.core.config import ReadConfig, RunConfig, SimulateConfig
 from torchptycho.core.errors import ScanError
-from torchptycho.core.scan import ArrayFrames, Scan
+from torchptycho.core.scan import ArrayFrames
 from torchptycho.data.prepare import prepare
 from torchptycho.data.simulation import simulate
 from torchptycho.io import read_scan
 from torchptycho.io.near_field import detect_near_field
 from torchptycho.reconstructors.iterative import refine
-
-N, M = 32, 80
-
-
-def shadows(magnification: float = 0.25, field_px: float = 120) -> Scan:
-    """Frames of a smooth beam with the shadow of a sample, so many detector pixels for each object pixel."""
-    rng = np.random.default_rng(4)
-    coarse = rng.uniform(0.4, 1, (40, 40))
-    rows, columns = np.indices((N, N)) - N / 2
-    light = 2000 * np.exp(-(rows**2 + columns**2) / (2 * 8.0**2))
-    positions_px = rng.uniform(0, field_px, (M, 2))
-    frames = []
-    for y, x in positions_px:
-        places = ((rows / magnification + y + 100) / 8, (columns / magnification + x + 100) / 8)
-        frames.append(rng.poisson(light * coarse[places[0].astype(int) % 40, places[1].astype(int) % 40]))
-    like = simulate(SimulateConfig(n_px=N, object_px=200, n_frames=M))
-    return dataclasses.replace(
-        like,
-        frames=ArrayFrames(np.array(frames, np.uint16)),
-        positions_px=positions_px,
-        truth=None,
-        probe_is_calibrated=False,
-    )
 
 
 @pytest.mark.contract("files.near-field.seen")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from tyro.conf import Positional, arg
 
 from torchptycho.cli import image_outputs
-from torchptycho.cli.base import NEXT_TO_RESULT, Command, ModelCommand, NextToResult, WritingCommand, split_checkpoint
+from torchptycho.cli.base import NEXT_TO_RESULT, ModelCommand, NextToResult, WritingCommand, split_checkpoint
 from torchptycho.cli.commands.stores import require_scans
 from torchptycho.cli.remedies import describe_error
 from torchptycho.core.config import (
@@ -49,7 +49,7 @@ __all__ = ["Reconstruct", "Train"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Train(Command):
+class Train(WritingCommand):
     """Train the physics-informed network on scans, without labels.
 
     torchptycho train scan.npz --out run
@@ -104,11 +104,25 @@ class Train(Command):
 
             with self.show_status("reading"):
                 plan = plan_training(
-                    self.scans, config, self.out, val_scans=self.val_scans, start=self.start, resume=self.resume
+                    self.scans,
+                    config,
+                    self.out,
+                    val_scans=self.val_scans,
+                    start=self.start,
+                    resume=self.resume,
+                    overwrite=self.overwrite,
                 )
             self.print_result(plan, *make_plan_lines(plan), json=self.json)
             return
-        result = train(self.scans, config, self.out, val_scans=self.val_scans, start=self.start, resume=self.resume)
+        result = train(
+            self.scans,
+            config,
+            self.out,
+            val_scans=self.val_scans,
+            start=self.start,
+            resume=self.resume,
+            overwrite=self.overwrite,
+        )
         if result.rank:
             return
         plot_history(read_history(self.out), self.out / "history.png")

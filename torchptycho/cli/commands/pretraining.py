@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from torchptycho.cli.base import Command
+from torchptycho.cli.base import WritingCommand
 from torchptycho.core.config import ReadConfig
 from torchptycho.core.errors import ConfigError
 
@@ -13,7 +13,7 @@ __all__ = ["Pretrain"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Pretrain(Command):
+class Pretrain(WritingCommand):
     """Train the prior on simulated scans; no measured data are needed.
 
     torchptycho pretrain --out prior --minutes 120
@@ -50,7 +50,9 @@ class Pretrain(Command):
         config = PretrainingConfig(minutes=self.minutes, pairs=self.pairs, seed=self.seed)
         probe = None if self.probe_from is None else read_scan(self.probe_from, self.reading).probe
         with self.show_status(f"training for {self.minutes:g} minutes"):
-            weights = pretrain(self.out, config, probe=probe, workers=self.workers, resume=self.resume)
+            weights = pretrain(
+                self.out, config, probe=probe, workers=self.workers, resume=self.resume, overwrite=self.overwrite
+            )
         prior = load_prior(weights)
         names = ("step", "minutes", "pairs", "loss", "validation")
         result = {"weights": str(weights), "sha256": prior.sha256} | {name: prior.report[name] for name in names}

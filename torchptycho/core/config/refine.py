@@ -59,6 +59,10 @@ class RefineConfig:
     """Largest change of a position in one epoch; it decreases towards the end."""
     position_limit_px: Annotated[float, Field(gt=0, le=1024)] = 8.0
     """Largest total correction of a position along each axis."""
+    position_search_px: Annotated[float, Field(ge=0, le=1024)] = 0.0
+    """Errors along each axis up to which positions are searched for before the first epoch: frames are reconstructed
+    one by one with the given probe, and their images registered. For errors of more than about 2 px; it needs a probe
+    that is about right, and the time of 60 epochs. 0 does not search."""
     regularization: Literal["none", "tv", "learned", "auto"] = "none"
     """Prior that acts on the object while it is polished. tv: total variation; learned: the network that comes with the
     package; auto: the one of them that makes held-out counts likelier, or none where neither does, and not with

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
 from torchptycho.core.config import GroupConfig, as_config
-from torchptycho.core.errors import GroupingError
+from torchptycho.core.errors import ConfigError, GroupingError
+from torchptycho.core.inputs import describe_type
+from torchptycho.core.scan import Scan
 from torchptycho.data.grouping.combinations import choose_neighbours, draw_oversampled
 from torchptycho.data.grouping.groups import Groups, build_groups
 from torchptycho.data.grouping.neighbours import find_neighbours, neighbor_count
@@ -21,12 +24,13 @@ from torchptycho.data.grouping.seeds import (
     select_usable_frames,
     validate_seeds,
 )
+from torchptycho.io.inputs import as_scan
 
 __all__ = ["group"]
 
 
 def group(
-    positions_px: Float64[np.ndarray, "m 2"],
+    positions_px: Float64[np.ndarray, "m 2"] | Scan | str | Path,
     config: GroupConfig | dict[str, Any] | None = None,
     *,
     scan_id: Int64[np.ndarray, " m"] | None = None,
@@ -40,7 +44,7 @@ def group(
     depends on positions and configuration, not on `group_seed`.
 
     Arguments:
-        positions_px: [M, 2] (y, x) in object pixels.
+        positions_px: [M, 2] (y, x) in object pixels; or a scan or its file, whose `scan_id` is used too.
         config: see `GroupConfig`.
         scan_id: [M], groups do not mix scans; None for one scan.
         candidates: the only frames that may be used, as seeds or members; None for all.
@@ -49,7 +53,15 @@ def group(
 
     Raises:
         GroupingError: the groups cannot be formed; the message has the numbers and the remedy.
+        ConfigError: no positions.
     """
+    if isinstance(positions_px, Scan | str | Path):
+        scan = as_scan(positions_px)
+        positions_px, scan_id = scan.positions_px, scan.scan_id if scan_id is None else scan_id
+    if not isinstance(positions_px, np.ndarray) or positions_px.ndim != 2 or positions_px.shape[1] != 2:
+        raise ConfigError(
+            f"positions_px: expected (M, 2) numbers, a scan or its file; found {describe_type(positions_px)}."
+        )
     config = as_config(GroupConfig, config)
     scan_id = validate_scan_id(positions_px, scan_id)
     size = config.gridsize**2

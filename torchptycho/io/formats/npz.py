@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from pathlib import Path
 from typing import Any, cast
@@ -29,7 +28,6 @@ from torchptycho.io.units import choose_unit, is_pixels
 __all__ = ["has_frames", "read_npz", "sniff_npz"]
 
 _FRAMES_KEYS = ("diffraction", "diff3d")
-_log = logging.getLogger(__name__)
 
 
 def sniff_npz(path: Path, head: bytes) -> str | None:
@@ -69,7 +67,7 @@ def read_npz(path: Path, config: ReadConfig) -> RawScan:
     rows = resolve_rows(path, member.key, n_in_file, frames)
     stack = select_frames(in_file, rows)
     own_sense = config.mask_sense if config.mask is None else "auto"
-    own_probe, more_notes = None, list[str]()
+    own_probe, more_notes, warnings = None, list[str](), list[str]()
     if config.probe is None and "probeGuess" in archive:
         size = height if height == width else None
         own_probe = read_optional("probe", config, lambda: load_probe(archive, "probeGuess", size, more_notes), None)
@@ -86,7 +84,7 @@ def read_npz(path: Path, config: ReadConfig) -> RawScan:
         format="NPZ",
         frames=stack,
         rows=rows,
-        domain=_choose_domain(path, member.key, config.domain, metadata, stack, more_notes),
+        domain=_choose_domain(path, member.key, config.domain, metadata, stack, more_notes, warnings),
         positions=aligned,
         unit=unit,
         position_keys=keys,
@@ -119,6 +117,7 @@ def read_npz(path: Path, config: ReadConfig) -> RawScan:
             "_metadata is there" if metadata else "no _metadata",
             *more_notes,
         ),
+        warnings=tuple(warnings),
     )
 
 
@@ -304,7 +303,13 @@ def _load_truth_patches(
 
 
 def _choose_domain(
-    path: Path, key: str, asked: Domain | None, metadata: dict[str, Any], stack: Frames, notes: list[str]
+    path: Path,
+    key: str,
+    asked: Domain | None,
+    metadata: dict[str, Any],
+    stack: Frames,
+    notes: list[str],
+    warnings: list[str],
 ) -> Domain:
     stated = asked or metadata.get("domain")
     if stated is not None:
@@ -320,18 +325,17 @@ def _choose_domain(
         return cast(Domain, stated)
     if stack.dtype.kind in "iu":
         return "counts"
-    domain, why, certain = infer_domain(stack)
-    other = "amplitude" if domain == "counts" else "counts"
-    notes.append(f"frames taken as {domain}: {why}")
-    if not certain:
-        _log.warning(
-            "%s: '%s' is %s without a stated domain and is taken as %s: %s. If it holds %s, use --domain %s.",
-            path,
-            key,
-            stack.dtype,
-            domain,
-            why,
-            other,
-            other,
+    found = infer_domain(stack)
+    other = "amplitude" if found.domain == "counts" else "counts"
+    notes.append(f"frames taken as {found.domain}: {found.why}")
+    if not found.is_certain:
+        warnings.append(
+            f"'{key}' is {stack.dtype} without a stated domain and is taken as {found.domain}: {found.why}. If it "
+            f"holds {other}, use --domain {other}."
         )
-    return domain
+    elif found.domain == "counts" and found.count is not None and not 0.5 <= found.count <= 2:
+        warnings.append(
+            f"'{key}' holds multiples of {found.count:.4g}, as counts that were normalised: photon noise, the misfit "
+            f"and the dose are off by as much. Save it multiplied by {1 / found.count:.6g}."
+        )
+    return found.domain

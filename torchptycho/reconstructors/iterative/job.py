@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from torchptycho.io.inputs import as_probe, as_reconstruction, as_scan
 from torchptycho.io.scan_choice import refuse_several_scans
 from torchptycho.io.storage.outputs import check_output_file
 from torchptycho.reconstructors.iterative.initial_state import compute_start_margin_px, initialize_state
+from torchptycho.reconstructors.iterative.position_search import plan_search, search_positions
 from torchptycho.reconstructors.iterative.prior_steps import check_regularization
 from torchptycho.reconstructors.iterative.problem import open_problem
 from torchptycho.reconstructors.iterative.processes import (
@@ -108,7 +110,7 @@ def refine(
         TorchptychoError: the scan is unusable, the start or the probe does not fit it, the state is another's, or one
             of several processes ended.
     """
-    settings, scan = as_config(RefineConfig, config), as_scan(scan)
+    settings, scan = plan_search(as_config(RefineConfig, config)), as_scan(scan)
     if resume and state_file is None:
         raise ConfigError("resume: expected the state_file of an earlier refinement; found none.")
     refuse_several_scans(scan, "a refinement")
@@ -231,6 +233,10 @@ def _run_job(job: RefinementJob, device: torch.device, reducer: Reducer, notify:
             state = RefinementState.load(job.state_file, job.fingerprint, device)
         else:
             state = initialize_state(problem, scan, job.start, job.probe, config)
+            if config.position_search_px:
+                begun = time.perf_counter()
+                search_positions(problem, state, config, scan.source)
+                state.seconds += time.perf_counter() - begun
         reducer.check_same({"scan": job.digest, "refine": to_dict(config), "epochs of the state": state.epoch})
         state.copy_from_first(reducer)
 

@@ -14,9 +14,13 @@ __all__ = ["HOPELESS_UNEXPLAINED", "compute_unexplained", "judge_fit", "judge_il
 HOPELESS_UNEXPLAINED = 0.2
 """Part of the variation between frames that a fit leaves when the scan was read wrongly.
 
-Position errors of 0.5 px RMS leave 0.06, of 1 px 0.16 to 0.21, exchanged axes 0.22 and more, at any dose at which
-photon noise does not hide them (benchmarks/hopeless_fits.py).
+Position errors of 0.5 px RMS leave 0.06, of 1 px 0.16 to 0.21, positions twice as large 0.215 and more, at any dose at
+which photon noise does not hide them (benchmarks/hopeless_fits.py). A higher bound would miss these.
 """
+
+# Up to here position errors of about 1 px RMS leave as much as positions that are twice as large, or a wrong domain. A
+# correction of the positions tells them apart: it leaves 0.0001 of the former, and 0.16 or more of the latter.
+_LIKE_POSITION_ERRORS = 0.25
 
 # A fit that has just begun is far from the counts whatever it is going to be, and one that still gains this much in as
 # many epochs may come to be right.
@@ -43,17 +47,23 @@ def compute_unexplained(fit: EpochFit, variation: float) -> float:
     return (fit.residual - noise) / max(variation - noise, noise)
 
 
-def judge_fit(history: dict[str, list[float]], source: str) -> str | None:
-    """Describe what is wrong with a fit in one line when there is no hope that its image is right, else return None."""
+def judge_fit(history: dict[str, list[float]], source: str, *, corrects_positions: bool = False) -> str | None:
+    """Describe what is wrong with a fit in one line when there is no hope that its image is right, else return None.
+
+    Arguments:
+        corrects_positions: whether positions were corrected, so that their errors are not left.
+    """
     unexplained = history.get("unexplained", [])
     if len(unexplained) < _MIN_EPOCHS or unexplained[-1] <= HOPELESS_UNEXPLAINED:
         return None
+    small = unexplained[-1] <= _LIKE_POSITION_ERRORS and not corrects_positions
     falls = unexplained[-1] < _STILL_FALLING * unexplained[-_MIN_EPOCHS // 2]
     return (
         f"{source}: the fit leaves {unexplained[-1]:.0%} of the variation between frames unexplained, beyond "
         f"photon noise (misfit {history['misfit'][-1]:.4g} after {len(unexplained)} epochs); above "
         f"{HOPELESS_UNEXPLAINED:.0%} the scan is not what it is taken for. Look first at the orientation, the units of "
         "positions, energy and distance, the mask, the domain, a background, then at the probe and at position errors."
+        + (" Position errors of 1 px leave as much: --position-update frames tells them apart." if small else "")
         + (" It still improves: give it more epochs before that." if falls else "")
     )
 
@@ -85,8 +95,8 @@ def judge_illumination(
     if apart >= _MAX_APART:
         faults.append(f"the illuminated canvas falls into {n_parts} parts")
     return (
-        f"{source}: {' and '.join(faults)}, as it happens when positions are wrong by much. Refine the positions with "
-        "the probe fixed first, correct their unit, or give a better probe."
+        f"{source}: {' and '.join(faults)}, as it happens when positions are wrong by much. Search for them "
+        "with --position-update frames --position-search-px 24, correct their unit, or give a better probe."
     )
 
 

@@ -22,7 +22,14 @@ _AFFINE_STEP_FACTOR = 4.0
 # Misfit, relative to the median, above which a frame is tried at other positions, and the improvement that a new
 # position needs.
 _LOST_RATIO, _ACCEPT_RATIO = 3.0, 0.8
-_N_TRIALS = 8
+MIN_TRIALS = 8
+"""Places at which a lost frame is tried in an epoch."""
+_MAX_TRIALS = 64
+
+
+def plan_trials(n_lost: int, n_frames: int) -> int:
+    """Plan as many trials for each lost frame as take half of the time of an epoch together, within limits."""
+    return min(_MAX_TRIALS, max(MIN_TRIALS, n_frames // (2 * max(1, n_lost))))
 
 
 def fit_linear_part(shift_px: Float64[Tensor, "m 2"], positions_px: Float64[Tensor, "m 2"]) -> Float64[Tensor, "m 2"]:
@@ -121,6 +128,8 @@ def random_search(
     residual: Float64[Tensor, " m"],
     reach_px: float,
     generator: torch.Generator,
+    *,
+    thorough: bool = False,
 ) -> tuple[Int64[Tensor, " found"], Float64[Tensor, "found 2"]]:
     """Find better positions for frames that are too far off for derivatives to lead them back.
 
@@ -134,6 +143,7 @@ def random_search(
         residual: how badly each frame fitted in the last pass.
         reach_px: radius to look in.
         generator: of the places, on the CPU.
+        thorough: try few lost frames at more places, see `plan_trials`.
 
     Returns:
         which frames moved, and where to.
@@ -141,10 +151,11 @@ def random_search(
     lost = torch.nonzero(residual > _LOST_RATIO * residual.median()).ravel()
     if not len(lost):
         return lost, positions_px[lost]
+    n_trials = plan_trials(len(lost), len(residual)) if thorough else MIN_TRIALS
     here = positions_px[lost]
     place, least = here, _ACCEPT_RATIO * measure_misfits(lost, here)
     moved = torch.zeros(len(lost), dtype=torch.bool, device=lost.device)
-    for number in range(_N_TRIALS):
+    for number in range(n_trials):
         radius, turn = torch.rand(2, len(lost), generator=generator, dtype=torch.float64).to(lost.device)
         direction = torch.stack([(2 * math.pi * turn).sin(), (2 * math.pi * turn).cos()], 1)
         there = (here, given_px[lost])[number % 2] + reach_px * radius[:, None] * direction

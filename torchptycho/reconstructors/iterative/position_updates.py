@@ -42,7 +42,13 @@ def update_positions(
         )
 
     lost, places = random_search(
-        measure_misfits, state.positions_px, given_px, shifts.residual, config.position_limit_px, generator
+        measure_misfits,
+        state.positions_px,
+        given_px,
+        shifts.residual,
+        config.position_limit_px,
+        generator,
+        thorough=config.position_search_px > 0,
     )
     if len(lost):
         state.positions_px[lost] = limit_positions(places, given_px[lost], config)

@@ -183,7 +183,7 @@ def build_reconstruction(
     background = shifted.float().cpu().numpy()
     area_px = float(compute_area_px(state.probe))
     faults = (
-        judge_fit(state.history, scan.source),
+        judge_fit(state.history, scan.source, corrects_positions=config.position_update in ("frames", "both")),
         judge_illumination(state.history, area_px / state.probe_area_px, coverage, scan.source),
     )
     provenance: dict[str, Any] = {

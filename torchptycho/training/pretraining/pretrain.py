@@ -13,11 +13,12 @@ import torch
 from jaxtyping import Complex64
 from numpy import ndarray
 
+from torchptycho.core.errors import ConfigError
 from torchptycho.models.prior import load_prior
 from torchptycho.models.prior.network import PriorConfig, PriorNetwork
 from torchptycho.training.pretraining.module import PretrainingConfig
 from torchptycho.training.pretraining.pairs import PairStore
-from torchptycho.training.pretraining.training_loop import check_output_folder, train_prior
+from torchptycho.training.pretraining.training_loop import PAIRS, check_output_folder, remove_training, train_prior
 from torchptycho.training.runtime import restore_keyboard_interrupt
 
 __all__ = ["pretrain"]
@@ -34,6 +35,7 @@ def pretrain(
     start: str | Path | None = None,
     workers: int = 1,
     resume: bool = False,
+    overwrite: bool = False,
 ) -> Path:
     """Train a prior on simulated scans; for a given probe, train the shipped one further.
 
@@ -43,6 +45,7 @@ def pretrain(
         start: weights that are trained further; None takes the shipped ones when there is a probe, else random ones.
         workers: processes that simulate and refine, besides the one that trains.
         resume: go on in this folder.
+        overwrite: replace a training in this folder.
 
     Returns:
         the file of weights, `prior.safetensors` in `out`.
@@ -52,11 +55,15 @@ def pretrain(
         StoreError: `start` holds no weights.
     """
     out = Path(out)
-    check_output_folder(out, config.seed, resume=resume)
+    if resume and overwrite:
+        raise ConfigError("overwrite: expected to continue a training or to replace it; found both.")
     network: PriorConfig | PriorNetwork = PriorConfig()
     if start is not None or probe is not None:
         network = load_prior(start).network
-    store = PairStore(out / "pairs", config.seed, probe)
+    if overwrite:
+        remove_training(out)
+    check_output_folder(out, config.seed, resume=resume)
+    store = PairStore(out / PAIRS, config.seed, probe)
     with _make_pairs(store, config.pairs, workers), restore_keyboard_interrupt():
         return train_prior(out, store, config, network, resume=resume)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ __all__ = ["CHECKPOINT", "WEIGHTS", "check_output_folder", "train_prior"]
 
 _log = logging.getLogger(__name__)
 
-CHECKPOINT, WEIGHTS, PROGRESS = "prior.ckpt", "prior.safetensors", "progress.jsonl"
+CHECKPOINT, WEIGHTS, PROGRESS, PAIRS = "prior.ckpt", "prior.safetensors", "progress.jsonl", "pairs"
 
 
 class _Export(Callback):
@@ -125,13 +126,23 @@ def check_output_folder(out: Path, seed: int, *, resume: bool) -> Path | None:
     if resume and not checkpoint.is_file():
         raise ConfigError(f"resume: expected the checkpoint of an earlier training, {checkpoint}; found no file.")
     if not resume and checkpoint.exists():
-        raise ConfigError(f"out: {out} holds a training already. Resume it, or take another folder.")
+        raise ConfigError(
+            f"out: {out} holds a training already. Continue it with --resume, replace it with --overwrite, or take "
+            "another folder."
+        )
     if not resume:
         return None
     before = torch.load(checkpoint, map_location="cpu", weights_only=True).get("seed", seed)
     if before != seed:
         raise ConfigError(f"seed: the training in {out} has seed {before}; found {seed}. Resume it with the same seed.")
     return checkpoint
+
+
+def remove_training(out: Path) -> None:
+    """Remove what a training has written; the checkpoint last, because it is what tells a training."""
+    shutil.rmtree(out / PAIRS, ignore_errors=True)
+    for name in (PROGRESS, WEIGHTS, CHECKPOINT):
+        (out / name).unlink(missing_ok=True)
 
 
 def _validate(module: PriorTraining, store: PairStore) -> float | None:

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from torchptycho.analysis.comparison import Comparison
 from torchptycho.analysis.evaluation import Metrics
 from torchptycho.analysis.metrics import wrap_rad
+from torchptycho.core.inputs import as_path, require_type
 from torchptycho.visualization.plot import panels
 from torchptycho.visualization.plot.curves import format_half_period
 from torchptycho.visualization.plot.figure import (
@@ -31,7 +32,13 @@ _MAX_NAME_LENGTH = 20
 
 def plot_comparison(comparison: Comparison, path: str | Path) -> Path:
     """Draw amplitudes above phases with the differences from the reference (the truth, else the first image), and below
-    them the Fourier ring correlations with a table."""
+    them the Fourier ring correlations with a table.
+
+    Raises:
+        ConfigError: it is no result of `compare`.
+    """
+    require_type(comparison, Comparison, "comparison")
+    path = as_path(path, "path")
     comparison, legend = _shorten_names(comparison)
     names = list(comparison.images)
     mask = comparison.mask

@@ -123,6 +123,18 @@ def test_a_beginning_is_not_judged_and_a_fit_that_improves_is_given_time() -> No
     said = judge_fit(settled, "scan")
     assert said is not None
     assert "more epochs" not in said
+    assert "--position-update" not in said
+
+
+@pytest.mark.contract("refine.hopeless")
+def test_what_small_position_errors_leave_as_well_is_told_from_them() -> None:
+    history = {"misfit": [9.0] * 12, "unexplained": [1.1 * HOPELESS_UNEXPLAINED] * 12}
+    said = judge_fit(history, "scan")
+    assert said is not None
+    assert "--position-update frames" in said
+    corrected = judge_fit(history, "scan", corrects_positions=True)
+    assert corrected is not None
+    assert "--position-update" not in corrected
 
 
 @pytest.mark.contract("refine.residual")

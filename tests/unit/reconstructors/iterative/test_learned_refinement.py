@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from torchptycho.core.errors import ConfigError
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.core.scan import Scan
 from torchptycho.data.simulation import simulate
-from torchptycho.reconstructors.iterative import refine
+from torchptycho.reconstructors.iterative import prior_steps, refine
+from torchptycho.reconstructors.iterative.learned_prior import apply_last_step
 
 QUICK = RefineConfig(epochs=20, probe_update=False, patience=None)
 LEARNED = dataclasses.replace(QUICK, regularization="learned")
@@ -105,10 +107,22 @@ def test_wrong_inputs_do_not_make_it_invent(fault: str) -> None:
 
 
 @pytest.mark.contract("refine.learned.resume")
-def test_a_finished_refinement_is_not_denoised_twice(tmp_path: Path) -> None:
+def test_a_finished_refinement_is_not_denoised_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[float] = []
+
+    def count(*arguments: Any) -> dict[str, float]:
+        found = apply_last_step(*arguments)
+        steps.append(found["step"])
+        return found
+
+    monkeypatch.setattr(prior_steps, "apply_last_step", count)
     state = tmp_path / "state.npz"
     image = refine(make_scan(), config=LEARNED, device="cpu", state_file=state)
+    # A second step would perhaps change nothing, because the counts would not allow it.
+    assert len(steps) == 1
+    assert steps[0] > 0
     again = refine(make_scan(), config=LEARNED, device="cpu", state_file=state, resume=True)
+    assert len(steps) == 1
     assert np.array_equal(image.object, again.object)
 
 

@@ -62,7 +62,7 @@ def reconstruct_frames(
         for _ in range(n_iterations):
             patches = patches + _compute_update(problem, state, config, patches, counts, step)
         images.append(patches[:, rows, columns])
-    return torch.cat(images)
+    return problem.collect(torch.cat(images), torch.arange(problem.n_frames, device=problem.device))
 
 
 def _compute_update(

@@ -108,6 +108,24 @@ def test_one_frame_in_each_of_many_files_in_the_order_of_their_numbers(tmp_path:
 
 
 @pytest.mark.contract("files.tiff.read")
+def test_two_files_are_two_frames_and_a_stack_is_none_of_several_files(tmp_path: Path) -> None:
+    for number in (1, 2):
+        tifffile.imwrite(tmp_path / f"frame_{number}.tif", FRAMES[number])
+    stack = parse_array_ref("frame_*.tif", tmp_path).open_frames()
+    np.testing.assert_array_equal(stack[:], FRAMES[1:3])
+    assert stack.shape == (2, 16, 20)
+    for number in (1, 2):
+        tifffile.imwrite(tmp_path / f"stack_{number}.tif", FRAMES[:3], photometric="minisblack")
+    with pytest.raises(ScanError, match="expected one frame in each of several files"):
+        parse_array_ref("stack_*.tif", tmp_path).open_frames()
+    with tifffile.TiffWriter(tmp_path / "several.tif") as file:
+        file.write(FRAMES[:3], photometric="minisblack", contiguous=False)
+        file.write(FRAMES[:2, :8], photometric="minisblack", contiguous=False)
+    with pytest.raises(ScanError, match=r"found uint16 .* and 1 more stacks"):
+        parse_array_ref("several.tif", tmp_path).open_frames()
+
+
+@pytest.mark.contract("files.tiff.read")
 def test_frames_dark_and_mask_of_a_scan(tmp_path: Path) -> None:
     frames = np.random.default_rng(1).poisson(50, (12, 16, 16)).astype(np.uint16)
     mask = np.ones((16, 16), np.uint8)

@@ -37,6 +37,7 @@ def test_power_of_all_modes_is_the_number_of_photons() -> None:
     photons = torch.tensor([50.0, 2e6])
     scaled = scale_probe_power(probe, photons)
     assert_close(scaled.abs().square().sum((-3, -2, -1)), photons, "single")
+    assert_close(scale_probe_power(probe[0], photons[0]), scaled[0], "single")
     # Only the scale changes.
     ratio = scaled / probe
     assert_close(ratio, ratio[:, :1, :1, :1].expand_as(ratio).contiguous(), "single")

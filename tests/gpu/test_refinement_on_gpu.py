@@ -15,7 +15,7 @@ from tolerances import relative_l2
 from torchptycho.core.config import RefineConfig, SimulateConfig
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.data.simulation import simulate
-from torchptycho.reconstructors.iterative import refine
+from torchptycho.reconstructors.iterative import frame_source, refine
 from torchptycho.reconstructors.orientation import rank_orientations
 
 pytestmark = pytest.mark.gpu
@@ -85,6 +85,16 @@ def test_orientations_are_ranked_the_same(cuda: torch.device, monkeypatch: pytes
 def test_counts_that_do_not_fit_onto_the_gpu_stay_in_memory(machine: EmulatedGpu) -> None:
     machine.free_bytes = 2 * 36 * 32 * 32 * 4
     assert_same(refine(SCAN, config=SHORT, device="gpu"), refine(SCAN, config=SHORT, device="cpu"))
+
+
+@pytest.mark.contract("refine.devices")
+def test_counts_that_do_not_fit_into_memory_either_are_streamed(
+    machine: EmulatedGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = refine(SCAN, config=SHORT, device="cpu")
+    machine.free_bytes = 2 * 36 * 32 * 32 * 4
+    monkeypatch.setattr(frame_source, "MAX_MEMORY_BYTES", 0)
+    assert_same(refine(SCAN, config=SHORT, device="gpu"), here)
 
 
 @pytest.mark.contract("refine.waits")

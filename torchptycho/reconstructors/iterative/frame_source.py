@@ -18,6 +18,7 @@ from torch import Tensor
 
 from torchptycho.core.scan import Frames, Scan
 from torchptycho.io.frames.access import classify_access, is_in_memory, number_blocks
+from torchptycho.io.frames.npz_frames import count_frames_in
 from torchptycho.io.source_files import refuse_changes
 
 __all__ = ["FrameOrder", "FramePlan", "FrameReader", "FrameWriter", "plan_frames", "read_ahead"]
@@ -27,6 +28,8 @@ MAX_MEMORY_BYTES = 256 << 20
 # Frames among which the order is random where pieces of a file are read whole.
 _WINDOW_BYTES = 64 << 20
 _BATCHES_AHEAD = 3
+# Frames that are read at once, another such part of them while these are used.
+_READ_BYTES = 4 << 20
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -136,7 +139,10 @@ class FrameReader:
         return self._arrange(self.scan.frames[rows])
 
     def iterate(self, batches: Sequence[Int64[np.ndarray, " _"]]) -> Generator[np.ndarray, None, None]:
-        """Iterate over the frames of these batches, the next few of which are read meanwhile.
+        """Iterate over the frames of these batches, the next of which are read meanwhile.
+
+        Several batches are read at once, because opening a file takes as long as reading some frames, and reads parts
+        of it again.
 
         Raises:
             ScanError: the file is damaged, or changed since it was opened.
@@ -144,11 +150,27 @@ class FrameReader:
         frames = self.scan.frames
         blocks = None if self.blocks is None else _BlockReader(frames, self.blocks, batches)
 
-        def read(rows: np.ndarray) -> np.ndarray:
-            return self._arrange(frames[rows] if blocks is None else blocks.read(rows))
+        def read(group: list[np.ndarray]) -> list[np.ndarray]:
+            rows = np.concatenate(group)
+            values = self._arrange(frames[rows] if blocks is None else blocks.read(rows))
+            return np.split(values, np.cumsum([len(batch) for batch in group])[:-1])
 
-        with refuse_changes(self.scan):
-            yield from read_ahead(read, batches)
+        with refuse_changes(self.scan), contextlib.closing(read_ahead(read, self._group(batches), 1)) as groups:
+            for values in groups:
+                yield from values
+
+    def _group(self, batches: Sequence[Int64[np.ndarray, " _"]]) -> list[list[np.ndarray]]:
+        """Group batches that are read at once."""
+        n_frames = count_frames_in(_READ_BYTES, self.scan.frames)
+        groups: list[list[np.ndarray]] = []
+        size = 0
+        for batch in batches:
+            if not groups or size + len(batch) > n_frames:
+                groups.append([])
+                size = 0
+            groups[-1].append(batch)
+            size += len(batch)
+        return groups
 
     def _arrange(self, values: np.ndarray) -> np.ndarray:
         if not self.scan.mask.all():

@@ -145,7 +145,10 @@ class Problem:
 
     def _to_counts(self, values: np.ndarray | Tensor) -> Float[Tensor, "k n n"]:
         if not isinstance(values, Tensor):
-            values = torch.from_numpy(values).to(self.device)
+            values = torch.from_numpy(values)
+            # From pinned memory, so that a GPU goes on with its queued work meanwhile.
+            values = values.pin_memory() if self.device.type == "cuda" else values
+            values = values.to(self.device, non_blocking=True)
         values = values.to(self.dtype.to_real())
         return values if self.scaling.domain == "counts" else values.square() * self.scaling.counts_per_intensity
 

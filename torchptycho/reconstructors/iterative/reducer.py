@@ -47,6 +47,10 @@ class Reducer(Protocol):
         """Replace each tensor by that of the first process, in place."""
         ...
 
+    def share(self, what: Any) -> Any:
+        """Return the plain data of the first process."""
+        ...
+
     def check_same(self, what: dict[str, Any]) -> None:
         """Check that plain data are those of the first process.
 
@@ -70,6 +74,10 @@ class OneProcess:
 
     def copy_from_first(self, *tensors: Tensor) -> None:
         """Leave the tensors as they are."""
+
+    def share(self, what: Any) -> Any:
+        """Return the data."""
+        return what
 
     def check_same(self, what: dict[str, Any]) -> None:
         """Do nothing: there is no other process."""
@@ -151,12 +159,8 @@ class GroupReducer:
             if values is not tensor:
                 tensor.copy_(values)
 
-    def check_same(self, what: dict[str, Any]) -> None:
-        """Check that plain data are those of the first process.
-
-        Raises:
-            StoreError: in each process for which they differ, naming the first entry.
-        """
+    def share(self, what: Any) -> Any:
+        """Return the plain data of the first process."""
         text = json.dumps(what, sort_keys=True).encode()
         size = torch.tensor([len(text)], device=self._device)
         distributed.broadcast(size, 0)
@@ -164,8 +168,15 @@ class GroupReducer:
         if self.rank == 0:
             buffer.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
         distributed.broadcast(buffer, 0)
-        first = json.loads(bytes(buffer.tolist()))
-        here = json.loads(text)
+        return json.loads(bytes(buffer.tolist()))
+
+    def check_same(self, what: dict[str, Any]) -> None:
+        """Check that plain data are those of the first process.
+
+        Raises:
+            StoreError: in each process for which they differ, naming the first entry.
+        """
+        first, here = self.share(what), json.loads(json.dumps(what))
         differs = sorted(key for key in first.keys() | here.keys() if first.get(key) != here.get(key))
         if differs:
             raise StoreError(

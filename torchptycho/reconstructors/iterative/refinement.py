@@ -31,7 +31,6 @@ from torchptycho.reconstructors.iterative.position_updates import update_positio
 from torchptycho.reconstructors.iterative.prior_steps import PriorSteps
 from torchptycho.reconstructors.iterative.probe_modes import compute_area_px, orthogonalize_modes
 from torchptycho.reconstructors.iterative.problem import Problem
-from torchptycho.reconstructors.iterative.reducer import Reducer
 from torchptycho.reconstructors.iterative.rpie import run_epoch
 from torchptycho.reconstructors.iterative.schedule import (
     advance_polishing,
@@ -72,7 +71,7 @@ def run_epochs(
         while state.epoch < config.epochs and advance_polishing(state, config):
             begun = time.perf_counter()
             prior.decide(state)
-            _share_strength(state, problem.reducer)
+            state.regularization = problem.reducer.share(state.regularization)
             prior.prepare(state, solver)
             fit = _advance_epoch(problem, state, config, solver, given_px)
             if len(state.probe) > 1:
@@ -110,13 +109,6 @@ def run_epochs(
     if state_file is not None:
         state.save(state_file, fingerprint)
     return complete
-
-
-def _share_strength(state: RefinementState, reducer: Reducer) -> None:
-    if state.regularization is not None and reducer.size > 1:
-        strength = state.object.real.new_tensor([state.regularization["strength"]], dtype=torch.float64)
-        reducer.copy_from_first(strength)
-        state.regularization["strength"] = float(strength)
 
 
 def _advance_epoch(

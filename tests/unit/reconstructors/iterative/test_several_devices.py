@@ -393,6 +393,7 @@ def test_one_process_has_nobody_to_ask() -> None:
     ONE_PROCESS.sum(values)
     ONE_PROCESS.copy_from_first(values)
     ONE_PROCESS.check_same({"a": 1})
+    assert ONE_PROCESS.share([1]) == [1]
     assert torch.equal(values, torch.ones(3))
     assert ONE_PROCESS.collect(values, torch.ones(3, dtype=torch.bool)) is values
     assert isinstance(ONE_PROCESS, Reducer)

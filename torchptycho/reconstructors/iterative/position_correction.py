@@ -122,7 +122,7 @@ class PositionSteps:
 
 
 def random_search(
-    measure_misfits: Callable[[Int64[Tensor, " k"], Float64[Tensor, "k 2"]], Float64[Tensor, " k"]],
+    measure_misfits: Callable[[Int64[Tensor, " k"], Float64[Tensor, "t k 2"]], Float64[Tensor, "t k"]],
     positions_px: Float64[Tensor, "m 2"],
     given_px: Float64[Tensor, "m 2"],
     residual: Float64[Tensor, " m"],
@@ -138,7 +138,8 @@ def random_search(
     Reference: Maiden, Humphry, Sarahan, Kraus, Rodenburg, Ultramicroscopy 120, 64 (2012).
 
     Arguments:
-        measure_misfits: how badly these frames fit at these positions, in the measure of `PositionSteps.residual`.
+        measure_misfits: how badly these frames fit at each of some positions, in the measure of
+            `PositionSteps.residual`.
         positions_px, given_px: where the frames are by now, and where they were said to be.
         residual: how badly each frame fitted in the last pass.
         reach_px: radius to look in.
@@ -153,13 +154,16 @@ def random_search(
         return lost, positions_px[lost]
     n_trials = plan_trials(len(lost), len(residual)) if thorough else MIN_TRIALS
     here = positions_px[lost]
-    place, least = here, _ACCEPT_RATIO * measure_misfits(lost, here)
-    moved = torch.zeros(len(lost), dtype=torch.bool, device=lost.device)
+    trials = [here]
     for number in range(n_trials):
         radius, turn = torch.rand(2, len(lost), generator=generator, dtype=torch.float64).to(lost.device)
         direction = torch.stack([(2 * math.pi * turn).sin(), (2 * math.pi * turn).cos()], 1)
-        there = (here, given_px[lost])[number % 2] + reach_px * radius[:, None] * direction
-        misfits = measure_misfits(lost, there)
+        trials.append((here, given_px[lost])[number % 2] + reach_px * radius[:, None] * direction)
+    # Together, because each frame is then read once.
+    first, *others = measure_misfits(lost, torch.stack(trials))
+    place, least = here, _ACCEPT_RATIO * first
+    moved = torch.zeros(len(lost), dtype=torch.bool, device=lost.device)
+    for there, misfits in zip(trials[1:], others, strict=True):
         better = misfits < least
         place, least = torch.where(better[:, None], there, place), torch.where(better, misfits, least)
         moved = moved | better

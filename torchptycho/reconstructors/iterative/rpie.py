@@ -114,27 +114,29 @@ def compute_frame_misfits(
     state: RefinementState,
     config: RefineConfig,
     index: Int64[Tensor, " k"],
-    positions_px: Float64[Tensor, "k 2"],
-) -> Float64[Tensor, " k"]:
-    """Compute the misfit of each of these frames at this position, as `PositionSteps.residual` does; nothing is
-    updated."""
+    positions_px: Float64[Tensor, "trials k 2"],
+) -> Float64[Tensor, "trials k"]:
+    """Compute the misfit of each of these frames at each of some positions, as `PositionSteps.residual` does; nothing
+    is updated, and the frames are read once."""
     own, own_px = problem.select_own(index), positions_px
     if problem.is_own is not None:
-        own_px = positions_px[problem.is_own[index]]
+        own_px = positions_px[:, problem.is_own[index]]
     misfits = []
-    for part, places in zip(torch.split(own, _MAX_BATCH_SIZE), torch.split(own_px, _MAX_BATCH_SIZE), strict=True):
-        patches = extract_inside(state.object, problem.compute_corners_px(places), problem.n_px)
-        _, intensity = propagate_to_detector(patches, state.build_probe(part), problem.propagator)
-        expected = intensity + state.background if config.background else intensity
-        change = compute_wave_correction(
-            expected,
-            problem.load_counts(part),
-            problem.mask_or_none,
-            config.likelihood,
-            ReducedChiSquared(state.background),
-        )
-        misfits.append((intensity * change.square()).sum((1, 2)).double())
-    return problem.collect(torch.cat(misfits), index)
+    parts = torch.split(own, _MAX_BATCH_SIZE)
+    for (part, counts), trials_px in zip(
+        problem.iterate_counts(parts), torch.split(own_px, _MAX_BATCH_SIZE, dim=1), strict=True
+    ):
+        probe, found = state.build_probe(part), []
+        for places in trials_px:
+            patches = extract_inside(state.object, problem.compute_corners_px(places), problem.n_px)
+            _, intensity = propagate_to_detector(patches, probe, problem.propagator)
+            expected = intensity + state.background if config.background else intensity
+            change = compute_wave_correction(
+                expected, counts, problem.mask_or_none, config.likelihood, ReducedChiSquared(state.background)
+            )
+            found.append((intensity * change.square()).sum((1, 2)).double())
+        misfits.append(torch.stack(found, 1))
+    return problem.collect(torch.cat(misfits), index).T
 
 
 def measure_misfit(problem: Problem, state: RefinementState, object: Complex[Tensor, "h w"]) -> float:

@@ -5,7 +5,7 @@ VENV ?= .venv
 TYPECHECKER := beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-processors docs lint install format parity-table freeze bench-data bench-steps bench-memory bench-refine bench-photon-limit bench-robustness bench-experiments bench-hopeless-fits bench-position-errors bench-train bench-stitch bench-reconstruct bench-live bench-convergence bench-generators bench-options bench-network-or-iteration bench-heldout bench-prior bench-default-network prior fuzz mutate clean
+.PHONY: demo test test-processors docs lint install format parity-table freeze bench-data bench-steps bench-memory bench-refine bench-photon-limit bench-robustness bench-experiments bench-hopeless-fits bench-position-errors bench-train bench-stitch bench-reconstruct bench-live bench-convergence bench-generators bench-options bench-network-or-iteration bench-heldout bench-prior bench-default-network bench-scale prior fuzz mutate clean
 
 demo: $(VENV)/.installed
 	$(BIN)/torchptycho demo --out demo --overwrite
@@ -129,6 +129,10 @@ bench-prior: $(VENV)/.installed
 # Ten minutes on one core.
 bench-default-network: $(VENV)/.installed
 	$(BIN)/python benchmarks/default_network.py
+
+# Five minutes on 2 cores, and 700 MB of disk where temporary files are.
+bench-scale: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scale.py
 
 bench-steps: $(VENV)/.installed
 	$(BIN)/python benchmarks/steps.py

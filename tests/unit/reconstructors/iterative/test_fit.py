@@ -124,8 +124,10 @@ def test_misfits_of_frames_and_of_all_are_those_of_their_intensities(problem: Pr
     for background in (0.0, 0.4):
         config = RefineConfig(background=background > 0)
         change = (counts - intensity - background) / (intensity + background + 1) / 2
-        found = compute_frame_misfits(problem, state, config, index, state.positions_px[index])
+        here_px = state.positions_px[index]
+        found, elsewhere = compute_frame_misfits(problem, state, config, index, torch.stack([here_px, here_px + 0.3]))
         torch.testing.assert_close(found, (intensity * (change.clamp_max(4) * problem.mask).square()).sum((1, 2)))
+        assert float((elsewhere - found).abs().min()) > 0
     everything = torch.arange(problem.n_frames)
     expected = compute_intensity(problem, state, everything) + 0.4
     good = problem.mask.expand_as(expected)

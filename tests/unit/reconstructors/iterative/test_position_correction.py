@@ -106,9 +106,9 @@ def test_a_frame_that_fits_badly_is_looked_for_around_both_its_places() -> None:
     asked: list[torch.Tensor] = []
 
     def measure(index: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        asked.append(places.clone())
+        asked.extend(places.clone())
         assert index.tolist() == [4, 9]
-        return (places - truth_px[index]).norm(dim=1)
+        return (places - truth_px[index]).norm(dim=2)
 
     residual = torch.ones(30, dtype=torch.float64)
     # Three times the median is not yet lost.

@@ -5,7 +5,7 @@ VENV ?= .venv
 TYPECHECKER := beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-processors docs lint install format parity-table freeze bench-data bench-steps bench-memory bench-refine bench-photon-limit bench-robustness bench-experiments bench-hopeless-fits bench-position-errors bench-train bench-stitch bench-reconstruct bench-live bench-convergence bench-generators bench-options bench-network-or-iteration bench-heldout bench-prior bench-default-network bench-scale prior fuzz mutate clean
+.PHONY: demo test test-processors docs lint install format parity-table freeze bench-data bench-steps bench-memory bench-refine bench-photon-limit bench-robustness bench-experiments bench-hopeless-fits bench-position-errors bench-train bench-stitch bench-reconstruct bench-live bench-convergence bench-generators bench-options bench-network-or-iteration bench-heldout bench-prior bench-default-network bench-scale prior fuzz bench-gpu mutate clean
 
 demo: $(VENV)/.installed
 	$(BIN)/torchptycho demo --out demo --overwrite
@@ -106,6 +106,11 @@ bench-convergence: $(VENV)/.installed
 
 bench-generators: $(VENV)/.installed
 	$(BIN)/python benchmarks/generators.py
+
+# Everything that a GPU has to show; eight minutes at most, without a network. On a machine without one:
+# $(BIN)/python benchmarks/gpu.py --emulated
+bench-gpu: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/gpu.py
 
 bench-options: $(VENV)/.installed
 	$(BIN)/python benchmarks/options.py

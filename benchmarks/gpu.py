@@ -1,7 +1,7 @@
 """Everything that a GPU has to show, in one command of a few minutes that needs no network.
 
     python benchmarks/gpu.py --out benchmarks/results
-    python benchmarks/gpu.py --emulated        # without a GPU: the same calls, small, on the tests' pretended device
+    python benchmarks/gpu.py --emulated        # without a GPU: the same calls, small, on the tests' emulated device
 
 Each part is a process of its own, so that a failure, a crash or a part that takes too long is recorded and the rest
 goes on. Parts:
@@ -159,6 +159,7 @@ def measure_exports(sizes: Sizes) -> Iterator[Row]:
     from reconstruct import export_checkpoint, make_trained_network
 
     from torchptycho.core.config import ReconstructConfig
+    from torchptycho.core.errors import TorchptychoError
     from torchptycho.models.loading import open_network
     from torchptycho.reconstructors.network_reconstruction import reconstruct
 
@@ -174,7 +175,7 @@ def measure_exports(sizes: Sizes) -> Iterator[Row]:
                     reconstruct(network, scan, ReconstructConfig(), accelerator="gpu", progress=False)
 
                 seconds = measure_s(run, 1)
-            except (RuntimeError, NotImplementedError, ImportError, ValueError) as error:
+            except (RuntimeError, NotImplementedError, ImportError, TorchptychoError) as error:
                 yield {"what": engine, "error": (str(error) or repr(error)).splitlines()[0]}
                 continue
             yield {"what": f"{engine} {n_px} px", "value": frames / seconds, "unit": "frames/s"}
@@ -337,7 +338,7 @@ def collect_part(name: str, emulated: bool, deadline_s: float) -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=sorted(PARTS), default=list(PARTS))
-    parser.add_argument("--emulated", action="store_true", help="small, on the pretended device of the tests")
+    parser.add_argument("--emulated", action="store_true", help="small, on the emulated device of the tests")
     parser.add_argument("--slower", type=float, default=1.0, help="factor of the time that each part may take")
     parser.add_argument("--out", default="benchmarks/results")
     parser.add_argument("--part", help=argparse.SUPPRESS)

@@ -38,6 +38,7 @@ class AccumulatedUpdate:
         self._transmission = torch.zeros_like(state.probe[0].real)
         self._corners_px: list[Tensor] = []
         self._index: Tensor | None = None
+        self._change: Tensor | None = None
         self.frames = 0
 
     def add(
@@ -100,8 +101,10 @@ class AccumulatedUpdate:
         index = self._index_touched()
         if index is None:
             return self._object.div_(self._regularize(self._illumination))
-        change, illumination = self._object.view(-1), self._illumination.view(-1)[index]
-        change[index] = change[index] / self._regularize(illumination)
+        flat, illumination = self._object.view(-1), self._illumination.view(-1)[index]
+        # Pixels of several frames are written several times, with the same value.
+        self._change = flat[index].div_(self._regularize(illumination))
+        flat.scatter_(0, index, self._change)
         return self._object
 
     def compute_probe_change(self) -> Complex[Tensor, "p n n"]:
@@ -114,9 +117,9 @@ class AccumulatedUpdate:
         if index is None:
             object.add_(self._object * step)
             return
-        # Pixels of several frames are written several times, with the same value.
+        assert self._change is not None
         flat = object.view(-1)
-        flat[index] = flat[index] + self._object.view(-1)[index] * step
+        flat.scatter_(0, index, flat[index].add_(self._change.mul_(step)))
 
     def clear(self) -> None:
         """Begin the next update."""
@@ -125,11 +128,11 @@ class AccumulatedUpdate:
             self._object.zero_()
             self._illumination.zero_()
         else:
-            self._object.view(-1).index_fill_(0, index, 0)
-            self._illumination.view(-1).index_fill_(0, index, 0)
+            self._object.view(-1).scatter_(0, index, 0)
+            self._illumination.view(-1).scatter_(0, index, 0)
         self._probe.zero_()
         self._transmission.zero_()
-        self._corners_px, self._index, self.frames = [], None, 0
+        self._corners_px, self._index, self._change, self.frames = [], None, None, 0
 
     def _index_touched(self) -> Tensor | None:
         """Return the flat indices of all pixels of the frames, or None where that would be most of the canvas."""

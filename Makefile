@@ -5,7 +5,7 @@ VENV ?= .venv
 TYPECHECKER := beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-processors docs lint install format parity-table freeze bench-data bench-steps bench-memory bench-refine bench-photon-limit bench-robustness bench-experiments bench-hopeless-fits bench-position-errors bench-train bench-stitch bench-reconstruct bench-live bench-convergence bench-generators bench-options bench-network-or-iteration bench-heldout bench-prior bench-default-network bench-scale prior fuzz bench-gpu bench-canvas mutate clean
+.PHONY: demo test test-processors docs lint install format parity-table freeze bench-data bench-steps bench-memory bench-refine bench-photon-limit bench-robustness bench-experiments bench-hopeless-fits bench-position-errors bench-train bench-stitch bench-reconstruct bench-live bench-convergence bench-generators bench-options bench-network-or-iteration bench-heldout bench-prior bench-default-network bench-scale prior fuzz bench-gpu mutate clean
 
 demo: $(VENV)/.installed
 	$(BIN)/torchptycho demo --out demo --overwrite
@@ -111,9 +111,6 @@ bench-generators: $(VENV)/.installed
 # $(BIN)/python benchmarks/gpu.py --emulated
 bench-gpu: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/gpu.py
-
-bench-canvas: $(VENV)/.installed
-	$(BIN)/python benchmarks/canvas.py
 
 bench-options: $(VENV)/.installed
 	$(BIN)/python benchmarks/options.py

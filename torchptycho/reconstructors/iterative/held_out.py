@@ -225,10 +225,10 @@ class _Trials:
         photons_per_px = compute_illumination(
             base.build_mean_probe(), self._kept.compute_corners_px(base.positions_px), self._kept.shape
         ).to(base.object.real.dtype)
-        plain = dataclasses.replace(base)
+        plain = base.copy()
         self._run_epochs(plain, _POLISHING_EPOCHS, _grow)
         found = [self._judge(plain)]
-        with_learned = None if learned is None else self._judge_learned(dataclasses.replace(base), learned)
+        with_learned = None if learned is None else self._judge_learned(base.copy(), learned)
         for strength in _STRENGTHS:
             growth = _grow if len(found) == 1 else _take_all
 

@@ -124,6 +124,11 @@ class RefinementState:
         spread = (squared[:, None] * self.opr_weights.square()).mean(0).sqrt()
         return torch.cat([self.probe * squared.mean().sqrt(), self.opr_modes * spread[:, None, None]])
 
+    def copy(self) -> RefinementState:
+        """Copy everything, so that epochs with the copy leave this as it is: object and probe change in place."""
+        tensors = {name: getattr(self, name).clone() for name in _TENSOR_FIELDS}
+        return dataclasses.replace(self, **tensors, history={name: list(row) for name, row in self.history.items()})
+
     def fix_gauge(self) -> None:
         """Bring the probe back to the power and, by whole pixels, to the place that it began with.
 

@@ -14,6 +14,9 @@ from torchptycho.data.simulation import simulate
 from torchptycho.physics.patches import extract_inside, place
 from torchptycho.reconstructors.iterative import canvas_update, refine
 from torchptycho.reconstructors.iterative.canvas_update import AccumulatedUpdate, add_momentum_in_place
+from torchptycho.reconstructors.iterative.initial_state import initialize_state
+from torchptycho.reconstructors.iterative.problem import open_problem
+from torchptycho.reconstructors.iterative.rpie import run_epoch
 from torchptycho.reconstructors.iterative.state import RefinementState
 
 N_PX, SHAPE, ALPHA = 8, (90, 100), 0.1
@@ -96,3 +99,22 @@ def test_what_the_caller_gives_is_not_changed() -> None:
     np.testing.assert_array_equal(start.object, objects)
     np.testing.assert_array_equal(probe, modes)
     np.testing.assert_array_equal(scan.probe, own)
+
+
+def test_epochs_with_a_copy_leave_the_state_as_it_is() -> None:
+    scan = simulate(SimulateConfig(n_px=32, object_px=64, n_frames=16, simulation_seed=1))
+    config = RefineConfig(epochs=4, regularization="none")
+    with torch.no_grad(), open_problem(scan) as problem:
+        state = initialize_state(problem, scan, None, None, config)
+        copied = state.copy()
+        before = {name: value.clone() for name, value in vars(state).items() if isinstance(value, torch.Tensor)}
+        order = torch.arange(problem.n_frames)
+        for _ in range(5):
+            run_epoch(problem, copied, config, order, None, frames_per_update=4, update_probe=True)
+        copied.fix_gauge()
+        copied.history["misfit"].append(1.0)
+    assert not torch.equal(copied.object, before["object"])
+    assert not torch.equal(copied.probe, before["probe"])
+    for name, value in before.items():
+        assert torch.equal(getattr(state, name), value), name
+    assert not state.history["misfit"]

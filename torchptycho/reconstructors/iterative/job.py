@@ -162,6 +162,10 @@ def refine_side_by_side(
         TorchptychoError: as in `refine`.
         KeyboardInterrupt: interrupted before there was an image of each.
     """
+    config = plan_search(config)
+    check_regularization(config)
+    for scan in scans:
+        check_variation(config, scan.n_frames)
     found = find_devices(device, devices, option="device")
     each = len(found) // len(scans)
     with contextlib.ExitStack() as stack:

@@ -6,8 +6,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from torchptycho.core.config import RefineConfig, as_config, to_dict
 from torchptycho.core.devices import find_devices
 from torchptycho.core.scan import Scan
@@ -15,9 +13,12 @@ from torchptycho.io.field import check_scan_field
 from torchptycho.io.inputs import as_scan
 from torchptycho.io.scan_choice import refuse_several_scans
 from torchptycho.reconstructors.iterative.frame_source import plan_frames
+from torchptycho.reconstructors.iterative.position_search import plan_search
 from torchptycho.reconstructors.iterative.prior_steps import check_regularization
+from torchptycho.reconstructors.iterative.problem import lay_out_canvas
 from torchptycho.reconstructors.iterative.rpie import choose_batch_size
 from torchptycho.reconstructors.iterative.shares import count_useful_processes
+from torchptycho.reconstructors.iterative.variable_probe import check_variation
 
 __all__ = ["plan_refinement"]
 
@@ -38,16 +39,17 @@ def plan_refinement(
     Raises:
         TorchptychoError: what `refine` would refuse before it reads the frames.
     """
-    settings, scan = as_config(RefineConfig, config), as_scan(scan)
+    settings, scan = plan_search(as_config(RefineConfig, config)), as_scan(scan)
     refuse_several_scans(scan, "a refinement")
     check_regularization(settings)
+    check_variation(settings, scan.n_frames)
     check_scan_field(scan)
     place = find_devices(device, devices, option="device")[0]
     batch_size = choose_batch_size(settings, scan.n_frames)
     useful = count_useful_processes(devices, batch_size)
     frames = plan_frames(scan, place, -(-scan.n_frames // useful))
     margin_px = math.ceil(settings.position_limit_px) if settings.position_update != "none" else 0
-    canvas_px = (np.ptp(scan.positions_px, axis=0) + scan.n_px + 2 * margin_px).astype(int).tolist()
+    _, canvas_px = lay_out_canvas(scan, margin_px)
     return {
         "source": scan.source,
         "n_frames": scan.n_frames,
@@ -57,7 +59,7 @@ def plan_refinement(
         "frames": frames.place,
         "frames_described": frames.describe(),
         "frames_bytes": frames.n_bytes,
-        "canvas_px": canvas_px,
+        "canvas_px": list(canvas_px),
         "canvas_bytes": _CANVASES * 8 * math.prod(canvas_px),
         "epochs": settings.epochs,
         "batch_size": batch_size,

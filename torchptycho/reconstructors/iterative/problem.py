@@ -30,7 +30,7 @@ from torchptycho.reconstructors.iterative.frame_source import (
 from torchptycho.reconstructors.iterative.reducer import ONE_PROCESS, Reducer
 from torchptycho.reconstructors.iterative.shares import assign_frames
 
-__all__ = ["Problem", "measure_variation", "open_problem"]
+__all__ = ["Problem", "lay_out_canvas", "measure_variation", "open_problem"]
 
 # Frames that are checked at once; sums over them take some ten times as much memory.
 _CHECKED_BYTES = 2 << 20
@@ -191,20 +191,15 @@ def open_problem(
         intensity, amplitude = _sum_frames(scan, writer)
         mean_intensity = float(intensity.sum()) / scan.n_frames
         scaling = measure_scaling(mean_intensity, scan.n_px, scan.domain, scan.photons_per_frame)
-        low = np.floor(scan.positions_px.min(0)).astype(int) - scan.n_px // 2 - margin_px
-        # With the arithmetic of `compute_corners_px`, because rounding could otherwise move an integer position off the
-        # canvas.
-        corners = scan.positions_px - low.astype(np.float64) - scan.n_px // 2
-        moved = margin_px + 1 if margin_px else 0
-        high = low + np.floor(corners.max(0)).astype(int) + moved + scan.n_px + 1
+        origin_px, shape = lay_out_canvas(scan, margin_px)
         yield Problem(
             frames=writer.finish(order.blocks),
             scaling=scaling,
             mask=torch.from_numpy(np.fft.ifftshift(scan.mask) if propagator.zero_frequency_first else scan.mask).to(
                 device
             ),
-            origin_px=(int(low[0]), int(low[1])),
-            shape=(int(high[0] - low[0]), int(high[1] - low[1])),
+            origin_px=origin_px,
+            shape=shape,
             variation=measure_variation(intensity, amplitude, scan.n_frames),
             dtype=dtype,
             propagator=propagator,
@@ -212,6 +207,21 @@ def open_problem(
             reducer=reducer,
             is_own=None if own is None else torch.from_numpy(own).to(device),
         )
+
+
+def lay_out_canvas(scan: Scan, margin_px: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return where the canvas of a scan begins, in object pixels, and its size.
+
+    Arguments:
+        margin_px: room around the patches, for positions that move.
+    """
+    low = np.floor(scan.positions_px.min(0)).astype(int) - scan.n_px // 2 - margin_px
+    # With the arithmetic of `compute_corners_px`, because rounding could otherwise move an integer position off the
+    # canvas.
+    corners = scan.positions_px - low.astype(np.float64) - scan.n_px // 2
+    moved = margin_px + 1 if margin_px else 0
+    height, width = np.floor(corners.max(0)).astype(int) + moved + scan.n_px + 1
+    return (int(low[0]), int(low[1])), (int(height), int(width))
 
 
 def _sum_frames(scan: Scan, writer: FrameWriter) -> tuple[Float64[np.ndarray, "n n"], Float64[np.ndarray, "n n"]]:

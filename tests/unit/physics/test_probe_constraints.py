@@ -22,6 +22,8 @@ def test_disc_falls_from_one_to_zero_over_its_edge(n_px: int) -> None:
     assert_close(disc[middle, middle : middle + 7], along, "stored_single")
     assert_close(disc[middle : middle + 7, middle], along, "stored_single")
     assert_close(disc[middle, middle - 6 : middle + 1].flip(0), along, "stored_single")
+    # Beyond the edge it stays 0.
+    assert float(disc[0].abs().max()) == float(disc[0, 0]) == 0
     # (3, 4) px is 5 px from the centre.
     assert float(disc[middle + 3, middle - 4]) == pytest.approx(expected[5], rel=1e-6)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -228,34 +227,3 @@ def test_sums_are_whole_quanta_and_exact() -> None:
     assert Fraction(float(terms.cumsum(0)[-1])) == exact == Fraction(float(terms.flip(0).cumsum(0)[-1]))
     raw = normal((10_000,), 3, torch.float64)
     assert float(raw.cumsum(0)[-1]) != float(raw.flip(0).cumsum(0)[-1])
-
-
-@pytest.mark.contract("stitch.reduce")
-def test_two_processes_have_the_canvas_of_one(tmp_path: Path) -> None:
-    places = 30 * torch.rand(24, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    patches = normal((24, N, N), 1, torch.complex64)
-    whole = Canvas.for_positions(places, N)
-    whole.add(patches, places, torch.ones(N, N))
-    torch.multiprocessing.spawn(_one_of_two, (str(tmp_path), patches, places), nprocs=2)
-    for rank in (0, 1):
-        for found in torch.load(tmp_path / f"{rank}.pt", weights_only=True):
-            assert torch.equal(found["numerator"], whole.numerator)
-            assert torch.equal(found["weight"], whole.weight)
-            assert tuple(found["origin_px"].tolist()) == whole.origin_px
-
-
-def _one_of_two(rank: int, folder: str, patches: Tensor, places: Tensor) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    growing, known = GrowingCanvas(tile_px=16), Canvas.for_positions(places, N)
-    own = slice(rank * 7, 7 if rank == 0 else None)
-    for canvas in (growing, known):
-        canvas.add(patches[own], places[own], torch.ones(N, N))
-        canvas.all_reduce()
-    torch.save(
-        [
-            {"numerator": c.numerator.clone(), "weight": c.weight.clone(), "origin_px": torch.tensor(c.origin_px)}
-            for c in (growing.crop(), known)
-        ],
-        f"{folder}/{rank}.pt",
-    )
-    torch.distributed.destroy_process_group()

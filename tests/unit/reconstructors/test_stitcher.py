@@ -119,35 +119,3 @@ def test_missing_patches_are_an_error_where_phases_have_to_agree() -> None:
     add_in_turn(stitcher, make_patches(), order=(1, 0))
     with pytest.raises(ValueError, match="expected 24 patches; 16 came"):
         stitcher.finish()
-
-
-@pytest.mark.contract("stitch.reduce")
-def test_two_processes_share_one_canvas(tmp_path: Path) -> None:
-    patches = turn_groups(make_patches())
-    patches[20] = float("nan")
-    (tmp_path / "patches").write_bytes(bytes(COUNT * N * N * 8))
-    torch.multiprocessing.spawn(_stitch_part, (str(tmp_path), patches), nprocs=2)
-    for agree_phases in (True, False):
-        alone = PatchStitcher(POSITIONS_PX, WEIGHT, agree_phases=agree_phases)
-        add_in_turn(alone, patches)
-        expected = alone.finish()
-        for rank in (0, 1):
-            found = torch.load(tmp_path / f"{rank} {agree_phases}.pt", weights_only=True)
-            assert torch.equal(found["numerator"], expected.numerator)
-            assert torch.equal(found["weight"], expected.weight)
-            assert (found["n_placed"], found["left_out"]) == (COUNT - 1, [20])
-
-
-def _stitch_part(rank: int, folder: str, patches: Tensor) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    for agree_phases in (True, False):
-        shared = Path(folder) / "patches"
-        stitcher = PatchStitcher(POSITIONS_PX, WEIGHT, agree_phases=agree_phases, shared=shared)
-        add_in_turn(stitcher, patches, order=((0, 2), (1,))[rank])
-        # Patches of the other process are read from the file.
-        torch.distributed.barrier()
-        canvas = stitcher.finish()
-        result = {"numerator": canvas.numerator.clone(), "weight": canvas.weight.clone()}
-        result |= {"n_placed": stitcher.n_placed, "left_out": stitcher.left_out}
-        torch.save(result, f"{folder}/{rank} {agree_phases}.pt")
-    torch.distributed.destroy_process_group()

@@ -156,6 +156,32 @@ class TestRun:
         assert losses[saved["best"]] == min(losses.values())
         assert saved["best"] < saved["last"]
 
+    @pytest.mark.contract("train.best.start")
+    def test_weights_are_kept_that_training_does_not_improve(
+        self, tiny_scan: Path, tiny_result: TrainResult, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        class Worse(_Spoiler):
+            def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+                assert isinstance(pl_module, PtychoPINN)
+                pl_module.generator.head.bias.data += 3  # type: ignore[operator,union-attr]
+
+        config = tiny(train={"steps": 9, "on_flat": "warn"})
+        result = run(tiny_scan, config, tmp_path / "run", callbacks=[Worse()])
+        assert not result.improved
+        assert result.best_loss == result.start_loss
+        assert "did not lower the loss of the held-out frames" in caplog.text
+        assert float(weights(result.last)["generator.head.bias"].abs().max()) > 2
+        assert float(weights(result.checkpoint)["generator.head.bias"].abs().max()) < 1
+        assert min(dict(read_history(tmp_path / "run")["val/nll"]).values()) > result.start_loss  # type: ignore[operator]
+        # The run that nothing spoils.
+        assert tiny_result.improved
+        assert tiny_result.best_loss < tiny_result.start_loss  # type: ignore[operator]
+        # It is known when the run goes on.
+        caplog.clear()
+        longer = tiny(train={"steps": 12, "on_flat": "warn"})
+        again = run(tiny_scan, longer, tmp_path / "run", callbacks=[Worse()], resume=True)
+        assert (again.improved, again.start_loss) == (False, result.start_loss)
+
     @pytest.mark.contract("train.learns")
     def test_loss_falls(self, tiny_scan: Path, tmp_path: Path) -> None:
         config = tiny(train={"steps": 40, "learning_rate": 2e-3})

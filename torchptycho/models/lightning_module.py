@@ -216,6 +216,22 @@ class PtychoPINN(PtychoNetwork, L.LightningModule):
             self._val_means.setdefault(name, EpochMean()).add(value, size)
         return patches.detach()
 
+    def measure_validation_loss(self) -> Tensor | None:
+        """Measure the monitored loss on the held-out frames with the weights as they are; logs nothing.
+
+        None where this process and all others have no held-out frames.
+        """
+        modes = {part: part.training for part in self.modules()}
+        self.eval()
+        loader, strategy = self.trainer.datamodule.val_dataloader(), self.trainer.strategy  # type: ignore[attr-defined]
+        with torch.no_grad(), self.trainer.precision_plugin.val_step_context():
+            for number, batch in enumerate(loader):
+                self.validation_step(strategy.batch_to_device(batch), number)
+        for part, training in modes.items():
+            part.training = training
+        means = {name: mean.compute_and_reset(strategy) for name, mean in self._val_means.items()}
+        return means.get(self.loss.monitored)
+
     def on_train_epoch_end(self) -> None:
         mean = self._train_mean.compute_and_reset(self.trainer.strategy)
         if mean is None:  # resumed after the end of this epoch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from torchptycho.io import read_scan
 from torchptycho.io.discovery import Sources, as_sources
 from torchptycho.io.storage.outputs import check_output_folder
 from torchptycho.models.lightning_module import PtychoPINN
+from torchptycho.training.checkpointing import BestCheckpoint
 from torchptycho.training.compile import compile_generator
 from torchptycho.training.distributed import RankCoordinator, wait_for_store
 from torchptycho.training.earlier_run import check_earlier_run, remove_earlier_run
@@ -43,6 +45,8 @@ from torchptycho.training.trainer import build_trainer
 
 __all__ = ["TrainResult", "apply_store_config", "open_scan", "read_history", "train"]
 
+_log = logging.getLogger(__name__)
+
 _CONFIG_FILE = "config.yaml"
 
 
@@ -55,6 +59,9 @@ class TrainResult:
         last: the module at the end, from which training resumes.
         metrics: final values of all logged metrics.
         seconds: wall time of the optimisation.
+        start_loss, best_loss: monitored loss of the held-out frames before training and of `checkpoint`; None without
+            such frames.
+        improved: whether training lowered it; otherwise `checkpoint` holds the weights that it began with.
         rank: number of this process; process 0 has written the files.
     """
 
@@ -62,6 +69,9 @@ class TrainResult:
     last: Path
     metrics: dict[str, float]
     seconds: float
+    start_loss: float | None = None
+    best_loss: float | None = None
+    improved: bool = True
     rank: int = 0
 
 
@@ -121,11 +131,22 @@ def train(
         if config.train.compile:
             _compile_for_batches(module, data, inputs.store, config, trainer.strategy.root_device)
         seconds = _fit(trainer, module, data, inputs, request.last)
+    (best,) = (callback for callback in trainer.checkpoint_callbacks if isinstance(callback, BestCheckpoint))
+    if not best.has_improved and trainer.global_rank == 0:
+        _log.warning(
+            "%s: training did not lower the loss of the held-out frames from %.4g; best.ckpt holds the weights that it "
+            "began with.",
+            request.out,
+            best.start_loss,
+        )
     return TrainResult(
         checkpoint=request.last.with_name("best.ckpt"),
         last=request.last,
         metrics={name: float(value) for name, value in trainer.callback_metrics.items()},
         seconds=seconds,
+        start_loss=best.start_loss,
+        best_loss=None if best.start_loss is None or best.best_model_score is None else float(best.best_model_score),
+        improved=best.has_improved,
         rank=trainer.global_rank,
     )
 

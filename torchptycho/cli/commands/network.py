@@ -127,7 +127,14 @@ class Train(WritingCommand):
             return
         plot_history(read_history(self.out), self.out / "history.png")
         losses = {name: value for name, value in sorted(result.metrics.items()) if name in ("train/loss", "val/loss")}
-        report = {"checkpoint": str(result.checkpoint), "last": str(result.last), "seconds": result.seconds}
+        report = {
+            "checkpoint": str(result.checkpoint),
+            "last": str(result.last),
+            "seconds": result.seconds,
+            "start_loss": result.start_loss,
+            "best_loss": result.best_loss,
+            "improved": result.improved,
+        }
         self.print_result(
             report | {"metrics": result.metrics},
             f"{result.checkpoint}: trained in {result.seconds:.0f} s, "

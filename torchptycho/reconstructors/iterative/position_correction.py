@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from jaxtyping import Complex, Float, Float64, Int64
 from torch import Tensor
@@ -22,6 +23,8 @@ _AFFINE_STEP_FACTOR = 4.0
 # Misfit, relative to the median, above which a frame is tried at other positions, and the improvement that a new
 # position needs.
 _LOST_RATIO, _ACCEPT_RATIO = 3.0, 0.8
+# A frame is apart when its nearest other one is this many times as far as that of the median frame.
+_APART = 2.5
 MIN_TRIALS = 8
 """Places at which a lost frame is tried in an epoch."""
 _MAX_TRIALS = 64
@@ -121,6 +124,30 @@ class PositionSteps:
         return self._curvature + (1e-3 * size + 1e-30) * torch.eye(2, dtype=torch.float64, device=size.device)
 
 
+def measure_nearest(
+    places_px: Float64[Tensor, "k 2"],
+    positions_px: Float64[Tensor, "m 2"] | None = None,
+    frames: Int64[Tensor, " k"] | None = None,
+) -> Float64[Tensor, " k"]:
+    """Measure how far the nearest other frame is from each place.
+
+    Arguments:
+        positions_px: of all frames; None where the places are those.
+        frames: that are at these places, and are no others to themselves.
+    """
+    from scipy.spatial import cKDTree
+
+    places = places_px.cpu().numpy()
+    if positions_px is None or frames is None:
+        positions, own = places, np.arange(len(places))
+    else:
+        positions, own = positions_px.cpu().numpy(), frames.cpu().numpy()
+    distances, numbers = cKDTree(positions).query(places, k=min(2, len(positions)))
+    distances, numbers = distances.reshape(len(places), -1), numbers.reshape(len(places), -1)
+    others = np.where(numbers == own[:, None], np.inf, distances)
+    return torch.from_numpy(others.min(axis=1)).to(places_px.device)
+
+
 def random_search(
     measure_misfits: Callable[[Int64[Tensor, " k"], Float64[Tensor, "t k 2"]], Float64[Tensor, "t k"]],
     positions_px: Float64[Tensor, "m 2"],
@@ -144,12 +171,19 @@ def random_search(
         residual: how badly each frame fitted in the last pass.
         reach_px: radius to look in.
         generator: of the places, on the CPU.
-        thorough: try few lost frames at more places, see `plan_trials`.
+        thorough: try few lost frames at more places, see `plan_trials`; also those that lie apart from all others, and
+            only at places near others.
 
     Returns:
         which frames moved, and where to.
     """
-    lost = torch.nonzero(residual > _LOST_RATIO * residual.median()).ravel()
+    bound = _LOST_RATIO * residual.median()
+    is_lost, reach_of_others_px = residual > bound, math.inf
+    if thorough:
+        nearest_px = measure_nearest(positions_px)
+        reach_of_others_px = _APART * float(nearest_px.median())
+        is_lost = is_lost | (nearest_px > reach_of_others_px)
+    lost = torch.nonzero(is_lost).ravel()
     if not len(lost):
         return lost, positions_px[lost]
     n_trials = plan_trials(len(lost), len(residual)) if thorough else MIN_TRIALS
@@ -162,9 +196,14 @@ def random_search(
     # Together, because each frame is then read once.
     first, *others = measure_misfits(lost, torch.stack(trials))
     place, least = here, _ACCEPT_RATIO * first
+    if thorough:
+        # A frame away from all others fits what it alone has made of the canvas.
+        least = torch.where(nearest_px[lost] > reach_of_others_px, bound, least)
     moved = torch.zeros(len(lost), dtype=torch.bool, device=lost.device)
     for there, misfits in zip(trials[1:], others, strict=True):
         better = misfits < least
+        if thorough:
+            better = better & (measure_nearest(there, positions_px, lost) < reach_of_others_px)
         place, least = torch.where(better[:, None], there, place), torch.where(better, misfits, least)
         moved = moved | better
     return lost[moved], place[moved]

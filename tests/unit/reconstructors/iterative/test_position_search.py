@@ -21,7 +21,7 @@ from torchptycho.reconstructors.iterative.frame_registration import (
     register_pairs,
     solve_positions,
 )
-from torchptycho.reconstructors.iterative.position_correction import MIN_TRIALS, plan_trials
+from torchptycho.reconstructors.iterative.position_correction import MIN_TRIALS, plan_trials, random_search
 from torchptycho.reconstructors.iterative.position_search import plan_search
 
 SEARCH = RefineConfig(epochs=15, position_update="frames", position_search_px=24.0, patience=None)
@@ -130,3 +130,25 @@ def test_few_lost_frames_are_tried_at_more_places() -> None:
     assert plan_trials(1, 100) == 50
     assert plan_trials(50, 100) == MIN_TRIALS
     assert plan_trials(1, 10**6) < 100
+
+
+@pytest.mark.contract("refine.position-search")
+@pytest.mark.parametrize("thorough", [True, False])
+def test_a_frame_apart_from_all_others_is_tried_near_them(thorough: bool) -> None:
+    grid = torch.stack(torch.meshgrid(torch.arange(5.0), torch.arange(5.0), indexing="ij"), -1).reshape(-1, 2).double()
+    true = 4 * grid
+    positions = true.clone()
+    positions[12] += torch.tensor([0.0, 20.0])
+
+    def measure(index: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        # Alone on its part of the canvas it fits perfectly; so it does there at any other place.
+        alone = places[..., 1] > 27
+        return torch.where(alone, 0.0, (places - true[index]).norm(dim=-1) / 4)
+
+    moved, places = random_search(
+        measure, positions, positions, torch.full((25,), 1.0).double(), 24.0, torch.Generator().manual_seed(0),
+        thorough=thorough,
+    )  # fmt: skip
+    assert moved.tolist() == ([12] if thorough else [])
+    if thorough:
+        assert float((places[0] - true[12]).norm()) < 12

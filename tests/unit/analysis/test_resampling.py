@@ -81,3 +81,18 @@ def test_pixels_that_are_too_large_are_refused() -> None:
     assert resample_image(make_image((40, 60)), 10.0, None).object.shape == (4, 6)
     with pytest.raises(EvaluationError, match="fewer than 4 pixels"):
         resample_image(make_image((30, 60)), 10.0, None)
+
+
+@pytest.mark.contract("compare.pixels")
+@pytest.mark.parametrize("factor", [2.0, 4.0])
+def test_a_flat_image_is_flat_up_to_the_edge_of_what_is_valid(factor: float) -> None:
+    image = make_image()
+    flat = Reconstruction(
+        object=np.where(image.valid, 0.7j, 1e6).astype(np.complex64),
+        coverage=image.coverage,
+        valid=image.valid,
+        origin_px=(0, 0),
+    )
+    found = resample_image(flat, factor, None)
+    assert not found.valid.all()
+    np.testing.assert_allclose(found.object[found.valid], 0.7j, rtol=1e-6)

@@ -11,6 +11,8 @@ from torchptycho.io import read_scan
 from torchptycho.io.frames import npz_frames
 from torchptycho.io.frames.frame_stacks import find_backing_files
 from torchptycho.io.frames.npz_frames import StoredFrames, ZippedFrames
+from torchptycho.io.frames.selection import pick_frames
+from torchptycho.io.frames.views import PickedFrames
 
 FRAMES = np.random.default_rng(0).integers(0, 500, (13, 16, 16)).astype(np.uint16)
 
@@ -34,7 +36,13 @@ def test_any_index_gives_the_frames_of_the_array(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compressed: bool, frames_at_once: int
 ) -> None:
     monkeypatch.setattr(npz_frames, "_CHUNK_BYTES", frames_at_once * 16 * 16 * 2)
-    stack = read_scan(save(tmp_path / "scan.npz", compressed=compressed)).frames
+    scan = read_scan(save(tmp_path / "scan.npz", compressed=compressed))
+    stack = scan.frames
+    # Scattered frames of a compressed file are not read one by one.
+    picked = pick_frames(scan, np.array([1, 5, 12])).frames
+    assert isinstance(picked, PickedFrames)
+    assert picked.streamed is compressed
+    np.testing.assert_array_equal(np.concatenate(list(picked.chunks(2))), FRAMES[[1, 5, 12]])
     assert isinstance(stack, ZippedFrames if compressed else StoredFrames)
     assert (stack.shape, stack.dtype, stack.key) == (FRAMES.shape, FRAMES.dtype, "diffraction")
     for index in (

@@ -100,7 +100,7 @@ class TestImage:
     @pytest.mark.contract("refine.opr.combined")
     def test_near_field_and_held_out_counts(self) -> None:
         scan = scan_of(propagation="near", probe_wander=0.2, photons_per_frame=1e4)
-        config = dataclasses.replace(QUICK, epochs=50, regularization="auto")
+        config = dataclasses.replace(QUICK, epochs=60, regularization="tv")
         image = refine(scan, config=config, judge=False)
         assert image.history["misfit"][-1] < image.history["misfit"][0]
         assert image.provenance["regularization"]["strengths"]

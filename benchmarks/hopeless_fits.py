@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
 
-    config = RefineConfig(epochs=options.epochs, patience=None)
+    config = RefineConfig(epochs=options.epochs, patience=None, regularization="none")
     rows = []
     print(
         f"{'object':>12} {'dose':>7} {'fault':>35} {'kind':>9} {'misfit':>9} {'residual':>9} {'unexplained':>11} "

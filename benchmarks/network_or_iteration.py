@@ -116,10 +116,10 @@ def measure_case(case: Case, steps: int, epochs: list[int], device: str) -> list
     reconstruct(module, other, **options)  # what torch does once only
     image, seconds = row("network", 0, lambda: reconstruct(module, scan, **options))
     for count in epochs:
-        settings = RefineConfig(epochs=count, probe_update=False, patience=None)
+        settings = RefineConfig(epochs=count, probe_update=False, patience=None, regularization="none")
         row("network, refined", count, lambda s=settings: refine(scan, image, config=s, device=device), seconds)
     for count in (*epochs, 2 * epochs[-1]):
-        settings = RefineConfig(epochs=count, probe_update=False, patience=None)
+        settings = RefineConfig(epochs=count, probe_update=False, patience=None, regularization="none")
         row("refined", count, lambda s=settings: refine(scan, config=s, device=device))
     for each in rows:
         each["training_seconds"] = round(training, 1)

@@ -90,7 +90,14 @@ def run_torchptycho(task: Task, epochs: list[int], method: str, **options: Any) 
     for count in epochs:
         clock = Clock()
         with clock:
-            config = RefineConfig(method=method, epochs=count, probe_update=task.probe_update, patience=None, **options)
+            config = RefineConfig(
+                method=method,
+                epochs=count,
+                probe_update=task.probe_update,
+                patience=None,
+                regularization="none",
+                **options,
+            )
             image = refine(make_scan(task), config=config, device="cpu")
         assert image.probe is not None
 

@@ -87,7 +87,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
 
-    config = RefineConfig(method=options.method, epochs=options.epochs, probe_update=False, patience=None)
+    config = RefineConfig(
+        method=options.method, epochs=options.epochs, probe_update=False, patience=None, regularization="none"
+    )
     rows: list[dict[str, float | str]] = []
     print(
         f"{'dose':>8} {'image':>18} {'amplitude':>10} {'phase':>8} {'epochs':>7} {'seconds':>8}"

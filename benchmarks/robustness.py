@@ -116,7 +116,7 @@ def main() -> None:
     rows = []
     print(f"{'fault':>34} {'as it is':>9} {'remedy':>8} {'misfit':>8}")
     for name, (spoilt, remedy) in make_faults(scan).items():
-        plain = RefineConfig(epochs=options.epochs, probe_update=False, patience=None)
+        plain = RefineConfig(epochs=options.epochs, probe_update=False, patience=None, regularization="none")
         with_remedy = dataclasses.replace(plain, **remedy)
         cured = spoilt
         if name.startswith("1 % hot"):

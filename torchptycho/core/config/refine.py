@@ -63,7 +63,7 @@ class RefineConfig:
     """Errors along each axis up to which positions are searched for before the first epoch: frames are reconstructed
     one by one with the given probe, and their images registered. For errors of more than about 2 px; it needs a probe
     that is about right, and the time of 60 epochs. 0 does not search."""
-    regularization: Literal["none", "tv", "learned", "auto"] = "none"
+    regularization: Literal["none", "tv", "learned", "auto"] = "auto"
     """Prior that acts on the object while it is polished. tv: total variation; learned: the network that comes with the
     package; auto: the one of them that makes held-out counts likelier, or none where neither does, and not with
     `tv_weight` or `smoothness_weight`."""

@@ -102,6 +102,7 @@ def make_pair(seed: np.random.SeedSequence, probe: Complex64[np.ndarray, "p n n"
         epochs=int(rng.integers(25, 41)),
         probe_update=bool(rng.random() < _PROBE_UPDATE_FRACTION),
         patience=None,
+        regularization="none",
         refine_seed=int(rng.integers(2**20)),
     )
     image = refine(scan, config=config, device="cpu")

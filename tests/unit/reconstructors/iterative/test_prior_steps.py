@@ -25,7 +25,7 @@ from torchptycho.reconstructors.iterative.initial_state import initialize_state
 from torchptycho.reconstructors.iterative.problem import open_problem
 from torchptycho.reconstructors.iterative.regularization import TotalVariation, denoise_total_variation
 
-AUTO = RefineConfig(epochs=80, probe_update=False, regularization="auto")
+AUTO = RefineConfig(epochs=80, probe_update=False)
 
 
 def scan_of(photons: float, **changes: Any) -> Scan:
@@ -97,8 +97,10 @@ class TestTotalVariation:
 
 
 class TestChoice:
+    @pytest.mark.contract("refine.regularise.auto.default")
     @pytest.mark.contract("refine.regularise.auto")
     def test_lowers_the_error_at_a_low_dose_and_is_recorded(self, dim: Scan, dim_image: Reconstruction) -> None:
+        assert AUTO.regularization == "auto"
         found = dim_image.provenance["regularization"]
         if found["kind"] == "tv":
             assert 0.02 < found["strength"] < 0.4

@@ -283,7 +283,7 @@ def watch():
     while not done:
         peak[0] = max(peak[0], now()); time.sleep(0.002)
 thread = threading.Thread(target=watch); thread.start()
-for count in (64, 256, 1024):
+for count in (64, 256, 4096):
     peak[0] = 0
     refine(scan_of(count), config=config, device="cpu", judge=False)
     print(peak[0])
@@ -301,4 +301,4 @@ def test_memory_does_not_grow_with_the_number_of_frames(tmp_path: Path) -> None:
     answer = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | glibc | path).stdout
     # The first one pays for what is loaded once.
     _, few, many = (int(line) for line in answer.split())
-    assert (many - few) / (1024 - 256) < 0.1 * 64 * 64 * 2
+    assert (many - few) / (4096 - 256) < 0.2 * 64 * 64 * 2

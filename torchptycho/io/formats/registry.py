@@ -45,6 +45,7 @@ _BUILTIN_READERS = (
     ("Ptychodus product", "ptychodus_reader", "sniff_product", "read_product"),
     ("PtyPy .ptyd", "ptypy", "sniff_ptyd", "read_ptyd"),
     ("pty-chi", "ptychi", "sniff_ptychi", "read_ptychi"),
+    ("EIGER master", "eiger", "sniff_eiger", "read_eiger"),
     ("NPZ", "npz", "sniff_npz", "read_npz"),
 )
 

@@ -128,7 +128,9 @@ def main() -> None:
                 train=TrainConfig(steps=options.steps, seed=seed, accelerator="cpu"),
                 reconstruct=ReconstructConfig(predict_passes=options.predict_passes or (1 if n_px <= 64 else 2)),
             )
-            best = compute_ssim(refine(judged, config=RefineConfig(epochs=40, probe_update=False, regularization="none")), judged)
+            best = compute_ssim(
+                refine(judged, config=RefineConfig(epochs=40, probe_update=False, regularization="none")), judged
+            )
             wanted = (min(SSIM_THRESHOLD, REFINED_FRACTION * best[0]), min(SSIM_THRESHOLD, REFINED_FRACTION * best[1]))
             before = evaluate_untrained(scan, judged, config)
             image, reached, spent = train_until(scan, judged, config, options.every, options.seconds, wanted)

@@ -83,7 +83,9 @@ def draw_unstable_probe(case: Case, rows: list[dict[str, Any]], out: Path) -> No
         title = "object (phase)" if name is None else f"{name}: nRMSE {last[name]['complex_nrmse']:.3f}"
         axes.set_title(title, fontsize=9)
         axes.set_axis_off()
-    refined = refine(case.scan, config=RefineConfig(opr_modes=3, frame_scale=True, epochs=40, patience=None, regularization="none"))
+    refined = refine(
+        case.scan, config=RefineConfig(opr_modes=3, frame_scale=True, epochs=40, patience=None, regularization="none")
+    )
     assert refined.opr_weights is not None
     assert refined.frame_scale is not None
     power = np.array(case.scan.metadata["probe_power"])

@@ -105,7 +105,9 @@ def main() -> None:
                 wrong = dataclasses.replace(scan, positions_px=scan.positions_px + off)
                 for name, given in ((name, OPTIONS[name]) for name in options.options):
                     reach = {"position_search_px": 4 * rms_px} if "search" in name else {}
-                    config = RefineConfig(position_update="frames", patience=None, regularization="none", **given, **reach)
+                    config = RefineConfig(
+                        position_update="frames", patience=None, regularization="none", **given, **reach
+                    )
                     image = refine(wrong, config=config, judge=False)
                     assert image.positions_px is not None
                     assert image.probe is not None

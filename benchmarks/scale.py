@@ -62,7 +62,9 @@ def measure_memory(path: Path, n_frames: int) -> float:
     from torchptycho.reconstructors.iterative import refine
 
     with PeakMemory() as peak:
-        refine(make_scan(path, n_frames, 64, 400.0), config=RefineConfig(epochs=1, patience=None, polish=0.0), judge=False)
+        refine(
+            make_scan(path, n_frames, 64, 400.0), config=RefineConfig(epochs=1, patience=None, polish=0.0), judge=False
+        )
     return peak.bytes / 1e6
 
 

@@ -35,7 +35,7 @@ BANNED = {
 }
 # The direct beam and its place on the detector, kinds of beams, groups of HDF5 files, and a value of --report.
 ALLOWED = re.compile(
-    r"direct beam|cold cache|\bbeam[- ]?(line|time|stop|splitter|cent(er|re)|offset|threshold)s?\b|\bbeam \d/"
+    r"direct beam|cold cache|\bbeam[- ]?(line|time|stop|splitter|cent(er|re)|offset|threshold)s?\b|\bbeam( \d)?/"
     r"|\b(cone|parallel|gaussian|electron) beams?\b"
     r"|\"beside\"",
     re.IGNORECASE,

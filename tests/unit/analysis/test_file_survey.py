@@ -57,10 +57,11 @@ def test_what_placeholders_would_say_is_left_out(
     assert {"usable", "problems"}.isdisjoint(survey.summary)
     assert survey.summary["n_frames"] == 12
     assert survey.summary["photons_mean"] == pytest.approx(float(SCAN.frames[:].sum((1, 2)).mean()), rel=1e-6)
-    assert survey.faults == [str(fault)]
+    assert survey.faults[0] == str(fault)
+    assert len(survey.faults) == len(needs)
     assert [words in need for words, need in zip(needs, survey.needs, strict=True)] == [True] * len(needs)
     plain = survey.to_dict()
-    assert (plain["usable"], plain["problems"], plain["source"]) == (False, [str(fault)], str(path))
+    assert (plain["usable"], plain["problems"], plain["source"]) == (False, survey.faults, str(path))
     assert {array["name"] for array in plain["arrays"]} == set(ARRAYS) - set(missing)
 
 
@@ -70,7 +71,7 @@ def test_frames_that_cannot_be_read_leave_their_messages(tmp_path: Path) -> None
     config = ReadConfig()
     fault = fail_to_read(path, config)
     survey = survey_file(path, config, fault)
-    assert (survey.summary, survey.needs) == (None, [])
+    assert (survey.summary, survey.needs) == (None, ["Every command needs the frames."])
     assert survey.faults[0] == str(fault)
     assert len(set(survey.faults)) == len(survey.faults)
     assert {array.name for array in survey.arrays} == set(ARRAYS)

@@ -172,9 +172,10 @@ def test_opening_and_streaming_need_a_fraction_of_the_memory_of_the_frames(tmp_p
         xcoords=np.arange(m),
         ycoords=np.arange(m),
     )
-    # tracemalloc sees NumPy's allocations and only those of this process.
+    # tracemalloc sees NumPy's allocations and only those of this process. The first time loads the readers' code.
     code = (
-        "import sys, tracemalloc; from torchptycho.io import read_scan, iter_checked_chunks; tracemalloc.start();"
+        "import sys, tracemalloc; from torchptycho.io import read_scan, iter_checked_chunks; read_scan(sys.argv[1]);"
+        "tracemalloc.start();"
         "scan = read_scan(sys.argv[1]); opened = tracemalloc.get_traced_memory()[1];"
         "n = sum(len(c) for c in iter_checked_chunks(scan, 16)); print(n, opened, tracemalloc.get_traced_memory()[1])"
     )

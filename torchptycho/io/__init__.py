@@ -9,7 +9,6 @@ from typing import Any
 
 from torchptycho.core.config import ReadConfig, as_config, extract_read_config
 from torchptycho.core.config.base import Domain
-from torchptycho.core.geometry import Geometry
 from torchptycho.core.inputs import as_path
 from torchptycho.core.scan import Scan
 from torchptycho.io.checks import iter_checked_chunks
@@ -80,7 +79,7 @@ def read_scan(
         recorded = reader.read(path, reading)
     others = tuple(read_file_state(file) for file in list_other_files(recorded, reading))
     scan = dataclasses.replace(build_scan(recorded, why, reading), files=(before, *others))
-    if recorded.format == "NPZ" and not recorded.metadata and recorded.geometry == Geometry():
+    if recorded.format == "NPZ" and not recorded.metadata:
         # Its positions are taken for object pixels, for want of any word on their unit.
         refuse_isolated_frames(scan)
     for problem in (*recorded.warnings, find_scale_problem(scan) or find_islands(scan), find_particle_problem(scan)):

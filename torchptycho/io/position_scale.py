@@ -28,6 +28,8 @@ _MIN_ELECTRON_EV = 5e4
 _CANDIDATES = ("px", "m", "mm", "um", "nm")
 # Steps of a scan in object pixels; the candidates are a thousand apart, so that only one of them fits.
 _MIN_STEP_PX, _MIN_EXTENT_PX = 0.3, 3.0
+# Steps longer than this number of frames are no slightly coarse scan.
+_ISOLATED_FRAMES = 2
 
 
 def measure_steps(
@@ -195,10 +197,11 @@ def refuse_isolated_frames(scan: Scan) -> None:
     if scan.reading.positions_unit is not None or not is_pixels(scan.positions_unit):
         return
     moves_px = np.hypot(*np.diff(scan.positions_px, axis=0).T)
-    if float(np.median(moves_px)) <= scan.n_px:
+    longest_px = _ISOLATED_FRAMES * scan.n_px
+    if float(np.median(moves_px)) <= longest_px:
         return
     step_px, _ = measure_steps(scan.positions_px, scan.scan_id)
-    if step_px <= scan.n_px:
+    if step_px <= longest_px:
         return
     known = scan.geometry.with_object_pixel(scan.n_px)
     units = suggest_units(scan.positions_px, scan.positions_unit, known, scan.n_px, in_px=True)

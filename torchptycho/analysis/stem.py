@@ -14,6 +14,7 @@ from torchptycho.core.scan import Scan
 from torchptycho.io import iter_checked_chunks
 from torchptycho.io.electron_calibration import BrightFieldDisc, find_bright_field_disc
 from torchptycho.io.position_scale import measure_steps
+from torchptycho.io.scan_choice import refuse_several_scans
 
 __all__ = ["ScanRotation", "VirtualImages", "advise_rotation", "compute_virtual_images", "estimate_rotation"]
 
@@ -26,6 +27,8 @@ _MIN_GRID_EDGE = 4
 _MAX_CURL_FRACTION = 0.6
 # The rotation is not known better than this.
 _SMALL_ROTATION_DEG = 2.0
+# Skewness of the divergence beyond which it is one of atoms; textures and grains have less of either sign.
+_MIN_SKEWNESS = 1.2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,12 +37,14 @@ class ScanRotation:
 
     Arguments:
         rotation_deg: turning the positions by this angle, from x towards y, makes the centre of mass free of curl.
+        reverse_is_known: whether this angle, and not the one 180 degrees away, is right.
         swap_xy: x and y of the positions are exchanged before.
         curl_fraction: what is left of the curl, over that of the worst angle; near 1 nothing is known.
         curl_fraction_other: the same for the other value of `swap_xy`.
     """
 
     rotation_deg: float
+    reverse_is_known: bool
     swap_xy: bool
     curl_fraction: float
     curl_fraction_other: float
@@ -75,8 +80,9 @@ def compute_virtual_images(scan: Scan) -> VirtualImages:
     Positions need not be on a grid: values between them are interpolated linearly.
 
     Raises:
-        ScanError: the positions span no area.
+        ScanError: the positions span no area, or belong to several scans.
     """
+    refuse_several_scans(scan, "virtual images")
     from scipy.interpolate import griddata
 
     mean_pattern = _compute_mean(scan)
@@ -123,22 +129,27 @@ def estimate_rotation(center_of_mass_px: Float64[np.ndarray, "2 h w"], electrons
     """Find the rotation at which the centre of mass is a gradient: free of curl.
 
     The mean momentum that a phase object transfers is the gradient of its phase. Its curl on axes turned by an angle is
-    c cos + s sin, so that the best angle has a closed form. Of it and its reverse the one is taken at which the phase
-    of electrons rises, and that of photons falls, in small places: atoms attract electrons.
+    c cos + s sin, so that the best angle has a closed form. Its reverse has as little curl: where small bright places
+    stand out of a smooth phase they are taken for atoms, which attract electrons; otherwise the smaller angle is
+    returned and the reverse is as good.
     Reference: Hachtel, Idrobo, Chi, Adv. Struct. Chem. Imaging 4, 10 (2018).
 
     Arguments:
         center_of_mass_px: (y, x) on a grid along the axes of the positions, with equal steps; NaN where unknown.
-        electrons: whether the phase of matter is positive.
+        electrons: whether the phase of matter is positive, in small places.
     """
     found = [_find_angle(center_of_mass_px, swap) for swap in (False, True)]
     best = int(found[1][1] < found[0][1])
     angle, left = found[best]
-    rises = _measure_skewness(center_of_mass_px, angle, bool(best)) > 0
-    if rises != electrons:
-        angle += math.pi
+    skewness = _measure_skewness(center_of_mass_px, angle, bool(best))
+    reverse_is_known = electrons and abs(skewness) > _MIN_SKEWNESS
+    if reverse_is_known:
+        angle = math.remainder(angle + (math.pi if skewness < 0 else 0.0), 2 * math.pi)
+    else:
+        angle = math.remainder(angle, math.pi)
     return ScanRotation(
-        rotation_deg=math.degrees(math.remainder(angle, 2 * math.pi)),
+        rotation_deg=math.degrees(angle),
+        reverse_is_known=reverse_is_known,
         swap_xy=bool(best),
         curl_fraction=left,
         curl_fraction_other=found[1 - best][1],
@@ -152,8 +163,9 @@ def advise_rotation(rotation: ScanRotation, reading: ReadConfig) -> str:
             f"The centre of mass does not tell the rotation of the scan: {100 * rotation.curl_fraction:.0f} % of its "
             "curl is left at the best angle. Use more counts, smaller steps or a focused probe."
         )
+    reverse = "" if rotation.reverse_is_known else " Turned by 180 degrees more they fit as well: compare both images."
     if not rotation.swap_xy and abs(rotation.rotation_deg) < _SMALL_ROTATION_DEG:
-        return "The axes of the scan are those of the detector, by the centre of mass."
+        return f"The axes of the scan are those of the detector, by the centre of mass.{reverse}"
     # Exchanging the axes after a rotation is exchanging them before its reverse.
     before_deg = -reading.positions_rotation_deg if rotation.swap_xy else reading.positions_rotation_deg
     angle_deg = math.remainder(rotation.rotation_deg + before_deg, 360.0)
@@ -165,7 +177,7 @@ def advise_rotation(rotation: ScanRotation, reading: ReadConfig) -> str:
         )
     kept = [f"--{name.replace('_', '-')}" for name in ("flip_y", "flip_x") if getattr(reading, name)]
     options = " ".join([*flags, *kept, f"--positions-rotation-deg {angle_deg:.1f}"])
-    return f"By the centre of mass the positions are to be turned: read them with {options}."
+    return f"By the centre of mass the positions are to be turned: read them with {options}.{reverse}"
 
 
 def _compute_mean(scan: Scan) -> np.ndarray:
@@ -227,7 +239,7 @@ def _measure_skewness(center_of_mass_px: np.ndarray, angle: float, swap_xy: bool
     bulge = -(np.gradient(along_y, axis=0) + np.gradient(along_x, axis=1))
     bulge = bulge[np.isfinite(bulge)]
     bulge = bulge - bulge.mean()
-    return float((bulge**3).mean())
+    return float((bulge**3).mean() / max(float((bulge**2).mean()) ** 1.5, 1e-300))
 
 
 def _integrate(field: Float64[np.ndarray, "2 h w"]) -> Float64[np.ndarray, "h w"]:

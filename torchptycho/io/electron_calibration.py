@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 
 import numpy as np
 from jaxtyping import Bool, Complex64, Float64
@@ -14,6 +15,8 @@ from torchptycho.core.geometry import Geometry
 from torchptycho.io.raw_scan import RawScan
 
 __all__ = ["BrightFieldDisc", "calibrate_angle_rad", "find_bright_field_disc", "make_guessed_electron_probe"]
+
+_log = logging.getLogger(__name__)
 
 # The disc is where the mean pattern exceeds this fraction of its typical value inside.
 _EDGE_FRACTION = 0.5
@@ -119,10 +122,12 @@ def calibrate_angle_rad(
         return by_disc_rad
     own_rad *= binning
     if abs(by_disc_rad / own_rad - 1) > _MAX_DISAGREEMENT:
-        notes.append(
+        disagreement = (
             f"{where} says {1e3 * by_disc_rad:.4g} mrad per pixel, the file {1e3 * own_rad:.4g}, which is taken; "
-            f"--angle-per-pixel-mrad overrides both"
+            "--angle-per-pixel-mrad overrides both"
         )
+        notes.append(disagreement)
+        _log.warning("%s: %s", recorded.path, disagreement)
     return None
 
 

@@ -53,10 +53,28 @@ def test_the_advice_makes_the_positions_right(scan: Scan) -> None:
     read = dataclasses.replace(turned, positions_px=orient_positions(turned.positions_px, before, []), reading=before)
     advice = advise_rotation(compute_virtual_images(read).rotation, before)
     assert "--swap-xy" in advice
-    angle = float(advice.rsplit("--positions-rotation-deg", 1)[1].rstrip("."))
+    angle = float(advice.split("--positions-rotation-deg ")[1].split()[0].rstrip("."))
     assert angle == pytest.approx(20.0, abs=4)
     right = compute_virtual_images(scan).rotation
     assert "are those of the detector" in advise_rotation(right, ReadConfig())
+
+
+@pytest.mark.contract("electron.rotation")
+@pytest.mark.parametrize("kind", ["electron", "disk"])
+def test_where_no_atoms_stand_out_the_reverse_is_not_decided(kind: str) -> None:
+    options = {"n_px": 32, "object_px": 64, "n_frames": 144, "probe_kind": kind, "angle_per_pixel_mrad": 4}
+    for seed in (0, 1):
+        grains = simulate({**options, "simulation_seed": seed, "photons_per_frame": 1e5})
+        rotation = compute_virtual_images(grains).rotation
+        assert not rotation.reverse_is_known
+        assert abs(rotation.rotation_deg) < 10
+        assert "180 degrees more" in advise_rotation(rotation, ReadConfig())
+
+
+def test_several_scans_are_refused(scan: Scan) -> None:
+    two = dataclasses.replace(scan, scan_id=np.arange(scan.n_frames) % 2)
+    with pytest.raises(ScanError, match="--scan"):
+        compute_virtual_images(two)
 
 
 @pytest.mark.contract("electron.rotation")

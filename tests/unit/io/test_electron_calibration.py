@@ -12,7 +12,7 @@ from torchptycho.core.config import ReadConfig, SimulateConfig
 from torchptycho.core.errors import ConfigError, ScanError
 from torchptycho.core.scan import Scan
 from torchptycho.data.simulation import simulate
-from torchptycho.io import read_scan
+from torchptycho.io import read_scan, write_scan
 from torchptycho.io.electron_calibration import find_bright_field_disc
 from torchptycho.io.guesses import compute_mean_pattern
 
@@ -85,6 +85,21 @@ def test_binned_and_cropped_frames_keep_their_lengths(scan: Scan, bare: Path) ->
     assert (binned.n_px, binned.geometry.object_pixel_m) == (32, pytest.approx(pixel_m))
     cropped = read_scan(bare, ReadConfig(**options, crop_px=48))
     assert cropped.geometry.object_pixel_m == pytest.approx(pixel_m * 64 / 48)
+
+
+@pytest.mark.contract("electron.disc")
+def test_the_calibration_of_a_file_stays_and_a_disc_that_disagrees_is_reported(
+    scan: Scan, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_scan(scan, tmp_path / "own.npz")
+    own = scan.geometry.object_pixel_m
+    agreed = read_scan(tmp_path / "own.npz", ReadConfig(convergence_mrad=21.0))
+    assert agreed.geometry.object_pixel_m == pytest.approx(own)
+    assert "bright-field disc" not in caplog.text
+    wrong = read_scan(tmp_path / "own.npz", ReadConfig(convergence_mrad=30.0))
+    assert wrong.geometry.object_pixel_m == pytest.approx(own)
+    assert "says 2.1" in caplog.text
+    assert "--angle-per-pixel-mrad" in caplog.text
 
 
 @pytest.mark.contract("electron.disc")

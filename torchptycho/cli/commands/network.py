@@ -99,30 +99,16 @@ class Train(WritingCommand):
             train=self.train,
             log=self.log,
         )
+        how: dict[str, Any] = {"val_scans": self.val_scans, "start": self.start, "resume": self.resume}
+        how["overwrite"] = self.overwrite
         if self.dry_run:
             from torchptycho.training.dry_run import plan_training
 
             with self.show_status("reading"):
-                plan = plan_training(
-                    self.scans,
-                    config,
-                    self.out,
-                    val_scans=self.val_scans,
-                    start=self.start,
-                    resume=self.resume,
-                    overwrite=self.overwrite,
-                )
+                plan = plan_training(self.scans, config, self.out, **how)
             self.print_result(plan, *make_plan_lines(plan), json=self.json)
             return
-        result = train(
-            self.scans,
-            config,
-            self.out,
-            val_scans=self.val_scans,
-            start=self.start,
-            resume=self.resume,
-            overwrite=self.overwrite,
-        )
+        result = train(self.scans, config, self.out, **how)
         if result.rank:
             return
         plot_history(read_history(self.out), self.out / "history.png")

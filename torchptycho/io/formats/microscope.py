@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import itertools
 import logging
 import math
 import warnings
@@ -79,7 +78,7 @@ def read_microscope_file(path: Path, config: ReadConfig) -> RawScan:
     geometry = build_geometry(path, config.particle or "electron", **lengths)
     notes = [f"{name}: {' x '.join(str(n) for n in data.shape)}, {data.dtype}"]
     pixel_m = _read_object_pixel_m(path, axes[-2:], geometry.wavelength_m)
-    if pixel_m is not None and config.angle_per_pixel_mrad is None and config.convergence_mrad is None:
+    if pixel_m is not None:
         geometry = build_geometry(path, geometry.particle, **lengths, object_pixel_m=pixel_m)
         notes.append(f"object pixel {pixel_m:.4g} m from the calibration of the detector in the file")
     return RawScan(
@@ -187,8 +186,8 @@ def _read_step(path: Path, axis: dict[str, Any], quantity: Any, option: str) -> 
 
 def _read_object_pixel_m(path: Path, axes: list[dict[str, Any]], wavelength_m: float | None) -> float | None:
     """Compute the object pixel from the calibration of the detector: an angle, or a spatial frequency such as 1/nm."""
-    (low, high), n_px = sorted(itertools.islice((axis.get("size") or 0 for axis in axes), 2)), axes[0].get("size")
-    if low != high or not n_px:
+    height, n_px = (int(axis.get("size") or 0) for axis in axes)
+    if height != n_px or not n_px:
         return None
     angle = _read_step(path, axes[0], "angle", "--angle-per-pixel-mrad")
     if angle is not None and wavelength_m is not None:

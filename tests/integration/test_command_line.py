@@ -65,8 +65,12 @@ class TestHelp:
             ("doctor", ["--disk-mb", "--json"]),
             ("export", ["--training-scan", "--max-offset-px", "--json"]),
             ("ptychodus", ["enable", "disable", "status"]),
-            ("watch", ["--model", "--out", "--spool-frames", "--idle-s", "--page", "--json"]),
-            ("replay", ["--hz", "--address", "--swmr", "--energy-eV", "--json"]),
+            (
+                "watch",
+                ["--model", "--out", "--spool-frames", "--idle-s", "--page", "--page-token", "--key", "--source-key"],
+            ),
+            ("replay", ["--hz", "--address", "--swmr", "--energy-eV", "--key", "--allow", "--json"]),
+            ("keys", ["PATH", "--json"]),
         ],
     )
     def test_each_command_shows_its_options(self, command: Command, name: str, options: list[str]) -> None:
@@ -96,6 +100,7 @@ class TestHelp:
             "export",
             "watch",
             "replay",
+            "keys",
         }
 
     @pytest.mark.contract("cli.help")

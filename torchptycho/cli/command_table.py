@@ -7,7 +7,7 @@ from torchptycho.cli.commands.evaluation import Compare, Evaluate
 from torchptycho.cli.commands.files import Convert, Inspect, Simulate
 from torchptycho.cli.commands.interop import Export, Ptychodus
 from torchptycho.cli.commands.iterative import Refine, Resolution
-from torchptycho.cli.commands.live import Replay, Watch
+from torchptycho.cli.commands.live import Keys, Replay, Watch
 from torchptycho.cli.commands.network import Reconstruct, Train
 from torchptycho.cli.commands.pretraining import Pretrain
 from torchptycho.cli.commands.stores import Append, Drop, Prepare
@@ -30,6 +30,7 @@ COMMANDS: dict[str, type[Command]] = {
     "export": Export,
     "watch": Watch,
     "replay": Replay,
+    "keys": Keys,
     "evaluate": Evaluate,
     "compare": Compare,
     "resolution": Resolution,

@@ -28,6 +28,7 @@ from torchptycho.io.scan_probe import PROBE_GUESSED
 from torchptycho.io.storage.outputs import check_output_file, refuse_inputs
 from torchptycho.live.protocol import MAX_FRAME_BYTES, StreamRequest, make_frames_answer
 from torchptycho.live.scan_header import Chunk, ScanLayout, parse_json
+from torchptycho.live.stream_keys import SourceKeys, admit_readers, require_keys
 from torchptycho.live.zmq_source import import_zmq
 
 __all__ = ["ReplayResult", "replay"]
@@ -36,6 +37,8 @@ _log = logging.getLogger(__name__)
 
 _POLL_S = 0.05
 _READ_BYTES = 16 << 20
+# The largest request, and its parts: the reader's address, an empty part, the request.
+_MAX_REQUEST_BYTES, _MAX_REQUEST_PARTS = 1 << 16, 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,6 +60,7 @@ def replay(
     reading: ReadConfig | None = None,
     stop: threading.Event | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    keys: SourceKeys | None = None,
 ) -> ReplayResult:
     """Replay a scan at a frame rate, over ZeroMQ or into a file in SWMR mode.
 
@@ -72,14 +76,17 @@ def replay(
         reading: how the scan file is read.
         stop: set it to end before all frames are fetched.
         on_progress: called repeatedly with the number of frames fetched or written, and of all frames.
+        keys: of an encrypted stream, which an address that other machines can reach needs; see `load_source_keys`.
 
     Raises:
         ScanError: the scan cannot be read or replayed.
-        ConfigError: the rate or the address is invalid, or pyzmq is not installed.
+        ConfigError: the rate or the address is invalid, the address needs keys, or pyzmq is not installed.
     """
     if not 0 < hz < float("inf"):
         raise ConfigError(f"--hz: expected frames per second, more than 0; found {hz}.")
-    if swmr is not None:
+    if swmr is None:
+        require_keys(address, keys, "--key and --allow")
+    else:
         check_output_file(swmr, option="--swmr", replace=overwrite, remedy="Name another one.")
     options = dataclasses.replace(reading or ReadConfig(), guess_probe=True)
     scan = scan if isinstance(scan, Scan) else read_scan(scan, options)
@@ -93,7 +100,7 @@ def replay(
         if swmr is not None:
             probe = None if guessed else scan.probe
             return _write_swmr_file(scan, frames, probe, hz, Path(swmr), stop, on_progress)
-        return _serve_frames(scan, frames, hz, address, stop, on_progress)
+        return _serve_frames(scan, frames, hz, address, keys, stop, on_progress)
 
 
 def make_layout(scan: Scan) -> ScanLayout:
@@ -133,17 +140,27 @@ def answer_request(
 
 
 def _serve_frames(
-    scan: Scan, frames: Frames, hz: float, address: str, stop: threading.Event, on_progress: Callable[[int, int], None]
+    scan: Scan,
+    frames: Frames,
+    hz: float,
+    address: str,
+    keys: SourceKeys | None,
+    stop: threading.Event,
+    on_progress: Callable[[int, int], None],
 ) -> ReplayResult:
     zmq = import_zmq()
     layout, n = make_layout(scan), scan.n_frames
-    context = zmq.Context()
-    socket = context.socket(zmq.ROUTER)
-    socket.setsockopt(zmq.LINGER, 2000)
-    socket.setsockopt(zmq.MAXMSGSIZE, 1 << 16)
     began: float | None = None
     acknowledged = 0
-    try:
+    # The context ends last, after the sockets and the thread that checks keys.
+    with zmq.Context() as context, contextlib.ExitStack() as open_:
+        if keys is not None:
+            open_.enter_context(admit_readers(context, keys, scan.source))
+        socket = open_.enter_context(context.socket(zmq.ROUTER))
+        socket.setsockopt(zmq.LINGER, 2000)
+        socket.setsockopt(zmq.MAXMSGSIZE, _MAX_REQUEST_BYTES)
+        if keys is not None:
+            socket.curve_secretkey, socket.curve_server = keys.secret, True
         try:
             socket.bind(address)
         except zmq.ZMQError as error:
@@ -156,6 +173,9 @@ def _serve_frames(
             if not socket.poll(int(_POLL_S * 1000)):
                 continue
             parts: list[bytes] = socket.recv_multipart()
+            if len(parts) > _MAX_REQUEST_PARTS:
+                _log.warning("%s: dropped a request of %d parts", scan.source, len(parts))
+                continue
             began = time.monotonic() if began is None else began
             available = min(n, int((time.monotonic() - began) * hz))
             answer = answer_request(parts[-1], layout, frames, scan.positions_px, available)
@@ -164,9 +184,6 @@ def _serve_frames(
                 start = parse_json(StreamRequest, parts[-1], "request", "a request").start
                 acknowledged = max(acknowledged, min(start, available))
             on_progress(acknowledged, n)
-    finally:
-        socket.close()
-        context.term()
     return ReplayResult(frames=n, played=acknowledged, seconds=0.0 if began is None else time.monotonic() - began)
 
 

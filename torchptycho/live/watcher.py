@@ -21,6 +21,7 @@ from torchptycho.live.sources import open_source
 from torchptycho.live.spool import exclusive_receiver
 from torchptycho.live.status import WatchStatus
 from torchptycho.live.status_reporter import StatusReporter
+from torchptycho.live.stream_keys import ReaderKeys
 from torchptycho.live.watch_session import SPOOL_FOLDER, WatchSession, explain_resume
 from torchptycho.models.checkpoints import load_network
 from torchptycho.models.network import PtychoNetwork
@@ -57,6 +58,7 @@ def watch(
     progress: bool = True,
     trust_generator: bool | str = False,
     input_scale: Literal["training", "scan"] | None = None,
+    keys: ReaderKeys | None = None,
 ) -> WatchResult:
     """Reconstruct a scan while it is recorded.
 
@@ -85,6 +87,7 @@ def watch(
         trust_generator: whether a generator that the network's file names may be imported, see `load_checkpoint`.
         input_scale: scale the network's input as in training, or from this scan; None as trained. A dose that differs
             from that of training is reported in the status while frames come.
+        keys: of an encrypted stream, which the address of another machine needs; see `load_reader_keys`.
 
     Raises:
         TorchptychoError: the source cannot be used or does not fit the network, the disk is full, or the spool belongs
@@ -101,7 +104,7 @@ def watch(
     out = Path(out)
     check_output_folder(out)
     if isinstance(source, str | Path):
-        source = open_source(source, network, reading)
+        source = open_source(source, network, reading, keys)
     _create_folder(out)
     status = WatchStatus(
         source=source.name, model=str(network.checkpoint or "a network in memory"), refresh_s=refresh_s

@@ -8,12 +8,14 @@ import struct
 import time
 from typing import Any, Literal
 
+from torchptycho.live.stream_keys import ReaderKeys
+
 __all__ = ["Connection", "ConnectionState"]
 
-ConnectionState = Literal["absent", "connected", "foreign", "rejected"]
+ConnectionState = Literal["absent", "connected", "foreign", "refused", "rejected"]
 """State of the other side: "absent", nothing listens at the address; "connected", a ZeroMQ peer is connected;
-"foreign", what listens does not complete the handshake; "rejected", ZeroMQ has closed the connection because of a part
-that is too large or unreadable."""
+"foreign", what listens does not complete the handshake; "refused", the source does not admit the key of this reader;
+"rejected", ZeroMQ has closed the connection because of a part that is too large or unreadable."""
 
 # If ZeroMQ reconnects after a disconnection, it says so within this time.
 _RECONNECT_S = 0.3
@@ -34,15 +36,18 @@ class Connection:
         zmq: the module.
         max_part_bytes: largest part that is accepted.
         max_waiting: messages that are queued here; the others wait at their sender.
+        keys: of an encrypted connection; None for a plain one.
 
     Raises:
         zmq.ZMQError: the address does not work.
     """
 
-    def __init__(self, zmq: Any, address: str, *, max_part_bytes: int, max_waiting: int) -> None:
-        self._zmq, self._address, self._max_waiting = zmq, address, max_waiting
+    def __init__(
+        self, zmq: Any, address: str, *, max_part_bytes: int, max_waiting: int, keys: ReaderKeys | None = None
+    ) -> None:
+        self._zmq, self._address, self._max_waiting, self._keys = zmq, address, max_waiting, keys
         self._context = zmq.Context()
-        self._is_foreign = False
+        self._is_foreign = self._is_refused = False
         try:
             self._open(max_part_bytes)
         except zmq.ZMQError:
@@ -61,9 +66,13 @@ class Connection:
             (zmq.IMMEDIATE, 1),
         ):
             self.socket.setsockopt(option, value)
+        if self._keys is not None:
+            self.socket.curve_serverkey = self._keys.source
+            self.socket.curve_publickey, self.socket.curve_secretkey = self._keys.public, self._keys.secret
         self._events = self.socket.get_monitor_socket(
             zmq.EVENT_CONNECTED
             | zmq.EVENT_HANDSHAKE_SUCCEEDED
+            | zmq.EVENT_HANDSHAKE_FAILED_AUTH
             | zmq.EVENT_DISCONNECTED
             | zmq.EVENT_CONNECT_RETRIED
             | zmq.EVENT_CLOSED
@@ -97,12 +106,16 @@ class Connection:
                 self._disconnected_at, self._read_bytes = None, 0
             elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._handshake_done, self._is_foreign = True, False
+            elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                self._is_refused = True
             elif event == zmq.EVENT_DISCONNECTED:
                 self._handle, self._disconnected_at, self._is_foreign = None, time.monotonic(), not self._handshake_done
             elif event == zmq.EVENT_CLOSED:
                 self._is_foreign = False
             else:
                 self._disconnected_at = None
+        if self._is_refused:
+            return "refused"
         if self._disconnected_at is not None and time.monotonic() > self._disconnected_at + _RECONNECT_S:
             if self._handshake_done:
                 return "rejected"

@@ -17,6 +17,7 @@ from torchptycho.live.protocol import (
     parse_scan_answer,
 )
 from torchptycho.live.scan_header import Chunk, ScanLayout, StreamHeader
+from torchptycho.live.stream_keys import ReaderKeys, require_keys
 from torchptycho.live.zmq_connection import Connection, ConnectionState
 
 __all__ = ["StreamSource", "import_zmq", "is_stream_address"]
@@ -58,20 +59,24 @@ class StreamSource:
     requested is an error, and so is an endless message over TCP. (Over ipc://, which connects processes of one machine,
     the bytes of a message are not counted.)
 
+    Arguments:
+        keys: of an encrypted connection, which an address of another machine needs.
+
     Raises:
-        ConfigError: the address does not work, or pyzmq is not installed.
+        ConfigError: the address does not work or needs keys, or pyzmq is not installed.
     """
 
     idle_s: float | None = None
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, keys: ReaderKeys | None = None) -> None:
         zmq = import_zmq()
         port = address.rpartition(":")[2]
         # ZeroMQ accepts such a port and never connects.
         if address.startswith("tcp:") and port.isdecimal() and not 0 < int(port) < 1 << 16:
             raise ConfigError(f"{address}: expected a port from 1 to 65535; found {port}.")
+        require_keys(address, keys, "--key and --source-key")
         self.name = address
-        self._zmq = zmq
+        self._zmq, self._keys = zmq, keys
         self._header_and_layout: tuple[StreamHeader, ScanLayout] | None = None
         self._pending_request: bytes | None = None
         self._requested_range = (-1, 0)
@@ -81,7 +86,7 @@ class StreamSource:
         self._state: ConnectionState = "absent"
         try:
             self._connection = Connection(
-                zmq, address, max_part_bytes=MAX_REQUESTED_BYTES, max_waiting=_MAX_WAITING_ANSWERS
+                zmq, address, max_part_bytes=MAX_REQUESTED_BYTES, max_waiting=_MAX_WAITING_ANSWERS, keys=keys
             )
         except zmq.ZMQError as error:
             raise ConfigError(
@@ -133,7 +138,10 @@ class StreamSource:
         if quiet_s <= _RETRY_S:
             return None
         if self._state == "foreign":
-            return f"the program at {self.name} is not a frame source: check the address and the program"
+            reason = "check the address and the program"
+            if self._keys is not None:
+                reason += ", and whether it has the key that --source-key names"
+            return f"the program at {self.name} is not a frame source: {reason}"
         if self._state == "connected":
             return f"the program at {self.name} has not answered for {quiet_s:.0f} s"
         return f"no answer from {self.name}"
@@ -178,6 +186,15 @@ class StreamSource:
         """Raise an error if ZeroMQ has closed the connection for good, or if a message does not end."""
         connection = self._connection
         self._state = connection.poll_state()
+        if self._state == "refused":
+            raise ScanError(
+                self.name,
+                None,
+                expected="a source that admits the key of this reader (--key)",
+                found="that it refuses it",
+                remedy="Copy the public key (.key) into the folder that the source names with --allow, and start it "
+                "again.",
+            )
         if self._state == "rejected":
             raise ScanError(
                 self.name,

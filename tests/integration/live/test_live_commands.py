@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from live_scans import (
     ROOT,
     address,
     playing,
+    process,
 )
 from tiny_run import Command
 
@@ -97,5 +99,34 @@ def test_the_commands_tell_what_they_did(command: Command, single: Path, recorde
     assert "--hz: expected frames per second" in answer.err
     answer = command("replay", recorded, "--swmr", "/dev/null/x.cxi")
     assert (answer.code, "--swmr: expected a place that can be written to" in answer.err) == (1, True)
-    answer = command("replay", recorded, "--address", "tcp://nowhere")
+    answer = command("replay", recorded, "--address", "tcp://localhost")
     assert "--address: expected one that is free" in answer.err
+
+
+@pytest.mark.contract("live.keys.refused")
+def test_keys_on_the_command_line(command: Command, single: Path, recorded: Path, tmp_path: Path) -> None:
+    names = [tmp_path / "keys" / name for name in ("source", "reader")]
+    answer = command("keys", *names, "--json")
+    assert answer.code == 0, answer.err
+    assert json.loads(answer.out)["public"] == [f"{name}.key" for name in names]
+    (tmp_path / "readers").mkdir()
+    shutil.copy(tmp_path / "keys" / "reader.key", tmp_path / "readers")
+    where, secret = address(), tmp_path / "keys" / "reader.key_secret"
+    watching = ["watch", where, "--model", single, "--out", tmp_path / "live", "--accelerator", "cpu"]
+    replaying = ["replay", recorded, "--address", where, "--key", tmp_path / "keys" / "source.key_secret"]
+    with process(*replaying, "--allow", tmp_path / "readers", "--hz", "1e5") as source:
+        answer = command(*watching, "--key", secret, "--source-key", tmp_path / "keys" / "source.key")
+        assert answer.code == 0, answer.err
+        assert "from 900 frames" in answer.out
+        assert source.wait(20) == 0
+    for half, words in ((["--key", secret], "expected both"), (["--source-key", secret], "expected both")):
+        answer = command(*watching, *half)
+        assert (answer.code, words in answer.err) == (1, True), answer.err
+    answer = command(*replaying)
+    assert (answer.code, "--key, --allow: expected both" in answer.err) == (1, True), answer.err
+    file = ["watch", "scan.cxi", "--model", single, "--out", tmp_path / "none"]
+    answer = command(*file, "--key", secret, "--source-key", tmp_path / "keys" / "source.key")
+    assert (answer.code, "expected a stream" in answer.err) == (1, True), answer.err
+    answer = command(*file, "--page", "--page-token", tmp_path / "absent")
+    assert (answer.code, "--page-token: expected a file" in answer.err) == (1, True), answer.err
+    assert not (tmp_path / "none").exists()

@@ -15,6 +15,7 @@ import pytest
 
 from torchptycho.core.errors import ConfigError
 from torchptycho.live.live_images import IMAGE_FILES, write_live_images
+from torchptycho.live.page_access import load_token
 from torchptycho.live.web_page import serve
 
 STATUS_FILE = {"state": "receiving", "source": "tcp://127.0.0.1:5555"}
@@ -183,10 +184,109 @@ class TestLocal:
     ) -> None:
         with serve(folder, "0.0.0.0", 0) as url:
             assert "0.0.0.0" not in url
-            port = urlsplit(url).port
-            answer, _ = ask(f"http://127.0.0.1:{port}/", "/status.json", headers={"Host": "beamline7.example.org"})
+            port, query = urlsplit(url).port, urlsplit(url).query
+            headers = {"Host": "beamline7.example.org", "Authorization": f"Bearer {query.removeprefix('token=')}"}
+            answer, _ = ask(f"http://127.0.0.1:{port}/", "/status.json", headers=headers)
         assert answer.status == 200
-        assert "everyone who can reach this machine" in caplog.text
+        assert "everyone who can reach this machine and has the token" in caplog.text
+
+
+TOKEN = "a-token-of-this-test-0123456789"
+
+
+class TestToken:
+    @pytest.mark.contract("live.page.token")
+    def test_elsewhere_than_on_loopback_there_is_always_a_new_token(self, folder: Path) -> None:
+        tokens = []
+        for _ in range(2):
+            with serve(folder, "0.0.0.0", 0) as url:
+                tokens.append(urlsplit(url).query.removeprefix("token="))
+                for path in ("/", "/status.json", "/amplitude.png", "/healthz", "/nothing"):
+                    answer, content = ask(f"http://127.0.0.1:{urlsplit(url).port}/", path)
+                    assert answer.status == 401
+                    assert b"receiving" not in content
+        assert len(set(tokens)) == 2
+        assert min(len(token) for token in tokens) >= 32
+
+    @pytest.mark.contract("live.page.token")
+    def test_a_token_in_the_address_becomes_a_cookie(self, folder: Path) -> None:
+        with serve(folder, port=0, token=TOKEN) as url:
+            assert url.endswith(f"/?token={TOKEN}")
+            answer, content = ask(url, f"/?token={TOKEN}")
+            assert (answer.status, answer.headers["Location"], content) == (303, "/", b"")
+            cookie = answer.headers["Set-Cookie"]
+            assert "HttpOnly; SameSite=Strict" in cookie
+            for name, value in (("Cookie", cookie.split(";")[0]), ("Authorization", f"Bearer {TOKEN}")):
+                answer, content = ask(url, "/status.json", headers={"Host": "localhost", name: value})
+                assert (answer.status, json.loads(content)) == (200, STATUS_FILE)
+
+    @pytest.mark.contract("live.page.token")
+    @pytest.mark.parametrize(
+        ("path", "header"),
+        [
+            ("/status.json", None),
+            (f"/?token={TOKEN[:-1]}", None),
+            ("/?token=", None),
+            (f"/?token=x&token={TOKEN}", None),
+            (f"/?Token={TOKEN}", None),
+            ("/status.json", ("Authorization", "Bearer wrong")),
+            ("/status.json", ("Authorization", f"Basic {TOKEN}")),
+            ("/status.json", ("Authorization", "Bearer \xff\xfe")),
+            ("/status.json", ("Cookie", f"torchptycho-token={TOKEN}")),
+            ("/status.json", ("Cookie", "=;=\x01")),
+        ],
+    )
+    def test_a_wrong_token_is_refused_and_logged(
+        self, folder: Path, path: str, header: tuple[str, str] | None, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with serve(folder, port=0, token=TOKEN) as url:
+            answer, content = ask(url, path, headers={"Host": "localhost", **dict([header] if header else [])})
+        assert answer.status == 401
+        assert b"receiving" not in content
+        assert "refused a request of 127.0.0.1" in caplog.text
+        assert TOKEN not in caplog.text
+
+    @pytest.mark.contract("live.page.token")
+    def test_a_token_file_is_for_its_owner_alone(self, tmp_path: Path) -> None:
+        file = tmp_path / "token"
+        with pytest.raises(ConfigError, match="--page-token: expected a file with a token"):
+            load_token(file)
+        file.write_text(TOKEN + "\n")
+        file.chmod(0o600)
+        assert load_token(file) == TOKEN
+        file.chmod(0o644)
+        with pytest.raises(ConfigError, match="chmod 600"):
+            load_token(file)
+        file.write_text("short")
+        file.chmod(0o600)
+        with pytest.raises(ConfigError, match="expected 16 to 200 letters"):
+            load_token(file)
+
+
+class TestBounds:
+    @pytest.mark.contract("live.page.bounded")
+    @pytest.mark.parametrize(
+        "request_bytes",
+        [
+            b"GET /" + b"x" * 20000,
+            b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 20000,
+            b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 4000,
+        ],
+    )
+    def test_a_request_that_is_too_large_is_refused_and_logged(
+        self, url: str, request_bytes: bytes, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        server = urlsplit(url)
+        with socket.create_connection((server.hostname or "", server.port or 0), timeout=10) as raw:
+            raw.sendall(request_bytes)
+            # What is not read any more may end the connection by a reset.
+            try:
+                answer = raw.recv(4096)
+            except ConnectionResetError:
+                answer = b""
+        assert b" 200 " not in answer
+        assert "larger than 16384 bytes" in caplog.text or b" 400 " in answer or b" 431 " in answer
+        assert ask(url, "/healthz")[0].status == 200
 
 
 class TestPort:

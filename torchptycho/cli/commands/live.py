@@ -10,17 +10,20 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from tyro.conf import Positional
 
-from torchptycho.cli.base import ModelCommand, WritingCommand
+from torchptycho.cli.base import Command, ModelCommand, WritingCommand
 from torchptycho.core.config import ReadConfig, load_config
 from torchptycho.core.errors import ConfigError
 from torchptycho.core.text import format_first
 from torchptycho.io.storage.outputs import check_output_folder
 
-__all__ = ["Replay", "Watch"]
+if TYPE_CHECKING:
+    from torchptycho.live.stream_keys import ReaderKeys, SourceKeys
+
+__all__ = ["Keys", "Replay", "Watch"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,7 +33,7 @@ class Watch(ModelCommand, WritingCommand):
     The scan is read from a growing HDF5 file or from a stream. Ctrl+C stops the command; run it again to continue.
 
     torchptycho watch scan.cxi --model run --out live
-    torchptycho watch tcp://beamline:5555 --model run --out live --page
+    torchptycho watch tcp://127.0.0.1:5555 --model run --out live --page
     """
 
     SCAN_REMEDY: ClassVar = "Say how the scan is read in the section prepare of a --config file."
@@ -62,6 +65,13 @@ class Watch(ModelCommand, WritingCommand):
     """Address of the page; the default is accessible from this computer only."""
     page_port: int = 8765
     """Port of the page; 0 selects a free one."""
+    page_token: Path | None = None
+    """File with the token that the page asks for. None: no token on an address of this computer; on any other, a new
+    one, which is part of the printed address."""
+    key: Path | None = None
+    """Secret key of this reader (.key_secret), for a stream from another computer; see `torchptycho keys`."""
+    source_key: Path | None = None
+    """Public key (.key) of the program that sends this stream."""
     config: Path | None = None
     """YAML or TOML file with the section prepare: options for reading a file (not for a stream, which sends processed
     frames); None reads it like the network's training scans."""
@@ -72,6 +82,7 @@ class Watch(ModelCommand, WritingCommand):
         reading = None if self.config is None else load_config(self.config).reading
         if not 0 <= self.page_port < 1 << 16:
             raise ConfigError(f"--page-port: expected 0 to 65535; found {self.page_port}.")
+        keys = self._load_keys()
         check_output_folder(self.out)
         self.claim_files(
             "--out",
@@ -79,14 +90,16 @@ class Watch(ModelCommand, WritingCommand):
             resumes=(self.out / "spool").exists(),
         )
         from torchptycho.live import watch
+        from torchptycho.live.page_access import load_token
         from torchptycho.live.web_page import serve
         from torchptycho.models.checkpoints import load_network
 
+        token = None if self.page_token is None else load_token(self.page_token)
         network = load_network(self.model, trust_generator=self.trust_generator)
         with contextlib.ExitStack() as open_:
             stop = open_.enter_context(_stop_on_signals())
             if self.page:
-                url = open_.enter_context(serve(self.out, self.page_host, self.page_port))
+                url = open_.enter_context(serve(self.out, self.page_host, self.page_port, token))
                 sys.stderr.write(f"torchptycho: live page: {url}\n")
             result = watch(
                 self.source,
@@ -101,6 +114,7 @@ class Watch(ModelCommand, WritingCommand):
                 drop_spool=self.drop_spool,
                 input_scale=self.input_scale,
                 stop=stop,
+                keys=keys,
             )
         status, image = result.status, result.image
         report = dataclasses.asdict(status) | {
@@ -127,6 +141,15 @@ class Watch(ModelCommand, WritingCommand):
         if stop.is_set():
             raise KeyboardInterrupt
 
+    def _load_keys(self) -> ReaderKeys | None:
+        if self.key is None and self.source_key is None:
+            return None
+        if self.key is None or self.source_key is None:
+            raise ConfigError("--key, --source-key: expected both, for an encrypted stream; found one of them.")
+        from torchptycho.live.stream_keys import load_reader_keys
+
+        return load_reader_keys(self.key, self.source_key)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Replay(WritingCommand):
@@ -142,6 +165,10 @@ class Replay(WritingCommand):
     """Frames per second."""
     address: str = "tcp://127.0.0.1:5555"
     """Address for `watch`; the replay starts with the first request and ends when all frames were fetched."""
+    key: Path | None = None
+    """Secret key of this source (.key_secret), for readers on other computers; see `torchptycho keys`."""
+    allow: Path | None = None
+    """Folder with the public keys (.key) of the readers that may read this stream."""
     swmr: Path | None = None
     """Write a CXI file in SWMR mode at that rate instead, starting at once."""
     config: Path | None = None
@@ -152,6 +179,7 @@ class Replay(WritingCommand):
 
     def run(self) -> None:
         self.claim_files("--swmr", self.swmr, inputs=[self.scan])
+        keys = self._load_keys()
         from torchptycho.core.progress import create_progress_bar
         from torchptycho.live import replay
 
@@ -167,6 +195,7 @@ class Replay(WritingCommand):
                 reading=self.reading,
                 stop=stop,
                 on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+                keys=keys,
             )
         report = {"to": where, "hz": self.hz, **dataclasses.asdict(result)}
         self.print_result(
@@ -176,6 +205,44 @@ class Replay(WritingCommand):
         )
         if result.played < result.frames:
             raise KeyboardInterrupt
+
+    def _load_keys(self) -> SourceKeys | None:
+        if self.key is None and self.allow is None:
+            return None
+        if self.key is None or self.allow is None or self.swmr is not None:
+            raise ConfigError(
+                "--key, --allow: expected both, for a stream; found one of them, or --swmr, which writes a file."
+            )
+        from torchptycho.live.stream_keys import load_source_keys
+
+        return load_source_keys(self.key, self.allow)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Keys(Command):
+    """Make the two keys of a program that sends or reads an encrypted stream.
+
+    The file NAME.key is public and is copied to the other side; NAME.key_secret stays where it is.
+
+    torchptycho keys keys/detector keys/watch
+    """
+
+    names: Positional[tuple[Path, ...]]
+    """Names of the pairs, without an ending."""
+    json: bool = False
+    """Print one JSON object instead of sentences."""
+
+    def run(self) -> None:
+        from torchptycho.live.stream_keys import make_key_pair
+
+        if not self.names:
+            raise ConfigError("expected a name for a pair of keys, such as keys/watch; found none.")
+        pairs = [make_key_pair(name) for name in self.names]
+        self.print_result(
+            {"public": [str(public) for public, _ in pairs], "secret": [str(secret) for _, secret in pairs]},
+            *(f"{public}: copy it to the other side; {secret}: keep it here" for public, secret in pairs),
+            json=self.json,
+        )
 
 
 def _list_first_frames(left_out: dict[int, str]) -> str:

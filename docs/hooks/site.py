@@ -28,6 +28,7 @@ _OUTSIDE = (
     "specs/*.md",
     "benchmarks/*.py",
     "benchmarks/results/*.md",
+    "benchmarks/results/*.csv",
     "benchmarks/results/*.png",
     "examples/*.png",
     "examples/*.py",

@@ -5,6 +5,7 @@ A page that makes its files itself (a tutorial) is listed in `PREPARED`; any oth
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import functools
 import inspect
@@ -300,6 +301,29 @@ def test_links_lead_to_files_that_are_there() -> None:
                 continue
             path = (page.parent / target).resolve()
             assert path.exists() or path in written, f"{page_key(page)}: {target} leads nowhere"
+
+
+@pytest.mark.contract("docs.links")
+def test_the_site_contains_what_its_pages_link_to() -> None:
+    assignments = ast.parse((ROOT / "docs" / "hooks" / "site.py").read_text(encoding="utf-8")).body
+    (outside,) = (
+        ast.literal_eval(node.value)
+        for node in assignments
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_OUTSIDE"
+    )
+    shown = {path for pattern in outside for path in ROOT.glob(pattern)} | {
+        ROOT / "docs" / name for name in reference.PAGES
+    }
+    on_site = [page for page in pages() if page.suffix == ".md"] + [path for path in shown if path.suffix == ".md"]
+    for page in on_site:
+        text = prose(page) if page.exists() else ""
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+            if "://" in target or target.startswith("mailto:"):
+                continue
+            path = (page.parent / target).resolve()
+            assert path in shown or (ROOT / "docs") in path.parents, (
+                f"{page_key(page)}: {target} is not on the site; name it in docs/hooks/site.py"
+            )
 
 
 def table_rows(text: str) -> dict[str, dict[str, list[str]]]:

@@ -1,8 +1,8 @@
 # make demo and make test need Python >= 3.11 and make, nothing else: each creates .venv and installs into it.
 PYTHON ?= python3
 VENV ?= .venv
-# Checks shapes and types at every call while the tests run; an int may stand where a float is asked for (PEP 484).
-TYPECHECKER := beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
+# Checks shapes and types while the tests run, in the first calls of every function in every test.
+TYPECHECKER := first_calls.check_first_calls
 BIN := $(VENV)/bin
 
 .PHONY: demo test test-processors docs lint install format parity-table freeze bench-data bench-steps bench-memory bench-refine bench-photon-limit bench-robustness bench-experiments bench-hopeless-fits bench-position-errors bench-train bench-stitch bench-reconstruct bench-live bench-convergence bench-generators bench-options bench-network-or-iteration bench-heldout bench-prior bench-default-network bench-scale prior fuzz bench-gpu mutate clean

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from first_calls import check_again
 
 # Derandomised: a red CI run is red again on any machine. Explore locally with HYPOTHESIS_PROFILE=dev.
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, max_examples=25, print_blob=True)
@@ -24,3 +25,7 @@ def measured_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"measured scans are not at {folder}")
     return folder
+
+
+def pytest_runtest_setup() -> None:
+    check_again()

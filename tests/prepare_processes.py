@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import resource
 import signal
@@ -14,6 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from programs import CONTEXT
+
 from torchptycho.core.config import GroupConfig, PrepareConfig, RunConfig
 from torchptycho.core.errors import TorchptychoError
 from torchptycho.core.scan import Scan
@@ -21,12 +22,6 @@ from torchptycho.data import writer as writing_module
 from torchptycho.data.cache import StoreRequest
 from torchptycho.data.prepare import append_scans, drop_scans, prepare
 from torchptycho.io import read_scan
-
-# Imported once, by the process that the others are forked from.
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    ["torchptycho.data.prepare", "torchptycho.io.formats.npz", "scipy.spatial", "scipy.ndimage", "pytest"]
-)
 
 _TRACED_PATHS = ("/torchptycho/data/", "/torchptycho/io/", "/tensordict/memmap.py")
 

@@ -8,8 +8,6 @@ import multiprocessing
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +17,7 @@ import numpy as np
 import pytest
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from programs import Program
 from tiny_run import TINY, TINY_SIMULATION
 
 from torchptycho.core.config import save_config
@@ -184,23 +183,20 @@ def told(tiny_scan: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
         "GROUP_RANK": "0",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
-        # Python's own path does not hold the project where it is not installed.
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }
-    names = ("script.py", "", "config.yaml")
-    arguments = [str(folder / name) for name in names] + [str(tiny_scan), str(folder / "bad.npz")]
-    started = [
-        subprocess.Popen(
-            [sys.executable, *arguments],
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+    started = []
+    for rank in range(2):
+        (folder / f"printed-{rank}").mkdir()
+        started.append(
+            Program(
+                *(folder, folder / "config.yaml", tiny_scan, folder / "bad.npz"),
+                script=folder / "script.py",
+                folder=folder / f"printed-{rank}",
+                environment=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            )
         )
-        for rank in range(2)
-    ]
-    answers = [process.communicate(timeout=200)[0] for process in started]
-    assert [process.returncode for process in started] == [0, 0], "\n".join(answers)[-4000:]
+    answers = [program.communicate(timeout=200)[1] for program in started]
+    assert [program.returncode for program in started] == [0, 0], "\n".join(answers)[-4000:]
     return folder, [json.loads((folder / f"told-{rank}.json").read_text()) for rank in range(2)]
 
 

@@ -116,8 +116,7 @@ def exported(trained: Path) -> Path:
 @pytest.mark.parametrize(
     ("generator", "n_px", "gridsize", "other"),
     [
-        ("pie_unet", 32, 2, {}),
-        ("pie_unet", 32, 1, {"modes": 2, "domain": "amplitude", "background_counts": 0.1}),
+        ("pie_unet", 32, 2, {"modes": 2, "domain": "amplitude", "background_counts": 0.1}),
         ("resunet", 32, 2, {}),
         ("cnn", 64, 1, {}),
         (ESTIMATE, 32, 2, {"modes": 2}),

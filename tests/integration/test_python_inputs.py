@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -20,18 +19,15 @@ from torchptycho.core.errors import ConfigError, ScanError, TorchptychoError
 
 SCAN = tp.simulate(dataclasses.replace(TINY_SIMULATION, n_frames=40))
 ONE = {"epochs": 1}
-# `make test` checks types at every call, and refuses other types before the package does.
-TYPES_ARE_CHECKED = any(type(finder).__module__.startswith("jaxtyping") for finder in sys.meta_path)
-needs_own_process = pytest.mark.skipif(TYPES_ARE_CHECKED, reason="run without the type checker, by the first test")
 CPU: dict[str, Any] = {"accelerator": "cpu", "progress": False}
 
 
-@pytest.mark.contract("python.refused")
-@pytest.mark.skipif(not TYPES_ARE_CHECKED, reason="the tests below run in this process")
-def test_in_a_process_without_the_type_checker() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
-    assert done.returncode == 0, done.stdout[-2000:]
+@pytest.fixture
+def unchecked_types() -> Iterator[None]:
+    """`make test` checks types, and refuses other types before the package does."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture
@@ -73,7 +69,7 @@ def test_files_stand_for_networks_and_stores(tiny_run: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.contract("python.configuration")
-@needs_own_process
+@pytest.mark.usefixtures("unchecked_types")
 def test_dicts_and_none_stand_for_configurations(files: tp.Reconstruction, tiny_run: Path, tmp_path: Path) -> None:
     config = tp.RefineConfig(epochs=2, alpha=0.1)
     wanted = tp.refine(SCAN, config=config, device="cpu").object
@@ -91,7 +87,7 @@ def test_dicts_and_none_stand_for_configurations(files: tp.Reconstruction, tiny_
 
 
 @pytest.mark.contract("python.probes")
-@needs_own_process
+@pytest.mark.usefixtures("unchecked_types")
 def test_probe_of_two_axes_is_one_mode(files: tp.Reconstruction) -> None:
     mode = SCAN.probe[0]
     wanted = tp.refine(SCAN, probe=mode[None], config=ONE, device="cpu").object
@@ -164,7 +160,7 @@ WRONG: dict[str, Callable[[], object]] = {
 
 
 @pytest.mark.contract("python.refused")
-@needs_own_process
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_types_are_refused_in_one_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import socket
-import subprocess
-import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from programs import Program
 
 from torchptycho.core.config import (
     SimulateConfig,
@@ -25,9 +24,6 @@ from torchptycho.core.scan import Scan
 from torchptycho.live import WatchResult, replay, watch
 from torchptycho.live.replay import make_layout
 from torchptycho.live.scan_header import Chunk, ScanLayout
-
-ROOT = Path(__file__).resolve().parents[3]
-
 
 SIMULATION = SimulateConfig(n_px=32, object_px=120, n_frames=900, photons_per_frame=1e5)
 
@@ -101,23 +97,14 @@ def received(out: Path) -> int:
 
 
 @contextlib.contextmanager
-def process(*arguments: object) -> Iterator[subprocess.Popen[str]]:
+def process(*arguments: object) -> Iterator[Program]:
     """Run the command line in another process; kill it when the block ends."""
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    code = "import sys; from torchptycho.cli.app import main; sys.exit(main(sys.argv[1:]))"
-    done = subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": paths},
-    )
-    try:
-        yield done
-    finally:
-        if done.poll() is None:
-            done.kill()
-        done.communicate()
+    with tempfile.TemporaryDirectory() as folder:
+        program = Program(*arguments, folder=Path(folder))
+        try:
+            yield program
+        finally:
+            program.end()
 
 
 class InMemory:

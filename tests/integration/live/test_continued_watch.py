@@ -41,7 +41,7 @@ def test_a_killed_and_a_stopped_watch_go_on_from_their_spool(single: Path, recor
         with process(*command) as killed:
             until(lambda: received(out) > 20)
             killed.send_signal(signal.SIGKILL)
-            killed.wait()
+            killed.communicate(timeout=60)
         kept = received(out)
         with process(*command, "--json") as stopped:
             until(lambda: received(out) > kept + 40)

@@ -96,3 +96,19 @@ def test_a_flat_image_is_flat_up_to_the_edge_of_what_is_valid(factor: float) -> 
     found = resample_image(flat, factor, None)
     assert not found.valid.all()
     np.testing.assert_allclose(found.object[found.valid], 0.7j, rtol=1e-6)
+
+
+@pytest.mark.contract("compare.pixels")
+def test_finer_pixels_are_interpolated_by_cubic_splines() -> None:
+    peak = np.zeros((31, 31), np.complex64)
+    peak[15, 15] = 1 - 2j
+    image = Reconstruction(object=peak, coverage=np.abs(peak), valid=np.ones(peak.shape, bool), origin_px=(0, 0))
+    found = resample_image(image, 0.5, None)
+    # The spline of a unit peak: coefficients -6 z / (1 - z^2) z^|k| with z = sqrt(3) - 2; B-splines at 1/2 and 3/2 px
+    # are 23/48 and 1/48.
+    z = math.sqrt(3) - 2
+    coefficient = -6 * z / (1 - z**2) * z ** np.arange(3)
+    half = (23 * (coefficient[0] + coefficient[1]) + coefficient[1] + coefficient[2]) / 48
+    np.testing.assert_allclose(found.object[30, 30:32], peak[15, 15] * np.array([1, half]), rtol=1e-6)
+    # Coverage is linear between pixels, and so never negative.
+    np.testing.assert_allclose(found.coverage[30, 29:34], math.sqrt(5) * np.array([0.5, 1, 0.5, 0, 0]), atol=1e-6)

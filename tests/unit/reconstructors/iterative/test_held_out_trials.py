@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from torchptycho.core.config import RefineConfig, SimulateConfig
 from torchptycho.core.scan import ArrayFrames, Scan
 from torchptycho.data.simulation import simulate
 from torchptycho.physics.patches import extract
+from torchptycho.reconstructors.iterative import held_out
 from torchptycho.reconstructors.iterative.held_out import _KEPT_FRACTION, _Trials
 from torchptycho.reconstructors.iterative.problem import open_problem
 from torchptycho.reconstructors.iterative.state import RefinementState
@@ -68,3 +71,61 @@ def test_a_compact_part_is_held_out_by_photons_or_by_frames(scan: Scan, whole: b
             ramp = torch.arange(part.shape[0], dtype=torch.float64)[:, None] + part.origin_px[0]
             patches = extract(ramp.expand(part.shape).contiguous(), corners, 16)
             torch.testing.assert_close(patches[:, 8, 8], places[:, 0])
+
+
+@pytest.mark.contract("refine.regularise.auto")
+@pytest.mark.parametrize(
+    ("likelihoods", "n_tried"),
+    [((0, 1, 2, 3, 4, 5), 5), ((0, 3, 2, 1, 0, 0), 3), ((5, 4, 3, 2, 1, 0), 3), ((0, 1, 2, 1, 0, 9), 4),
+     ((0, 1, 3, 2, 3, 2), 5), ((0, 4, 4, 3, 2, 9), 4), ((2, 1, 0, 0, 0, 0), 5)],
+)  # fmt: skip
+def test_strengths_are_tried_until_held_out_counts_fall_twice(
+    scan: Scan, monkeypatch: pytest.MonkeyPatch, likelihoods: tuple[int, ...], n_tried: int
+) -> None:
+    """With scripted likelihoods: what is run, and from which image."""
+    runs: list[tuple[int, int, float, float | None]] = []
+    judged: list[RefinementState] = []
+
+    def run_epochs(
+        self: _Trials, state: RefinementState, epochs: int, growth: Callable[[float], float], follow: Any = None
+    ) -> None:
+        state.epoch += epochs
+        strength = None
+        if follow is not None:
+            follow(state)
+            strength = float(state.object.real.mean())
+        runs.append((epochs, state.epoch, growth(0.25), strength))
+
+    def judge(self: _Trials, state: RefinementState) -> torch.Tensor:
+        judged.append(state)
+        return torch.tensor([likelihoods[len(judged) - 1] / 2] * 2, dtype=torch.float64)
+
+    class Strength:
+        def denoise(self, object: torch.Tensor, photons_per_px: torch.Tensor, strength: float) -> torch.Tensor:
+            assert photons_per_px.dtype == object.real.dtype
+            return torch.full_like(object, strength)
+
+    monkeypatch.setattr(_Trials, "_run_epochs", run_epochs)
+    monkeypatch.setattr(_Trials, "_judge", judge)
+    with open_problem(scan, margin_px=2) as problem:
+        object = torch.ones(problem.shape, dtype=torch.complex64)
+        state = RefinementState.begin(object, torch.from_numpy(scan.probe), torch.from_numpy(scan.positions_px))
+        found, learned = _Trials(problem, state, CONFIG, N_FRAMES).run(Strength(), None)  # type: ignore[arg-type]
+    assert [float(values.sum()) for values in found] == list(likelihoods[: n_tried + 1])
+    assert learned is None
+    # From a uniform object; then polished without a prior and with the least strength, each from that image; then with
+    # the next strength from the image of the one before, which has gathered all frames.
+    base, polishing = held_out._BASE_EPOCHS, held_out._POLISHING_EPOCHS
+    grown = held_out._grow(0.25)
+    assert grown != held_out._take_all(0.25) == 1.0
+    assert runs[:3] == [
+        (base, base, 0.0, None),
+        (polishing, base + polishing, grown, None),
+        (polishing, base + polishing, grown, pytest.approx(held_out._STRENGTHS[0])),
+    ]
+    assert runs[3:] == [
+        (polishing, base + (2 + number) * polishing, 1.0, pytest.approx(strength))
+        for number, strength in enumerate(held_out._STRENGTHS[1:n_tried])
+    ]
+    assert judged[0] is not judged[1]
+    assert all(later is judged[1] for later in judged[1:])

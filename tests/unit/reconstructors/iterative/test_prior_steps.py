@@ -43,6 +43,28 @@ def dim_image(dim: Scan) -> Reconstruction:
     return refine(dim, config=AUTO)
 
 
+def project_gradients(image: np.ndarray, weight: np.ndarray, n_steps: int) -> np.ndarray:
+    """Algorithm FGP of Beck and Teboulle (2009) with the matrix of the differences, and a weight for each pixel."""
+    rows, columns = image.shape
+    differences = np.zeros((2, image.size, image.size))
+    for pixel, (row, column) in enumerate(np.ndindex(rows, columns)):
+        for axis, neighbour in enumerate((pixel + columns, pixel + 1)):
+            if (row + 1 < rows, column + 1 < columns)[axis]:
+                differences[axis, pixel, [neighbour, pixel]] = 1, -1
+    given, limit = image.ravel(), weight.ravel()
+    dual = ahead = np.zeros((2, image.size), complex)
+    pace = 1.0
+    for _ in range(n_steps):
+        left = given - np.einsum("apq,ap->q", differences, ahead)
+        moved = ahead + np.einsum("apq,q->ap", differences, left) / 8
+        length = np.sqrt(np.sum(np.abs(moved) ** 2, axis=0))
+        projected = np.where(length > limit, moved * limit / np.maximum(length, limit), moved)
+        next_pace = (1 + np.sqrt(1 + 4 * pace**2)) / 2
+        ahead = projected + (pace - 1) / next_pace * (projected - dual)
+        dual, pace = projected, next_pace
+    return (given - np.einsum("apq,ap->q", differences, dual)).reshape(image.shape)
+
+
 class TestTotalVariation:
     @pytest.mark.contract("refine.regularise.proximal")
     def test_step_is_the_minimum_of_its_objective(self) -> None:
@@ -60,6 +82,18 @@ class TestTotalVariation:
         for seed in range(20):
             for step in (1e-2, 1e-3):
                 assert objective(found + step * normal((12, 9), seed)) > least
+
+    @pytest.mark.contract("refine.regularise.proximal")
+    @pytest.mark.parametrize("n_steps", [1, 2, 5, 10])
+    def test_steps_are_those_of_the_fast_gradient_projection(self, n_steps: int) -> None:
+        given, weight = 1 + 0.3 * normal((7, 5), 2), 0.02 + 0.1 * torch.rand(7, 5, dtype=torch.float64)
+        found = denoise_total_variation(given, weight, n_steps=n_steps)
+        expected = project_gradients(given.numpy(), weight.numpy(), n_steps)
+        np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12)
+
+    def test_ten_steps_are_the_default(self) -> None:
+        given, weight = 1 + 0.3 * normal((7, 5), 2), torch.full((7, 5), 0.1, dtype=torch.float64)
+        assert torch.equal(denoise_total_variation(given, weight), denoise_total_variation(given, weight, n_steps=10))
 
     @pytest.mark.contract("refine.regularise.proximal")
     def test_step_follows_the_noise_and_leaves_a_uniform_object(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -44,7 +45,7 @@ SCAN = simulate(SimulateConfig(n_px=N, object_px=72, n_frames=M, photons_per_fra
 FRAMES = SCAN.frames[:]
 
 needs_fork = pytest.mark.skipif(
-    "forkserver" not in prepare_processes.multiprocessing.get_all_start_methods(),
+    "forkserver" not in multiprocessing.get_all_start_methods(),
     reason="processes are forked from a server",
 )
 

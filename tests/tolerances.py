@@ -25,6 +25,9 @@ TOLERANCES: dict[str, tuple[float, str]] = {
     "processes": (1e-5, "epochs of float32 sums over the same frames, added in another order by several processes"),
     "first_order": (0.02, "a formula linear in a perturbation of 1 %, whose square is left out"),
     "high_dose": (1e-4, "half a count added to 1e4 and more of them"),
+    "first_order_exact": (1e-10, "a product with a Jacobian by automatic differentiation in float64"),
+    "conjugate_gradients": (1e-4, "twenty steps on a nearly singular matrix, which lose orthogonality"),
+    "six_percent": (0.06, "sums of a dozen variances or more from 150 draws: two standard errors"),
     "two_percent": (0.02, "statistics of 2e5 draws: five standard errors of a variance are 1.6 %"),
 }
 """Largest relative L2 distance, and why this much is needed and no more."""

@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from torchptycho.reconstructors.callbacks import CanvasWriter as CanvasWriter
     from torchptycho.reconstructors.canvas import Canvas as Canvas
     from torchptycho.reconstructors.growing_canvas import GrowingCanvas as GrowingCanvas
+    from torchptycho.reconstructors.iterative import estimate_uncertainty as estimate_uncertainty
     from torchptycho.reconstructors.iterative import refine as refine
     from torchptycho.reconstructors.network_reconstruction import reconstruct as reconstruct
     from torchptycho.reconstructors.orientation import rank_orientations as rank_orientations
@@ -105,7 +106,7 @@ _HOME = {
     "reconstructors.callbacks": ["CanvasWriter"],
     "reconstructors.canvas": ["Canvas"],
     "reconstructors.growing_canvas": ["GrowingCanvas"],
-    "reconstructors.iterative": ["refine"],
+    "reconstructors.iterative": ["estimate_uncertainty", "refine"],
     "reconstructors.network_reconstruction": ["reconstruct"],
     "reconstructors.orientation": ["rank_orientations"],
     "reconstructors.resolution": ["Resolution", "resolution"],

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Complex, Float64, Int64
 
 from torchptycho.analysis import metrics as m
+from torchptycho.analysis.calibration import measure_calibration
 from torchptycho.analysis.registration import MAX_SHIFT_PX, align
 from torchptycho.core.coverage import find_outside_zeros
 from torchptycho.core.errors import EvaluationError
@@ -52,6 +53,8 @@ class Metrics:
         frc_half_cycles_per_px, frc_one_bit_cycles_per_px, frc_half_bit_cycles_per_px: where the curve first falls below
             0.5 and below the two thresholds; Nyquist (0.5) if never, 0 if it is never above.
         object_pixel_m: edge of a pixel, or None.
+        amplitude_within_sigma, phase_within_sigma: part of the pixels whose error is at most the image's own standard
+            deviation, 0.68 if that is right; None without error bars.
         n_pixels: pixels compared.
         region_px: their bounding box, (y start, y stop, x start, x stop) in object pixels.
         frc_square_px: that square, in the same way.
@@ -81,6 +84,8 @@ class Metrics:
     amplitude_factor: float
     phase_rad: float
     registered: bool
+    amplitude_within_sigma: float | None = None
+    phase_within_sigma: float | None = None
 
     @property
     def resolution_half_px(self) -> float:
@@ -248,7 +253,9 @@ def evaluate(
         region_px=region_px,
         max_shift_px=max_shift_px,
     )
-    return measure(pair, image.object_pixel_m)
+    within = measure_calibration(image, pair.object, pair.truth, pair.mask, pair.origin_px, pair.amplitude_factor)
+    metrics = measure(pair, image.object_pixel_m)
+    return dataclasses.replace(metrics, amplitude_within_sigma=within[0], phase_within_sigma=within[1])
 
 
 def _open_truth(truth: Reconstruction | Scan | str | Path) -> tuple[Complex[np.ndarray, "h w"], tuple[int, int]]:

@@ -35,6 +35,8 @@ class Reconstruction:
         provenance: plain data: configuration, checkpoint hash, source, versions, timings.
         spread: [H, W] weighted standard deviation of the overlapping patches at a pixel, in its unit; 0 where there
             is only one patch. Stitched images only.
+        amplitude_sigma, phase_sigma_rad: [H, W] standard deviations of amplitude and phase, NaN where nothing was
+            measured; of a refinement whose uncertainty was estimated.
         probe: [P, N, N] refined modes in sqrt(photons); refinement only, as all that follows but `given_positions_px`.
         opr_modes: [V, N, N] modes of variation of the first mode of the probe, if it was refined frame by frame: that
             of frame j is s_j (probe[0] + sum_k opr_weights[j, k] opr_modes[k]), and the others are s_j probe[m].
@@ -54,6 +56,8 @@ class Reconstruction:
     object_pixel_m: float | None = None
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
     spread: Float32[np.ndarray, "h w"] | None = None
+    amplitude_sigma: Float32[np.ndarray, "h w"] | None = None
+    phase_sigma_rad: Float32[np.ndarray, "h w"] | None = None
     probe: Complex64[np.ndarray, "p n n"] | None = None
     opr_modes: Complex64[np.ndarray, "v n n"] | None = None
     opr_weights: Float32[np.ndarray, "m v"] | None = None

@@ -22,6 +22,8 @@ from torchptycho.io.storage.hdf5_datasets import load_array, load_complex
 __all__ = ["read_reconstruction", "write_reconstruction"]
 
 _FORMAT, _FORMAT_VERSION = "torchptycho-reconstruction", 1
+# Maps that an image may have.
+_MAP_KEYS = ("spread", "amplitude_sigma", "phase_sigma_rad")
 # The key of this package, and that of a Ptychodus product saved as NPZ.
 _PIXEL_KEYS = ("object_pixel_m", "object_pixel_height_m")
 
@@ -32,7 +34,7 @@ def write_reconstruction(reconstruction: Reconstruction | str | Path, path: str 
     Arrays: `object`, `coverage`, `valid`, `origin_px`, `object_pixel_m` (when known), `_metadata` (JSON: provenance and
     history), of a stitched image `spread`, and of a refinement `probe`, `ycoords` and `xcoords` (refined positions),
     `background`, `opr_modes` and `opr_weights`, `frame_scale`; `ycoords_given` and `xcoords_given`
-    (positions as the scan gave them).
+    (positions as the scan gave them); with error bars `amplitude_sigma` and `phase_sigma_rad`.
 
     Raises:
         ScanError: the provenance is not plain data, or the place cannot be written to.
@@ -57,8 +59,9 @@ def write_reconstruction(reconstruction: Reconstruction | str | Path, path: str 
     }
     if reconstruction.object_pixel_m is not None:
         arrays["object_pixel_m"] = np.array(reconstruction.object_pixel_m, np.float64)
-    if reconstruction.spread is not None:
-        arrays["spread"] = reconstruction.spread.astype(np.float32, copy=False)
+    for key in _MAP_KEYS:
+        if getattr(reconstruction, key) is not None:
+            arrays[key] = getattr(reconstruction, key).astype(np.float32, copy=False)
     if reconstruction.probe is not None:
         arrays["probe"] = reconstruction.probe.astype(np.complex64, copy=False)
     if reconstruction.positions_px is not None:
@@ -130,7 +133,7 @@ def read_reconstruction(path: str | Path) -> Reconstruction:
         origin_px=_load_origin(archive) if is_image and "origin_px" in archive else (0, 0),
         object_pixel_m=next((_load_pixel_size(archive, name) for name in _PIXEL_KEYS if name in archive), None),
         provenance=metadata,
-        spread=_load_spread(archive, values.shape) if refined and "spread" in archive else None,
+        **{key: _load_map(archive, key, values.shape) for key in _MAP_KEYS if refined and key in archive},
         probe=_load_probe(archive) if refined and "probe" in archive else None,
         **(load_variation(archive) if refined else {}),
         positions_px=_load_positions(archive) if refined and "ycoords" in archive else None,
@@ -268,8 +271,8 @@ def _load_like_object(archive: NpzArchive, key: str, shape: tuple[int, ...], kin
     return archive.load(key)
 
 
-def _load_spread(archive: NpzArchive, shape: tuple[int, ...]) -> np.ndarray:
-    return _load_like_object(archive, "spread", shape, "f").astype(np.float32)
+def _load_map(archive: NpzArchive, key: str, shape: tuple[int, ...]) -> np.ndarray:
+    return _load_like_object(archive, key, shape, "f").astype(np.float32)
 
 
 def _load_origin(archive: NpzArchive) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from tyro.conf import Positional
 
@@ -24,6 +24,7 @@ from torchptycho.core.launched import find_launched_process
 
 if TYPE_CHECKING:
     from torchptycho.core.reconstruction import Reconstruction
+    from torchptycho.core.scan import Scan
 
 __all__ = ["Refine", "Resolution"]
 
@@ -68,6 +69,12 @@ class Refine(RefinementCommand):
     """Number of machines, on each of which torchrun or srun has started as many processes as --devices."""
     dry_run: bool = False
     """Report where the frames would be kept, the canvas, and the updates of an epoch, and write nothing."""
+    uncertainty: Literal["bootstrap", "fisher"] | None = None
+    """Estimate the standard deviation of amplitude and phase at each pixel. bootstrap: from a refinement of counts
+    that are simulated from the image, which takes as long as the refinement; fisher: to first order from the
+    information of the counts, a quarter of it, without a prior."""
+    uncertainty_replicas: int = 1
+    """Simulated scans of --uncertainty bootstrap."""
     report: NextToResult | Path | None = None
     """Write a report on the image to this HTML file; --report alone writes it next to the image."""
     report_frc: bool = False
@@ -122,6 +129,7 @@ class Refine(RefinementCommand):
                 state_file=state_file,
                 scratch=self.out.parent,
             )
+        image = self._add_uncertainty(image, scan, start)
         write_reconstruction(image, self.out)
         tiff = write_tiff_files(image, self.out, self.tiff)
         picture = plot_reconstruction(image, self.out.with_suffix(".png"))
@@ -146,6 +154,23 @@ class Refine(RefinementCommand):
             f"{fit}after {len(misfit)} epochs in {image.provenance['seconds']:.1f} s{', ' + prior if prior else ''}",
             json=self.json,
         )
+
+    def _add_uncertainty(self, image: Reconstruction, scan: Scan, start: Reconstruction | None) -> Reconstruction:
+        # An image that was interrupted is not what its options would have made.
+        if self.uncertainty is None or not image.provenance["complete"]:
+            return image
+        from torchptycho.reconstructors.iterative import estimate_uncertainty
+
+        with self.show_status("estimating the uncertainty"):
+            return estimate_uncertainty(
+                image,
+                scan,
+                method=self.uncertainty,
+                replicas=self.uncertainty_replicas,
+                config=self.refine,
+                start=start,
+                device=self.device,
+            )
 
     def _read_start(self) -> Reconstruction | None:
         from torchptycho.io import read_reconstruction

@@ -2,5 +2,6 @@
 
 from torchptycho.reconstructors.iterative.job import refine
 from torchptycho.reconstructors.iterative.judgement import summarize_fit
+from torchptycho.reconstructors.iterative.uncertainty import estimate_uncertainty
 
-__all__ = ["refine", "summarize_fit"]
+__all__ = ["estimate_uncertainty", "refine", "summarize_fit"]

@@ -21,6 +21,7 @@ from torchptycho.visualization.plot.panels import choose_length_unit
 from torchptycho.visualization.report import run_sections, sections
 from torchptycho.visualization.report.pattern_panels import DetectorModel
 from torchptycho.visualization.report.prior_section import make_prior_section
+from torchptycho.visualization.report.uncertainty_section import make_uncertainty_section
 from torchptycho.visualization.report.variation_section import make_variation_section
 
 __all__ = ["write_report"]
@@ -61,6 +62,7 @@ def write_report(
     summary = inspect_scan(scan)
     parts = [
         sections.make_image_section(image),
+        make_uncertainty_section(image),
         make_prior_section(image, plain),
         sections.make_truth_section(image, scan),
         None if probe is None else sections.make_patterns_section(scan, image, probe, detect),

@@ -1,0 +1,31 @@
+"""Error bars on the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_run import Command
+
+from torchptycho.io import read_reconstruction
+
+
+@pytest.mark.contract("refine.uncertainty.command")
+@pytest.mark.contract("report.uncertainty")
+def test_refine_writes_error_bars_that_evaluate_judges(command: Command, tiny_scan: Path, tmp_path: Path) -> None:
+    out = tmp_path / "refined.npz"
+    given = ["refine", tiny_scan, "--out", out, "--device", "cpu", "--epochs", "4", "--report", "--overwrite"]
+    assert command(*given).code == 0
+    assert read_reconstruction(out).amplitude_sigma is None
+    assert "Error bars" not in out.with_suffix(".html").read_text(encoding="utf-8")
+    answer = command(*given, "--uncertainty", "bootstrap", "--uncertainty-replicas", "2")
+    assert (answer.code, answer.err) == (0, "")
+    image = read_reconstruction(out)
+    assert image.amplitude_sigma is not None
+    assert image.provenance["uncertainty"]["method"] == "bootstrap"
+    assert image.provenance["uncertainty"]["draws"] == 2
+    assert "Error bars" in out.with_suffix(".html").read_text(encoding="utf-8")
+    found = json.loads(command("evaluate", out, tiny_scan, "--json").out)
+    assert 0 < found["amplitude_within_sigma"] < 1
+    assert 0 < found["phase_within_sigma"] < 1

@@ -34,7 +34,8 @@ _SHELLS = ("bash", "zsh", "fish")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code is 0, 1 for a user's mistake (one line says which), 2 for a bad option."""
+    """Run one command; the exit code is 0, 1 for a user's mistake (one line says which), 2 for a bad option, and
+    3 where frames of a watched scan were lost."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in argv
     argv = [argument for argument in argv if argument != "--debug"]
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             raise
         sys.stderr.write(f"torchptycho: {format_error(error) if kind is None else describe_error(error, kind)}\n")
-        return 1
+        return error.exit_code if isinstance(error, TorchptychoError) else 1
     except (MemoryError, RuntimeError) as error:
         # torch.OutOfMemoryError is recognised by name, to avoid the import.
         if debug or not (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"):

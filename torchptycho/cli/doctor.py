@@ -24,12 +24,13 @@ OPTIONAL_PACKAGES: dict[str, tuple[str, str]] = {
     "onnxruntime": ("reconstruct --engine onnx", "pip install onnxruntime"),
     "tensorboardX": ("train --logger tensorboard", "pip install 'torchptycho[tensorboard]'"),
     "mlflow": ("train --logger mlflow", "pip install 'torchptycho[mlflow]'"),
+    "cbor2": ("watch a DECTRIS detector (stream version 2)", "pip install 'torchptycho[beamline]'"),
     "pyzmq": ("watch and replay over ZeroMQ", "pip install 'torchptycho[live]'"),
     "wandb": ("train --logger wandb", "pip install 'torchptycho[wandb]'"),
 }
 """Packages by name: what each is for, and how to get it."""
 
-_ENTRY_POINTS = ("torchptycho.readers", "torchptycho.generators")
+_ENTRY_POINTS = ("torchptycho.readers", "torchptycho.generators", "torchptycho.frame_sources")
 _MIN_MEMORY_GB = 4.0
 _MIN_DISK_GB = 5.0
 

@@ -1,16 +1,19 @@
 """Errors caused by user input, as opposed to faults of this package.
 
-The command line prints these as one line and exits with 1; anything else is a bug and keeps its traceback.
+The command line prints these as one line and exits with their exit code; anything else is a bug and keeps its
+traceback.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 __all__ = [
     "ConfigError",
     "EvaluationError",
     "ExportError",
+    "FramesLostError",
     "GroupingError",
     "ScanError",
     "StoreError",
@@ -21,6 +24,8 @@ __all__ = [
 
 class TorchptychoError(Exception):
     """Base class of all errors that a user can cause and fix."""
+
+    exit_code: ClassVar[int] = 1
 
 
 class ConfigError(TorchptychoError):
@@ -36,6 +41,12 @@ class EvaluationError(TorchptychoError):
 
 class ExportError(TorchptychoError):
     """A network cannot be exported, or an exported one cannot run here."""
+
+
+class FramesLostError(TorchptychoError):
+    """An image was made of a scan of which frames were lost while it was recorded."""
+
+    exit_code: ClassVar[int] = 3
 
 
 class GroupingError(TorchptychoError, ValueError):

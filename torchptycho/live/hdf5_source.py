@@ -30,7 +30,7 @@ from torchptycho.io.scan_geometry import convert_positions
 from torchptycho.io.storage.hdf5 import MAGIC, convert_hdf5_errors, find_dataset, find_writer, open_hdf5
 from torchptycho.live.scan_header import Chunk, ScanLayout
 
-__all__ = ["GrowingFile"]
+__all__ = ["GrowingFile", "replace_stack"]
 
 _log = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ class GrowingFile:
                 self._positions_px = convert_positions(self._read(n), self._scan)
             stop = max(start, min(n, start + at_most))
             stack = dataclasses.replace(self._stack, stored_shape=shape)
-            frames = _replace_stack(self._scan.frames, stack)[start:stop] if stop > start else empty
+            frames = replace_stack(self._scan.frames, stack)[start:stop] if stop > start else empty
             # After reading, so that all of the chunk is known to belong to the same scan.
             if stop > start or closed or self._read_inode() != self._inode:
                 self._require_same()
@@ -222,7 +222,7 @@ class GrowingFile:
         """Compute a digest of the first two frames and positions, which identifies the scan in the file."""
         positions_px = convert_positions(self._read(2), scan)[:2]
         stack = dataclasses.replace(self._stack, stored_shape=self._read_shape())
-        return _hash_frames(positions_px, _replace_stack(scan.frames, stack)[:2])
+        return _hash_frames(positions_px, replace_stack(scan.frames, stack)[:2])
 
     def _require_same(self) -> None:
         assert self._scan is not None
@@ -321,13 +321,13 @@ def _find_hdf5_stack(frames: Frames) -> Hdf5Frames | None:
     return frames if isinstance(frames, Hdf5Frames) else None
 
 
-def _replace_stack(frames: Frames, stack: Hdf5Frames) -> Frames:
+def replace_stack(frames: Frames, stack: Frames) -> Frames:
     """Apply the processing of `frames` to another stack, such as the same dataset after it has grown."""
     if isinstance(frames, ProcessedFrames):
-        return dataclasses.replace(frames, inner=_replace_stack(frames.inner, stack))
+        return dataclasses.replace(frames, inner=replace_stack(frames.inner, stack))
     if isinstance(frames, CastFrames):
-        return dataclasses.replace(frames, inner=_replace_stack(frames.inner, stack))
-    return _replace_stack(frames.inner, stack) if isinstance(frames, PickedFrames) else stack
+        return dataclasses.replace(frames, inner=replace_stack(frames.inner, stack))
+    return replace_stack(frames.inner, stack) if isinstance(frames, PickedFrames) else stack
 
 
 def _hash_frames(positions_px: Float64[np.ndarray, "2 2"], frames: Shaped[np.ndarray, "2 n n"]) -> str:

@@ -42,6 +42,8 @@ class Receiver:
         self.changed = threading.Condition()
         self.spool = Spool.open_existing(folder)
         self.expected = expected or (None if self.spool is None else self.spool.layout.total)
+        # A source that cannot keep frames is read at any time: they would be lost.
+        self._may_pause = bool(getattr(source, "keeps_frames", True))
         self.ended = False
         self.source_checked = False
         self.source_skipped = False
@@ -70,6 +72,16 @@ class Receiver:
         """Raise the error that has ended the thread, if there was one."""
         if self._receiving is not None and self.ended:
             self._receiving.result()
+
+    @property
+    def unused_positions(self) -> int:
+        """Positions that have found no frame, in a source that joins both."""
+        return int(getattr(self._source, "unused_positions", 0))
+
+    @property
+    def end_reason(self) -> str | None:
+        """Why the scan ended, if that was not its regular end."""
+        return getattr(self._source, "end_reason", None)
 
     @property
     def wait_reason(self) -> str | None:
@@ -104,20 +116,21 @@ class Receiver:
         while not self._stopped.is_set():
             if self._is_over():
                 return
-            room = self._wait_for_room(spool)
+            room = self._wait_for_room(spool) if self._may_pause else self._max_backlog
             if self.paused:
                 quiet_since = time.monotonic()
                 continue
-            most = room if self.expected is None else min(room, self.expected - spool.count)
-            chunk = self._source.fetch(spool.count, max(1, min(most, _CHUNK_BYTES // layout.frame_bytes)))
-            if len(chunk.frames):
+            most = room if self.expected is None else min(room, self.expected - spool.n_stored)
+            chunk = self._source.fetch(spool.n_stored, max(1, min(most, _CHUNK_BYTES // layout.frame_bytes)))
+            if len(chunk.frames) or len(chunk.positions_px):
                 self._append_chunk(spool, chunk)
                 quiet_since = time.monotonic()
             if chunk.end:
                 spool.record_end()
                 return
-            if not len(chunk.frames):
+            if not len(chunk.frames) and not len(chunk.positions_px):
                 if self._is_idle(quiet_since):
+                    spool.give_up_positions("no position before the scan was over")
                     return
                 self._stopped.wait(_POLL_S)
 

@@ -162,13 +162,16 @@ class Chunk:
 
     Arguments:
         frames: in the dtype and size of the `ScanLayout`.
-        positions_px: (y, x) of each in object pixels; may be infinite or NaN.
+        positions_px: (y, x) of each in object pixels; may be infinite or NaN. A source whose positions may come later
+            than their frames gives those of the next frames that have none so far, however many.
         end: whether these are the last frames of the scan.
+        left_out: numbers of frames that are known to be of no use, and the reasons.
     """
 
     frames: Shaped[np.ndarray, "k n n"]
-    positions_px: Float64[np.ndarray, "k 2"]
+    positions_px: Float64[np.ndarray, "m 2"]
     end: bool
+    left_out: dict[int, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def empty(cls, layout: ScanLayout, *, end: bool = False) -> Chunk:
@@ -200,6 +203,8 @@ class FrameSource(Protocol):
 
     def fetch(self, start: int, at_most: int) -> Chunk:
         """Return the available frames from number `start` on; earlier frames are stored and not requested again.
+
+        A source that cannot keep frames has `keeps_frames = False`: it is read even when many frames wait.
 
         Raises:
             ScanError: the frames received do not belong to this scan, or are invalid.

@@ -21,9 +21,14 @@ from torchptycho.io.storage.file_access import replace_atomically, write_all
 from torchptycho.io.storage.locks import hold_lock
 from torchptycho.live.scan_header import Chunk, ScanLayout, StreamHeader, parse_json
 
-__all__ = ["Spool", "exclusive_receiver"]
+__all__ = ["LOST", "Spool", "exclusive_receiver"]
+
+LOST = "lost: later frames have arrived, and this one has not"
+"""Reason for leaving out a frame whose number is missing among those that arrived."""
 
 _MANIFEST, _FRAMES, _POSITIONS = "spool.json", "frames.raw", "positions.raw"
+# One JSON object in each line: numbers of frames, and why they are left out.
+_LEFT_OUT = "left_out.jsonl"
 _POSITION_BYTES = 16
 # Disk space that is kept free for images and status.json.
 _SPARE_BYTES = 64 << 20
@@ -64,7 +69,8 @@ class Spool:
     Arguments:
         folder: that `create` made; see `open_existing`.
 
-    `count` frames can be read.
+    `count` frames can be read; `n_stored` frames are on the disk, of which the last may have no position so far.
+    `left_out` names frames that the source knows to be of no use, and the reasons.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -81,6 +87,8 @@ class Spool:
         self._positions = (folder / _POSITIONS).open("ab", buffering=0)
         sizes = [os.fstat(file.fileno()).st_size for file in (self._frames, self._positions)]
         self.count = min(sizes[0] // self.layout.frame_bytes, sizes[1] // _POSITION_BYTES)
+        self.n_stored = self.count
+        self.left_out = _load_left_out(folder / _LEFT_OUT, self.count)
         self._truncate()
 
     @classmethod
@@ -108,6 +116,11 @@ class Spool:
             ScanError: its manifest is invalid.
         """
         return cls(folder) if (folder / _MANIFEST).exists() else None
+
+    @property
+    def n_lost(self) -> int:
+        """Frames that never arrived although later ones did."""
+        return sum(why == LOST for why in list(self.left_out.values()))
 
     def close(self) -> None:
         """Close its files."""
@@ -147,7 +160,7 @@ class Spool:
             self.source = source
 
     def append(self, chunk: Chunk) -> None:
-        """Write all frames of a chunk, or none of them if writing fails.
+        """Write all frames and positions of a chunk, or none of them if writing fails.
 
         Raises:
             StoreError: the disk is full or cannot be written to.
@@ -157,13 +170,35 @@ class Spool:
         if free < needed + _SPARE_BYTES:
             raise StoreError(self._explain_full_disk(needed, f"{free}"))
         try:
+            if chunk.left_out:
+                self._record_left_out(chunk.left_out)
             write_all(self._frames, np.ascontiguousarray(chunk.frames))
             write_all(self._positions, np.ascontiguousarray(chunk.positions_px))
         except OSError as error:
             with contextlib.suppress(OSError):
                 self._truncate()
             raise StoreError(self._explain_full_disk(needed, error.strerror or str(error))) from error
-        self.count += len(chunk.frames)
+        self.n_stored += len(chunk.frames)
+        self.count += len(chunk.positions_px)
+        assert self.count <= self.n_stored
+
+    def give_up_positions(self, reason: str) -> None:
+        """Leave out the frames on the disk that have no position.
+
+        Raises:
+            StoreError: the disk is full or cannot be written to.
+        """
+        rows = range(self.count, self.n_stored)
+        if rows:
+            missing = np.full((len(rows), 2), np.nan)
+            self.append(
+                Chunk(
+                    frames=Chunk.empty(self.layout).frames,
+                    positions_px=missing,
+                    end=False,
+                    left_out=dict.fromkeys(rows, reason),
+                )
+            )
 
     def record_end(self, *, ended: bool = True) -> None:
         """Record in the manifest whether the source has reported the end of the scan."""
@@ -213,9 +248,15 @@ class Spool:
             left_out=dict(left_out),
         )
 
+    def _record_left_out(self, left_out: dict[int, str]) -> None:
+        # A line that a killed process has not completed is not read, and its frames have no position in that case.
+        with (self.folder / _LEFT_OUT).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(left_out) + "\n")
+        self.left_out |= left_out
+
     def _truncate(self) -> None:
         """Cut both files to whole frames."""
-        os.truncate(self._frames.fileno(), self.count * self.layout.frame_bytes)
+        os.truncate(self._frames.fileno(), self.n_stored * self.layout.frame_bytes)
         os.truncate(self._positions.fileno(), self.count * _POSITION_BYTES)
 
     def _explain_full_disk(self, needed: int, found: str) -> str:
@@ -223,6 +264,16 @@ class Spool:
             f"{self.folder}: expected room for {needed} bytes, with {_SPARE_BYTES} to spare; found {found}. Free some: "
             f"the {self.count} frames in the spool are whole, and the same command continues after them."
         )
+
+
+def _load_left_out(path: Path, count: int) -> dict[int, str]:
+    """Load the reasons of the first `count` frames, up to a line that was not completed."""
+    found: dict[int, str] = {}
+    with contextlib.suppress(FileNotFoundError):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError):
+                found |= {int(frame): str(why) for frame, why in dict(json.loads(line)).items() if int(frame) < count}
+    return found
 
 
 def _write_manifest(folder: Path, layout: ScanLayout, source: str, *, ended: bool) -> None:

@@ -43,6 +43,8 @@ class WatchStatus:
         latest_wait_s, longest_wait_s: seconds from the arrival of a frame until it was in the image.
         received_per_s, reconstructed_per_s: frames per second during the last seconds.
         left_out: numbers of the frames that are not in the image, and the reasons.
+        lost: frames that a source which cannot wait has sent and that never arrived.
+        unused_positions: positions that have found no frame.
         refresh_s: seconds between two live images, and between two updates of the status.
         started, updated: times in UTC.
         image: the live image next to it; None before the first.
@@ -63,6 +65,8 @@ class WatchStatus:
     received_per_s: float = 0.0
     reconstructed_per_s: float = 0.0
     left_out: dict[int, str] = dataclasses.field(default_factory=dict)
+    lost: int = 0
+    unused_positions: int = 0
     refresh_s: float = 2.0
     started: str = dataclasses.field(default_factory=lambda: _format_now())
     updated: str = ""

@@ -51,6 +51,8 @@ class StatusReporter:
         with receiver.changed:
             status.received = 0 if receiver.spool is None else receiver.spool.count
             status.expected = receiver.expected
+            status.lost = 0 if receiver.spool is None else receiver.spool.n_lost
+            status.unused_positions = receiver.unused_positions
             status.largest_backlog, status.paused_s = receiver.largest_backlog, receiver.paused_s
         status.state, status.reconstructed = state, n_reconstructed
         status.backlog = status.received - n_reconstructed

@@ -203,6 +203,8 @@ class WatchSession:
         if preview.doubt is not None and self._doubt is None:
             _log.warning("%s: %s", self._status.source, preview.doubt)
         self._doubt = preview.doubt
+        # The source knows more than the numbers show: why a frame has no position, or none of its own.
+        preview.unfit |= {row: spool.left_out[row] for row in range(start, stop) if row in spool.left_out}
         self._unfit, self._status.left_out = preview.unfit, preview.unfit | preview.unplaced
         self._n_reconstructed = stop
         self._refuse_near_field(spool)
@@ -271,6 +273,12 @@ def _describe_missing_frames(count: int, receiver: Receiver, *, stopped: bool) -
     parts = []
     if stopped:
         parts.append("stopped after the image was complete: it is written, and the spool is kept")
+    if receiver.end_reason:
+        parts.append(receiver.end_reason)
+    if receiver.spool is not None and receiver.spool.n_lost:
+        parts.append(f"{receiver.spool.n_lost} frames were lost on their way here")
+    if receiver.unused_positions:
+        parts.append(f"{receiver.unused_positions} positions have found no frame")
     if receiver.source_skipped:
         parts.append(f"all {count} frames were in the spool already; the source was not asked")
     if receiver.expected is not None and count < receiver.expected:

@@ -17,7 +17,7 @@ from torchptycho.core.text import format_error
 from torchptycho.io.storage.outputs import check_output_folder
 from torchptycho.live.receiver import Receiver
 from torchptycho.live.scan_header import FrameSource
-from torchptycho.live.sources import open_source
+from torchptycho.live.sources import BeamlineConfig, open_source
 from torchptycho.live.spool import exclusive_receiver
 from torchptycho.live.status import WatchStatus
 from torchptycho.live.status_reporter import StatusReporter
@@ -27,6 +27,8 @@ from torchptycho.models.checkpoints import load_network
 from torchptycho.models.network import PtychoNetwork
 
 __all__ = ["WatchResult", "watch"]
+
+_HEADER_FILE = "series.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,7 @@ def watch(
     trust_generator: bool | str = False,
     input_scale: Literal["training", "scan"] | None = None,
     keys: ReaderKeys | None = None,
+    beamline: BeamlineConfig | None = None,
 ) -> WatchResult:
     """Reconstruct a scan while it is recorded.
 
@@ -71,7 +74,8 @@ def watch(
     A watch that was stopped or killed continues after the frames in its spool when it is called again.
 
     Arguments:
-        source: an HDF5 file that grows (`GrowingFile`), the address of a stream (`StreamSource`), or a `FrameSource`.
+        source: an HDF5 file that grows (`GrowingFile`), the address of a stream (`StreamSource`) or of a detector, a
+            folder that fills with files, or a `FrameSource`; see `open_source`.
         model: a trained network or its file.
         out: folder; created if it does not exist.
         frames: number of frames after which the scan is over; None follows the source.
@@ -88,6 +92,7 @@ def watch(
         input_scale: scale the network's input as in training, or from this scan; None as trained. A dose that differs
             from that of training is reported in the status while frames come.
         keys: of an encrypted stream, which the address of another machine needs; see `load_reader_keys`.
+        beamline: how a detector is read that knows no positions.
 
     Raises:
         TorchptychoError: the source cannot be used or does not fit the network, the disk is full, or the spool belongs
@@ -104,7 +109,9 @@ def watch(
     out = Path(out)
     check_output_folder(out)
     if isinstance(source, str | Path):
-        source = open_source(source, network, reading, keys)
+        beamline = beamline or BeamlineConfig()
+        beamline = dataclasses.replace(beamline, header_file=beamline.header_file or out / _HEADER_FILE)
+        source = open_source(source, network, reading, keys, beamline)
     _create_folder(out)
     status = WatchStatus(
         source=source.name, model=str(network.checkpoint or "a network in memory"), refresh_s=refresh_s

@@ -16,11 +16,12 @@ from tyro.conf import Positional
 
 from torchptycho.cli.base import Command, ModelCommand, WritingCommand
 from torchptycho.core.config import ReadConfig, load_config
-from torchptycho.core.errors import ConfigError
+from torchptycho.core.errors import ConfigError, FramesLostError
 from torchptycho.core.text import format_first
 from torchptycho.io.storage.outputs import check_output_folder
 
 if TYPE_CHECKING:
+    from torchptycho.live.sources import BeamlineConfig
     from torchptycho.live.stream_keys import ReaderKeys, SourceKeys
 
 __all__ = ["Keys", "Replay", "Watch"]
@@ -34,12 +35,14 @@ class Watch(ModelCommand, WritingCommand):
 
     torchptycho watch scan.cxi --model run --out live
     torchptycho watch tcp://127.0.0.1:5555 --model run --out live --page
+    torchptycho watch dectris-v2://10.0.0.1 --positions-from motors.csv --model run --out live
     """
 
     SCAN_REMEDY: ClassVar = "Say how the scan is read in the section prepare of a --config file."
 
     source: Positional[str]
-    """HDF5 file written in SWMR mode, or the address of a stream (tcp://host:port, ipc://file)."""
+    """HDF5 file written in SWMR mode; the address of a stream (tcp://host:port, ipc://file) or of a detector
+    (dectris-v1://host, dectris-v2://host); or files that appear in a folder ('raw/*.tif')."""
     model: Path
     """Checkpoint or bundle, or the folder of a run (its best checkpoint)."""
     out: Path
@@ -68,13 +71,31 @@ class Watch(ModelCommand, WritingCommand):
     page_token: Path | None = None
     """File with the token that the page asks for. None: no token on an address of this computer; on any other, a new
     one, which is part of the printed address."""
+    positions_from: str | None = None
+    """Positions of a detector's frames: a CSV file that grows, or the address of a program that publishes them."""
+    positions_columns: tuple[str, str, str] | None = None
+    """Names of the key, of y and of x there. None: index, frame, trigger or time; y; x."""
+    positions_by: Literal["index", "time"] = "index"
+    """What joins them with frames: the number of the frame (or trigger), or the time."""
+    positions_first_index: int = 0
+    """Their number for the first frame."""
+    positions_tolerance_s: float | None = None
+    """Longest time between a frame and its position, to join by time."""
+    positions_offset_s: float = 0.0
+    """Clock of the positions minus that of the detector."""
+    positions_interpolate: bool = False
+    """Take positions at the middle of each exposure, between those before and after it, instead of the nearest."""
+    positions_wait_s: float = 10.0
+    """How long a frame waits for its position, after both the frame and the latest position have arrived."""
+    channel: str | None = None
+    """Threshold to take from a stream dectris-v2://, such as threshold_1."""
     key: Path | None = None
     """Secret key of this reader (.key_secret), for a stream from another computer; see `torchptycho keys`."""
     source_key: Path | None = None
     """Public key (.key) of the program that sends this stream."""
     config: Path | None = None
-    """YAML or TOML file with the section prepare: options for reading a file (not for a stream, which sends processed
-    frames); None reads it like the network's training scans."""
+    """YAML or TOML file with the section prepare: options for reading a file or a detector (not for a stream tcp://,
+    which sends processed frames); None reads it like the network's training scans."""
     json: bool = False
     """Print one JSON object instead of a sentence."""
 
@@ -115,6 +136,7 @@ class Watch(ModelCommand, WritingCommand):
                 input_scale=self.input_scale,
                 stop=stop,
                 keys=keys,
+                beamline=self._make_beamline_config(),
             )
         status, image = result.status, result.image
         report = dataclasses.asdict(status) | {
@@ -140,6 +162,30 @@ class Watch(ModelCommand, WritingCommand):
         )
         if stop.is_set():
             raise KeyboardInterrupt
+        if status.lost:
+            raise FramesLostError(
+                f"{self.source}: expected every frame that was recorded; found that {status.lost} were lost. The image "
+                "is made of the others, and status.json lists them. Use a faster disk or fewer frames per second; see "
+                "docs/detectors.md."
+            )
+
+    def _make_beamline_config(self) -> BeamlineConfig:
+        from torchptycho.live.beamline.joining import JoinConfig
+        from torchptycho.live.sources import BeamlineConfig
+
+        return BeamlineConfig(
+            positions_from=self.positions_from,
+            columns=self.positions_columns,
+            join=JoinConfig(
+                by=self.positions_by,
+                first_index=self.positions_first_index,
+                tolerance_s=self.positions_tolerance_s,
+                offset_s=self.positions_offset_s,
+                interpolate=self.positions_interpolate,
+                wait_s=self.positions_wait_s,
+            ),
+            channel=self.channel,
+        )
 
     def _load_keys(self) -> ReaderKeys | None:
         if self.key is None and self.source_key is None:

@@ -1,0 +1,1 @@
+"""Detectors and position readers of beamlines, as sources of frames."""

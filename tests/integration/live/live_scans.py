@@ -25,6 +25,9 @@ from torchptycho.live import WatchResult, replay, watch
 from torchptycho.live.replay import make_layout
 from torchptycho.live.scan_header import Chunk, ScanLayout
 
+ROOT = Path(__file__).resolve().parents[3]
+
+
 SIMULATION = SimulateConfig(n_px=32, object_px=120, n_frames=900, photons_per_frame=1e5)
 
 

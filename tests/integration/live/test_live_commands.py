@@ -16,6 +16,8 @@ from live_scans import (
 )
 from tiny_run import Command
 
+from torchptycho.core.config import PrepareConfig, RunConfig, save_config
+
 
 @pytest.mark.contract("live.command")
 def test_the_commands_tell_what_they_did(command: Command, single: Path, recorded: Path, tmp_path: Path) -> None:
@@ -118,7 +120,8 @@ def test_keys_on_the_command_line(command: Command, single: Path, recorded: Path
         answer = command(*watching, "--key", secret, "--source-key", tmp_path / "keys" / "source.key")
         assert answer.code == 0, answer.err
         assert "from 900 frames" in answer.out
-        assert source.wait(20) == 0
+        source.communicate(20)
+        assert source.returncode == 0
     for half, words in ((["--key", secret], "expected both"), (["--source-key", secret], "expected both")):
         answer = command(*watching, *half)
         assert (answer.code, words in answer.err) == (1, True), answer.err
@@ -130,3 +133,29 @@ def test_keys_on_the_command_line(command: Command, single: Path, recorded: Path
     answer = command(*file, "--page", "--page-token", tmp_path / "absent")
     assert (answer.code, "--page-token: expected a file" in answer.err) == (1, True), answer.err
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.contract("live.check")
+def test_rates_are_measured_before_the_scan(command: Command, single: Path, tmp_path: Path) -> None:
+    out = tmp_path / "live"
+    checking = ["watch", "dectris-v2://127.0.0.1:9", "--model", single, "--out", out, "--accelerator", "cpu"]
+    answer = command(*checking, "--check", "1", "--frames", "50", "--json")
+    assert answer.code == 0, answer.err
+    plain = json.loads(answer.out)
+    assert (plain["asked_per_s"], plain["frame_bytes"]) == (1, 32 * 32 * 4)
+    assert min(plain["received"], plain["reconstructed"], plain["room"]) > 50
+    assert list(out.iterdir()) == []
+    save_config(RunConfig(prepare=PrepareConfig(crop_px=32)), tmp_path / "crop.yaml")
+    recorded = ["--config", tmp_path / "crop.yaml", "--check-frame", "200", "260"]
+    answer = command(*checking, *recorded, "--check", "1e9", "--json")
+    assert (answer.code, "expected to receive 1e+09 frames per second; found" in answer.err) == (1, True), answer.err
+    assert json.loads(answer.out)["received"] < plain["received"]
+    for wrong, words in (
+        (["--check", "1", "--frames", "1000000000000000"], "and room for"),
+        (["--check", "0"], "expected frames per second, more than 0"),
+        (["--check-frame", "20", "20"], "--check: expected frames per second, more than 0; found None"),
+        (["--check", "1", "--check-frame", "64", "64"], "expected frames that become 32 px"),
+    ):
+        answer = command(*checking, *wrong)
+        assert (answer.code, words in answer.err) == (1, True), answer.err
+    assert list(out.iterdir()) == []

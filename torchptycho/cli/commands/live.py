@@ -47,6 +47,11 @@ class Watch(ModelCommand, WritingCommand):
     """Checkpoint or bundle, or the folder of a run (its best checkpoint)."""
     out: Path
     """Folder for the image, the PNG files and the status, and for the received frames (in spool)."""
+    check: float | None = None
+    """Frames per second that the source will send: measure whether this computer keeps up with them, and end. The
+    source is not read."""
+    check_frame: tuple[int, int] | None = None
+    """Rows and columns of the frames that a detector sends, to include decompression and processing in the check."""
     frames: int | None = None
     """Number of frames after which the scan is over; None follows the source."""
     idle_s: float | None = None
@@ -105,6 +110,8 @@ class Watch(ModelCommand, WritingCommand):
             raise ConfigError(f"--page-port: expected 0 to 65535; found {self.page_port}.")
         keys = self._load_keys()
         check_output_folder(self.out)
+        if self.check is not None or self.check_frame is not None:
+            return self._check_rates(reading)
         self.claim_files(
             "--out",
             *(self.out / name for name in ("reconstruction.npz", "reconstruction.png")),
@@ -167,6 +174,32 @@ class Watch(ModelCommand, WritingCommand):
                 f"{self.source}: expected every frame that was recorded; found that {status.lost} were lost. The image "
                 "is made of the others, and status.json lists them. Use a faster disk or fewer frames per second; see "
                 "docs/detectors.md."
+            )
+
+    def _check_rates(self, reading: ReadConfig | None) -> None:
+        """Report measured rates; raise an error if the source is faster."""
+        if self.check is None or not 0 < self.check < float("inf"):
+            raise ConfigError(f"--check: expected frames per second, more than 0; found {self.check}.")
+        from torchptycho.live.rate_check import measure_rates
+        from torchptycho.models.checkpoints import load_network
+
+        network = load_network(self.model, trust_generator=self.trust_generator)
+        self.out.mkdir(parents=True, exist_ok=True)
+        rates = measure_rates(
+            network, self.out, recorded_shape=self.check_frame, reading=reading, accelerator=self.accelerator
+        )
+        self.print_result(
+            {"out": str(self.out), "asked_per_s": self.check, **dataclasses.asdict(rates)},
+            f"{self.out}: receives {rates.received:.0f} frames per second and has room for {rates.room} of them; the "
+            f"network takes {rates.reconstructed:.0f} per second, and frames that come faster wait on the disk",
+            json=self.json,
+        )
+        if self.check > rates.received or (self.frames or 0) > rates.room:
+            raise ConfigError(
+                f"--check: expected to receive {self.check:g} frames per second"
+                + (f", {self.frames} in all" if self.frames else "")
+                + f"; found {rates.received:.0f} per second and room for {rates.room}. Write to a faster or larger "
+                "disk, or record more slowly: frames of a detector that does not wait would be lost."
             )
 
     def _make_beamline_config(self) -> BeamlineConfig:

@@ -75,6 +75,12 @@ class ChunkDecoder:
             raise self._make_error(f"bytes that cannot be decompressed ({error})") from None
         return image
 
+    def encode(self, image: Shaped[np.ndarray, "h w"]) -> bytes:
+        """Compress an image by bitshuffle and LZ4, as a detector does."""
+        dataset = self._open("bslz4")
+        dataset[...] = image
+        return bytes(dataset.id.read_direct_chunk((0, 0))[1])
+
     def _has_whole_blocks(self, content: bytes | memoryview, compression: Compression) -> bool:
         """Check that the lengths of the compressed blocks, which precede them, add up to the length of the whole."""
         block_bytes = _HEADER.unpack_from(content)[1]

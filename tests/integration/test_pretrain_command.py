@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from torchptycho.cli.app import main
 from torchptycho.models.prior import load_prior
@@ -27,6 +28,9 @@ def test_the_shipped_prior_is_adapted_to_the_probe_of_a_scan(
     prior = load_prior(out / "prior.safetensors")
     assert found["sha256"] == prior.sha256
     assert prior.network.config == load_prior().network.config
+    # The weights that it began with act in the simulated refinements, also of a training that is resumed.
+    begun, shipped = load_prior(out / "start.safetensors").network, load_prior().network
+    assert all(torch.equal(begun.state_dict()[name], value) for name, value in shipped.state_dict().items())
     assert found["step"] >= 1
 
     assert main(command) == 1
@@ -45,6 +49,7 @@ def test_the_shipped_prior_is_adapted_to_the_probe_of_a_scan(
         (["--workers", "0"], "--workers: expected 1 or more"),
         (["--seed", "-1"], "seed"),
         (["--probe-from", "none.npz"], "none.npz"),
+        (["--start", "none.safetensors"], "none.safetensors: expected weights of a prior"),
     ],
 )
 def test_options_that_make_no_sense_are_refused_in_one_line(

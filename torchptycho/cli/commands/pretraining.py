@@ -18,6 +18,7 @@ class Pretrain(WritingCommand):
 
     torchptycho pretrain --out prior --minutes 120
     torchptycho pretrain --out prior --minutes 240 --resume
+    torchptycho pretrain --out second --start prior/prior.safetensors --minutes 60
     torchptycho pretrain --out mine --probe-from scan.npz --minutes 20
     """
 
@@ -25,6 +26,9 @@ class Pretrain(WritingCommand):
     """Folder for the simulated scans, the checkpoint and the weights, prior.safetensors."""
     probe_from: Path | None = None
     """Scan whose probe illuminates every simulated scan: the prior that comes with the package is adapted to it."""
+    start: Path | None = None
+    """Weights that are trained further, on scans that are refined with them. None: random ones, or those of the package
+    with `probe_from`."""
     minutes: float = 120.0
     """Time to train for, over all sessions."""
     pairs: int = 2500
@@ -51,7 +55,13 @@ class Pretrain(WritingCommand):
         probe = None if self.probe_from is None else read_scan(self.probe_from, self.reading).probe
         with self.show_status(f"training for {self.minutes:g} minutes"):
             weights = pretrain(
-                self.out, config, probe=probe, workers=self.workers, resume=self.resume, overwrite=self.overwrite
+                self.out,
+                config,
+                probe=probe,
+                start=self.start,
+                workers=self.workers,
+                resume=self.resume,
+                overwrite=self.overwrite,
             )
         prior = load_prior(weights)
         names = ("step", "minutes", "pairs", "loss", "validation")

@@ -70,6 +70,8 @@ class RefineConfig:
     regularization_strength: NonNegative | None = None
     """Strength in units of the local photon noise. tv: such as 0.1; None chooses it by held-out counts. learned: what
     the noise is taken to be; None takes 0.8, a little less than what the photons leave."""
+    prior_weights: str | None = None
+    """File with the weights of the learnt prior, as `pretrain` writes it; None takes those of the package."""
     smoothness_weight: NonNegative = 0.0
     """Weight of the squared differences between neighbouring object pixels, from the first epoch on, by hand."""
     tv_weight: NonNegative = 0.0

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from torchptycho.core.config import RefineConfig
 from torchptycho.core.errors import ConfigError
+from torchptycho.models.prior import load_prior
 from torchptycho.physics.illumination import compute_illumination
 from torchptycho.reconstructors.iterative.autodiff import AutodiffSolver
 from torchptycho.reconstructors.iterative.held_out import Choice, choose_prior
@@ -31,8 +32,17 @@ def check_regularization(config: RefineConfig) -> None:
     """Refuse options that contradict each other.
 
     Raises:
-        ConfigError: a strength without a prior that takes one, two penalties at once, or a prior without polishing.
+        ConfigError: a strength without a prior that takes one, two penalties at once, a prior without polishing, or
+            weights for a prior that has none.
+        StoreError: the file of weights is not there, or holds something else.
     """
+    if config.prior_weights is not None:
+        if config.regularization not in ("learned", "auto"):
+            raise ConfigError(
+                f"prior_weights: expected none with regularization '{config.regularization}'; found "
+                f"{config.prior_weights}. Set regularization to learned or auto."
+            )
+        load_prior(config.prior_weights)
     strength, kind = config.regularization_strength, config.regularization
     if strength is not None and kind in ("none", "auto"):
         raise ConfigError(
@@ -88,7 +98,8 @@ class PriorSteps:
 
     def _load_learned(self) -> LearnedPrior:
         if self._learned is None:
-            self._learned = LearnedPrior(device=self._problem.device)
+            prior = load_prior(self._config.prior_weights, device=self._problem.device)
+            self._learned = LearnedPrior(prior)
         return self._learned
 
     def prepare(self, state: RefinementState, solver: AutodiffSolver | None) -> None:
@@ -126,7 +137,7 @@ class PriorSteps:
         assert state.regularization is not None
         if state.regularization.get("finished_epoch") != state.epoch:
             found = apply_last_step(self._problem, state, prior, self._get_strength(state))
-            state.regularization |= found | {"finished_epoch": state.epoch}
+            state.regularization |= found | {"finished_epoch": state.epoch, "prior_sha256": prior.prior.sha256}
 
     def _count_photons(self, state: RefinementState) -> Float[Tensor, "h w"]:
         corners_px = self._problem.compute_corners_px(state.positions_px)

@@ -69,7 +69,8 @@ class CropDataset(IterableDataset[CropBatch]):
             if not _USEFUL_SIGMA[0] < level < _USEFUL_SIGMA[1]:
                 continue
             self._pairs[number] = pair
-            if pair.drawn["wrong"] == "nothing" and ratio < _MAX_NOISE_RATIO:
+            # What a prior has left depends on the object and cannot be given to another.
+            if pair.drawn["wrong"] == "nothing" and ratio < _MAX_NOISE_RATIO and not pair.drawn.get("with_prior"):
                 self._noise.append(number)
 
     def _draw(self, batch: int) -> CropBatch:

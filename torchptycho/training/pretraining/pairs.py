@@ -18,11 +18,15 @@ from torchptycho.data.simulation.random_scans import draw_random_scan
 from torchptycho.io.storage.file_access import replace_atomically
 from torchptycho.physics.illumination import compute_illumination, compute_noise_level
 from torchptycho.reconstructors.iterative import refine
+from torchptycho.reconstructors.iterative.learned_prior import LearnedPrior
 
 __all__ = ["Pair", "PairStore", "make_pair"]
 
 # Part of the scans whose probe is refined as well, as `refine` does unless asked not to.
 _PROBE_UPDATE_FRACTION = 0.3
+# Given a prior, the part of the scans that are refined with it, at which strengths, and how many epochs before the end
+# one of its steps follows: the last one, or the one before, which is taken less often.
+_WITH_PRIOR_FRACTION, _PRIOR_STRENGTHS, _LAST_STEP_FRACTION = 0.65, (0.6, 1.0), 0.7
 _MAX_SIGMA = 60.0
 
 
@@ -50,10 +54,17 @@ class PairStore:
         folder: is made when it does not exist.
         seed: of all pairs; a folder holds the pairs of one seed.
         probe: modes that every scan is illuminated by; None draws a probe for each.
+        prior_weights: of a prior that acts in the refinement of most scans; None refines all without one.
     """
 
-    def __init__(self, folder: str | Path, seed: int, probe: Complex64[np.ndarray, "p n n"] | None = None) -> None:
-        self.folder, self.seed, self.probe = Path(folder), seed, probe
+    def __init__(
+        self,
+        folder: str | Path,
+        seed: int,
+        probe: Complex64[np.ndarray, "p n n"] | None = None,
+        prior_weights: str | Path | None = None,
+    ) -> None:
+        self.folder, self.seed, self.probe, self.prior_weights = Path(folder), seed, probe, prior_weights
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def __len__(self) -> int:
@@ -67,7 +78,7 @@ class PairStore:
         """Simulate and refine the scan of this number and write the pair, unless it is there."""
         path = self.path(number)
         if not path.is_file():
-            pair = make_pair(np.random.SeedSequence([self.seed, number]), self.probe)
+            pair = make_pair(np.random.SeedSequence([self.seed, number]), self.probe, self.prior_weights)
             with replace_atomically(path) as file:
                 np.savez(
                     file,
@@ -93,8 +104,16 @@ class PairStore:
             )
 
 
-def make_pair(seed: np.random.SeedSequence, probe: Complex64[np.ndarray, "p n n"] | None = None) -> Pair:
-    """Simulate the scan of this seed, refine it, and bring its truth onto the same canvas and to the same phase."""
+def make_pair(
+    seed: np.random.SeedSequence,
+    probe: Complex64[np.ndarray, "p n n"] | None = None,
+    prior_weights: str | Path | None = None,
+) -> Pair:
+    """Simulate the scan of this seed, refine it, and bring its truth onto the same canvas and to the same phase.
+
+    Given a prior, most of the scans are refined with it, and the object is the one that one of its steps finds: part of
+    the noise is back, but not all, and some structure is lost. What the prior is trained on is then what it meets.
+    """
     scan_seed, refine_seed = seed.spawn(2)
     scan, drawn = draw_random_scan(scan_seed, probe=probe)
     rng = np.random.default_rng(refine_seed)
@@ -105,14 +124,37 @@ def make_pair(seed: np.random.SeedSequence, probe: Complex64[np.ndarray, "p n n"
         regularization="none",
         refine_seed=int(rng.integers(2**20)),
     )
-    image = refine(scan, config=config, device="cpu")
+    with_prior = prior_weights is not None and bool(rng.random() < _WITH_PRIOR_FRACTION)
+    if with_prior:
+        image = _refine_until_step(scan, config, str(prior_weights), rng)
+    else:
+        image = refine(scan, config=config, device="cpu")
     sigma = _compute_sigma(image)
     return Pair(
         refined=image.object,
         truth=_place_truth(scan, image, sigma),
         sigma=sigma,
-        drawn=drawn | {"epochs": config.epochs, "probe_update": config.probe_update},
+        drawn=drawn | {"epochs": config.epochs, "probe_update": config.probe_update, "with_prior": with_prior},
     )
+
+
+def _refine_until_step(scan: Scan, config: RefineConfig, weights: str, rng: np.random.Generator) -> Reconstruction:
+    """Refine with the prior up to an epoch after which it acts once more."""
+    config = dataclasses.replace(
+        config,
+        regularization="learned",
+        regularization_strength=float(rng.uniform(*_PRIOR_STRENGTHS)),
+        prior_weights=weights,
+    )
+    before_end = 1 if rng.random() < _LAST_STEP_FRACTION else 1 + LearnedPrior.every_epochs
+    images: list[Reconstruction] = []
+
+    def take_image(image: Reconstruction) -> None:
+        if image.provenance["epochs"] == config.epochs - before_end:
+            images.append(image)
+
+    refine(scan, config=config, device="cpu", on_image=take_image, image_every_epochs=1, judge=False)
+    return images[0]
 
 
 def _compute_sigma(image: Reconstruction) -> Float32[np.ndarray, "h w"]:

@@ -16,9 +16,16 @@ from numpy import ndarray
 from torchptycho.core.errors import ConfigError
 from torchptycho.models.prior import load_prior
 from torchptycho.models.prior.network import PriorConfig, PriorNetwork
+from torchptycho.models.prior.weights import save_prior
 from torchptycho.training.pretraining.module import PretrainingConfig
 from torchptycho.training.pretraining.pairs import PairStore
-from torchptycho.training.pretraining.training_loop import PAIRS, check_output_folder, remove_training, train_prior
+from torchptycho.training.pretraining.training_loop import (
+    PAIRS,
+    START,
+    check_output_folder,
+    remove_training,
+    train_prior,
+)
 from torchptycho.training.runtime import restore_keyboard_interrupt
 
 __all__ = ["pretrain"]
@@ -37,12 +44,16 @@ def pretrain(
     resume: bool = False,
     overwrite: bool = False,
 ) -> Path:
-    """Train a prior on simulated scans; for a given probe, train the shipped one further.
+    """Train a prior on simulated scans; given a probe or weights, train those or the shipped ones further.
+
+    Weights that are trained further act in the refinement of most of the scans, so that the prior learns from the
+    objects that it meets there.
 
     Arguments:
         out: folder for the pairs, the checkpoint and the weights.
         probe: modes that every scan is illuminated by; None draws many kinds of probes.
         start: weights that are trained further; None takes the shipped ones when there is a probe, else random ones.
+            A copy of them is kept in `out`, and a resumed training goes on with it.
         workers: processes that simulate and refine, besides the one that trains.
         resume: go on in this folder.
         overwrite: replace a training in this folder.
@@ -57,13 +68,19 @@ def pretrain(
     out = Path(out)
     if resume and overwrite:
         raise ConfigError("overwrite: expected to continue a training or to replace it; found both.")
-    network: PriorConfig | PriorNetwork = PriorConfig()
-    if start is not None or probe is not None:
-        network = load_prior(start).network
     if overwrite:
         remove_training(out)
     check_output_folder(out, config.seed, resume=resume)
-    store = PairStore(out / PAIRS, config.seed, probe)
+    network: PriorConfig | PriorNetwork = PriorConfig()
+    weights = out / START
+    if not resume and (start is not None or probe is not None):
+        prior = load_prior(start)
+        out.mkdir(parents=True, exist_ok=True)
+        save_prior(prior.network, weights, prior.report)
+    with_prior = weights.is_file()
+    if with_prior:
+        network = load_prior(weights).network
+    store = PairStore(out / PAIRS, config.seed, probe, weights if with_prior else None)
     with _make_pairs(store, config.pairs, workers), restore_keyboard_interrupt():
         return train_prior(out, store, config, network, resume=resume)
 

@@ -32,6 +32,8 @@ __all__ = ["CHECKPOINT", "WEIGHTS", "check_output_folder", "train_prior"]
 _log = logging.getLogger(__name__)
 
 CHECKPOINT, WEIGHTS, PROGRESS, PAIRS = "prior.ckpt", "prior.safetensors", "progress.jsonl", "pairs"
+START = "start.safetensors"
+"""Weights that the training began with, when they are not random."""
 
 
 class _Export(Callback):
@@ -141,7 +143,7 @@ def check_output_folder(out: Path, seed: int, *, resume: bool) -> Path | None:
 def remove_training(out: Path) -> None:
     """Remove what a training has written; the checkpoint last, because it is what tells a training."""
     shutil.rmtree(out / PAIRS, ignore_errors=True)
-    for name in (PROGRESS, WEIGHTS, CHECKPOINT):
+    for name in (PROGRESS, WEIGHTS, START, CHECKPOINT):
         (out / name).unlink(missing_ok=True)
 
 

@@ -9,17 +9,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from torchptycho.analysis.evaluation import evaluate
 from torchptycho.core.config import RefineConfig, SimulateConfig
-from torchptycho.core.errors import ConfigError
+from torchptycho.core.errors import ConfigError, StoreError
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.core.scan import Scan
 from torchptycho.data.simulation import simulate
+from torchptycho.models.prior import PriorNetwork, load_prior, save_prior
 from torchptycho.reconstructors.iterative import prior_steps, refine
 from torchptycho.reconstructors.iterative.learned_prior import apply_last_step
 
 QUICK = RefineConfig(epochs=20, probe_update=False, patience=None)
+QUICK_PLAIN = dataclasses.replace(QUICK, regularization="none")
 LEARNED = dataclasses.replace(QUICK, regularization="learned")
 
 
@@ -131,6 +134,28 @@ def test_it_needs_polishing_and_no_other_penalty() -> None:
     for other in ({"polish": 0.0}, {"tv_weight": 0.1}):
         with pytest.raises(ConfigError, match="found learned"):
             refine(make_scan(), config=dataclasses.replace(LEARNED, **other), device="cpu")  # type: ignore[arg-type]
+
+
+@pytest.mark.contract("refine.learned.weights")
+def test_the_prior_is_that_of_the_given_weights(tmp_path: Path) -> None:
+    shipped = load_prior()
+    idle = PriorNetwork(shipped.network.config)
+    torch.nn.init.zeros_(idle.head.weight)
+    weights = save_prior(idle, tmp_path / "idle.safetensors", {})
+    given = dataclasses.replace(LEARNED, prior_weights=str(weights))
+    plain, image = (refine(make_scan(), config=config, device="cpu") for config in (QUICK_PLAIN, given))
+    # A network that changes nothing: the image is that without a prior, but for momentum that begins again.
+    assert np.linalg.norm(image.object - plain.object) < 0.1 * np.linalg.norm(plain.object)
+    assert image.provenance["regularization"]["prior_sha256"] == load_prior(weights).sha256 != shipped.sha256
+
+
+@pytest.mark.contract("refine.learned.refused")
+def test_weights_without_a_prior_and_weights_that_are_not_there_are_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected none with regularization 'none'"):
+        refine(make_scan(), config=dataclasses.replace(QUICK_PLAIN, prior_weights="w"), device="cpu")
+    missing = str(tmp_path / "none.safetensors")
+    with pytest.raises(StoreError, match=r"none\.safetensors: expected weights of a prior"):
+        refine(make_scan(), config=dataclasses.replace(LEARNED, prior_weights=missing), device="cpu")
 
 
 def test_no_strength_changes_nothing() -> None:

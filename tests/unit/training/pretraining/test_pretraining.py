@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from torchptycho.models.prior import PriorConfig, load_prior
+from torchptycho.models.prior import PriorConfig, load_prior, save_prior
 from torchptycho.training.pretraining.crops import CropDataset, cut_validation_crops
 from torchptycho.training.pretraining.module import PretrainingConfig, measure_error_ratio
 from torchptycho.training.pretraining.pairs import PairStore
@@ -48,6 +48,24 @@ def test_a_pair_is_an_object_with_noise_and_the_same_without(store: PairStore) -
 def test_a_pair_depends_on_seed_and_number_alone(store: PairStore, tmp_path: Path) -> None:
     other = PairStore(tmp_path, store.seed, store.probe)
     assert other.add(2).read_bytes() == store.path(2).read_bytes()
+
+
+@pytest.mark.contract("prior.pairs.with-prior")
+def test_given_weights_act_in_the_refinement_of_most_scans(store: PairStore, tmp_path: Path) -> None:
+    weights = save_prior(load_prior().network, tmp_path / "start.safetensors", {})
+    trained = PairStore(tmp_path / "pairs", store.seed, store.probe, weights)
+    for number in range(4):
+        trained.add(number)
+    acted = [trained.load(number).drawn["with_prior"] for number in range(4)]
+    assert 2 <= sum(acted) < 4
+    for number in range(4):
+        same = trained.path(number).read_bytes() == store.path(number).read_bytes()
+        assert same == (not acted[number])
+    crops, plain = (CropDataset(pairs, 1, batch_size=2, crop_px=40) for pairs in (trained, store))
+    for each in (crops, plain):
+        next(iter(each))
+    assert set(crops._pairs) == {1, 2, 3}
+    assert set(crops._noise) == {number for number in plain._noise if not acted[number]} != set(plain._noise)
 
 
 @pytest.mark.contract("prior.crops")

@@ -5,7 +5,7 @@ VENV ?= .venv
 TYPECHECKER := first_calls.check_first_calls
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-processors docs lint install format parity-table freeze bench-data bench-steps bench-memory bench-refine bench-photon-limit bench-robustness bench-experiments bench-hopeless-fits bench-position-errors bench-train bench-stitch bench-reconstruct bench-live bench-convergence bench-generators bench-options bench-network-or-iteration bench-heldout bench-prior bench-default-network bench-scale prior fuzz bench-gpu mutate clean
+.PHONY: demo test test-processors docs lint install format parity-table freeze bench-data bench-steps bench-memory bench-refine bench-photon-limit bench-robustness bench-experiments bench-hopeless-fits bench-diagnose bench-position-errors bench-train bench-stitch bench-reconstruct bench-live bench-convergence bench-generators bench-options bench-network-or-iteration bench-heldout bench-prior bench-default-network bench-scale prior fuzz bench-gpu mutate clean
 
 demo: $(VENV)/.installed
 	$(BIN)/torchptycho demo --out demo --overwrite
@@ -80,6 +80,10 @@ bench-robustness: $(VENV)/.installed
 # Half an hour on 2 cores.
 bench-hopeless-fits: $(VENV)/.installed
 	$(BIN)/python benchmarks/hopeless_fits.py
+
+# Fifteen minutes on one idle core; goes on where it was interrupted.
+bench-diagnose: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/diagnose.py
 
 # Half an hour on 2 cores.
 bench-position-errors: $(VENV)/.installed

@@ -65,6 +65,8 @@ if TYPE_CHECKING:
     from torchptycho.models.loading import open_network as open_network
     from torchptycho.reconstructors.callbacks import CanvasWriter as CanvasWriter
     from torchptycho.reconstructors.canvas import Canvas as Canvas
+    from torchptycho.reconstructors.diagnosis import Diagnosis as Diagnosis
+    from torchptycho.reconstructors.diagnosis import diagnose as diagnose
     from torchptycho.reconstructors.growing_canvas import GrowingCanvas as GrowingCanvas
     from torchptycho.reconstructors.iterative import estimate_uncertainty as estimate_uncertainty
     from torchptycho.reconstructors.iterative import refine as refine
@@ -75,6 +77,7 @@ if TYPE_CHECKING:
     from torchptycho.training.train import TrainResult as TrainResult
     from torchptycho.training.train import train as train
     from torchptycho.visualization.plot import plot_comparison as plot_comparison
+    from torchptycho.visualization.plot import plot_diagnosis as plot_diagnosis
     from torchptycho.visualization.plot import plot_reconstruction as plot_reconstruction
     from torchptycho.visualization.report import write_report as write_report
 
@@ -105,13 +108,14 @@ _HOME = {
     "models.loading": ["open_network"],
     "reconstructors.callbacks": ["CanvasWriter"],
     "reconstructors.canvas": ["Canvas"],
+    "reconstructors.diagnosis": ["Diagnosis", "diagnose"],
     "reconstructors.growing_canvas": ["GrowingCanvas"],
     "reconstructors.iterative": ["estimate_uncertainty", "refine"],
     "reconstructors.network_reconstruction": ["reconstruct"],
     "reconstructors.orientation": ["rank_orientations"],
     "reconstructors.resolution": ["Resolution", "resolution"],
     "training.train": ["TrainResult", "train"],
-    "visualization.plot": ["plot_comparison", "plot_reconstruction"],
+    "visualization.plot": ["plot_comparison", "plot_diagnosis", "plot_reconstruction"],
     "visualization.report": ["write_report"],
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

@@ -50,6 +50,7 @@ class TestHelp:
         ("name", "options"),
         [
             ("inspect", ["--plot", "--json", "--domain"]),
+            ("diagnose", ["--out", "--neighbours", "--seed", "--json"]),
             ("simulate", ["--object-kind", "--photons-per-frame", "--simulation-seed", "zone_plate"]),
             ("prepare", ["--out", "--config", "--gridsize", "--val-fraction"]),
             ("append", ["--val-scans", "--config"]),
@@ -82,6 +83,7 @@ class TestHelp:
     def test_every_command_is_tested_above(self) -> None:
         assert set(COMMANDS) == {
             "inspect",
+            "diagnose",
             "convert",
             "simulate",
             "prepare",

@@ -33,6 +33,7 @@ WRITERS = {
     "convert": (["convert", "absent.npz", "FILE"], "x.npz"),
     "convert to a product": (["convert", "absent.npz", "FILE"], "x.h5"),
     "inspect": (["inspect", "absent.npz", "--plot", "FILE"], "x.png"),
+    "diagnose": (["diagnose", "absent.npz", "--out", "FOLDER"], "diagnosis.png"),
     "refine": (["refine", "absent.npz", "--out", "FILE"], "x.npz"),
     "refine with a page": (["refine", "absent.npz", "--out", "new.npz", "--report", "FILE"], "x.html"),
     "resolution": (["resolution", "absent.npz", "--plot", "FILE"], "x.png"),
@@ -120,8 +121,8 @@ def test_place_that_cannot_be_written_to_is_found_first(
         pytest.skip("/proc is Linux's")
     if name in FOLDERS and where in ("a folder", "long name"):
         pytest.skip("a folder is what it makes; its own name is only as long as it is")
-    if name == "reconstruct several" and where == "long name":
-        pytest.skip("the name is that of the scan")
+    if name in ("reconstruct several", "diagnose") and where == "long name":
+        pytest.skip("the name is not that of the option")
     answer = command(*fill(arguments, place), "--overwrite" if name != "train" else "--resume")
     assert answer.code == 1
     assert "absent" not in answer.err

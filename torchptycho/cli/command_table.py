@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torchptycho.cli.base import Command
+from torchptycho.cli.commands.diagnosis import Diagnose
 from torchptycho.cli.commands.evaluation import Compare, Evaluate
 from torchptycho.cli.commands.files import Convert, Inspect, Simulate
 from torchptycho.cli.commands.interop import Export, Ptychodus
@@ -17,6 +18,7 @@ __all__ = ["COMMANDS", "COMMAND_GROUPS"]
 
 COMMANDS: dict[str, type[Command]] = {
     "inspect": Inspect,
+    "diagnose": Diagnose,
     "convert": Convert,
     "simulate": Simulate,
     "demo": Demo,
@@ -39,7 +41,7 @@ COMMANDS: dict[str, type[Command]] = {
 }
 
 COMMAND_GROUPS: dict[str, tuple[str, ...]] = {
-    "scan files": ("inspect", "convert"),
+    "scan files": ("inspect", "diagnose", "convert"),
     "something to try": ("simulate", "demo", "replay"),
     "an image without training": ("refine",),
     "a network": ("prepare", "append", "drop", "train", "reconstruct", "watch", "pretrain", "export"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 
 __all__ = ["collect_versions", "get_package_version"]
@@ -17,6 +18,7 @@ def collect_versions() -> dict[str, str]:
     return {name: _find_version(name) for name in ("torchptycho", "torch", "lightning", "tensordict", "numpy")}
 
 
+@functools.cache
 def _find_version(name: str) -> str:
     try:
         return importlib.metadata.version(name)

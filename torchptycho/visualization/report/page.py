@@ -12,6 +12,7 @@ from jaxtyping import Complex
 
 from torchptycho.analysis.evaluation import Metrics
 from torchptycho.analysis.inspection import inspect_scan
+from torchptycho.analysis.verdict import judge_image
 from torchptycho.core.reconstruction import Reconstruction, describe_regularization
 from torchptycho.core.scan import Scan
 from torchptycho.core.versions import collect_versions
@@ -61,6 +62,7 @@ def write_report(
     probe = image.probe if probe is None else probe
     summary = inspect_scan(scan)
     parts = [
+        run_sections.make_verdict_section(judge_image(image, summary)),
         sections.make_image_section(image),
         make_uncertainty_section(image),
         make_prior_section(image, plain),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torchptycho.analysis.inspection import ScanSummary
+from torchptycho.analysis.verdict import Verdict
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.visualization.report.html_blocks import (
     Details,
@@ -16,7 +17,15 @@ from torchptycho.visualization.tables import format_value
 
 _ABOUT_DATA = "What `inspect` reports of the scan. Pairs are (y, x): down and to the right, as arrays are indexed."
 
-__all__ = ["make_configuration_section", "make_data_section", "make_provenance_section"]
+__all__ = ["make_configuration_section", "make_data_section", "make_provenance_section", "make_verdict_section"]
+
+
+def make_verdict_section(verdict: Verdict) -> Section:
+    """Say in words what to think of the image."""
+    reasons = list(verdict.reasons)
+    if verdict.word in ("good", "unknown"):
+        return Section(id="verdict", title=f"Verdict: {verdict.word}", rows=[], text=" ".join(reasons))
+    return Section(id="verdict", title=f"Verdict: {verdict.word}", rows=[], text="", warnings=reasons)
 
 
 def make_data_section(summary: ScanSummary) -> Section:

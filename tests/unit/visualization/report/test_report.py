@@ -126,6 +126,7 @@ def test_page_is_well_formed_and_has_every_part(full: tuple[str, Page]) -> None:
     text, page = full
     assert text.startswith("<!doctype html>")
     assert page.sections == [
+        "verdict",
         "image",
         "truth",
         "patterns",
@@ -189,7 +190,7 @@ def test_what_is_not_known_is_left_out(scan: Scan, tmp_path: Path) -> None:
     plain = dataclasses.replace(scan, truth=None)
     bare = image_of(scan, probe=None, history={}, provenance={"source": "x", "frames": 49, "seconds": 1.0})
     page = Page(write_report(bare, plain, tmp_path / "page.html").read_text(encoding="utf-8"))
-    assert page.sections == ["image", "positions", "data", "provenance"]
+    assert page.sections == ["verdict", "image", "positions", "data", "provenance"]
     assert not any("Disagreement" in data for data in page.words)
     assert any("not corrected" in data for data in page.words)
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from scan_files import ScanFileCase, make_cases, mutate, read_all, write_files
 from strategies import seeds
 
-FILES_EACH = 50
+FILES_EACH = 25
 CASES = make_cases()
 
 

@@ -19,7 +19,7 @@ object_kinds = st.sampled_from(["dead_leaves", "lines", "gaussian_field", "sieme
 
 @pytest.mark.contract("simulation.positions.inside")
 @pytest.mark.contract("simulation.positions.count")
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(
     seed=seeds,
     kind=position_kinds,

@@ -15,13 +15,25 @@ from strategies import seeds
 
 FILES_EACH = 25
 CASES = make_cases()
+UNPICKLED: list[str] = []
+
+
+def _notice_pickle(event: str, _: tuple[object, ...]) -> None:
+    if event == "pickle.find_class":
+        UNPICKLED.append(event)
+
+
+@pytest.fixture(scope="session")
+def pickle_is_noticed() -> None:
+    """Hooks stay for ever and slow down whatever runs after them, so there is one, and none before it is needed."""
+    sys.addaudithook(_notice_pickle)
 
 
 @pytest.mark.contract("files.fuzz")
+@pytest.mark.usefixtures("pickle_is_noticed")
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_mutated_files_are_read_or_refused(case: ScanFileCase, tmp_path: Path) -> None:
-    opened: list[str] = []
-    sys.addaudithook(lambda event, _: opened.append(event) if event == "pickle.find_class" else None)
+    UNPICKLED.clear()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     @settings(max_examples=FILES_EACH, suppress_health_check=[HealthCheck.too_slow])
@@ -31,6 +43,6 @@ def test_mutated_files_are_read_or_refused(case: ScanFileCase, tmp_path: Path) -
             read_all(case, tmp_path)
 
     check()
-    assert not opened
+    assert not UNPICKLED
     # Files of some kB: what is left is the readers' own code and the libraries that they load.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10

@@ -42,11 +42,17 @@ def scan_file(tmp_path: Path) -> Path:
 
 
 class Opened:
-    """The files that are opened; hooks stay for ever, so there is one."""
+    """The files that are opened; hooks stay for ever, so there is one, and none before it is needed."""
 
     def __init__(self) -> None:
         self.names: list[str] | None = None
-        sys.addaudithook(self._heard)
+        self._listens = False
+
+    def begin(self) -> list[str]:
+        if not self._listens:
+            sys.addaudithook(self._heard)
+        self._listens, self.names = True, []
+        return self.names
 
     def _heard(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open" and self.names is not None:
@@ -58,8 +64,7 @@ OPENED = Opened()
 
 @pytest.fixture
 def opened() -> Iterator[list[str]]:
-    OPENED.names = []
-    yield OPENED.names
+    yield OPENED.begin()
     OPENED.names = None
 
 

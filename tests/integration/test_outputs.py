@@ -30,6 +30,7 @@ from torchptycho.training.train import train
 # Each command with an output FILE; the inputs are absent, which is not noticed before.
 WRITERS = {
     "simulate": (["simulate", "FILE"], "x.npz"),
+    "design": (["design", "--scan", "absent.npz", "--plot", "FILE"], "x.png"),
     "convert": (["convert", "absent.npz", "FILE"], "x.npz"),
     "convert to a product": (["convert", "absent.npz", "FILE"], "x.h5"),
     "inspect": (["inspect", "absent.npz", "--plot", "FILE"], "x.png"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torchptycho.cli.base import Command
+from torchptycho.cli.commands.design import Design
 from torchptycho.cli.commands.diagnosis import Diagnose
 from torchptycho.cli.commands.evaluation import Compare, Evaluate
 from torchptycho.cli.commands.files import Convert, Inspect, Simulate
@@ -21,6 +22,7 @@ COMMANDS: dict[str, type[Command]] = {
     "diagnose": Diagnose,
     "convert": Convert,
     "simulate": Simulate,
+    "design": Design,
     "demo": Demo,
     "refine": Refine,
     "prepare": Prepare,
@@ -45,6 +47,7 @@ COMMAND_GROUPS: dict[str, tuple[str, ...]] = {
     "something to try": ("simulate", "demo", "replay"),
     "an image without training": ("refine",),
     "a network": ("prepare", "append", "drop", "train", "reconstruct", "watch", "pretrain", "export"),
+    "before a scan": ("design",),
     "how good it is": ("evaluate", "compare", "resolution"),
 }
 """Purpose of the commands, as the overview groups them; those in no group come last."""

@@ -8,6 +8,7 @@ data are pale blue-grey, a colour of no map. Images have a scale bar instead of 
 
 from torchptycho.visualization.plot.comparison_figures import plot_comparison
 from torchptycho.visualization.plot.curves import plot_frc, plot_history
+from torchptycho.visualization.plot.design_figures import plot_design
 from torchptycho.visualization.plot.diagnosis_figures import plot_diagnosis
 from torchptycho.visualization.plot.patch_grid import plot_patches
 from torchptycho.visualization.plot.reconstruction_figures import plot_overview, plot_reconstruction
@@ -15,6 +16,6 @@ from torchptycho.visualization.plot.scan_figures import plot_scan
 from torchptycho.visualization.plot.virtual_images import plot_virtual_images
 
 __all__ = [
-    "plot_comparison", "plot_diagnosis", "plot_frc", "plot_history", "plot_overview", "plot_patches",
+    "plot_comparison", "plot_design", "plot_diagnosis", "plot_frc", "plot_history", "plot_overview", "plot_patches",
     "plot_reconstruction", "plot_scan", "plot_virtual_images",
 ]  # fmt: skip

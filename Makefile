@@ -5,7 +5,7 @@ VENV ?= .venv
 TYPECHECKER := first_calls.check_first_calls
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-processors docs lint install format parity-table freeze bench-data bench-steps bench-memory bench-refine bench-photon-limit bench-robustness bench-experiments bench-hopeless-fits bench-diagnose bench-position-errors bench-train bench-stitch bench-reconstruct bench-live bench-convergence bench-generators bench-options bench-network-or-iteration bench-heldout bench-prior bench-default-network bench-scale prior fuzz bench-gpu mutate clean
+.PHONY: demo test test-processors docs lint install format parity-table freeze bench-data bench-steps bench-memory bench-refine bench-photon-limit bench-robustness bench-experiments bench-hopeless-fits bench-diagnose bench-position-errors bench-train bench-stitch bench-reconstruct bench-live bench-convergence bench-generators bench-options bench-network-or-iteration bench-heldout bench-prior bench-default-network bench-scale bench-trust prior fuzz bench-gpu mutate clean
 
 demo: $(VENV)/.installed
 	$(BIN)/torchptycho demo --out demo --overwrite
@@ -143,6 +143,10 @@ bench-default-network: $(VENV)/.installed
 # Five minutes on 2 cores, and 700 MB of disk where temporary files are.
 bench-scale: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scale.py
+
+# Error bars and predictions of planned scans against simulated ones, after the diagnoses; ten minutes more on one core.
+bench-trust: $(VENV)/.installed bench-diagnose
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/trust.py
 
 bench-steps: $(VENV)/.installed
 	$(BIN)/python benchmarks/steps.py

@@ -56,6 +56,8 @@ _COUNT_OFFSET = 1.0
 _PRIOR_SHARE = 0.3
 # A pixel that fewer photons pass tells nothing.
 _MIN_PHOTONS_PER_PX = 1.0
+# With fewer, errors of the phase are of the order of the object, and no error bar is right (benchmarks/trust.py).
+_FEW_PHOTONS_PER_PX = 30.0
 _FRAMES_AT_ONCE = 32
 
 
@@ -118,6 +120,15 @@ def estimate_uncertainty(
     if _has_prior(image):
         lost = _PRIOR_SHARE**2 / (2 * np.maximum(model.photons_per_px, 1e-9))
         radial, tangential = radial + lost, tangential + lost
+    per_px = float(np.median(model.photons_per_px[measured])) if measured.any() else 0.0
+    if per_px < _FEW_PHOTONS_PER_PX:
+        _log.warning(
+            "%s: only %.3g photons pass an object pixel (median); with fewer than %g error bars can be wrong by a "
+            "factor of two, those of the phase mostly too small.",
+            scan.source,
+            per_px,
+            _FEW_PHOTONS_PER_PX,
+        )
     amplitude = np.abs(image.object).astype(np.float64)
     phase_sigma = np.sqrt(excess * tangential) / np.maximum(amplitude, 1e-12)
     return dataclasses.replace(
@@ -129,6 +140,8 @@ def estimate_uncertainty(
             "uncertainty": {
                 "method": method,
                 "draws": len(drawn),
+                "photons_per_px": per_px,
+                "reliable": per_px >= _FEW_PHOTONS_PER_PX,
                 "excess_of_misfit": float(excess),
                 "seconds": round(time.perf_counter() - begun, 3),
             }
@@ -229,6 +242,7 @@ def _draw_replicas(
         config,
         regularization="none" if prior is None else prior["kind"],
         regularization_strength=None if prior is None else float(prior["strength"]),
+        prior_weights=config.prior_weights if prior is not None and prior["kind"] == "learned" else None,
         position_search_px=0.0,
     )
     truth = np.where(image.valid, model.object.cpu().numpy(), np.nan).astype(np.complex64)

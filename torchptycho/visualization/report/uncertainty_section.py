@@ -47,4 +47,10 @@ def make_uncertainty_section(image: Reconstruction) -> Section | None:
     )
     if excess > 1:
         text += f" The counts scatter {excess:.2g} times as much as photon noise explains, which is included."
-    return Section(id="uncertainty", title="Error bars", rows=[("wide", shown)], text=text)
+    warnings = []
+    if not found.get("reliable", True):
+        warnings.append(
+            f"Only {found['photons_per_px']:.3g} photons pass an object pixel: the error bars can be wrong by a factor "
+            "of two, those of the phase mostly too small."
+        )
+    return Section(id="uncertainty", title="Error bars", rows=[("wide", shown)], text=text, warnings=warnings)

@@ -18,6 +18,7 @@ from torchptycho.data.simulation import simulate
 from torchptycho.io import read_reconstruction, write_reconstruction
 from torchptycho.reconstructors.iterative import estimate_uncertainty, refine
 from torchptycho.reconstructors.iterative.uncertainty import MAX_PHASE_SIGMA_RAD
+from torchptycho.visualization.report.uncertainty_section import make_uncertainty_section
 
 
 @functools.cache
@@ -84,6 +85,21 @@ def test_error_bars_grow_with_the_root_of_what_the_noise_does_not_explain() -> N
     assert plain.amplitude_sigma is not None
     assert np.allclose(found.amplitude_sigma, 2 * plain.amplitude_sigma, equal_nan=True)
     assert plain.provenance["uncertainty"]["excess_of_misfit"] == 1.0
+
+
+@pytest.mark.contract("refine.uncertainty.few-photons")
+def test_few_photons_are_reported(caplog: pytest.LogCaptureFixture) -> None:
+    scan, image = make_image()
+    assert image.probe is not None
+    assert estimate("fisher").provenance["uncertainty"]["reliable"]
+    with caplog.at_level("WARNING"):
+        dim = dataclasses.replace(image, probe=image.probe * np.float32(0.02))
+        found = estimate_uncertainty(dim, scan, method="fisher", device="cpu")
+    assert not found.provenance["uncertainty"]["reliable"]
+    assert "photons pass an object pixel" in caplog.text
+    section = make_uncertainty_section(found)
+    assert section is not None
+    assert "photons pass an object pixel" in section.warnings[0]
 
 
 @pytest.mark.contract("refine.uncertainty.files")

@@ -190,3 +190,15 @@ def test_a_runaway_is_recorded(caplog: pytest.LogCaptureFixture) -> None:
         image = refine(apart, config=dataclasses.replace(CONFIG, epochs=12))
     assert any("falls into" in warning for warning in image.provenance["warnings"])
     assert "falls into" in caplog.text
+
+
+@pytest.mark.contract("refine.hopeless")
+def test_figures_are_those_of_the_last_epoch() -> None:
+    history = {
+        "unexplained": [0.9 - 0.01 * epoch for epoch in range(16)],
+        "misfit": [30.0 - epoch for epoch in range(16)],
+    }
+    said = judge_fit(history, "scan")
+    assert said is not None
+    assert said.startswith("scan: the fit leaves 75% of the variation")
+    assert "(misfit 15 after 16 epochs)" in said

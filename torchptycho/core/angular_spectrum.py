@@ -7,7 +7,7 @@ import math
 import numpy as np
 from jaxtyping import Complex128
 
-__all__ = ["angular_spectrum_transfer", "choose_padding_px"]
+__all__ = ["angular_spectrum_transfer", "choose_padding_px", "compute_depth_of_focus_m"]
 
 
 def angular_spectrum_transfer(
@@ -46,3 +46,16 @@ def choose_padding_px(pixel_m: float, distance_m: float, wavelength_m: float) ->
     lambda z / (2 p^2): half the reciprocal of the Fresnel number of a pixel.
     """
     return math.ceil(wavelength_m * distance_m / (2 * pixel_m**2))
+
+
+_DEPTH_OF_FOCUS_FACTOR = 5.2
+"""Depth of focus in units of p^2 / lambda, p being the half-period resolution."""
+
+
+def compute_depth_of_focus_m(pixel_m: float, wavelength_m: float) -> float:
+    """Compute the depth of focus 5.2 p^2 / lambda of an image whose half-period resolution is its pixel p.
+
+    Slices that are closer than this cannot be told apart without further knowledge.
+    Reference: Tsai, Usov, Diaz, Menzel, Guizar-Sicairos, Opt. Express 24, 29089 (2016).
+    """
+    return _DEPTH_OF_FOCUS_FACTOR * pixel_m**2 / wavelength_m

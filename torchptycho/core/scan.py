@@ -93,6 +93,7 @@ class Scan:
         geometry: known lengths in metres.
         source: the file, or a description of the simulation.
         truth: [H, W] object with index = position pixel: of a simulated scan, or a reconstruction in the file.
+        truth_slices: [S, H, W] slices of a thick object, of which `truth` is the product; None for a thin one.
         truth_patches: [M, N, N] object patch of each frame, if the file contains them.
         nominal_positions_px: [M, 2] requested positions, if the file contains both.
         metadata: further plain data of the file.
@@ -113,6 +114,7 @@ class Scan:
     positions_unit: str = "px"
     source: str = "memory"
     truth: Complex64[np.ndarray, "h w"] | None = None
+    truth_slices: Complex64[np.ndarray, "slices h w"] | None = None
     truth_patches: Complex64[np.ndarray, "m n n"] | None = None
     nominal_positions_px: Float64[np.ndarray, "m 2"] | None = None
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict)

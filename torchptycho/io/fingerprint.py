@@ -13,7 +13,7 @@ from torchptycho.io.frames.npz_frames import count_frames_in
 __all__ = ["fingerprint_content", "fingerprint_fields", "fingerprint_scan"]
 
 _CHUNK_BYTES = 16 << 20
-_ARRAYS = ("positions_px", "probe", "mask", "scan_id", "truth", "truth_patches")
+_ARRAYS = ("positions_px", "probe", "mask", "scan_id", "truth", "truth_slices", "truth_patches")
 
 
 def fingerprint_scan(scan: Scan) -> str:

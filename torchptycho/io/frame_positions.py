@@ -202,5 +202,11 @@ def place_on_raster(recorded: RawScan, config: ReadConfig, notes: list[str]) -> 
     notes.append(f"positions on a raster of {shape[0]}x{shape[1]} points, steps {step[0]:g}, {step[1]:g} {unit} (y, x)")
     keys = ("raster", "raster")
     return dataclasses.replace(
-        recorded, positions=aligned, unit=unit, position_keys=keys, nominal_positions_px=None, truth=None
+        recorded,
+        positions=aligned,
+        unit=unit,
+        position_keys=keys,
+        nominal_positions_px=None,
+        truth=None,
+        truth_slices=None,
     )

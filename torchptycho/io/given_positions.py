@@ -116,4 +116,5 @@ def replace_positions(recorded: RawScan, config: ReadConfig, notes: list[str]) -
         position_keys=given.keys,
         nominal_positions_px=None,
         truth=None,
+        truth_slices=None,
     )

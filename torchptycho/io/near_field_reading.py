@@ -96,7 +96,9 @@ def _convert_to_metres(recorded: RawScan) -> RawScan:
     pixel_m = recorded.geometry.object_pixel_m
     if not is_pixels(recorded.unit) or pixel_m is None:
         return recorded
-    return dataclasses.replace(recorded, positions=recorded.positions * pixel_m, unit="m", truth=None)
+    return dataclasses.replace(
+        recorded, positions=recorded.positions * pixel_m, unit="m", truth=None, truth_slices=None
+    )
 
 
 def _complete_lengths(recorded: RawScan, config: ReadConfig) -> Geometry:

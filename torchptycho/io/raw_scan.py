@@ -15,7 +15,7 @@ from torchptycho.core.errors import ScanError
 from torchptycho.core.geometry import Geometry, Particle, wavelength_to_energy_eV
 from torchptycho.core.scan import Frames
 
-__all__ = ["RawScan", "align_to_frames", "build_geometry", "resolve_rows"]
+__all__ = ["RawScan", "align_to_frames", "build_geometry", "resolve_rows", "split_slices"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,7 +40,7 @@ class RawScan:
         geometry: lengths in metres; the detector pixel is that of the frames.
         far_field: False when the file says that it is near-field data.
         truth_is_centered: the middle of the truth lies in the middle of the positions; else they share their pixels.
-        truth, truth_patches, nominal_positions_px, metadata, probe_is_calibrated: as in `Scan`.
+        truth, truth_slices, truth_patches, nominal_positions_px, metadata, probe_is_calibrated: as in `Scan`.
         notes: how the file was understood, sentence by sentence.
         left_out: frames of the file without a place in the scan, and why.
         lead_shape: axes of the file's stack that count its frames; None where the format has one axis of them.
@@ -64,6 +64,7 @@ class RawScan:
     geometry: Geometry = dataclasses.field(default_factory=Geometry)
     far_field: bool = True
     truth: Complex64[np.ndarray, "y x"] | None = None
+    truth_slices: Complex64[np.ndarray, "slices y x"] | None = None
     truth_is_centered: bool = False
     truth_patches: Complex64[np.ndarray, "m b b"] | None = None
     nominal_positions_px: Float64[np.ndarray, "m 2"] | None = None
@@ -74,6 +75,13 @@ class RawScan:
     lead_shape: tuple[int, ...] | None = None
     warnings: tuple[str, ...] = ()
     companion_files: tuple[Path, ...] = ()
+
+
+def split_slices(object: np.ndarray | None) -> dict[str, Any]:
+    """Return an object (H, W), or slices (S, H, W) and their product, as the fields `truth` and `truth_slices`."""
+    if object is None or object.ndim == 2:
+        return {"truth": object, "truth_slices": None}
+    return {"truth": object.prod(0), "truth_slices": object if len(object) > 1 else None}
 
 
 def resolve_rows(path: Path, key: str, n_in_file: int, frames: slice | None) -> range:

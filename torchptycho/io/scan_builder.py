@@ -125,6 +125,7 @@ def build_scan(recorded: RawScan, why: str, config: ReadConfig) -> Scan:
         positions_unit=recorded.unit,
         source=str(recorded.path),
         truth=recorded.truth if same_pixels else None,
+        truth_slices=recorded.truth_slices if same_pixels else None,
         truth_patches=recorded.truth_patches if same_pixels and steps is None else None,
         nominal_positions_px=None if nominal is None else orient_positions(nominal * scale, config, []),
         metadata=recorded.metadata,

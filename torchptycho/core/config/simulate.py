@@ -24,7 +24,12 @@ class SimulateConfig:
     amplitude_min: Fraction = 0.5
     """Lowest transmission |O|; the highest is 1."""
     phase_range_rad: NonNegative = 1.6
-    """Difference between the largest and the smallest phase of the object."""
+    """Difference between the largest and the smallest phase of the object, in each slice of a thick one."""
+    n_slices: Annotated[int, Field(ge=1, le=64)] = 1
+    """Slices of the object, each drawn on its own; in each the lowest transmission is the n-th root of
+    `amplitude_min`."""
+    slice_spacing_m: Positive | None = None
+    """Distance between neighbouring slices; None takes the depth of focus, 5.2 p^2 / wavelength for a pixel p."""
     probe_kind: Literal["disk", "gaussian", "zone_plate", "electron"] = "zone_plate"
     """Shape of the probe; electron is that of a round aperture in an electron microscope."""
     probe_diameter_px: Positive | None = None

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
+from torchptycho.core.angular_spectrum import compute_depth_of_focus_m
 from torchptycho.core.config import SimulateConfig, as_config, to_dict
 from torchptycho.core.errors import ConfigError
 from torchptycho.core.geometry import Geometry
@@ -20,10 +21,11 @@ from torchptycho.data.simulation.positions import check_positions, make_position
 from torchptycho.data.simulation.probes import border_fraction, make_probe, scale_to_photons
 from torchptycho.data.simulation.unstable_probe import ProbeChanges, draw_probe_changes
 from torchptycho.io import read_probe
-from torchptycho.physics.diffraction import illuminate, measurement
+from torchptycho.physics.diffraction import measurement
+from torchptycho.physics.multislice import build_gap, pass_through_slices
 from torchptycho.physics.noise import poisson_sample
 from torchptycho.physics.patches import extract, locate_corner
-from torchptycho.physics.propagation import compute_detector_wave
+from torchptycho.physics.propagation import Propagator, compute_detector_wave
 
 __all__ = ["simulate"]
 
@@ -34,6 +36,8 @@ _BATCH_ELEMENTS = 2**20
 
 # Lengths of a simulated near-field experiment, whose images depend on their Fresnel number only.
 _NEAR_FIELD_ENERGY_EV, _NEAR_FIELD_PIXEL_M = 10e3, 1e-7
+# Lengths of a simulated far-field experiment on a thick object, with photons.
+_THICK_ENERGY_EV, _THICK_PIXEL_M, _THICK_DETECTOR_PIXEL_M = 10e3, 1e-8, 75e-6
 # A larger fraction of the probe's power in the outer tenth of the frame causes a warning.
 _MAX_BORDER_FRACTION = 0.01
 
@@ -52,7 +56,8 @@ def simulate(
 
     Arguments:
         config: the experiment; None takes the defaults.
-        object: complex [H, W] that replaces the drawn object, used unchanged.
+        object: complex [H, W] that replaces the drawn object, used unchanged, or [S, H, W] with the slices of a thick
+            one.
         probe: complex [N, N] or [P, N, N] that replaces the simulated probe, `config.probe_file` included; it is scaled
             to `config.photons_per_frame`, as is the probe of such a file.
         positions_px: [M, 2] as (y, x) in object pixels that replace the drawn positions; each patch must lie within
@@ -72,10 +77,11 @@ def simulate(
     object_seed, position_seed, noise_seed, probe_seed = np.random.SeedSequence(config.simulation_seed).spawn(4)
     modes = _choose_probe(probe, config)
     if object is None:
-        truth = make_object(config, np.random.default_rng(object_seed))
+        slices = _draw_slices(config, np.random.default_rng(object_seed))
     else:
-        truth = _to_complex_array("object", object, "[H, W]", (2,))
-    height, width = truth.shape
+        slices = _to_complex_array("object", object, "[H, W] or [S, H, W]", (2, 3))
+        slices = slices.reshape(-1, *slices.shape[-2:])
+    n_slices, height, width = slices.shape
     if positions_px is None:
         places = make_positions(config, np.random.default_rng(position_seed), (height, width))
     else:
@@ -92,9 +98,10 @@ def simulate(
         )
 
     generator = torch.Generator().manual_seed(int(noise_seed.generate_state(1, np.uint64)[0])) if config.noise else None
-    geometry = _make_geometry(config)
+    geometry = _make_geometry(config, thick=n_slices > 1)
+    spacing_m = _choose_spacing_m(config, geometry, n_slices)
     changes = draw_probe_changes(config, modes, len(places), np.random.default_rng(probe_seed))
-    frames = _record_frames(truth, modes, places, geometry, generator, changes)
+    frames = _record_frames(slices, modes, places, geometry, spacing_m, generator, changes)
     total = frames.sum(dtype=np.float64 if generator is None else np.uint64).item()
     given = [
         name
@@ -111,6 +118,8 @@ def simulate(
         "photons_drawn_mean": total / len(frames),
         "versions": collect_versions(),
     } | ({} if changes is None else changes.describe())
+    if spacing_m is not None:
+        metadata["slice_spacing_m"] = spacing_m
     return Scan(
         frames=ArrayFrames(frames),
         domain="counts",
@@ -120,20 +129,44 @@ def simulate(
         scan_id=np.zeros(len(frames), dtype=np.int64),
         geometry=geometry,
         source=f"simulate({config.object_kind if object is None else 'given object'}, seed {config.simulation_seed})",
-        truth=truth,
+        truth=slices[0] if spacing_m is None else slices.prod(0),
+        truth_slices=None if spacing_m is None else slices,
         metadata=metadata,
         probe_is_calibrated=True,
     )
 
 
-def _make_geometry(config: SimulateConfig) -> Geometry:
-    """Make the lengths of a near-field experiment of this Fresnel number, or those of an electron microscope; another
-    far-field experiment needs none."""
+def _draw_slices(config: SimulateConfig, rng: np.random.Generator) -> np.ndarray:
+    """Draw the slices [S, H, W] of the object one after another."""
+    root = dataclasses.replace(config, amplitude_min=config.amplitude_min ** (1 / config.n_slices))
+    return np.stack([make_object(root, rng) for _ in range(config.n_slices)])
+
+
+def _choose_spacing_m(config: SimulateConfig, geometry: Geometry, n_slices: int) -> float | None:
+    """Return the distance between the slices, None for a thin object."""
+    if n_slices == 1:
+        return None
+    if config.slice_spacing_m is not None:
+        return config.slice_spacing_m
+    pixel_m, wavelength_m = geometry.with_object_pixel(config.n_px).object_pixel_m, geometry.wavelength_m
+    assert pixel_m is not None
+    assert wavelength_m is not None
+    return compute_depth_of_focus_m(pixel_m, wavelength_m)
+
+
+def _make_geometry(config: SimulateConfig, *, thick: bool) -> Geometry:
+    """Make the lengths of a near-field experiment of this Fresnel number, those of an electron microscope, or those of
+    a thick object; another far-field experiment needs none."""
     if config.propagation == "far" and config.probe_kind == "electron":
         geometry = Geometry(energy_eV=config.energy_eV, particle="electron")
         assert geometry.wavelength_m is not None
         angle_rad = config.n_px * config.angle_per_pixel_mrad * 1e-3
         return dataclasses.replace(geometry, object_pixel_m=geometry.wavelength_m / angle_rad)
+    if config.propagation == "far" and thick:
+        geometry = Geometry(energy_eV=_THICK_ENERGY_EV, detector_pixel_m=_THICK_DETECTOR_PIXEL_M)
+        assert geometry.wavelength_m is not None
+        distance_m = _THICK_PIXEL_M * config.n_px * _THICK_DETECTOR_PIXEL_M / geometry.wavelength_m
+        return dataclasses.replace(geometry, distance_m=distance_m, object_pixel_m=_THICK_PIXEL_M)
     if config.propagation == "far":
         return Geometry()
     pixel_m = _NEAR_FIELD_PIXEL_M
@@ -144,23 +177,26 @@ def _make_geometry(config: SimulateConfig) -> Geometry:
 
 
 def _record_frames(
-    truth: np.ndarray,
+    slices: np.ndarray,
     modes: np.ndarray,
     positions_px: np.ndarray,
     geometry: Geometry,
+    spacing_m: float | None,
     generator: torch.Generator | None,
     changes: ProbeChanges | None,
 ) -> np.ndarray:
     """Record frames [M, N, N] in batches; counts with a generator, expected counts in float32 without."""
     count, n_px = len(positions_px), modes.shape[-1]
-    field, probe = torch.from_numpy(truth), torch.from_numpy(modes)
+    fields, probe = [torch.from_numpy(each) for each in slices], torch.from_numpy(modes)
+    gap = None if spacing_m is None else _build_gap(geometry, n_px, spacing_m)
     corners_px = locate_corner(torch.from_numpy(positions_px), n_px)
     frames = np.empty((count, n_px, n_px), dtype=np.float32 if generator is None else np.uint16)
-    step = max(1, _BATCH_ELEMENTS // modes.size)
+    step = max(1, _BATCH_ELEMENTS // (modes.size * len(slices)))
     for start in range(0, count, step):
         batch = slice(start, start + step)
         shown = probe if changes is None else changes.apply(probe, batch)
-        exit_waves = illuminate(extract(field, corners_px[batch], n_px), shown)
+        patches = torch.stack([extract(field, corners_px[batch], n_px) for field in fields])
+        exit_waves = pass_through_slices(patches, shown, gap).exit
         expected = measurement(compute_detector_wave(exit_waves, geometry))
         if generator is None:
             frames[batch] = expected.numpy()
@@ -174,6 +210,13 @@ def _record_frames(
             frames = frames.astype(np.uint32)
         frames[batch] = counts
     return frames
+
+
+def _build_gap(geometry: Geometry, n_px: int, spacing_m: float) -> Propagator:
+    pixel_m = geometry.with_object_pixel(n_px).object_pixel_m
+    assert pixel_m is not None
+    assert geometry.wavelength_m is not None
+    return build_gap(n_px, pixel_m, geometry.wavelength_m, spacing_m)
 
 
 def _check_countable(brightest: float) -> None:

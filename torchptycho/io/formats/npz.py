@@ -21,7 +21,7 @@ from torchptycho.io.frames.npz_frames import open_stack
 from torchptycho.io.frames.views import get_lead_shape
 from torchptycho.io.parts import POSITIONS_REMEDY, name_part, read_optional
 from torchptycho.io.probe_files import PROBE_REMEDY, load_probe
-from torchptycho.io.raw_scan import RawScan, align_to_frames, resolve_rows
+from torchptycho.io.raw_scan import RawScan, align_to_frames, resolve_rows, split_slices
 from torchptycho.io.storage.archive import Member, NpzArchive, is_zip
 from torchptycho.io.units import choose_unit, is_pixels
 
@@ -97,7 +97,7 @@ def read_npz(path: Path, config: ReadConfig) -> RawScan:
         geometry=read_optional(
             "metadata", config, lambda: parse_geometry(path, metadata, config), parse_geometry(path, {}, config)
         ),
-        truth=read_optional("object", config, lambda: _load_truth(archive), None),
+        **split_slices(read_optional("object", config, lambda: _load_truth(archive), None)),
         truth_patches=read_optional(
             "patches", config, lambda: _load_truth_patches(archive, n_in_file, height, axis, rows, cut=cut), None
         )
@@ -262,11 +262,11 @@ def _load_truth(archive: NpzArchive) -> np.ndarray | None:
     if key not in archive:
         return None
     member = archive.inspect_member(key)
-    if len(member.shape) != 2 or member.dtype.kind != "c":
+    if len(member.shape) not in (2, 3) or member.dtype.kind != "c":
         raise ScanError(
             archive.path,
             key,
-            expected="a complex object (H, W)",
+            expected="a complex object (H, W), or its slices (S, H, W)",
             found=f"{member.dtype} {member.shape}",
             remedy="Save amplitude * exp(1j * phase), or leave it out: it is optional.",
         )

@@ -49,7 +49,7 @@ def write_npz(scan: Scan, path: Path, *, compressed: bool = True) -> None:
         "ycoords": scan.positions_px[:, 0],
         "probeGuess": scan.probe,
         "scan_index": scan.scan_id,
-        "objectGuess": scan.truth,
+        "objectGuess": scan.truth if scan.truth_slices is None else scan.truth_slices,
         "Y": scan.truth_patches,
         "mask": None if scan.mask.all() else scan.mask,
         "_metadata": np.array(text),

@@ -23,6 +23,7 @@ __all__ = [
     "NUMBERS",
     "POSITIONS",
     "ProductContent",
+    "find_common_spacing_m",
     "open_content",
     "read_number",
     "read_object",
@@ -161,7 +162,7 @@ def read_positions(
 
 
 def read_object(content: ProductContent, notes: list[str]) -> tuple[np.ndarray | None, tuple[int, int]]:
-    """Read the object of one layer, and its size; products of several layers have no object for a scan."""
+    """Read the object (H, W), or its slices (S, H, W), and its size."""
     array = content.array("object")
     if array is None or array.ndim not in (2, 3):
         found = "none" if array is None else f"{array.shape}"
@@ -173,10 +174,26 @@ def read_object(content: ProductContent, notes: list[str]) -> tuple[np.ndarray |
             remedy="Its size says where the positions are; export the product again.",
         )
     shape = (int(array.shape[-2]), int(array.shape[-1]))
+    values = to_complex(content.path, "object", array)
     if array.ndim == 3 and len(array) > 1:
-        notes.append(f"an object of {len(array)} layers is left out")
-        return None, shape
-    return to_complex(content.path, "object", array).reshape(shape), shape
+        notes.append(f"an object of {len(array)} slices")
+        return values, shape
+    return values.reshape(shape), shape
+
+
+def find_common_spacing_m(values: np.ndarray) -> float | None:
+    """Return the distance between neighbouring slices, or None where they are not equally far apart.
+
+    Arguments:
+        values: positive; the last of several may be 0 or infinite, as of nothing behind the last slice.
+    """
+    if values.size == 0 or values.dtype.kind not in "iuf":
+        return None
+    gaps = values.reshape(-1).astype(np.float64)
+    gaps = gaps[np.isfinite(gaps) & (gaps > 0)]
+    if not len(gaps) or not np.allclose(gaps, gaps[0], rtol=1e-3):
+        return None
+    return float(gaps[0])
 
 
 def to_complex(path: Path, key: str, array: np.ndarray) -> np.ndarray:

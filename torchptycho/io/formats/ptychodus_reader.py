@@ -18,6 +18,7 @@ from torchptycho.io.formats.ptychodus_content import (
     NUMBERS,
     POSITIONS,
     ProductContent,
+    find_common_spacing_m,
     open_content,
     read_number,
     read_object,
@@ -31,7 +32,7 @@ from torchptycho.io.frames.hdf5_frames import Hdf5Frames, open_hdf5_stack
 from torchptycho.io.frames.views import PickedFrames
 from torchptycho.io.parts import POSITIONS_REMEDY, name_part, read_optional
 from torchptycho.io.probe_arrays import to_probe_modes
-from torchptycho.io.raw_scan import RawScan, build_geometry, resolve_rows
+from torchptycho.io.raw_scan import RawScan, build_geometry, resolve_rows, split_slices
 from torchptycho.io.storage.archive import NpzArchive, is_zip
 from torchptycho.io.storage.file_access import read_head
 from torchptycho.io.storage.hdf5 import find_dataset, is_hdf5, list_names, open_hdf5, read_attribute
@@ -91,6 +92,8 @@ def read_product(path: Path, config: ReadConfig) -> RawScan:
             "object_pixel_m": pixel_m,
         }
         metadata: dict[str, Any] = read_optional("metadata", config, lambda: _read_metadata(content), {})
+        if truth is not None and truth.ndim == 3:
+            metadata |= read_optional("object", config, lambda: _read_spacing(content), {})
         far_field = True
         if config.propagation == "auto":
             with name_part("propagation", "Or say it with --propagation."):
@@ -126,7 +129,7 @@ def read_product(path: Path, config: ReadConfig) -> RawScan:
         mask_to_check=None if config.mask is None and config.mask_sense != "auto" else "bad_pixels",
         geometry=build_geometry(path, config.particle, **known, detector_pixel_m=detector_pixel_m),
         far_field=far_field,
-        truth=truth,
+        **split_slices(truth),
         metadata=metadata,
         notes=tuple(notes),
         left_out=left_out,
@@ -152,6 +155,13 @@ def _place(
     with name_part("positions", POSITIONS_REMEDY):
         indexes, positions_m = read_positions(content, config.positions_unit, pixel_m, notes)
     return indexes, (positions_m - np.array(center)) / pixel_m + np.array(shape) / 2, truth
+
+
+def _read_spacing(content: ProductContent) -> dict[str, Any]:
+    """Read the distance between the slices, if all are equally far apart."""
+    values = content.array("object_layer_spacing_m")
+    spacing_m = None if values is None else find_common_spacing_m(values)
+    return {} if spacing_m is None else {"slice_spacing_m": spacing_m}
 
 
 def _read_probe(content: ProductContent, notes: list[str]) -> np.ndarray | None:

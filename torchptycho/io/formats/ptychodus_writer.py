@@ -69,14 +69,17 @@ def write_product(scan: Scan, path: Path, *, as_npz: bool, compressed: bool = Tr
         "probe_position_indexes": np.arange(scan.n_frames),
         "probe_position_x_m": positions_m[:, 1],
         "probe_position_y_m": positions_m[:, 0],
-        "object_layer_spacing_m": np.zeros(0),
+        "object_layer_spacing_m": _list_spacings_m(scan),
         "loss_values": losses,
         "loss_epochs": epochs,
     }
     pixel = {"pixel_width_m": pixel_m, "pixel_height_m": pixel_m}
     waves = {
         "probe": (scan.probe[None], pixel),
-        "object": (object[None], {**pixel, "center_x_m": center_m[1], "center_y_m": center_m[0]}),
+        "object": (
+            object[None] if scan.truth_slices is None else scan.truth_slices,
+            {**pixel, "center_x_m": center_m[1], "center_y_m": center_m[0]},
+        ),
     }
     # Frames are written first: frames without a product are more useful than a product without frames.
     with _create_hdf5(name_diffraction_file(path)) as frames_file:
@@ -101,6 +104,26 @@ def name_diffraction_file(product: Path) -> Path:
     """
     name = DIFFRACTION_FILE if product.stem == "product" else f"{product.stem}-{DIFFRACTION_FILE}"
     return product.with_name(name)
+
+
+def _list_spacings_m(scan: Scan) -> np.ndarray:
+    """List the distances between the slices of the scan's object.
+
+    Raises:
+        ScanError: there are slices at unknown distances.
+    """
+    if scan.truth_slices is None:
+        return np.zeros(0)
+    spacing_m = scan.metadata.get("slice_spacing_m")
+    if not isinstance(spacing_m, int | float) or not spacing_m > 0:
+        raise ScanError(
+            scan.source,
+            "slice_spacing_m",
+            expected=f"the distance between the {len(scan.truth_slices)} slices of the object, in '_metadata'",
+            found=repr(spacing_m),
+            remedy="State it there, or leave the object out.",
+        )
+    return np.full(len(scan.truth_slices) - 1, float(spacing_m))
 
 
 def _place_object(scan: Scan, pixel_m: float) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:

@@ -222,6 +222,18 @@ def test_variable_probe_comes_back_and_is_started_from(tmp_path: Path) -> None:
     assert first.losses[0].value < 2 * product.losses[-1].value
 
 
+@pytest.mark.contract("ptychodus.slices")
+def test_slices_come_back_as_layers(tmp_path: Path) -> None:
+    parameters = make_reconstruct_input(TRUE, simulate_counts(TRUE))
+    product = refined(parameters, epochs=2, n_slices=2, slice_spacing_m=1e-6).outputs()[-1].product
+    assert product.object_.num_layers == 2
+    assert list(product.object_.layer_spacing_m) == [1e-6]
+    save_product(tmp_path / "product.h5", product)
+    read = read_reconstruction(tmp_path / "product.h5")
+    assert read.slice_spacing_m == 1e-6
+    np.testing.assert_array_equal(read.object, product.object_.get_array().astype(np.complex64))
+
+
 @pytest.mark.contract("ptychodus.canvas.cut")
 @pytest.mark.contract("ptychodus.canvas")
 @pytest.mark.parametrize("origin", [(0, 0), (3, 5), (-4, 2), (6, -7), (-2, -3), (40, 0), (0, -40)])

@@ -15,7 +15,7 @@ from torchptycho.analysis.evaluation import AlignedPair, Metrics, align_to_truth
 from torchptycho.analysis.registration import MAX_SHIFT_PX
 from torchptycho.analysis.resampling import resample_image
 from torchptycho.core.errors import EvaluationError
-from torchptycho.core.reconstruction import Reconstruction
+from torchptycho.core.reconstruction import Reconstruction, project_slices
 from torchptycho.io.inputs import as_reconstruction
 
 __all__ = ["Comparison", "compare"]
@@ -74,6 +74,8 @@ def compare(
     Images are aligned by their origins, or by their content if it clearly contradicts the origins. Sub-pixel shift,
     phase plane, phase and scale are then removed as in `evaluate`.
 
+    Of a thick object the product of its slices is compared.
+
     Arguments:
         names: of the two images and the ground truth, for `metrics`.
         min_coverage: pixels with less coverage, in either image, are left out.
@@ -86,6 +88,7 @@ def compare(
     # A copy, so that an image may be compared with itself.
     inputs = [as_reconstruction(first, "first"), dataclasses.replace(as_reconstruction(second, "second"))]
     inputs += [] if truth is None else [as_reconstruction(truth, "truth")]
+    inputs = [project_slices(each) for each in inputs]
     images, notes = _resample_to_coarsest(inputs, names)
     reference_index = 0 if truth is None else len(images) - 1
     reference = images[reference_index]

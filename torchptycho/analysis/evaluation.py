@@ -16,11 +16,11 @@ from torchptycho.analysis.calibration import measure_calibration
 from torchptycho.analysis.registration import MAX_SHIFT_PX, align
 from torchptycho.core.coverage import find_outside_zeros
 from torchptycho.core.errors import EvaluationError
-from torchptycho.core.reconstruction import Reconstruction
+from torchptycho.core.reconstruction import Reconstruction, project_slices
 from torchptycho.core.scan import Scan
 from torchptycho.io.inputs import as_reconstruction
 
-__all__ = ["AlignedPair", "FrcCurve", "Metrics", "align_to_truth", "evaluate", "measure"]
+__all__ = ["AlignedPair", "FrcCurve", "Metrics", "align_to_truth", "evaluate", "evaluate_slices", "measure"]
 
 _log = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ def align_to_truth(
     Raises:
         EvaluationError: they do not overlap, or no pixel can be compared.
     """
-    truth = np.asarray(truth)
+    reconstruction, truth = project_slices(reconstruction), np.asarray(truth)
     if truth.ndim != 2:
         raise EvaluationError(f"truth: expected an image [H, W]; found shape {truth.shape}. Give one object slice.")
     (y0, y1), (x0, x1) = (
@@ -258,13 +258,49 @@ def evaluate(
     return dataclasses.replace(metrics, amplitude_within_sigma=within[0], phase_within_sigma=within[1])
 
 
+def evaluate_slices(
+    reconstruction: Reconstruction | str | Path,
+    truth: Reconstruction | Scan | str | Path,
+    *,
+    min_coverage: float = 0.1,
+) -> list[Metrics]:
+    """Compare each slice of a thick object with that of the truth, as `evaluate` does: each after its own shift, phase
+    plane, phase and scale, which may pass from one slice to another without a change of the counts.
+
+    Returns:
+        one per slice; none where either is thin.
+
+    Raises:
+        EvaluationError: the numbers of slices differ, or as in `evaluate`.
+    """
+    image = as_reconstruction(reconstruction)
+    if isinstance(truth, Scan):
+        slices, origin_px = truth.truth_slices, (0, 0)
+    else:
+        reference = as_reconstruction(truth, "truth")
+        slices, origin_px = np.where(reference.valid, reference.object, np.nan), reference.origin_px
+    if slices is None or slices.ndim == 2 or image.object.ndim == 2:
+        return []
+    if len(slices) != len(image.object):
+        raise EvaluationError(f"truth: expected {len(image.object)} slices, as the image has; found {len(slices)}.")
+    return [
+        evaluate(
+            dataclasses.replace(image, object=one),
+            other.astype(np.complex64),
+            truth_origin_px=origin_px,
+            min_coverage=min_coverage,
+        )
+        for one, other in zip(image.object, slices, strict=True)
+    ]
+
+
 def _open_truth(truth: Reconstruction | Scan | str | Path) -> tuple[Complex[np.ndarray, "h w"], tuple[int, int]]:
     """Return an object, NaN where it is not valid, and its origin."""
     if isinstance(truth, Scan):
         if truth.truth is None:
             raise EvaluationError(f"truth: expected a scan with a true object; {truth.source} has none.")
         return truth.truth, (0, 0)
-    image = as_reconstruction(truth, "truth")
+    image = project_slices(as_reconstruction(truth, "truth"))
     return np.where(image.valid, image.object, np.nan).astype(np.complex64), image.origin_px
 
 

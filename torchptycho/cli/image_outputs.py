@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "choose_report_file",
     "describe_image",
+    "describe_size",
     "join_file_names",
     "list_tiff_files",
     "require_npz",
@@ -81,6 +82,12 @@ def summarize_image(
         "n_frames": image.provenance["frames"],
         "seconds": image.provenance["seconds"],
     } | _summarize_refinement(image)
+
+
+def describe_size(image: Reconstruction) -> str:
+    """Describe the size of an image, of a thick object with its slices."""
+    *slices, height, width = image.object.shape
+    return f"{''.join(f'{n} slices of ' for n in slices)}{height}x{width} px"
 
 
 def describe_image(report: dict[str, Any]) -> str:

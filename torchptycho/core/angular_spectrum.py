@@ -55,7 +55,7 @@ _DEPTH_OF_FOCUS_FACTOR = 5.2
 def compute_depth_of_focus_m(pixel_m: float, wavelength_m: float) -> float:
     """Compute the depth of focus 5.2 p^2 / lambda of an image whose half-period resolution is its pixel p.
 
-    Slices that are closer than this cannot be told apart without further knowledge.
+    Slices that are closer than this are hardly distinguished by the counts alone.
     Reference: Tsai, Usov, Diaz, Menzel, Guizar-Sicairos, Opt. Express 24, 29089 (2016).
     """
     return _DEPTH_OF_FOCUS_FACTOR * pixel_m**2 / wavelength_m

@@ -15,6 +15,7 @@ __all__ = [
     "describe_regularization",
     "find_regularization",
     "get_frame_probe",
+    "project_slices",
 ]
 
 MIN_COVERAGE = 0.02
@@ -27,11 +28,13 @@ class Reconstruction:
     """A reconstructed object on the pixel grid of the positions.
 
     Arguments:
-        object: [H, W] complex transmission; 0 where no frame reached.
+        object: [H, W] complex transmission; 0 where no frame reached. Of a thick object [S, H, W], that of each slice,
+            the first one where the probe enters; see `project_slices`.
         coverage: [H, W] sum of the weights at a pixel, relative to the largest sum.
         valid: [H, W], True where the coverage suffices for a meaningful value, by default `MIN_COVERAGE`.
         origin_px: (y, x) position of pixel [0, 0] in the scan's object pixels.
         object_pixel_m: edge of a pixel, or None when only pixels are known.
+        slice_spacing_m: distance between neighbouring slices of a thick object; None for a thin one.
         provenance: plain data: configuration, checkpoint hash, source, versions, timings.
         spread: [H, W] weighted standard deviation of the overlapping patches at a pixel, in its unit; 0 where there
             is only one patch. Stitched images only.
@@ -49,11 +52,12 @@ class Reconstruction:
         history: figures of each epoch, by name.
     """
 
-    object: Complex64[np.ndarray, "h w"]
+    object: Complex64[np.ndarray, "*slices h w"]
     coverage: Float32[np.ndarray, "h w"]
     valid: Bool[np.ndarray, "h w"]
     origin_px: tuple[int, int]
     object_pixel_m: float | None = None
+    slice_spacing_m: float | None = None
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
     spread: Float32[np.ndarray, "h w"] | None = None
     amplitude_sigma: Float32[np.ndarray, "h w"] | None = None
@@ -71,6 +75,16 @@ class Reconstruction:
     def has_coverage(self) -> bool:
         """Whether the coverage is informative; that of a file without one is 1 everywhere."""
         return bool(self.coverage.size) and float(self.coverage.min()) != float(self.coverage.max())
+
+
+def project_slices(image: Reconstruction) -> Reconstruction:
+    """Return an image of one slice: of a thick object the product of its slices, else the image itself.
+
+    The product is what a thin object would transmit, without propagation between the slices.
+    """
+    if image.object.ndim == 2:
+        return image
+    return dataclasses.replace(image, object=image.object.prod(0), slice_spacing_m=None)
 
 
 def find_regularization(image: Reconstruction) -> dict[str, Any] | None:

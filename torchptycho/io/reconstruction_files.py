@@ -12,6 +12,7 @@ from torchptycho.core.coverage import find_outside_zeros, find_unmeasured
 from torchptycho.core.errors import ScanError
 from torchptycho.core.inputs import as_path
 from torchptycho.core.reconstruction import MIN_COVERAGE, Reconstruction
+from torchptycho.io.formats.ptychodus_content import find_common_spacing_m
 from torchptycho.io.probe_files import load_probe
 from torchptycho.io.probe_variation import load_variation, read_product_variation
 from torchptycho.io.storage.archive import NpzArchive, write_array
@@ -32,7 +33,8 @@ def write_reconstruction(reconstruction: Reconstruction | str | Path, path: str 
     """Write a reconstruction as NPZ; the file appears only when it is whole.
 
     Arrays: `object`, `coverage`, `valid`, `origin_px`, `object_pixel_m` (when known), `_metadata` (JSON: provenance and
-    history), of a stitched image `spread`, and of a refinement `probe`, `ycoords` and `xcoords` (refined positions),
+    history), of a thick object, whose `object` is (S, H, W), `slice_spacing_m`, of a
+    stitched image `spread`, and of a refinement `probe`, `ycoords` and `xcoords` (refined positions),
     `background`, `opr_modes` and `opr_weights`, `frame_scale`; `ycoords_given` and `xcoords_given`
     (positions as the scan gave them); with error bars `amplitude_sigma` and `phase_sigma_rad`.
 
@@ -62,6 +64,8 @@ def write_reconstruction(reconstruction: Reconstruction | str | Path, path: str 
     for key in _MAP_KEYS:
         if getattr(reconstruction, key) is not None:
             arrays[key] = getattr(reconstruction, key).astype(np.float32, copy=False)
+    if reconstruction.slice_spacing_m is not None:
+        arrays["slice_spacing_m"] = np.array(reconstruction.slice_spacing_m, np.float64)
     if reconstruction.probe is not None:
         arrays["probe"] = reconstruction.probe.astype(np.complex64, copy=False)
     if reconstruction.positions_px is not None:
@@ -80,7 +84,8 @@ def write_reconstruction(reconstruction: Reconstruction | str | Path, path: str 
 
 
 def read_reconstruction(path: str | Path) -> Reconstruction:
-    """Read a reconstruction, or any NPZ with a complex `object` (else `objectGuess`: a scan that brings its truth).
+    """Read a reconstruction, or any NPZ with a complex `object` (else `objectGuess`: a scan that brings its truth),
+    (H, W) or the slices of a thick one (S, H, W).
 
     Of HDF5 files the object of a Ptychodus product, of a pty-chi pair, of a CXI file (`image_2`) and of a PtyPy
     reconstruction (`.ptyr`) are read.
@@ -100,18 +105,22 @@ def read_reconstruction(path: str | Path) -> Reconstruction:
     if key is None:
         raise archive.make_missing_error("object", "a complex object (H, W)")
     values = _load_object(archive, key)
-    height, width = values.shape
+    shape = values.shape[-2:]
+    first = values if values.ndim == 2 else values[0]
     # A scan's own arrays of these names would describe the scan, not its object.
     is_image = key == "object"
-    coverage = np.ones((height, width), np.float32)
+    coverage = np.ones(shape, np.float32)
     if is_image and "coverage" in archive:
-        coverage = _load_like_object(archive, "coverage", values.shape, "f").astype(np.float32)
+        coverage = _load_like_object(archive, "coverage", shape, "f").astype(np.float32)
         valid = coverage >= MIN_COVERAGE
     else:
-        valid = ~(find_unmeasured(values) if is_image else find_outside_zeros(values))
+        valid = ~(find_unmeasured(first) if is_image else find_outside_zeros(first))
     if is_image and "valid" in archive:
-        valid = _load_like_object(archive, "valid", values.shape, "b")
+        valid = _load_like_object(archive, "valid", shape, "b")
     metadata = archive.load_metadata()
+    spacing_m = _load_pixel_size(archive, "slice_spacing_m") if "slice_spacing_m" in archive else None
+    if not is_image and isinstance(stated := metadata.get("slice_spacing_m"), int | float):
+        spacing_m = float(stated)
     history: dict[str, list[float]] = {}
     refined = False
     if metadata.get("format") == _FORMAT:
@@ -132,8 +141,9 @@ def read_reconstruction(path: str | Path) -> Reconstruction:
         valid=valid,
         origin_px=_load_origin(archive) if is_image and "origin_px" in archive else (0, 0),
         object_pixel_m=next((_load_pixel_size(archive, name) for name in _PIXEL_KEYS if name in archive), None),
+        slice_spacing_m=spacing_m if values.ndim == 3 else None,
         provenance=metadata,
-        **{key: _load_map(archive, key, values.shape) for key in _MAP_KEYS if refined and key in archive},
+        **{key: _load_map(archive, key, shape) for key in _MAP_KEYS if refined and key in archive},
         probe=_load_probe(archive) if refined and "probe" in archive else None,
         **(load_variation(archive) if refined else {}),
         positions_px=_load_positions(archive) if refined and "ycoords" in archive else None,
@@ -144,7 +154,7 @@ def read_reconstruction(path: str | Path) -> Reconstruction:
 
 
 def _read_hdf5(path: Path) -> Reconstruction:
-    """Read the object of one slice, and the probe of a product with `opr_weights`.
+    """Read the object, of a thick one all slices, and the probe of a product with `opr_weights`.
 
     A product's pixel [0, 0] is the one that its positions count from.
     """
@@ -163,27 +173,39 @@ def _read_hdf5(path: Path) -> Reconstruction:
                 remedy="Name a product, a CXI file with image_2, a .ptyr file, or an NPZ with 'object'.",
             )
         values = load_complex(node, path, key)
+        spacing_m = _read_spacing(file, path)
         pixel_m = read_attribute(node, path, "pixel_height_m")
         origin_px = (0, 0)
         if storage is not None:
             pixel_m, origin_px = _read_ptypy_grid(file, path, storage)
     shape = values.shape[-2:]
-    if len(shape) != 2 or values.size != shape[0] * shape[1]:
+    is_thick = values.ndim == 3 and len(values) > 1 and storage is None
+    if len(shape) != 2 or not (is_thick or values.size == shape[0] * shape[1]):
         raise ScanError(
             path,
             key,
-            expected="a complex object (H, W)",
+            expected="a complex object (H, W), or its slices (S, H, W)",
             found=f"{values.dtype} {values.shape}",
-            remedy="An object of several slices is not read; save one of them.",
+            remedy="Save one of them.",
         )
+    values = values if is_thick else values.reshape(shape)
     return Reconstruction(
-        object=values.reshape(shape),
+        object=values,
         coverage=np.ones(shape, np.float32),
-        valid=~find_unmeasured(values.reshape(shape)),
+        valid=~find_unmeasured(values[0] if is_thick else values),
         origin_px=origin_px,
+        slice_spacing_m=spacing_m if is_thick else None,
         object_pixel_m=float(pixel_m) if isinstance(pixel_m, int | float) and pixel_m > 0 else None,
         **variation,
     )
+
+
+def _read_spacing(file: Any, path: Path) -> float | None:
+    """Read the distance between the slices of a product; None where they are not equally far apart."""
+    key, node = locate_dataset(file, path, "object_layer_spacing_m")
+    if node is None or 0 in (node.shape or (0,)):
+        return None
+    return find_common_spacing_m(load_array(node, path, key))
 
 
 def _find_ptypy_storage(file: Any, path: Path) -> str | None:
@@ -245,11 +267,11 @@ def _load_positions(archive: NpzArchive, suffix: str = "") -> np.ndarray:
 def _load_object(archive: NpzArchive, key: str) -> np.ndarray:
     member = archive.inspect_member(key)
     shape = member.shape[1:] if len(member.shape) == 3 and member.shape[0] == 1 else member.shape
-    if len(shape) != 2 or member.dtype.kind != "c":
+    if len(shape) not in (2, 3) or member.dtype.kind != "c":
         raise ScanError(
             archive.path,
             key,
-            expected="a complex object (H, W)",
+            expected="a complex object (H, W), or its slices (S, H, W)",
             found=f"{member.dtype} {member.shape}",
             remedy="Save amplitude * exp(1j * phase) under this key.",
         )

@@ -40,7 +40,7 @@ def write_tiff(
     float32 holds the values, the phase in rad, and NaN where the image is not valid. uint16 holds whole numbers n that
     stand for c0 + c1 * n, and 0 where it is not valid; c0 and c1 are in the description of the file, where ImageJ reads
     them and shows the values. The phase then reaches from -pi to pi, the amplitude from 0 to its maximum. The edge of a
-    pixel is in the resolution of the file, in micrometres.
+    pixel is in the resolution of the file, in micrometres. The slices of a thick object are the images of a stack.
 
     Returns:
         the two files, amplitude first.
@@ -53,9 +53,9 @@ def write_tiff(
 
     files = name_tiff_files(as_path(path, "path"))
     reconstruction = as_reconstruction(reconstruction)
-    valid = reconstruction.valid & np.isfinite(reconstruction.object)
+    valid = reconstruction.valid & np.isfinite(reconstruction.object).reshape(-1, *reconstruction.valid.shape).all(0)
     amplitude, phase = np.abs(reconstruction.object), np.angle(reconstruction.object)
-    highest = float(amplitude[valid].max(initial=0)) or 1.0
+    highest = float(amplitude[..., valid].max(initial=0)) or 1.0
     images = ((files[0], amplitude, (0.0, highest), "amplitude"), (files[1], phase, (-np.pi, np.pi), "phase"))
     for file, values, (low, high), quantity in images:
         metadata: dict[str, Any] = {"quantity": quantity, "vunit": "rad" if quantity == "phase" else "1"}
@@ -67,6 +67,8 @@ def write_tiff(
             metadata |= {"cf": 0, "c0": low - step, "c1": step}
         else:
             stored = np.where(valid, values, np.nan).astype(np.float32)
+        if reconstruction.slice_spacing_m:
+            metadata["spacing"] = reconstruction.slice_spacing_m * 1e6
         _write_image(file, stored, metadata, reconstruction.object_pixel_m)
     return files
 

@@ -74,7 +74,7 @@ class StatusReporter:
         except (OSError, ScanError) as error:
             self._warn_once(self._folder / "amplitude.png", error)
             return False
-        height_px, width_px = image.object.shape
+        height_px, width_px = image.object.shape[-2:]
         self._image_version += 1
         self.status.image = ImageStatus(
             version=self._image_version,

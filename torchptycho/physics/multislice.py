@@ -94,7 +94,7 @@ def backpropagate_change(
 def propagate_object_change(
     changes: Sequence[Complex[Tensor, "*frames n n"]] | Complex[Tensor, "slices *frames n n"],
     patches: Complex[Tensor, "slices *frames n n"],
-    incident: Sequence[Tensor],
+    incident: Sequence[Complex[Tensor, "..."]],
     gap: Propagator | None,
 ) -> Complex[Tensor, "*frames p n n"]:
     """Compute to first order how the exit wave changes when the slices change: the directional derivative.

@@ -14,6 +14,7 @@ __all__ = [
     "extract",
     "extract_derivatives",
     "extract_inside",
+    "extract_slices",
     "index_inside",
     "locate_corner",
     "place",
@@ -86,6 +87,15 @@ def extract_inside(field: Shaped[Tensor, "h w"], corner_px: Float[Tensor, "k 2"]
     wy, wx = _split_weights(fraction, field)
     rows = _interpolate(block[:, :-1], block[:, 1:], wy)
     return _interpolate(rows[..., :-1], rows[..., 1:], wx)
+
+
+def extract_slices(
+    slices: Shaped[Tensor, "slices h w"], corner_px: Float[Tensor, "k 2"], n_px: int
+) -> Shaped[Tensor, "slices k n n"]:
+    """Extract the same patches of each slice of a thick object, as `extract_inside` does."""
+    if len(slices) == 1:
+        return extract_inside(slices[0], corner_px, n_px)[None]
+    return torch.stack([extract_inside(each, corner_px, n_px) for each in slices])
 
 
 def extract_derivatives(

@@ -13,7 +13,7 @@ from scipy.spatial import cKDTree
 from torchptycho.analysis.evaluation import Metrics, evaluate
 from torchptycho.core.config import RefineConfig, as_config
 from torchptycho.core.errors import EvaluationError
-from torchptycho.core.reconstruction import Reconstruction
+from torchptycho.core.reconstruction import Reconstruction, project_slices
 from torchptycho.core.scan import Scan
 from torchptycho.io.frames.selection import pick_frames
 from torchptycho.io.inputs import as_scan
@@ -69,6 +69,8 @@ def resolution(
 ) -> Resolution:
     """Refine each half of the frames from a uniform start, and compare the images by Fourier ring correlation.
 
+    Of a thick object the products of the slices are compared.
+
     Noise and ambiguities differ between the halves; errors that both share (positions, probe) do not and are not
     detected. Both start from the scan's probe, and no prior acts, because both would follow it. Each half has half
     the photons, so the resolution of all frames is slightly better.
@@ -100,6 +102,6 @@ def resolution(
     if not all(image.provenance["complete"] for image in images):
         raise KeyboardInterrupt
     first, second = images
-    known = np.where(second.valid, second.object, np.nan).astype(np.complex64)
+    known = np.where(second.valid, project_slices(second).object, np.nan).astype(np.complex64)
     metrics = evaluate(first, known, truth_origin_px=second.origin_px)
     return Resolution(metrics=metrics, halves=(first, second))

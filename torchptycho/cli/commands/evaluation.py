@@ -36,12 +36,13 @@ class Evaluate(WritingCommand):
         self.claim_files("--plot", self.plot, inputs=[self.reconstruction, self.truth])
         import numpy as np
 
-        from torchptycho.analysis.evaluation import evaluate
+        from torchptycho.analysis.evaluation import evaluate, evaluate_slices
+        from torchptycho.core.reconstruction import project_slices
         from torchptycho.io import read_reconstruction
 
         image, truth = read_reconstruction(self.reconstruction), read_reconstruction(self.truth)
         # Pixels where the reference is not valid cannot be compared.
-        known = np.where(truth.valid, truth.object, np.nan).astype(np.complex64)
+        known = np.where(truth.valid, project_slices(truth).object, np.nan).astype(np.complex64)
         metrics = evaluate(image, known, truth_origin_px=truth.origin_px, min_coverage=self.min_coverage)
         if self.plot:
             from torchptycho.visualization.plot import plot_reconstruction
@@ -52,7 +53,17 @@ class Evaluate(WritingCommand):
             for path, one in ((self.reconstruction, image), (self.truth, truth))
             if not one.has_coverage and not one.valid.all()
         ]
-        self.print_result({**metrics.to_dict(), "notes": notes}, *notes, make_metrics_table(metrics), json=self.json)
+        slices = evaluate_slices(image, truth, min_coverage=self.min_coverage)
+        values = {**metrics.to_dict(), "notes": notes}
+        if slices:
+            values["slices"] = [each.to_dict() for each in slices]
+            notes.append("- The product of the slices is compared; below each slice on its own.")
+        lines = [
+            f"- slice {number}: phase correlation {each.phase_correlation:.4f}, amplitude correlation "
+            f"{each.amplitude_correlation:.4f}, complex nRMSE {each.complex_nrmse:.4g}"
+            for number, each in enumerate(slices, start=1)
+        ]
+        self.print_result(values, *notes, make_metrics_table(metrics), *lines, json=self.json)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from tyro.conf import Positional
 from torchptycho.cli.base import NextToResult, WritingCommand, require_png
 from torchptycho.cli.image_outputs import (
     choose_report_file,
+    describe_size,
     join_file_names,
     list_tiff_files,
     require_npz,
@@ -20,6 +21,7 @@ from torchptycho.cli.image_outputs import (
 )
 from torchptycho.core.config import ReadConfig, RefineConfig
 from torchptycho.core.config.read import TiffDtype
+from torchptycho.core.errors import ConfigError
 from torchptycho.core.launched import find_launched_process
 
 if TYPE_CHECKING:
@@ -86,6 +88,10 @@ class Refine(RefinementCommand):
 
     def run(self) -> None:
         require_npz(self.out)
+        if self.uncertainty is not None and self.refine.n_slices > 1:
+            raise ConfigError(
+                f"--uncertainty: expected one slice; found --n-slices {self.refine.n_slices}. Leave one of them out."
+            )
         launched = find_launched_process()
         if launched is not None:
             launched.check(self.devices, self.nodes)
@@ -150,7 +156,7 @@ class Refine(RefinementCommand):
         regularization = image.provenance["regularization"]
         self.print_result(
             report | {"epochs": len(misfit), "regularization": regularization},
-            f"{join_file_names(self.out, *tiff, picture, page)}: {image.object.shape[0]}x{image.object.shape[1]} px, "
+            f"{join_file_names(self.out, *tiff, picture, page)}: {describe_size(image)}, "
             f"{fit}after {len(misfit)} epochs in {image.provenance['seconds']:.1f} s{', ' + prior if prior else ''}",
             json=self.json,
         )

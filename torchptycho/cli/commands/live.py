@@ -154,7 +154,7 @@ class Watch(ModelCommand, WritingCommand):
         if image is None:
             self.print_result(report, f"{self.out}: {status.message}", json=self.json)
             raise KeyboardInterrupt
-        height_px, width_px = image.object.shape
+        height_px, width_px = image.object.shape[-2:]
         late = f"waited at most {status.longest_wait_s:.1f} s, at most {status.largest_backlog} at a time"
         paused = f"; the source had to keep some for {status.paused_s:.1f} s" if status.paused_s else ""
         left = (

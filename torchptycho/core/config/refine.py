@@ -49,6 +49,15 @@ class RefineConfig:
     own."""
     frame_scale: bool = False
     """Fit the power of the probe in each frame on its own."""
+    n_slices: Annotated[int, Field(ge=1, le=64)] = 1
+    """Slices of a thick object, with free space between them (multislice); 1 is a thin one."""
+    slice_spacing_m: Positive | None = None
+    """Distance between neighbouring slices; needs the wavelength and the object pixel of the scan."""
+    thickness_m: Positive | None = None
+    """Distance from the first slice to the last, instead of that between neighbouring ones."""
+    slice_smoothing: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Part of the difference between slices that is removed in each epoch at spatial frequencies where the counts
+    hardly distinguish the slices; 0 is none."""
     background: bool = False
     """Fit counts that do not come from the sample, the same in every frame."""
     position_update: Literal["none", "affine", "frames", "both"] = "none"

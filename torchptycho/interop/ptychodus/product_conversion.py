@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from pathlib import Path
@@ -124,11 +125,13 @@ def _choose_probe_factor(probe: np.ndarray, photons_per_frame: float) -> np.floa
     return np.float32(math.sqrt(photons_per_frame / power))
 
 
-def place_on_canvas(image: Reconstruction, shape: tuple[int, int]) -> Complex64[np.ndarray, "h w"]:
-    """Copy the image onto pixels [0, H) x [0, W) of the object's grid; 0 where it is not valid.
+def place_on_canvas(image: Reconstruction, shape: tuple[int, int]) -> Complex64[np.ndarray, "*slices h w"]:
+    """Copy the image, or each of its slices, onto pixels [0, H) x [0, W) of the object's grid; 0 where it is not valid.
 
     Pixels outside are cut off, with a warning.
     """
+    if image.object.ndim == 3:
+        return np.stack([place_on_canvas(dataclasses.replace(image, object=each), shape) for each in image.object])
     canvas = np.zeros(shape, np.complex64)
     known = np.where(image.valid, image.object, 0)
     low = [max(0, origin) for origin in image.origin_px]
@@ -170,6 +173,7 @@ def make_product(parameters: ReconstructInput, image: Reconstruction, *, moved: 
             array=place_on_canvas(image, (product_object.height_px, product_object.width_px)),
             pixel_geometry=product_object.get_pixel_geometry(),
             center=product_object.get_center(),
+            layer_spacing_m=[image.slice_spacing_m or 0.0] * (len(image.object) - 1) if image.object.ndim == 3 else [],
         ),
         losses=[LossValue(epoch, value) for epoch, value in enumerate(image.history.get("misfit", ()), start=1)],
     )

@@ -52,6 +52,8 @@ class TorchptychoReconstructorLibrary(PtychoPINNTorchReconstructorLibrary):
                 group.create_boolean_parameter(name, value)
             elif isinstance(value, int):
                 group.create_integer_parameter(name, value, minimum=min(value, 1))
+            elif isinstance(value, float):
+                group.create_real_parameter(name, value, minimum=0.0)
             else:
                 group.create_string_parameter(name, value)
         self._defaults = self._read_values()

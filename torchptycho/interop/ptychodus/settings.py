@@ -42,6 +42,7 @@ SINGLE_FIELDS: dict[str, str] = {
     "Torchptycho.refine_position_update": "refine.position_update",
     "Torchptycho.refine_opr_modes": "refine.opr_modes",
     "Torchptycho.refine_frame_scale": "refine.frame_scale",
+    "Torchptycho.refine_n_slices": "refine.n_slices",
 }
 """Settings that correspond to one field each."""
 
@@ -55,6 +56,7 @@ CHOICES: dict[str, tuple[str, dict[str, str]]] = {
 
 COMBINED: dict[str, str] = {
     "Training.epochs": "train.epochs and refine.epochs",
+    "Torchptycho.refine_slice_spacing_m": "refine.slice_spacing_m; 0 is none",
     "Data.grid_size_x": "group.gridsize",
     "Data.grid_size_y": "group.gridsize",
     "Data.num_channels": "grid_size_x * grid_size_y",
@@ -167,6 +169,8 @@ OWN_SETTINGS: dict[str, Any] = {
     "refine_position_update": "none",
     "refine_opr_modes": 0,
     "refine_frame_scale": False,
+    "refine_n_slices": 1,
+    "refine_slice_spacing_m": 0.0,
     "refine_start": "product",
     "refine_image_every_epochs": 10,
 }
@@ -198,6 +202,7 @@ def convert_settings(values: Mapping[str, Any], mode: Mode) -> RunConfig:
         put(field, _choose(setting, values[setting], names))
     for field in ("train.epochs", "refine.epochs"):
         put(field, values["Training.epochs"])
+    put("refine.slice_spacing_m", values["Torchptycho.refine_slice_spacing_m"] or None)
     if mode != "Refine":
         for name, value in _convert_grouping(values).items():
             put(f"group.{name}", value)

@@ -44,15 +44,18 @@ def compute_objective(
     For the amplitude likelihood it is twice the squared difference of the square roots, whose noise variance is 1/4.
 
     Arguments:
+        object: of a thick object all slices.
         misfit: receives these frames.
         counts: of these frames, where they have been loaded.
         variation: modes, weights and scale of a probe that changes from frame to frame, see `physics.variable_probe`.
     """
-    patches = extract(object, problem.compute_corners_px(positions_px[index]).to(object.real.dtype), problem.n_px)
+    corners_px = problem.compute_corners_px(positions_px[index]).to(object.real.dtype)
+    corners_px = corners_px.expand(*object.shape[:-2], -1, -1)
+    patches = extract(object, corners_px, problem.n_px)
     if variation is not None:
         modes, weights, scale = variation
         probe = combine_probe(probe, modes, weights[index], scale[index])
-    _, intensity = propagate_to_detector(patches, probe, problem.propagator)
+    _, intensity = propagate_to_detector(patches, probe, problem.propagator, problem.gap)
     intensity = intensity + background
     counts = problem.load_counts(index) if counts is None else counts
     if misfit is not None:

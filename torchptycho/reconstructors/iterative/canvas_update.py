@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
@@ -23,7 +25,7 @@ class AccumulatedUpdate:
     """Sums over the frames since the last update.
 
     The work of an update depends on the frames it has, not on the canvas outside them. Sums on the canvas are allocated
-    once and cleared where they were used.
+    once and cleared where they were used. Each slice of a thick object has its own sums and its own denominator.
 
     Arguments:
         state: what will be updated.
@@ -32,21 +34,21 @@ class AccumulatedUpdate:
 
     def __init__(self, state: RefinementState, alpha: float) -> None:
         self._alpha = alpha
-        self._object = torch.zeros_like(state.object)
-        self._illumination = torch.zeros_like(state.object.real)
+        self._object = torch.zeros_like(state.slices)
+        self._illumination = torch.zeros_like(state.slices.real)
         self._probe = torch.zeros_like(state.probe)
         self._transmission = torch.zeros_like(state.probe[0].real)
         self._corners_px: list[Tensor] = []
         self._index: Tensor | None = None
-        self._change: Tensor | None = None
+        self._changes: list[Tensor] = []
         self.frames = 0
 
     def add(
         self,
-        patches: Complex[Tensor, "k n n"],
-        probe: Complex[Tensor, "*frames p n n"],
+        patches: Complex[Tensor, "slices k n n"],
+        incident: Sequence[Complex[Tensor, "..."]],
         corners_px: Float[Tensor, "k 2"],
-        exit_change: Complex[Tensor, "k p n n"],
+        changes: Sequence[Complex[Tensor, "k p n n"]],
         *,
         update_probe: bool,
         touched_px: Float[Tensor, "all 2"] | None = None,
@@ -55,22 +57,29 @@ class AccumulatedUpdate:
         """Add the frames of a batch.
 
         Arguments:
-            patches: of the object, at `corners_px`.
-            exit_change: change of each frame's exit waves.
-            probe: one for all frames, or that of each.
+            patches: of each slice of the object, at `corners_px`.
+            incident: waves in front of each slice, the probe in front of the first: one for all frames, or that of
+                each.
+            changes: of each frame's waves behind each slice.
             update_probe: whether the probe changes too.
             touched_px: the corners of the frames of all processes in this batch; None where there is only this one.
             scale: factor of each frame's probe.
         """
-        power = (probe.real.square() + probe.imag.square()).sum(-3)
-        one = probe.shape[-3] == 1
-        backprojection = exit_change[:, 0] * probe[..., 0, :, :].conj() if one else (exit_change * probe.conj()).sum(1)
-        place_inside(self._object, backprojection, corners_px)
-        place_inside(self._illumination, power.expand(len(patches), -1, -1), corners_px)
+        carried = _measure_transmission_behind(patches)
+        for number, (wave, change, part) in enumerate(zip(incident, changes, carried, strict=True)):
+            power = (wave.real.square() + wave.imag.square()).sum(-3)
+            power = power if part is None else power * part[:, None, None]
+            one = wave.shape[-3] == 1
+            backprojection = change[:, 0] * wave[..., 0, :, :].conj() if one else (change * wave.conj()).sum(1)
+            place_inside(self._object[number], backprojection, corners_px)
+            place_inside(self._illumination[number], power.expand(patches.shape[1], -1, -1), corners_px)
         if update_probe:
-            patches = patches if scale is None else patches * scale[:, None, None]
-            self._probe += (exit_change * patches.conj()[:, None]).sum(0)
-            self._transmission += (patches.real.square() + patches.imag.square()).sum(0)
+            first = patches[0] if scale is None else patches[0] * scale[:, None, None]
+            self._probe += (changes[0] * first.conj()[:, None]).sum(0)
+            transmission = first.real.square() + first.imag.square()
+            part = carried[0]
+            transmission = transmission if part is None else transmission * part[:, None, None]
+            self._transmission += transmission.sum(0)
         touched_px = corners_px if touched_px is None else touched_px
         self._corners_px.append(touched_px)
         self._index = None
@@ -84,42 +93,46 @@ class AccumulatedUpdate:
         if index is None:
             reducer.sum(self._object, self._illumination, self._probe, self._transmission)
             return
-        is_touched = torch.zeros(self._object.numel(), dtype=torch.bool, device=index.device)
+        is_touched = torch.zeros(self._object[0].numel(), dtype=torch.bool, device=index.device)
         is_touched[index] = True
         pixels = is_touched.nonzero()[:, 0]
-        fields = self._object.view(-1), self._illumination.view(-1)
+        fields = [each.view(-1) for each in (*self._object, *self._illumination)]
         sums = [field[pixels] for field in fields]
         reducer.sum(*sums, self._probe, self._transmission)
         for field, values in zip(fields, sums, strict=True):
             field[pixels] = values
 
-    def compute_object_change(self) -> Complex[Tensor, "h w"]:
+    def compute_object_change(self) -> Complex[Tensor, "slices h w"]:
         """Return the sum over the frames, divided by the regularised illumination, where the frames lie.
 
         The sum itself is overwritten; pixels that no frame touches are 0.
         """
         index = self._index_touched()
-        if index is None:
-            return self._object.div_(self._regularize(self._illumination))
-        flat, illumination = self._object.view(-1), self._illumination.view(-1)[index]
-        # Pixels of several frames are written several times, with the same value.
-        self._change = flat[index].div_(self._regularize(illumination))
-        flat.scatter_(0, index, self._change)
+        self._changes = []
+        for numerator, illumination in zip(self._object, self._illumination, strict=True):
+            if index is None:
+                numerator.div_(self._regularize(illumination))
+                continue
+            flat = numerator.view(-1)
+            # Pixels of several frames are written several times, with the same value.
+            change = flat[index].div_(self._regularize(illumination.view(-1)[index]))
+            flat.scatter_(0, index, change)
+            self._changes.append(change)
         return self._object
 
     def compute_probe_change(self) -> Complex[Tensor, "p n n"]:
         """Return the sum over the frames, divided by the regularised transmission."""
         return self._probe / self._regularize(self._transmission)
 
-    def apply_to(self, object: Complex[Tensor, "h w"], step: float | Tensor) -> None:
+    def apply_to(self, slices: Complex[Tensor, "slices h w"], step: float | Tensor) -> None:
         """Add `step` times the change of the object that was computed, in place, where the frames lie."""
         index = self._index_touched()
         if index is None:
-            object.add_(self._object * step)
+            slices.add_(self._object * step)
             return
-        assert self._change is not None
-        flat = object.view(-1)
-        flat.scatter_(0, index, flat[index].add_(self._change.mul_(step)))
+        for each, change in zip(slices, self._changes, strict=True):
+            flat = each.view(-1)
+            flat.scatter_(0, index, flat[index].add_(change.mul_(step)))
 
     def clear(self) -> None:
         """Begin the next update."""
@@ -128,16 +141,16 @@ class AccumulatedUpdate:
             self._object.zero_()
             self._illumination.zero_()
         else:
-            self._object.view(-1).scatter_(0, index, 0)
-            self._illumination.view(-1).scatter_(0, index, 0)
+            for field in (*self._object, *self._illumination):
+                field.view(-1).scatter_(0, index, 0)
         self._probe.zero_()
         self._transmission.zero_()
-        self._corners_px, self._index, self._change, self.frames = [], None, None, 0
+        self._corners_px, self._index, self._changes, self.frames = [], None, [], 0
 
     def _index_touched(self) -> Tensor | None:
         """Return the flat indices of all pixels of the frames, or None where that would be most of the canvas."""
         n_px = self._probe.shape[-1]
-        if self.frames * (n_px + 1) ** 2 > _WHOLE_CANVAS_FRACTION * self._object.numel():
+        if self.frames * (n_px + 1) ** 2 > _WHOLE_CANVAS_FRACTION * self._object[0].numel():
             return None
         if self._index is None:
             self._index = index_inside(torch.cat(self._corners_px), n_px + 1, self._object.shape[-1])
@@ -145,6 +158,19 @@ class AccumulatedUpdate:
 
     def _regularize(self, curvature: Tensor) -> Tensor:
         return (1 - self._alpha) * curvature + self._alpha * curvature.max()
+
+
+def _measure_transmission_behind(patches: Complex[Tensor, "slices k n n"]) -> list[Tensor | None]:
+    """Measure the part of the light that passes all slices behind each one, in the mean of each patch; None behind the
+    last.
+
+    The curvature of the misfit by a slice is less by this part.
+    """
+    parts: list[Tensor | None] = [None]
+    for patch in patches[1:].flip(0):
+        part = (patch.real.square() + patch.imag.square()).mean((1, 2))
+        parts.append(part if parts[-1] is None else part * parts[-1])
+    return parts[::-1]
 
 
 def add_momentum_in_place(values: Tensor, velocity: Tensor, anchor: Tensor, momentum: float) -> None:

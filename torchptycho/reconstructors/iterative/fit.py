@@ -9,25 +9,44 @@ import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
+from torchptycho.physics.multislice import pass_through_slices
 from torchptycho.physics.propagation import FAR_FIELD, Propagator
 from torchptycho.physics.wave_correction import compute_residuals, limit_poisson_change, project_amplitude
 from torchptycho.reconstructors.iterative.reducer import Reducer
 
-__all__ = ["EpochFit", "ReducedChiSquared", "compute_wave_correction", "propagate_to_detector", "scale_wave"]
+__all__ = [
+    "EpochFit",
+    "ReducedChiSquared",
+    "compute_wave_correction",
+    "propagate_to_detector",
+    "scale_wave",
+    "sum_intensity",
+]
 
 
 def propagate_to_detector(
-    patches: Complex[Tensor, "k n n"], probe: Complex[Tensor, "*frames p n n"], propagator: Propagator = FAR_FIELD
+    patches: Complex[Tensor, "*slices k n n"],
+    probe: Complex[Tensor, "*frames p n n"],
+    propagator: Propagator = FAR_FIELD,
+    gap: Propagator | None = None,
 ) -> tuple[Complex[Tensor, "k p n n"], Float[Tensor, "k n n"]]:
     """Return the waves on the detector (in the far field with the zero frequency at [0, 0]) and their summed
     intensity.
 
     Arguments:
+        patches: of a thin object, or of each slice of a thick one.
         probe: one for all frames, or that of each.
+        gap: from one slice to the next, of a thick object.
     """
-    wave = propagator.forward(patches[:, None] * probe)
+    slices = patches[None] if patches.ndim == 3 else patches
+    wave = propagator.forward(pass_through_slices(slices, probe, gap).exit)
+    return wave, sum_intensity(wave)
+
+
+def sum_intensity(wave: Complex[Tensor, "k p n n"]) -> Float[Tensor, "k n n"]:
+    """Sum the intensity of the modes."""
     intensity = wave.real.square() + wave.imag.square()
-    return wave, intensity[:, 0] if probe.shape[-3] == 1 else intensity.sum(1)
+    return intensity[:, 0] if wave.shape[1] == 1 else intensity.sum(1)
 
 
 def scale_wave(wave: Complex[Tensor, "k p n n"], factor: Float[Tensor, "k #p n n"]) -> Complex[Tensor, "k p n n"]:

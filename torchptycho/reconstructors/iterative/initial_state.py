@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 
@@ -17,6 +18,7 @@ from torchptycho.physics.scaling import compute_probe_factor
 from torchptycho.reconstructors.iterative.probe_modes import find_empty_modes, orthogonalize_modes, set_mode_count
 from torchptycho.reconstructors.iterative.problem import Problem
 from torchptycho.reconstructors.iterative.state import RefinementState
+from torchptycho.reconstructors.iterative.thick_object import split_into_slices
 from torchptycho.reconstructors.iterative.variable_probe import begin_variation, take_over_variation
 
 _log = logging.getLogger(__name__)
@@ -86,7 +88,7 @@ def initialize_state(
             )
         start_px = torch.from_numpy(start.positions_px).to(problem.device)
         positions_px = limit_positions(start_px, positions_px, config) if moves else start_px
-    object = _make_uniform_object(problem, modes) if start is None else _crop_start_to_canvas(problem, start)
+    object = _begin_object(problem, modes, start, config.n_slices)
     state = RefinementState.begin(object, modes, positions_px)
     if config.opr_modes or config.frame_scale:
         begin_variation(state, config.opr_modes, config.refine_seed)
@@ -95,6 +97,25 @@ def initialize_state(
     if config.background:
         state.background += _INITIAL_BACKGROUND * problem.scaling.photons_per_frame / problem.n_px**2
     return state
+
+
+def _begin_object(problem: Problem, modes: Tensor, start: Reconstruction | None, n_slices: int) -> Tensor:
+    """Begin with a uniform object or an earlier image; an image without slices is copied into them.
+
+    Raises:
+        ConfigError: the start has another number of slices.
+    """
+    if start is None:
+        return split_into_slices(_make_uniform_object(problem, modes), n_slices)
+    if start.object.ndim == 2:
+        return split_into_slices(_crop_start_to_canvas(problem, start), n_slices)
+    if len(start.object) != n_slices:
+        raise ConfigError(
+            f"start: expected an image of one slice or of n_slices, {n_slices}; found one of {len(start.object)}. Set "
+            f"n_slices to {len(start.object)}, or start from another image."
+        )
+    slices = [dataclasses.replace(start, object=each) for each in start.object]
+    return torch.stack([_crop_start_to_canvas(problem, each) for each in slices])
 
 
 def _make_uniform_object(problem: Problem, probe: Tensor) -> Tensor:

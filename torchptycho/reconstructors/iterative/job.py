@@ -47,6 +47,7 @@ from torchptycho.reconstructors.iterative.rpie import choose_batch_size
 from torchptycho.reconstructors.iterative.shares import count_useful_processes
 from torchptycho.reconstructors.iterative.start_matching import match_start
 from torchptycho.reconstructors.iterative.state import RefinementState
+from torchptycho.reconstructors.iterative.thick_object import check_slices, choose_spacing_m
 from torchptycho.reconstructors.iterative.variable_probe import check_variation
 
 __all__ = ["refine", "refine_side_by_side"]
@@ -120,6 +121,7 @@ def refine(
         check_output_file(state_file, option="state_file")
     check_regularization(settings)
     check_variation(settings, scan.n_frames)
+    check_slices(settings, scan)
     places = _choose_devices(scan, settings, device, devices, nodes, launched)
     job = RefinementJob(
         scan=scan,
@@ -166,6 +168,7 @@ def refine_side_by_side(
     check_regularization(config)
     for scan in scans:
         check_variation(config, scan.n_frames)
+        check_slices(config, scan)
     found = find_devices(device, devices, option="device")
     each = len(found) // len(scans)
     with contextlib.ExitStack() as stack:
@@ -231,7 +234,14 @@ def _run_job(job: RefinementJob, device: torch.device, reducer: Reducer, notify:
     scan, config = job.scan, job.config
     with (
         torch.no_grad(),
-        open_problem(scan, margin_px=job.margin_px, device=device, scratch=job.scratch, reducer=reducer) as problem,
+        open_problem(
+            scan,
+            margin_px=job.margin_px,
+            device=device,
+            scratch=job.scratch,
+            reducer=reducer,
+            slice_spacing_m=choose_spacing_m(config, scan),
+        ) as problem,
     ):
         if job.state_file is not None and _can_resume(job.state_file, resume=job.resume):
             state = RefinementState.load(job.state_file, job.fingerprint, device)

@@ -18,6 +18,7 @@ from torchptycho.reconstructors.iterative.prior_steps import check_regularizatio
 from torchptycho.reconstructors.iterative.problem import lay_out_canvas
 from torchptycho.reconstructors.iterative.rpie import choose_batch_size
 from torchptycho.reconstructors.iterative.shares import count_useful_processes
+from torchptycho.reconstructors.iterative.thick_object import check_slices
 from torchptycho.reconstructors.iterative.variable_probe import check_variation
 
 __all__ = ["plan_refinement"]
@@ -43,6 +44,7 @@ def plan_refinement(
     refuse_several_scans(scan, "a refinement")
     check_regularization(settings)
     check_variation(settings, scan.n_frames)
+    check_slices(settings, scan)
     check_scan_field(scan)
     place = find_devices(device, devices, option="device")[0]
     batch_size = choose_batch_size(settings, scan.n_frames)
@@ -60,7 +62,7 @@ def plan_refinement(
         "frames_described": frames.describe(),
         "frames_bytes": frames.n_bytes,
         "canvas_px": list(canvas_px),
-        "canvas_bytes": _CANVASES * 8 * math.prod(canvas_px),
+        "canvas_bytes": _CANVASES * 8 * settings.n_slices * math.prod(canvas_px),
         "epochs": settings.epochs,
         "batch_size": batch_size,
         "updates_per_epoch": math.ceil(scan.n_frames / batch_size),

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Complex, Float, Float64, Int64
 from torch import Tensor
 
+from torchptycho.physics.multislice import propagate_object_change
 from torchptycho.physics.patches import extract_derivatives
+from torchptycho.physics.propagation import Propagator
 from torchptycho.reconstructors.iterative.reducer import Reducer
 
 __all__ = ["PositionSteps", "add_momentum", "fit_linear_part", "random_search"]
@@ -81,21 +83,56 @@ class PositionSteps:
     def add(
         self,
         index: Int64[Tensor, " k"],
-        object: Complex[Tensor, "h w"],
-        probe: Complex[Tensor, "*frames p n n"],
+        slices: Complex[Tensor, "slices h w"],
+        patches: Complex[Tensor, "slices k n n"],
+        incident: Sequence[Complex[Tensor, "..."]],
         corners_px: Float[Tensor, "k 2"],
-        exit_change: Complex[Tensor, "k p n n"],
+        changes: Sequence[Complex[Tensor, "k p n n"]],
+        gap: Propagator | None = None,
     ) -> None:
-        """Add one batch of frames, at the estimate that `exit_change` was computed for."""
+        """Add one batch of frames, at the estimate that the changes were computed for.
+
+        Arguments:
+            slices: of the object.
+            patches: of each slice.
+            incident: waves in front of each slice.
+            changes: of each frame's waves behind each slice.
+            gap: from one slice to the next.
+        """
+        exit_change = changes[-1]
+        self.residual[index] = exit_change.abs().square().sum((1, 2, 3)).double()
+        if len(slices) > 1:
+            self._add_thick(index, slices, patches, incident, corners_px, exit_change, gap)
+            return
+        object, probe = slices[0], incident[0]
         power = (probe.real.square() + probe.imag.square()).sum(-3)
         backprojection = (exit_change * probe.conj()).sum(1)
         dy, dx = extract_derivatives(object, corners_px, probe.shape[-1])
         columns = torch.stack([dy, dx], 1)
         weighted = torch.view_as_real(columns * power.unsqueeze(-3)).flatten(2)
         plain = torch.view_as_real(columns).flatten(2)
-        self.residual[index] = exit_change.abs().square().sum((1, 2, 3)).double()
         self._curvature[index] = (weighted @ plain.mT).double()
         self._slope[index] = (plain @ torch.view_as_real(backprojection).flatten(1)[..., None])[..., 0].double()
+
+    def _add_thick(
+        self,
+        index: Int64[Tensor, " k"],
+        slices: Complex[Tensor, "slices h w"],
+        patches: Complex[Tensor, "slices k n n"],
+        incident: Sequence[Complex[Tensor, "..."]],
+        corners_px: Float[Tensor, "k 2"],
+        exit_change: Complex[Tensor, "k p n n"],
+        gap: Propagator | None,
+    ) -> None:
+        """Add frames of a thick object, whose exit wave depends on the position through every slice."""
+        of_slices = [extract_derivatives(each, corners_px, patches.shape[-1]) for each in slices]
+        columns = [
+            torch.view_as_real(propagate_object_change(each, patches, incident, gap)).flatten(1)
+            for each in zip(*of_slices, strict=True)
+        ]
+        design = torch.stack(columns, 1)
+        self._curvature[index] = (design @ design.mT).double()
+        self._slope[index] = (design @ torch.view_as_real(exit_change).flatten(1)[..., None])[..., 0].double()
 
     def add_others(self, reducer: Reducer) -> None:
         """Add the frames of the other processes."""

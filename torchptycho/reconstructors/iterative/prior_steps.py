@@ -158,6 +158,10 @@ def _append(state: RefinementState, name: str, value: float) -> None:
 def _list_kinds(config: RefineConfig) -> tuple[str, ...]:
     """List the kinds of priors that may act."""
     kind, by_hand = config.regularization, config.tv_weight or config.smoothness_weight
+    # Held-out counts have not been shown to choose well where slices share what the counts determine.
+    by_choice = kind == "auto" or (kind == "tv" and config.regularization_strength is None)
+    if config.n_slices > 1 and by_choice:
+        return ()
     if kind == "none" or config.polish == 0 or (kind == "auto" and by_hand):
         return ()
     return ("tv", "learned") if kind == "auto" else (kind,)

@@ -29,6 +29,7 @@ from torchptycho.reconstructors.iterative.frame_source import (
 )
 from torchptycho.reconstructors.iterative.reducer import ONE_PROCESS, Reducer
 from torchptycho.reconstructors.iterative.shares import assign_frames
+from torchptycho.reconstructors.iterative.thick_object import build_scan_gap, compute_gap_depth
 
 __all__ = ["Problem", "lay_out_canvas", "measure_variation", "open_problem"]
 
@@ -48,6 +49,9 @@ class Problem:
         origin_px, shape: where the canvas begins, in object pixels, and its size.
         dtype: of the arithmetic: complex64 or complex128.
         propagator: from the sample to the detector and back.
+        gap: from one slice of a thick object to the next; None for a thin one.
+        slice_spacing_m: distance d between them.
+        gap_depth: the same in units of p^2 / lambda, for an object pixel p.
         variation: how far the frames differ from their mean, in the measure of the residual of a fit; see
             `measure_variation`.
         order: draws the order of the frames in each pass; None takes all of them at random.
@@ -62,6 +66,9 @@ class Problem:
     shape: tuple[int, int]
     dtype: torch.dtype = torch.complex64
     propagator: Propagator = FAR_FIELD
+    gap: Propagator | None = None
+    slice_spacing_m: float | None = None
+    gap_depth: float = 0.0
     variation: float = 0.0
     order: FrameOrder | None = None
     reducer: Reducer = ONE_PROCESS
@@ -166,6 +173,7 @@ def open_problem(
     dtype: torch.dtype = torch.complex64,
     scratch: str | Path | None = None,
     reducer: Reducer = ONE_PROCESS,
+    slice_spacing_m: float | None = None,
 ) -> Iterator[Problem]:
     """Read and check the frames of a scan, and lay out its canvas.
 
@@ -175,6 +183,7 @@ def open_problem(
         scratch: folder for a temporary copy of frames that are too many for the memory and that their file cannot give
             in any order; None takes the system's.
         reducer: the processes that share the frames. Each checks all of them and keeps its own.
+        slice_spacing_m: distance between the slices of a thick object, see `thick_object.choose_spacing_m`.
 
     Raises:
         ScanError: a frame holds what no detector counts, the frames of a far-field scan are near-field images, or a
@@ -203,6 +212,9 @@ def open_problem(
             variation=measure_variation(intensity, amplitude, scan.n_frames),
             dtype=dtype,
             propagator=propagator,
+            gap=build_scan_gap(scan, slice_spacing_m, dtype=dtype, device=device),
+            slice_spacing_m=slice_spacing_m,
+            gap_depth=compute_gap_depth(scan, slice_spacing_m),
             order=order,
             reducer=reducer,
             is_own=None if own is None else torch.from_numpy(own).to(device),

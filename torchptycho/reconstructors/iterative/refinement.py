@@ -38,6 +38,7 @@ from torchptycho.reconstructors.iterative.schedule import (
     plan_frames_per_update,
 )
 from torchptycho.reconstructors.iterative.state import RefinementState
+from torchptycho.reconstructors.iterative.thick_object import balance_slices, smooth_slices
 from torchptycho.reconstructors.iterative.variable_probe import fix_variation_gauge
 
 __all__ = ["EpochCallback", "build_fingerprint", "build_reconstruction", "run_epochs"]
@@ -78,6 +79,8 @@ def run_epochs(
                 state.replace_modes(orthogonalize_modes(state.probe))
             state.fix_gauge()
             prior.apply(state, solver)
+            if config.slice_smoothing:
+                state.object = smooth_slices(state.slices, state.probe, problem.gap_depth, config.slice_smoothing)
             # Sums are the same in all processes, but not what different machines make of them.
             state.copy_from_first(problem.reducer)
             if solver is not None:
@@ -192,12 +195,16 @@ def build_reconstruction(
         "versions": collect_versions(),
         "seconds": round(state.seconds, 3),
     }
+    valid = coverage >= MIN_COVERAGE
+    object = state.object.cpu().numpy()
+    object = object if object.ndim == 2 else balance_slices(object, valid)
     return Reconstruction(
-        object=np.where(coverage > 1e-9, state.object.cpu().numpy(), 0).astype(np.complex64),
+        object=np.where(coverage > 1e-9, object, 0).astype(np.complex64),
         coverage=coverage,
-        valid=coverage >= MIN_COVERAGE,
+        valid=valid,
         origin_px=problem.origin_px,
         object_pixel_m=scan.geometry.with_object_pixel(scan.n_px).object_pixel_m,
+        slice_spacing_m=problem.slice_spacing_m,
         provenance=provenance,
         probe=state.probe.to(torch.complex64).cpu().numpy(),
         opr_modes=state.opr_modes.to(torch.complex64).cpu().numpy().copy() if config.opr_modes else None,

@@ -1,4 +1,4 @@
-"""Penalties on the object: smoothness and total variation."""
+"""Penalties on the object, or on each slice of a thick one: smoothness and total variation."""
 
 from __future__ import annotations
 
@@ -15,20 +15,22 @@ __all__ = ["Regularizer", "TotalVariation", "apply_penalty_step", "compute_penal
 _TV_SMOOTHING = 0.01
 
 
-def apply_penalty_step(object: Complex[Tensor, "h w"], smoothness: float, tv: float) -> Complex[Tensor, "h w"]:
+def apply_penalty_step(
+    object: Complex[Tensor, "*slices h w"], smoothness: float, tv: float
+) -> Complex[Tensor, "*slices h w"]:
     """Take one explicit step down the gradients of both penalties, short enough not to overshoot."""
     down, right = _compute_differences(object)
     weight_down, weight_right = (smoothness + tv / (d.abs().square() + _TV_SMOOTHING**2).sqrt() for d in (down, right))
     flow_down, flow_right = (torch.clamp(w, max=0.125) * d for w, d in ((weight_down, down), (weight_right, right)))
     step = torch.zeros_like(object)
-    step[:-1] += flow_down
-    step[1:] -= flow_down
-    step[:, :-1] += flow_right
-    step[:, 1:] -= flow_right
+    step[..., :-1, :] += flow_down
+    step[..., 1:, :] -= flow_down
+    step[..., :-1] += flow_right
+    step[..., 1:] -= flow_right
     return object + step
 
 
-def compute_penalty(object: Complex[Tensor, "h w"], smoothness: float, tv: float) -> Float[Tensor, ""]:
+def compute_penalty(object: Complex[Tensor, "*slices h w"], smoothness: float, tv: float) -> Float[Tensor, ""]:
     """Compute the penalties, mean over the pixels: smoothness |d|^2 / 2 + tv (sqrt(|d|^2 + s^2) - s)."""
     total = object.real.new_zeros(())
     for d in _compute_differences(object):
@@ -38,7 +40,7 @@ def compute_penalty(object: Complex[Tensor, "h w"], smoothness: float, tv: float
 
 
 def _compute_differences(object: Tensor) -> tuple[Tensor, Tensor]:
-    return object[1:] - object[:-1], object[:, 1:] - object[:, :-1]
+    return object[..., 1:, :] - object[..., :-1, :], object[..., 1:] - object[..., :-1]
 
 
 @runtime_checkable
@@ -46,8 +48,8 @@ class Regularizer(Protocol):
     """A prior that the object takes a step towards, once in each epoch of polishing."""
 
     def denoise(
-        self, object: Complex[Tensor, "h w"], photons_per_px: Float[Tensor, "h w"], strength: float
-    ) -> Complex[Tensor, "h w"]:
+        self, object: Complex[Tensor, "*slices h w"], photons_per_px: Float[Tensor, "h w"], strength: float
+    ) -> Complex[Tensor, "*slices h w"]:
         """Take a proximal step on the whole canvas.
 
         Arguments:
@@ -68,13 +70,13 @@ class TotalVariation:
         self._alpha = alpha
 
     def denoise(
-        self, object: Complex[Tensor, "h w"], photons_per_px: Float[Tensor, "h w"], strength: float
-    ) -> Complex[Tensor, "h w"]:
+        self, object: Complex[Tensor, "*slices h w"], photons_per_px: Float[Tensor, "h w"], strength: float
+    ) -> Complex[Tensor, "*slices h w"]:
         """Take the proximal step of the total variation, weighted at each pixel by `strength` times its noise."""
         return denoise_total_variation(object, strength / (2 * self._regularize(photons_per_px)).sqrt())
 
     def compute_penalty(
-        self, object: Complex[Tensor, "h w"], photons_per_px: Float[Tensor, "h w"], strength: float
+        self, object: Complex[Tensor, "*slices h w"], photons_per_px: Float[Tensor, "h w"], strength: float
     ) -> Float[Tensor, ""]:
         """Compute what half the deviance of all counts needs in addition for the fixed point of `denoise`.
 
@@ -91,8 +93,8 @@ class TotalVariation:
 
 
 def denoise_total_variation(
-    object: Complex[Tensor, "h w"], weight: Float[Tensor, "h w"], n_steps: int = 10
-) -> Complex[Tensor, "h w"]:
+    object: Complex[Tensor, "*slices h w"], weight: Float[Tensor, "h w"], n_steps: int = 10
+) -> Complex[Tensor, "*slices h w"]:
     """Minimise |u - object|^2 / 2 + sum weight |gradient of u| by accelerated projections of the dual variable.
 
     The gradient of a complex image has four real components, so that edges of phase and amplitude count together.
@@ -118,13 +120,13 @@ def denoise_total_variation(
 
 def _compute_gradient(object: Tensor) -> tuple[Tensor, Tensor]:
     down, right = torch.zeros_like(object), torch.zeros_like(object)
-    down[:-1], right[:, :-1] = _compute_differences(object)
+    down[..., :-1, :], right[..., :-1] = _compute_differences(object)
     return down, right
 
 
 def _apply_adjoint(down: Tensor, right: Tensor) -> Tensor:
     """Adjoint of `_compute_gradient`."""
     image = -(down + right)
-    image[1:] += down[:-1]
-    image[:, 1:] += right[:, :-1]
+    image[..., 1:, :] += down[..., :-1, :]
+    image[..., 1:] += right[..., :-1]
     return image

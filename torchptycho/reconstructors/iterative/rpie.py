@@ -12,7 +12,13 @@ from jaxtyping import Bool, Complex, Float, Float64, Int64
 from torch import Tensor
 
 from torchptycho.core.config import RefineConfig
-from torchptycho.physics.patches import extract_inside
+from torchptycho.physics.multislice import (
+    SliceWaves,
+    backpropagate_change,
+    pass_through_slices,
+    propagate_object_change,
+)
+from torchptycho.physics.patches import extract_slices
 from torchptycho.reconstructors.iterative.canvas_update import AccumulatedUpdate, add_momentum_in_place
 from torchptycho.reconstructors.iterative.fit import (
     EpochFit,
@@ -20,6 +26,7 @@ from torchptycho.reconstructors.iterative.fit import (
     compute_wave_correction,
     propagate_to_detector,
     scale_wave,
+    sum_intensity,
 )
 from torchptycho.reconstructors.iterative.position_correction import PositionSteps
 from torchptycho.reconstructors.iterative.problem import Problem
@@ -70,31 +77,33 @@ def run_epoch(
     variation = VariationFit(problem, state, config) if varies and (update_probe or config.frame_scale) else None
     for number, (batch, (index, counts)) in enumerate(zip(batches, problem.iterate_counts(batches), strict=True), 1):
         corners_px = problem.compute_corners_px(state.positions_px[index])
-        patches = extract_inside(state.object, corners_px, problem.n_px)
-        probe = state.build_probe(index)
-        wave, intensity = propagate_to_detector(patches, probe, problem.propagator)
+        patches = extract_slices(state.slices, corners_px, problem.n_px)
+        waves = pass_through_slices(patches, state.build_probe(index), problem.gap)
+        wave = problem.propagator.forward(waves.exit)
+        intensity = sum_intensity(wave)
         if background is not None:
             intensity = intensity + state.background
         if variation is not None:
             wave, intensity = variation.fit_frames(batch, index, patches, wave, intensity, counts)
-            probe = state.build_probe(index)
+            waves = pass_through_slices(patches, state.build_probe(index), problem.gap)
         if background is not None:
             background.add(intensity, counts)
         change = compute_wave_correction(intensity, counts, problem.mask_or_none, config.likelihood, misfit)
         exit_change = problem.propagator.adjoint(scale_wave(wave, change[:, None]))
+        changes = backpropagate_change(patches, exit_change, problem.gap)
         if shifts is not None:
-            shifts.add(index, state.object, probe, corners_px, exit_change)
+            shifts.add(index, state.slices, patches, waves.incident, corners_px, changes, problem.gap)
         touched_px = corners_px if index is batch else problem.compute_corners_px(state.positions_px[batch])
         scale = state.frame_scale[index] if state.has_variable_probe else None
         gathered.add(
-            patches, probe, corners_px, exit_change, update_probe=update_probe, touched_px=touched_px, scale=scale
+            patches, waves.incident, corners_px, changes, update_probe=update_probe, touched_px=touched_px, scale=scale
         )
         if variation is not None and update_probe:
-            variation.accumulate(index, len(batch), patches, exit_change)
+            variation.accumulate(index, len(batch), patches[0], changes[0])
         if number * n_updates // len(batches) > (number - 1) * n_updates // len(batches):
             gathered.add_others(problem.reducer)
             _apply_update(
-                gathered, state, config, problem, batch, patches, probe, corners_px, exit_change, update_probe
+                gathered, state, config, problem, batch, patches, waves, corners_px, exit_change, update_probe
             )
             gathered.clear()
             if variation is not None:
@@ -128,8 +137,8 @@ def compute_frame_misfits(
     ):
         probe, found = state.build_probe(part), []
         for places in trials_px:
-            patches = extract_inside(state.object, problem.compute_corners_px(places), problem.n_px)
-            _, intensity = propagate_to_detector(patches, probe, problem.propagator)
+            patches = extract_slices(state.slices, problem.compute_corners_px(places), problem.n_px)
+            _, intensity = propagate_to_detector(patches, probe, problem.propagator, problem.gap)
             expected = intensity + state.background if config.background else intensity
             change = compute_wave_correction(
                 expected, counts, problem.mask_or_none, config.likelihood, ReducedChiSquared(state.background)
@@ -139,13 +148,14 @@ def compute_frame_misfits(
     return problem.collect(torch.cat(misfits), index).T
 
 
-def measure_misfit(problem: Problem, state: RefinementState, object: Complex[Tensor, "h w"]) -> float:
+def measure_misfit(problem: Problem, state: RefinementState, object: Complex[Tensor, "*slices h w"]) -> float:
     """Measure the misfit of an object with the probe, positions and background of the state; nothing is updated."""
     misfit = ReducedChiSquared(state.background)
     batches = torch.split(torch.arange(problem.n_frames, device=problem.device), _MAX_BATCH_SIZE)
     for index, counts in problem.iterate_counts(batches):
-        patches = extract_inside(object, problem.compute_corners_px(state.positions_px[index]), problem.n_px)
-        _, intensity = propagate_to_detector(patches, state.build_probe(index), problem.propagator)
+        corners_px = problem.compute_corners_px(state.positions_px[index])
+        patches = extract_slices(object[None] if object.ndim == 2 else object, corners_px, problem.n_px)
+        _, intensity = propagate_to_detector(patches, state.build_probe(index), problem.propagator, problem.gap)
         compute_wave_correction(intensity + state.background, counts, problem.mask_or_none, "poisson", misfit)
     misfit.add_others(problem.reducer)
     return misfit.compute(problem.n_good_pixels)
@@ -170,8 +180,8 @@ def _apply_update(
     config: RefineConfig,
     problem: Problem,
     batch: Int64[Tensor, " frames"],
-    patches: Complex[Tensor, "k n n"],
-    probe: Complex[Tensor, "*frames p n n"],
+    patches: Complex[Tensor, "slices k n n"],
+    waves: SliceWaves,
     corners_px: Float[Tensor, "k 2"],
     exit_change: Complex[Tensor, "k p n n"],
     update_probe: bool,
@@ -181,15 +191,18 @@ def _apply_update(
     probe_change = gathered.compute_probe_change() if update_probe else None
     if probe_change is not None and gathered.frames >= _SCALE_FREE_FRACTION * problem.n_frames:
         probe_change = _remove_scale(probe_change, state.probe)
-    step: float | Tensor = config.step
+    # All slices change at once, and each follows in full what the exit wave asks for.
+    step: float | Tensor = config.step / len(patches)
     probe_step: float | Tensor = config.step
     if config.method == "lsqml":
-        products = _compute_step_products(
-            extract_inside(update, corners_px, problem.n_px), probe, patches, probe_change, exit_change
+        by_object = propagate_object_change(
+            extract_slices(update, corners_px, problem.n_px), patches, waves.incident, problem.gap
         )
+        by_probe = None if probe_change is None else pass_through_slices(patches, probe_change, problem.gap).exit
+        products = _compute_step_products(by_object, by_probe, exit_change)
         lengths = _solve_step_lengths(problem.collect(products, batch))
         step, probe_step = (config.step * length for length in lengths)
-    gathered.apply_to(state.object, step)
+    gathered.apply_to(state.slices, step)
     if probe_change is not None:
         state.probe = state.probe + probe_step * probe_change
     if config.smoothness_weight or config.tv_weight:
@@ -212,18 +225,14 @@ def _remove_scale(update: Complex[Tensor, "p n n"], probe: Complex[Tensor, "p n 
 
 
 def _compute_step_products(
-    update: Complex[Tensor, "k n n"],
-    probe: Complex[Tensor, "*frames p n n"],
-    patches: Complex[Tensor, "k n n"],
-    probe_change: Complex[Tensor, "p n n"] | None,
+    by_object: Complex[Tensor, "k p n n"],
+    by_probe: Complex[Tensor, "k p n n"] | None,
     exit_change: Complex[Tensor, "k p n n"],
 ) -> Float[Tensor, "k products"]:
     """Compute what the step lengths follow from, for each frame: <a, a>, <a, c>, and with a change of the probe
     <b, b>, <b, c>, <a, b>; a and b are the changes of the exit wave by object and probe, c is the wanted one."""
-    by_object = update[:, None] * probe
     pairs = [(by_object, by_object), (by_object, exit_change)]
-    if probe_change is not None:
-        by_probe = patches[:, None] * probe_change
+    if by_probe is not None:
         pairs += [(by_probe, by_probe), (by_probe, exit_change), (by_object, by_probe)]
     return torch.stack([_compute_inner_products(a, b) for a, b in pairs], 1)
 

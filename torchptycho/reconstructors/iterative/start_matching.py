@@ -71,7 +71,7 @@ def match_start(start: Reconstruction, scan: Scan) -> Reconstruction:
     """
     pixel_m = scan.geometry.with_object_pixel(scan.n_px).object_pixel_m
     change = _find_change(start, scan, pixel_m)
-    extent_px = float(max(*start.object.shape, *np.abs(start.origin_px)))
+    extent_px = float(max(*start.object.shape[-2:], *np.abs(start.origin_px)))
     if not change.moves(extent_px):
         return dataclasses.replace(start, **_match_probe(start, scan, pixel_m))
     if not 1 / _MAX_SCALE <= change.scale <= _MAX_SCALE:
@@ -79,6 +79,12 @@ def match_start(start: Reconstruction, scan: Scan) -> Reconstruction:
             f"start: its object pixels are {change.scale:.4g} times as large as the scan's"
             f"{_describe_pixels(start.object_pixel_m, pixel_m)}. Correct the unit of energy, distance, detector pixel "
             "or positions, or refine without a start."
+        )
+    if start.object.ndim == 3:
+        raise ConfigError(
+            f"start: expected an image with the scan's pixels, because it has {len(start.object)} slices; found one of "
+            f"another geometry{_describe_pixels(start.object_pixel_m, pixel_m)}. Read the scan as then, or refine "
+            "without a start."
         )
     moved = resample_image(start, 1 / change.scale, pixel_m, change.shift_px)
     _log.warning(

@@ -37,7 +37,7 @@ class RefinementState:
     """The estimate so far, on the device.
 
     Arguments:
-        object: [H, W] on the problem's canvas.
+        object: [H, W] on the problem's canvas; [S, H, W], the slices of a thick object.
         probe: [P, N, N] in sqrt(photons).
         positions_px: [M, 2] float64, (y, x) in object pixels.
         drift_px: [M, 2] what the positions last moved by, which is their momentum.
@@ -58,13 +58,13 @@ class RefinementState:
         seconds: time spent, over all sessions.
     """
 
-    object: Complex[Tensor, "h w"]
+    object: Complex[Tensor, "*slices h w"]
     probe: Complex[Tensor, "p n n"]
     positions_px: Float64[Tensor, "m 2"]
     drift_px: Float64[Tensor, "m 2"]
     background: Float[Tensor, "n n"]
-    velocity: Complex[Tensor, "h w"]
-    anchor: Complex[Tensor, "h w"]
+    velocity: Complex[Tensor, "*slices h w"]
+    anchor: Complex[Tensor, "*slices h w"]
     probe_velocity: Complex[Tensor, "p n n"]
     probe_anchor: Complex[Tensor, "p n n"]
     opr_modes: Complex[Tensor, "v n n"]
@@ -101,6 +101,11 @@ class RefinementState:
             probe_area_px=float(compute_area_px(probe)),
             center_px=find_center_of_mass(probe),
         )
+
+    @property
+    def slices(self) -> Complex[Tensor, "s h w"]:
+        """The slices of the object, in the memory of `object`: one of a thin object."""
+        return self.object.unsqueeze(0) if self.object.ndim == 2 else self.object
 
     @property
     def has_variable_probe(self) -> bool:
@@ -146,8 +151,10 @@ class RefinementState:
         """Multiply the probe by a factor and divide the object by it, which no count depends on."""
         for name in ("probe", "probe_velocity", "probe_anchor", "opr_modes"):
             getattr(self, name).mul_(factor)
+        # Of a thick object every slice takes the same part.
+        of_slice = factor if self.object.ndim == 2 else factor ** (1 / len(self.object))
         for name in ("object", "velocity", "anchor"):
-            getattr(self, name).mul_(1 / factor)
+            getattr(self, name).mul_(1 / of_slice)
 
     def replace_modes(self, probe: Complex[Tensor, "p n n"]) -> None:
         """Take the same light in other modes; what momentum the old ones had means nothing to them."""

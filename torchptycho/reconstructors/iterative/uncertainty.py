@@ -103,6 +103,11 @@ def estimate_uncertainty(
             f"image: expected a refinement of {scan.source} ({scan.n_frames} frames of {scan.n_px} px); found one of "
             f"{len(image.positions_px)} frames of {image.probe.shape[-1]} px."
         )
+    if image.object.ndim == 3:
+        raise ConfigError(
+            f"image: expected a thin object; found one of {len(image.object)} slices, whose uncertainty is not "
+            "estimated. Refine it without uncertainty."
+        )
     if replicas < 1:
         raise ConfigError(f"replicas: expected 1 or more; found {replicas}.")
     settings = as_config(RefineConfig, image.provenance["refine"] if config is None else config)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torchptycho.core.config import RefineConfig
 from torchptycho.core.errors import ConfigError
 from torchptycho.core.reconstruction import Reconstruction
+from torchptycho.physics.multislice import pass_through_slices
 from torchptycho.physics.variable_probe import (
     mix_modes,
     orthogonalize_variation,
@@ -107,7 +108,7 @@ class VariationFit:
         self,
         batch: Int64[Tensor, " frames"],
         index: Int64[Tensor, " k"],
-        patches: Complex[Tensor, "k n n"],
+        patches: Complex[Tensor, "slices k n n"],
         wave: Complex[Tensor, "k p n n"],
         intensity: Float[Tensor, "k n n"],
         counts: Float[Tensor, "k n n"],
@@ -120,11 +121,13 @@ class VariationFit:
         Arguments:
             batch: the frames of all processes.
             index: those of this process.
+            patches: of each slice of the object.
             intensity: with background.
         """
         state = self._state
         scale = state.frame_scale[index]
-        columns = (patches * scale[:, None, None])[:, None] * state.opr_modes
+        first = (patches[0] * scale[:, None, None])[None]
+        columns = pass_through_slices(torch.cat([first, patches[1:]]), state.opr_modes, self._problem.gap).exit
         columns = self._problem.propagator.forward(columns)
         weight_step, scale_step = solve_frame_changes(
             wave, columns, intensity, counts, self._problem.mask_or_none, fits_scale=self._config.frame_scale
@@ -160,7 +163,12 @@ class VariationFit:
         patches: Complex[Tensor, "k n n"],
         exit_change: Complex[Tensor, "k p n n"],
     ) -> None:
-        """Add what these frames ask of the modes of variation; `n_frames` are those of all processes in the batch."""
+        """Add what these frames ask of the modes of variation; `n_frames` are those of all processes in the batch.
+
+        Arguments:
+            patches: of the first slice.
+            exit_change: of the waves behind it.
+        """
         state = self._state
         if not len(state.opr_modes):
             return

@@ -11,13 +11,14 @@ from jaxtyping import Complex
 
 from torchptycho.analysis.evaluation import Metrics, align_to_truth
 from torchptycho.analysis.registration import flatten_phase
-from torchptycho.core.reconstruction import Reconstruction
+from torchptycho.core.reconstruction import Reconstruction, project_slices
 from torchptycho.core.scan import Scan
 from torchptycho.io.inputs import as_reconstruction
 from torchptycho.visualization.plot import panels
 from torchptycho.visualization.plot.curves import format_half_period
 from torchptycho.visualization.plot.figure import FONT_SIZE, make_figure, save
 from torchptycho.visualization.plot.scan_figures import draw_positions, to_counts
+from torchptycho.visualization.plot.slice_figures import plot_slices
 
 __all__ = ["plot_overview", "plot_reconstruction"]
 
@@ -34,7 +35,8 @@ def plot_reconstruction(
     """Plot amplitude, phase and coverage; with a ground truth also this and the phase error below them.
 
     Without a ground truth, the constant phase and the phase plane, which ptychography does not determine, are removed
-    for display; with one, the reconstruction is shown in its gauge, after registration.
+    for display; with one, the reconstruction is shown in its gauge, after registration. Of a thick object all slices
+    and their product are shown, with a ground truth the product.
 
     Arguments:
         truth: [H, W] object whose pixel [0, 0] lies at `truth_origin_px`.
@@ -44,6 +46,9 @@ def plot_reconstruction(
         EvaluationError: the truth does not overlap the reconstruction.
     """
     reconstruction = as_reconstruction(reconstruction)
+    if reconstruction.object.ndim == 3 and truth is None:
+        return plot_slices(reconstruction, path, title=title)
+    reconstruction = project_slices(reconstruction)
     pixel_m = reconstruction.object_pixel_m
     if truth is None:
         mask = reconstruction.valid & np.isfinite(reconstruction.object)

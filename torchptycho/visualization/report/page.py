@@ -13,7 +13,7 @@ from jaxtyping import Complex
 from torchptycho.analysis.evaluation import Metrics
 from torchptycho.analysis.inspection import inspect_scan
 from torchptycho.analysis.verdict import judge_image
-from torchptycho.core.reconstruction import Reconstruction, describe_regularization
+from torchptycho.core.reconstruction import Reconstruction, describe_regularization, project_slices
 from torchptycho.core.scan import Scan
 from torchptycho.core.versions import collect_versions
 from torchptycho.io.inputs import as_reconstruction, as_scan
@@ -22,6 +22,7 @@ from torchptycho.visualization.plot.panels import choose_length_unit
 from torchptycho.visualization.report import run_sections, sections
 from torchptycho.visualization.report.pattern_panels import DetectorModel
 from torchptycho.visualization.report.prior_section import make_prior_section
+from torchptycho.visualization.report.slices_section import make_slices_section
 from torchptycho.visualization.report.uncertainty_section import make_uncertainty_section
 from torchptycho.visualization.report.variation_section import make_variation_section
 
@@ -62,10 +63,11 @@ def write_report(
     probe = image.probe if probe is None else probe
     summary = inspect_scan(scan)
     parts = [
-        run_sections.make_verdict_section(judge_image(image, summary)),
-        sections.make_image_section(image),
-        make_uncertainty_section(image),
-        make_prior_section(image, plain),
+        run_sections.make_verdict_section(judge_image(project_slices(image), summary)),
+        sections.make_image_section(project_slices(image)),
+        make_slices_section(image, scan),
+        make_uncertainty_section(project_slices(image)),
+        make_prior_section(project_slices(image), None if plain is None else project_slices(plain)),
         sections.make_truth_section(image, scan),
         None if probe is None else sections.make_patterns_section(scan, image, probe, detect),
         sections.make_curves_section(image, history or {}),
@@ -103,8 +105,9 @@ def write_report(
 def _collect_key_figures(
     image: Reconstruction, scan: Scan, photons: float | None, halves: Metrics | None
 ) -> list[tuple[str, str]]:
-    height, width = image.object.shape
+    *slices, height, width = image.object.shape
     facts = [("Image", f"{height} × {width} px")]
+    facts += [("Slices", f"{n}") for n in slices]
     if image.object_pixel_m:
         factor, unit = choose_length_unit(image.object_pixel_m)
         facts.append(("Pixel", f"{image.object_pixel_m / factor:.4g} {unit}"))

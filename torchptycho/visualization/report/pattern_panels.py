@@ -10,11 +10,13 @@ import torch
 from jaxtyping import Complex, Float64
 from torch import Tensor
 
+from torchptycho.core.errors import EvaluationError
 from torchptycho.core.reconstruction import Reconstruction, get_frame_probe
 from torchptycho.core.scan import Scan
-from torchptycho.physics.diffraction import illuminate, measurement
+from torchptycho.physics.diffraction import measurement
+from torchptycho.physics.multislice import build_gap, pass_through_slices
 from torchptycho.physics.patches import extract, locate_corner
-from torchptycho.physics.propagation import compute_detector_wave
+from torchptycho.physics.propagation import Propagator, compute_detector_wave
 from torchptycho.physics.scaling import measure_scaling, sum_frames
 from torchptycho.visualization.plot.scan_figures import to_counts
 
@@ -72,16 +74,31 @@ def compare_patterns(
         ).counts_per_intensity
     positions_px = scan.positions_px if image.positions_px is None else image.positions_px
     corners = locate_corner(torch.from_numpy(positions_px[index]), scan.n_px, image.origin_px)
-    patches = extract(torch.from_numpy(image.object), corners, scan.n_px)
+    slices = torch.from_numpy(image.object.reshape(-1, *image.object.shape[-2:]))
+    patches = torch.stack([extract(each, corners, scan.n_px) for each in slices])
     if probe is image.probe and (image.opr_modes is not None or image.frame_scale is not None):
         probe = np.stack([get_frame_probe(image, frame) for frame in index.tolist()])
-    exit_waves = illuminate(patches, torch.from_numpy(np.ascontiguousarray(probe)))
+    gap = _build_gap(scan, image)
+    exit_waves = pass_through_slices(patches, torch.from_numpy(np.ascontiguousarray(probe)), gap).exit
     expected = measurement(compute_detector_wave(exit_waves, scan.geometry))
     if detect is not None:
         expected = detect(expected)
     elif image.background is not None:
         expected = expected + torch.from_numpy(image.background)
     return ComparedPatterns(frames=index.tolist(), measured=counts, expected=expected.double().numpy())
+
+
+def _build_gap(scan: Scan, image: Reconstruction) -> Propagator | None:
+    """Build the propagator between the slices of a thick object; its lengths are those of the scan."""
+    pixel_m, wavelength_m = scan.geometry.with_object_pixel(scan.n_px).object_pixel_m, scan.geometry.wavelength_m
+    if image.object.ndim == 2:
+        return None
+    if image.slice_spacing_m is None or pixel_m is None or wavelength_m is None:
+        raise EvaluationError(
+            f"{scan.source}: expected wavelength, object pixel and slice spacing of a thick object to predict its "
+            "frames; found none. Give --energy-eV and --object-pixel-m."
+        )
+    return build_gap(scan.n_px, pixel_m, wavelength_m, image.slice_spacing_m)
 
 
 def _find_photons_per_frame(scan: Scan, image: Reconstruction) -> float | None:

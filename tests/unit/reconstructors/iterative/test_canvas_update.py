@@ -33,7 +33,7 @@ def accumulate(state: RefinementState) -> tuple[AccumulatedUpdate, torch.Tensor]
     change = normal((3, 2, N_PX, N_PX), 3)
     for part in (slice(0, 2), slice(2, 3)):
         patches = extract_inside(state.object, CORNERS_PX[part], N_PX)
-        gathered.add(patches, state.probe, CORNERS_PX[part], change[part], update_probe=True)
+        gathered.add(patches[None], [state.probe], CORNERS_PX[part], [change[part]], update_probe=True)
     return gathered, change
 
 
@@ -50,18 +50,18 @@ def test_an_update_is_the_backprojection_over_the_illumination(
     illumination = place(power, CORNERS_PX, SHAPE)
     backprojection = place((change * state.probe.conj()).sum(1), CORNERS_PX, SHAPE)
     expected = backprojection / ((1 - ALPHA) * illumination + ALPHA * illumination.max())
-    assert_close(gathered.compute_object_change(), expected, "double")
-    gathered.apply_to(state.object, 0.7)
+    assert_close(gathered.compute_object_change()[0], expected, "double")
+    gathered.apply_to(state.slices, 0.7)
     assert_close(state.object, before + 0.7 * expected, "double")
     gathered.clear()
     assert gathered.frames == 0
     gathered, _ = accumulate(make_state())
     gathered.clear()
     patches = extract_inside(before, CORNERS_PX[:1], N_PX)
-    gathered.add(patches, state.probe, CORNERS_PX[:1], change[:1], update_probe=True)
+    gathered.add(patches[None], [state.probe], CORNERS_PX[:1], [change[:1]], update_probe=True)
     alone = place((change[:1] * state.probe.conj()).sum(1), CORNERS_PX[:1], SHAPE)
     light = place(power[:1], CORNERS_PX[:1], SHAPE)
-    assert_close(gathered.compute_object_change(), alone / ((1 - ALPHA) * light + ALPHA * light.max()), "double")
+    assert_close(gathered.compute_object_change()[0], alone / ((1 - ALPHA) * light + ALPHA * light.max()), "double")
 
 
 @pytest.mark.contract("refine.canvas.touched")
@@ -73,7 +73,7 @@ def test_an_update_writes_nothing_outside_its_frames() -> None:
         outside[y : y + N_PX + 1, x : x + N_PX + 1] = False
     state.object[outside] = float("nan")
     gathered.compute_object_change()
-    gathered.apply_to(state.object, 1.0)
+    gathered.apply_to(state.slices, 1.0)
     assert bool(torch.isfinite(state.object[~outside]).all())
 
 

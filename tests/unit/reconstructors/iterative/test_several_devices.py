@@ -21,6 +21,7 @@ from tolerances import tolerance
 from torchptycho.cli.app import main
 from torchptycho.core.config import RefineConfig, SimulateConfig
 from torchptycho.core.errors import ConfigError, StoreError, TorchptychoError
+from torchptycho.core.geometry import Geometry
 from torchptycho.core.launched import find_launched_process
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.core.scan import ArrayFrames, Scan
@@ -53,7 +54,9 @@ def scan() -> Scan:
     )
     places = made.positions_px.copy()
     places[20] += 4.0  # a frame that is looked for elsewhere
-    return dataclasses.replace(made, positions_px=places)
+    # Lengths are needed for slices alone.
+    geometry = Geometry(energy_eV=1e4, object_pixel_m=1e-8)
+    return dataclasses.replace(made, positions_px=places, geometry=geometry)
 
 
 def distance(found: np.ndarray | None, wanted: np.ndarray | None) -> float:
@@ -85,6 +88,7 @@ class TestSameImage:
             ({"method": "gradient", "tv_weight": 0.01, "position_update": "affine"}, 2),
             ({"method": "gradient", "optimizer": "lbfgs", "epochs": 2, "smoothness_weight": 0.01}, 2),
             ({"regularization": "tv", "regularization_strength": 0.1, "polish": 0.7}, 2),
+            ({"method": "lsqml", "n_slices": 2, "slice_spacing_m": 1e-5, "position_update": "frames"}, 2),
         ],
         ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else str(value),
     )

@@ -5,7 +5,7 @@ VENV ?= .venv
 TYPECHECKER := first_calls.check_first_calls
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-processors docs lint install format parity-table freeze bench-data bench-steps bench-memory bench-refine bench-photon-limit bench-robustness bench-experiments bench-hopeless-fits bench-diagnose bench-position-errors bench-train bench-stitch bench-reconstruct bench-live bench-convergence bench-generators bench-options bench-network-or-iteration bench-heldout bench-prior bench-default-network bench-scale bench-trust prior fuzz bench-gpu mutate clean
+.PHONY: demo test test-processors docs lint install format parity-table freeze bench-data bench-steps bench-memory bench-refine bench-photon-limit bench-robustness bench-experiments bench-thick-objects bench-hopeless-fits bench-diagnose bench-position-errors bench-train bench-stitch bench-reconstruct bench-live bench-convergence bench-generators bench-options bench-network-or-iteration bench-heldout bench-prior bench-default-network bench-scale bench-trust prior fuzz bench-gpu mutate clean
 
 demo: $(VENV)/.installed
 	$(BIN)/torchptycho demo --out demo --overwrite
@@ -73,6 +73,10 @@ bench-photon-limit: $(VENV)/.installed
 # With pty-chi installed it runs next to it; half an hour on 2 cores.
 bench-experiments: $(VENV)/.installed
 	$(BIN)/python benchmarks/experiments.py
+
+# With pty-chi and ptyrad installed they run next to it; half an hour.
+bench-thick-objects: $(VENV)/.installed
+	$(BIN)/python benchmarks/thick_objects.py
 
 bench-robustness: $(VENV)/.installed
 	$(BIN)/python benchmarks/robustness.py

@@ -64,7 +64,7 @@ EPOCHS: dict[str, list[int]] = {
     "pty-chi LSQML": [30, 60],
     "pty-chi LSQML, momentum": [60],
     "ptyrad": [25],
-    "ptyrad, rates x10": [25],
+    "ptyrad, rates x10": [25, 100],
 }
 EPOCHS_OF_EIGHT: dict[str, list[int]] = {
     "torchptycho rpie": [20, 80],

@@ -28,9 +28,10 @@ from torchptycho.io.raw_scan import RawScan
 from torchptycho.io.scan_builder import build_scan
 from torchptycho.io.scan_geometry import convert_positions
 from torchptycho.io.storage.hdf5 import MAGIC, convert_hdf5_errors, find_dataset, find_writer, open_hdf5
+from torchptycho.live.frame_stacks import replace_stack
 from torchptycho.live.scan_header import Chunk, ScanLayout
 
-__all__ = ["GrowingFile", "replace_stack"]
+__all__ = ["GrowingFile"]
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +43,10 @@ _POLL_INTERVAL_S = 0.05
 
 class _ScanReplacedError(ScanError):
     """Another scan has taken the file's name; waiting does not help."""
+
+
+class _VirtualDatasetError(ScanError):
+    """The frames are in other files, which do not say here how many are written; waiting does not help."""
 
 
 class GrowingFile:
@@ -114,6 +119,8 @@ class GrowingFile:
             inode = self._read_inode()
             scan = self._read_first_frames()
             digest = self._digest_scan(scan)
+        except _VirtualDatasetError:
+            raise
         except ScanError as error:
             # A file that is being written may have no frames yet.
             if find_writer(self._path) != "none":
@@ -293,6 +300,16 @@ class GrowingFile:
         with open_hdf5(self._path) as file, convert_hdf5_errors(self._path, known.key):
             dataset = file[known.key]
             shape, dtype = tuple(int(length) for length in dataset.shape), dataset.dtype
+            if dataset.is_virtual:
+                # HDF5 gives zeros for frames whose file is not there or is being written.
+                raise _VirtualDatasetError(
+                    self._path,
+                    known.key,
+                    expected="frames in the file itself",
+                    found="a virtual data set, in which frames that are not written yet read as zeros",
+                    remedy="Watch the file that the frames are written to, or the stream of the detector; use "
+                    "`reconstruct` when the scan is complete.",
+                )
         if (shape[1:], dtype) != (known.stored_shape[1:], known.dtype):
             raise self._make_replaced_error()
         return shape
@@ -319,15 +336,6 @@ def _find_hdf5_stack(frames: Frames) -> Hdf5Frames | None:
     while isinstance(frames, CastFrames | PickedFrames | ProcessedFrames):
         frames = frames.inner
     return frames if isinstance(frames, Hdf5Frames) else None
-
-
-def replace_stack(frames: Frames, stack: Frames) -> Frames:
-    """Apply the processing of `frames` to another stack, such as the same dataset after it has grown."""
-    if isinstance(frames, ProcessedFrames):
-        return dataclasses.replace(frames, inner=replace_stack(frames.inner, stack))
-    if isinstance(frames, CastFrames):
-        return dataclasses.replace(frames, inner=replace_stack(frames.inner, stack))
-    return replace_stack(frames.inner, stack) if isinstance(frames, PickedFrames) else stack
 
 
 def _hash_frames(positions_px: Float64[np.ndarray, "2 2"], frames: Shaped[np.ndarray, "2 n n"]) -> str:

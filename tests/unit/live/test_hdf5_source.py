@@ -206,3 +206,18 @@ def write_stack(path: Path, frames: np.ndarray, where: np.ndarray) -> None:
     with h5py.File(path, "w", libver="latest") as file:
         file.create_dataset("data", data=frames, maxshape=(None, *frames.shape[1:]), chunks=(1, *frames.shape[1:]))
         file.create_dataset("where", data=where, maxshape=(None, 2), chunks=(8, 2))
+
+
+@pytest.mark.contract("live.file.virtual")
+def test_a_virtual_data_set_is_refused_at_once(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "data.h5", "w") as file:
+        file["data"] = np.ones((3, N, N), np.uint16)
+    layout = h5py.VirtualLayout((6, N, N), np.uint16)
+    layout[:3] = h5py.VirtualSource("data.h5", "data", shape=(3, N, N))
+    layout[3:] = h5py.VirtualSource("later.h5", "data", shape=(3, N, N))
+    with h5py.File(tmp_path / "master.h5", "w") as file:
+        file.create_virtual_dataset("data", layout)
+        file["where"] = np.arange(12.0).reshape(6, 2)
+    source = GrowingFile(tmp_path / "master.h5", ReadConfig(mapping=TestGrowingFile.MAPPING))
+    with pytest.raises(ScanError, match="'data': expected frames in the file itself; found a virtual data set"):
+        source.describe()

@@ -21,7 +21,7 @@ from torchptycho.io.scan_builder import build_scan
 from torchptycho.io.scan_geometry import convert_positions
 from torchptycho.io.storage.file_access import replace_atomically
 from torchptycho.live.beamline.detector import DetectorHeader
-from torchptycho.live.hdf5_source import replace_stack
+from torchptycho.live.frame_stacks import replace_stack
 from torchptycho.live.scan_header import ScanLayout, add_object_pixel
 
 __all__ = ["FrameProcessor", "load_header", "prepare_reading", "store_header"]

@@ -108,6 +108,7 @@ bench-reconstruct: $(VENV)/.installed-test
 
 bench-live: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/live.py
+	$(BIN)/python benchmarks/detectors.py
 
 # About a minute for each of 20 runs on 2 cores.
 bench-convergence: $(VENV)/.installed

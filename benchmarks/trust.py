@@ -183,8 +183,12 @@ def draw_designs(rows: list[dict[str, Any]], path: Path) -> None:
     ends = np.array([achieved.min() / 1.4, achieved.max() * 1.4])
     axis.fill_between(ends, ends * 0.8, ends * 1.2, color="0.9", label="20 %")
     axis.loglog(achieved, predicted, "o", color=BLUE, markersize=5)
-    for row, x, y in zip(rows, achieved, predicted, strict=True):
-        axis.annotate(row["design"], (x, y), fontsize=6, xytext=(4, -6), textcoords="offset points")
+    order = np.argsort(achieved)
+    for rank, number in enumerate(order):
+        place = achieved[number], predicted[number]
+        axis.annotate(str(rank + 1), place, fontsize=7, xytext=(4, -9), textcoords="offset points")
+    names = "\n".join(f"{rank}  {rows[number]['design']}" for rank, number in enumerate(order, 1))
+    axis.text(0.62, 0.04, names, fontsize=7, transform=axis.transAxes)
     style_axes(axis, "nRMSE of the refined image", "predicted nRMSE")
     axis.legend(frameon=False, fontsize=8)
     save(figure, path)
@@ -193,6 +197,7 @@ def draw_designs(rows: list[dict[str, Any]], path: Path) -> None:
 def draw_example(path: Path) -> None:
     """Draw the phase of a refined image, its error, its standard deviation, and the one in units of the other."""
     from torchptycho.visualization.plot.figure import make_figure, save
+    from torchptycho.visualization.plot.panels import find_bounding_box
 
     scan = simulate(SimulateConfig(**_SCAN, photons_per_frame=1e5, object_kind="siemens_star", simulation_seed=6))
     assert scan.truth is not None
@@ -201,6 +206,7 @@ def draw_example(path: Path) -> None:
     pair = align_to_truth(image, scan.truth)
     y, x = (a - b for a, b in zip(pair.origin_px, image.origin_px, strict=True))
     sigma = image.phase_sigma_rad[y : y + pair.mask.shape[0], x : x + pair.mask.shape[1]]
+    box = find_bounding_box(pair.mask)
     error = np.where(pair.mask, np.angle(pair.object * pair.truth.conj()), np.nan)
     high = float(np.nanpercentile(np.where(pair.mask, sigma, np.nan), 99))
     panels = (
@@ -211,7 +217,7 @@ def draw_example(path: Path) -> None:
     )
     figure = make_figure(11.0, 2.9)
     for axis, (title, values, colours, low, top) in zip(figure.subplots(1, 4), panels, strict=True):
-        shown = axis.imshow(values, cmap=colours, vmin=low, vmax=top, interpolation="nearest")
+        shown = axis.imshow(values[box], cmap=colours, vmin=low, vmax=top, interpolation="nearest")
         axis.set_title(title, fontsize=9)
         axis.set_axis_off()
         figure.colorbar(shown, ax=axis, shrink=0.8).ax.tick_params(labelsize=7)

@@ -290,11 +290,14 @@ def _advise(found: ScanPrediction, resolution_px: float | None, photons_per_px: 
 
 
 def _find_dose_factor(found: ScanPrediction, resolution_px: float) -> float:
-    """Find how many times the photons bring the correlation to 0.5 at a half period.
+    """Find how many times the photons bring the correlation to 0.5 up to a half period, where it is least before.
 
     FRC = sqrt(SNR / (SNR + 1)) against a truth without noise, so that 0.5 is an SNR of 1/3, which grows with the dose.
     """
-    curve = np.interp(0.5 / resolution_px, found.frequency_cycles_per_px, found.frc)
+    frequency = np.array(found.frequency_cycles_per_px)
+    # As for the crossing, the lowest rings may be low.
+    rings = (frequency <= max(0.5 / resolution_px, float(frequency[3]))) & (frequency >= frequency[2])
+    curve = float(np.array(found.frc)[rings].min())
     if curve <= 0.02:
         return math.inf
     snr = curve**2 / max(1 - curve**2, 1e-12)

@@ -21,7 +21,7 @@ from live_scans import OFFLINE, ROOT, InMemory, address, received, until, watche
 from tiny_run import Command
 
 from torchptycho.core.config import PrepareConfig, ReadConfig, RunConfig, save_config
-from torchptycho.core.errors import ConfigError
+from torchptycho.core.errors import ConfigError, StoreError
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.core.scan import ArrayFrames, Scan
 from torchptycho.io import read_reconstruction, read_scan
@@ -221,6 +221,13 @@ def test_a_watch_that_was_killed_in_the_middle_of_a_series_continues_it(
     # The detector goes on, and some frames go to nobody.
     with pushing(messages[35:], where):
         found = watched(source, single, out, reading=READING, beamline=join(motors, wait_s=0.3))
+    header = (out / "series.json").read_bytes()
+    other = list(
+        SIMULATED.make_messages_v2(make_images(scan), make_bad_pixels(), make_settings(scan), "none", series=9)
+    )
+    with pushing(other[:12], where), pytest.raises(StoreError, match="It is another scan"):
+        watched(source, single, out, reading=READING, beamline=join(motors))
+    assert (out / "series.json").read_bytes() == header
     assert (found.status.received, found.status.lost) == (N, 4)
     assert set(found.status.left_out) == {30, 31, 32, 33}
     assert_alike(found.image, expect(single, scan, [row for row in range(N) if row not in found.status.left_out]))

@@ -88,8 +88,6 @@ class JoinedSource:
             return None
         first = np.stack([frame.image for frame in self._pending[:_FIRST_FRAMES]])
         self._processor = FrameProcessor(first, self._header, self._reading, self.name)
-        if self._header_file is not None:
-            store_header(self._processor.header, self._header_file)
         return self._processor.layout
 
     def fetch(self, start: int, at_most: int) -> Chunk:
@@ -101,6 +99,9 @@ class JoinedSource:
         assert self._processor is not None
         if self._n_rows is None:
             self._n_rows = start
+            # Only now is it known that the folder belongs to this series.
+            if self._header_file is not None:
+                store_header(self._processor.header, self._header_file)
         if not self._ended and len(self._pending) < at_most:
             self._read_detector(at_most - len(self._pending))
         now_s = time.monotonic()

@@ -19,6 +19,9 @@ def test_refine_writes_error_bars_that_evaluate_judges(command: Command, tiny_sc
     assert command(*given).code == 0
     assert read_reconstruction(out).amplitude_sigma is None
     assert "Error bars" not in out.with_suffix(".html").read_text(encoding="utf-8")
+    answer = command(*given, "--uncertainty", "fisher", "--n-slices", "2", "--slice-spacing-m", "1e-6")
+    assert answer.code == 1
+    assert "--uncertainty: expected one slice; found --n-slices 2" in answer.err
     answer = command(*given, "--uncertainty", "bootstrap", "--uncertainty-replicas", "2")
     assert (answer.code, answer.err) == (0, "")
     image = read_reconstruction(out)

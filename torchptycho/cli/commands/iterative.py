@@ -135,8 +135,10 @@ class Refine(RefinementCommand):
                 state_file=state_file,
                 scratch=self.out.parent,
             )
-        image = self._add_uncertainty(image, scan, start)
         write_reconstruction(image, self.out)
+        if self.uncertainty is not None:
+            image = self._add_uncertainty(image, scan, start)
+            write_reconstruction(image, self.out)
         tiff = write_tiff_files(image, self.out, self.tiff)
         picture = plot_reconstruction(image, self.out.with_suffix(".png"))
         if page is not None:

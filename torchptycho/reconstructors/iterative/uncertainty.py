@@ -98,6 +98,10 @@ def estimate_uncertainty(
     image, scan = as_reconstruction(image), as_scan(scan)
     if image.probe is None or image.positions_px is None or "refine" not in image.provenance:
         raise ConfigError("image: expected an image by `refine`, with probe and positions; found another one.")
+    if image.object.ndim > 2:
+        raise ConfigError(
+            f"image: expected a thin object; found {len(image.object)} slices, of which no error bars are estimated."
+        )
     if image.positions_px.shape != scan.positions_px.shape or image.probe.shape[-1] != scan.n_px:
         raise ConfigError(
             f"image: expected a refinement of {scan.source} ({scan.n_frames} frames of {scan.n_px} px); found one of "

@@ -120,5 +120,8 @@ def test_what_is_no_refinement_of_the_scan_is_refused() -> None:
     fewer = dataclasses.replace(image, positions_px=scan.positions_px[:-1], given_positions_px=None)
     with pytest.raises(ConfigError, match=r"60 frames of 32 px\); found one of 59"):
         estimate_uncertainty(fewer, scan, device="cpu")
+    thick = dataclasses.replace(image, object=np.stack([image.object, image.object]))
+    with pytest.raises(ConfigError, match="expected a thin object; found 2 slices"):
+        estimate_uncertainty(thick, scan, device="cpu")
     with pytest.raises(ConfigError, match="replicas: expected 1 or more; found 0"):
         estimate_uncertainty(image, scan, replicas=0, device="cpu")

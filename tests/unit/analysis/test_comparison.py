@@ -352,7 +352,7 @@ class TestPtyPy:
         with pytest.raises(ScanError, match="expected the object of one scan; found Sscan00G00, Sscan01G00"):
             read_reconstruction(path)
         slices = np.stack([make_object()] * 2)[None]
-        with pytest.raises(ScanError, match=r"An object of several slices"):
+        with pytest.raises(ScanError, match=r"expected a complex object .* Save one of them"):
             read_reconstruction(self.write(tmp_path / "b.ptyr", slices[0]))
         with pytest.raises(ScanError, match=r"_psize.*two numbers in metres"):
             read_reconstruction(self.write(tmp_path / "c.ptyr", make_object(), _psize=[1.0, np.nan]))

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Diagnose"]
 
+# Misfit of held-out counts up to which frames are explained by photon noise alone.
+_PHOTON_NOISE_MISFIT = 1.1
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Diagnose(WritingCommand):
@@ -89,6 +92,10 @@ def _make_lines(found: Diagnosis) -> list[str]:
     lines = [_describe(number, finding) for number, finding in enumerate(found.findings, 1)]
     if not lines:
         lines = ["nothing is wrong that held-out counts could show"]
+        if found.misfit is not None and found.misfit > _PHOTON_NOISE_MISFIT:
+            lines = [
+                "no fault found, but the frames are not explained to photon noise: none of the remedies gains enough"
+            ]
     if found.options:
         lines.append(f"all options: {found.options}")
     if found.misfit is not None:

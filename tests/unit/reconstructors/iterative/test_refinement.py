@@ -330,7 +330,9 @@ class TestBesideTheObject:
                 intensity, problem.load_counts(index), None, "amplitude", ReducedChiSquared(intensity)
             )
             shifts = PositionSteps(64, corners.device)
-            shifts.add(index, field, probe, corners, torch.fft.ifft2(wave * change[:, None], norm="ortho"))
+            patches = extract(field, corners, 32)
+            change_of_exit_wave = torch.fft.ifft2(wave * change[:, None], norm="ortho")
+            shifts.add(index, field[None], patches[None], [probe], corners, [change_of_exit_wave])
             found = shifts.solve_per_frame()
         # The detector sees half of what an exit wave is wrong by: the rest is in its phase.
         along = float((found * -off).sum() / off.square().sum())

@@ -143,14 +143,29 @@ def _draw_slices(config: SimulateConfig, rng: np.random.Generator) -> np.ndarray
 
 
 def _choose_spacing_m(config: SimulateConfig, geometry: Geometry, n_slices: int) -> float | None:
-    """Return the distance between the slices, None for a thin object."""
+    """Return the distance between the slices, None for a thin object.
+
+    Raises:
+        ConfigError: a distance without slices, or one over which light of the sampled angles leaves the frames.
+    """
     if n_slices == 1:
+        if config.slice_spacing_m is not None:
+            raise ConfigError(
+                f"slice_spacing_m: expected none for a thin object; found {config.slice_spacing_m:g}. Set n_slices to "
+                "2 or more."
+            )
         return None
-    if config.slice_spacing_m is not None:
-        return config.slice_spacing_m
     pixel_m, wavelength_m = geometry.with_object_pixel(config.n_px).object_pixel_m, geometry.wavelength_m
     assert pixel_m is not None
     assert wavelength_m is not None
+    if config.slice_spacing_m is not None:
+        largest_m = config.n_px * pixel_m**2 / wavelength_m
+        if config.slice_spacing_m > largest_m:
+            raise ConfigError(
+                f"slice_spacing_m: expected at most {largest_m:.3g}, over which light stays within frames of "
+                f"{config.n_px} px; found {config.slice_spacing_m:g}. Take larger frames or a smaller distance."
+            )
+        return config.slice_spacing_m
     return compute_depth_of_focus_m(pixel_m, wavelength_m)
 
 

@@ -38,7 +38,7 @@ from torchptycho.reconstructors.iterative.schedule import (
     plan_frames_per_update,
 )
 from torchptycho.reconstructors.iterative.state import RefinementState
-from torchptycho.reconstructors.iterative.thick_object import balance_slices, smooth_slices
+from torchptycho.reconstructors.iterative.thick_object import balance_slices, judge_spacing, smooth_slices
 from torchptycho.reconstructors.iterative.variable_probe import fix_variation_gauge
 
 __all__ = ["EpochCallback", "build_fingerprint", "build_reconstruction", "run_epochs"]
@@ -180,6 +180,7 @@ def build_reconstruction(
     faults = (
         judge_fit(state.history, scan.source, corrects_positions=config.position_update in ("frames", "both")),
         judge_illumination(state.history, area_px / state.probe_area_px, coverage, scan.source),
+        judge_spacing(problem.gap_depth, problem.n_px, scan.source),
     )
     provenance: dict[str, Any] = {
         "source": scan.source,

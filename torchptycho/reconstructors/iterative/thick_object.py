@@ -22,6 +22,7 @@ __all__ = [
     "check_slices",
     "choose_spacing_m",
     "compute_gap_depth",
+    "judge_spacing",
     "smooth_slices",
     "split_into_slices",
 ]
@@ -47,6 +48,16 @@ def check_slices(config: RefineConfig, scan: Scan) -> None:
         raise ConfigError(
             f"regularization: expected tv, none or auto with {config.n_slices} slices; found learned, which knows thin "
             "objects. Choose one of the others."
+        )
+    if config.prior_weights is not None:
+        raise ConfigError(
+            f"prior_weights: expected none with {config.n_slices} slices; found {config.prior_weights}, of a prior "
+            "that knows thin objects. Leave it out."
+        )
+    if config.regularization == "tv" and config.regularization_strength is None:
+        raise ConfigError(
+            f"regularization_strength: expected a number with tv and {config.n_slices} slices; found none, and "
+            "held-out counts choose one for thin objects only. Give it."
         )
     if config.position_search_px:
         raise ConfigError(
@@ -102,6 +113,25 @@ def compute_gap_depth(scan: Scan, spacing_m: float | None) -> float:
     if spacing_m is None or pixel_m is None or wavelength_m is None:
         return 0.0
     return spacing_m * wavelength_m / pixel_m**2
+
+
+def judge_spacing(gap_depth: float, n_px: int, source: str) -> str | None:
+    """Say that light leaves the frames between slices, where the propagator leaves it out; None if it does not.
+
+    Light of the largest sampled angle moves by half a frame over N p^2 / lambda.
+    Reference: Matsushima, Shimobaba, Opt. Express 17, 19662 (2009).
+
+    Arguments:
+        gap_depth: distance between slices in units of p^2 / lambda.
+        source: the scan, for the message.
+    """
+    if gap_depth <= n_px:
+        return None
+    return (
+        f"{source}: slice_spacing_m: light of large angles leaves the frames between slices and is left out, because "
+        f"they are {gap_depth / n_px:.3g} times as far apart as frames of {n_px} px allow. Check the unit (metres), or "
+        "put more slices between them."
+    )
 
 
 def split_into_slices(object: Complex[Tensor, "h w"], n_slices: int) -> Complex[Tensor, "*slices h w"]:

@@ -469,6 +469,16 @@ def test_thick_object_has_distinct_slices() -> None:
     assert "slice_spacing_m" not in thin.metadata
 
 
+@pytest.mark.contract("simulation.object.spacing")
+@pytest.mark.parametrize(
+    ("n_slices", "spacing_m", "words"),
+    [(1, 1e-6, "expected none for a thin object; found 1e-06"), (2, 2.6e-5, "expected at most 2.58e-05.*32 px")],
+)
+def test_distance_that_no_frame_shows_is_refused(n_slices: int, spacing_m: float, words: str) -> None:
+    with pytest.raises(ConfigError, match=f"slice_spacing_m: {words}"):
+        simulate(SimulateConfig(**{**THICK, "n_slices": n_slices}, slice_spacing_m=spacing_m))
+
+
 @pytest.mark.contract("simulation.frames.slices")
 def test_waves_pass_one_slice_after_another() -> None:
     spacing_m = 4e-6

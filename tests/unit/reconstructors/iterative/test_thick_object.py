@@ -23,7 +23,12 @@ from torchptycho.data.simulation import simulate
 from torchptycho.io import read_reconstruction, write_reconstruction, write_tiff
 from torchptycho.reconstructors.iterative import estimate_uncertainty, refine
 from torchptycho.reconstructors.iterative.plan import plan_refinement
-from torchptycho.reconstructors.iterative.thick_object import balance_slices, smooth_slices, split_into_slices
+from torchptycho.reconstructors.iterative.thick_object import (
+    balance_slices,
+    check_slices,
+    smooth_slices,
+    split_into_slices,
+)
 from torchptycho.visualization.plot import plot_reconstruction
 from torchptycho.visualization.report import write_refinement_report
 
@@ -170,6 +175,7 @@ class TestStart:
             ({"n_slices": 1}, "slice_spacing_m: expected none for a thin object"),
             ({"n_slices": 1, "slice_spacing_m": None, "slice_smoothing": 0.1}, "slice_smoothing: expected none"),
             ({"regularization": "learned"}, "regularization: expected tv, none or auto with 2 slices"),
+            ({"regularization": "tv"}, "regularization_strength: expected a number with tv and 2 slices"),
             ({"position_search_px": 4.0, "position_update": "frames"}, "position_search_px: expected 0 with 2 slices"),
         ],
     )
@@ -178,6 +184,21 @@ class TestStart:
             refine(thick, config=dataclasses.replace(THICK, **options), device="cpu")
         with pytest.raises(ConfigError, match=words):
             plan_refinement(thick, dataclasses.replace(THICK, **options), device="cpu")
+
+    @pytest.mark.contract("refine.slices.refused")
+    def test_weights_of_the_learnt_prior_are_refused(self, thick: Scan) -> None:
+        with pytest.raises(ConfigError, match=r"prior_weights: expected none with 2 slices; found mine\.safetensors"):
+            check_slices(dataclasses.replace(THICK, prior_weights="mine.safetensors"), thick)
+
+    @pytest.mark.contract("refine.slices.far")
+    def test_light_that_leaves_the_frames_is_warned_of(self, thick: Scan, caplog: pytest.LogCaptureFixture) -> None:
+        largest_m = 32 * 1e-16 / thick.geometry.wavelength_m  # type: ignore[operator]
+        for factor in (0.99, 1.01):
+            caplog.clear()
+            config = dataclasses.replace(THICK, slice_spacing_m=factor * largest_m, epochs=1)
+            found = refine(thick, config=config, device="cpu")
+            for said in (caplog.text, " ".join(found.provenance["warnings"])):
+                assert ("slice_spacing_m: light of large angles leaves the frames" in said) == (factor > 1)
 
     @pytest.mark.contract("refine.slices.refused")
     def test_lengths_that_are_missing_are_named(self, thick: Scan) -> None:
@@ -189,7 +210,7 @@ class TestStart:
     def test_uncertainty_is_refused(
         self, image: Reconstruction, thick: Scan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        with pytest.raises(ConfigError, match="thin object; found one of 2 slices"):
+        with pytest.raises(ConfigError, match="thin object; found 2 slices"):
             estimate_uncertainty(image, thick, device="cpu")
         flags = ["refine", "scan.npz", "--out", f"{tmp_path}/out.npz", "--n-slices", "2", "--uncertainty", "fisher"]
         assert main(flags) == 1

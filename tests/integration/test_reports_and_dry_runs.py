@@ -285,7 +285,7 @@ class TestHelp:
     @pytest.mark.contract("cli.help")
     def test_overview_fits_a_screen(self, command: Command) -> None:
         lines = command("--help").out.splitlines()
-        assert len(lines) <= 30
+        assert len(lines) <= 40
         assert max(map(len, lines)) <= 80
 
     @pytest.mark.contract("cli.help")

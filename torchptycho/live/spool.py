@@ -222,14 +222,13 @@ class Spool:
         Raises:
             StoreError: no frame is left.
         """
-        n_px = self.layout.n_px
-        if self.count <= len(left_out):
-            raise StoreError(
-                f"{self.folder}: expected frames; found {self.count}, of which {len(left_out)} cannot be used."
-            )
-        stack = np.memmap(self._frames.name, self.layout.dtype, "r", shape=(self.count, n_px, n_px))
-        positions_px = np.fromfile(self._positions.name, "<f8", 2 * self.count).reshape(self.count, 2)
-        keep = ~np.isin(np.arange(self.count), list(left_out))
+        # Once: another thread appends meanwhile.
+        n_px, count = self.layout.n_px, self.count
+        if count <= len(left_out):
+            raise StoreError(f"{self.folder}: expected frames; found {count}, of which {len(left_out)} cannot be used.")
+        stack = np.memmap(self._frames.name, self.layout.dtype, "r", shape=(count, n_px, n_px))
+        positions_px = np.fromfile(self._positions.name, "<f8", 2 * count).reshape(count, 2)
+        keep = ~np.isin(np.arange(count), list(left_out))
         frames: Frames = ArrayFrames(stack)
         if not keep.all():
             frames = PickedFrames(frames, np.flatnonzero(keep))

@@ -393,7 +393,7 @@ def test_slice_that_leaves_no_scan_is_refused(tmp_path: Path, frames: slice, wor
     [
         ({"x": np.ones(3)}, "object", ["no such key", "Add it"]),
         ({"object": np.ones((3, 3))}, "object", ["float64", "exp(1j"]),
-        ({"object": ones(3, 3, 3)}, "object", ["(3, 3, 3)"]),
+        ({"object": ones(2, 3, 3, 3)}, "object", ["(2, 3, 3, 3)", "slices (S, H, W)"]),
         ({"object": not_finite(ones(3, 3))}, "object", ["1 that are not", "'valid'"]),
         ({"object": ones(3, 3), "coverage": np.ones((2, 3))}, "coverage", ["(2, 3)", "(3, 3)", "leave it out"]),
         ({"object": ones(3, 3), "valid": np.ones((3, 3))}, "valid", ["float64", "boolean", "leave it out"]),

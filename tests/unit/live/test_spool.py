@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import resource
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,20 @@ class TestSpool:
         frames, positions_px = spool.read_rows(start, stop)
         np.testing.assert_array_equal(frames, chunk(8).frames[start:stop])
         np.testing.assert_array_equal(positions_px, chunk(8).positions_px[start:stop])
+        spool.close()
+
+    @pytest.mark.contract("live.spool.scan")
+    def test_frames_that_arrive_while_a_scan_is_made_are_not_in_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        spool = Spool.create(tmp_path / "spool", LAYOUT, "here")
+        spool.append(chunk(6))
+        counts = itertools.count(4)
+        # Another thread appends between any two looks at the count.
+        monkeypatch.setattr(Spool, "count", property(lambda _: next(counts)), raising=False)
+        scan = spool.make_scan(np.ones((1, N, N), np.complex64), {1: "why"})
+        np.testing.assert_array_equal(scan.frames[:], chunk(6).frames[[0, 2, 3]])
+        np.testing.assert_array_equal(scan.positions_px, chunk(6).positions_px[[0, 2, 3]])
         spool.close()
 
     @pytest.mark.contract("live.spool.scan")

@@ -155,15 +155,15 @@ def test_step_lengths_bring_the_exit_waves_closest() -> None:
         target = torch.view_as_real(exit_change[frame]).flatten()
         lengths.append(torch.linalg.solve(columns.mT @ columns + damping, columns.mT @ target).clamp(0, 2))
     expected = torch.stack(lengths).mean(0)
-    found = torch.stack(compute_step_lengths(update, probe, patches, probe_change, exit_change))
+    found = torch.stack(compute_step_lengths(by_object, by_probe, exit_change))
     torch.testing.assert_close(found, expected)
     # The object alone: one length for all frames.
-    alone, none = compute_step_lengths(update, probe, patches, None, exit_change)
+    alone, none = compute_step_lengths(by_object, None, exit_change)
     slope = (by_object.conj() * exit_change).real.sum() / by_object.abs().square().sum()
     torch.testing.assert_close(alone, slope.clamp(0, 2))
     assert float(none) == 0
-    assert float(compute_step_lengths(update, probe, patches, None, 5 * by_object)[0]) == 2
-    assert float(compute_step_lengths(update, probe, patches, None, -by_object)[0]) == 0
+    assert float(compute_step_lengths(by_object, None, 5 * by_object)[0]) == 2
+    assert float(compute_step_lengths(by_object, None, -by_object)[0]) == 0
 
 
 def test_a_change_of_the_probe_without_its_scale_keeps_the_power() -> None:

@@ -80,7 +80,8 @@ def test_small_shifts_are_found_from_the_exit_waves(modes: int) -> None:
     order = torch.randperm(40, generator=torch.Generator().manual_seed(2))
     changes = (extract(object, start_px + shift_px, n_px) - extract(object, start_px, n_px))[:, None] * probe
     for index in order.split(15):
-        steps.add(index, object, probe, start_px[index], changes[index])
+        patches = extract(object, start_px[index], n_px)[None]
+        steps.add(index, object[None], patches, [probe], start_px[index], [changes[index]])
     torch.testing.assert_close(steps.residual, changes.abs().square().sum((1, 2, 3)))
     found = steps.solve_per_frame()
     assert float((found - shift_px).norm() / shift_px.norm()) < 0.03

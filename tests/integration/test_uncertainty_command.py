@@ -32,3 +32,21 @@ def test_refine_writes_error_bars_that_evaluate_judges(command: Command, tiny_sc
     found = json.loads(command("evaluate", out, tiny_scan, "--json").out)
     assert 0 < found["amplitude_within_sigma"] < 1
     assert 0 < found["phase_within_sigma"] < 1
+
+
+@pytest.mark.contract("refine.uncertainty.refused")
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--uncertainty", "bootstrap", "--uncertainty-replicas", "0"], "expected 1 or more; found 0"),
+        (["--uncertainty", "fisher", "--uncertainty-replicas", "3"], "expected --uncertainty bootstrap with it"),
+        (["--uncertainty-replicas", "3"], "expected --uncertainty bootstrap with it"),
+    ],
+)
+def test_replicas_that_would_do_nothing_are_refused_before_the_refinement(
+    command: Command, tiny_scan: Path, tmp_path: Path, options: list[str], why: str
+) -> None:
+    answer = command("refine", tiny_scan, "--out", tmp_path / "image.npz", *options)
+    assert answer.code == 1
+    assert why in answer.err
+    assert not (tmp_path / "image.npz").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from jaxtyping import Complex, Float64
 
 from torchptycho.core.config import RefineConfig, SimulateConfig, as_config
 from torchptycho.core.errors import ConfigError
+from torchptycho.core.geometry import energy_to_wavelength_m
 from torchptycho.core.scan import ArrayFrames, Scan
 from torchptycho.data.simulation.objects import make_object
 from torchptycho.data.simulation.positions import check_positions, make_positions
@@ -17,7 +19,7 @@ from torchptycho.data.simulation.probes import make_probe, scale_to_photons
 from torchptycho.io import read_probe
 from torchptycho.reconstructors.iterative import refine
 
-__all__ = ["ScanDesign", "find_middle_frames", "measure_seconds", "plan_design", "plan_from_scan"]
+__all__ = ["ScanDesign", "find_middle_frames", "measure_seconds", "plan_design", "plan_from_scan", "require_positive"]
 
 _TIMED_FRAMES = 32
 
@@ -63,6 +65,19 @@ def plan_design(
     config = as_config(SimulateConfig, config)
     if config.propagation != "far":
         raise ConfigError("propagation: expected far; found near. Designs of near-field scans are not predicted.")
+    for name, plain in (("n_slices", 1), ("probe_drift_px", 0.0), ("power_fluctuation", 0.0), ("probe_wander", 0.0)):
+        if getattr(config, name) != plain:
+            raise ConfigError(
+                f"{name}: expected {plain:g}; found {getattr(config, name):g}. Designs are predicted for a thin object "
+                "and a probe that stays the same."
+            )
+    if not config.noise:
+        raise ConfigError("noise: expected True; found False. Without noise there is no error to predict.")
+    require_positive("object_pixel_m", object_pixel_m)
+    is_simulated = probe is None and config.probe_file is None
+    if object_pixel_m is None and is_simulated and config.probe_kind == "electron":
+        angle_rad = config.n_px * config.angle_per_pixel_mrad * 1e-3
+        object_pixel_m = energy_to_wavelength_m(config.energy_eV, "electron") / angle_rad
     object_seed, position_seed, *_ = np.random.SeedSequence(config.simulation_seed).spawn(4)
     if probe is not None:
         modes = scale_to_photons(probe.reshape(-1, *probe.shape[-2:]), config.photons_per_frame)
@@ -84,12 +99,30 @@ def plan_design(
     )
 
 
+def require_positive(name: str, value: float | None) -> None:
+    """Refuse a number that is not above 0; None passes.
+
+    Raises:
+        ConfigError: it is 0, negative, infinite or NaN.
+    """
+    if value is not None and not 0 < value < math.inf:
+        raise ConfigError(f"{name}: expected a number above 0; found {value:g}.")
+
+
 def plan_from_scan(
     scan: Scan, config: SimulateConfig | dict[str, Any] | None = None, *, object_pixel_m: float | None = None
 ) -> ScanDesign:
     """Build the design that repeats a scan: its probe, positions and lengths, with the dose and the kind of object of
-    the configuration."""
+    the configuration.
+
+    Raises:
+        ConfigError: the scan is one of the near field, or the options contradict it.
+    """
     scan.require_probe()
+    if scan.geometry.propagation != "far":
+        raise ConfigError(
+            f"{scan.source}: expected a far-field scan; found one of the near field, whose designs are not predicted."
+        )
     config = as_config(SimulateConfig, config)
     low = np.floor(scan.positions_px.min(axis=0)) - scan.n_px // 2
     places = scan.positions_px - low
@@ -123,5 +156,7 @@ def measure_seconds(design: ScanDesign, epochs: int = 100) -> float:
         probe_is_calibrated=True,
     )
     image = refine(scan, config=RefineConfig(epochs=2, regularization="none", patience=None), judge=False)
+    if not image.provenance["complete"]:
+        raise KeyboardInterrupt
     seconds = np.diff(image.history["seconds"])[-1]
     return float(seconds * epochs * len(design.positions_px) / len(near))

@@ -26,7 +26,7 @@ from torchptycho.data.simulation.probes import border_fraction
 from torchptycho.physics.fisher import Change, FisherInformation
 from torchptycho.physics.illumination import compute_illumination
 from torchptycho.physics.patches import extract_inside
-from torchptycho.reconstructors.scan_design import ScanDesign, find_middle_frames
+from torchptycho.reconstructors.scan_design import ScanDesign, find_middle_frames, require_positive
 
 __all__ = ["ScanPrediction", "compute_efficiency", "predict_scan"]
 
@@ -109,7 +109,12 @@ def predict_scan(
         photons_per_px: what the sample bears, through each pixel; advice says how not to exceed it.
         fits_probe: whether the probe is refined too.
         seed: of the drawn errors.
+
+    Raises:
+        ConfigError: the frames cover no field together, or what is asked for is not above 0.
     """
+    require_positive("resolution_px", resolution_px)
+    require_positive("photons_per_px", photons_per_px)
     part, corners_px, origin_px = _take_part(design)
     n_px = design.n_px
     diameter_px = 2 * math.sqrt(float(_compute_area_px(design.probe)) / math.pi)

@@ -114,3 +114,37 @@ def test_data_volume_and_time_grow_with_the_scan() -> None:
     assert isinstance(design, ScanDesign)
     seconds = measure_seconds(design, epochs=10)
     assert 0 < seconds < 600
+
+
+@pytest.mark.contract("design.refused")
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"n_slices": 2}, "n_slices"),
+        ({"probe_drift_px": 1.0}, "probe_drift_px"),
+        ({"power_fluctuation": 0.1}, "power_fluctuation"),
+        ({"probe_wander": 0.1}, "probe_wander"),
+        ({"noise": False}, "noise"),
+    ],
+)
+def test_options_that_a_prediction_would_ignore_are_refused(options: dict[str, object], what: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{what}: expected"):
+        plan_design(dataclasses.replace(_CONFIG, **options))  # type: ignore[arg-type]
+
+
+@pytest.mark.contract("design.refused")
+def test_near_field_scans_and_numbers_that_are_not_above_0_are_refused() -> None:
+    near = simulate(dataclasses.replace(_CONFIG, n_frames=8, propagation="near"))
+    with pytest.raises(ConfigError, match="expected a far-field scan"):
+        plan_from_scan(near)
+    with pytest.raises(ConfigError, match="object_pixel_m: expected a number above 0"):
+        plan_design(_CONFIG, object_pixel_m=-1e-8)
+    for name in ("resolution_px", "photons_per_px"):
+        with pytest.raises(ConfigError, match=f"{name}: expected a number above 0"):
+            predict_scan(plan_design(_CONFIG), **{name: 0.0})  # type: ignore[arg-type]
+
+
+@pytest.mark.contract("design.simulated")
+def test_design_with_an_electron_probe_has_the_pixel_of_the_simulated_scan() -> None:
+    config = dataclasses.replace(_CONFIG, probe_kind="electron", n_frames=8)
+    assert plan_design(config).object_pixel_m == pytest.approx(simulate(config).geometry.object_pixel_m)

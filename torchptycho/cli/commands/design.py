@@ -48,10 +48,17 @@ class Design(WritingCommand):
         self.claim_files("--plot", self.plot, inputs=[] if self.scan is None else [self.scan])
         if self.resolution_px is not None and self.resolution_m is not None:
             raise ConfigError("--resolution-m: expected it or --resolution-px; found both.")
-        from torchptycho.reconstructors.scan_design import measure_seconds, plan_design, plan_from_scan
+        from torchptycho.reconstructors.scan_design import (
+            measure_seconds,
+            plan_design,
+            plan_from_scan,
+            require_positive,
+        )
         from torchptycho.reconstructors.scan_prediction import predict_scan
         from torchptycho.visualization.tables import format_value, make_table
 
+        for name in ("object_pixel_m", "resolution_px", "resolution_m", "dose_per_px"):
+            require_positive(f"--{name.replace('_', '-')}", getattr(self, name))
         if self.scan is None:
             design = plan_design(self.simulation, object_pixel_m=self.object_pixel_m)
         else:

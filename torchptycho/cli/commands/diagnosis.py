@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,16 +54,20 @@ class Diagnose(WritingCommand):
         from torchptycho.io import read_scan
         from torchptycho.reconstructors.diagnosis import diagnose
 
-        # What a trial warns of is what the diagnosis is about.
-        logging.getLogger("torchptycho.reconstructors.iterative").setLevel(logging.ERROR)
         scan = read_scan(self.scan, self.reading)
-        with self.show_status(f"reading {self.scan}") as status:
+        with _silence_trials(), self.show_status(f"reading {self.scan}") as status:
             found = diagnose(
                 scan,
                 frames=self.neighbours,
                 seed=self.seed,
                 on_progress=lambda what: status.update(f"diagnosing {self.scan}: {what}"),
             )
+        needed = sorted({name for finding in found.findings for name in finding.files})
+        if self.out is None and needed:
+            note = f"--out writes {' and '.join(needed)}, to which options refer"
+            found = dataclasses.replace(found, notes=(*found.notes, note))
+        elif self.out is not None:
+            found = dataclasses.replace(found, findings=tuple(_locate(one, self.out) for one in found.findings))
         files = [] if self.out is None else self._write(found, self.out)
         report = found.to_dict() | {"files": [str(file) for file in files]}
         self.print_result(report, *_make_lines(found), *(str(file) for file in files), json=self.json)
@@ -86,6 +93,26 @@ class Diagnose(WritingCommand):
                 np.savez(file, **content)  # type: ignore[arg-type]
             files.append(folder / name)
         return files
+
+
+@contextlib.contextmanager
+def _silence_trials() -> Iterator[None]:
+    """Hide what trials warn of: it is what the diagnosis is about."""
+    log = logging.getLogger("torchptycho.reconstructors.iterative")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def _locate(finding: Finding, folder: Path) -> Finding:
+    """Name the files of an option where they are written."""
+    option = finding.option
+    for name in finding.files:
+        option = option and option.replace(f" {name}:", f" {shlex.quote(f'{folder / name}')}:")
+    return dataclasses.replace(finding, option=option)
 
 
 def _make_lines(found: Diagnosis) -> list[str]:

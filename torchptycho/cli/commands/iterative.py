@@ -92,6 +92,13 @@ class Refine(RefinementCommand):
             raise ConfigError(
                 f"--uncertainty: expected one slice; found --n-slices {self.refine.n_slices}. Leave one of them out."
             )
+        if self.uncertainty_replicas < 1:
+            raise ConfigError(f"--uncertainty-replicas: expected 1 or more; found {self.uncertainty_replicas}.")
+        if self.uncertainty_replicas > 1 and self.uncertainty != "bootstrap":
+            raise ConfigError(
+                f"--uncertainty-replicas: expected --uncertainty bootstrap with it; found {self.uncertainty}. Leave it "
+                "out, or choose bootstrap."
+            )
         launched = find_launched_process()
         if launched is not None:
             launched.check(self.devices, self.nodes)

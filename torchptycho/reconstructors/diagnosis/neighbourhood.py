@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 
 from torchptycho.core.errors import ScanError
 from torchptycho.core.scan import ArrayFrames, Scan
@@ -13,7 +13,7 @@ from torchptycho.data.held_out import HeldOut, hold_out
 from torchptycho.io.domain_inference import infer_domain
 from torchptycho.io.frames.thinning import are_whole_numbers
 
-__all__ = ["ASSUMED_PHOTONS", "choose_frame_count", "divide_counts", "load_counts", "select_rows"]
+__all__ = ["ASSUMED_PHOTONS", "choose_frame_count", "divide_counts", "find_usual_frames", "load_counts", "select_rows"]
 
 ASSUMED_PHOTONS = 1e5
 """Photons per frame that frames stand for whose values show none, and whose file states no dose. More would take noise
@@ -94,6 +94,13 @@ def load_counts(scan: Scan, rows: Int64[np.ndarray, " k"]) -> tuple[Scan, bool]:
         nominal_positions_px=None,
     )
     return part, assumed
+
+
+def find_usual_frames(scan: Scan) -> Bool[np.ndarray, " m"]:
+    """Find the frames whose counts are within ten times of the median frame's."""
+    totals = np.asarray((scan.frames[:] * scan.mask).sum(axis=(1, 2), dtype=np.float64))
+    median = float(np.median(totals))
+    return (totals >= 0.1 * median) & (totals <= 10 * median)
 
 
 def divide_counts(scan: Scan, seed: int = 0) -> HeldOut:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 
 from torchptycho.core.scan import ArrayFrames, Scan
 from torchptycho.io.bad_pixels import find_dead_pixels, find_hot_pixels
@@ -64,15 +64,15 @@ def _check_dead(view: ScanView) -> Checked | None:
     if not dead.any():
         return None
     alone = not (gaps & ~single).any()
-    mask = view.part.mask & ~dead
+    option, files = _offer_mask(view, view.part.mask & ~dead, alone=alone)
     return Checked(
         finding=Finding(
             fault="dead pixels",
             sentence=f"{int(dead.sum())} pixel(s) that are taken for good never count, although others at the same "
-            "distance from the centre do.",
-            option="--find-bad-pixels" if alone else "--mask mask.npz:mask --mask-sense good",
+            "distance from the centre do." + ("" if option else " Mask them, in the layout of the file."),
+            option=option,
             evidence=Evidence(kind="image", title="pixels that never count", values=dead.astype(float)),
-            files={} if alone else {"mask.npz": {"mask": mask}},
+            files=files,
         ),
         fix=lambda one: dataclasses.replace(one, mask=one.mask & ~dead),
     )
@@ -90,13 +90,14 @@ def _check_saturation(view: ScanView) -> Checked | None:
         limit, pixels = found
         alone = bool(view.summary.n_saturated_pixels)
         sentence = f"{int(pixels.sum())} pixel(s) are cut off at {limit:.6g} counts: the detector was saturated."
+    option, files = _offer_mask(view, view.part.mask & ~pixels, alone=alone)
     return Checked(
         finding=Finding(
             fault="saturation",
-            sentence=sentence,
-            option="--find-bad-pixels" if alone else "--mask mask.npz:mask --mask-sense good",
+            sentence=sentence if option else f"{sentence} Mask them, in the layout of the file.",
+            option=option,
             evidence=Evidence(kind="image", title="saturated pixels", values=pixels.astype(float)),
-            files={} if alone else {"mask.npz": {"mask": view.part.mask & ~pixels}},
+            files=files,
         ),
         fix=lambda one: dataclasses.replace(one, mask=one.mask & ~pixels),
     )
@@ -139,6 +140,22 @@ PIXEL_CHECKS: tuple[Callable[[ScanView], Checked | None], ...] = (
     _check_center,
 )
 """Checks whose remedies change the frames or the mask."""
+
+
+def _offer_mask(
+    view: ScanView, mask: Bool[np.ndarray, "n n"], *, alone: bool
+) -> tuple[str | None, dict[str, dict[str, np.ndarray]]]:
+    """Return the option that masks pixels, and the file it refers to.
+
+    Arguments:
+        alone: whether --find-bad-pixels finds them.
+    """
+    if alone:
+        return "--find-bad-pixels", {}
+    # --mask is applied to frames as they are in the file; this mask has been cropped, shifted or binned with them.
+    if view.scan.reading.changes_frames:
+        return None, {}
+    return "--mask mask.npz:mask --mask-sense good", {"mask.npz": {"mask": mask}}
 
 
 def _sum_part(view: ScanView) -> Float64[np.ndarray, "n n"]:

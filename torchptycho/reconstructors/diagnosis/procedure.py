@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from torchptycho.analysis.inspection import ScanSummary, inspect_scan
+from torchptycho.core.errors import ConfigError
 from torchptycho.core.scan import Scan
 from torchptycho.data.held_out import HeldOut
 from torchptycho.io.guesses import compute_mean_pattern
@@ -20,6 +21,7 @@ from torchptycho.reconstructors.diagnosis.neighbourhood import (
     ASSUMED_PHOTONS,
     choose_frame_count,
     divide_counts,
+    find_usual_frames,
     load_counts,
     select_rows,
 )
@@ -39,6 +41,8 @@ __all__ = ["diagnose"]
 
 # A fit of the held-out counts as near to photon noise as this, without a part of the variation left, is right.
 _GOOD_MISFIT, _GOOD_UNEXPLAINED = 1.03, 0.005
+# Standard errors over fewer frames are themselves uncertain by a fifth and more.
+_FEW_FRAMES = 15
 # Above this part of the variation something is wrong that no remedy here corrects.
 _BAD_UNEXPLAINED = 0.05
 
@@ -66,8 +70,14 @@ def diagnose(
         on_progress: called with what comes next.
 
     Raises:
+        ConfigError: fewer than two frames, or a negative seed, are asked for.
         ScanError: the frames are unusable.
+        KeyboardInterrupt: it was interrupted.
     """
+    if frames is not None and frames < 2:
+        raise ConfigError(f"neighbours: expected 2 frames or more; found {frames}. Leave it out for about 100.")
+    if seed < 0:
+        raise ConfigError(f"seed: expected 0 or more; found {seed}.")
     return _Diagnosis(as_scan(scan), frames, seed, rounds, on_progress or (lambda what: None)).run()
 
 
@@ -100,6 +110,13 @@ class _Diagnosis:
             return self._finish(source, n_frames, 0)
         rows = select_rows(self._scan, self._frames, self._seed)
         part, assumed = load_counts(self._scan, rows)
+        usual = find_usual_frames(part)
+        if 2 <= usual.sum() < len(usual):
+            # Frames that are named in a finding of their own must not decide about everything else.
+            rows = rows[usual]
+            part, assumed = load_counts(self._scan, rows)
+        if len(rows) < _FEW_FRAMES:
+            self._notes.append(f"only {len(rows)} frames: their spread, and so each gain's error, is uncertain")
         if assumed:
             self._notes.append(
                 f"the frames show no photons and state no dose: {ASSUMED_PHOTONS:g} per frame are assumed, so that "

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Complex64, Float64
+from jaxtyping import Complex64, Float64, Int64
 
 from torchptycho.analysis.inspection import ScanSummary
 from torchptycho.core.config.base import Domain
@@ -19,7 +19,16 @@ from torchptycho.io.frames.selection import pick_frames
 from torchptycho.reconstructors.diagnosis.findings import Evidence, Finding
 from torchptycho.reconstructors.diagnosis.measures import find_repeats, measure_regularity, measure_spacing_px
 
-__all__ = ["ADVICE_CHECKS", "Checked", "ScanView", "check_domain", "check_order", "check_scans", "check_wrap"]
+__all__ = [
+    "ADVICE_CHECKS",
+    "Checked",
+    "ScanView",
+    "check_domain",
+    "check_order",
+    "check_scans",
+    "check_wrap",
+    "list_file_frames",
+]
 
 # A lattice is one when errors of its positions are below 6 % of the step.
 _MIN_REGULARITY = 0.87
@@ -108,9 +117,9 @@ def check_scans(scan: Scan, load: Callable[[Scan, np.ndarray], tuple[Scan, bool]
         finding = Finding(
             fault="several scans",
             sentence=f"The file holds {len(ids)} scans; only the first one is judged here.",
-            option=f"--scan {ids[0]}",
+            option=f"--scan {scan.scan_id[0]}",
             is_fatal=True,
-            evidence=_show_positions(scan, (scan.scan_id != ids[0]).astype(float), "positions of the scans"),
+            evidence=_show_positions(scan, (scan.scan_id != scan.scan_id[0]).astype(float), "positions of the scans"),
         )
         return Checked(finding=finding)
     rows = np.unique(np.linspace(0, scan.n_frames - 1, min(scan.n_frames, _MOST_COMPARED)).round().astype(np.int64))
@@ -122,15 +131,29 @@ def check_scans(scan: Scan, load: Callable[[Scan, np.ndarray], tuple[Scan, bool]
     if repeats is None or repeats[1] < _OTHER_SCAN:
         return None
     begin = int(rows[min(repeats[0], len(rows) - 1)])
+    numbers = list_file_frames(scan)
+    first, _, *step = (scan.reading.frames or ":").split(":")
+    name = begin if numbers is None else int(numbers[begin])
+    option = None if numbers is None else ":".join([f"--frames {first}", str(name), *step])
     finding = Finding(
         fault="several scans",
-        sentence=f"From frame {begin} on the positions are those of earlier frames, but the patterns are unlike them "
+        sentence=f"From frame {name} on the positions are those of earlier frames, but the patterns are unlike them "
         f"({min(repeats[1], 1):.0%} of the difference between any two): the file holds two scans.",
-        option=f"--frames :{begin}",
+        option=option,
         is_fatal=True,
         evidence=_show_positions(scan, (np.arange(scan.n_frames) >= begin).astype(float), "positions of both scans"),
     )
     return Checked(finding=finding, fix=lambda one: pick_frames(one, np.arange(begin)))
+
+
+def list_file_frames(scan: Scan) -> Int64[np.ndarray, " m"] | None:
+    """List the number that each frame of a scan has in its file; None where the reading options do not tell."""
+    first, _, *step = (scan.reading.frames or ":").split(":")
+    if scan.reading.scan is not None or first.startswith("-"):
+        return None
+    apart = int(step[0]) if step else 1
+    numbers = int(first or 0) + apart * np.arange(scan.n_frames + len(scan.left_out))
+    return numbers[~np.isin(numbers, list(scan.left_out))][: scan.n_frames]
 
 
 def _check_frames(view: ScanView) -> Checked | None:
@@ -138,12 +161,16 @@ def _check_frames(view: ScanView) -> Checked | None:
     odd = sorted({*summary.dim_frames, *summary.bright_frames})
     if not odd:
         return None
-    names = " ".join(str(frame) for frame in odd)
+    numbers, count = list_file_frames(view.scan), summary.n_dim_frames + summary.n_bright_frames
+    option, rest = None, " Leave them out with --drop-frames and their numbers in the file."
+    if numbers is not None:
+        dropped = sorted({*view.scan.reading.drop_frames, *(int(numbers[frame]) for frame in odd)})
+        option = "--drop-frames " + " ".join(str(frame) for frame in dropped)
+        rest = "" if count == len(odd) else f" The option names the first {len(odd)} of them; diagnose the scan again."
     finding = Finding(
         fault="frames",
-        sentence=f"{summary.n_dim_frames + summary.n_bright_frames} frame(s) differ from the median intensity by more "
-        "than ten times.",
-        option=f"--drop-frames {names}",
+        sentence=f"{count} frame(s) differ from the median intensity by more than ten times.{rest}",
+        option=option,
     )
     return Checked(finding=finding)
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from torchptycho.core.config import RefineConfig
-from torchptycho.core.errors import TorchptychoError
+from torchptycho.core.errors import ScanError, TorchptychoError
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.core.scan import ArrayFrames, Scan
 from torchptycho.data.held_out import HeldOut
@@ -90,6 +90,7 @@ class RemedySearch:
         self.results: list[TrialResult] = []
         self.round = 1
         self._base: Attempt | None = None
+        self._last_error: Exception | None = None
 
     @property
     def parts(self) -> HeldOut:
@@ -101,7 +102,14 @@ class RemedySearch:
         """The refinement of all frames as they are now."""
         if self._base is None:
             self._base = self._try(Remedy(family="none", value="as it is"), *_FINE, None)
-            assert self._base is not None
+        if self._base is None:
+            raise ScanError(
+                self._parts.kept.source,
+                None,
+                expected="frames that can be refined as they are",
+                found=f"a refinement that fails: {self._last_error}",
+                remedy="Correct that first; `torchptycho inspect` describes the file.",
+            ) from self._last_error
         return self._base
 
     def find_best(self) -> tuple[Attempt | None, list[Attempt]]:
@@ -198,7 +206,11 @@ class RemedySearch:
             image = refine(remedy.change(parts.kept), config=config, device="cpu", judge=False)
         except (TorchptychoError, FloatingPointError) as error:
             _log.info("%s: %s: %s", parts.kept.source, remedy.value, error)
+            self._last_error = error
             return None
+        # An interrupted refinement returns the image so far, which says nothing about the remedy.
+        if not image.provenance["complete"]:
+            raise KeyboardInterrupt
         judgement = judge(image, parts.held, parts.model_factor)
         gain = None if base is None else compare(judgement, base)
         if gain is not None:

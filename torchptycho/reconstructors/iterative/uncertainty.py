@@ -93,6 +93,7 @@ def estimate_uncertainty(
 
     Raises:
         ConfigError: the image is not a refinement of this scan.
+        KeyboardInterrupt: it was interrupted.
     """
     begun = time.perf_counter()
     image, scan = as_reconstruction(image), as_scan(scan)
@@ -106,11 +107,6 @@ def estimate_uncertainty(
         raise ConfigError(
             f"image: expected a refinement of {scan.source} ({scan.n_frames} frames of {scan.n_px} px); found one of "
             f"{len(image.positions_px)} frames of {image.probe.shape[-1]} px."
-        )
-    if image.object.ndim == 3:
-        raise ConfigError(
-            f"image: expected a thin object; found one of {len(image.object)} slices, whose uncertainty is not "
-            "estimated. Refine it without uncertainty."
         )
     if replicas < 1:
         raise ConfigError(f"replicas: expected 1 or more; found {replicas}.")
@@ -138,6 +134,21 @@ def estimate_uncertainty(
             per_px,
             _FEW_PHOTONS_PER_PX,
         )
+    limits = [] if per_px >= _FEW_PHOTONS_PER_PX else ["few photons"]
+    if method == "fisher" and _has_prior(image):
+        limits.append("fisher with a prior")
+        _log.warning(
+            "%s: the image has a prior, which Fisher information does not include: error bars can be too large by a "
+            "factor of two. Take bootstrap.",
+            scan.source,
+        )
+    if scan.domain == "amplitude" and scan.photons_per_frame is None:
+        limits.append("no dose")
+        _log.warning(
+            "%s: the amplitudes state no dose, so that error bars follow from the misfit alone. Give the photons per "
+            "frame in the file.",
+            scan.source,
+        )
     amplitude = np.abs(image.object).astype(np.float64)
     phase_sigma = np.sqrt(excess * tangential) / np.maximum(amplitude, 1e-12)
     return dataclasses.replace(
@@ -150,7 +161,8 @@ def estimate_uncertainty(
                 "method": method,
                 "draws": len(drawn),
                 "photons_per_px": per_px,
-                "reliable": per_px >= _FEW_PHOTONS_PER_PX,
+                "reliable": not limits,
+                "limits": limits,
                 "excess_of_misfit": float(excess),
                 "seconds": round(time.perf_counter() - begun, 3),
             }
@@ -262,6 +274,9 @@ def _draw_replicas(
             scan, frames=frames, domain="counts", truth=None, truth_patches=None, files=(), source="simulated counts"
         )
         again = refine(replica, start, config=config, device=device, judge=False)
+        # An interrupted refinement returns the image so far, whose errors are those of too few epochs.
+        if not again.provenance["complete"]:
+            raise KeyboardInterrupt
         pair = align_to_truth(again, truth, truth_origin_px=image.origin_px, min_coverage=MIN_COVERAGE)
         error = np.full(truth.shape, np.nan, np.complex128)
         y, x = (a - b for a, b in zip(pair.origin_px, image.origin_px, strict=True))

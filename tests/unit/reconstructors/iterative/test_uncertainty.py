@@ -13,10 +13,10 @@ from torchptycho.analysis.evaluation import evaluate
 from torchptycho.core.config import RefineConfig, SimulateConfig
 from torchptycho.core.errors import ConfigError
 from torchptycho.core.reconstruction import Reconstruction
-from torchptycho.core.scan import Scan
+from torchptycho.core.scan import ArrayFrames, Scan
 from torchptycho.data.simulation import simulate
 from torchptycho.io import read_reconstruction, write_reconstruction
-from torchptycho.reconstructors.iterative import estimate_uncertainty, refine
+from torchptycho.reconstructors.iterative import estimate_uncertainty, refine, uncertainty
 from torchptycho.reconstructors.iterative.uncertainty import MAX_PHASE_SIGMA_RAD
 from torchptycho.visualization.report.uncertainty_section import make_uncertainty_section
 
@@ -125,3 +125,27 @@ def test_what_is_no_refinement_of_the_scan_is_refused() -> None:
         estimate_uncertainty(thick, scan, device="cpu")
     with pytest.raises(ConfigError, match="replicas: expected 1 or more; found 0"):
         estimate_uncertainty(image, scan, replicas=0, device="cpu")
+
+
+@pytest.mark.contract("refine.uncertainty.few-photons")
+def test_a_prior_with_fisher_and_amplitudes_without_a_dose_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    scan, image = make_image()
+    prior = {"regularization": {"kind": "tv", "strength": 0.5}}
+    refined = dataclasses.replace(image, provenance=image.provenance | prior)
+    found = estimate_uncertainty(refined, scan, method="fisher", device="cpu").provenance["uncertainty"]
+    assert (found["reliable"], found["limits"]) == (False, ["fisher with a prior"])
+    assert "Take bootstrap" in caplog.text
+    roots = dataclasses.replace(
+        scan, frames=ArrayFrames(np.sqrt(scan.frames[:]).astype(np.float32)), domain="amplitude", metadata={}
+    )
+    found = estimate_uncertainty(image, roots, method="fisher", device="cpu").provenance["uncertainty"]
+    assert (found["reliable"], found["limits"]) == (False, ["no dose"])
+
+
+@pytest.mark.contract("refine.uncertainty.refused")
+def test_an_interrupted_replica_gives_no_error_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    scan, image = make_image()
+    stopped = dataclasses.replace(image, provenance=image.provenance | {"complete": False})
+    monkeypatch.setattr(uncertainty, "refine", lambda *args, **options: stopped)
+    with pytest.raises(KeyboardInterrupt):
+        estimate_uncertainty(image, scan, device="cpu")

@@ -82,3 +82,15 @@ def test_a_refinement_that_fails_is_reported_with_its_cause(monkeypatch: pytest.
     monkeypatch.setattr(search, "refine", fail)
     with pytest.raises(ScanError, match="a refinement that fails: the misfit is nan"):
         diagnose(make_scan(), rounds=0)
+
+
+@pytest.mark.contract("diagnose.options")
+def test_no_mask_is_offered_for_frames_in_another_layout_than_the_file() -> None:
+    made = make_scan()
+    frames = np.fft.ifftshift(made.frames[:].copy(), axes=(1, 2))
+    frames[:, 2:19] = 0
+    kept = dataclasses.replace(made, frames=ArrayFrames(np.fft.fftshift(frames, axes=(1, 2))))
+    moved = dataclasses.replace(kept, reading=ReadConfig(fftshift=True))
+    found = [one for one in diagnose(moved, rounds=0).findings if one.fault == "dead pixels"]
+    assert found
+    assert all(one.option in (None, "--find-bad-pixels") and not one.files for one in found)

@@ -9,6 +9,7 @@ import pytest
 from tiny_run import Command
 
 from torchptycho.io import read_reconstruction
+from torchptycho.reconstructors import iterative
 
 
 @pytest.mark.contract("refine.uncertainty.command")
@@ -50,3 +51,18 @@ def test_replicas_that_would_do_nothing_are_refused_before_the_refinement(
     assert answer.code == 1
     assert why in answer.err
     assert not (tmp_path / "image.npz").exists()
+
+
+@pytest.mark.contract("refine.uncertainty.command")
+def test_an_interruption_of_the_estimate_leaves_the_image(
+    command: Command, tiny_scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def stop(*given: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(iterative, "estimate_uncertainty", stop)
+    out = tmp_path / "image.npz"
+    answer = command("refine", tiny_scan, "--out", out, "--epochs", "2", "--uncertainty", "fisher")
+    assert answer.code == 130
+    assert "written without error bars" in caplog.text
+    assert read_reconstruction(out).amplitude_sigma is None

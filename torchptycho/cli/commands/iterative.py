@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Refine", "Resolution"]
 
+_log = logging.getLogger(__name__)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RefinementCommand(WritingCommand):
@@ -176,16 +178,20 @@ class Refine(RefinementCommand):
             return image
         from torchptycho.reconstructors.iterative import estimate_uncertainty
 
-        with self.show_status("estimating the uncertainty"):
-            return estimate_uncertainty(
-                image,
-                scan,
-                method=self.uncertainty,
-                replicas=self.uncertainty_replicas,
-                config=self.refine,
-                start=start,
-                device=self.device,
-            )
+        try:
+            with self.show_status("estimating the uncertainty"):
+                return estimate_uncertainty(
+                    image,
+                    scan,
+                    method=self.uncertainty,
+                    replicas=self.uncertainty_replicas,
+                    config=self.refine,
+                    start=start,
+                    device=self.device,
+                )
+        except KeyboardInterrupt:
+            _log.warning("%s: written without error bars, whose estimate was interrupted", self.out)
+            raise
 
     def _read_start(self) -> Reconstruction | None:
         from torchptycho.io import read_reconstruction

@@ -35,6 +35,7 @@ WRITERS = {
     "convert to a product": (["convert", "absent.npz", "FILE"], "x.h5"),
     "inspect": (["inspect", "absent.npz", "--plot", "FILE"], "x.png"),
     "diagnose": (["diagnose", "absent.npz", "--out", "FOLDER"], "diagnosis.png"),
+    "tune": (["tune", "absent.npz", "--out", "FOLDER"], "tuned.yaml"),
     "refine": (["refine", "absent.npz", "--out", "FILE"], "x.npz"),
     "refine with a page": (["refine", "absent.npz", "--out", "new.npz", "--report", "FILE"], "x.html"),
     "resolution": (["resolution", "absent.npz", "--plot", "FILE"], "x.png"),
@@ -122,7 +123,7 @@ def test_place_that_cannot_be_written_to_is_found_first(
         pytest.skip("/proc is Linux's")
     if name in FOLDERS and where in ("a folder", "long name"):
         pytest.skip("a folder is what it makes; its own name is only as long as it is")
-    if name in ("reconstruct several", "diagnose") and where == "long name":
+    if name in ("reconstruct several", "diagnose", "tune") and where == "long name":
         pytest.skip("the name is not that of the option")
     answer = command(*fill(arguments, place), "--overwrite" if name != "train" else "--resume")
     assert answer.code == 1

@@ -14,6 +14,7 @@ from torchptycho.cli.commands.network import Reconstruct, Train
 from torchptycho.cli.commands.pretraining import Pretrain
 from torchptycho.cli.commands.stores import Append, Drop, Prepare
 from torchptycho.cli.commands.system import Demo, Doctor
+from torchptycho.cli.commands.tuning import Tune
 
 __all__ = ["COMMANDS", "COMMAND_GROUPS"]
 
@@ -24,6 +25,7 @@ COMMANDS: dict[str, type[Command]] = {
     "simulate": Simulate,
     "design": Design,
     "demo": Demo,
+    "tune": Tune,
     "refine": Refine,
     "prepare": Prepare,
     "append": Append,
@@ -45,7 +47,7 @@ COMMANDS: dict[str, type[Command]] = {
 COMMAND_GROUPS: dict[str, tuple[str, ...]] = {
     "scan files": ("inspect", "diagnose", "convert"),
     "something to try": ("simulate", "demo", "replay"),
-    "an image without training": ("refine",),
+    "an image without training": ("tune", "refine"),
     "a network": ("prepare", "append", "drop", "train", "reconstruct", "watch", "pretrain", "export"),
     "before a scan": ("design",),
     "how good it is": ("evaluate", "compare", "resolution"),

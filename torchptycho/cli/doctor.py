@@ -22,6 +22,7 @@ OPTIONAL_PACKAGES: dict[str, tuple[str, str]] = {
     "onnx": ("export to ONNX", "pip install 'torchptycho[onnx]'"),
     "onnxscript": ("export to ONNX", "pip install 'torchptycho[onnx]'"),
     "onnxruntime": ("reconstruct --engine onnx", "pip install onnxruntime"),
+    "optuna": ("tune", "pip install 'torchptycho[tune]'"),
     "tensorboardX": ("train --logger tensorboard", "pip install 'torchptycho[tensorboard]'"),
     "mlflow": ("train --logger mlflow", "pip install 'torchptycho[mlflow]'"),
     "cbor2": ("watch a DECTRIS detector (stream version 2)", "pip install 'torchptycho[beamline]'"),

@@ -13,9 +13,10 @@ from torchptycho.visualization.plot.diagnosis_figures import plot_diagnosis
 from torchptycho.visualization.plot.patch_grid import plot_patches
 from torchptycho.visualization.plot.reconstruction_figures import plot_overview, plot_reconstruction
 from torchptycho.visualization.plot.scan_figures import plot_scan
+from torchptycho.visualization.plot.tuning_figures import plot_tuning
 from torchptycho.visualization.plot.virtual_images import plot_virtual_images
 
 __all__ = [
     "plot_comparison", "plot_design", "plot_diagnosis", "plot_frc", "plot_history", "plot_overview", "plot_patches",
-    "plot_reconstruction", "plot_scan", "plot_virtual_images",
+    "plot_reconstruction", "plot_scan", "plot_tuning", "plot_virtual_images",
 ]  # fmt: skip

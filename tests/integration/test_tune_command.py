@@ -82,11 +82,12 @@ def instant(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
 
     def run(self: TrialRunner, values: dict[str, float], on_part: Callable[[int, float], None] | None) -> Judgement:
         tried.append(dict(values))
-        likelihood = 1 - abs(values["scale"] - SCALE) - 0.01 * abs(values["rotation"] - ANGLE_DEG)
+        scale, rotation = values.get("scale", 1.0), values.get("rotation", 0.0)
+        likelihood = 1 - abs(scale - SCALE) - 0.01 * abs(rotation - ANGLE_DEG)
         if on_part is not None:
             on_part(self.epochs // 3, likelihood)
         noise = np.linspace(-0.01, 0.01, 20)
-        return Judgement(log_ratio=likelihood + noise * values["scale"], counts=20.0, misfit=1.0)
+        return Judgement(log_ratio=likelihood + noise * scale, counts=20.0, misfit=1.0)
 
     monkeypatch.setattr(TrialRunner, "run", lambda self, values, on_part=None: run(self, values, on_part))
     return tried
@@ -143,6 +144,15 @@ def test_search_goes_on_and_its_configuration_is_one_that_refine_takes(
     answer = command(*arguments, "--trials", "11", "--resume", "--seed", "1")
     assert answer.code == 1
     assert "another options and seed" in answer.err
+
+
+@pytest.mark.contract("tune.resume")
+def test_search_that_goes_on_draws_nothing_twice(tmp_path: Path, instant: list[dict[str, float]]) -> None:
+    scan, journal = make_scan(), tmp_path / "trials.journal"
+    for trials in (3, 6):
+        found = procedure.tune(scan, over=["alpha"], trials=trials, frames=20, journal=journal, resume=True)
+        assert len(found.trials) == trials
+    assert len({one.values["alpha"] for one in found.trials}) == 6
 
 
 @pytest.mark.contract("tune.noise")

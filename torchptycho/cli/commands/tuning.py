@@ -191,4 +191,4 @@ def _make_lines(found: Tuning) -> list[RenderableType]:
 def _describe_choice(one: ParameterChange) -> str:
     if one.is_changed:
         return "changed"
-    return "as given" if one.best == one.parameter.given else "as given: the gain is within the noise"
+    return "as given" if one.best == one.parameter.given else "as given: no significant gain"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter
 
 from torchptycho.visualization.plot.figure import (
     BLUE,
@@ -105,6 +106,6 @@ def _draw_values(axis: Axes, found: Tuning, change: ParameterChange, floor: floa
         axis.set_xticks(np.arange(len(names)), names, fontsize=SMALL_FONT_SIZE)
     elif parameter.is_log and parameter.high > 4 * parameter.low:
         axis.set_xscale("log")
+        axis.xaxis.set_minor_formatter(NullFormatter())
     style_axes(axis, f"{parameter.name} ({parameter.unit})" if parameter.unit else parameter.name, _LIKELIHOOD)
     axis.legend(frameon=False, fontsize=SMALL_FONT_SIZE, loc="lower right")
-    axis.set_title(parameter.name, fontsize=FONT_SIZE)

@@ -249,3 +249,24 @@ def test_journal_of_something_else_is_refused(command: Command, tmp_path: Path, 
     assert "trials.journal: expected the journal of a search" in answer.err
     assert len(answer.err.splitlines()) == 1
     assert (tmp_path / "trials.journal").read_text() == "mine\n"
+
+
+@pytest.mark.contract("tune.options")
+def test_defocused_probe_is_written_and_read_again(
+    command: Command, tmp_path: Path, scan_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(self: TrialRunner, values: dict[str, float], on_part: object = None) -> Judgement:
+        return Judgement(log_ratio=np.linspace(1.0, 1.1, 20) + abs(values["defocus"]), counts=20.0, misfit=1.0)
+
+    monkeypatch.setattr(TrialRunner, "run", run)
+    out, reading = tmp_path / "tuned", ["--positions-unit", "m", "--object-pixel-m", f"{PIXEL_M}", "--domain", "counts"]
+    answer = command("tune", scan_file, "--out", out, *reading, "--over", "defocus", "--trials", "2", "--json")
+    assert answer.code == 0, answer.err
+    moved = max((one["values"]["defocus"] for one in json.loads(answer.out)["trials"]), key=abs)
+    config = tp.load_config(out / "tuned.yaml")
+    read = tp.read_scan(scan_file, config.reading)
+    given = tp.read_scan(scan_file, tp.ReadConfig(positions_unit="m", object_pixel_m=PIXEL_M, domain="counts"))
+    wanted = apply_to_scan(given, {"defocus": moved}).probe
+    scale = np.vdot(wanted, read.probe) / np.vdot(wanted, wanted)
+    assert np.abs(read.probe - scale * wanted).max() < 1e-5 * np.abs(read.probe).max()
+    assert abs(moved) > 1

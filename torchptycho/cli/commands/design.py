@@ -14,7 +14,7 @@ __all__ = ["Design"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Design(WritingCommand):
-    """Predict error and resolution of a planned scan, and what to change.
+    """Predict error and resolution of a planned scan, and advise on it.
 
     The options that describe object, probe, positions and dose are those of `simulate`. No counts are drawn: the error
     follows from the Cramer-Rao bound.

@@ -26,7 +26,7 @@ _PHOTON_NOISE_MISFIT = 1.1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Diagnose(WritingCommand):
-    """Say what is probably wrong with a scan, and how to correct it.
+    """Say what is probably wrong with a scan, and what corrects it.
 
     A part of the scan is refined with each of some 40 remedies; photons that were held out judge.
 

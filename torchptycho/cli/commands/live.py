@@ -299,7 +299,7 @@ class Replay(WritingCommand):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Keys(Command):
-    """Make the keys of a program that sends or reads an encrypted stream.
+    """Make the keys of a program at either end of an encrypted stream.
 
     The file NAME.key is public and is copied to the other side; NAME.key_secret stays where it is.
 

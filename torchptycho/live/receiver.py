@@ -8,7 +8,7 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from torchptycho.live.scan_header import Chunk, FrameSource, ScanLayout
+from torchptycho.live.scan_header import Chunk, FrameSource, ScanLayout, WaitingSource
 from torchptycho.live.spool import Spool
 
 __all__ = ["Receiver"]
@@ -130,6 +130,8 @@ class Receiver:
                 return
             if not len(chunk.frames) and not len(chunk.positions_px):
                 if self._is_idle(quiet_since):
+                    if isinstance(self._source, WaitingSource) and spool.count < spool.n_stored:
+                        self._append_chunk(spool, self._source.settle())
                     spool.give_up_positions("no position before the scan was over")
                     return
                 self._stopped.wait(_POLL_S)

@@ -16,7 +16,16 @@ from torchptycho.core.config.base import Count, Domain, Positive, validated_data
 from torchptycho.core.errors import ScanError
 from torchptycho.core.geometry import Geometry, Particle
 
-__all__ = ["Chunk", "FrameSource", "ScanLayout", "StreamHeader", "add_object_pixel", "convert_to_pixels", "parse_json"]
+__all__ = [
+    "Chunk",
+    "FrameSource",
+    "ScanLayout",
+    "StreamHeader",
+    "WaitingSource",
+    "add_object_pixel",
+    "convert_to_pixels",
+    "parse_json",
+]
 
 
 @validated_dataclass
@@ -217,6 +226,15 @@ class FrameSource(Protocol):
 
     def close(self, received: int) -> None:
         """Release the source; `received` frames are stored."""
+        ...
+
+
+@runtime_checkable
+class WaitingSource(Protocol):
+    """A source whose frames may wait for positions from elsewhere."""
+
+    def settle(self) -> Chunk:
+        """Decide the positions of all frames that wait for one, because no more will come."""
         ...
 
 

@@ -107,8 +107,19 @@ class JoinedSource:
         now_s = time.monotonic()
         self._joiner.add_rows(self._positions.read(), now_s)
         images = self._take_frames(at_most, now_s)
+        return self._make_chunk(images, now_s, over=self._positions.ended)
+
+    def settle(self) -> Chunk:
+        """Decide the positions of all frames that wait for one, because no more will come."""
+        now_s = time.monotonic()
+        self._joiner.add_rows(self._positions.read(), now_s)
+        return self._make_chunk([], now_s, over=True)
+
+    def _make_chunk(self, images: list[np.ndarray], now_s: float, *, over: bool) -> Chunk:
+        assert self._processor is not None
+        assert self._n_rows is not None
         first_waiting = self._n_rows - self._joiner.n_waiting
-        settled, reasons = self._joiner.settle(now_s, over=self._positions.ended)
+        settled, reasons = self._joiner.settle(now_s, over=over)
         return Chunk(
             frames=self._processor.process(images),
             positions_px=self._processor.convert_positions(settled, self._unit),

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from torchptycho.core.config import ReadConfig
 from torchptycho.core.errors import ConfigError, ScanError
+from torchptycho.core.geometry import Geometry
+from torchptycho.live.beamline.detector import DetectorFrame, DetectorHeader
+from torchptycho.live.beamline.joined_source import JoinedSource
 from torchptycho.live.beamline.joining import JoinConfig, Joiner, PositionRow
 from torchptycho.live.beamline.positions import GrowingCsv, PositionTopic
+from torchptycho.live.receiver import Receiver
 
 
 def row(key: float, y: float | None = None) -> PositionRow:
@@ -204,3 +210,42 @@ def test_published_positions_are_read_until_the_end(tmp_path: Path) -> None:
         source.close()
     with pytest.raises(ConfigError, match="expected an address of this machine"):
         PositionTopic("tcp://beamline:5556", None)
+
+
+class _Recorded:
+    """A detector whose frames are all there and whose end is never announced, and positions of all but one of them."""
+
+    name, keeps_frames, idle_s, ended = "recorded", True, None, False
+
+    def __init__(self, events: list[Any]) -> None:
+        self._events = events
+
+    def read(self, at_most: int = 1000) -> list[Any]:
+        events, self._events = self._events[:at_most], self._events[at_most:]
+        return events
+
+    def explain_wait(self) -> None:
+        return None
+
+    def close(self) -> None:
+        return None
+
+
+@pytest.mark.contract("live.join.idle")
+def test_at_the_end_by_idle_time_one_missing_position_leaves_out_its_own_frame_alone(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).poisson(3.0, (12, 32, 32)).astype(np.uint16)
+    geometry = Geometry(energy_eV=8000.0, distance_m=1.0, detector_pixel_m=75e-6)
+    frames = [DetectorFrame(number=number, image=image) for number, image in enumerate(images)]
+    source = JoinedSource(
+        _Recorded([DetectorHeader(series="1", geometry=geometry), *frames]),
+        _Recorded([PositionRow(key=float(n), y=1e-7 * n, x=-1e-7 * n) for n in range(12) if n != 2]),
+        ReadConfig(),
+        JoinConfig(wait_s=60.0),
+    )
+    with Receiver(source, tmp_path / "spool", max_backlog=100, expected=None, idle_s=0.2) as receiver:
+        with receiver.changed:
+            assert receiver.changed.wait_for(lambda: receiver.ended, 20)
+        receiver.raise_if_failed()
+        assert receiver.spool is not None
+        assert receiver.spool.count == 12
+        assert receiver.spool.left_out == {2: "no position for index 2"}

@@ -96,7 +96,9 @@ def make_images(scan: Scan, options: argparse.Namespace) -> dict[str, tuple[Reco
     tried: dict[str, list[tuple[float, RefineConfig]]] = {
         "none": [(0.0, plain)],
         "tv": [(w, dataclasses.replace(plain, regularization="tv", regularization_strength=w)) for w in options.tv],
-        "learned": [(float("nan"), dataclasses.replace(plain, regularization="learned"))],
+        "learned": [
+            (float("nan"), dataclasses.replace(plain, regularization="learned", prior_weights=options.weights))
+        ],
     }
     found: dict[str, tuple[Reconstruction, float, float]] = {}
     for name, variants in tried.items():
@@ -148,6 +150,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=KINDS)
     parser.add_argument("--tv", type=float, nargs="+", default=[0.03, 0.06, 0.12, 0.24])
     parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--weights", help="of the learnt prior; those of the package if omitted")
     parser.add_argument("--bm3d", action=argparse.BooleanOptionalAction, default=find_spec("bm3d") is not None)
     parser.add_argument("--seed", type=int, default=991, help="of objects, positions and noise")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")

@@ -27,7 +27,7 @@ _JOURNAL = "trials.journal"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tune(WritingCommand):
-    """Search for options that explain a scan best, and write a configuration for `refine`.
+    """Search for the options that explain a scan best, for `refine`.
 
     A part of the scan is refined briefly with each choice; photons that were held out judge.
 

@@ -127,7 +127,7 @@ def measure_magnification(scan: Scan) -> tuple[float, Float64[np.ndarray, "2 2"]
 
 
 def refuse_near_field(scan: Scan) -> None:
-    """Refuse a scan that only a near-field model can explain.
+    """Refuse a scan that only a near-field model can explain, unless it was stated to be far-field.
 
     Raises:
         ScanError: with the evidence.
@@ -140,14 +140,14 @@ def refuse_near_field(scan: Scan) -> None:
             found="near-field frames",
             remedy="Use `refine`, which models both.",
         )
-    found = detect_near_field(scan)
+    found = None if scan.reading.propagation == "far" else detect_near_field(scan)
     if found is not None:
         raise ScanError(
             scan.source,
             None,
             expected="far-field diffraction",
             found=f"near-field frames: {found}",
-            remedy="Refine them with --propagation near.",
+            remedy="Refine them with --propagation near. If they are diffraction patterns, state --propagation far.",
         )
 
 

@@ -16,7 +16,7 @@ from torchptycho.core.scan import ArrayFrames
 from torchptycho.data.prepare import prepare
 from torchptycho.data.simulation import simulate
 from torchptycho.io import read_scan
-from torchptycho.io.near_field import detect_near_field
+from torchptycho.io.near_field import detect_near_field, refuse_near_field
 from torchptycho.reconstructors.iterative import refine
 
 
@@ -34,6 +34,14 @@ def test_shadow_images_are_near_field_and_refused(tmp_path: Path) -> None:
     with pytest.raises(ScanError, match="near-field"):
         refine(scan)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.contract("files.near-field.stated")
+def test_frames_that_were_stated_to_be_far_field_are_taken_for_it() -> None:
+    scan = shadows()
+    with pytest.raises(ScanError, match=r"--propagation near\..*--propagation far"):
+        refuse_near_field(scan)
+    refuse_near_field(dataclasses.replace(scan, reading=ReadConfig(propagation="far")))
 
 
 @pytest.mark.contract("files.near-field.seen")

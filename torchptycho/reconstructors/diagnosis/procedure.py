@@ -108,6 +108,10 @@ class _Diagnosis:
         if summary.near_field is not None:
             self._fatal.append(_describe_near_field(summary, self._scan))
             return self._finish(source, n_frames, 0)
+        if self._scan.geometry.propagation == "far":
+            # All frames decided that; a trial of few must not decide otherwise.
+            reading = dataclasses.replace(self._scan.reading, propagation="far")
+            self._scan = dataclasses.replace(self._scan, reading=reading)
         rows = select_rows(self._scan, self._frames, self._seed)
         part, assumed = load_counts(self._scan, rows)
         usual = find_usual_frames(part)

@@ -33,11 +33,9 @@ def refine_probe(scan: Scan, config: RunConfig, keep: Path, *, progress: bool = 
     if config.prepare.bootstrap_positions and moves == "none":
         moves = "frames"
     settings = dataclasses.replace(
-        config.refine,
+        config.refine.without_prior(),
         epochs=epochs,
         probe_update=True,
-        regularization="none",
-        regularization_strength=None,
         position_update=moves if config.prepare.bootstrap_positions else "none",
     )
     asked = {"refine": to_dict(settings), "scan_sha256": fingerprint_scan(scan)}

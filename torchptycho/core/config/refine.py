@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -95,3 +96,7 @@ class RefineConfig:
     """Smallest relative decrease of the misfit that counts as an improvement."""
     refine_seed: int = 0
     """Seed of the order of the frames."""
+
+    def without_prior(self) -> RefineConfig:
+        """Return these options without a prior that acts while the object is polished."""
+        return dataclasses.replace(self, regularization="none", regularization_strength=None, prior_weights=None)

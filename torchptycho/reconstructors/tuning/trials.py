@@ -41,12 +41,10 @@ class TrialRunner:
         brief = {
             "epochs": epochs,
             "patience": None,
-            "regularization": "none",
-            "regularization_strength": None,
             "position_start_epoch": min(config.position_start_epoch, epochs // 4),
             "opr_start_epoch": min(config.opr_start_epoch, epochs // 4),
         }
-        self._options = to_dict(config) | brief
+        self._options = to_dict(config.without_prior()) | brief
 
     def run(self, values: Mapping[str, Value], on_part: OnPart | None = None) -> Judgement:
         """Run a trial.

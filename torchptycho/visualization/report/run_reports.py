@@ -97,13 +97,11 @@ def write_refinement_report(
 def _refine_without_prior(image: Reconstruction, scan: Scan, config: RefineConfig, device: str) -> Reconstruction:
     """Polish an image as it was polished, with its probe and positions, but without the prior."""
     plain = dataclasses.replace(
-        config,
+        config.without_prior(),
         epochs=max(_MIN_POLISHING_EPOCHS, round(config.polish * config.epochs)),
         polish=1.0,
         probe_update=False,
         position_update="none",
-        regularization="none",
-        regularization_strength=None,
         patience=None,
     )
     return refine(scan, image, config=plain, device=device, judge=False)

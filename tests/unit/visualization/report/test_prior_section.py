@@ -16,6 +16,7 @@ from torchptycho.core.config import RefineConfig, SimulateConfig
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.core.scan import Scan
 from torchptycho.data.simulation import simulate
+from torchptycho.models.prior import load_prior, save_prior
 from torchptycho.reconstructors.iterative import refine
 from torchptycho.visualization.report import write_refinement_report, write_report
 from torchptycho.visualization.report.html_blocks import Figure, Section
@@ -59,8 +60,17 @@ def test_image_is_shown_with_and_without_the_prior_that_acted(
     assert section is not None
     for words in ("Phase with the prior", "Phase without", "Difference in sigma", "Sigma", "misfit without the prior"):
         assert words in section
-    plain = refine(scan, config=dataclasses.replace(WITH_PRIOR, regularization="none", regularization_strength=None))
+    plain = refine(scan, config=WITH_PRIOR.without_prior())
     assert find_section(write_report(plain, scan, tmp_path / "b.html").read_text("utf-8")) is None
+
+
+@pytest.mark.contract("report.prior")
+def test_image_with_given_weights_is_shown_without_them_too(scan: Scan, tmp_path: Path) -> None:
+    weights = save_prior(load_prior().network, tmp_path / "mine.safetensors", {})
+    config = RefineConfig(epochs=4, regularization="learned", prior_weights=str(weights), patience=None)
+    image = refine(scan, config=config, device="cpu")
+    page = write_refinement_report(image, scan, tmp_path / "a.html", config, device="cpu").read_text("utf-8")
+    assert "Phase without" in (find_section(page) or "")
 
 
 @pytest.mark.contract("report.prior")

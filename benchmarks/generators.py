@@ -24,7 +24,7 @@ from convergence import KINDS, compute_ssim, evaluate_untrained, format_short, s
 from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
 
-from torchptycho.analysis.evaluation import align_to_truth
+from torchptycho.analysis.truth_alignment import align_to_truth
 from torchptycho.core.config import ModelConfig, RunConfig, TrainConfig
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.core.scan import Scan

@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from torchptycho.analysis.evaluation import align_to_truth, evaluate
+from torchptycho.analysis.evaluation import evaluate
+from torchptycho.analysis.truth_alignment import align_to_truth
 from torchptycho.core.config import RefineConfig, SimulateConfig
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.core.scan import Scan

@@ -34,7 +34,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from torchptycho.analysis.evaluation import Metrics, align_to_truth, evaluate
+from torchptycho.analysis.evaluation import Metrics, evaluate
+from torchptycho.analysis.truth_alignment import align_to_truth
 from torchptycho.core.config import SimulateConfig
 from torchptycho.core.errors import EvaluationError
 from torchptycho.core.reconstruction import Reconstruction

@@ -25,7 +25,8 @@ import numpy as np
 import torch
 
 from torchptycho.analysis.calibration import find_within_sigma
-from torchptycho.analysis.evaluation import align_to_truth, evaluate
+from torchptycho.analysis.evaluation import evaluate
+from torchptycho.analysis.truth_alignment import align_to_truth
 from torchptycho.core.config import RefineConfig, SimulateConfig
 from torchptycho.data.simulation import simulate
 from torchptycho.reconstructors.iterative import estimate_uncertainty, refine

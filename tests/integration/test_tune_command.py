@@ -169,7 +169,7 @@ def test_what_gains_nothing_stays_as_given(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(Study, "best", property(lambda self: {"rotation": 5.0, "alpha": 0.9}))
     found = procedure.tune(make_scan(), over=["alpha", "rotation"], trials=2, frames=20)
     assert {one.parameter.name: one.is_changed for one in found.changes} == {"rotation": True, "alpha": False}
-    # Both are known beside their standard errors, the larger gain first.
+    # Both gains are far above their standard errors, the larger one first.
     assert found.changes[0].parameter.name == "rotation"
     assert found.changes[0].gain == pytest.approx(20 * 0.5 / 100, rel=0.1)
     assert found.changes[1].error > 0

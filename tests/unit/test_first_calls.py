@@ -1,4 +1,4 @@
-"""The type checker of the tests checks the first calls of every function, in every test anew."""
+"""The type checker of the tests checks the first calls of every function in each test."""
 
 from __future__ import annotations
 

@@ -11,9 +11,10 @@ import scipy.fft
 import scipy.ndimage
 from jaxtyping import Bool, Complex
 
-from torchptycho.analysis.evaluation import AlignedPair, Metrics, align_to_truth, evaluate, measure
+from torchptycho.analysis.evaluation import Metrics, evaluate, measure
 from torchptycho.analysis.registration import MAX_SHIFT_PX
 from torchptycho.analysis.resampling import resample_image
+from torchptycho.analysis.truth_alignment import AlignedPair, align_to_truth
 from torchptycho.core.errors import EvaluationError
 from torchptycho.core.reconstruction import Reconstruction, project_slices
 from torchptycho.io.inputs import as_reconstruction

@@ -151,6 +151,15 @@ def refuse_near_field(scan: Scan) -> None:
         )
 
 
+def state_propagation(scan: Scan) -> Scan:
+    """Return the scan as one that was stated to be what it was found to be, from all of its frames.
+
+    A part of it, or counts that are drawn like its own, are then not asked again, and do not give another answer.
+    """
+    reading = dataclasses.replace(scan.reading, propagation=scan.geometry.propagation)
+    return dataclasses.replace(scan, reading=reading)
+
+
 def _select_neighbourhood(scan: Scan) -> np.ndarray:
     """Select frames of one scan that lie close together, in ascending order."""
     most = max(8, min(_MAX_FRAMES, _SPECTRA_BYTES // (scan.n_px**2 * 8)))

@@ -17,6 +17,7 @@ from torchptycho.core.reconstruction import Reconstruction, project_slices
 from torchptycho.core.scan import Scan
 from torchptycho.io.frames.selection import pick_frames
 from torchptycho.io.inputs import as_scan
+from torchptycho.io.near_field import refuse_near_field, state_propagation
 from torchptycho.io.scan_choice import refuse_several_scans
 from torchptycho.reconstructors.iterative import refine
 from torchptycho.reconstructors.iterative.job import refine_side_by_side
@@ -90,8 +91,11 @@ def resolution(
         raise EvaluationError(
             f"{scan.source}: expected {2 * _MIN_FRAMES_PER_HALF} frames or more; found {scan.n_frames}."
         )
-    plain = dataclasses.replace(config, regularization="none", regularization_strength=None)
-    halves = [pick_frames(scan, rows) for rows in split_into_halves(scan.positions_px)]
+    plain = config.without_prior()
+    if scan.geometry.propagation == "far":
+        refuse_near_field(scan)
+    stated = state_propagation(scan)
+    halves = [pick_frames(stated, rows) for rows in split_into_halves(scan.positions_px)]
     images = []
     if devices > 1:
         images = refine_side_by_side(halves, config=plain, device=device, devices=devices)

@@ -26,6 +26,7 @@ from torchptycho.data.simulation.probes import border_fraction
 from torchptycho.physics.fisher import Change, FisherInformation
 from torchptycho.physics.illumination import compute_illumination
 from torchptycho.physics.patches import extract_inside
+from torchptycho.reconstructors.iterative.probe_modes import compute_area_px
 from torchptycho.reconstructors.scan_design import ScanDesign, find_middle_frames, require_positive
 
 __all__ = ["ScanPrediction", "compute_efficiency", "predict_scan"]
@@ -117,7 +118,7 @@ def predict_scan(
     require_positive("photons_per_px", photons_per_px)
     part, corners_px, origin_px = _take_part(design)
     n_px = design.n_px
-    diameter_px = 2 * math.sqrt(float(_compute_area_px(design.probe)) / math.pi)
+    diameter_px = 2 * math.sqrt(float(compute_area_px(torch.from_numpy(design.probe))) / math.pi)
     step_px = _measure_step_px(design.positions_px)
     object, probe = torch.from_numpy(part), torch.from_numpy(design.probe)
     photons = compute_illumination(probe, corners_px, (part.shape[0], part.shape[1])).numpy()
@@ -223,11 +224,6 @@ def _take_part(design: ScanDesign) -> tuple[Complex[np.ndarray, "h w"], Float[Te
     part = np.pad(part, [(0, max(0, int(c) + design.n_px + 2 - n)) for c, n in
                          zip(np.floor(corners.max(axis=0)) - low, part.shape, strict=True)], mode="edge")  # fmt: skip
     return part, torch.from_numpy(corners - low), (int(low[0]), int(low[1]))
-
-
-def _compute_area_px(probe: Complex[np.ndarray, "p n n"]) -> float:
-    intensity = np.sum(np.abs(probe.astype(np.complex128)) ** 2, axis=0)
-    return float(intensity.sum() ** 2 / np.sum(intensity**2))
 
 
 def _measure_step_px(positions_px: Float64[np.ndarray, "m 2"]) -> float:

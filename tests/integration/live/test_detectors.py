@@ -184,7 +184,7 @@ def test_a_series_that_begins_before_the_end_of_another_ends_it(single: Path, sc
     second = list(SIMULATED.make_messages_v1(*parts, series=8))
     where, motors = address(), tmp_path / "motors.csv"
     write_positions(motors, scan, range(N))
-    # Frames of a series whose header has gone to nobody here are ignored.
+    # Frames of a series whose header was not received are ignored.
     messages = [first[-1], *second[3:5], *first[:40], *second[:2]]
     with pushing(messages, where):
         found = watched(
@@ -218,7 +218,7 @@ def test_a_watch_that_was_killed_in_the_middle_of_a_series_continues_it(
         until(lambda: received(out) >= 30)
         stop.set()
         watching.join()
-    # The detector goes on, and some frames go to nobody.
+    # The detector goes on, and some frames are lost.
     with pushing(messages[35:], where):
         found = watched(source, single, out, reading=READING, beamline=join(motors, wait_s=0.3))
     header = (out / "series.json").read_bytes()

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
-from torchptycho.analysis.evaluation import Metrics, align_to_truth, evaluate
+from torchptycho.analysis.evaluation import Metrics, evaluate
 from torchptycho.analysis.registration import fourier_shift
+from torchptycho.analysis.truth_alignment import align_to_truth
 from torchptycho.core.errors import EvaluationError, TorchptychoError
 from torchptycho.core.reconstruction import Reconstruction
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from torchptycho.analysis.evaluation import evaluate
 from torchptycho.core.config import RefineConfig, SimulateConfig
-from torchptycho.core.errors import EvaluationError
+from torchptycho.core.errors import EvaluationError, ScanError
 from torchptycho.core.geometry import Geometry
+from torchptycho.core.scan import Scan
 from torchptycho.data.simulation import simulate
+from torchptycho.io import near_field
 from torchptycho.io.frames.selection import pick_frames
+from torchptycho.models.prior import load_prior, save_prior
 from torchptycho.reconstructors.iterative import refine
 from torchptycho.reconstructors.resolution import resolution, split_into_halves
 
@@ -65,9 +69,28 @@ def test_too_few_frames_have_no_halves(frames: int) -> None:
 
 
 @pytest.mark.contract("refine.regularise.halves")
-def test_halves_are_refined_without_a_prior() -> None:
+def test_halves_are_refined_without_a_prior(tmp_path: Path) -> None:
     scan = simulate(SimulateConfig(n_px=32, object_px=72, n_frames=40, photons_per_frame=1e4, probe_defocus_waves=1))
     config = RefineConfig(epochs=4, regularization="tv", regularization_strength=0.3)
     with_prior = resolution(scan, config=config)
     without = resolution(scan, config=RefineConfig(epochs=4, regularization="none"))
     np.testing.assert_array_equal(with_prior.halves[0].object, without.halves[0].object)
+    weights = str(save_prior(load_prior().network, tmp_path / "mine.safetensors", {}))
+    with_weights = resolution(scan, config=RefineConfig(epochs=4, regularization="learned", prior_weights=weights))
+    np.testing.assert_array_equal(with_weights.halves[0].object, without.halves[0].object)
+
+
+@pytest.mark.contract("files.near-field.stated")
+def test_halves_are_what_all_frames_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    scan = simulate(SimulateConfig(n_px=32, object_px=72, n_frames=40, photons_per_frame=1e4, probe_defocus_waves=1))
+    asked: list[int] = []
+
+    def detect(part: Scan) -> object:
+        asked.append(part.n_frames)
+        return None if part.n_frames == scan.n_frames else "fewer frames look like images"
+
+    monkeypatch.setattr(near_field, "detect_near_field", detect)
+    assert resolution(scan, config=RefineConfig(epochs=1)).metrics.n_pixels > 0
+    assert asked == [scan.n_frames]
+    with pytest.raises(ScanError, match="fewer frames look like images"):
+        refine(pick_frames(scan, np.arange(20)), config=RefineConfig(epochs=1))

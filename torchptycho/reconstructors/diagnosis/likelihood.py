@@ -14,8 +14,8 @@ from torchptycho.core.scan import Scan
 from torchptycho.physics.noise import poisson_log_ratio
 from torchptycho.physics.patches import extract_inside
 from torchptycho.physics.propagation import build_propagator
-from torchptycho.physics.variable_probe import combine_probe
 from torchptycho.reconstructors.iterative.fit import propagate_to_detector
+from torchptycho.reconstructors.iterative.variable_probe import build_image_probe
 
 __all__ = ["Gain", "Judgement", "compare", "judge"]
 
@@ -67,7 +67,6 @@ def judge(image: Reconstruction, held: Scan, factor: float, mask: Bool[np.ndarra
         factor: expected held-out counts over those that the image was fitted to.
         mask: pixels that judge; None takes the good ones of `held`.
     """
-    assert image.probe is not None
     assert image.positions_px is not None
     n_px = held.n_px
     good = torch.from_numpy(np.fft.ifftshift(held.mask if mask is None else mask))
@@ -82,11 +81,11 @@ def judge(image: Reconstruction, held: Scan, factor: float, mask: Bool[np.ndarra
         shift = np.fft.ifftshift if propagator.zero_frequency_first else np.asarray
         background = torch.from_numpy(np.ascontiguousarray(shift(image.background)))
     corners_px = torch.from_numpy(image.positions_px - np.array(image.origin_px) - n_px // 2)
-    canvas, probe = torch.from_numpy(image.object), torch.from_numpy(image.probe)
+    canvas = torch.from_numpy(image.object)
     found, deviation, expected_deviation = [], 0.0, 0.0
     for part in torch.split(torch.arange(len(measured)), _FRAMES_AT_ONCE):
         patches = extract_inside(canvas, corners_px[part], n_px)
-        _, intensity = propagate_to_detector(patches, _build_probe(image, probe, part), propagator)
+        _, intensity = propagate_to_detector(patches, build_image_probe(image, part), propagator)
         expected = (1 - _FLOOR) * factor * (intensity + background) + _FLOOR * mean
         weight = good / (expected + 1)
         deviation += float(((measured[part] - expected).square() * weight).sum())
@@ -113,14 +112,3 @@ def _with_reference(
     expected: torch.Tensor, mean: torch.Tensor, counts: torch.Tensor
 ) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     return [(one, mean, measured) for one, measured in zip(expected, counts, strict=True)]
-
-
-def _build_probe(image: Reconstruction, probe: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
-    if image.opr_modes is None and image.frame_scale is None:
-        return probe
-    rows = part.numpy()
-    n_px, count = probe.shape[-1], len(rows)
-    modes = np.zeros((0, n_px, n_px), np.complex64) if image.opr_modes is None else image.opr_modes
-    weights = np.zeros((count, 0), np.float32) if image.opr_weights is None else image.opr_weights[rows]
-    scale = np.ones(count, np.float32) if image.frame_scale is None else image.frame_scale[rows]
-    return combine_probe(probe, torch.from_numpy(modes), torch.from_numpy(weights), torch.from_numpy(scale))

@@ -13,7 +13,15 @@ from torchptycho.data.held_out import HeldOut, hold_out
 from torchptycho.io.domain_inference import infer_domain
 from torchptycho.io.frames.thinning import are_whole_numbers
 
-__all__ = ["ASSUMED_PHOTONS", "choose_frame_count", "divide_counts", "find_usual_frames", "load_counts", "select_rows"]
+__all__ = [
+    "ASSUMED_PHOTONS",
+    "choose_frame_count",
+    "divide_counts",
+    "find_usual_frames",
+    "load_counts",
+    "load_neighbourhood",
+    "select_rows",
+]
 
 ASSUMED_PHOTONS = 1e5
 """Photons per frame that frames stand for whose values show none, and whose file states no dose. More would take noise
@@ -45,6 +53,22 @@ def select_rows(scan: Scan, most: int, seed: int = 0) -> Int64[np.ndarray, " k"]
     middle = np.median(places, axis=0) if len(members) <= most else places[np.random.default_rng(seed).choice(central)]
     distance = np.hypot(*(places - middle).T)
     return np.sort(members[np.argsort(distance, kind="stable")[:most]])
+
+
+def load_neighbourhood(scan: Scan, most: int, seed: int = 0) -> tuple[Scan, bool]:
+    """Load neighbouring frames as photon counts, without those that are far dimmer or brighter than the others.
+
+    Arguments:
+        most: number of frames.
+        seed: of their place, see `select_rows`.
+
+    Returns:
+        as `load_counts`.
+    """
+    rows = select_rows(scan, most, seed)
+    part, assumed = load_counts(scan, rows)
+    usual = find_usual_frames(part)
+    return load_counts(scan, rows[usual]) if 2 <= usual.sum() < len(usual) else (part, assumed)
 
 
 def load_counts(scan: Scan, rows: Int64[np.ndarray, " k"]) -> tuple[Scan, bool]:

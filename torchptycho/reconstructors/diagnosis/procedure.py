@@ -15,15 +15,15 @@ from torchptycho.core.scan import Scan
 from torchptycho.data.held_out import HeldOut
 from torchptycho.io.guesses import compute_mean_pattern
 from torchptycho.io.inputs import as_scan
+from torchptycho.io.near_field import state_propagation
 from torchptycho.reconstructors.diagnosis.findings import Diagnosis, Evidence, Finding
 from torchptycho.reconstructors.diagnosis.likelihood import compare, judge
 from torchptycho.reconstructors.diagnosis.neighbourhood import (
     ASSUMED_PHOTONS,
     choose_frame_count,
     divide_counts,
-    find_usual_frames,
     load_counts,
-    select_rows,
+    load_neighbourhood,
 )
 from torchptycho.reconstructors.diagnosis.pixel_checks import PIXEL_CHECKS
 from torchptycho.reconstructors.diagnosis.scan_checks import (
@@ -108,19 +108,11 @@ class _Diagnosis:
         if summary.near_field is not None:
             self._fatal.append(_describe_near_field(summary, self._scan))
             return self._finish(source, n_frames, 0)
-        if self._scan.geometry.propagation == "far":
-            # All frames decided that; a trial of few must not decide otherwise.
-            reading = dataclasses.replace(self._scan.reading, propagation="far")
-            self._scan = dataclasses.replace(self._scan, reading=reading)
-        rows = select_rows(self._scan, self._frames, self._seed)
-        part, assumed = load_counts(self._scan, rows)
-        usual = find_usual_frames(part)
-        if 2 <= usual.sum() < len(usual):
-            # Frames that are named in a finding of their own must not decide about everything else.
-            rows = rows[usual]
-            part, assumed = load_counts(self._scan, rows)
-        if len(rows) < _FEW_FRAMES:
-            self._notes.append(f"only {len(rows)} frames: their spread, and so each gain's error, is uncertain")
+        self._scan = state_propagation(self._scan)
+        # Frames that are named in a finding of their own must not decide about everything else.
+        part, assumed = load_neighbourhood(self._scan, self._frames, self._seed)
+        if part.n_frames < _FEW_FRAMES:
+            self._notes.append(f"only {part.n_frames} frames: their spread, and so each gain's error, is uncertain")
         if assumed:
             self._notes.append(
                 f"the frames show no photons and state no dose: {ASSUMED_PHOTONS:g} per frame are assumed, so that "
@@ -133,7 +125,7 @@ class _Diagnosis:
             part, pattern = order.fix(part), np.fft.fftshift(pattern)
         parts = self._check_pixels(ScanView(scan=self._scan, part=part, pattern=pattern, summary=summary))
         self._try_remedies(parts)
-        return self._finish(source, n_frames, len(rows))
+        return self._finish(source, n_frames, part.n_frames)
 
     def _take_domain(self) -> None:
         checked = check_domain(self._scan)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from jaxtyping import Complex64, Float64
 
 from torchptycho.core.scan import Scan
+from torchptycho.io.scan_geometry import rotate_positions
 
 __all__ = [
     "FAMILIES",
@@ -20,6 +20,7 @@ __all__ = [
     "list_model_remedies",
     "list_neighbours",
     "make_map_remedy",
+    "make_rotation_matrix",
     "make_search_remedy",
     "propagate_probe",
     "transform_positions",
@@ -64,6 +65,11 @@ def transform_positions(scan: Scan, matrix: Float64[np.ndarray, "2 2"]) -> Scan:
     middle = scan.positions_px.mean(axis=0)
     moved = middle + (scan.positions_px - middle) @ matrix.T
     return dataclasses.replace(scan, positions_px=np.ascontiguousarray(moved))
+
+
+def make_rotation_matrix(angle_deg: float) -> Float64[np.ndarray, "2 2"]:
+    """Make the linear map that turns positions as the option `positions_rotation_deg` does."""
+    return np.ascontiguousarray(rotate_positions(np.eye(2), angle_deg).T)
 
 
 def propagate_probe(probe: Complex64[np.ndarray, "p n n"], edge_rad: float) -> Complex64[np.ndarray, "p n n"]:
@@ -181,8 +187,7 @@ def _make_scale(factor: float) -> Remedy:
 
 
 def _make_rotation(angle_deg: float) -> Remedy:
-    cosine, sine = math.cos(math.radians(angle_deg)), math.sin(math.radians(angle_deg))
-    return make_map_remedy(np.array([[cosine, sine], [-sine, cosine]]), f"rotation {angle_deg:.4g} deg", angle_deg)
+    return make_map_remedy(make_rotation_matrix(angle_deg), f"rotation {angle_deg:.4g} deg", angle_deg)
 
 
 def _make_defocus(edge_rad: float) -> Remedy:

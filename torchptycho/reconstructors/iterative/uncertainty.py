@@ -20,23 +20,19 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Complex, Float
 from scipy.ndimage import gaussian_filter
-from torch import Tensor
 
-from torchptycho.analysis.evaluation import align_to_truth
+from torchptycho.analysis.truth_alignment import align_to_truth
 from torchptycho.core.config import RefineConfig, as_config
 from torchptycho.core.devices import find_devices
 from torchptycho.core.errors import ConfigError
 from torchptycho.core.reconstruction import MIN_COVERAGE, Reconstruction, find_regularization
 from torchptycho.core.scan import ArrayFrames, Scan
 from torchptycho.io.inputs import as_reconstruction, as_scan
+from torchptycho.io.near_field import state_propagation
 from torchptycho.physics.fisher import FisherInformation
-from torchptycho.physics.illumination import compute_illumination
-from torchptycho.physics.noise import poisson_sample
-from torchptycho.physics.patches import extract
 from torchptycho.physics.propagation import build_propagator
-from torchptycho.physics.variable_probe import combine_probe
+from torchptycho.reconstructors.iterative.counts_model import CountsModel, has_prior
 from torchptycho.reconstructors.iterative.job import refine
-from torchptycho.reconstructors.iterative.learned_prior import LearnedPrior
 
 __all__ = ["MAX_PHASE_SIGMA_RAD", "estimate_uncertainty"]
 
@@ -58,7 +54,6 @@ _PRIOR_SHARE = 0.3
 _MIN_PHOTONS_PER_PX = 1.0
 # With fewer, errors of the phase are of the order of the object, and no error bar is right (benchmarks/trust.py).
 _FEW_PHOTONS_PER_PX = 30.0
-_FRAMES_AT_ONCE = 32
 
 
 def estimate_uncertainty(
@@ -81,7 +76,7 @@ def estimate_uncertainty(
         image: by `refine`, or its file.
         scan: that it was refined from, or its file.
         method: `bootstrap` takes the time of a refinement for each replica, at any dose and with a prior; `fisher` a
-            fifth of it, without a prior and where a detector pixel counts many photons.
+            third of it, without a prior and where a detector pixel counts many photons.
         replicas: simulated scans of the bootstrap. One suffices, because errors are averaged over a few pixels.
         config: of the refinement; None takes that in the image's provenance.
         start: image that the refinement began with, if any.
@@ -113,7 +108,7 @@ def estimate_uncertainty(
     settings = as_config(RefineConfig, image.provenance["refine"] if config is None else config)
     place = find_devices(device, 1, option="device")[0]
     with torch.no_grad():
-        model = _Model.build(image, scan, place)
+        model = CountsModel.build(image, scan, place)
         if method == "bootstrap":
             drawn, misfit = _draw_replicas(model, image, scan, settings, start, replicas, device, seed)
         else:
@@ -122,33 +117,11 @@ def estimate_uncertainty(
     excess = max(1.0, observed / max(misfit, 1e-12))
     measured = image.valid & (model.photons_per_px >= _MIN_PHOTONS_PER_PX)
     radial, tangential = _average_squares(drawn, model.photons_per_px, measured)
-    if _has_prior(image):
+    if has_prior(image):
         lost = _PRIOR_SHARE**2 / (2 * np.maximum(model.photons_per_px, 1e-9))
         radial, tangential = radial + lost, tangential + lost
     per_px = float(np.median(model.photons_per_px[measured])) if measured.any() else 0.0
-    if per_px < _FEW_PHOTONS_PER_PX:
-        _log.warning(
-            "%s: only %.3g photons pass an object pixel (median); with fewer than %g error bars can be wrong by a "
-            "factor of two, those of the phase mostly too small.",
-            scan.source,
-            per_px,
-            _FEW_PHOTONS_PER_PX,
-        )
-    limits = [] if per_px >= _FEW_PHOTONS_PER_PX else ["few photons"]
-    if method == "fisher" and _has_prior(image):
-        limits.append("fisher with a prior")
-        _log.warning(
-            "%s: the image has a prior, which Fisher information does not include: error bars can be too large by a "
-            "factor of two. Take bootstrap.",
-            scan.source,
-        )
-    if scan.domain == "amplitude" and scan.photons_per_frame is None:
-        limits.append("no dose")
-        _log.warning(
-            "%s: the amplitudes state no dose, so that error bars follow from the misfit alone. Give the photons per "
-            "frame in the file.",
-            scan.source,
-        )
+    limits = _find_limits(image, scan, method, per_px)
     amplitude = np.abs(image.object).astype(np.float64)
     phase_sigma = np.sqrt(excess * tangential) / np.maximum(amplitude, 1e-12)
     return dataclasses.replace(
@@ -170,83 +143,37 @@ def estimate_uncertainty(
     )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Model:
-    """The image as a truth from which counts can be drawn, on the device.
-
-    Arguments:
-        object: [H, W], without the noise that a prior would remove.
-        corners_px: of the patches, on its canvas.
-        photons_per_px: [H, W] through each pixel.
-    """
-
-    object: Complex[Tensor, "h w"]
-    probe: Complex[Tensor, "p n n"]
-    corners_px: Float[Tensor, "m 2"]
-    photons_per_px: Float[np.ndarray, "h w"]
-    mask: Bool[Tensor, "n n"]
-    background: Float[Tensor, "n n"]
-    scan: Scan
-    image: Reconstruction
-
-    @classmethod
-    def build(cls, image: Reconstruction, scan: Scan, device: torch.device) -> _Model:
-        assert image.probe is not None
-        assert image.positions_px is not None
-        probe, values = torch.from_numpy(image.probe).to(device), torch.from_numpy(image.object).to(device)
-        corners_px = torch.from_numpy(image.positions_px - np.array(image.origin_px) - scan.n_px // 2).to(device)
-        photons = compute_illumination(probe, corners_px, (values.shape[0], values.shape[1]))
-        known = torch.from_numpy(image.valid).to(device)
-        if not known.any():
-            raise ConfigError("image: expected valid pixels; found none.")
-        # Outside, where the refinement left what it began with, and near its edge.
-        values = torch.where(known, values, values[known].abs().square().mean().sqrt().to(values.dtype))
-        if not _has_prior(image):
-            values = LearnedPrior(device=device).denoise(values, photons.clamp_min(1e-3).float(), 1.0)
-        n_px = scan.n_px
-        background = np.zeros((n_px, n_px), np.float32) if image.background is None else image.background
-        return cls(
-            values.to(torch.complex64),
-            probe,
-            corners_px,
-            photons.cpu().numpy(),
-            torch.from_numpy(scan.mask).to(device),
-            torch.from_numpy(background).to(device),
-            scan,
-            image,
+def _find_limits(image: Reconstruction, scan: Scan, method: str, photons_per_px: float) -> list[str]:
+    """Warn of what makes error bars unreliable; return it in few words."""
+    limits = []
+    if photons_per_px < _FEW_PHOTONS_PER_PX:
+        limits.append("few photons")
+        _log.warning(
+            "%s: only %.3g photons pass an object pixel (median); with fewer than %g error bars can be wrong by a "
+            "factor of two, those of the phase mostly too small.",
+            scan.source,
+            photons_per_px,
+            _FEW_PHOTONS_PER_PX,
         )
-
-    def build_probe(self, index: Tensor) -> Complex[Tensor, "k p n n"]:
-        """Return the probe of these frames."""
-        frames, empty = len(self.corners_px), self.probe.real.new_zeros
-        modes, weights, scale = self.probe[:0], empty(frames, 0), empty(frames) + 1
-        if self.image.opr_modes is not None and self.image.opr_weights is not None:
-            modes, weights = (
-                torch.from_numpy(values).to(self.probe.device)
-                for values in (self.image.opr_modes, self.image.opr_weights)
-            )
-        if self.image.frame_scale is not None:
-            scale = torch.from_numpy(self.image.frame_scale).to(self.probe.device)
-        return combine_probe(self.probe, modes, weights[index], scale[index])
-
-    def draw_counts(self, seed: int) -> np.ndarray:
-        """Simulate counts of all frames, laid out as those of the scan."""
-        generator = torch.Generator().manual_seed(seed)
-        propagator = build_propagator(self.scan.geometry, self.scan.n_px, device=self.probe.device)
-        drawn = []
-        for index in torch.split(torch.arange(len(self.corners_px), device=self.probe.device), _FRAMES_AT_ONCE):
-            patches = extract(self.object, self.corners_px[index], self.scan.n_px)
-            wave = propagator.forward(patches[:, None] * self.build_probe(index))
-            expected = (wave.real.square() + wave.imag.square()).sum(1)
-            if propagator.zero_frequency_first:
-                expected = torch.fft.fftshift(expected, dim=(-2, -1))
-            counts = poisson_sample((expected + self.background).cpu().double(), generator).numpy()
-            drawn.append(counts.astype(np.uint16 if counts.max() < 2**16 else np.uint32))
-        return np.concatenate(drawn)
+    if method == "fisher" and has_prior(image):
+        limits.append("fisher with a prior")
+        _log.warning(
+            "%s: the image has a prior, which Fisher information does not include: error bars can be too large by a "
+            "factor of two. Take bootstrap.",
+            scan.source,
+        )
+    if scan.domain == "amplitude" and scan.photons_per_frame is None:
+        limits.append("no dose")
+        _log.warning(
+            "%s: the amplitudes state no dose, so that error bars follow from the misfit alone. Give the photons per "
+            "frame in the file.",
+            scan.source,
+        )
+    return limits
 
 
 def _draw_replicas(
-    model: _Model,
+    model: CountsModel,
     image: Reconstruction,
     scan: Scan,
     config: RefineConfig,
@@ -258,20 +185,27 @@ def _draw_replicas(
     """Refine simulated counts; return the errors relative to the phase of the model, NaN where not compared, and the
     misfit."""
     # The prior that was chosen, without the time of choosing.
-    prior = find_regularization(image) if _has_prior(image) else None
-    config = dataclasses.replace(
-        config,
-        regularization="none" if prior is None else prior["kind"],
-        regularization_strength=None if prior is None else float(prior["strength"]),
-        prior_weights=config.prior_weights if prior is not None and prior["kind"] == "learned" else None,
-        position_search_px=0.0,
-    )
+    prior = find_regularization(image) if has_prior(image) else None
+    plain = config.without_prior()
+    if prior is not None:
+        weights = config.prior_weights if prior["kind"] == "learned" else None
+        strength = float(prior["strength"])
+        plain = dataclasses.replace(
+            plain, regularization=prior["kind"], regularization_strength=strength, prior_weights=weights
+        )
+    config = dataclasses.replace(plain, position_search_px=0.0)
     truth = np.where(image.valid, model.object.cpu().numpy(), np.nan).astype(np.complex64)
     errors, misfits = [], []
     for number in range(replicas):
         frames = ArrayFrames(model.draw_counts(seed + number))
         replica = dataclasses.replace(
-            scan, frames=frames, domain="counts", truth=None, truth_patches=None, files=(), source="simulated counts"
+            state_propagation(scan),
+            frames=frames,
+            domain="counts",
+            truth=None,
+            truth_patches=None,
+            files=(),
+            source="simulated counts",
         )
         again = refine(replica, start, config=config, device=device, judge=False)
         # An interrupted refinement returns the image so far, whose errors are those of too few epochs.
@@ -288,11 +222,7 @@ def _draw_replicas(
     return errors, float(np.mean(misfits))
 
 
-def _has_prior(image: Reconstruction) -> bool:
-    return float((find_regularization(image) or {}).get("strength", 0)) > 0
-
-
-def _draw_first_order(model: _Model, config: RefineConfig, seed: int) -> list[Complex[np.ndarray, "h w"]]:
+def _draw_first_order(model: CountsModel, config: RefineConfig, seed: int) -> list[Complex[np.ndarray, "h w"]]:
     """Draw errors to first order in the noise; return them relative to the phase of the model."""
     image, scan = model.image, model.scan
     propagator = build_propagator(scan.geometry, scan.n_px, device=model.probe.device)

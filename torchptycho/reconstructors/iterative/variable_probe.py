@@ -16,6 +16,7 @@ from torchptycho.core.errors import ConfigError
 from torchptycho.core.reconstruction import Reconstruction
 from torchptycho.physics.multislice import pass_through_slices
 from torchptycho.physics.variable_probe import (
+    combine_probe,
     mix_modes,
     orthogonalize_variation,
     smooth_weights,
@@ -29,6 +30,7 @@ __all__ = [
     "MIN_SCALE",
     "VariationFit",
     "begin_variation",
+    "build_image_probe",
     "check_variation",
     "fix_variation_gauge",
     "take_over_variation",
@@ -42,6 +44,24 @@ MIN_SCALE, _MAX_SCALE = 0.1, 10.0
 """Smallest and largest scale of a frame."""
 # Part of the mean curvature that is added to each mode's.
 _MODE_RIDGE = 1e-3
+
+
+def build_image_probe(
+    image: Reconstruction, index: Int64[Tensor, " k"], device: torch.device | str = "cpu"
+) -> Complex[Tensor, "*frames p n n"]:
+    """Build the probe with which an image was refined: of each of these frames, or one for all where it is stable."""
+    assert image.probe is not None
+    probe = torch.from_numpy(image.probe).to(device)
+    if image.opr_modes is None and image.frame_scale is None:
+        return probe
+    rows = index.to(device)
+    modes, weights, scale = probe[:0], probe.real.new_zeros(len(rows), 0), probe.real.new_ones(len(rows))
+    if image.opr_modes is not None and image.opr_weights is not None:
+        modes = torch.from_numpy(image.opr_modes).to(device)
+        weights = torch.from_numpy(image.opr_weights).to(device)[rows]
+    if image.frame_scale is not None:
+        scale = torch.from_numpy(image.frame_scale).to(device)[rows]
+    return combine_probe(probe, modes, weights, scale)
 
 
 def check_variation(config: RefineConfig, n_frames: int) -> None:

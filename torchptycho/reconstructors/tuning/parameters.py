@@ -7,12 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from torchptycho.core.config import ReadConfig, RefineConfig
 from torchptycho.core.errors import ConfigError
 from torchptycho.core.scan import Scan
-from torchptycho.reconstructors.diagnosis.remedies import propagate_probe, transform_positions
+from torchptycho.reconstructors.diagnosis.remedies import make_rotation_matrix, propagate_probe, transform_positions
 
 __all__ = [
     "DEFAULT_PARAMETERS",
@@ -163,10 +161,9 @@ def _find_scale_field(scan: Scan) -> tuple[str, float] | None:
 
 def apply_to_scan(scan: Scan, values: Mapping[str, Value]) -> Scan:
     """Apply the values of parameters to positions and probe."""
-    scale, angle = float(values.get("scale", 1.0)), math.radians(float(values.get("rotation", 0.0)))
-    if scale != 1.0 or angle != 0.0:
-        cosine, sine = math.cos(angle), math.sin(angle)
-        scan = transform_positions(scan, scale * np.array([[cosine, sine], [-sine, cosine]]))
+    scale, angle_deg = float(values.get("scale", 1.0)), float(values.get("rotation", 0.0))
+    if scale != 1.0 or angle_deg != 0.0:
+        scan = transform_positions(scan, scale * make_rotation_matrix(angle_deg))
     defocus = float(values.get("defocus", 0.0))
     return dataclasses.replace(scan, probe=propagate_probe(scan.probe, defocus)) if defocus else scan
 

@@ -16,13 +16,13 @@ from torchptycho.core.errors import ConfigError, TorchptychoError
 from torchptycho.core.scan import Scan
 from torchptycho.io.fingerprint import fingerprint_scan
 from torchptycho.io.inputs import as_scan
+from torchptycho.io.near_field import refuse_near_field, state_propagation
 from torchptycho.reconstructors.diagnosis.likelihood import Judgement, compare
 from torchptycho.reconstructors.diagnosis.neighbourhood import (
     ASSUMED_PHOTONS,
     choose_frame_count,
     divide_counts,
-    load_counts,
-    select_rows,
+    load_neighbourhood,
 )
 from torchptycho.reconstructors.tuning.parameters import (
     Parameter,
@@ -100,7 +100,9 @@ def tune(
     parameters, notes = choose_parameters(over, scan, settings)
     begun = time.perf_counter()
     report = on_progress or (lambda what: None)
-    part, assumed = load_counts(scan, select_rows(scan, frames or choose_frame_count(scan.n_px), seed))
+    if scan.geometry.propagation == "far":
+        refuse_near_field(scan)
+    part, assumed = load_neighbourhood(state_propagation(scan), frames or choose_frame_count(scan.n_px), seed)
     if assumed:
         notes += (f"the frames show no photons and state no dose: {ASSUMED_PHOTONS:g} per frame are assumed",)
     runner = TrialRunner(divide_counts(part, seed), settings, epochs, device)

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Complex
 
-from torchptycho.analysis.evaluation import Metrics, align_to_truth
+from torchptycho.analysis.evaluation import Metrics
 from torchptycho.analysis.registration import flatten_phase
+from torchptycho.analysis.truth_alignment import align_to_truth
 from torchptycho.core.reconstruction import Reconstruction, project_slices
 from torchptycho.core.scan import Scan
 from torchptycho.io.inputs import as_reconstruction

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from torchptycho.visualization.plot.figure import (
     BLUE,
@@ -66,6 +66,7 @@ def _draw_history(axis: Axes, found: Tuning, floor: float) -> None:
     done = [(one.number, one.likelihood) for one in found.trials if one.state == "complete"]
     numbers, values = np.array(done, np.float64).reshape(-1, 2).T
     axis.step(numbers, np.maximum.accumulate(values), where="post", color=ORANGE, linewidth=1.2, label="best so far")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     style_axes(axis, "trial", _LIKELIHOOD)
     axis.legend(frameon=False, fontsize=SMALL_FONT_SIZE, loc="lower right")
     axis.set_title("trials", fontsize=FONT_SIZE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from torchptycho.io.position_scale import (
     measure_steps,
 )
 
-__all__ = ["ScanSummary", "estimate_probe_diameter_px", "inspect_scan"]
+__all__ = ["MIN_PHOTONS_PER_PX", "ScanSummary", "estimate_probe_diameter_px", "inspect_scan"]
 
 Pixel = tuple[int, int]
 
@@ -34,6 +35,9 @@ _MIN_OVERLAP = 0.5
 _MIN_PHOTONS = 100.0
 _DIM_RATIO, _BRIGHT_RATIO = 0.1, 10.0
 _MAX_LISTED = 20
+
+MIN_PHOTONS_PER_PX = 10.0
+"""Photons n through an object pixel below which its phase is uncertain by 1 / sqrt(2 n) = 0.22 rad and more."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,6 +108,14 @@ class ScanSummary:
     near_field: str | None
     problems: list[str]
     usable: bool
+
+    @property
+    def photons_per_px(self) -> float | None:
+        """Photons through a pixel of the scanned field, about; None if the dose is unknown."""
+        if self.photons_mean is None:
+            return None
+        area_px = math.prod(extent + self.probe_diameter_px for extent in self.field_px)
+        return self.photons_mean * self.n_frames / max(area_px, 1.0)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary as str, numbers, bool, None, lists and dicts, ready for JSON."""

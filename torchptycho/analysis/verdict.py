@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
 
-from torchptycho.analysis.inspection import ScanSummary
+from torchptycho.analysis.inspection import MIN_PHOTONS_PER_PX, ScanSummary
 from torchptycho.core.reconstruction import Reconstruction
 
 __all__ = ["Verdict", "judge_image"]
@@ -21,7 +20,7 @@ _BAD_UNEXPLAINED, _DOUBTFUL_UNEXPLAINED = 0.2, 0.05
 _STILL_FALLING, _LAST_PART, _MIN_LAST_EPOCHS = 0.02, 0.1, 5
 # Part of the frames at the limit of their corrections.
 _MOST_AT_LIMIT = 0.01
-_MIN_OVERLAP, _MIN_PHOTONS_PER_PX = 0.5, 10.0
+_MIN_OVERLAP = 0.5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,11 +101,9 @@ def _find_doubtful(image: Reconstruction, summary: ScanSummary) -> Iterator[str]
     yield from _find_positions_at_limit(image, refined.get("refine", {}))
     if 0 < summary.overlap < _MIN_OVERLAP:
         yield f"Neighbouring frames overlap by {summary.overlap:.0%} only."
-    if summary.photons_mean is not None:
-        area = math.prod(extent + summary.probe_diameter_px for extent in summary.field_px)
-        per_px = summary.photons_mean * summary.n_frames / max(area, 1.0)
-        if per_px < _MIN_PHOTONS_PER_PX:
-            yield f"{per_px:.2g} photons pass an object pixel: noise may hide what is wrong."
+    per_px = summary.photons_per_px
+    if per_px is not None and per_px < MIN_PHOTONS_PER_PX:
+        yield f"{per_px:.2g} photons pass an object pixel: noise may hide what is wrong."
 
 
 def _find_positions_at_limit(image: Reconstruction, options: dict[str, object]) -> Iterator[str]:

@@ -229,7 +229,7 @@ def _describe_rest(search: RemedySearch) -> Finding:
     return Finding(
         fault="unexplained",
         sentence=f"{left:.0%} of the variation between frames stays unexplained with every remedy that was tried: a "
-        "sample too thick for a projection, positions of another scan, a probe far from the true one, or several "
-        "faults at once.",
+        "sample too thick for a projection (try `refine --n-slices`), positions of another scan, a probe far from the "
+        "true one, or several faults at once.",
         evidence=bars,
     )

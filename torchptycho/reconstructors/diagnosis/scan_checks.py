@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Complex64, Float64, Int64
 
-from torchptycho.analysis.inspection import ScanSummary
+from torchptycho.analysis.inspection import MIN_PHOTONS_PER_PX, ScanSummary
 from torchptycho.core.config.base import Domain
 from torchptycho.core.config.read import ReadConfig
 from torchptycho.core.scan import ArrayFrames, Scan
@@ -33,8 +33,6 @@ __all__ = [
 # A lattice is one when errors of its positions are below 6 % of the step.
 _MIN_REGULARITY = 0.87
 _MAX_BORDER_LIGHT = 0.05
-# Photons through an object pixel below which its phase is uncertain by 1 / sqrt(2 n) = 0.22 rad and more.
-_MIN_PHOTONS_PER_PX = 10.0
 _MIN_OVERLAP = 0.5
 _OTHER_SCAN = 0.5
 # Frames that are compared to find a second pass.
@@ -205,12 +203,8 @@ def _check_raster(view: ScanView) -> Checked | None:
 
 
 def _check_dose(view: ScanView) -> Checked | None:
-    summary = view.summary
-    if summary.photons_mean is None:
-        return None
-    area = math.prod(extent + summary.probe_diameter_px for extent in summary.field_px)
-    per_px = summary.photons_mean * summary.n_frames / max(area, 1.0)
-    if per_px >= _MIN_PHOTONS_PER_PX:
+    per_px = view.summary.photons_per_px
+    if per_px is None or per_px >= MIN_PHOTONS_PER_PX:
         return None
     finding = Finding(
         fault="dose",
